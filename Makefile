@@ -1,0 +1,45 @@
+# The two commands of the README: `make run` and `make test`. Both set up .venv first, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+HOST ?= 127.0.0.1
+PORT ?= 7860
+
+.PHONY: run setup test check proof bench sample clean
+
+run: setup
+	$(BIN)/python app.py --host $(HOST) --port $(PORT)
+
+setup: $(VENV)/ready
+
+# the mark is written last: an installation that was cut off is taken up again
+$(VENV)/ready: requirements.txt requirements-dev.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -c "import site, pathlib; \
+	pathlib.Path(site.getsitepackages()[0], 'retro_demo.pth').write_text('$(CURDIR)\n')"
+	-$(BIN)/python -m retro_demo prepare  # or the app does it, in the background
+	touch $@
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest
+
+proof: setup
+	$(BIN)/python -m pytest -m proof --timeout 3600
+
+bench: setup
+	$(BIN)/python -m benchmarks.generation
+	$(BIN)/python -m benchmarks.startup
+
+# The shipped checkpoint, from the shipped corpus and the seed below; about an hour on two cores.
+sample: setup
+	$(BIN)/python -m benchmarks.make_checkpoint
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache

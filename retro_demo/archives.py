@@ -1,0 +1,267 @@
+"""Opens what a user gave (files, folders, .zip, .gz) as named byte streams within limits.
+
+It guards against hostile archives: every byte is counted as it is unpacked, and what an archive's
+headers claim about sizes is not believed. It knows nothing of text, encodings or documents.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import re
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from retro_demo.errors import UserError
+
+BROKEN_ARCHIVE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    OSError,  # gzip.BadGzipFile among them
+    ValueError,
+    NotImplementedError,
+)
+FREE_BYTES = 1_000_000  # tiny archives may unpack to this much at any compression ratio
+DIRECTORY_BYTES = 1_024  # of a zip's table of contents, for each member allowed
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much may be read; anything over it is refused with a UserError."""
+
+    total_bytes: int = 256_000_000
+    """Of all sources together, unpacked."""
+    document_chars: int = 32_000_000
+    """Of one document (of one line in .jsonl and .csv)."""
+    line_chars: int = 1_000_000
+    """Of one line in .txt and .md."""
+    archive_members: int = 10_000
+    compression_ratio: int = 200
+    """Bytes that one byte of an archive may unpack to."""
+    pdf_bytes: int = 64_000_000
+    pdf_pages: int = 2_000
+
+
+DEFAULT_LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file to read, wherever it lies: on its own, in a folder, in an archive."""
+
+    name: str
+    """Path relative to the folder or archive it came from, with forward slashes."""
+    label: str
+    """How to speak of it in messages."""
+    kind: str
+    """Suffix in lower case, without .gz: `.jsonl` for `a.jsonl.gz`."""
+    chosen: bool
+    """The user named this very file; False for what was found in a folder or an archive."""
+    open: Callable[[], AbstractContextManager[io.BufferedReader]]
+    """Opens the unpacked bytes. Reading raises UserError where the file is broken or too large."""
+
+
+def open_sources(sources: Sequence[Path], limits: Limits) -> Iterator[Entry]:
+    """The files of all sources in their order, those of a folder or archive sorted by name.
+
+    Hidden files are skipped. A .gz inside a .zip is unpacked, an archive inside an archive is not.
+    Raises UserError: a missing source, a broken, encrypted, oversized or unsafe archive.
+    """
+    meter = _Meter(limits)
+    for source in sources:
+        if os.path.isdir(source):
+            for name in _files_below(source):
+                yield from _entries(source / name, name, chosen=False, meter=meter)
+        elif os.path.isfile(source):
+            yield from _entries(source, source.name, chosen=True, meter=meter)
+        else:
+            raise UserError(f"There is no file or folder {str(source)!r}: check the path.")
+
+
+def _files_below(folder: Path) -> list[str]:
+    names = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not _is_hidden(name)]
+        paths = (Path(root, name) for name in files if not _is_hidden(name))
+        names += [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
+    return sorted(names)
+
+
+def _entries(path: Path, name: str, *, chosen: bool, meter: _Meter) -> Iterator[Entry]:
+    kind = _kind(name)
+    if kind == ".zip" and not name.lower().endswith(".gz"):
+        yield from _zip_entries(path, name, meter)
+    else:
+        _refuse_nested(kind, name)
+        yield Entry(name, name, kind, chosen, partial(_open_file, path, name, meter))
+
+
+@contextmanager
+def _open_file(path: Path, label: str, meter: _Meter) -> Iterator[io.BufferedReader]:
+    meter.begin(path, label)
+    try:
+        raw = path.open("rb")
+    except OSError as error:
+        raise UserError(f"{label} cannot be opened ({error.strerror}).") from error
+    with raw, _unpacked(raw, path.name, label, meter) as stream:
+        yield stream
+
+
+def _zip_entries(path: Path, label: str, meter: _Meter) -> Iterator[Entry]:
+    meter.begin(path, label)
+    limit = meter.limits.archive_members
+    too_many = f"{label} holds more than {limit:,} files: split it into several archives."
+    with _ZipFileOnDisk(path, limit * DIRECTORY_BYTES, too_many) as file:
+        try:
+            archive = zipfile.ZipFile(file)
+        except BROKEN_ARCHIVE as error:
+            raise UserError(f"{label} is not a zip archive, or is broken ({error}).") from error
+        members = archive.infolist()
+        if len(members) > limit:
+            raise UserError(too_many)
+        for member in members:
+            _check_member(member, label)
+        for member in sorted(members, key=lambda member: member.filename):
+            hidden = any(map(_is_hidden, PurePosixPath(member.filename).parts))
+            if not (member.filename.endswith("/") or hidden):
+                where = f"{member.filename} in {label}"
+                kind = _kind(member.filename)
+                _refuse_nested(kind, where)
+                opener = partial(_open_member, archive, member, where, meter)
+                yield Entry(member.filename, where, kind, False, opener)
+
+
+@contextmanager
+def _open_member(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, label: str, meter: _Meter
+) -> Iterator[io.BufferedReader]:
+    try:
+        raw = archive.open(member)
+    except BROKEN_ARCHIVE as error:
+        raise UserError(f"{label} is broken ({error}).") from error
+    with raw, _unpacked(raw, member.filename, label, meter) as stream:
+        yield stream
+
+
+@contextmanager
+def _unpacked(raw: IO[bytes], name: str, label: str, meter: _Meter) -> Iterator[io.BufferedReader]:
+    """The bytes of `raw`, gunzipped where its name says so, each counted by the meter."""
+    outer: io.BufferedReader = io.BufferedReader(_Metered(raw, label, meter))
+    if not name.lower().endswith(".gz"):
+        yield outer
+    else:
+        with gzip.GzipFile(fileobj=outer) as unpacked:
+            inner: io.BufferedReader = io.BufferedReader(_Metered(unpacked, label, meter))
+            yield inner
+
+
+def _kind(name: str) -> str:
+    return PurePosixPath(name.lower().removesuffix(".gz")).suffix
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _refuse_nested(kind: str, label: str) -> None:
+    if kind in (".zip", ".gz"):
+        raise UserError(f"{label} is an archive inside an archive: unpack the outer one first.")
+
+
+def _check_member(member: zipfile.ZipInfo, label: str) -> None:
+    name = member.filename
+    if ".." in re.split(r"[/\\]", name) or re.match(r"[/\\]|[A-Za-z]:", name):
+        raise UserError(
+            f"{label} holds the unsafe path {name!r}, which leads out of the archive: "
+            "pack it again from inside its folder."
+        )
+    if stat.S_ISLNK(member.external_attr >> 16):
+        raise UserError(f"{label} holds the link {name!r}: pack the file itself instead.")
+    if member.flag_bits & 1:
+        raise UserError(f"{label} is encrypted ({name!r}): pack it again without a password.")
+    # Only these two unpack in bounded steps: a few bytes of bzip2 can hold gigabytes.
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise UserError(
+            f"{label} is packed by method {member.compress_type} ({name!r}): "
+            "pack it again with the usual method, deflate."
+        )
+
+
+class _Meter:
+    """Counts what all sources and what the current one unpack to."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._total = 0
+        self._source_size = 0
+        self._source_unpacked = 0
+
+    def begin(self, path: Path, label: str) -> None:
+        self._source_size = path.stat().st_size
+        self._source_unpacked = 0
+        if self._source_size > self.limits.total_bytes:
+            raise self._too_large(label)
+
+    def count(self, num_bytes: int, label: str) -> None:
+        self._total += num_bytes
+        self._source_unpacked += num_bytes
+        if self._total > self.limits.total_bytes:
+            raise self._too_large(label)
+        allowed = self._source_size * self.limits.compression_ratio
+        if self._source_unpacked > max(allowed, FREE_BYTES):
+            raise UserError(
+                f"{label} unpacks to more than {self.limits.compression_ratio} times its size, "
+                "as a zip bomb does: unpack it yourself and give the files."
+            )
+
+    def _too_large(self, label: str) -> UserError:
+        limit = self.limits.total_bytes / 1e6
+        return UserError(
+            f"With {label} there are more than {limit:,.6g} MB to read: give fewer or smaller files."
+        )
+
+
+class _Metered(io.RawIOBase):
+    """A stream whose bytes are counted as they are read, and whose failures are UserErrors."""
+
+    def __init__(self, stream: IO[bytes] | io.BufferedIOBase, label: str, meter: _Meter) -> None:
+        self._stream = stream
+        self._label = label
+        self._meter = meter
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        try:
+            data = self._stream.read(len(buffer))
+        except BROKEN_ARCHIVE as error:
+            raise UserError(f"{self._label} is broken or cut off ({error}).") from error
+        self._meter.count(len(data), self._label)
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class _ZipFileOnDisk(io.FileIO):
+    """Refuses the one big read that zipfile makes: the table of contents, before it is parsed."""
+
+    def __init__(self, path: Path, read_limit: int, message: str) -> None:
+        super().__init__(path)
+        self._read_limit = max(read_limit, 1 << 17)  # the search for the table's end reads 64 kB
+        self._message = message
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > self._read_limit:
+            raise UserError(self._message)
+        return super().read(-1 if size is None else size)

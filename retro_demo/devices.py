@@ -1,0 +1,36 @@
+"""What this machine offers: the device to compute on and the cores that may really be used."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from retro_demo.errors import UserError
+
+
+def choose_device(device: str) -> str:
+    """What "auto" means here; raises UserError for a device that is not there."""
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if device == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if there[name])
+    if device not in there:
+        raise UserError(f"The device is {device!r}; choose auto, cpu, cuda or mps.")
+    if not there[device]:
+        raise UserError(f"There is no {device} device here. Choose auto or cpu.")
+    return device
+
+
+def allowed_threads() -> int:
+    """Cores that this process may really use: what the operating system and its quota leave."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):
+        return cores

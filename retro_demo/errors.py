@@ -1,0 +1,11 @@
+"""The one error that is meant for the user's eyes."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake that the user can mend.
+
+    The text is shown as it is, so it says what is wrong, the value seen and what to do.
+    Everything else that is raised is a bug: logged with its traceback, shown as one plain sentence.
+    """

@@ -1,0 +1,154 @@
+"""Typed events of the long jobs, and the append-only file that keeps them.
+
+Every long job yields these; the command line prints them, the page draws them, tests list them.
+In JSON an event is its fields and its class name in lower case under "event".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that a job has to tell."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"event": type(self).__name__.lower(), **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True)
+class Started(Event):
+    """A job begins, or goes on (`step` > 0)."""
+
+    job: str
+    step: int = 0
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Progress(Event):
+    """A job without steps moves on: `done` of `total` units of `stage`."""
+
+    stage: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Warned(Event):
+    """Something that the user should know and that does not stop the job."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Step(Event):
+    """One optimizer step; loss in nats a token, gradient norm before clipping."""
+
+    step: int
+    loss: float
+    lr: float
+    tokens_per_second: float
+    grad_norm: float
+
+
+@dataclass(frozen=True)
+class Evaluated(Event):
+    """Held-out loss of each arm at a step: {"on": {"nats": ..., "bpb": ..., "tokens": ...}, ...}."""
+
+    step: int
+    arms: dict[str, dict[str, float]]
+    sample: str = ""
+
+
+@dataclass(frozen=True)
+class Saved(Event):
+    """The state up to and including this step is on disk."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Retrieved(Event):
+    """The neighbors of one generated or given chunk; `neighbors` are plain dicts (see generate.py)."""
+
+    chunk: int
+    neighbors: list[dict[str, Any]]
+    ms: float
+
+
+@dataclass(frozen=True)
+class Token(Event):
+    """One written token with the text it adds and the model's probability of it."""
+
+    id: int
+    text: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Stopped(Event):
+    """The job was asked to stop and has saved what it had."""
+
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Failed(Event):
+    """The job ended with an error, said in one sentence."""
+
+    error: str
+
+
+@dataclass(frozen=True)
+class Finished(Event):
+    """The job is done; `result` holds its figures."""
+
+    result: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures stand beside "event", not below it: they are what callers read."""
+        return {"event": "finished", **self.result}
+
+
+ENDINGS = ("finished", "stopped", "failed")
+
+
+def append_event(path: Path, event: Event) -> None:
+    """Write the event as one line at the end of the file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(event.to_json()) + "\n")
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """All events of the file as JSON objects; a last line torn by a kill is skipped."""
+    return list(_whole_lines(path))
+
+
+def cut_back(path: Path, step: int) -> None:
+    """Drop what was written after the save of `step`, so that each step stands in the file once."""
+    kept = []
+    for event in _whole_lines(path):
+        again = step == 0 and event["event"] != "started"  # nothing was saved: all of it comes again
+        if again or event["event"] in ENDINGS or event.get("step", 0) > step:
+            continue
+        kept.append(json.dumps(event) + "\n")
+    beside = path.with_suffix(".tmp")
+    beside.write_text("".join(kept), encoding="utf-8")
+    os.replace(beside, path)
+
+
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)

@@ -1,0 +1,21 @@
+"""Whether somebody asked this process to stop: SIGTERM, or the first Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+
+def stop_on_signal() -> Callable[[], bool]:
+    """From now on SIGTERM and the first Ctrl-C only ask; the answer tells whether they did."""
+    asked: list[int] = []
+
+    def note(number: int, _frame: Any) -> None:
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    signal.signal(signal.SIGTERM, note)
+    signal.signal(signal.SIGINT, note)
+    return lambda: bool(asked)

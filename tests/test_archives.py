@@ -1,0 +1,183 @@
+"""Folders, .zip and .gz: read in order, and refused where they are hostile or broken."""
+
+from __future__ import annotations
+
+import gzip
+import stat
+import struct
+import tracemalloc
+import zipfile
+
+import pytest
+from uploads import PNG, jsonl, read, refusal, texts, write, write_zip
+
+from retro_demo.documents import Document, Limits
+
+
+def test_a_folder_is_read_in_the_order_of_its_names_without_hidden_files(tmp_path):
+    write(tmp_path / "b.txt", "bee\r\nline")
+    write(tmp_path / "a/z.md", "# zed")
+    write(tmp_path / "a.TXT", "upper")
+    write(tmp_path / ".hidden.txt", "no")
+    write(tmp_path / ".git/c.txt", "no")
+    reading = read(tmp_path)
+    assert list(texts(reading).items()) == [
+        ("a.TXT", "upper"),
+        ("a/z.md", "# zed"),
+        ("b.txt", "bee\nline"),
+    ]
+    assert reading.documents[1] == Document("a/z.md", "a/z.md", "", "# zed", "a/z.md")
+    assert reading.warnings == []
+    assert not reading.sections
+
+
+@pytest.mark.parametrize("name", ["d.jsonl.gz", "d.JSONL.GZ"])
+def test_gz_files_are_read_as_what_they_hold(tmp_path, name):
+    content = jsonl({"id": "a", "text": "one"}, {"id": "b", "text": "two"})
+    assert texts(read(write(tmp_path / name, gzip.compress(content.encode())))) == {
+        "a": "one",
+        "b": "two",
+    }
+
+
+def test_a_zip_is_read_like_the_folder_that_it_holds(tmp_path):
+    members = {
+        "s/b.txt": "bee",
+        "a.txt.gz": gzip.compress(b"ay"),
+        ".h.txt": "no",
+        "__MACOSX/b.txt": "no",
+    }
+    folder = tmp_path / "folder"
+    for name, content in members.items():
+        write(folder / name, content)
+    path = write_zip(tmp_path / "d.zip", members)
+    assert texts(read(path)) == {"a.txt.gz": "ay", "s/b.txt": "bee"} == texts(read(folder))
+    path.rename(folder / "d.zip")
+    assert len(read(folder).documents) == 4
+
+
+def test_more_than_the_total_is_refused_across_sources(tmp_path):
+    paths = [write(tmp_path / f"{i}.txt", "word\n" * 100) for i in range(3)]
+    assert len(read(*paths, limits=Limits(total_bytes=1_500)).documents) == 3
+    assert "With 2.txt there are more than" in refusal(*paths, limits=Limits(total_bytes=1_499))
+
+
+def test_a_huge_file_is_refused_by_its_size(tmp_path):
+    path = tmp_path / "sparse.txt"
+    with path.open("wb") as file:
+        file.truncate(300_000_000)
+    assert "more than 256 MB" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["../up.txt", "a/../../up.txt", "/etc/a.txt", "..\\up.txt", "C:\\a.txt", "\\a.txt"]
+)
+def test_a_zip_with_names_that_lead_out_of_it_is_refused(tmp_path, name):
+    path = write_zip(tmp_path / "d.zip", {"good.txt": "good", name: "bad"})
+    message = refusal(path)
+    assert "d.zip holds the unsafe path" in message
+    assert repr(name) in message
+
+
+def test_a_zip_with_a_link_is_refused(tmp_path):
+    link = zipfile.ZipInfo("link.txt")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    path = write_zip(tmp_path / "d.zip", {"good.txt": "good", link: "/etc/passwd"})
+    assert "holds the link 'link.txt'" in refusal(path)
+
+
+def test_a_zip_bomb_is_refused_while_it_unpacks(tmp_path):
+    path = write_zip(tmp_path / "d.zip", {"a.txt": "0\n" * 10_000_000})
+    assert "a.txt in d.zip unpacks to more than 200 times its size" in refusal(path)
+    assert "more than 10 MB" in refusal(path, limits=Limits(10_000_000, compression_ratio=5_000))
+
+
+def test_a_zip_bomb_whose_header_claims_to_be_small_is_refused(tmp_path):
+    content = "0\n" * 10_000_000
+    path = write_zip(tmp_path / "d.zip", {"a.txt": content})
+    real, claimed = struct.pack("<I", len(content)), struct.pack("<I", 100)
+    data = path.read_bytes()
+    assert data.count(real) == 2
+    path.write_bytes(data.replace(real, claimed))
+    tracemalloc.start()
+    assert "d.zip" in refusal(path)
+    assert tracemalloc.get_traced_memory()[1] < 10e6
+    tracemalloc.stop()
+
+
+def test_a_zip_bomb_of_many_members_is_refused(tmp_path):
+    members = {f"{i}.txt": "0\n" * 400_000 for i in range(20)}
+    assert "unpacks to more than 200" in refusal(write_zip(tmp_path / "d.zip", members))
+
+
+def test_a_gzip_bomb_is_refused_also_inside_a_zip(tmp_path):
+    bomb = gzip.compress(b"0\n" * 20_000_000)
+    path = write(tmp_path / "a.txt.gz", bomb)
+    assert "a.txt.gz unpacks to more than 200 times" in refusal(path)
+    path = write_zip(tmp_path / "d.zip", {"a.txt.gz": bomb})
+    assert "a.txt.gz in d.zip unpacks to more than 200 times" in refusal(path)
+
+
+def test_a_zip_of_too_many_files_is_refused(tmp_path):
+    path = write_zip(tmp_path / "d.zip", {f"{i}.txt": "x" for i in range(30)})
+    assert len(read(path, limits=Limits(archive_members=30)).documents) == 30
+    assert "more than 29 files" in refusal(path, limits=Limits(archive_members=29))
+
+
+def test_a_zip_with_a_huge_table_of_contents_is_refused_before_parsing_it(tmp_path):
+    path = write_zip(tmp_path / "d.zip", {f"{i:0200}.txt": "" for i in range(2_000)})
+    tracemalloc.start()
+    assert "more than 10 files" in refusal(path, limits=Limits(archive_members=10))
+    assert tracemalloc.get_traced_memory()[1] < 500_000
+    tracemalloc.stop()
+
+
+def test_archives_inside_archives_are_refused(tmp_path):
+    inner = write_zip(tmp_path / "inner.zip", {"a.txt": "a"}).read_bytes()
+    for path in (
+        write_zip(tmp_path / "d.zip", {"inner.zip": inner}),
+        write(tmp_path / "inner.zip.gz", gzip.compress(inner)),
+        write(tmp_path / "a.txt.gz.gz", gzip.compress(gzip.compress(b"a"))),
+    ):
+        assert "archive inside an archive" in refusal(path)
+
+
+def test_broken_archives_are_refused(tmp_path):
+    good = write_zip(tmp_path / "g.zip", {"a.txt": "some words " * 99}).read_bytes()
+    body = good.index(b"a.txt") + 8
+    packed = gzip.compress(b"some words " * 99)
+    files = {
+        "junk.zip": PNG,
+        "empty.zip": b"",
+        "cut.zip": good[:-30],
+        "flipped.zip": good[:body] + b"\xff\xff" + good[body + 2 :],
+        "junk.txt.gz": PNG,
+        "cut.txt.gz": packed[:-10],
+        "sum.txt.gz": packed[:-8] + b"\0" * 8,
+    }
+    for name, content in files.items():
+        message = refusal(write(tmp_path / name, content))
+        assert name in message
+        assert "broken" in message
+
+
+def test_a_member_without_a_name_is_skipped_like_other_unknown_kinds(tmp_path):
+    path = write_zip(tmp_path / "d.zip", {"a.txt": "a", "b.txt": "b", "nameless": "x"})
+    path.write_bytes(path.read_bytes().replace(b"nameless", b"\0ameless"))  # ends at the zero
+    assert list(texts(read(path))) == ["a.txt", "b.txt"]
+
+
+def test_an_encrypted_zip_is_refused(tmp_path):
+    path = write_zip(tmp_path / "d.zip", {"a.txt": "text"})
+    data = bytearray(path.read_bytes())
+    data[6] |= 1  # the flag in the member's header and in the table of contents
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(data)
+    assert "d.zip is encrypted" in refusal(path)
+
+
+def test_a_zip_that_cannot_be_unpacked_in_steps_is_refused(tmp_path):
+    path = tmp_path / "d.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("a.txt", "text")
+    assert "packed by method 12" in refusal(path)

@@ -1,0 +1,136 @@
+"""From uploads to documents: ids, titles, what is left out, one document as sections."""
+
+from __future__ import annotations
+
+import pytest
+from uploads import PNG, jsonl, pdf, read, refusal, texts, write, write_zip
+
+from retro_demo.documents import parse_fields
+from retro_demo.errors import UserError
+
+
+def test_reading_twice_gives_the_same(tmp_path):
+    write_zip(tmp_path / "d.zip", {"b.txt": "bee", "a.txt": "ay"})
+    write(tmp_path / "e.jsonl", jsonl({"text": "x"}, {"id": "a.txt", "text": "y"}))
+    assert read(tmp_path) == read(tmp_path)
+
+
+def test_documents_of_one_id_are_renamed_with_a_warning(tmp_path):
+    ids = ["a", "a", "a~2", "b", "a"]
+    path = write(tmp_path / "d.jsonl", jsonl(*({"id": i, "text": "t", "group": "g"} for i in ids)))
+    reading = read(path)
+    assert [d.id for d in reading.documents] == ["a", "a~2", "a~2~2", "b", "a~3"]
+    assert {d.group for d in reading.documents} == {"g"}
+    (warning,) = reading.warnings
+    assert "a -> a~2, a~2 -> a~2~2, a -> a~3" in warning
+
+
+def test_empty_documents_are_left_out_with_a_warning(tmp_path):
+    records = [{"id": i, "text": t} for i, t in [("a", "one"), ("b", " \n"), ("c", None)]]
+    path = write(tmp_path / "d.jsonl", jsonl(*records, {"id": "e", "text": "two"}))
+    reading = read(path, write(tmp_path / "n.csv", ""), write(tmp_path / "scan.pdf", pdf("")))
+    assert list(texts(reading)) == ["a", "e"]
+    (warning,) = reading.warnings
+    assert "d.jsonl#2, d.jsonl#3, n.csv, scan.pdf (a PDF without text: it may be a scan" in warning
+
+
+def test_unknown_kinds_in_folders_and_archives_are_named_in_one_warning(tmp_path):
+    write(tmp_path / "a.txt", "a")
+    write(tmp_path / "b.txt", "b")
+    write(tmp_path / "c.png", PNG)
+    write(tmp_path / "d.tar.gz", b"x")
+    write(tmp_path / "README", "x")
+    write_zip(tmp_path / "z.zip", {"m.docx": "x"})
+    reading = read(tmp_path)
+    assert list(texts(reading)) == ["a.txt", "b.txt"]
+    (warning,) = reading.warnings
+    assert warning.endswith("cannot be read: README, c.png, d.tar.gz, m.docx in z.zip.")
+
+
+def test_lone_surrogates_become_replacement_characters(tmp_path):
+    line = '{"id": "\\ud800", "title": "\\udfff", "text": "a\\ud83d b \\ud83d\\ude00"}\n'
+    path = write(tmp_path / "d.jsonl", line + jsonl({"text": "other"}))
+    document = read(path).documents[0]
+    assert (document.id, document.title, document.text) == ("\ufffd", "\ufffd", "a\ufffd b 😀")
+    assert "".join([document.id, document.title, document.group, document.text]).encode()
+
+
+def test_a_single_document_is_split_into_sections_with_a_warning(tmp_path):
+    paragraphs = [f"Paragraph {i}. " + "Some words to fill it. " * (5 + i % 7) for i in range(60)]
+    path = write(tmp_path / "book.txt", "\n\n".join(p.strip() for p in paragraphs))
+    reading = read(path)
+    assert reading.sections
+    assert [d.id for d in reading.documents] == [f"book.txt#{i}" for i in range(1, 9)]
+    assert all(d.group == d.id for d in reading.documents)
+    assert "\n\n".join(d.text for d in reading.documents) == path.read_text()
+    assert all(d.text.startswith("Paragraph") for d in reading.documents)
+    (warning,) = reading.warnings
+    assert "Only one document was found (book.txt)" in warning
+    assert "split into 8 sections" in warning
+    assert "exclusion window" in warning
+
+
+@pytest.mark.parametrize("joint", ["\n\n", "\n", ". ", "。", " ", ""])
+def test_sections_lose_nothing_and_are_long_enough_whatever_marks_there_are(tmp_path, joint):
+    text = joint.join(["word" * 20] * 500)
+    reading = read(write(tmp_path / "book.txt", text))
+    assert "".join("".join(d.text.split()) for d in reading.documents) == "".join(text.split())
+    assert len(reading.documents) == max(8, len(text) // 4_000)
+    assert min(len(d.text) for d in reading.documents) >= 600
+
+
+def test_the_shortest_document_that_can_be_split_gives_four_sections(tmp_path):
+    text = ("Words in a row. " * 300)[:3_600]
+    path = write(tmp_path / "short.txt", text[:-1] + ".")
+    reading = read(path)
+    assert len(reading.documents) == 4
+    assert min(len(d.text) for d in reading.documents) >= 599  # a blank at the end is cut off
+    path.write_text(text[:3_599])
+    message = refusal(path)
+    assert "short.txt, has 3,599 characters, which is too short" in message
+    assert "3,600" in message
+
+
+def test_no_sources_and_missing_paths_are_refused(tmp_path):
+    assert "nothing to read" in refusal()
+    assert "no file or folder" in refusal(tmp_path / "nowhere.txt")
+    assert "nowhere.txt" in refusal(tmp_path / "nowhere.txt")
+
+
+@pytest.mark.parametrize("name", ["e.txt", "e.jsonl", "e.csv", "e.pdf"])
+@pytest.mark.parametrize("content", [b"", b" \n\n"])
+def test_a_file_without_text_is_refused(tmp_path, name, content):
+    if name.endswith(".pdf"):
+        content = b""
+    assert f"No text was found in {name}" in refusal(write(tmp_path / name, content))
+
+
+def test_an_empty_folder_and_one_of_unknown_kinds_are_refused(tmp_path):
+    assert "No text was found" in refusal(tmp_path)
+    write(tmp_path / "c.png", PNG)
+    assert "cannot be read: c.png" in refusal(tmp_path)
+
+
+def test_a_single_file_of_unknown_kind_is_refused(tmp_path):
+    message = refusal(write(tmp_path / "letter.docx", "x"))
+    assert "letter.docx is of a kind that cannot be read (.docx): give .txt .md" in message
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ("txt=body", "There is no field 'txt': the fields are id, title, lang, text, group"),
+        ("text", "'text' names no field"),
+        ("text=", "'text=' names no field"),
+        ("text=a,text=b", "'text' is given twice"),
+    ],
+)
+def test_a_bad_mapping_is_refused(fields, expected):
+    with pytest.raises(UserError) as caught:
+        parse_fields(fields)
+    assert expected in str(caught.value)
+
+
+def test_fields_are_parsed_with_blanks_and_equal_signs_in_column_names():
+    assert parse_fields("") == {}
+    assert parse_fields(" text = my body , title=a=b") == {"text": "my body", "title": "a=b"}
