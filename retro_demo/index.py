@@ -1,0 +1,275 @@
+"""Vectors and queries -> neighbors: the FAISS index, on CPU or GPU, and the dense retriever.
+
+Owns which kind of index suits a size and a device, the index file, and the search that leaves
+excluded chunks out. It does not know how text becomes a vector, nor what makes two chunks too
+close: it is given both.
+
+Shapes: Q queries, K neighbors, E vector width, C chunk length, N stored vectors.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import faiss
+import numpy as np
+from faiss.contrib.factory_tools import reverse_index_factory
+
+from retro_demo.embedding import Embedder
+from retro_demo.errors import UserError
+from retro_demo.neighbors import Neighbors, Retriever, rank
+
+GPU_MAX_K = 2048  # FAISS refuses more on a GPU (faiss.gpu limits)
+MAX_FETCH = 2048  # beyond this a scan of the whole index is the cheaper search
+QUERY_BLOCK = 4096
+SCAN_QUERIES, SCAN_ROWS = 256, 16_384  # a scan holds this many scores at a time
+SEED = 1234
+PROBE = """
+import faiss, numpy
+rows = numpy.eye(8, dtype="float32")
+clone = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(8))
+clone.add(rows)
+assert (clone.search(rows, 1)[1][:, 0] == range(8)).all(), "the search gave wrong neighbors"
+"""
+
+
+def choose_factory(num_vectors: int, device: str) -> str:
+    """The FAISS factory string for that many vectors on "cpu" or "cuda".
+
+    Exact (Flat) as long as that is fast enough; then inverted lists, then 8-bit codes. On a GPU
+    only what FAISS can clone there, with a flat coarse quantizer.
+    """
+    steps = {
+        "cpu": [(100_000, "Flat"), (500_000, "IVF1024,Flat"), (5_000_000, "IVF4096,SQ8")],
+        "cuda": [(2_000_000, "Flat"), (5_000_000, "IVF4096,Flat")],
+    }
+    beyond = {"cpu": "IVF16384_HNSW32,SQ8", "cuda": "IVF16384,SQ8"}
+    return next((name for most, name in steps[device] if num_vectors <= most), beyond[device])
+
+
+@functools.cache
+def _probe_failure() -> str:
+    """Try a search on the GPU in a process of its own, once; "" where it succeeds, else what it did."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", PROBE]
+    try:
+        probe = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return "gave no answer in 120 s"
+    if probe.returncode == 0:
+        return ""
+    reason = (probe.stderr.strip().splitlines() or [f"exit code {probe.returncode}"])[-1]
+    return f"failed ({reason})"
+
+
+def gpu_available() -> tuple[bool, str]:
+    """Whether FAISS can search on a GPU here, and a sentence that says so or why not.
+
+    Where there is a GPU, a search is tried in a process of its own, because FAISS ends the whole
+    process on a GPU that it has no code for. That takes seconds, once in the life of this process.
+    """
+    count = getattr(faiss, "get_num_gpus", lambda: 0)()
+    if not getattr(faiss, "StandardGpuResources", None):
+        return False, "FAISS searches on the CPU: the installed faiss was built without GPU code."
+    if count == 0:
+        return False, "FAISS searches on the CPU: it finds no GPU on this machine."
+    if reason := _probe_failure():
+        return False, f"FAISS searches on the CPU: a probe search on the GPU {reason}."
+    return True, f"FAISS searches on {count} GPU{'s' if count > 1 else ''}."
+
+
+class VectorIndex:
+    """Vectors of length 1 and the chunk id of each, searched by inner product (the cosine).
+
+    The index of record is on the CPU; device "cuda" searches a copy of it on all GPUs.
+    """
+
+    def __init__(self, index: faiss.IndexIDMap, device: str) -> None:
+        """Use `build` or `load`; index maps positions to chunk ids."""
+        self.device = device
+        self._index = index
+        self._inner = faiss.downcast_index(index.index)
+        self.factory: str = reverse_index_factory(self._inner)
+        if isinstance(self._inner, faiss.IndexIVF):
+            # Measured with 64 lists: recall@4 .98 of 512 (1e5 vectors), .977 of 4096 (1e6).
+            self._inner.nprobe = min(self._inner.nlist, max(64, self._inner.nlist // 128))
+        self._gpu = _on_all_gpus(index) if device == "cuda" else None
+
+    @classmethod
+    def build(
+        cls,
+        vectors: np.ndarray,
+        ids: np.ndarray,
+        device: str = "cpu",
+        *,
+        factory: str | None = None,
+    ) -> VectorIndex:
+        """vectors (N, E), rows of length 1 or 0, and their chunk ids (N,), each below 2**32.
+
+        The same input gives the same index: k-means is seeded. Training and adding run on the
+        CPU. Without a factory, `choose_factory` decides.
+        """
+        vectors = _checked(vectors)
+        factory = factory or choose_factory(len(vectors), device)
+        inner = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+        if isinstance(inner, faiss.IndexIVF):
+            inner.cp.seed = SEED
+        index = faiss.IndexIDMap(inner)
+        index.train(vectors)
+        index.add_with_ids(vectors, np.ascontiguousarray(ids, np.int64))
+        return cls(index, device)
+
+    @classmethod
+    def load(cls, path: Path, device: str = "cpu") -> VectorIndex:
+        """The index that `save` wrote; UserError where the file is missing or not whole."""
+        sentence = f'The index file "{path}" cannot be read. Build the corpus again.'
+        try:
+            index = faiss.read_index(str(path))
+        except RuntimeError as error:
+            raise UserError(sentence) from error
+        if not isinstance(index, faiss.IndexIDMap):
+            raise UserError(sentence)
+        return cls(index, device)
+
+    def save(self, path: Path) -> None:
+        """Write the index to path; an interruption leaves the old file as it was."""
+        partial = path.with_name(path.name + ".tmp")
+        faiss.write_index(self._index, str(partial))
+        partial.replace(path)
+
+    def __len__(self) -> int:
+        return self._index.ntotal
+
+    @property
+    def dim(self) -> int:
+        """Width E of a vector."""
+        return self._index.d
+
+    def search(self, queries: np.ndarray, k: int) -> Neighbors:
+        """queries (Q, E) of length 1 or 0 -> the k nearest, exact where the factory is Flat.
+
+        More than 2,048 neighbors are searched on the CPU, because FAISS finds no more on a GPU.
+        """
+        index = self._gpu if self._gpu is not None and k <= GPU_MAX_K else self._index
+        scores, ids = index.search(_checked(queries), k)
+        return rank(ids, scores, k)
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """All stored (ids (n,), vectors (n, E)) in blocks; the vectors as the index keeps them."""
+        ids = faiss.vector_to_array(self._index.id_map)
+        for start in range(0, len(ids), SCAN_ROWS):
+            part = ids[start : start + SCAN_ROWS]
+            yield part, self._inner.reconstruct_n(start, len(part))
+
+
+class DenseRetriever(Retriever):
+    """Neighbors by the cosine of embeddings.
+
+    Excluded chunks are left out by fetching more than k and filtering. A query that is still
+    short then fetches four times as many, and in the end scans the whole index, so it lacks a
+    neighbor only where none is left. A query without a vector (nothing known in it) has none.
+    """
+
+    def __init__(
+        self,
+        index: VectorIndex,
+        embedder: Embedder,
+        decode: Callable[[list[int]], str],
+        excluded: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    ) -> None:
+        """excluded: own (q,), candidates (q, k') -> bool (q, k'); its word on -1 is ignored."""
+        if index.dim != embedder.dim:
+            raise ValueError(f"the index has width {index.dim}, the embedder {embedder.dim}")
+        self._index, self._embedder = index, embedder
+        self._decode, self._excluded = decode, excluded
+
+    def search(self, tokens: np.ndarray, k: int, *, own: np.ndarray | None = None) -> Neighbors:
+        """As `Retriever.search`."""
+        found = []
+        for rows in _blocks(len(tokens), QUERY_BLOCK):
+            texts = [self._decode(row[row != 0].tolist()) for row in tokens[rows]]
+            vectors = self._embedder.embed(texts)
+            found.append(self.search_vectors(vectors, k, own=None if own is None else own[rows]))
+        return _joined(found, k)
+
+    def search_vectors(self, vectors: np.ndarray, k: int, *, own: np.ndarray | None = None) -> Neighbors:
+        """As `search`, for queries that are embedded already: vectors (Q, E)."""
+        found = []
+        for rows in _blocks(len(vectors), QUERY_BLOCK):
+            found.append(self._search(vectors[rows], k, None if own is None else own[rows]))
+        return _joined(found, k)
+
+    def _search(self, vectors: np.ndarray, k: int, own: np.ndarray | None) -> Neighbors:
+        out = rank(np.full((len(vectors), 1), -1), np.zeros((len(vectors), 1)), k)
+        open_rows = np.flatnonzero(vectors.any(axis=1))
+        fetch = k + 16
+        while len(open_rows) and fetch <= MAX_FETCH:
+            found = self._index.search(vectors[open_rows], fetch)
+            allowed = self._allowed(own, open_rows, found.ids)
+            best = rank(np.where(allowed, found.ids, -1), found.scores, k)
+            out.ids[open_rows], out.scores[open_rows] = best.ids, best.scores
+            # A tie with the last one fetched may go on beyond it, with smaller ids.
+            done = (best.ids[:, -1] >= 0) & (best.scores[:, -1] > found.scores[:, -1])
+            if self._index.factory == "Flat":
+                done |= fetch >= len(self._index)
+            open_rows, fetch = open_rows[~done], fetch * 4
+        for part in _blocks(len(open_rows), SCAN_QUERIES):
+            rows = open_rows[part]
+            best = self._scan(vectors[rows], k, None if own is None else own[rows])
+            out.ids[rows], out.scores[rows] = best.ids, best.scores
+        return out
+
+    def _scan(self, vectors: np.ndarray, k: int, own: np.ndarray | None) -> Neighbors:
+        """The k nearest allowed chunks by looking at all of them, on the CPU."""
+        best = rank(np.full((len(vectors), 1), -1), np.zeros((len(vectors), 1)), k)
+        for ids, stored in self._index.blocks():
+            candidates = np.broadcast_to(ids, (len(vectors), len(ids)))
+            allowed = self._allowed(own, np.arange(len(vectors)), candidates)
+            part = rank(np.where(allowed, candidates, -1), vectors @ stored.T, k)
+            both = [np.hstack(pair) for pair in ((best.ids, part.ids), (best.scores, part.scores))]
+            best = rank(both[0], both[1], k)
+        return best
+
+    def _allowed(self, own: np.ndarray | None, rows: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        if own is None:
+            return candidates >= 0
+        return (candidates >= 0) & ~self._excluded(own[rows], candidates)
+
+
+def _blocks(total: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, total, size))
+
+
+def _joined(parts: list[Neighbors], k: int) -> Neighbors:
+    if not parts:
+        return Neighbors(np.zeros((0, k), np.int64), np.zeros((0, k), np.float32))
+    return Neighbors(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.scores for part in parts]),
+    )
+
+
+def _checked(vectors: np.ndarray) -> np.ndarray:
+    """The same vectors, contiguous float32; ValueError where a row's length is not 1 or 0."""
+    vectors = np.ascontiguousarray(vectors, np.float32)
+    lengths = np.linalg.norm(vectors, axis=1)
+    if not (np.isclose(lengths, 1, atol=1e-3) | (lengths == 0)).all():
+        raise ValueError("a vector's length is neither 1 nor 0: embed with an Embedder")
+    return vectors
+
+
+def _on_all_gpus(index: faiss.IndexIDMap) -> faiss.Index:
+    """A copy of the index on every GPU; UserError where FAISS has none."""
+    if getattr(faiss, "get_num_gpus", lambda: 0)() == 0:
+        # FAISS would give an empty replica here, which answers nothing.
+        raise UserError('FAISS finds no GPU here for the device "cuda". Choose the device "cpu".')
+    options = faiss.GpuMultipleClonerOptions()
+    options.allowCpuCoarseQuantizer = True  # for an index built on a CPU, with HNSW over the lists
+    return faiss.index_cpu_to_all_gpus(index, options)

@@ -1,0 +1,67 @@
+"""What a neighbor list is, and what every retriever can do.
+
+Owns the order of neighbors (score, then id) and their comparison. It knows nothing of vectors,
+words or FAISS; index.py finds neighbors.
+
+Shapes: Q queries, K neighbors, C chunk length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+SCORE_STEP = 1e-6  # float32 sums differ by less from one batch size to another
+NO_KEY = np.iinfo(np.int64).min
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """The nearest chunks of Q queries, best first; equal scores stand in the order of the ids.
+
+    ids int64 (Q, K), -1 = none; scores float32 (Q, K), -inf = none. A dense score is the cosine,
+    rounded to 1e-6, so that float noise decides no tie.
+    """
+
+    ids: np.ndarray
+    scores: np.ndarray
+
+    @property
+    def num_missing(self) -> int:
+        """How many of the Q * K places found no valid chunk."""
+        return int((self.ids < 0).sum())
+
+
+class Retriever(Protocol):
+    """Finds the chunks of one corpus that are nearest to a chunk of tokens."""
+
+    def search(self, tokens: np.ndarray, k: int, *, own: np.ndarray | None = None) -> Neighbors:
+        """tokens (Q, C) int, 0 = padding -> the k nearest of each.
+
+        own (Q,) are the queries' chunk ids where they come from this same corpus: what that
+        excludes is never given back. None: the queries come from outside, nothing is excluded.
+        """
+        ...
+
+
+def rank(ids: np.ndarray, scores: np.ndarray, k: int) -> Neighbors:
+    """The k best of each row of candidates (Q, K'); ids < 0 are no candidates."""
+    steps = np.rint(np.where(ids < 0, 0, scores).astype(np.float64) / SCORE_STEP).astype(np.int64)
+    # One integer orders by score, then by smaller id: 32 bits each.
+    keys = np.where(ids < 0, NO_KEY, (steps << 32) | (0xFFFFFFFF - ids))
+    if k < keys.shape[1]:
+        keys = np.partition(keys, keys.shape[1] - k, axis=1)[:, -k:]
+    keys = np.sort(keys, axis=1)[:, ::-1]
+    keys = np.pad(keys, ((0, 0), (0, k - keys.shape[1])), constant_values=NO_KEY)
+    none = keys == NO_KEY
+    found = np.where(none, -1, 0xFFFFFFFF - (keys & 0xFFFFFFFF))
+    return Neighbors(found, np.where(none, -np.inf, (keys >> 32) * SCORE_STEP).astype(np.float32))
+
+
+def recall_at_k(found: Neighbors, exact: Neighbors) -> float:
+    """Share of the exact neighbors that were found, both (Q, K); 1.0 where there are none."""
+    wanted = exact.ids >= 0
+    hit = (exact.ids[:, :, None] == found.ids[:, None, :]).any(axis=2) & wanted
+    return float(hit.sum() / wanted.sum()) if wanted.any() else 1.0
