@@ -1,0 +1,131 @@
+"""What a batch is: windows of a corpus with the neighbors of their chunks.
+
+Batches are a function of the seed and the step alone, so a run that is resumed reads the very
+batches that it would have read.
+
+Shapes: B batch, L chunks of a window, C chunk length, K neighbors, R = 2 C neighbor length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from retro_demo.corpus import Corpus
+from retro_demo.errors import UserError
+from retro_demo.retro import RetroBatch
+
+
+class RetroBatches:
+    """Training and held-out batches of one corpus for `lm` (no neighbors) and `retro`.
+
+    A window is L consecutive training chunks, documents packed one after the other. Its neighbors
+    never come from a document that stands in the window: a packed neighbor would show what follows.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        *,
+        seq_len: int,
+        batch_size: int,
+        num_neighbors: int,
+        retrieves: bool,
+        seed: int,
+    ) -> None:
+        chunk_len = corpus.config.chunk_len
+        if seq_len % chunk_len or seq_len < 2 * chunk_len:
+            raise UserError(
+                f"The context is {seq_len} tokens, but this corpus has chunks of {chunk_len}: "
+                f"choose a multiple of {chunk_len}, at least {2 * chunk_len}."
+            )
+        if num_neighbors > corpus.neighbor_ids.shape[1]:
+            raise UserError(
+                f"You ask for {num_neighbors} neighbors, but this corpus stores "
+                f"{corpus.neighbor_ids.shape[1]}. "
+                "Ask for fewer, or build the corpus with more."
+            )
+        self.corpus = corpus
+        self.window = seq_len // chunk_len
+        self.batch_size = batch_size
+        self.num_neighbors = num_neighbors
+        self.retrieves = retrieves
+        self.seed = seed
+        self.rows = np.flatnonzero(~corpus.held_out[corpus.chunks.document])
+        self.windows_per_epoch = max(1, len(self.rows) // self.window)
+
+    def train_batch(self, step: int) -> RetroBatch:
+        """The batch of optimizer step `step`: windows drawn without repetition within an epoch."""
+        first = step * self.batch_size
+        return self._batch(np.stack([self._window(i) for i in range(first, first + self.batch_size)]))
+
+    def _window(self, draw: int) -> np.ndarray:
+        """Chunk ids (L,) of the draw-th window of the run; each epoch begins at another offset."""
+        epoch, place = divmod(draw, self.windows_per_epoch)
+        rng = np.random.default_rng([self.seed, epoch])
+        spare = max(1, len(self.rows) - self.windows_per_epoch * self.window + 1)
+        offset = rng.integers(spare)
+        start = offset + rng.permutation(self.windows_per_epoch)[place] * self.window
+        return _padded(self.rows[start : start + self.window], self.window)
+
+    def held_out_batches(self, max_tokens: int) -> Iterator[tuple[np.ndarray, RetroBatch]]:
+        """Yield (documents (B,), batch) over windows spread evenly through the held-out documents.
+
+        A window lies within one document; together they read about `max_tokens` tokens.
+        """
+        chunks = self.corpus.chunks
+        windows = []
+        for document in np.flatnonzero(self.corpus.held_out):
+            rows = np.flatnonzero(chunks.document == document)
+            windows += [(document, rows[i : i + self.window]) for i in range(0, len(rows), self.window)]
+        # a window of one chunk has no position that retrieval can reach
+        windows = [(document, rows) for document, rows in windows if len(rows) > 1]
+        tokens_each = self.window * self.corpus.config.chunk_len
+        wanted = max(1, min(len(windows), max_tokens // tokens_each))
+        chosen = (
+            [windows[i] for i in np.unique(np.linspace(0, len(windows) - 1, wanted).astype(int))]
+            if windows
+            else []
+        )
+        for start in range(0, len(chosen), self.batch_size):
+            part = chosen[start : start + self.batch_size]
+            yield (
+                np.array([document for document, _ in part]),
+                self._batch(np.stack([_padded(rows, self.window) for _, rows in part])),
+            )
+
+    def _batch(self, rows: np.ndarray) -> RetroBatch:
+        """rows (B, L) of chunk ids, -1 = nothing -> the batch."""
+        chunks = self.corpus.chunks
+        tokens = np.where((rows >= 0)[..., None], chunks.tokens[rows], 0).reshape(len(rows), -1)
+        neighbors = None
+        if self.retrieves:
+            # the last chunk's neighbors would act on no token of the window that has a target
+            neighbors = torch.from_numpy(chunks.with_continuation(self._neighbors(rows)[:, :-1]))
+        return RetroBatch(torch.from_numpy(tokens.astype(np.int64)), neighbors)
+
+    def _neighbors(self, rows: np.ndarray) -> np.ndarray:
+        """rows (B, L) -> chunk ids of the neighbors (B, L, K), the best allowed ones first, -1 = none."""
+        chunks = self.corpus.chunks
+        ids = np.where((rows >= 0)[..., None], self.corpus.neighbor_ids[rows], -1)  # (B, L, stored)
+        forbidden = (ids < 0) | self._shown_in_window(rows, ids)
+        # what follows the last chunk of a document is another document: its neighbors say nothing of it
+        forbidden |= ~chunks.has_continuation(rows)[..., None]
+        order = np.argsort(forbidden, axis=-1, kind="stable")
+        allowed = np.take_along_axis(np.where(forbidden, -1, ids), order, axis=-1)
+        return allowed[..., : self.num_neighbors]
+
+    def _shown_in_window(self, rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """Whether each of ids (B, L, S) would show text of its own window rows (B, L): bool (B, L, S)."""
+        if self.corpus.sections:  # all windows are of one document: the chunks themselves count
+            there = rows[:, None, None, :]
+            return ((ids[..., None] == there) | (ids[..., None] + 1 == there)).any(axis=-1)
+        chunks, cluster = self.corpus.chunks, self.corpus.cluster
+        there = np.where(rows >= 0, cluster[chunks.document[rows]], -1)  # (B, L)
+        return (cluster[chunks.document[ids]][..., None] == there[:, None, None, :]).any(axis=-1)
+
+
+def _padded(rows: np.ndarray, length: int) -> np.ndarray:
+    return np.concatenate([rows, np.full(length - len(rows), -1, dtype=rows.dtype)])

@@ -1,0 +1,185 @@
+"""Run folders: what a run is, its weights and the state from which it goes on.
+
+    config.json           RunConfig: model, network, training, corpus and its fingerprint, versions
+    model.safetensors     the weights, for use
+    state.safetensors     weights, optimizer and generators of the last save, for going on
+    events.jsonl          all that happened
+    tokenizer.json        the tokenizer of the corpus
+
+Each file is written beside itself and renamed. `state.safetensors` alone is the truth on going on,
+so a kill between two files cannot mix two saves. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from retro_demo.config import RetroConfig, TrainConfig, from_json
+from retro_demo.corpus import write_atomically
+from retro_demo.errors import UserError
+from retro_demo.retro import RETRO
+
+FORMAT = 1
+MODELS = ("lm", "retro")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All that decides what a run becomes, as config.json keeps it."""
+
+    model: str
+    preset: str
+    corpus: str  # folder, or "sample:NAME"
+    corpus_fingerprint: str
+    network: RetroConfig
+    training: TrainConfig
+    threads: int
+    device: str
+    versions: dict[str, str]
+    format: int = FORMAT
+
+
+def versions() -> dict[str, str]:
+    """What bit-identity on resume depends on, beside the thread count."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+    }
+
+
+def write_run_config(folder: Path, config: RunConfig) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "config.json", (json.dumps(asdict(config), indent=2) + "\n").encode())
+
+
+def read_run_config(folder: Path) -> RunConfig:
+    """The config of a run; raises UserError where there is none or it is not one of ours."""
+    path = folder / "config.json"
+    if not path.exists():
+        raise UserError(
+            f"There is no run at {folder}. Train one with: train retro --corpus DIR --out {folder}"
+        )
+    try:
+        values = json.loads(path.read_text("utf-8"))
+        if values["format"] != FORMAT:
+            raise UserError(f"{path} has format {values['format']}; this version reads {FORMAT}.")
+        return RunConfig(
+            **values
+            | {
+                "network": from_json(RetroConfig, values["network"]),
+                "training": from_json(TrainConfig, values["training"]),
+            }
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is not the config of a run ({error}). Was it edited? Train the run anew."
+        ) from error
+
+
+def differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """What a second call asks otherwise, as "steps 300 -> 400"; place of work and versions aside."""
+    aside = {"threads": 0, "device": "", "versions": {}, "corpus": "", "preset": ""}
+    flat = [_flat(asdict(replace(config, **aside))) for config in (old, new)]
+    return [
+        f"{name} {flat[0][name]} -> {flat[1][name]}" for name in flat[0] if flat[0][name] != flat[1][name]
+    ]
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    inner = {
+        name: item for value in values.values() if isinstance(value, dict) for name, item in value.items()
+    }
+    return {name: value for name, value in values.items() if not isinstance(value, dict)} | inner
+
+
+def save_state(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Keep everything that the next step depends on."""
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for weight, moments in optimizer.state.items():
+        for kind, value in moments.items():
+            tensors[f"optimizer.{kind}.{names[id(weight)]}"] = value
+    tensors["generator.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["generator.cuda"] = torch.cuda.get_rng_state()
+    # the state comes last: as long as it is the old one, going on makes these weights once more
+    save_weights(folder, model, step)
+    _save(folder / "state.safetensors", tensors, {"step": str(step)})
+
+
+def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Put the last save back into model, optimizer and generators; returns its step (0 = none yet)."""
+    path = folder / "state.safetensors"
+    if not path.exists():
+        return 0
+    tensors, meta = _load(path)
+    model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+    for name, weight in model.named_parameters():
+        for kind in ("step", "exp_avg", "exp_avg_sq"):
+            if (saved := tensors.get(f"optimizer.{kind}.{name}")) is not None:  # none: it had no gradient
+                optimizer.state[weight][kind] = saved.to(weight.device)
+    torch.set_rng_state(tensors["generator.cpu"])
+    if torch.cuda.is_available() and "generator.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["generator.cuda"])
+    return int(meta["step"])
+
+
+def saved_step(folder: Path) -> int:
+    """The step of the last save, 0 where there is none."""
+    path = folder / "state.safetensors"
+    if not path.exists():
+        return 0
+    with safe_open(path, "pt") as file:
+        return int(file.metadata()["step"])
+
+
+def save_weights(folder: Path, model: nn.Module, step: int, dtype: torch.dtype | None = None) -> None:
+    """Write model.safetensors; a `dtype` of float16 halves it, for shipping."""
+    tensors = {name: tensor.to(dtype or tensor.dtype) for name, tensor in model.state_dict().items()}
+    _save(folder / "model.safetensors", tensors, {"step": str(step)})
+
+
+def load_model(folder: Path, device: str = "cpu") -> RETRO:
+    """The model of a run in float32 and eval mode; raises UserError where it has no weights that fit."""
+    config = read_run_config(folder)
+    path = folder / "model.safetensors"
+    if not path.exists():
+        raise UserError(f"The run at {folder} has no weights yet. Let it train until its first save.")
+    tensors, _ = _load(path)
+    model = RETRO(config.network)
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if wanted != {name: tensor.shape for name, tensor in tensors.items()}:
+        raise UserError(f"The weights in {path} do not fit the network that config.json describes.")
+    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    return model.eval().to(device)
+
+
+def _save(path: Path, tensors: Mapping[str, Tensor], meta: dict[str, str]) -> None:
+    beside = path.with_name(path.name + ".tmp")
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        beside,
+        metadata=meta,
+    )
+    os.replace(beside, path)
+
+
+def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, "pt") as file:
+            meta = file.metadata() or {}
+        return load_file(path), meta
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read as safetensors ({error}). Train the run anew.") from error

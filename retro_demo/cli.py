@@ -1,0 +1,252 @@
+"""The command line: flags made from the configs, events printed for people or as JSON lines.
+
+Exit codes: 0 done, 1 a bug, 2 the user's mistake (one sentence on stderr), 130 stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NoReturn
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: a busy neighbor core costs less
+
+from retro_demo.building import prepare_corpus
+from retro_demo.checkpoint import MODELS, read_run_config
+from retro_demo.config import (
+    PRESETS,
+    CorpusConfig,
+    GenerateConfig,
+    RetroConfig,
+    TrainConfig,
+    knobs,
+)
+from retro_demo.corpus import load_corpus
+from retro_demo.errors import UserError
+from retro_demo.events import (
+    Event,
+    Failed,
+    Finished,
+    Stopped,
+)
+from retro_demo.generate import Written
+from retro_demo.pipeline import (
+    ensure_sample,
+    extend_run,
+    load_retriever,
+    load_run,
+    make_run_config,
+    prepare_run,
+    run_build,
+    run_training,
+    write,
+)
+from retro_demo.printing import Printer, print_json
+from retro_demo.search import search
+from retro_demo.workspace import SAMPLE, SAMPLES, corpus_folder, data_home, settle_data_home
+
+PROGRAM = "python -m retro_demo"
+
+
+def main(arguments: list[str] | None = None, *, stop: Callable[[], bool] = lambda: False) -> int:
+    """Run one verb until its end or until `stop` says so; returns the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)  # also where flags are wrong
+    show = print_json if as_json else Printer()
+    try:
+        options = build_parser().parse_args(arguments)
+        if warning := settle_data_home()[1]:
+            print(warning, file=sys.stderr)
+        ending: Event | None = None
+        for event in options.verb(options, stop):
+            show(event)
+            ending = event
+        return 130 if isinstance(ending, Stopped) else 0
+    except UserError as error:
+        if as_json:
+            print_json(Failed(str(error)))
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        logging.getLogger(__name__).exception("%s failed", PROGRAM)
+        if as_json:
+            print_json(Failed(f"Something went wrong inside the program ({type(error).__name__})."))
+        return 1
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are ours: one sentence, in JSON too."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[0].upper()}{message[1:]}. See: {self.prog} --help")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All verbs with their flags; each knob of a config is a flag."""
+    parser = _Parser(prog=PROGRAM, description="Retrieval-augmented language models to train and look into.")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    build = _verb(verbs, "build-corpus", _build, "read documents, cut them into chunks, embed and index them")
+    build.add_argument(
+        "sources",
+        nargs="*",
+        type=Path,
+        metavar="SOURCE",
+        help="files or folders; none: go on with --out",
+    )
+    build.add_argument("--out", type=Path, required=True, help="folder of the corpus; a second call resumes")
+    add_flags(build, CorpusConfig)
+
+    find = _verb(verbs, "search", _search, "find the chunks of a corpus that are nearest to a text")
+    find.add_argument("corpus", metavar="DIR", help='folder of a corpus, or "sample:factbook2015"')
+    find.add_argument("text", metavar="TEXT")
+    find.add_argument("-k", type=int, default=4, help="how many chunks (default 4)")
+    find.add_argument("--retriever", choices=["dense"], default="dense")
+
+    _verb(
+        verbs, "prepare", _prepare, "build the sample corpora that ship with the code, where they are not yet"
+    )
+
+    train = _verb(verbs, "train", _train, "train a run, or go on with it")
+    train.add_argument(
+        "model",
+        nargs="?",
+        choices=MODELS,
+        metavar="MODEL",
+        help=f"{', '.join(MODELS)}; none: go on with --out",
+    )
+    train.add_argument("--corpus", help='folder of a corpus, or "sample:factbook2015"')
+    train.add_argument("--out", type=Path, required=True, help="folder of the run; a second call resumes")
+    train.add_argument("--preset", choices=list(PRESETS), help="named settings (default tiny)")
+    train.add_argument(
+        "--device", help="auto, cpu, cuda or mps (default: auto, or what the run was begun on)"
+    )
+    add_flags(train, TrainConfig)
+    add_flags(train, RetroConfig)
+
+    writing = _verb(verbs, "generate", _generate, "write text with a run")
+    writing.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
+    writing.add_argument("--prompt", required=True)
+    writing.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    add_flags(writing, GenerateConfig)
+    return parser
+
+
+def _verb(
+    verbs: Any, name: str, run: Callable[..., Iterable[Event]], summary: str
+) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+    parser.set_defaults(verb=run)
+    return parser
+
+
+def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
+    """One flag for each knob; a flag that is not given is None, so that presets can be told apart."""
+    group = parser.add_argument_group(config.__name__)
+    for knob in knobs(config):
+        default = knob.default
+        kind = _numbers if isinstance(default, tuple) else type(default)
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        group.add_argument(
+            f"--{knob.name.replace('_', '-')}",
+            type=kind,
+            metavar=kind.__name__.strip("_").upper(),
+            help=f"{knob.metadata['help']} Default: {shown or 'none'}.".replace("%", "%%"),
+        )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """A list such as 2,4."""
+    return tuple(int(part) for part in text.split(",") if part.strip())
+
+
+def given(options: argparse.Namespace, config: type) -> dict[str, Any]:
+    """The knobs of a config that were set on the command line."""
+    values = {knob.name: getattr(options, knob.name) for knob in knobs(config)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _build(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
+    if options.sources:
+        prepare_corpus(options.out, options.sources, CorpusConfig(**given(options, CorpusConfig)))
+    elif given(options, CorpusConfig):
+        raise UserError(
+            "Settings go with sources: build-corpus SOURCE... --out DIR. Without sources a build goes on "
+            "as it was begun."
+        )
+    return run_build(options.out, stop)
+
+
+def _prepare(_options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
+    for name in SAMPLES:
+        yield from ensure_sample(SAMPLE + name, stop)
+    yield Finished({"samples": list(SAMPLES)})
+
+
+def _search(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
+    yield from ensure_sample(options.corpus, stop)
+    begun = time.perf_counter()
+    corpus = load_corpus(corpus_folder(data_home()[0], options.corpus))
+    neighbors = search(corpus, load_retriever(corpus), options.text, options.k)
+    yield Finished({"neighbors": neighbors, "seconds": round(time.perf_counter() - begun, 3)})
+
+
+def _train(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
+    settings = given(options, TrainConfig) | given(options, RetroConfig)
+    if options.model:
+        if not options.corpus:
+            raise UserError(
+                f"Name the corpus to train on: train {options.model} --corpus DIR --out {options.out}"
+            )
+        yield from ensure_sample(options.corpus, stop)
+        wanted = make_run_config(
+            options.model,
+            options.corpus,
+            preset=options.preset or "tiny",
+            settings=settings,
+            device=options.device or "auto",
+        )
+        prepare_run(options.out, wanted)
+    elif options.corpus or options.preset or set(settings) - {"steps"}:
+        raise UserError(
+            "Settings go with a model: train MODEL --corpus DIR --out RUN. "
+            "Without one a run goes on as it was begun, or to more --steps."
+        )
+    elif settings and settings["steps"] != read_run_config(options.out).training.steps:
+        extend_run(options.out, settings["steps"])
+    yield from run_training(options.out, stop, device=options.device)
+
+
+def _generate(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
+    yield from ensure_sample(read_run_config(options.run).corpus, stop)
+    run = load_run(options.run, options.device)
+    begun = time.perf_counter()
+    for event in write(run, options.prompt, GenerateConfig(**given(options, GenerateConfig))):
+        if isinstance(event, Written):
+            seconds = time.perf_counter() - begun
+            new = len(event.tokens) - event.prompt_tokens
+            text = run.tokenizer.decode(event.tokens)
+            yield Finished(
+                {
+                    "text": text,
+                    "prompt_tokens": event.prompt_tokens,
+                    "new_tokens": new,
+                    "seconds": round(seconds, 3),
+                }
+            )
+        else:
+            yield event
+        if stop():
+            yield Stopped()
+            return

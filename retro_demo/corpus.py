@@ -1,0 +1,267 @@
+"""A corpus on disk: its documents, their chunks, who is held out and whose neighbor nobody may be.
+
+This module cuts, splits and stores; it does not read uploads (documents.py), embed or search.
+
+Shapes: D documents, N chunks, C chunk length, Q queries, K neighbors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retro_demo.config import CorpusConfig, from_json
+from retro_demo.documents import Document
+from retro_demo.errors import UserError
+from retro_demo.tokenizer import Tokenizer
+
+MANIFEST = "corpus.json"
+TEXT_FILES = ("documents.jsonl", "tokenizer.json", "chunks.npy", "chunk_documents.npy")
+"""The files that make the fingerprint: what a run was trained on."""
+
+KEPT_FILES = (*TEXT_FILES, "neighbor_ids.npy", "neighbor_scores.npy")
+"""The files whose hashes the manifest keeps and loading checks."""
+
+# scripts that put no space between words count by the character
+WORD = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\W\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]+")
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """All chunks in the order of their documents: tokens (N, C) padded with 0, document (N,).
+
+    Chunks never cross documents. The continuation of chunk i is chunk i + 1 of the same document.
+    """
+
+    tokens: np.ndarray
+    document: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.document)
+
+    def has_continuation(self, ids: np.ndarray) -> np.ndarray:
+        """Whether each chunk (any shape; -1 = none) is followed by another one of its document."""
+        after = np.minimum(ids + 1, len(self) - 1)
+        return (ids >= 0) & (ids + 1 < len(self)) & (self.document[after] == self.document[ids])
+
+    def with_continuation(self, ids: np.ndarray) -> np.ndarray:
+        """ids (...), -1 = none -> tokens (..., 2 C): each chunk, then its continuation.
+
+        Where a document ends its last chunk continues in padding, never in the next document.
+        """
+        chunk = np.where((ids >= 0)[..., None], self.tokens[ids], 0)
+        after = np.minimum(ids + 1, len(self) - 1)
+        continuation = np.where(self.has_continuation(ids)[..., None], self.tokens[after], 0)
+        return np.concatenate([chunk, continuation], axis=-1).astype(np.int64)
+
+
+def chunk_documents(encoded: Sequence[Sequence[int] | np.ndarray], chunk_len: int, eos_id: int) -> Chunks:
+    """Cut each document's tokens, ended by `eos_id`, into chunks; the last one is padded with 0."""
+    counts = np.array([-(-(len(ids) + 1) // chunk_len) for ids in encoded], dtype=np.int64)
+    tokens = np.zeros((counts.sum(), chunk_len), dtype=np.int32)
+    start = 0
+    for ids, count in zip(encoded, counts, strict=True):
+        rows = tokens[start : start + count].reshape(-1)
+        rows[: len(ids)] = ids
+        rows[len(ids)] = eos_id
+        start += count
+    return Chunks(tokens, np.repeat(np.arange(len(encoded), dtype=np.int32), counts))
+
+
+def word_ids(texts: Iterable[str]) -> list[np.ndarray]:
+    """Each text as numbers of its lower-case words: the unit in which duplicates are counted."""
+    numbers: dict[str, int] = {}
+    return [
+        np.array(
+            [numbers.setdefault(word, len(numbers)) for word in WORD.findall(text.lower())],
+            dtype=np.int64,
+        )
+        for text in texts
+    ]
+
+
+def hold_out(groups: Sequence[str], cluster: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Which documents are held out, bool (D,): about `share` of the groups, whole.
+
+    Groups joined by a near-duplicate (the same number in `cluster` (D,)) go to one side together,
+    so no held-out text has its twin in training. At least one group stays on either side.
+    """
+    unit = _joined(groups, cluster)
+    units = np.unique(unit)
+    if share == 0 or len(units) < 2:
+        return np.zeros(len(unit), dtype=bool)
+    count = min(max(1, round(share * len(units))), len(units) - 1)
+    chosen = np.random.default_rng(seed).permutation(units)[:count]
+    return np.isin(unit, chosen)
+
+
+def _joined(groups: Sequence[str], cluster: np.ndarray) -> np.ndarray:
+    """The connected parts (D,) of documents that share a group or a cluster."""
+    parent = list(range(len(groups)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    first: dict[object, int] = {}
+    for i, (group, number) in enumerate(zip(groups, cluster.tolist(), strict=True)):
+        for key in (group, number):  # a string and an int: never equal
+            parent[root(i)] = root(first.setdefault(key, i))
+    return np.array([root(i) for i in range(len(groups))])
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A built corpus folder, read back."""
+
+    folder: Path
+    config: CorpusConfig
+    tokenizer: Tokenizer
+    documents: list[Document]
+    chunks: Chunks
+    cluster: np.ndarray  # (D,) the same number for near-duplicates
+    held_out: np.ndarray  # (D,) bool
+    sections: bool  # one document, cut into sections
+    neighbor_ids: np.ndarray  # (N, K), -1 = none
+    neighbor_scores: np.ndarray  # (N, K)
+    manifest: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest["fingerprint"]
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def excluded(self, own: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        """Which candidates (Q, K) may not be neighbors of the chunks own (Q,): bool (Q, K)."""
+        return excluded(
+            self.chunks, self.cluster, self.config.window if self.sections else 0, own, candidates
+        )
+
+    def bytes_of_tokens(self) -> np.ndarray:
+        """UTF-8 bytes that each token id stands for (V,); padding and end of text stand for none."""
+        ids = range(self.tokenizer.vocab_size)
+        return np.array([len(self.tokenizer.token_bytes(i)) for i in ids], dtype=np.int64)
+
+
+def excluded(
+    chunks: Chunks, cluster: np.ndarray, window: int, own: np.ndarray, candidates: np.ndarray
+) -> np.ndarray:
+    """Candidates (Q, K) that are of the document of own (Q,), of a near-duplicate of it, or too near.
+
+    `window` > 0 is for one document cut into sections: chunks at most so far from the query, and
+    those whose continuation is, would show it what follows.
+    """
+    same = cluster[chunks.document[candidates]] == cluster[chunks.document[own]][:, None]
+    if not window:
+        return same
+    return same | (np.abs(candidates - own[:, None]) <= window)
+
+
+def write_documents(path: Path, documents: Sequence[Document]) -> None:
+    """Keep the text, one JSON object a line: a corpus can be tokenized anew for another run."""
+    lines = (json.dumps(asdict(document), ensure_ascii=False) for document in documents)
+    write_atomically(path, "".join(line + "\n" for line in lines).encode("utf-8"))
+
+
+def read_stored_documents(path: Path) -> list[Document]:
+    """What `write_documents` wrote."""
+    with path.open(encoding="utf-8") as file:
+        return [Document(**json.loads(line)) for line in file]
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """The whole file or nothing, whenever the process dies."""
+    beside = path.with_name(path.name + ".tmp")
+    with beside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """As `write_atomically`, for one array in numpy's own format."""
+    beside = path.with_name(path.name + ".tmp")
+    with beside.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+    os.replace(beside, path)
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file, in hex; computed once as long as the file stays as it is."""
+    at = path.stat()
+    return _file_hash(path, at.st_mtime_ns, at.st_size)
+
+
+@lru_cache(maxsize=256)
+def _file_hash(path: Path, _changed: int, _size: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def corpus_fingerprint(config: CorpusConfig, hashes: dict[str, str], embedder: str) -> str:
+    """What a run remembers of its corpus: the text and all that shapes chunks and neighbors."""
+    shape = [
+        config.chunk_len,
+        config.holdout,
+        config.seed,
+        config.num_neighbors,
+        config.window,
+        embedder,
+    ]
+    return hashlib.sha256(json.dumps([hashes, shape], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load_corpus(folder: Path) -> Corpus:
+    """Read a built corpus; raises UserError where it is missing, unfinished or changed by hand."""
+    if not folder.is_dir():
+        raise UserError(f"There is no corpus at {folder}. Build one with build-corpus, or name another.")
+    if not (folder / MANIFEST).exists():
+        raise UserError(
+            f"The corpus at {folder} is not built to its end. Run build-corpus --out {folder} to go on."
+        )
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        hashes = {name: manifest["hashes"][name] for name in KEPT_FILES}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{MANIFEST} of the corpus at {folder} is damaged. Build the corpus anew.") from error
+    for name in KEPT_FILES:
+        if not (folder / name).exists() or file_hash(folder / name) != hashes[name]:
+            raise UserError(
+                f"{name} of the corpus at {folder} has changed since it was built. Build the corpus anew."
+            )
+    return Corpus(
+        folder=folder,
+        config=from_json(CorpusConfig, manifest["config"]),
+        tokenizer=Tokenizer.load(folder / "tokenizer.json"),
+        documents=read_stored_documents(folder / "documents.jsonl"),
+        chunks=Chunks(load_array(folder / "chunks.npy"), load_array(folder / "chunk_documents.npy")),
+        cluster=np.array(manifest["cluster"], dtype=np.int32),
+        held_out=np.array(manifest["held_out"], dtype=bool),
+        sections=manifest["sections"],
+        neighbor_ids=load_array(folder / "neighbor_ids.npy"),
+        neighbor_scores=load_array(folder / "neighbor_scores.npy"),
+        manifest=manifest,
+    )
+
+
+def load_array(path: Path, *, mapped: bool = False) -> np.ndarray:
+    """An array from numpy's own format, never a pickle; `mapped` leaves it on disk."""
+    return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)

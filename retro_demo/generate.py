@@ -1,0 +1,191 @@
+"""Write text with retrieval at each chunk border.
+
+This module knows models, corpora and retrievers, not folders of runs and not the page.
+
+Shapes: T tokens, L chunks, C chunk length, K neighbors, R = 2 C neighbor length, H heads.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retro_demo.config import GenerateConfig
+from retro_demo.corpus import Corpus
+from retro_demo.errors import UserError
+from retro_demo.events import Event, Retrieved, Token
+from retro_demo.index import Retriever
+from retro_demo.retro import RETRO, DecodeCache
+from retro_demo.tokenizer import TextStream, Tokenizer
+
+COLDEST = 1e-4  # below it logits over temperature leave the range of float32
+
+
+@dataclass(frozen=True)
+class Database:
+    """What generation retrieves from: a corpus and the retriever over its training chunks."""
+
+    corpus: Corpus
+    retriever: Retriever
+
+
+@dataclass(frozen=True)
+class Written:
+    """One generation so far: all token ids with the prompt first, and what each chunk retrieved."""
+
+    tokens: list[int]
+    prompt_tokens: int
+    probabilities: list[float]
+    retrieved: list[Retrieved]
+
+
+def describe_neighbors(corpus: Corpus, ids: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
+    """ids and scores (K,) -> a dict for each neighbor: chunk, document, title, score, text, continuation."""
+    neighbors = []
+    for chunk, score in zip(ids.tolist(), scores.tolist(), strict=True):
+        if chunk < 0:
+            continue
+        document = corpus.documents[corpus.chunks.document[chunk]]
+        text, continuation = np.split(corpus.chunks.with_continuation(np.array(chunk)), 2)
+        neighbors.append(
+            {
+                "chunk": chunk,
+                "document": document.id,
+                "title": document.title,
+                "score": round(score, 4),
+                "text": corpus.tokenizer.decode(text.tolist()),
+                "continuation": corpus.tokenizer.decode(continuation.tolist()),
+            }
+        )
+    return neighbors
+
+
+@torch.inference_mode()
+def next_token(logits: Tensor, config: GenerateConfig, generator: torch.Generator) -> tuple[int, float]:
+    """logits (V,) -> a sampled id and the probability that the model itself gave it.
+
+    Temperature 0 (all below COLDEST) takes the likeliest. top_k and top_p keep the likeliest
+    tokens, at least one.
+    """
+    probabilities = logits.float().softmax(dim=-1)
+    if config.temperature < COLDEST:
+        chosen = int(logits.argmax())
+        return chosen, probabilities[chosen].item()
+    ranked, order = (logits.float() / config.temperature).softmax(dim=-1).sort(descending=True, stable=True)
+    before = ranked.cumsum(dim=-1) - ranked
+    kept = before < config.top_p
+    if config.top_k:
+        kept[config.top_k :] = False
+    kept[0] = True
+    # drawn on the CPU: the same seed writes the same text on every device
+    place = torch.multinomial((ranked * kept).cpu(), 1, generator=generator)
+    chosen = int(order[place])
+    return chosen, probabilities[chosen].item()
+
+
+def generate(
+    model: RETRO,
+    tokenizer: Tokenizer,
+    prompt: str,
+    config: GenerateConfig,
+    *,
+    context: int,
+    num_neighbors: int,
+    database: Database | None,
+) -> Iterator[Event | Written]:
+    """Yield Retrieved and Token events as the text grows, and at the end one Written.
+
+    At the last token of each chunk its neighbors are looked up, encoded once and kept for the
+    chunk that follows (RETRO section 2.4); keys and values of all tokens are kept too. `database`
+    None, or retrieval "off", writes without neighbors. `context` is what the run was trained to
+    read; raises UserError where prompt and new tokens do not fit.
+    """
+    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else []
+    if not ids:
+        raise UserError("The prompt is empty. Write a few words for the text to begin with.")
+    if len(ids) >= context:
+        raise UserError(
+            f"The prompt has {len(ids)} tokens, but this run reads at most {context} with what it writes. "
+            "Shorten the prompt, or train a run with a longer context."
+        )
+    if len(ids) + config.max_new_tokens > context:
+        raise UserError(
+            f"The prompt has {len(ids)} tokens and you ask for {config.max_new_tokens} more, but this run "
+            f"reads at most {context} in all. Ask for at most {context - len(ids)}, or train a run with a "
+            "longer context."
+        )
+    writer = _Writer(
+        model, database if config.retrieval == "on" else None, config.num_neighbors or num_neighbors
+    )
+    generator = torch.Generator().manual_seed(config.seed)
+    stream, text = TextStream(tokenizer), ""
+    written, probabilities = list(ids), []
+    logits = yield from writer.read(ids)
+    for _ in range(config.max_new_tokens):
+        chosen, probability = next_token(logits, config, generator)
+        if chosen == tokenizer.eos_id:
+            break
+        written.append(chosen)
+        probabilities.append(probability)
+        piece = stream.push(chosen)
+        text += piece
+        yield Token(chosen, piece, probability)
+        if (config.stop and config.stop in text) or len(probabilities) == config.max_new_tokens:
+            break
+        logits = yield from writer.read([chosen])
+    yield Written(written, len(ids), probabilities, writer.retrieved)
+
+
+class _Writer:
+    """Feeds tokens to the model, one attending chunk at a time, retrieving at each border."""
+
+    def __init__(self, model: RETRO, database: Database | None, num_neighbors: int) -> None:
+        self.model = model
+        self.database = database if model.config.cca_layers else None
+        self.num_neighbors = num_neighbors
+        self.cache = DecodeCache()
+        self.tokens: list[int] = []
+        self.retrieved: list[Retrieved] = []
+
+    def read(self, ids: list[int]) -> Generator[Retrieved, None, Tensor]:
+        """Yield a Retrieved for each border passed; returns the logits (V,) after the last token."""
+        chunk_len = self.model.config.chunk_len
+        logits = None
+        while ids:
+            to_border = chunk_len - 1 - self.cache.length % chunk_len or chunk_len
+            part, ids = ids[:to_border], ids[to_border:]
+            self.tokens += part
+            neighbors = None
+            if (self.cache.length + 1) % chunk_len == 0 and self.database is not None:
+                end = self.cache.length + 1
+                event, neighbors = self._retrieve(self.tokens[end - chunk_len : end], end // chunk_len - 1)
+                yield event
+            logits = self._extend(part, neighbors)
+        assert logits is not None
+        return logits
+
+    @torch.inference_mode()
+    def _extend(self, part: list[int], neighbors: np.ndarray | None) -> Tensor:
+        device = self.model.embedding.weight.device
+        tokens = torch.tensor([part], device=device)
+        there = None if neighbors is None else torch.from_numpy(neighbors)[None].to(device)
+        logits = self.model.extend(tokens, self.cache, there)[0, -1]
+        logits[self.model.config.pad_id] = float("-inf")  # padding is no text
+        return logits
+
+    def _retrieve(self, chunk: list[int], number: int) -> tuple[Retrieved, np.ndarray]:
+        assert self.database is not None
+        begun = time.perf_counter()
+        found = self.database.retriever.search(np.array([chunk]), self.num_neighbors)
+        ms = 1000 * (time.perf_counter() - begun)
+        corpus = self.database.corpus
+        neighbors = describe_neighbors(corpus, found.ids[0], found.scores[0])
+        event = Retrieved(number, neighbors, round(ms, 2))
+        self.retrieved.append(event)
+        return event, corpus.chunks.with_continuation(found.ids[0])

@@ -1,0 +1,88 @@
+"""What a server process remembers: a few loaded runs and corpora, and who asked to stop.
+
+Disk is the truth: a key holds the modification times of the files, so a changed folder is read
+anew, and losing all of this loses nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from retro_demo.checkpoint import read_run_config
+from retro_demo.config import RetroConfig
+from retro_demo.corpus import MANIFEST, TEXT_FILES, load_corpus
+from retro_demo.generate import Database
+from retro_demo.loading import LoadedRun, load_retriever, load_run
+from retro_demo.pipeline import allowed_threads
+from retro_demo.retro import RETRO
+from retro_demo.workspace import corpus_folder
+
+Loaded = TypeVar("Loaded")
+
+
+class Library:
+    """Loaded runs and corpora, at most `most` of each; the one used longest ago goes first."""
+
+    def __init__(self, home: Path, most: int = 3) -> None:
+        self.home = home
+        self.most = most
+        self._runs: OrderedDict[Any, LoadedRun] = OrderedDict()
+        self._corpora: OrderedDict[Any, Database] = OrderedDict()
+        self._lock = threading.Lock()
+        self._stops: set[str] = set()
+        # small models write faster so, and the page stays quick while a run trains beside it
+        torch.set_num_threads(max(1, allowed_threads() // 2))
+
+    def run(self, folder: Path) -> LoadedRun:
+        """A run ready to write; raises UserError where it or its corpus is not fit for that."""
+        corpus = corpus_folder(self.home, read_run_config(folder).corpus)
+        key = (folder, _stamp(folder, "model.safetensors"), _corpus_stamp(corpus))
+        return self._remember(self._runs, key, lambda: load_run(folder))
+
+    def corpus(self, folder: Path) -> Database:
+        """A corpus ready to be searched; raises UserError where it is not built."""
+
+        def load() -> Database:
+            corpus = load_corpus(folder)
+            return Database(corpus, load_retriever(corpus))
+
+        return self._remember(self._corpora, (folder, _corpus_stamp(folder)), load)
+
+    def _remember(self, shelf: OrderedDict[Any, Loaded], key: Any, load: Callable[[], Loaded]) -> Loaded:
+        with self._lock:  # one loads at a time: two of the same would cost memory twice
+            if key not in shelf:
+                shelf[key] = load()
+            shelf.move_to_end(key)
+            while len(shelf) > self.most:
+                shelf.popitem(last=False)
+            return shelf[key]
+
+    def ask_to_stop(self, code: str) -> None:
+        """Let the text that this visitor's page is writing end here."""
+        self._stops.add(code)
+
+    def stop_asked(self, code: str) -> bool:
+        return code in self._stops
+
+    def forget_stop(self, code: str) -> None:
+        self._stops.discard(code)
+
+
+def _stamp(folder: Path, *names: str) -> tuple[int, ...]:
+    return tuple((folder / name).stat().st_mtime_ns if (folder / name).exists() else 0 for name in names)
+
+
+def _corpus_stamp(folder: Path) -> tuple[Path, tuple[int, ...]]:
+    return folder, _stamp(folder, MANIFEST, *TEXT_FILES)
+
+
+def count_parameters(network: RetroConfig) -> int:
+    """Parameters of a network of this shape, counted without making one."""
+    with torch.device("meta"):
+        return sum(weight.numel() for weight in RETRO(network).parameters())

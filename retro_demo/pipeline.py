@@ -1,0 +1,279 @@
+"""The verbs on runs: prepare, train, load, write text. The page and the command line call these."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from retro_demo.batches import RetroBatches
+from retro_demo.building import build_corpus, read_corpus_config
+from retro_demo.checkpoint import (
+    MODELS,
+    RunConfig,
+    differences,
+    load_state,
+    read_run_config,
+    save_state,
+    saved_step,
+    versions,
+    write_run_config,
+)
+from retro_demo.config import PRESETS, GenerateConfig, RetroConfig, TrainConfig, knobs
+from retro_demo.corpus import Corpus, load_corpus
+from retro_demo.devices import allowed_threads, choose_device
+from retro_demo.errors import UserError
+from retro_demo.evaluate import measure_arms
+from retro_demo.events import (
+    ENDINGS,
+    Evaluated,
+    Event,
+    Failed,
+    Finished,
+    Started,
+    Stopped,
+    Warned,
+    append_event,
+    cut_back,
+)
+from retro_demo.generate import Database, Written, generate
+from retro_demo.jobs import claim, is_running
+from retro_demo.loading import (
+    LoadedRun,
+    load_database,
+    load_retriever,
+    load_run,
+    write,
+)
+from retro_demo.retro import RETRO
+from retro_demo.train import Hooks, make_optimizer, train
+from retro_demo.workspace import SAMPLE, corpus_folder, data_home, is_built, prepare_sample
+
+__all__ = ["LoadedRun", "load_database", "load_retriever", "load_run", "write"]  # part of the verbs
+
+log = logging.getLogger(__name__)
+
+SAMPLE_TOKENS = 48
+SAMPLE_PROMPT_TOKENS = 24
+
+
+def record(folder: Path, events: Iterable[Event]) -> Iterator[Event]:
+    """Keep each event in the folder's events.jsonl, a failure too, and pass it on.
+
+    This is the outermost frame of a job: a bug becomes one sentence here, and stays a bug above.
+    """
+    path = folder / "events.jsonl"
+    try:
+        for event in events:
+            append_event(path, event)
+            yield event
+    except UserError as error:
+        append_event(path, Failed(str(error)))
+        raise
+    except Exception as error:
+        number = secrets.token_hex(4)
+        log.exception("job %s failed (log id %s)", folder.name, number)
+        append_event(
+            path,
+            Failed(f"Something went wrong inside the program ({type(error).__name__}, log id {number})."),
+        )
+        raise
+
+
+def run_build(out: Path, stop: Callable[[], bool]) -> Iterator[Event]:
+    """Build the corpus prepared in `out`, alone and on record; a stop costs the stage it is in."""
+    read_corpus_config(out)
+    with claim(out):
+        cut_back(out / "events.jsonl", 0)
+        yield from record(out, _until(stop, build_corpus(out)))
+
+
+def _until(stop: Callable[[], bool], events: Iterable[Event]) -> Iterator[Event]:
+    for event in events:
+        yield event
+        if stop() and not isinstance(event, Finished):
+            yield Stopped()
+            return
+
+
+def ensure_sample(corpus: str, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+    """Build the sample corpus that is meant by "sample:NAME", where it is not built yet.
+
+    Raises UserError where it was stopped before its end: nothing can go on without it.
+    """
+    if corpus.startswith(SAMPLE):
+        folder = prepare_sample(data_home()[0], corpus.removeprefix(SAMPLE))
+        if not is_built(folder):
+            yield from run_build(folder, stop)
+            if not is_built(folder):
+                raise UserError(f"The sample corpus {corpus} was not built to its end. Call again to go on.")
+
+
+def make_run_config(
+    model: str,
+    corpus: str,
+    *,
+    preset: str = "tiny",
+    settings: Mapping[str, Any] | None = None,
+    device: str = "auto",
+) -> RunConfig:
+    """The config of a new run: preset, then `settings` (knobs of RetroConfig and TrainConfig).
+
+    `corpus` is a folder or "sample:NAME". Raises UserError for unknown names and bad values.
+    """
+    if model not in MODELS:
+        raise UserError(f"There is no model {model!r}; choose one of {', '.join(MODELS)}.")
+    if preset not in PRESETS:
+        raise UserError(f"There is no preset {preset!r}; choose one of {', '.join(PRESETS)}.")
+    folder = corpus_folder(data_home()[0], corpus)
+    built = load_corpus(folder)
+    # the matched baseline is the same decoder without cross-attention and encoder
+    chosen = {**PRESETS[preset], **(settings or {})} | ({"cca_layers": ()} if model == "lm" else {})
+    names = {kind: {knob.name for knob in knobs(kind)} for kind in (RetroConfig, TrainConfig)}
+    if unknown := sorted(set(chosen) - names[RetroConfig] - names[TrainConfig]):
+        raise UserError(f"There is no setting {', '.join(unknown)}.")
+    network = RetroConfig(
+        vocab_size=built.tokenizer.vocab_size,
+        chunk_len=built.config.chunk_len,
+        pad_id=built.tokenizer.pad_id,
+        **{name: value for name, value in chosen.items() if name in names[RetroConfig]},
+    )
+    return RunConfig(
+        model=model,
+        preset=preset,
+        corpus=corpus if folder != Path(corpus) else str(folder.resolve()),
+        corpus_fingerprint=built.fingerprint,
+        network=network,
+        training=TrainConfig(**{name: value for name, value in chosen.items() if name in names[TrainConfig]}),
+        threads=allowed_threads(),
+        device=choose_device(device),
+        versions=versions(),
+    )
+
+
+def prepare_run(out: Path, wanted: RunConfig) -> None:
+    """Write down a new run, or check that a second call means the same one; more steps extend it."""
+    if not (out / "config.json").exists():
+        corpus = load_corpus(corpus_folder(data_home()[0], wanted.corpus))
+        make_batches(wanted, corpus)  # refuses a context or a number of neighbors that does not fit
+        out.mkdir(parents=True, exist_ok=True)
+        corpus.tokenizer.save(out / "tokenizer.json")
+        write_run_config(out, wanted)
+        return
+    there = read_run_config(out)
+    changed = differences(there, wanted)
+    if changed and is_running(out):
+        raise UserError(f"{out} is being trained ({'; '.join(changed)}). Stop it first, or wait for its end.")
+    only_steps = [f"steps {there.training.steps} -> {wanted.training.steps}"]
+    if not changed:
+        if there.corpus != wanted.corpus:  # the same corpus at another place
+            write_run_config(out, replace(there, corpus=wanted.corpus))
+        return
+    if changed != only_steps or wanted.training.steps < there.training.steps:
+        raise UserError(
+            f"{out} already holds another run ({'; '.join(changed)}). Choose another folder; "
+            "only a larger number of steps extends a run."
+        )
+    extend_run(out, wanted.training.steps)
+
+
+def extend_run(out: Path, steps: int) -> None:
+    """Let a run go on to more steps; its learning rate follows the longer schedule from here."""
+    there = read_run_config(out)
+    if is_running(out):
+        raise UserError(f"{out.name} is being trained. Stop it first, or wait for its end.")
+    if steps <= there.training.steps:
+        raise UserError(f"This run already has {there.training.steps} steps; {steps} would not extend it.")
+    if not (out / "state.safetensors").exists() and (out / "model.safetensors").exists():
+        raise UserError(
+            "This run ships without its optimizer state, so it cannot be trained longer. Train a new one."
+        )
+    write_run_config(out, replace(there, training=replace(there.training, steps=steps)))
+
+
+def make_batches(config: RunConfig, corpus: Corpus) -> RetroBatches:
+    """The batches that a run reads from its corpus; raises UserError where its settings do not fit."""
+    training = config.training
+    return RetroBatches(
+        corpus,
+        seq_len=training.seq_len,
+        batch_size=training.batch_size,
+        num_neighbors=training.num_neighbors,
+        retrieves=config.model != "lm",
+        seed=training.seed,
+    )
+
+
+def run_training(out: Path, stop: Callable[[], bool], *, device: str | None = None) -> Iterator[Event]:
+    """Advance the run prepared in `out` from wherever it stands to its end, alone and on record.
+
+    It goes on on the device that it was begun on, unless another one is named.
+    """
+    yield from ensure_sample(read_run_config(out).corpus, stop)
+    with claim(out):
+        cut_back(out / "events.jsonl", saved_step(out))
+        yield from record(out, _train(out, stop, device))
+
+
+def _train(out: Path, stop: Callable[[], bool], device: str | None) -> Iterator[Event]:
+    config = read_run_config(out)
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(config.training.seed)
+    device = choose_device(device or config.device)
+    model = RETRO(config.network).to(device)
+    optimizer = make_optimizer(model, config.training)
+    database = load_database(config)
+    batches = make_batches(config, database.corpus)
+    start = load_state(out, model, optimizer)  # last: nothing may draw from the generators after it
+    parameters = sum(weight.numel() for weight in model.parameters())
+    yield Started(
+        config.model,
+        start,
+        {"parameters": parameters, "steps": config.training.steps, "device": device},
+    )
+    if start and config.versions != versions():
+        yield Warned(
+            "Versions or machine differ from those this run began with: it goes on, but not bit for bit."
+        )
+    widths = database.corpus.bytes_of_tokens()
+
+    def evaluate(step: int) -> Evaluated:
+        arms = measure_arms(model, batches, widths, config.training.eval_tokens)
+        return Evaluated(step, arms, _sample(model, config, database))
+
+    hooks = Hooks(evaluate=evaluate, save=lambda step: save_state(out, step, model, optimizer), stop=stop)
+    last: Event | None = None
+    for last in train(model, batches, optimizer, config.training, start=start, hooks=hooks):
+        yield last
+    if last is None or last.to_json()["event"] not in ENDINGS:
+        yield Finished({"step": config.training.steps, "parameters": parameters})
+
+
+def _sample(model: RETRO, config: RunConfig, database: Database) -> str:
+    """What the model writes after the first words of a held-out (else the first) document."""
+    corpus = database.corpus
+    document = int(corpus.held_out.argmax())
+    first = corpus.chunks.tokens[corpus.chunks.document == document].reshape(-1)[:SAMPLE_PROMPT_TOKENS]
+    prompt = corpus.tokenizer.decode(first.tolist())
+    room = config.training.seq_len - len(corpus.tokenizer.encode(prompt))
+    if not prompt or room < 1:
+        return ""
+    how = GenerateConfig(max_new_tokens=min(SAMPLE_TOKENS, room))
+    written = list(
+        generate(
+            model.eval(),
+            corpus.tokenizer,
+            prompt,
+            how,
+            context=config.training.seq_len,
+            num_neighbors=config.training.num_neighbors,
+            database=database,
+        )
+    )[-1]
+    assert isinstance(written, Written)
+    return corpus.tokenizer.decode(written.tokens)

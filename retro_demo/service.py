@@ -1,0 +1,293 @@
+"""What a visitor can ask for, one function each; the page and the HTTP endpoints both call these.
+
+They name corpora and runs by their ids in a workspace, start processes and look at folders.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from retro_demo import jobs
+from retro_demo.building import SHIPPED_TOKENIZERS, prepare_corpus
+from retro_demo.checkpoint import RunConfig, read_run_config, write_run_config
+from retro_demo.config import PRESETS, CorpusConfig
+from retro_demo.corpus import MANIFEST
+from retro_demo.errors import UserError
+from retro_demo.knobs import knobs
+from retro_demo.pipeline import extend_run, make_run_config, prepare_run
+from retro_demo.tracing import Trace
+from retro_demo.workspace import (
+    SAMPLE,
+    SAMPLES,
+    Workspace,
+    corpus_folder,
+    is_built,
+    prepare_sample,
+)
+
+MOST_RUNNING = 2  # jobs of one visitor at a time
+KEPT_TRACES = 30
+VISITOR_CHOICES = {"embedder": ("static", "minilm"), "tokenizer": ("train", *SHIPPED_TOKENIZERS)}
+LOOK_SECONDS = 0.3
+
+
+def start_build(
+    workspace: Workspace, files: Sequence[tuple[str, Path]], name: str, config: CorpusConfig
+) -> str:
+    """Copy the files (name, where it lies) into a new corpus folder and start building; its id."""
+    if not files:
+        raise UserError("There is nothing to build from. Choose one or more files first.")
+    _check_harmless(config)
+    _check_running(workspace)
+    folder = workspace.new_folder("corpora", name or Path(files[0][0]).stem)
+    try:
+        sources = folder / "sources"
+        sources.mkdir()
+        copies = []
+        for given, path in files:
+            copy = sources / safe_name(given, {copy.name for copy in copies})
+            shutil.copyfile(path, copy)
+            copies.append(copy)
+        prepare_corpus(folder, copies, config)
+    except BaseException:
+        shutil.rmtree(folder)  # nothing was begun
+        raise
+    jobs.start(folder, "build-corpus")
+    return folder.name
+
+
+def _check_harmless(config: CorpusConfig) -> None:
+    """Refuse what a visitor could use to look at the server's folders, or to make it load models."""
+    for name, allowed in VISITOR_CHOICES.items():
+        value: str = getattr(config, name)
+        if value not in allowed:
+            raise UserError(
+                f"The {name} is {value[:80]!r}; on the page choose one of {', '.join(allowed)}. "
+                "The command line takes the others."
+            )
+    most = CorpusConfig().max_megabytes
+    if config.max_megabytes > most:
+        raise UserError(f"The largest text is {config.max_megabytes} MB; here it is at most {most} MB.")
+
+
+def safe_name(given: str, taken: set[str]) -> str:
+    """A file name that is only a name, keeps its kind and is not taken."""
+    name = re.sub(r"[^\w. -]", "_", Path(given.replace("\\", "/")).name).lstrip(". ")[-100:]
+    stem, dot, ends = (name or "file.txt").partition(".")
+    for number in range(1, len(taken) + 2):
+        wanted = f"{stem}{f'-{number}' if number > 1 else ''}{dot}{ends}"
+        if wanted not in taken:
+            return wanted
+    raise AssertionError("one of n + 1 names is free")
+
+
+def start_sample(home: Path) -> None:
+    """Start building each shipped corpus that is not built and that nobody builds yet."""
+    for name in SAMPLES:
+        folder = prepare_sample(home, name)
+        if not is_built(folder) and not jobs.is_running(folder):
+            jobs.start(folder, "build-corpus")
+
+
+def resume_build(workspace: Workspace, corpus: str) -> None:
+    """Go on with a build that was stopped, killed or failed."""
+    folder = workspace.corpus(corpus)
+    if corpus.startswith(SAMPLE):
+        prepare_sample(workspace.home, corpus.removeprefix(SAMPLE))
+    if is_built(folder):
+        raise UserError(f"{corpus_title(corpus)} is built already. There is nothing to resume.")
+    _check_running(workspace)
+    jobs.start(folder, "build-corpus")
+
+
+def start_run(
+    workspace: Workspace,
+    corpus: str,
+    model: str,
+    preset: str,
+    settings: Mapping[str, Any],
+    name: str = "",
+) -> str:
+    """Make a run in the workspace and start its training; returns its id at once."""
+    _check_running(workspace)
+    place = built_corpus(workspace, corpus)
+    wanted = make_run_config(
+        model, corpus if corpus.startswith(SAMPLE) else str(place), preset=preset, settings=settings
+    )
+    folder = workspace.new_folder("runs", name or f"{corpus.removeprefix(SAMPLE)}-{model}-{preset}")
+    try:
+        prepare_run(folder, wanted)
+    except UserError:
+        shutil.rmtree(folder)  # nothing was begun
+        raise
+    jobs.start(folder, "train")
+    return folder.name
+
+
+def built_corpus(workspace: Workspace, corpus: str) -> Path:
+    """The folder of a corpus that can be used; raises UserError where it is not built yet."""
+    folder = workspace.corpus(corpus)
+    if not is_built(folder):
+        raise UserError(
+            f"{corpus_title(corpus)} is not built yet. Wait for its build on the Corpus tab, or resume it."
+        )
+    return folder
+
+
+def _check_running(workspace: Workspace) -> None:
+    at_work = [
+        folder.name
+        for kind in ("corpora", "runs")
+        for folder in (workspace.folder / kind).iterdir()
+        if jobs.is_running(folder)
+    ]
+    if len(at_work) >= MOST_RUNNING:
+        raise UserError(
+            f"{' and '.join(at_work)} are running in this workspace already. Wait for one, or stop one."
+        )
+
+
+def own_run(workspace: Workspace, run: str) -> Path:
+    """The folder of a run that the visitor may work on; shipped ones are for reading."""
+    if run.startswith(SAMPLE):
+        raise UserError(
+            f"{run.removeprefix(SAMPLE)} ships with the app and stays as it is. Train a run of your own."
+        )
+    return workspace.run(run)
+
+
+def resume_run(workspace: Workspace, run: str) -> None:
+    """Go on with a run from its last save."""
+    folder = own_run(workspace, run)
+    if jobs.status(folder).state == "finished":
+        raise UserError(f"{run} is finished. To go on, train it longer.")
+    _check_running(workspace)
+    jobs.start(folder, "train")
+
+
+def lengthen_run(workspace: Workspace, run: str, steps: int) -> None:
+    """Give a run more steps and start it again."""
+    folder = own_run(workspace, run)
+    if jobs.is_running(folder):
+        raise UserError(f"{run} is running. Stop it first, or wait for its end.")
+    _check_running(workspace)
+    extend_run(folder, steps)
+    jobs.start(folder, "train")
+
+
+def stop_run(workspace: Workspace, run: str) -> bool:
+    """Ask a run to save and leave; False where it is not running."""
+    return jobs.stop(own_run(workspace, run))
+
+
+def follow(folder: Path) -> Iterator[jobs.JobStatus]:
+    """Look at a job until it ends, several times a second."""
+    while True:
+        status = jobs.status(folder)
+        yield status
+        if status.state != "running":
+            return
+        time.sleep(LOOK_SECONDS)
+
+
+def wait_for_corpus(workspace: Workspace, run: str) -> Iterator[jobs.JobStatus]:
+    """Follow the build of the corpus that a run reads, while it goes on; nothing where it is done."""
+    config = read_run_config(workspace.run(run))
+    folder = corpus_folder(workspace.home, config.corpus)
+    if config.model != "lm" and config.corpus.startswith(SAMPLE) and not is_built(folder):
+        if not jobs.is_running(folder):
+            start_sample(workspace.home)
+        yield from follow(folder)
+
+
+def keep_trace(workspace: Workspace, name: str, trace: Trace) -> None:
+    """Save a trace; of many, only the latest stay."""
+    trace.save(workspace.trace(name))
+    kept = sorted((workspace.folder / "traces").glob("*.json"), key=lambda p: p.stat().st_mtime)
+    for path in kept[:-KEPT_TRACES]:
+        path.unlink()
+        path.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def load_trace(workspace: Workspace, name: str) -> Trace | None:
+    """A kept trace, or None where it is gone."""
+    path = workspace.trace(name)
+    if path.with_suffix(".json").exists() and path.with_suffix(".safetensors").exists():
+        return Trace.load(path)
+    return None
+
+
+def shown_trace(workspace: Workspace, name: str) -> tuple[str, Trace | None]:
+    """The trace to show with its id: the kept one, else the example of the first shipped run."""
+    shipped = [run for run in workspace.runs() if run.startswith(SAMPLE)]
+    for candidate in filter(None, (name, *shipped)):
+        if (trace := load_trace(workspace, candidate)) is not None:
+            return candidate, trace
+    return "", None
+
+
+def rename_corpus(workspace: Workspace, old: str, new: str) -> str:
+    """Give a corpus another name, and tell its runs in this workspace; returns the name."""
+    before = str(workspace.corpus(old))
+    name = workspace.rename("corpora", old, new)
+    for run in workspace.runs():
+        folder = workspace.run(run)
+        config = read_run_config(folder)
+        if config.corpus == before:
+            write_run_config(folder, replace(config, corpus=str(workspace.corpus(name))))
+    return name
+
+
+def delete_corpus(workspace: Workspace, corpus: str) -> None:
+    """Remove a corpus; raises UserError while runs of the workspace read it, which it would orphan."""
+    place = str(workspace.corpus(corpus))
+    own = [run for run in workspace.runs() if not run.startswith(SAMPLE)]
+    if readers := [run for run in own if read_run_config(workspace.run(run)).corpus == place]:
+        raise UserError(
+            f"The corpus {corpus} is read by {len(readers)} of your runs ({', '.join(readers[:5])}), "
+            "which could neither write nor train without it. Delete them first."
+        )
+    workspace.delete("corpora", corpus)
+
+
+def statistics(folder: Path) -> dict[str, Any] | None:
+    """The figures of a built corpus with its warnings, None before it is built."""
+    if not is_built(folder):
+        return None
+    manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+    kept = {"warnings": manifest["warnings"], "chunk_len": manifest["config"]["chunk_len"]}
+    return manifest["statistics"] | kept | {"held_out": manifest["held_out"]}
+
+
+def corpus_title(corpus: str) -> str:
+    """What people call a corpus id."""
+    name = corpus.removeprefix(SAMPLE)
+    return SAMPLES[name].title if corpus.startswith(SAMPLE) and name in SAMPLES else corpus
+
+
+def corpus_of_run(workspace: Workspace, run: str) -> tuple[str, Path]:
+    """Title and folder of the corpus that a run was trained on."""
+    corpus = read_run_config(workspace.run(run)).corpus
+    folder = corpus_folder(workspace.home, corpus)
+    return (corpus_title(corpus) if corpus.startswith(SAMPLE) else folder.name), folder
+
+
+def changed_settings(config: RunConfig) -> list[tuple[str, Any]]:
+    """The knobs of a run that differ from its preset, with their values."""
+    usual = PRESETS.get(config.preset, {})
+    changed = []
+    for part in (config.training, config.network):
+        for knob in knobs(part):
+            value = getattr(part, knob.name)
+            # an lm has no cross-attention by its nature, not by a setting
+            matched = config.model == "lm" and knob.name == "cca_layers"
+            if value != usual.get(knob.name, knob.default) and not matched:
+                changed.append((knob.name, value))
+    return changed

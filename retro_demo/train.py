@@ -1,0 +1,115 @@
+"""The one training loop. It knows nothing of text, file names, interfaces or which model it trains.
+
+A model offers `loss(batch)` and the batches offer `train_batch(step)`; what else differs between
+models lives there.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from retro_demo.config import TrainConfig
+from retro_demo.errors import UserError
+from retro_demo.events import Evaluated, Event, Saved, Step, Stopped
+
+LR_FLOOR = 0.1  # the cosine ends at a tenth (RETRO section 3.1)
+
+
+class Batches(Protocol):
+    """Where batches come from; a batch has `tokens` and moves with `to(device)`."""
+
+    def train_batch(self, step: int) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop asks of its caller: the arms' losses, a save, and whether to stop."""
+
+    evaluate: Callable[[int], Evaluated]
+    save: Callable[[int], None]
+    stop: Callable[[], bool]
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW; matrices decay, embeddings and gains do not. The order of parameters is the model's."""
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    weights = [w for w in model.parameters() if w.requires_grad]
+    decayed = [w for w in weights if w.ndim >= 2 and id(w) not in embeddings]
+    others = [w for w in weights if w.ndim < 2 or id(w) in embeddings]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    fused = all(w.device.type in ("cpu", "cuda") for w in weights)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=fused)
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Linear warm-up, then a cosine from `lr` to a tenth of it at the last step; step from 0."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.lr * (LR_FLOOR + (1 - LR_FLOOR) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+def train(
+    model: nn.Module,
+    batches: Batches,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    *,
+    start: int,
+    hooks: Hooks,
+) -> Iterator[Event]:
+    """Advance the model from step `start` to the last one, yielding what happens.
+
+    Raises UserError when the loss is no longer a number; what was saved before stays.
+    """
+    device = next(model.parameters()).device
+    if start == 0:
+        yield hooks.evaluate(0)
+    for step in range(start, config.steps):
+        begun = time.perf_counter()
+        batch = batches.train_batch(step).to(device)
+        loss, norm = _optimizer_step(model, batch, optimizer, learning_rate(step, config), config.clip)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise UserError(
+                f"The loss became {loss} (gradient {norm}) at step {step + 1}. The last save is kept; train "
+                f"a new run with a learning rate below {config.lr:g}."
+            )
+        speed = batch.tokens[:, 1:].numel() / (time.perf_counter() - begun)
+        done = step + 1
+        yield Step(done, loss, learning_rate(step, config), round(speed, 1), norm)
+        last = done == config.steps
+        if last or done % config.eval_every == 0:
+            yield hooks.evaluate(done)
+        stopping = hooks.stop()
+        if last or stopping or done % config.save_every == 0:
+            hooks.save(done)
+            yield Saved(done)
+        if stopping and not last:
+            yield Stopped(done)
+            return
+
+
+def _optimizer_step(
+    model: nn.Module, batch: Any, optimizer: torch.optim.Optimizer, lr: float, clip: float
+) -> tuple[float, float]:
+    """One step; returns loss (nats) and the gradient's norm before clipping."""
+    model.train()
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.zero_grad(set_to_none=True)
+    loss: Tensor = model.loss(batch)[0]  # pyright: ignore[reportCallIssue]
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
+    if loss.isfinite() and norm.isfinite():  # else the weights would be lost before the loop can say so
+        optimizer.step()
+    return loss.item(), norm.item()

@@ -1,0 +1,242 @@
+"""Where things lie: the data folder, what ships with the code, and one visitor's own folders.
+
+DATA/samples/NAME-HASH          built sample corpora, shared and read-only for visitors
+DATA/workspaces/CODE/corpora    a visitor's corpora, runs and kept traces
+                    /runs
+                    /traces
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import tempfile
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from retro_demo.building import ASSETS, SHIPPED_TOKENIZERS, prepare_corpus
+from retro_demo.config import CorpusConfig
+from retro_demo.corpus import MANIFEST, file_hash
+from retro_demo.embedding import STATIC_FOLDER
+from retro_demo.errors import UserError
+from retro_demo.jobs import is_running
+
+CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
+CODE = re.compile(r"[A-Za-z0-9_-]{16,64}")
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,60}")
+# only the name of a folder may be told
+SERVER_FOLDERS = re.compile(r"(?:/[^\s/]+)+/(?:corpora|runs|traces|samples|checkpoints)/")
+SAMPLE = "sample:"  # before the name of a corpus or run that ships with the code
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A corpus that ships with the code."""
+
+    title: str
+    source: Path
+    config: CorpusConfig
+
+
+SAMPLES = {
+    "factbook2015": Sample(
+        "World Factbook 2015",
+        ASSETS / "factbook2015" / "factbook2015.jsonl.gz",
+        CorpusConfig(tokenizer="factbook", chunk_len=32),
+    )
+}
+
+
+def data_home() -> tuple[Path, str]:
+    """The folder for all that is written, and a warning ("" if it lasts).
+
+    RETRO_DEMO_HOME, else a writable /data, else the user's data folder, else a temporary one.
+    """
+    if named := os.environ.get("RETRO_DEMO_HOME"):
+        home = Path(named).expanduser().resolve()
+        if not _writable(home):
+            raise UserError(f"RETRO_DEMO_HOME is {named}, which cannot be written. Name another folder.")
+        return home, ""
+    for home in (Path("/data"), Path(platformdirs.user_data_dir("retro_demo", appauthor=False))):
+        if (home.is_dir() or home != Path("/data")) and _writable(home):
+            return home, ""
+    return (
+        Path(tempfile.mkdtemp(prefix="retro_demo-")),
+        "Nothing here can be written for good: corpora and runs are in a temporary folder and will be lost. "
+        "Set RETRO_DEMO_HOME to a folder that lasts.",
+    )
+
+
+def settle_data_home() -> tuple[Path, str]:
+    """`data_home`, decided once for this process and those it starts (a temporary folder, above all)."""
+    home, warning = data_home()
+    os.environ["RETRO_DEMO_HOME"] = str(home)
+    return home, warning
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def sample_folder(home: Path, name: str) -> Path:
+    """Where the sample corpus `name` is built; another version of its source is another folder."""
+    if name not in SAMPLES:
+        raise UserError(f"There is no sample corpus {name}. There is: {', '.join(SAMPLES)}.")
+    sample = SAMPLES[name]
+    parts = [
+        file_hash(sample.source),
+        file_hash(STATIC_FOLDER / "table.safetensors"),
+        repr(sample.config),
+    ]
+    parts += [file_hash(SHIPPED_TOKENIZERS[sample.config.tokenizer])]
+    return home / "samples" / f"{name}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:8]}"
+
+
+def prepare_sample(home: Path, name: str) -> Path:
+    """The folder of a sample corpus, ready for `build_corpus` (which finds it done the second time)."""
+    folder = sample_folder(home, name)
+    if not (folder / "config.json").exists():
+        prepare_corpus(folder, [SAMPLES[name].source], SAMPLES[name].config)
+    return folder
+
+
+def corpus_folder(home: Path, corpus: str) -> Path:
+    """The folder that a run's config means by its corpus: a path, or "sample:NAME"."""
+    if corpus.startswith(SAMPLE):
+        return sample_folder(home, corpus.removeprefix(SAMPLE))
+    return Path(corpus)
+
+
+def new_code() -> str:
+    """A code for a new visitor that nobody can guess."""
+    return secrets.token_urlsafe(18)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """One visitor's folders. Ids are names of folders here, or "sample:NAME" for what ships."""
+
+    home: Path
+    folder: Path
+
+    @staticmethod
+    def open(home: Path, code: str) -> Workspace:
+        """The workspace of a code, made on first use; raises UserError for what is no code."""
+        if not isinstance(code, str) or not CODE.fullmatch(code):
+            raise UserError(
+                "A workspace code has 16 to 64 letters, digits, - or _. Reload the page to get one."
+            )
+        folder = home / "workspaces" / code
+        for part in ("corpora", "runs", "traces"):
+            (folder / part).mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.chmod(0o700)
+        return Workspace(home, folder)
+
+    def corpora(self) -> list[str]:
+        """Ids of the corpora that can be chosen, built or being built; samples first."""
+        return [SAMPLE + name for name in SAMPLES] + self._names("corpora")
+
+    def runs(self) -> list[str]:
+        """Ids of the runs, shipped ones first, then the newest first."""
+        shipped = sorted(folder.parent.name for folder in CHECKPOINTS.glob("*/config.json"))
+        return [SAMPLE + name for name in shipped] + self._names("runs")
+
+    def _names(self, kind: str) -> list[str]:
+        folders = [path for path in (self.folder / kind).iterdir() if (path / "config.json").exists()]
+        return [
+            path.name for path in sorted(folders, key=lambda path: (path / "config.json").stat().st_mtime)
+        ][::-1]
+
+    def corpus(self, name: str) -> Path:
+        """The folder of a corpus id; raises UserError for an unknown one."""
+        if str(name).startswith(SAMPLE):
+            return sample_folder(self.home, name.removeprefix(SAMPLE))
+        return self._existing("corpora", name, "corpus")
+
+    def run(self, name: str) -> Path:
+        """The folder of a run id; raises UserError for an unknown one."""
+        if str(name).startswith(SAMPLE):
+            plain = name.removeprefix(SAMPLE)
+            if not NAME.fullmatch(plain) or not (CHECKPOINTS / plain / "config.json").exists():
+                raise UserError(f"There is no shipped run {name[:80]!r}. Choose a run from the list.")
+            return CHECKPOINTS / plain
+        return self._existing("runs", name, "run")
+
+    def trace(self, name: str) -> Path:
+        """Where the trace `name` lies (no suffix)."""
+        if name.startswith(SAMPLE):
+            return self.run(name) / "example"
+        if not NAME.fullmatch(name):
+            raise UserError(f"There is no trace {name[:80]!r}. Generate anew.")
+        return self.folder / "traces" / name
+
+    def _existing(self, kind: str, name: str, word: str) -> Path:
+        name = str(name)  # what comes over HTTP may be anything
+        folder = self.folder / kind / name
+        if not NAME.fullmatch(name) or not (folder / "config.json").exists():
+            raise UserError(f"There is no {word} {name[:80]!r} in this workspace. Choose one from the list.")
+        return folder
+
+    def new_folder(self, kind: str, wanted: str) -> Path:
+        """A folder for a new corpus or run (kind "corpora" or "runs"), named as wanted as can be."""
+        plain = unicodedata.normalize("NFKD", wanted).encode("ascii", "ignore").decode()
+        base = re.sub(r"[^a-z0-9._-]+", "-", plain.lower()).strip("-._")[:50] or "unnamed"
+        for number in range(1, 10_000):
+            folder = self.folder / kind / (base if number == 1 else f"{base}-{number}")
+            if not folder.exists():
+                folder.mkdir(mode=0o700)
+                return folder
+        raise UserError(f"There are too many called {base!r}. Choose another name.")
+
+    def rename(self, kind: str, old: str, new: str) -> str:
+        """Give a corpus or run another name; returns it. Not while something works on it."""
+        folder = self._owned(kind, old)
+        wanted = new.strip().lower()
+        if not NAME.fullmatch(wanted):
+            raise UserError(
+                f"{new[:80]!r} is no name: use up to 60 small letters, digits, - _ or . "
+                "and begin with a letter."
+            )
+        target = folder.with_name(wanted)
+        if target.exists():
+            raise UserError(f"There is already one called {wanted!r}. Choose another name.")
+        folder.rename(target)
+        return wanted
+
+    def delete(self, kind: str, name: str) -> None:
+        """Remove a corpus or run with all its files. Not while something works on it."""
+        shutil.rmtree(self._owned(kind, name))
+
+    def _owned(self, kind: str, name: str) -> Path:
+        if name.startswith(SAMPLE):
+            raise UserError(f"{name.removeprefix(SAMPLE)} ships with the app and stays as it is.")
+        folder = self._existing(kind, name, {"corpora": "corpus", "runs": "run"}[kind])
+        if is_running(folder):
+            raise UserError(f"{name} is being worked on. Stop it first.")
+        return folder
+
+
+def without_folders(text: str) -> str:
+    """A text without the folders of the server: where it keeps things is nobody's business."""
+    return SERVER_FOLDERS.sub("", text)
+
+
+def disk_use(folder: Path) -> int:
+    """Bytes of all files below the folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def is_built(corpus: Path) -> bool:
+    """Whether a corpus folder is built to its end."""
+    return (corpus / MANIFEST).exists()

@@ -1,0 +1,85 @@
+"""What many tests share: a small corpus, built once, and a data folder that is nobody's."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the app does: tests may run on a busy machine
+
+import numpy as np
+import pytest
+
+from retro_demo.building import build_corpus, prepare_corpus
+from retro_demo.config import CorpusConfig
+from retro_demo.corpus import Corpus, load_corpus
+
+PLACES = [
+    "Arden",
+    "Belmont",
+    "Corvo",
+    "Dunmere",
+    "Eskel",
+    "Farrow",
+    "Galt",
+    "Hollin",
+    "Istria",
+    "Jorvik",
+    "Kestrel",
+    "Lorn",
+    "Morrow",
+    "Norvale",
+]
+
+
+def records(seed: int = 0) -> list[dict[str, str]]:
+    """Short entries of made-up places: alike in form, unlike in fact."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for place in PLACES:
+        text = "\n".join(
+            f"{field} of {place}: {rng.integers(100, 9999)} {unit}, estimated in {rng.integers(1990, 2015)}."
+            for field, unit in [
+                ("Area", "square km"),
+                ("Population", "people"),
+                ("Coastline", "km"),
+                ("Irrigated land", "square km"),
+                ("Roadways", "km paved"),
+                ("Electricity made", "kWh"),
+                ("Internet users", "people"),
+                ("Highest point", "m above the sea"),
+            ]
+        )
+        rows.append({"id": place.lower(), "title": place, "text": text})
+    return rows
+
+
+def write_jsonl(path: Path, rows: list[dict[str, str]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def data_folder(tmp_path_factory, monkeypatch) -> Path:
+    """A data folder of the test's own, never the user's."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("RETRO_DEMO_HOME", str(home))
+    return home
+
+
+SMALL = CorpusConfig(chunk_len=8, vocab_size=400, num_neighbors=4)
+
+
+@pytest.fixture(scope="session")
+def small_folder(tmp_path_factory) -> Path:
+    """A built corpus of fourteen short documents with chunks of eight tokens; do not change it."""
+    folder = tmp_path_factory.mktemp("corpora") / "small"
+    prepare_corpus(folder, [write_jsonl(folder.parent / "places.jsonl", records())], SMALL)
+    list(build_corpus(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_corpus(small_folder) -> Corpus:
+    return load_corpus(small_folder)

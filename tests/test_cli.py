@@ -1,0 +1,219 @@
+"""The command line as a caller sees it: lines, exit codes, sentences."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import records, write_jsonl
+
+from retro_demo import cli
+from retro_demo.config import CorpusConfig, GenerateConfig, RetroConfig, TrainConfig
+from retro_demo.knobs import knobs
+
+NETWORK = [
+    "--dim",
+    "16",
+    "--depth",
+    "2",
+    "--num-heads",
+    "2",
+    "--cca-layers",
+    "2",
+    "--enc-dim",
+    "16",
+    "--seq-len",
+    "32",
+    "--batch-size",
+    "2",
+]
+
+
+def run(capsys, *arguments: object) -> tuple[int, list[dict], str]:
+    """Exit code, JSON events on stdout, stderr."""
+    code = cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, [json.loads(line) for line in captured.out.splitlines()], captured.err
+
+
+@pytest.fixture
+def built(tmp_path, capsys) -> Path:
+    source = write_jsonl(tmp_path / "places.jsonl", records())
+    flags = ["--chunk-len", "8", "--vocab-size", "400", "--num-neighbors", "4", "--json"]
+    code, events, _ = run(capsys, "build-corpus", source, "--out", tmp_path / "corpus", *flags)
+    assert code == 0
+    assert {"documents", "chunks", "tokens", "seconds"} <= set(events[-1])
+    return tmp_path / "corpus"
+
+
+def test_build_train_and_generate_end_with_finished_and_0(capsys, tmp_path, built):
+    flags = ["--steps", 6, "--eval-tokens", 200, *NETWORK, "--json"]
+    code, trained, _ = run(capsys, "train", "retro", "--corpus", built, "--out", tmp_path / "run", *flags)
+    assert code == 0
+    assert trained[-1]["event"] == "finished"
+    for event in trained:
+        if event["event"] == "step":
+            assert {"step", "loss", "lr", "tokens_per_second"} <= set(event)
+
+    arguments = ["--prompt", "Area of Arden", "--max-new-tokens", 12, "--json"]
+    code, written, _ = run(capsys, "generate", tmp_path / "run", *arguments)
+
+    assert code == 0
+    kinds = [event["event"] for event in written]
+    assert kinds[-1] == "finished"
+    assert "token" in kinds
+    assert "retrieved" in kinds
+    assert written[-1]["text"].startswith("Area of Arden")
+    neighbor = next(event for event in written if event["event"] == "retrieved")["neighbors"][0]
+    assert {"document", "title", "score", "text", "continuation"} <= set(neighbor)
+
+
+def test_search_finds_the_document_that_was_quoted(capsys, built):
+    code, events, _ = run(capsys, "search", built, "Coastline of Kestrel", "-k", 3, "--json")
+
+    assert code == 0
+    found = events[-1]["neighbors"]
+    assert len(found) == 3
+    assert found[0]["score"] >= found[1]["score"] >= found[2]["score"]
+    assert any("Coastline" in neighbor["text"] for neighbor in found)
+
+
+def test_a_finished_run_goes_on_to_more_steps_by_its_folder_alone(capsys, tmp_path, built):
+    flags = ["--steps", 4, "--eval-tokens", 200, *NETWORK, "--json"]
+    run(capsys, "train", "lm", "--corpus", built, "--out", tmp_path / "run", *flags)
+
+    code, events, _ = run(capsys, "train", "--out", tmp_path / "run", "--steps", 6, "--json")
+
+    assert code == 0
+    assert [event["step"] for event in events if event["event"] == "step"] == [5, 6]
+    code, _, err = run(capsys, "train", "--out", tmp_path / "run", "--steps", 5)
+    assert code == 2
+    assert "would not extend" in err
+
+
+def test_a_run_finds_its_corpus_again_where_it_was_moved_to(capsys, tmp_path, built):
+    flags = ["--eval-tokens", 200, *NETWORK, "--json"]
+    run(capsys, "train", "retro", "--corpus", built, "--out", tmp_path / "run", "--steps", 2, *flags)
+    moved = built.rename(tmp_path / "elsewhere")
+
+    code, events, _ = run(
+        capsys, "train", "retro", "--corpus", moved, "--out", tmp_path / "run", "--steps", 2, *flags
+    )
+
+    assert code == 0
+    assert events[-1]["event"] == "finished"
+
+
+def test_training_is_taken_up_by_its_folder_alone(capsys, tmp_path, built):
+    flags = ["--steps", 4, "--eval-tokens", 200, *NETWORK, "--json"]
+    run(capsys, "train", "lm", "--corpus", built, "--out", tmp_path / "run", *flags)
+
+    code, events, _ = run(capsys, "train", "--out", tmp_path / "run", "--json")
+
+    assert code == 0
+    assert [event["event"] for event in events] == ["started", "finished"]
+
+
+@pytest.mark.parametrize("flags", [["--lr", 0.1], ["--preset", "small"], ["--corpus", "elsewhere"]])
+def test_settings_without_a_model_are_refused_and_not_ignored(capsys, tmp_path, flags):
+    code, _, err = run(capsys, "train", "--out", tmp_path / "run", *flags)
+
+    assert code == 2
+    assert "Settings go with a model" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["generate", "no-such-run", "--prompt", "x"], "There is no run"),
+        (["search", "no-such-corpus", "x"], "There is no corpus"),
+        (["train", "retro", "--corpus", "no-such-corpus", "--out", "{tmp}/r"], "There is no corpus"),
+        (["train", "retro", "--out", "{tmp}/r"], "Name the corpus"),
+        (["train", "--out", "{tmp}/r"], "There is no run"),
+        (["build-corpus", "--out", "{tmp}/c"], "nothing to build"),
+        (["build-corpus", "no-such-file.txt", "--out", "{tmp}/c"], "no-such-file.txt"),
+        (["build-corpus", "x.txt", "--out", "{tmp}/c", "--chunk-len", "1"], "chunk_len is 1"),
+        (["train", "retro", "--corpus", "c", "--out", "{tmp}/r", "--steps", "x"], "invalid int value"),
+        (["train", "oracle", "--corpus", "c", "--out", "{tmp}/r"], "'oracle'"),
+        (["train", "retro", "--corpus", "c", "--out", "{tmp}/r", "--preset", "huge"], "'huge'"),
+        (["fly"], "'fly'"),
+        (["generate", "r"], "--prompt"),
+        (["build-corpus", "x.txt", "--out", "{tmp}/c", "--holdout", "nan"], "holdout is nan"),
+    ],
+)
+def test_a_mistake_of_the_user_is_one_sentence_and_2(capsys, tmp_path, arguments, sentence):
+    filled = [argument.format(tmp=tmp_path) for argument in arguments]
+
+    code, events, err = run(capsys, *filled, "--json")
+
+    assert code == 2
+    assert sentence in err
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) == 1
+    assert events[-1]["event"] == "failed"
+    assert sentence in events[-1]["error"]
+
+
+def test_a_bug_is_logged_and_ends_with_1_and_one_plain_sentence(capsys, monkeypatch, built):
+    def broken(*_arguments):
+        raise RuntimeError("inner detail")
+
+    monkeypatch.setattr(cli, "search", broken)
+
+    code, events, _ = run(capsys, "search", built, "x", "--json")
+
+    assert code == 1
+    assert events[-1]["event"] == "failed"
+    assert "inner detail" not in events[-1]["error"]
+
+
+def test_the_sample_is_prepared_once_and_a_shipped_run_writes_with_it(capsys, data_folder):
+    code, events, _ = run(capsys, "prepare", "--json")
+    assert code == 0
+    assert events[-1]["event"] == "finished"
+
+    again = run(capsys, "prepare", "--json")[1]
+    assert [event["event"] for event in again] == ["finished"]
+
+    shipped = Path(__file__).parent.parent / "checkpoints" / "factbook-retro"
+    code, events, _ = run(capsys, "generate", shipped, "--prompt", "Geography\n\nLocation:", "--json")
+    assert code == 0
+    assert "Map references:" in events[-1]["text"]  # the fields of an entry come in their order
+    assert any(event["event"] == "retrieved" for event in events)
+
+
+def test_people_get_lines_and_no_json(capsys, built):
+    assert cli.main(["search", str(built), "Coastline of Kestrel", "-k", "1"]) == 0
+
+    out = capsys.readouterr().out
+    assert "N: " in out
+    assert "F: " in out
+    assert not out.startswith("{")
+
+
+@pytest.mark.parametrize(
+    ("verb", "config"),
+    [
+        ("build-corpus", CorpusConfig),
+        ("train", TrainConfig),
+        ("train", RetroConfig),
+        ("generate", GenerateConfig),
+    ],
+)
+def test_every_knob_is_a_flag_with_its_help(capsys, verb, config):
+    with pytest.raises(SystemExit):
+        cli.main([verb, "--help"])
+
+    text = " ".join(capsys.readouterr().out.split())
+    for knob in knobs(config):
+        assert f"--{knob.name.replace('_', '-')}" in text
+        assert " ".join(knob.metadata["help"].split())[:30] in text
+
+
+def test_the_module_runs_as_a_program_without_gradio():
+    code = "import sys, retro_demo.cli; sys.exit('gradio' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
