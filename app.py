@@ -1,0 +1,72 @@
+"""Serve the page: `python app.py [--host HOST] [--port PORT]`.
+
+Without flags host and port come from Gradio's own environment, as on a Hugging Face Space.
+"""
+
+from __future__ import annotations
+
+import os
+
+# before gradio and torch are imported: no calls home, and idle threads that leave cores to others
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import argparse
+import logging
+import sys
+
+import gradio as gr
+from starlette.middleware import Middleware
+
+from retro_demo.errors import UserError
+from retro_demo.ui.page import ASSETS, build_app, theme
+from retro_demo.ui.security import SecurityHeaders
+from retro_demo.workspace import settle_data_home
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Serve the page of retro_demo.")
+    parser.add_argument("--host", help="address to listen on (default: Gradio's, 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port to listen on (default: Gradio's, 7860)")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    try:
+        home, warning = settle_data_home()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    demo, prepare = build_app(home, warning)
+    try:
+        local_url = serve(demo, options.host, options.port)
+    except (OSError, OverflowError) as error:
+        print(f"The page cannot be served there ({error}). Choose another --port or --host.", file=sys.stderr)
+        return 2
+    print(f"retro_demo is at {local_url} and keeps its data in {home}", flush=True)
+    prepare()
+    demo.block_thread()
+    return 0
+
+
+def serve(demo: gr.Blocks, host: str | None, port: int | None) -> str:
+    """Start serving in the background; returns the address."""
+    _, local_url, _ = demo.launch(
+        server_name=host,
+        server_port=port,
+        prevent_thread_lock=True,
+        quiet=True,
+        show_error=False,
+        max_file_size="300mb",
+        run_history=False,
+        enable_monitoring=False,
+        footer_links=["api", "settings"],
+        ssr_mode=False,
+        pwa=False,
+        theme=theme(),
+        css_paths=[ASSETS / "style.css"],
+        app_kwargs={"middleware": [Middleware(SecurityHeaders)]},
+    )
+    return local_url
+
+
+if __name__ == "__main__":
+    sys.exit(main())

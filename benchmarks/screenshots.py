@@ -1,0 +1,107 @@
+"""Pictures of every tab, light and dark, 1280 and 390 pixels wide, from the running app.
+
+    .venv/bin/python -m benchmarks.screenshots FOLDER [--home DATA] [--readme]
+
+The app runs on a data folder of its own (or on --home); --readme also makes assets/screenshot.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.request import urlopen
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+ROOT = Path(__file__).resolve().parent.parent
+TABS = ("Generate", "Corpus", "Train")
+
+
+@contextmanager
+def served(home: Path, uploads: Path) -> Iterator[str]:
+    """The app on a free port, until the block ends."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/"
+    env = os.environ | {"RETRO_DEMO_HOME": str(home), "GRADIO_TEMP_DIR": str(uploads)}
+    command = [sys.executable, str(ROOT / "app.py"), "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen(command, env=env)
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urlopen(url + "config", timeout=2).close()
+                break
+            except OSError:
+                if server.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError("the app did not start") from None
+                time.sleep(0.3)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def visit(browser: Browser, url: str, width: int, scheme: str) -> Page:
+    """A new visitor's page, as wide and as dark as said."""
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)  # pyright: ignore[reportArgumentType]
+    page = context.new_page()
+    page.goto(f"{url}?__theme={scheme}")
+    page.locator("#trail nav, #trail p").first.wait_for(timeout=60_000)
+    return page
+
+
+def settle(page: Page) -> None:
+    """Let drawing come to rest; plots come last."""
+    page.wait_for_timeout(1500)
+    if page.locator("#heatmap:visible, #loss:visible").count():
+        page.locator(".js-plotly-plot:visible").first.wait_for(timeout=60_000)
+        page.wait_for_timeout(1000)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--home", type=Path)
+    parser.add_argument("--readme", action="store_true")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
+        home = options.home or Path(scratch) / "home"
+        arguments = ["--no-sandbox", "--disable-dev-shm-usage"]
+        browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
+        with served(home, Path(scratch) / "uploads") as url:
+            for scheme in ("light", "dark"):
+                for width in (1280, 390):
+                    page = visit(browser, url, width, scheme)
+                    for tab in TABS:
+                        page.get_by_role("tab", name=tab, exact=True).click()
+                        settle(page)
+                        name = f"{tab.lower()}-{scheme}-{width}.png"
+                        page.screenshot(path=str(options.folder / name), full_page=True)
+                        wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+                        if wide > 1:
+                            print(f"{name}: {wide} pixels too wide")
+                    page.context.close()
+            if options.readme:
+                page = visit(browser, url, 1280, "light")
+                settle(page)
+                whole = {"x": 0, "y": 0, "width": 1280, "height": 2230}  # down to the first heatmap
+                path = str(ROOT / "assets" / "screenshot.png")
+                page.screenshot(path=path, full_page=True, clip=whole)  # pyright: ignore[reportArgumentType]
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

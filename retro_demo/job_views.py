@@ -1,0 +1,205 @@
+"""Builds, corpora and runs as HTML: progress, statistics, lists. Like views.py, without gradio."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from retro_demo.jobs import JobStatus
+from retro_demo.views import badge, bar, duration, esc, failure, note, size, table, term
+
+STAGES = {
+    "read": "documents read",
+    "split": "documents compared and split",
+    "tokenizer": "tokens in the vocabulary",
+    "chunks": "chunks cut",
+    "embed": "chunks embedded",
+    "index": "vectors indexed",
+    "neighbors": "chunks given their neighbors",
+}
+
+
+def build_status(status: JobStatus, title: str) -> str:
+    """How far a build is, stage by stage; its warnings; its failure in a sentence."""
+    last = {event["stage"]: event for event in status.of_kind("progress")}
+    items = []
+    for place, (stage, words) in enumerate(STAGES.items()):
+        event = last.get(stage)
+        done = event is not None and event["done"] >= event["total"]
+        mark = "done" if done else "now" if event or _is_next(place, last, status.state) else ""
+        count = f"{event['done']:,} of {event['total']:,} " if event else ""
+        share = event["done"] / max(event["total"], 1) if event else 0
+        items.append(f'<li class="{mark}" style="--share:{100 * share:.0f}%">{count}{esc(words)}</li>')
+    finished = status.state == "finished"
+    stages = "" if finished else f'<ol class="stages">{"".join(items)}</ol>'
+    return f"<h3>{esc(title)} {badge(status.state)}</h3>{stages}{failure(status)}"
+
+
+def waiting(status: JobStatus, title: str) -> str:
+    """A build in one line, for those who wait for it."""
+    last = (status.of_kind("progress") or [{"stage": "read", "done": 0, "total": 0}])[-1]
+    count = f": {last['done']:,} of {last['total']:,} {STAGES[last['stage']]}" if last["total"] else ""
+    return f'<p class="speed" role="status">{esc(title)}{esc(count)}. The text begins after that.</p>'
+
+
+def _is_next(place: int, last: Mapping[str, Any], state: str) -> bool:
+    before = list(STAGES)[place - 1] if place else None
+    return (
+        state == "running"
+        and (before is None or before in last)
+        and not any(stage in last for stage in list(STAGES)[place:])
+    )
+
+
+def corpus_statistics(stats: Mapping[str, Any] | None) -> str:
+    """The figures of a built corpus, with small pictures."""
+    if stats is None:
+        return note("Its figures stand here once it is built.")
+    held = stats["held_out_documents"]
+    facts = [
+        (f"{stats['documents']:,}", term("document", "documents")),
+        (f"{stats['chunks']:,}", f"{term('chunk', 'chunks')} of {stats['chunk_len']} tokens"),
+        (f"{stats['tokens']:,}", term("token", "tokens")),
+        (f"{stats['bytes_per_token']:.2f}", "bytes a token"),
+        (f"{stats['vocabulary']:,}", "tokens in the vocabulary"),
+        (size(stats["bytes"]), "of text"),
+    ]
+    boxes = "".join(f"<div><b>{value}</b><span>{words}</span></div>" for value, words in facts)
+    warnings = "".join(note(text, "warning") for text in stats["warnings"])
+    share = held / max(stats["documents"], 1)
+    return (
+        f'{warnings}<div class="facts">{boxes}</div><div class="pictures">'
+        f"<figure>{histogram(stats['document_tokens'], stats.get('held_out'))}"
+        f"<figcaption>Tokens in a {term('document')}; held-out ones in strong color</figcaption></figure>"
+        f"<figure>{split_bar(share)}<figcaption>{held:,} of {stats['documents']:,} documents are "
+        f"{term('held out')}</figcaption></figure>"
+        f"<figure>{duplicates(stats)}</figure></div>"
+        f'<p class="caption">{esc(stats["device"])} {term("index", "Index")}: {esc(stats["index"])}, '
+        f"{term('embedder')}: {esc(stats['embedder'])}. {stats['chunks_short_of_neighbors']:,} chunks "
+        f"have fewer neighbors than asked for. Built in {duration(stats['seconds'])}.</p>"
+    )
+
+
+def histogram(lengths: Sequence[int], held_out: Sequence[bool] | None, bins: int = 24) -> str:
+    """Document lengths (D,) as bars; held-out documents at the foot of each."""
+    values = np.asarray(lengths, dtype=float)
+    counts, edges = np.histogram(values, bins=bins)
+    held = np.asarray(held_out if held_out is not None else np.zeros(len(values)), dtype=bool)
+    below, _ = np.histogram(values[held[: len(values)]], bins=edges)
+    top = max(int(counts.max()), 1)
+    bars = "".join(
+        f'<i title="{low:.0f} to {high:.0f} tokens: {n} documents, {h} held out" '
+        f'style="height:{100 * n / top:.0f}%"><u style="height:{100 * h / max(n, 1):.0f}%"></u></i>'
+        for n, h, low, high in zip(counts, below, edges[:-1], edges[1:], strict=True)
+    )
+    return (
+        f'<div class="histogram" role="img" aria-label="Histogram of document lengths">{bars}</div>'
+        f'<div class="ends"><span>{edges[0]:,.0f}</span><span>{edges[-1]:,.0f}</span></div>'
+    )
+
+
+def split_bar(share: float) -> str:
+    """The held-out share as a bar."""
+    inner = f'<i style="width:{100 * share:.1f}%"></i>'
+    return f'<div class="split" role="img" aria-label="{share:.0%} held out">{inner}</div>'
+
+
+def duplicates(stats: Mapping[str, Any]) -> str:
+    """Duplicates in a sentence, with examples."""
+    exact, near = stats["exact_duplicates"], stats["near_duplicates"]
+    words = f"{exact:,} exact duplicates, {near:,} {term('near-duplicate', 'near-duplicates')}"
+    rows = [
+        f"<tr><td>{esc(one)}</td><td>{esc(other)}</td><td>{alike:.2f}</td></tr>"
+        for one, other, alike in stats["duplicate_examples"]
+    ]
+    more = table("<th>document</th><th>is almost</th><th>alike</th>", rows) if rows else ""
+    caption = "They stay on one side of the split and never help each other."
+    return f"<p><b>{words}</b></p>{more}<figcaption>{caption}</figcaption>"
+
+
+def corpora_table(rows: Sequence[tuple[str, str, int | None, int]]) -> str:
+    """(name, state, documents, bytes) of each corpus."""
+    body = [
+        f"<tr><th>{esc(name)}</th><td>{badge(state)}</td>"
+        f"<td>{'' if documents is None else f'{documents:,}'}</td><td>{size(used)}</td></tr>"
+        for name, state, documents, used in rows
+    ]
+    return table("<th>corpus</th><th>state</th><th>documents</th><th>on disk</th>", body)
+
+
+def runs_table(rows: Sequence[tuple[str, str, str, str, int]]) -> str:
+    """(name, state, model, steps, bytes) of each run."""
+    body = [
+        f"<tr><th>{esc(name)}</th><td>{badge(state)}</td><td>{esc(model)}</td>"
+        f"<td>{esc(steps)}</td><td>{size(used)}</td></tr>"
+        for name, state, model, steps, used in rows
+    ]
+    return table("<th>run</th><th>state</th><th>model</th><th>steps</th><th>on disk</th>", body)
+
+
+def run_status(status: JobStatus, title: str, steps: int, tokens_a_step: int) -> str:
+    """A run in words: state, step, loss, speed and how long it will take."""
+    done = status.of_kind("step")
+    started = status.of_kind("started")
+    head = f"<h3>{esc(title.removeprefix('sample:'))} {badge(status.state)}</h3>"
+    if not done:
+        words = "The process starts: it reads the corpus." if status.state == "running" else ""
+        return head + (bar(0, words) if words else "") + failure(status)
+    last = done[-1]
+    rate = float(np.median([step["tokens_per_second"] for step in done[-20:]]))
+    words = f"step {last['step']:,} of {steps:,} · loss {_recent(done):.3f} nats · {rate:,.0f} tokens/s"
+    if status.state == "running" and rate:
+        words += f" · about {duration((steps - last['step']) * tokens_a_step / rate)} left"
+    if started and (about := started[-1].get("about")):
+        words += f" · {about.get('parameters', 0) / 1e6:.1f} M parameters on {about.get('device', '')}"
+    return head + bar(last["step"] / max(steps, 1), words) + failure(status)
+
+
+def _recent(done: Sequence[Mapping[str, Any]]) -> float:
+    return float(np.mean([step["loss"] for step in done[-10:]]))
+
+
+def arms_html(status: JobStatus) -> str:
+    """The last held-out measurement, and what the model wrote then."""
+    measured = status.of_kind("evaluated")
+    if not measured:
+        return note("Held-out loss and a sample text stand here after the first measurement.")
+    last = measured[-1]
+    cells = [
+        f"<tr><th>{term('retrieval ' + name) if name in ('on', 'off') else esc(name)}</th>"
+        f"<td>{arm['nats']:.4f}</td><td>{arm['bpb']:.4f}</td><td>{arm['tokens']:,.0f}</td></tr>"
+        for name, arm in last["arms"].items()
+    ]
+    figures = table(
+        f"<th>held out, step {last['step']:,}</th><th>nats a token</th>"
+        f"<th>{term('bits per byte')}</th><th>tokens</th>",
+        cells,
+    )
+    text = ""
+    if sample := last.get("sample"):
+        head = f'<p class="caption">What it writes at step {last["step"]:,}</p>'
+        text = f'{head}<div class="sample">{esc(sample)}</div>'
+    return figures + text
+
+
+def gap_of(status: JobStatus) -> float | None:
+    """Held-out loss off minus on at the last measurement, in nats; None where it was not measured."""
+    measured = status.of_kind("evaluated")
+    arms = measured[-1]["arms"] if measured else {}
+    return arms["off"]["nats"] - arms["on"]["nats"] if {"on", "off"} <= set(arms) else None
+
+
+def estimate(parameters: int, steps: int, tokens_a_step: int, model: str, preset: str) -> str:
+    """What a run will be, before it starts."""
+    usual = {
+        "tiny": "a few minutes on two cores",
+        "small": "about an hour on two cores",
+        "base": "a run for a GPU",
+    }
+    return (
+        f'<p class="estimate"><b>{parameters / 1e6:.2f} M</b> {term("parameters")} · <b>{steps:,}</b> '
+        f"{term('step', 'steps')} of {tokens_a_step:,} tokens · {term(model)} {term('preset', preset)}: "
+        f"{usual.get(preset, '')} at its usual size. The time left is measured from the first steps on.</p>"
+    )

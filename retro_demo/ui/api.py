@@ -1,0 +1,145 @@
+"""The public HTTP endpoints: typed functions over the same verbs as the page, for gradio_client.
+
+Each takes the workspace code first, and says what is wrong in the sentence of a UserError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.utils import get_upload_folder
+
+from retro_demo import jobs, service
+from retro_demo.checkpoint import read_run_config
+from retro_demo.config import CorpusConfig, GenerateConfig
+from retro_demo.errors import UserError
+from retro_demo.library import Library
+from retro_demo.search import search as search_corpus
+from retro_demo.ui.form import shows_errors
+from retro_demo.workspace import Workspace, without_folders
+from retro_demo.writing import watch_writing
+
+
+def add_endpoints(library: Library) -> None:
+    """Publish the endpoints; call inside the Blocks of the page."""
+    home = library.home
+
+    def build_corpus(
+        workspace: str,
+        files: list[gr.FileData],
+        name: str = "",
+        chunk_len: int = 64,
+        holdout: float = 0.15,
+        embedder: str = "static",
+    ) -> Iterator[dict]:
+        """Build a corpus of uploaded files and follow it. Yields events; the last is `finished`,
+        `stopped` or `failed`, with the corpus id under "corpus"."""
+        config = CorpusConfig(chunk_len=_whole(chunk_len), holdout=holdout, embedder=embedder)
+        space = Workspace.open(home, workspace)
+        corpus = service.start_build(space, [_uploaded(file) for file in files or []], name, config)
+        sent = 0
+        for status in service.follow(space.corpus(corpus)):
+            for event in status.events[sent:]:
+                yield event | {"corpus": corpus}
+            sent = len(status.events)
+        if status.state in ("failed", "interrupted"):
+            failed = status.of_kind("failed")
+            raise UserError(failed[-1]["error"] if failed else "The build was interrupted.")
+
+    def search(workspace: str, corpus: str, text: str, k: int = 4) -> list[dict]:
+        """The k chunks of a corpus that are nearest to the text: document, title, score, text and
+        continuation of each."""
+        folder = service.built_corpus(Workspace.open(home, workspace), corpus)
+        database = library.corpus(folder)
+        return search_corpus(database.corpus, database.retriever, text, _whole(k))
+
+    def train(
+        workspace: str,
+        corpus: str,
+        model: str = "retro",
+        preset: str = "tiny",
+        steps: int = 0,
+        seed: int = 0,
+    ) -> dict:
+        """Start training and return at once: {"run": id}. steps 0 means as many as the preset says."""
+        settings = {"seed": _whole(seed)} | ({"steps": _whole(steps)} if steps else {})
+        run = service.start_run(Workspace.open(home, workspace), corpus, model, preset, settings)
+        return {"run": run}
+
+    def run_status(workspace: str, run: str) -> dict:
+        """How a run stands: state, step, steps, losses of all steps, the last held-out measurement
+        (arms), the error of a failed one."""
+        folder = Workspace.open(home, workspace).run(run)
+        status = jobs.status(folder)
+        steps, measured, failed = (status.of_kind(k) for k in ("step", "evaluated", "failed"))
+        return {
+            "run": run,
+            "state": status.state,
+            "step": steps[-1]["step"] if steps else 0,
+            "steps": read_run_config(folder).training.steps,
+            "losses": [step["loss"] for step in steps],
+            "arms": measured[-1]["arms"] if measured else {},
+            "sample": measured[-1].get("sample", "") if measured else "",
+            "error": without_folders(failed[-1]["error"]) if failed else "",
+        }
+
+    def stop_run(workspace: str, run: str) -> dict:
+        """Ask a run to save and leave; {"asked": false} where it is not running."""
+        return {"run": run, "asked": service.stop_run(Workspace.open(home, workspace), run)}
+
+    def generate(
+        workspace: str,
+        run: str,
+        prompt: str,
+        max_new_tokens: int = 128,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 0.95,
+        seed: int = 7,
+        retrieval: str = "on",
+    ) -> Iterator[dict]:
+        """Write text with a run. Yields {"text", "new_tokens", "done": false} as it grows; the last has
+        "done": true, the full text and the neighbors of each chunk."""
+        space = Workspace.open(home, workspace)
+        config = GenerateConfig(
+            max_new_tokens=_whole(max_new_tokens),
+            temperature=temperature,
+            top_k=_whole(top_k),
+            top_p=top_p,
+            seed=_whole(seed),
+            retrieval=retrieval,
+        )
+        folder = space.run(run)
+        for _ in service.wait_for_corpus(space, run):
+            yield {"text": "", "new_tokens": 0, "done": False}
+        for writing in watch_writing(library.run(folder), run, prompt, config, lambda: False):
+            base = {"text": "".join(writing.pieces), "new_tokens": writing.new_tokens}
+            if writing.trace is None:
+                yield base | {"done": False}
+            else:
+                chunks = [{"chunk": e.chunk, "ms": e.ms, "neighbors": e.neighbors} for e in writing.retrieved]
+                kept = {"run": run, "seconds": round(writing.seconds, 3), "chunks": chunks}
+                yield base | kept | {"done": True}
+
+    publish = gr.api  # pyright: ignore[reportPrivateImportUsage]
+    for endpoint in (build_corpus, train, run_status, stop_run):
+        publish(shows_errors(endpoint), api_name=endpoint.__name__, concurrency_limit=None)
+    publish(shows_errors(search), api_name="search", concurrency_limit=2)
+    publish(shows_errors(generate), api_name="generate", concurrency_id="model", concurrency_limit=1)
+
+
+def _whole(value: Any) -> Any:
+    """8.0 as 8, which is what JSON may have meant; all else as it is, for the config to judge."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _uploaded(file: Any) -> tuple[str, Path]:
+    """Name and place of an uploaded file; raises UserError for what was not uploaded here."""
+    values = file if isinstance(file, dict) else getattr(file, "model_dump", dict)()
+    path = Path(str(values.get("path") or "")).resolve()
+    if not path.is_relative_to(Path(get_upload_folder()).resolve()) or not path.is_file():
+        raise UserError("A file was not uploaded here. Send it with gradio_client's handle_file.")
+    return str(values.get("orig_name") or path.name), path

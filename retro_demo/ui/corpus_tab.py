@@ -1,0 +1,189 @@
+"""The Corpus tab: build one from files, watch it, see its figures, search in it, tidy up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from retro_demo import job_views, jobs, service, views
+from retro_demo.config import CorpusConfig
+from retro_demo.errors import UserError
+from retro_demo.library import Library
+from retro_demo.search import search
+from retro_demo.ui.form import CHEAP, PRIVATE, QUIET, Form, once_known, shows_errors, stop_and_resume, sure
+from retro_demo.workspace import SAMPLE, SAMPLES, Workspace, disk_use
+
+FILE_TYPES = [".txt", ".md", ".jsonl", ".csv", ".pdf", ".zip", ".gz"]
+
+
+def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: Any) -> None:
+    """Build the tab and wire it."""
+    home = library.home
+    form = Form(CorpusConfig, choices=service.VISITOR_CHOICES)
+    shown_before = gr.State("")
+    timer = gr.Timer(1.0, active=False)
+    with gr.Row():
+        with gr.Column(scale=2, min_width=320):
+            gr.HTML(
+                f"<h2>Build a {views.term('corpus')}</h2><p class='caption'>Drop a dozen or more texts, or "
+                "one long one: what makes neighbors useful is that documents resemble each other.</p>"
+            )
+            files = gr.File(
+                label="Files (.txt .md .jsonl .csv .pdf .zip .gz)",
+                file_count="multiple",
+                file_types=FILE_TYPES,
+                elem_id="files",
+                height=150,
+            )
+            name = gr.Textbox(
+                label="Name", max_lines=1, elem_id="corpus-name", info="Empty: that of the first file."
+            )
+            form.show(main=True)
+            with gr.Accordion("All knobs", open=False):
+                form.show(main=False, without=("max_megabytes",))
+            build = gr.Button("Build", variant="primary", elem_id="build")
+        with gr.Column(scale=3, min_width=320):
+            corpus = gr.Dropdown(
+                [], label="Corpus", info="The shipped sample and those you built.", elem_id="corpus"
+            )
+            status = gr.HTML(elem_id="build-status", min_height=60)
+            with gr.Row(elem_classes="actions"):
+                stop = gr.Button("Stop", size="sm", elem_id="stop-building")
+                resume = gr.Button("Resume", size="sm", elem_id="resume-building")
+            stats = gr.HTML(elem_id="statistics")
+    gr.HTML(
+        f"<h2>Try a search</h2><p class='caption'>The nearest {views.term('chunk', 'chunks')} of the "
+        f"chosen corpus, each with its {views.term('continuation')}.</p>"
+    )
+    with gr.Row(elem_classes="actions"):
+        query = gr.Textbox(
+            label="Text",
+            max_lines=1,
+            placeholder="an island nation that exports fish",
+            elem_id="query",
+            scale=5,
+            min_width=200,
+        )
+        count = gr.Number(4, label="How many", precision=0, elem_id="count", min_width=90)
+        find = gr.Button("Search", elem_id="search", min_width=90)
+    found = gr.HTML(elem_id="found")
+    with gr.Accordion("All corpora, disk use, rename, delete", open=False):
+        listing = gr.HTML(elem_id="corpora")
+        with gr.Row(elem_classes="actions"):
+            new_name = gr.Textbox(
+                label="New name of the chosen corpus", max_lines=1, elem_id="corpus-new-name"
+            )
+            rename = gr.Button("Rename", elem_id="rename-corpus", min_width=90)
+            answer = gr.Textbox(visible=False)
+            delete = gr.Button(
+                "Delete the chosen corpus", variant="stop", elem_id="delete-corpus", min_width=200
+            )
+
+    def state_of(workspace: Workspace, one: str) -> tuple[jobs.JobStatus, dict[str, Any] | None]:
+        folder = workspace.corpus(one)
+        built = service.statistics(folder)
+        status = jobs.status(folder)
+        return (jobs.JobStatus("finished", status.events, "") if built else status), built
+
+    def follow_now(code: str, one: str | None, before: str) -> list[Any]:
+        """The values of `followed`; figures are drawn anew only when they changed."""
+        if not one:
+            return ["", "", *stop_and_resume(""), gr.Timer(active=False), ""]
+        workspace = Workspace.open(home, code)
+        if one not in workspace.corpora():
+            gone = views.note("Choose a corpus from the list.")
+            return ["", gone, *stop_and_resume(""), gr.Timer(active=False), ""]
+        now, built = state_of(workspace, one)
+        mark = f"{one} {now.state} {len(now.events)} {built is not None}"
+        if mark == before:
+            return [*[gr.skip()] * 4, gr.Timer(active=now.state == "running"), before]
+        return [
+            job_views.build_status(now, service.corpus_title(one)),
+            job_views.corpus_statistics(built),
+            *stop_and_resume(now.state),
+            gr.Timer(active=now.state == "running"),
+            mark,
+        ]
+
+    def refreshed(code: str, one: str | None) -> list[Any]:
+        """corpus, listing, then what `follow_now` gives."""
+        workspace = Workspace.open(home, code)
+        names = workspace.corpora()
+        chosen = one if one in names else names[0]
+        rows = []
+        for each in names:
+            now, built = state_of(workspace, each)
+            used = disk_use(workspace.corpus(each)) if workspace.corpus(each).is_dir() else 0
+            rows.append((service.corpus_title(each), now.state, built and built["documents"], used))
+        choices = [(service.corpus_title(each), each) for each in names]
+        return [
+            gr.Dropdown(choices, value=chosen),
+            job_views.corpora_table(rows),
+            *follow_now(code, chosen, ""),
+        ]
+
+    @once_known
+    def refresh(code: str, one: str | None) -> list[Any]:
+        return refreshed(code, one)
+
+    @once_known
+    def follow(code: str, one: str | None, before: str) -> list[Any]:
+        return follow_now(code, one, before)
+
+    @shows_errors
+    def begin(code: str, paths: list[str] | None, wanted: str, *values: Any) -> list[Any]:
+        config = CorpusConfig(**form.read(values))
+        given = [(Path(path).name, Path(path)) for path in paths or []]
+        return refreshed(code, service.start_build(Workspace.open(home, code), given, wanted, config))
+
+    @shows_errors
+    def go_on(code: str, one: str) -> list[Any]:
+        service.resume_build(Workspace.open(home, code), one)
+        return refreshed(code, one)
+
+    @shows_errors
+    def end(code: str, one: str) -> None:
+        if one.startswith(SAMPLE):
+            raise UserError(
+                f"{SAMPLES[one.removeprefix(SAMPLE)].title} is built for all visitors. Let it go on."
+            )
+        if not jobs.stop(Workspace.open(home, code).corpus(one)):
+            raise UserError(f"{one} is not being built.")
+
+    @shows_errors
+    def look_up(code: str, one: str, words: str, k: float | None) -> str:
+        database = library.corpus(service.built_corpus(Workspace.open(home, code), one))
+        return views.found_html(search(database.corpus, database.retriever, words, int(k or 0)))
+
+    @shows_errors
+    def call_it(code: str, one: str, wanted: str) -> list[Any]:
+        return refreshed(code, service.rename_corpus(Workspace.open(home, code), one, wanted))
+
+    @shows_errors
+    def remove(code: str, one: str, answer: str) -> list[Any]:
+        if answer != "yes":
+            return refreshed(code, None)
+        service.delete_corpus(Workspace.open(home, code), one)
+        return refreshed(code, None)
+
+    followed = [status, stats, stop, resume, timer, shown_before]
+    all_of_it = [corpus, listing, *followed]
+    build.click(begin, [visitor, files, name, *form.inputs], all_of_it, **CHEAP)
+    resume.click(go_on, [visitor, corpus], all_of_it, **CHEAP)
+    stop.click(end, [visitor, corpus], None, **QUIET)
+    corpus.input(follow, [visitor, corpus, gr.State("")], followed, **QUIET)
+    timer.tick(follow, [visitor, corpus, shown_before], followed, **QUIET)
+    gr.on(
+        [find.click, query.submit],
+        look_up,
+        [visitor, corpus, query, count],
+        found,
+        concurrency_limit=2,
+        **PRIVATE,
+    )
+    rename.click(call_it, [visitor, corpus, new_name], all_of_it, **CHEAP)
+    delete.click(remove, [visitor, corpus, answer], all_of_it, js=sure("corpus"), **CHEAP)
+    for begun in (arrival.then, tab.select):
+        begun(refresh, [visitor, corpus], all_of_it, **QUIET)

@@ -1,0 +1,169 @@
+"""A config's knobs as widgets, read back as values of the fields' types; errors as toasts."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import logging
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import gradio as gr
+
+from retro_demo.errors import UserError
+from retro_demo.knobs import knobs
+from retro_demo.workspace import without_folders
+
+log = logging.getLogger(__name__)
+
+
+class Form:
+    """Widgets for the knobs of some configs, in the order of the fields; each is made once.
+
+    Call `show` inside a layout for the knobs that shall stand there. `inputs` are the widgets made
+    so far, and `read` takes their values in that order. `choices` narrows what the page offers.
+    """
+
+    def __init__(
+        self,
+        *configs: type,
+        values: Mapping[str, Any] | None = None,
+        choices: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        self.knobs = {knob.name: knob for config in configs for knob in knobs(config)}
+        self.values = dict(values or {})
+        self.choices: dict[str, Sequence[str]] = dict(choices or {})
+        self.widgets: dict[str, Any] = {}
+
+    def show(self, *, main: bool, without: Sequence[str] = ()) -> None:
+        """Make the widgets of the main knobs, or of the others."""
+        for name, knob in self.knobs.items():
+            if knob.metadata["main"] == main and name not in without and name not in self.widgets:
+                choices = self.choices.get(name) or knob.metadata["choices"]
+                self.widgets[name] = _widget(knob, self.values.get(name, knob.default), choices)
+
+    @property
+    def inputs(self) -> list[Any]:
+        return list(self.widgets.values())
+
+    def read(self, values: Sequence[Any]) -> dict[str, Any]:
+        """The widgets' values, cast to the types of the fields; raises UserError for what is none."""
+        return {
+            name: _cast(self.knobs[name], value) for name, value in zip(self.widgets, values, strict=True)
+        }
+
+    def fill(self, settings: Mapping[str, Any]) -> list[Any]:
+        """New values for the widgets, the fields' defaults where `settings` says nothing."""
+        return [_shown(settings.get(name, self.knobs[name].default)) for name in self.widgets]
+
+
+def _widget(knob: dataclasses.Field[Any], value: Any, choices: Sequence[str]) -> Any:
+    meta = knob.metadata
+    said = {"label": meta["label"], "info": meta["help"], "elem_id": f"knob-{knob.name}"}
+    if choices:
+        return gr.Radio(list(choices), value=value, **said)
+    if isinstance(knob.default, bool):
+        return gr.Checkbox(value=value, **said)
+    if isinstance(knob.default, int):
+        return gr.Number(value=value, precision=0, min_width=120, **said)
+    if isinstance(knob.default, float):
+        return gr.Number(value=value, min_width=120, **said)
+    return gr.Textbox(value=_shown(value), max_lines=1, min_width=120, **said)
+
+
+def _shown(value: Any) -> Any:
+    return ", ".join(map(str, value)) if isinstance(value, (tuple, list)) else value
+
+
+def _cast(knob: dataclasses.Field[Any], value: Any) -> Any:
+    label, default = knob.metadata["label"], knob.default
+    if isinstance(default, tuple):
+        try:
+            return tuple(int(part) for part in str(value or "").split(",") if part.strip())
+        except ValueError:
+            raise UserError(f"{label} is {value!r}; write whole numbers such as 2, 4.") from None
+    if isinstance(default, str):
+        return str(value or "").strip()
+    if isinstance(default, bool):
+        return bool(value)
+    if value is None or isinstance(value, (str, bool)):
+        raise UserError(f"{label} is {value!r}. Give a number such as {default}.")
+    if isinstance(default, int):
+        if value != int(value):
+            raise UserError(f"{label} is {value}; it must be a whole number.")
+        return int(value)
+    return float(value)
+
+
+def shows_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """A handler (function or generator) whose UserErrors are toasts and whose bugs are one sentence."""
+    if inspect.isgeneratorfunction(handler):
+
+        @functools.wraps(handler)
+        def stream(*values: Any, **named: Any) -> Any:
+            try:
+                yield from handler(*values, **named)
+            except (UserError, gr.Error) as error:
+                raise _toast(error) from None
+            except Exception as error:
+                raise _bug(handler, error) from None
+
+        return stream
+
+    @functools.wraps(handler)
+    def call(*values: Any, **named: Any) -> Any:
+        try:
+            return handler(*values, **named)
+        except (UserError, gr.Error) as error:
+            raise _toast(error) from None
+        except Exception as error:
+            raise _bug(handler, error) from None
+
+    return call
+
+
+def once_known(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """A look at things that waits for the visitor's code, which a page has a moment after loading."""
+
+    @functools.wraps(handler)
+    def look(code: str, *values: Any, **named: Any) -> Any:
+        return handler(code, *values, **named) if code else gr.skip()
+
+    return shows_errors(look)
+
+
+def _toast(error: Exception) -> gr.Error:
+    text = error.message if isinstance(error, gr.Error) else str(error)
+    return gr.Error(without_folders(text), duration=12, print_exception=False)
+
+
+def _bug(handler: Callable[..., Any], error: Exception) -> gr.Error:
+    number = secrets.token_hex(4)
+    log.error("%s failed (log id %s)", handler.__name__, number, exc_info=error)
+    return gr.Error(
+        f"Something went wrong inside the program ({type(error).__name__}, log id {number}). "
+        "Nothing was lost; the log has the details.",
+        duration=12,
+        print_exception=False,
+    )
+
+
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+QUIET: dict[str, Any] = PRIVATE | {"queue": False, "show_progress": "hidden"}
+"""For polls and looks: not queued, so that a full queue cannot blank them, and nothing flickers."""
+CHEAP: dict[str, Any] = PRIVATE | {"concurrency_limit": None, "show_progress": "hidden"}
+"""For handlers that cost little: visitors need not wait for each other."""
+
+
+def stop_and_resume(state: str) -> list[gr.Button]:
+    """The two buttons of a job: each can be pressed where it would do something."""
+    can_go_on = state in ("stopped", "failed", "interrupted", "new")
+    return [gr.Button(interactive=state == "running"), gr.Button(interactive=can_go_on)]
+
+
+def sure(kind: str) -> str:
+    """JavaScript that asks before something is lost: the last of three inputs becomes the answer."""
+    ask = f"window.confirm('Delete the {kind} ' + name + ' with all its files?')"
+    return f"(code, name, answer) => [code, name, {ask} ? 'yes' : 'no']"

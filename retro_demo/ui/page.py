@@ -1,0 +1,127 @@
+"""The whole page: who visits, the line at the top, the three tabs and the public endpoints."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio import themes
+
+from retro_demo import service, views
+from retro_demo.errors import UserError
+from retro_demo.library import Library
+from retro_demo.ui.api import add_endpoints
+from retro_demo.ui.corpus_tab import corpus_tab
+from retro_demo.ui.form import QUIET, shows_errors
+from retro_demo.ui.generate_tab import generate_tab
+from retro_demo.ui.train_tab import train_tab
+from retro_demo.workspace import (
+    CHECKPOINTS,
+    CODE,
+    SAMPLES,
+    Workspace,
+    new_code,
+    sample_folder,
+)
+
+log = logging.getLogger(__name__)
+
+ASSETS = Path(__file__).resolve().parent.parent.parent / "assets"
+TITLE = "retro_demo: language models that look things up"
+LEAD = (
+    "<h1>retro_demo</h1><p class='lead'>Train a small RETRO on your own texts, let it write, "
+    "and see what it looked up and what it read.</p>"
+)
+
+
+def theme() -> themes.Base:
+    """Calm colors and the fonts that the visitor's machine has."""
+    plain = [themes.Font(name) for name in ("system-ui", "-apple-system", "Segoe UI", "sans-serif")]
+    mono = [themes.Font(name) for name in ("ui-monospace", "Menlo", "Consolas", "monospace")]
+    return themes.Base(
+        primary_hue="blue",
+        neutral_hue="slate",
+        radius_size="md",
+        spacing_size="sm",
+        font=plain,
+        font_mono=mono,
+    )
+
+
+def build_app(home: Path, warning: str = "") -> tuple[gr.Blocks, Callable[[], None]]:
+    """The page over a data folder, and the work to do in the background once it is served."""
+    library = Library(home)
+    with gr.Blocks(title=TITLE, delete_cache=(600, 3600), analytics_enabled=False) as demo:
+        # storage key and secret are both fixed, or visitors would lose their work with each restart
+        visitor = gr.BrowserState("", storage_key="retro-demo-workspace", secret=_secret(home))
+        gr.HTML(LEAD, elem_id="lead")
+        if warning:
+            gr.HTML(views.note(warning, "warning"))
+        trail = gr.HTML(elem_id="trail", min_height=30)
+        arrival = demo.load(_arrive, visitor, visitor, **QUIET)
+        with gr.Tabs():
+            with gr.Tab("Generate", id="generate") as tab:
+                generate_tab(tab, library, visitor, arrival, trail)
+            with gr.Tab("Corpus", id="corpus") as tab:
+                corpus_tab(tab, library, visitor, arrival)
+            with gr.Tab("Train", id="train") as tab:
+                train_tab(tab, library, visitor, arrival)
+        _workspace_drawer(home, visitor, arrival)
+        add_endpoints(library)
+    return demo.queue(max_size=256, api_open=False), lambda: _prepare(library)
+
+
+def _arrive(code: Any) -> Any:
+    """A visitor without a good code gets a new one; what comes from a browser is not believed."""
+    return code if isinstance(code, str) and CODE.fullmatch(code) else new_code()
+
+
+def _secret(home: Path) -> str:
+    """The key under which browsers keep their codes, made once for a data folder."""
+    path = home / "browser-secret"
+    if not path.exists():
+        path.write_text(secrets.token_hex(16))
+        path.chmod(0o600)
+    return path.read_text()
+
+
+def _workspace_drawer(home: Path, visitor: gr.BrowserState, arrival: Any) -> None:
+    """Where a visitor finds the code of the workspace, and comes back with one."""
+    with gr.Accordion("Your workspace", open=False, elem_id="workspace"):
+        gr.HTML(
+            "<p class='caption'>Corpora, runs and texts are kept under this code, in this browser. Keep "
+            "it to come back from elsewhere, or to call the HTTP endpoints; who knows it sees your work.</p>"
+        )
+        with gr.Row(elem_classes="actions"):
+            code = gr.Textbox(label="Workspace code", max_lines=1, buttons=["copy"], elem_id="code")
+            open_it = gr.Button("Open the workspace of this code", elem_id="open-workspace")
+
+    @shows_errors
+    def change(wanted: str) -> str:
+        workspace = Workspace.open(home, wanted.strip())
+        return workspace.folder.name
+
+    arrival.then(lambda known: known, visitor, code, **QUIET)
+    open_it.click(change, code, visitor, **QUIET).success(None, js="() => window.location.reload()")
+
+
+def _prepare(library: Library) -> None:
+    """Build the shipped corpus where it is missing, then load the shipped run, beside the page."""
+
+    def work() -> None:
+        try:
+            service.start_sample(library.home)
+            for name in SAMPLES:
+                for _ in service.follow(sample_folder(library.home, name)):
+                    pass
+            for config in sorted(CHECKPOINTS.glob("*/config.json")):
+                library.run(config.parent)
+        except UserError as error:  # the page says the same to whoever asks for the run
+            log.warning("the shipped run is not ready: %s", error)
+
+    threading.Thread(target=work, daemon=True, name="prepare-sample").start()

@@ -1,0 +1,236 @@
+"""The whole path in a real browser: upload, build, train, reload, stop, generate, heatmap."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import urlopen
+
+import pytest
+from playwright.sync_api import Error, Page, expect, sync_playwright
+
+ROOT = Path(__file__).resolve().parent.parent
+CANARY = '<img src=x onerror="window.canary=1">{{canary}}${canary}'
+LONG = 180_000  # milliseconds: other work may use the cores
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(540)]
+
+
+def chromium_path(playwright) -> str | None:
+    """An installed browser; else playwright's, else the distribution's, else a failure."""
+    for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"):
+        if found := shutil.which(name):
+            return found
+    if Path(playwright.chromium.executable_path).exists():
+        return None
+    download = [sys.executable, "-m", "playwright", "install", "chromium"]
+    if subprocess.run(download, check=False, timeout=300).returncode == 0:
+        return None
+    if os.name == "posix" and os.geteuid() == 0 and shutil.which("apt-get"):
+        subprocess.run(["apt-get", "update", "-qq"], check=False, timeout=300)
+        subprocess.run(["apt-get", "install", "-qq", "-y", "chromium"], check=False, timeout=600)
+        if found := shutil.which("chromium"):
+            return found
+    return pytest.fail("There is no Chromium or Chrome, and none could be installed. Install one.")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        try:
+            opened = playwright.chromium.launch(
+                executable_path=chromium_path(playwright),
+                args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"],
+            )
+        except Error as error:
+            pytest.fail(f"The browser does not start: {error}")
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("app")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = os.environ | {
+        "RETRO_DEMO_HOME": str(folder / "home"),
+        "GRADIO_TEMP_DIR": str(folder / "uploads"),
+    }
+    command = [sys.executable, str(ROOT / "app.py"), "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen(command, env=env)
+    address = f"http://127.0.0.1:{port}/"
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            urlopen(address + "config", timeout=2).close()
+            break
+        except OSError:
+            if server.poll() is not None or time.monotonic() > deadline:
+                pytest.fail("The app did not answer within two minutes.")
+            time.sleep(0.3)
+    yield address
+    server.terminate()
+    server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory) -> list[Path]:
+    """A dozen documents of one kind that were never seen before, one of them hostile."""
+    dice = random.Random(2015)
+    folder = tmp_path_factory.mktemp("documents")
+    goods = ["copper", "cod", "linen", "salt", "amber", "barley", "tin", "wool"]
+    places = ["the harbor", "the northern road", "the old mill", "the river", "the chapel"]
+    paths = []
+    for number in range(12):
+        sentences = [
+            f"In the year {dice.randint(1200, 1900)} the town sold {dice.choice(goods)} and "
+            f"{dice.choice(goods)} near {dice.choice(places)}, {dice.randint(2, 900)} barrels in all."
+            for _ in range(40)
+        ]
+        path = folder / f"town-{number}-{dice.randint(0, 10**6)}.txt"
+        path.write_text("\n".join([f"Town {number} {CANARY}", *sentences]), encoding="utf-8")
+        paths.append(path)
+    return paths
+
+
+class Visit:
+    """A visitor's page, with all that went wrong in it or went out of it."""
+
+    def __init__(self, browser, url: str) -> None:
+        self.url = url
+        self.outside: list[str] = []
+        self.errors: list[str] = []
+        self.leaving = False
+        self.page: Page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+        self.page.on("request", self._note_request)
+        self.page.on("pageerror", lambda error: self._note_error(str(error)))
+        self.page.on("console", self._note_console)
+        self.page.set_default_timeout(LONG)
+        self.page.goto(url)
+
+    def _note_request(self, request) -> None:
+        at = urlparse(request.url)
+        if at.scheme in ("http", "https", "ws", "wss") and at.netloc != urlparse(self.url).netloc:
+            self.outside.append(request.url)
+
+    def _note_console(self, message) -> None:
+        if message.type == "error":
+            self._note_error(message.text)
+
+    def _note_error(self, text: str) -> None:
+        if not self.leaving and "ERR_ABORTED" not in text:
+            self.errors.append(text)
+
+    def reload(self) -> None:
+        """Leave and come back; Gradio aborts its own streams on leaving and says so as errors."""
+        self.leaving = True
+        self.page.reload()
+        self.leaving = False
+
+    def tab(self, name: str) -> None:
+        self.page.get_by_role("tab", name=name, exact=True).click()
+
+    def fill(self, knob: str, value: object) -> None:
+        box = self.page.locator(f"#{knob} textarea, #{knob} input").first
+        box.fill(str(value))
+        box.press("Tab")
+
+    def choose(self, dropdown: str, words: str) -> None:
+        self.page.locator(f"#{dropdown} input").click()
+        self.page.get_by_role("option", name=words).first.click()
+
+
+def test_a_new_visitor_sees_an_example_and_goes_the_whole_way(browser, url, documents):
+    visit = Visit(browser, url)
+    page = visit.page
+    expect(page.locator("#intro")).to_contain_text("example, made with seed 7", timeout=LONG)
+    expect(page.locator("#neighbors .card").first).to_be_visible(timeout=LONG)
+
+    visit.tab("Corpus")
+    page.locator("#files input[type=file]").set_input_files(documents)
+    expect(page.locator("#files")).to_contain_text("town-11", timeout=LONG)
+    visit.fill("corpus-name", "towns")
+    visit.fill("knob-chunk_len", 16)
+    page.locator("#build").click()
+    expect(page.locator("#build-status")).to_contain_text("finished", timeout=LONG)
+    expect(page.locator("#statistics")).to_contain_text("12")
+    visit.fill("query", "Town onerror canary")
+    page.locator("#search").click()
+    expect(page.locator("#found .card").first).to_be_visible()
+    expect(page.locator("#found")).to_contain_text("<img src=x onerror")
+    expect(page.locator("#found")).to_contain_text("{{canary")
+
+    visit.tab("Train")
+    visit.choose("train-corpus", "towns")
+    page.get_by_role("button", name="All knobs").click()
+    small = {"steps": 4000, "dim": 32, "depth": 2, "num_heads": 2, "cca_layers": "2", "enc_dim": 32}
+    more = {"seq_len": 64, "batch_size": 2, "eval_tokens": 500, "save_every": 20, "eval_every": 20}
+    for knob, value in (small | more).items():
+        visit.fill(f"knob-{knob}", value)
+    visit.fill("run-name", "towns-run")
+    page.locator("#train").click()
+    expect(page.locator("#run-status")).to_contain_text("loss", timeout=LONG)
+    expect(page.locator("#loss .js-plotly-plot").first).to_be_visible()
+
+    visit.reload()
+    visit.tab("Train")
+    expect(page.locator("#run-status")).to_contain_text("towns-run", timeout=LONG)
+    expect(page.locator("#run-status")).to_contain_text("running")
+    expect(page.locator("#run-status")).to_contain_text(re.compile(r"step [2-9]\d|step \d{3}"), timeout=LONG)
+    page.locator("#stop-training").click()
+    expect(page.locator("#run-status")).to_contain_text("stopped", timeout=LONG)
+
+    visit.tab("Generate")
+    visit.choose("run", "towns-run")
+    visit.fill("prompt", f"In the year {CANARY}")
+    visit.fill("knob-max_new_tokens", 24)
+    page.locator("#generate").click()
+    expect(page.locator("#intro")).to_contain_text("Text by towns-run", timeout=LONG)
+    expect(page.locator("#text")).to_contain_text("<img src=x onerror")
+    page.locator("#text .chunk").first.click()
+    expect(page.locator("#neighbors")).to_contain_text("Found with the text of chunk 1")
+    page.wait_for_function(HEATMAP_SHAPE)
+    rows, columns = page.evaluate(HEATMAP_SHAPE)
+    assert rows >= 1
+    assert columns == 2 * 16
+
+    page.set_viewport_size({"width": 390, "height": 844})
+    wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+    assert wide <= 1, f"the phone scrolls sideways by {wide} pixels"
+    assert page.evaluate("window.canary") is None
+    assert visit.outside == []
+    assert visit.errors == []
+    refused = page.evaluate(REFUSED)
+    assert "outside.invalid" in refused
+
+
+def test_another_visitor_sees_nothing_of_the_first(browser, url):
+    visit = Visit(browser, url)
+    visit.tab("Train")
+    expect(visit.page.locator("#preset")).to_be_visible(timeout=LONG)
+    visit.page.locator("#train-run input").click()
+    assert "towns" not in visit.page.locator("body").inner_text()
+
+
+HEATMAP_SHAPE = """() => {
+  const plot = document.querySelector('#heatmap .js-plotly-plot');
+  const drawn = plot && plot.querySelector('.heatmaplayer image, .heatmaplayer path');
+  if (!drawn) return null;
+  const z = plot._fullData[0].z;
+  return [z.length, z[0].length];
+}"""
+
+REFUSED = """() => new Promise(done => {
+  document.addEventListener('securitypolicyviolation', e => done(e.blockedURI));
+  fetch('http://outside.invalid/').catch(() => setTimeout(() => done(''), 1000));
+})"""

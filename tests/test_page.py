@@ -1,0 +1,289 @@
+"""The page over HTTP: the public endpoints as a stranger's program uses them, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from starlette.middleware import Middleware
+
+from retro_demo import service
+from retro_demo.config import CorpusConfig
+from retro_demo.ui.page import build_app
+from retro_demo.ui.security import SecurityHeaders
+from retro_demo.workspace import Workspace, new_code
+
+SMALL = {"dim": 16, "depth": 2, "num_heads": 2, "cca_layers": (2,), "enc_dim": 16}
+BRIEF = {"seq_len": 32, "batch_size": 2, "eval_tokens": 200, "save_every": 5, "eval_every": 10}
+ENDPOINTS = {"/build_corpus", "/search", "/train", "/run_status", "/stop_run", "/generate"}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("page")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RETRO_DEMO_HOME", str(folder / "home"))
+        patch.setenv("GRADIO_TEMP_DIR", str(folder / "uploads"))
+        (folder / "home").mkdir()
+        yield folder / "home"
+
+
+@pytest.fixture(scope="module")
+def url(home) -> Iterator[str]:
+    demo, _ = build_app(home)
+    _, address, _ = demo.launch(
+        prevent_thread_lock=True,
+        quiet=True,
+        ssr_mode=False,
+        run_history=False,
+        enable_monitoring=False,
+        max_file_size="1mb",
+        app_kwargs={"middleware": [Middleware(SecurityHeaders)]},
+    )
+    yield address
+    demo.close()
+
+
+@pytest.fixture(scope="module")
+def client(url) -> Iterator[Client]:
+    opened = Client(url, verbose=False)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("files")
+    paths = []
+    for number in range(8):
+        path = folder / f"island {number}.txt"
+        lines = (f"Island {number} exports fish, salt and {i} boats of timber." for i in range(60))
+        path.write_text("\n".join(lines), encoding="utf-8")
+        paths.append(path)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def code() -> str:
+    return new_code()
+
+
+@pytest.fixture(scope="module")
+def built(client, code, files) -> dict:
+    """The finished event of a corpus that was built over HTTP."""
+    sent = [handle_file(path) for path in files]
+    job = client.submit(code, sent, "Islands", 8, 0.2, "static", api_name="/build_corpus")
+    job.result(timeout=240)
+    return job.outputs()[-1]
+
+
+@pytest.fixture(scope="module")
+def trained(home, built, code) -> str:
+    """A run of a few steps on that corpus, at its end."""
+    workspace = Workspace.open(home, code)
+    settings = SMALL | BRIEF | {"steps": 10}
+    run = service.start_run(workspace, built["corpus"], "retro", "tiny", settings, "little")
+    for status in service.follow(workspace.run(run)):
+        last = status
+    assert last.state == "finished", last
+    return run
+
+
+def refusal(client: Client, *values: object, endpoint: str) -> str:
+    with pytest.raises(AppError) as error:
+        client.submit(*values, api_name=endpoint).result(timeout=120)
+    return str(error.value)
+
+
+def test_the_named_endpoints_and_no_others_are_public(client):
+    assert set(client.view_api(return_format="dict")["named_endpoints"]) == ENDPOINTS  # pyright: ignore
+
+
+def test_every_endpoint_takes_the_workspace_code_first(client):
+    named = client.view_api(return_format="dict")["named_endpoints"]  # pyright: ignore
+    for endpoint in ENDPOINTS:
+        assert named[endpoint]["parameters"][0]["parameter_name"] == "workspace"
+
+
+def test_a_corpus_is_built_of_uploaded_files(built):
+    assert built["event"] == "finished"
+    assert built["documents"] == 8
+    assert built["corpus"] == "islands"
+
+
+def test_uploaded_files_are_copied_into_the_workspace(home, built, code):
+    sources = Workspace.open(home, code).corpus(built["corpus"]) / "sources"
+
+    assert len(list(sources.iterdir())) == 8
+
+
+def test_a_search_gives_chunks_with_their_continuations(client, built, code):
+    found = client.predict(code, built["corpus"], "boats of timber", 3, api_name="/search")
+
+    assert len(found) == 3
+    assert {"title", "score", "text", "continuation"} <= set(found[0])
+
+
+def test_training_returns_at_once_and_can_be_watched_and_stopped(client, built, code):
+    begun = client.predict(code, built["corpus"], "lm", "tiny", 4000, 1, api_name="/train")
+    run = begun["run"]
+    deadline = time.monotonic() + 120
+    status = {}
+    while not status.get("losses") and time.monotonic() < deadline:
+        status = client.predict(code, run, api_name="/run_status")
+
+    assert client.predict(code, run, api_name="/stop_run") == {"run": run, "asked": True}
+    while status["state"] == "running" and time.monotonic() < deadline:
+        status = client.predict(code, run, api_name="/run_status")
+    assert status["state"] == "stopped"
+    assert status["steps"] == 4000
+    assert status["step"] == len(status["losses"])
+    assert "nats" in next(iter(status["arms"].values()))
+
+
+def test_text_streams_and_ends_with_the_neighbors_of_each_chunk(client, code, trained):
+    job = client.submit(
+        code, trained, "Island 3 exports fish", 20, 0.8, 0, 0.95, 7, "on", api_name="/generate"
+    )
+    last = job.result(timeout=120)
+
+    assert last["done"] is True
+    assert last["text"].startswith("Island 3 exports fish")
+    assert last["chunks"]
+    assert last["chunks"][0]["neighbors"][0]["continuation"]
+    assert not any(look["done"] for look in job.outputs()[:-1])
+
+
+def test_the_same_seed_writes_the_same_text_and_off_has_no_neighbors(client, code, trained):
+    def text(retrieval: str) -> dict:
+        values = (code, trained, "Island 3", 16, 0.8, 0, 0.95, 3, retrieval)
+        return client.predict(*values, api_name="/generate")
+
+    assert text("on")["text"] == text("on")["text"]
+    assert text("off")["chunks"] == []
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "values", "said"),
+    [
+        ("/search", ("nowhere", "fish", 3), "There is no corpus 'nowhere'"),
+        ("/search", ("../../x", "fish", 3), "There is no corpus"),
+        ("/run_status", ("nothing",), "There is no run 'nothing'"),
+        ("/train", ("nowhere", "retro", "tiny", 5, 0), "There is no corpus"),
+        ("/build_corpus", ([], "empty", 64, 0.15, "static"), "nothing to build from"),
+        ("/stop_run", ("sample:factbook-retro",), "ships with the app"),
+    ],
+)
+def test_bad_input_is_answered_with_one_sentence(client, code, endpoint, values, said):
+    assert said in refusal(client, code, *values, endpoint=endpoint)
+
+
+@pytest.mark.parametrize("bad", ["", "short", "../../../../etc/passwd", "a" * 65])
+def test_what_is_no_workspace_code_is_refused(client, bad):
+    assert "workspace code" in refusal(client, bad, "anything", endpoint="/run_status")
+
+
+def test_a_prompt_longer_than_the_context_is_refused(client, code, trained):
+    said = refusal(client, code, trained, "fish " * 300, 4, 0.8, 0, 0.95, 7, "on", endpoint="/generate")
+    assert "reads at most 32" in said
+
+
+def test_a_model_that_does_not_exist_is_refused(client, built, code):
+    said = refusal(client, code, built["corpus"], "oracle", "tiny", 5, 0, endpoint="/train")
+    assert "oracle" in said
+
+
+def test_an_empty_file_fails_the_build_with_a_sentence(client, code, tmp_path):
+    (tmp_path / "void.txt").write_text("")
+    sent = [handle_file(tmp_path / "void.txt")]
+
+    said = refusal(client, code, sent, "void", 64, 0.15, "static", endpoint="/build_corpus")
+
+    assert "void.txt" in said
+    assert str(tmp_path) not in said
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../../../etc/passwd", "http://127.0.0.1:1/x.txt"])
+def test_a_path_on_the_server_is_no_upload(url, code, path):
+    forged = [{"path": path, "meta": {"_type": "gradio.FileData"}}]
+    body = json.dumps({"data": [code, forged, "forged", 64, 0.15, "static"]}).encode()
+    asked = Request(f"{url}gradio_api/call/build_corpus", body, {"Content-Type": "application/json"})
+    before = set(service.Workspace.open(Path(os.environ["RETRO_DEMO_HOME"]), code).corpora())
+
+    try:  # raw HTTP: gradio_client would upload its own machine's file of that name
+        event = json.loads(urlopen(asked, timeout=30).read())["event_id"]
+        said = urlopen(f"{url}gradio_api/call/build_corpus/{event}", timeout=60).read().decode()
+    except HTTPError as error:
+        said = f"event: error {error.code}"
+
+    assert "event: error" in said
+    assert "finished" not in said
+    assert "root:" not in said
+    assert set(service.Workspace.open(Path(os.environ["RETRO_DEMO_HOME"]), code).corpora()) == before
+
+
+def test_another_visitor_finds_neither_corpus_nor_run(client, built, trained):
+    stranger = new_code()
+
+    assert "no corpus" in refusal(client, stranger, built["corpus"], "x", 1, endpoint="/search")
+    assert "no run" in refusal(client, stranger, trained, endpoint="/run_status")
+
+
+def test_files_of_a_workspace_are_not_served(home, url, built, code):
+    place = Workspace.open(home, code).corpus(built["corpus"]) / "documents.jsonl"
+
+    with pytest.raises(HTTPError) as error:
+        urlopen(Request(f"{url}gradio_api/file={place}"))
+    assert error.value.code in (403, 404)
+
+
+def test_every_answer_carries_the_content_security_policy(url):
+    with urlopen(url) as answer:
+        assert "default-src 'self'" in answer.headers["content-security-policy"]
+
+
+def test_renaming_and_deleting_keep_to_the_workspace(home, code, files):
+    workspace = Workspace.open(home, code)
+    config = CorpusConfig(chunk_len=8)
+    name = service.start_build(workspace, [(p.name, p) for p in files], "again", config)
+    for _ in service.follow(workspace.corpus(name)):
+        pass
+
+    assert workspace.rename("corpora", name, "renamed") == "renamed"
+    workspace.delete("corpora", "renamed")
+    assert "renamed" not in workspace.corpora()
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("../../etc/passwd.txt", "passwd.txt"),
+        ("C:\\texts\\a.md", "a.md"),
+        (".hidden.csv", "hidden.csv"),
+        ('<img src=x onerror="1">.txt', "_img src_x onerror__1__.txt"),
+        ("a.jsonl.gz", "a-2.jsonl.gz"),
+    ],
+)
+def test_names_of_uploads_become_names_only(given, kept):
+    taken = {"a.jsonl.gz"}
+
+    assert service.safe_name(given, taken) == kept
+
+
+def test_a_renamed_corpus_is_still_that_of_its_runs(home, code, built, trained, client):
+    workspace = Workspace.open(home, code)
+
+    service.rename_corpus(workspace, built["corpus"], "moved")
+    try:
+        last = client.predict(code, trained, "Island 1", 8, 0.8, 0, 0.95, 3, "on", api_name="/generate")
+        assert last["done"] is True
+    finally:
+        service.rename_corpus(workspace, "moved", built["corpus"])
