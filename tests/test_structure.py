@@ -1,0 +1,175 @@
+"""The structure and the papers of the repository, kept honest."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from retro_demo import cli
+from retro_demo.config import CorpusConfig, GenerateConfig, RetroConfig, TrainConfig
+from retro_demo.knobs import knobs
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "retro_demo"
+LAYERS = [
+    ["errors", "events", "knobs", "config", "glossary", "devices", "stopping"],
+    ["neighbors", "tokenizer", "text_files", "archives", "formats", "documents", "duplicates", "minilm"],
+    ["corpus", "embedding", "index", "building"],
+    ["attention", "encoder", "retro"],
+    ["batches", "checkpoint", "train", "generate", "tracing", "evaluate", "search"],
+    ["jobs", "workspace", "loading", "pipeline"],
+    ["library", "writing", "service"],
+    ["views", "figures", "job_views"],
+    ["printing", "cli", "ui"],
+]
+"""Lowest first; a module imports from its own layer and those before it."""
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Names of our modules that a file imports, at the top or inside functions."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("retro_demo"):
+            parts = (node.module or "").split(".")
+            names |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        if isinstance(node, ast.Import):
+            names |= {a.name.split(".")[1] for a in node.names if a.name.startswith("retro_demo.")}
+    return names
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: path.stem)
+def test_imports_point_one_way(path):
+    name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if name in ("__init__", "__main__"):
+        return
+    level = {module: number for number, layer in enumerate(LAYERS) for module in layer}
+
+    assert name in level, f"{name} belongs to no layer yet"
+    above = {other for other in imported(path) if level[other] > level[name]}
+    assert not above
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: path.stem)
+def test_gradio_is_imported_by_the_page_alone_and_only_printing_prints(path):
+    tree = ast.parse(path.read_text())
+    inside_ui = "ui" in path.relative_to(PACKAGE).parts
+
+    roots = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    roots |= {(n.module or "").split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    calls = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+
+    assert inside_ui or "gradio" not in roots
+    assert not (inside_ui and "torch" in roots)
+    assert path.stem in ("printing", "cli") or "print" not in calls
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: path.stem)
+def test_every_module_says_what_it_is_and_is_short(path):
+    text = path.read_text()
+
+    assert ast.get_docstring(ast.parse(text)) or path.parent.name == "ui"
+    assert len(text.splitlines()) <= 320
+
+
+def front_matter() -> dict[str, str]:
+    block = (ROOT / "README.md").read_text().split("---")[1]
+    return dict(line.split(": ", 1) for line in block.strip().splitlines() if ": " in line)
+
+
+def test_the_spaces_front_matter_agrees_with_the_pins():
+    front = front_matter()
+    pinned = re.search(r"^gradio==(\S+)$", (ROOT / "requirements.txt").read_text(), re.M)
+
+    assert pinned
+    assert front["sdk"] == "gradio"
+    assert front["sdk_version"] == pinned[1]
+    assert front["app_file"] == "app.py"
+    assert front["python_version"].strip('"') in ("3.10", "3.11", "3.12", "3.13")
+    assert len(front["short_description"]) <= 60
+    assert front["license"] == "mit"
+
+
+def test_torch_admits_2_13_0_and_nothing_newer():
+    assert "torch>=2.8,<=2.13.0" in (ROOT / "requirements.txt").read_text().splitlines()
+
+
+def documented_commands() -> list[str]:
+    found = []
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = path.read_text().replace("\\\n", " ")
+        found += re.findall(r"^(?:\.venv/bin/)?python -m retro_demo (.+)$", text, re.M)
+    return found
+
+
+def test_every_command_in_the_docs_parses():
+    commands = documented_commands()
+    parser = cli.build_parser()
+
+    assert len(commands) >= 4
+    for command in commands:
+        parser.parse_args(shlex.split(command.split("#")[0]))
+
+
+@pytest.mark.parametrize("config", [CorpusConfig, RetroConfig, TrainConfig, GenerateConfig])
+def test_every_knob_stands_in_the_reference_table(config):
+    table = (ROOT / "docs" / "settings.md").read_text()
+
+    for knob in knobs(config):
+        assert f"| `{knob.name}` |" in table, (
+            f"run python -m benchmarks.settings_table: {knob.name} is missing"
+        )
+        assert knob.metadata["help"] in table
+
+
+def test_every_make_target_named_in_the_readme_exists():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+
+    assert set(re.findall(r"`make ([a-z]+)`", (ROOT / "README.md").read_text())) <= targets
+
+
+def test_links_between_the_papers_lead_somewhere():
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+            if "://" not in target:
+                assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_nothing_is_left_to_be_filled_in():
+    for path in [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = re.sub(r"```.*?```", "", path.read_text(), flags=re.S)
+        assert not re.findall(r"\{[a-z_]+\}", text), path.name
+
+
+def test_every_file_named_in_the_papers_exists():
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for named in re.findall(
+            r"`((?:docs|benchmarks|assets|checkpoints|retro_demo)/[\w./-]+)`", path.read_text()
+        ):
+            assert (ROOT / named).exists(), f"{path.name} names {named}"
+
+
+def test_no_shipped_file_is_over_10_mb():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("this is no git checkout")
+    for name in filter(None, listed.stdout.split("\0")):
+        assert (ROOT / name).stat().st_size < 10_000_000, name
+
+
+def test_the_package_is_importable_without_the_page():
+    code = (
+        "import sys; sys.modules['gradio'] = None; import retro_demo, retro_demo.pipeline, retro_demo.cli;"
+        "from retro_demo import RETRO, RetroConfig, UserError"
+    )
+
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
