@@ -24,7 +24,8 @@ import torch
 from retro_demo.checkpoint import load_model, read_run_config, save_weights, saved_step, write_run_config
 from retro_demo.config import GenerateConfig
 from retro_demo.events import read_events
-from retro_demo.pipeline import ensure_sample, load_run, make_run_config, prepare_run, run_training
+from retro_demo.loading import load_run
+from retro_demo.pipeline import ensure_sample, make_run_config, prepare_run, run_training
 from retro_demo.workspace import CHECKPOINTS
 from retro_demo.writing import watch_writing
 

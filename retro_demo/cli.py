@@ -35,16 +35,14 @@ from retro_demo.events import (
     Stopped,
 )
 from retro_demo.generate import Written
+from retro_demo.loading import load_retriever, load_run, write
 from retro_demo.pipeline import (
     ensure_sample,
     extend_run,
-    load_retriever,
-    load_run,
     make_run_config,
     prepare_run,
     run_build,
     run_training,
-    write,
 )
 from retro_demo.printing import Printer, print_json
 from retro_demo.search import search

@@ -21,6 +21,7 @@ import numpy as np
 
 from retro_demo.config import CorpusConfig, from_json
 from retro_demo.documents import Document
+from retro_demo.duplicates import root_of
 from retro_demo.errors import UserError
 from retro_demo.tokenizer import Tokenizer
 
@@ -107,18 +108,11 @@ def hold_out(groups: Sequence[str], cluster: np.ndarray, share: float, seed: int
 def _joined(groups: Sequence[str], cluster: np.ndarray) -> np.ndarray:
     """The connected parts (D,) of documents that share a group or a cluster."""
     parent = list(range(len(groups)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
     first: dict[object, int] = {}
     for i, (group, number) in enumerate(zip(groups, cluster.tolist(), strict=True)):
         for key in (group, number):  # a string and an int: never equal
-            parent[root(i)] = root(first.setdefault(key, i))
-    return np.array([root(i) for i in range(len(groups))])
+            parent[root_of(parent, i)] = root_of(parent, first.setdefault(key, i))
+    return np.array([root_of(parent, i) for i in range(len(groups))])
 
 
 @dataclass(frozen=True)

@@ -65,12 +65,12 @@ def find_duplicates(tokens: Sequence[np.ndarray] | Sequence[Sequence[int]]) -> D
 
     jaccard_of = _jaccard(arrays)
     for left, right in _candidates(arrays, list(originals.values())):
-        left_root, right_root = _root(parent, left), _root(parent, right)
+        left_root, right_root = root_of(parent, left), root_of(parent, right)
         if left_root != right_root and (jaccard := jaccard_of(left, right)) >= THRESHOLD:
             parent[max(left_root, right_root)] = min(left_root, right_root)
             pairs.append((left, right, jaccard))
 
-    roots = np.array([_root(parent, index) for index in range(len(arrays))], dtype=np.int64)
+    roots = np.array([root_of(parent, index) for index in range(len(arrays))], dtype=np.int64)
     # A root is the first of its cluster, so the order of roots is that of first appearance.
     cluster = np.unique(roots, return_inverse=True)[1].astype(np.int32)
     return Duplicates(cluster, exact=exact, near=len(pairs) - exact, pairs=sorted(pairs))
@@ -171,7 +171,8 @@ def _pairs_with_a_rare_gram(
     return lefts[lefts < rights], rights[lefts < rights]
 
 
-def _root(parent: list[int], index: int) -> int:
+def root_of(parent: list[int], index: int) -> int:
+    """The root of an entry in a union-find forest; shortens the way for the next who asks."""
     while parent[index] != index:
         parent[index] = parent[parent[index]]
         index = parent[index]

@@ -17,9 +17,9 @@ import torch
 from retro_demo.checkpoint import read_run_config
 from retro_demo.config import RetroConfig
 from retro_demo.corpus import MANIFEST, TEXT_FILES, load_corpus
+from retro_demo.devices import allowed_threads
 from retro_demo.generate import Database
 from retro_demo.loading import LoadedRun, load_retriever, load_run
-from retro_demo.pipeline import allowed_threads
 from retro_demo.retro import RETRO
 from retro_demo.workspace import corpus_folder
 

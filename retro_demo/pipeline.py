@@ -43,18 +43,10 @@ from retro_demo.events import (
 )
 from retro_demo.generate import Database, Written, generate
 from retro_demo.jobs import claim, is_running
-from retro_demo.loading import (
-    LoadedRun,
-    load_database,
-    load_retriever,
-    load_run,
-    write,
-)
+from retro_demo.loading import load_database
 from retro_demo.retro import RETRO
 from retro_demo.train import Hooks, make_optimizer, train
 from retro_demo.workspace import SAMPLE, corpus_folder, data_home, is_built, prepare_sample
-
-__all__ = ["LoadedRun", "load_database", "load_retriever", "load_run", "write"]  # part of the verbs
 
 log = logging.getLogger(__name__)
 

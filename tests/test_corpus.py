@@ -21,7 +21,7 @@ from retro_demo.config import CorpusConfig
 from retro_demo.corpus import Chunks, chunk_documents, excluded, hold_out, load_corpus
 from retro_demo.errors import UserError
 from retro_demo.events import Finished, Progress, Warned
-from retro_demo.pipeline import load_retriever
+from retro_demo.loading import load_retriever
 
 
 def build(folder: Path, rows: list[dict[str, str]], config: CorpusConfig = SMALL):

@@ -10,8 +10,8 @@ from retro_demo.config import GenerateConfig, RetroConfig
 from retro_demo.errors import UserError
 from retro_demo.events import Retrieved, Token
 from retro_demo.generate import Database, Written, generate, next_token
+from retro_demo.loading import load_retriever
 from retro_demo.neighbors import Neighbors
-from retro_demo.pipeline import load_retriever
 from retro_demo.retro import RETRO
 from retro_demo.tracing import Trace, trace, trace_attention
 

@@ -18,7 +18,7 @@ from retro_demo.devices import choose_device
 from retro_demo.errors import UserError
 from retro_demo.events import Retrieved
 from retro_demo.generate import Written
-from retro_demo.pipeline import load_retriever, load_run, write
+from retro_demo.loading import load_retriever, load_run, write
 
 
 def built(folder, rows, config=SMALL):
