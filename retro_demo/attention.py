@@ -1,4 +1,4 @@
-"""The attention layers that RETRO is made of, and the tap through which weights are seen.
+"""The attention layers that the models are made of, and the tap through which weights are seen.
 
 Only the weights that people look at are written out (`CrossAttention`); the rest is fused. This
 module knows nothing of chunks, retrieval, files or text.
@@ -21,6 +21,17 @@ from torch.utils.hooks import RemovableHandle
 ROTARY_BASE = 10_000.0
 
 
+class AttentionShape(NamedTuple):
+    """How an attention is cut into heads, and what it drops in training."""
+
+    num_heads: int
+    dim_head: int
+    rotary_dims: int  # of each head; the rest of it knows no positions
+    bias: bool = False  # of the output projection
+    drop_weights: float = 0.0
+    drop_output: float = 0.0
+
+
 class KeysValues(NamedTuple):
     """Projected context, ready to be attended to: keys and values, both (B, H, S, P)."""
 
@@ -28,85 +39,159 @@ class KeysValues(NamedTuple):
     values: Tensor
 
 
-def rotate(x: Tensor, positions: Tensor) -> Tensor:
+class Memory:
+    """The keys and values of all tokens that a layer has read so far; grows with every reading."""
+
+    def __init__(self) -> None:
+        self.kept: KeysValues | None = None
+
+    def append(self, new: KeysValues) -> KeysValues:
+        """Everything that was read, `new` at its end."""
+        if self.kept is not None:
+            new = KeysValues(*(torch.cat(pair, dim=2) for pair in zip(self.kept, new, strict=True)))
+        self.kept = new
+        return new
+
+
+def rotary_frequencies(dims: int) -> Tensor:
+    """Angle per position of each of dims / 2 pairs: from 1 down to almost 1 / 10000."""
+    half = dims // 2
+    return ROTARY_BASE ** (-torch.arange(half, dtype=torch.float32) / half)
+
+
+def rotate(x: Tensor, positions: Tensor, frequencies: Tensor) -> Tensor:
     """Rotary positions: x (B, H, T, P) turned by the angles of positions (T,).
 
     The product of a rotated query and a rotated key depends on the difference of their positions
-    only. Source: Su et al. 2021 (RoFormer), section 3.2.
+    only. The first two dimensions per frequency turn, the rest of P passes through; angles are
+    never computed in half precision. Source: Su et al. 2021 (RoFormer), section 3.2.
     """
-    half = x.shape[-1] // 2
-    frequencies = ROTARY_BASE ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
-    angles = positions.float()[:, None] * frequencies  # (T, P / 2)
+    half = frequencies.shape[0]
+    exact = torch.promote_types(x.dtype, torch.float32)
+    angles = positions.to(exact)[:, None] * frequencies.to(exact)  # (T, half)
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    first, second = x[..., :half], x[..., half:]
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    return torch.cat(turned + [rest] if rest.shape[-1] else turned, dim=-1)
 
 
 class SelfAttention(nn.Module):
     """Multi-head attention of a sequence to itself, with rotary positions; always fused."""
 
-    def __init__(self, dim: int, num_heads: int, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.to_qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.to_out = nn.Linear(dim, dim, bias=False)
-        self.dropout = nn.Dropout(dropout)
+    frequencies: Tensor
 
-    def forward(
-        self, x: Tensor, positions: Tensor, mask: Tensor, past: KeysValues | None = None
-    ) -> tuple[Tensor, KeysValues]:
+    def __init__(self, dim: int, shape: AttentionShape) -> None:
+        super().__init__()
+        self.num_heads = shape.num_heads
+        inner = shape.num_heads * shape.dim_head
+        self.to_qkv = nn.Linear(dim, 3 * inner, bias=False)
+        self.to_out = nn.Linear(inner, dim, bias=shape.bias)
+        self.drop_weights = shape.drop_weights
+        self.dropout = nn.Dropout(shape.drop_output)
+        self.register_buffer("frequencies", rotary_frequencies(shape.rotary_dims), persistent=False)
+
+    def forward(self, x: Tensor, positions: Tensor, mask: Tensor, memory: Memory | None = None) -> Tensor:
         """x (B, T, D), positions (T,), mask (B or 1, 1, T, S), True where attended -> (B, T, D).
 
-        The keys and values come back too, behind those of `past` where it is given (S counts both).
+        With a `memory` the tokens attend to those before them too (S counts both), and are kept in it.
         """
         q, k, v = rearrange(self.to_qkv(x), "b t (n h p) -> n b h t p", n=3, h=self.num_heads)
-        q, k = rotate(q, positions), rotate(k, positions)
-        if past is not None:
-            k, v = torch.cat([past.keys, k], dim=2), torch.cat([past.values, v], dim=2)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.dropout(self.to_out(rearrange(out, "b h t p -> b t (h p)"))), KeysValues(k, v)
+        q, k = rotate(q, positions, self.frequencies), rotate(k, positions, self.frequencies)
+        if memory is not None:
+            k, v = memory.append(KeysValues(k, v))
+        dropped = self.drop_weights if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropped)
+        return self.dropout(self.to_out(rearrange(out, "b h t p -> b t (h p)")))
 
 
 class CrossAttention(nn.Module):
     """Multi-head attention to a context, its softmax written out and passed through a tap.
 
     A query that may see no key at all gets zeros, not an average: with nothing retrieved the layer
-    adds nothing. There are no biases, so zero weights give a zero output.
+    adds nothing. There are no biases by default, so zero weights give a zero output.
+
+    With `null` or `abstain` there is one more key, learned and always seen, to turn to where no other is
+    of use: with `null` it has a value, learned too, with `abstain` it writes nothing. The tap shows the
+    others' weights; what they lack to 1 is its.
     """
 
-    def __init__(self, dim: int, context_dim: int, num_heads: int, dropout: float = 0.0) -> None:
+    frequencies: Tensor
+
+    def __init__(
+        self, dim: int, context_dim: int, shape: AttentionShape, *, null: bool = False, abstain: bool = False
+    ) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.to_q = nn.Linear(dim, dim, bias=False)
-        self.to_kv = nn.Linear(context_dim, 2 * dim, bias=False)
-        self.to_out = nn.Linear(dim, dim, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.num_heads = shape.num_heads
+        inner = shape.num_heads * shape.dim_head
+        self.to_q = nn.Linear(dim, inner, bias=False)
+        self.to_kv = nn.Linear(context_dim, 2 * inner, bias=False)
+        self.to_out = nn.Linear(inner, dim, bias=shape.bias)
+        self.null_k = nn.Parameter(torch.zeros(inner)) if null or abstain else None
+        self.null_v = nn.Parameter(torch.zeros(inner)) if null else None
+        self.drop_weights = nn.Dropout(shape.drop_weights)
+        self.dropout = nn.Dropout(shape.drop_output)
         self.weights = nn.Identity()  # the tap: see record_attention
+        self.register_buffer("frequencies", rotary_frequencies(shape.rotary_dims), persistent=False)
 
     def keys_values(self, context: Tensor, positions: Tensor) -> KeysValues:
         """context (B, S, E), positions (S,) -> keys and values; compute once, attend often."""
-        k, v = rearrange(self.to_kv(context), "b s (n h p) -> n b h s p", n=2, h=self.num_heads)
-        return KeysValues(rotate(k, positions), v)
+        return self.placed(self.project(context), positions)
+
+    def project(self, context: Tensor) -> KeysValues:
+        """context (B, S, E) -> keys that know no positions yet, and values."""
+        return KeysValues(*rearrange(self.to_kv(context), "b s (n h p) -> n b h s p", n=2, h=self.num_heads))
+
+    def placed(self, projected: KeysValues, positions: Tensor) -> KeysValues:
+        """What `project` gave, its keys at their positions (S,); behind the null key where there is one."""
+        k, v = rotate(projected.keys, positions, self.frequencies), projected.values
+        if self.null_k is not None:
+            value = torch.zeros_like(self.null_k) if self.null_v is None else self.null_v
+            k, v = self._behind_null(self.null_k, k), self._behind_null(value, v)
+        return KeysValues(k, v)
+
+    def _behind_null(self, null: Tensor, x: Tensor) -> Tensor:
+        """null (H * P), x (B, H, S, P) -> (B, H, 1 + S, P)."""
+        first = rearrange(null, "(h p) -> 1 h 1 p", h=self.num_heads).expand(len(x), -1, -1, -1)
+        return torch.cat([first, x], dim=2)
 
     def forward(self, x: Tensor, context: KeysValues, positions: Tensor, mask: Tensor) -> Tensor:
         """x (B, T, D), positions (T,), mask (B, S) True where a token stands -> (B, T, D)."""
-        q = rotate(rearrange(self.to_q(x), "b t (h p) -> b h t p", h=self.num_heads), positions)
+        q = rearrange(self.to_q(x), "b t (h p) -> b h t p", h=self.num_heads)
+        q = rotate(q, positions, self.frequencies)
         scores = q @ context.keys.transpose(-1, -2) * q.shape[-1] ** -0.5  # (B, H, T, S)
+        anything = mask.any(dim=-1) if self.null_v is None else torch.ones_like(mask[:, 0])
+        if self.null_k is not None:
+            mask = F.pad(mask, (1, 0), value=True)
         seen = mask[:, None, None, :]
         weights = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(dim=-1) * seen
-        out = self.weights(weights) @ context.values
-        return self.dropout(self.to_out(rearrange(out, "b h t p -> b t (h p)")))
+        if self.null_k is None:
+            weights = self.weights(weights)
+        else:
+            weights = torch.cat([weights[..., :1], self.weights(weights[..., 1:])], dim=-1)
+        out = self.drop_weights(weights) @ context.values
+        out = self.to_out(rearrange(out, "b h t p -> b t (h p)"))
+        if self.to_out.bias is not None:  # where nothing is seen, the bias must not be added either
+            out = out * anything[:, None, None]
+        return self.dropout(out)
 
 
 class FeedForward(nn.Sequential):
     """Two linear layers with a GELU between: (B, T, D) -> (B, T, D)."""
 
-    def __init__(self, dim: int, mult: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        mult: int,
+        *,
+        bias: bool = False,
+        drop_hidden: float = 0.0,
+        drop_output: float = 0.0,
+    ) -> None:
         super().__init__(
-            nn.Linear(dim, mult * dim, bias=False),
-            nn.GELU(),
-            nn.Linear(mult * dim, dim, bias=False),
-            nn.Dropout(dropout),
+            nn.Linear(dim, mult * dim, bias=bias),
+            nn.Sequential(nn.GELU(), nn.Dropout(drop_hidden)),
+            nn.Linear(mult * dim, dim, bias=bias),
+            nn.Dropout(drop_output),
         )
 
 

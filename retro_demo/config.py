@@ -6,13 +6,12 @@ A saved config is the dataclass as JSON. This module knows nothing of files, tor
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from retro_demo.errors import UserError
 from retro_demo.knobs import check_ranges, from_json, knob, knobs, to_json
+from retro_demo.retro_config import RetroConfig
 
 __all__ = [
-    "PRESETS",
+    "RETRIEVERS",
     "CorpusConfig",
     "GenerateConfig",
     "RetroConfig",
@@ -21,6 +20,10 @@ __all__ = [
     "knobs",
     "to_json",
 ]
+
+
+RETRIEVERS = ("dense", "bm25", "bm25-words", "hybrid")
+"""How neighbors are found: by embeddings, by BM25 over token ids or words, or by both."""
 
 
 @dataclass(frozen=True)
@@ -76,65 +79,13 @@ class CorpusConfig:
         "",
         "Fields",
         "For .csv and .jsonl: which column is which, as in text=body,title=name "
-        "(ours: id, title, lang, text, group).",
+        "(ours: id, title, lang, text, group, use).",
     )
     seed: int = knob(0, "Seed", "Which groups are held out.", low=0, high=2**31 - 1)
     max_megabytes: int = knob(256, "Largest text", "Megabytes of text read at most.", low=1, high=1_000_000)
 
     def __post_init__(self) -> None:
         check_ranges(self)
-
-
-@dataclass(frozen=True)
-class RetroConfig:
-    """The shape of a RETRO network. Without `cca_layers` it is a plain decoder: the matched `lm`."""
-
-    vocab_size: int = knob(4096, "Vocabulary", "Tokens.", low=4, high=1_000_000, derived=True)
-    chunk_len: int = knob(64, "Chunk length", "Tokens in a chunk (m).", low=1, high=512, derived=True)
-    pad_id: int = knob(0, "Padding", "Token that stands for nothing.", low=0, high=1_000_000, derived=True)
-    dim: int = knob(128, "Width", "Width of the decoder (d).", low=8, high=8192)
-    depth: int = knob(4, "Layers", "Decoder layers.", low=1, high=128)
-    num_heads: int = knob(4, "Heads", "Attention heads; they divide both widths.", low=1, high=128)
-    cca_layers: tuple[int, ...] = knob(
-        (2, 4),
-        "Layers with retrieval",
-        "Decoder layers with chunked cross-attention, counted from 1 (P in the paper).",
-        low=1,
-        high=128,
-    )
-    enc_dim: int = knob(128, "Encoder width", "Width of the neighbor encoder (d').", low=8, high=8192)
-    enc_depth: int = knob(1, "Encoder layers", "Layers of the neighbor encoder.", low=1, high=32)
-    enc_cross_layers: tuple[int, ...] = knob(
-        (1,),
-        "Encoder layers that see the chunk",
-        "Encoder layers that attend to the chunk, counted from 1 (P_enc in the paper).",
-        low=1,
-        high=32,
-    )
-    ff_mult: int = knob(
-        4, "Feed-forward factor", "Width of the feed-forward layers over the width.", low=1, high=16
-    )
-    dropout: float = knob(0.0, "Dropout", "Share of activations dropped in training.", low=0.0, high=0.9)
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
-        for name, width in (("dim", self.dim), ("enc_dim", self.enc_dim)):
-            if width % (2 * self.num_heads):
-                raise UserError(
-                    f"{name} is {width}, which {self.num_heads} heads do not divide into even parts. "
-                    f"Choose a multiple of {2 * self.num_heads}."
-                )
-        for name, layers, depth in (
-            ("cca_layers", self.cca_layers, self.depth),
-            ("enc_cross_layers", self.enc_cross_layers, self.enc_depth),
-        ):
-            if layers and max(layers) > depth:
-                raise UserError(f"{name} names layer {max(layers)}, but there are only {depth}.")
-
-    @property
-    def neighbor_len(self) -> int:
-        """Tokens of a neighbor with its continuation (r = 2m)."""
-        return 2 * self.chunk_len
 
 
 @dataclass(frozen=True)
@@ -148,6 +99,44 @@ class TrainConfig:
     )
     num_neighbors: int = knob(
         2, "Neighbors", "Neighbors of each chunk (k in the paper).", low=1, high=100, main=True
+    )
+    retriever: str = knob(
+        "dense",
+        "Retriever",
+        "dense: nearest embeddings; bm25: shared tokens, the rarer the better; bm25-words: shared words; "
+        "hybrid: dense candidates in the order of BM25.",
+        choices=RETRIEVERS,
+        main=True,
+    )
+    reading: float = knob(
+        0.0,
+        "Reading lessons",
+        "Share of the steps over which neighbors that hold the true continuation, moved and partly "
+        "overwritten, fade out: they teach the network to read.",
+        low=0.0,
+        high=1.0,
+    )
+    lessons_kept: float = knob(
+        0.0,
+        "Lessons kept",
+        "Share of the chunks that get such a neighbor to the very end, lest reading be forgotten.",
+        low=0.0,
+        high=1.0,
+    )
+    noise: float = knob(
+        0.0,
+        "Noisy neighbors",
+        "Share of the neighbors in training that are random chunks instead, so that the network learns "
+        "to doubt.",
+        low=0.0,
+        high=1.0,
+    )
+    neighbor_source: str = knob(
+        "retrieved",
+        "Neighbors from",
+        "retrieved: what the retriever finds; random: random chunks throughout, the control that has the "
+        "same network and work but no content.",
+        choices=("retrieved", "random"),
     )
     lr: float = knob(
         4e-3,
@@ -196,7 +185,7 @@ class GenerateConfig:
 
     max_new_tokens: int = knob(128, "New tokens", "Tokens to write at most.", low=1, high=65_536, main=True)
     temperature: float = knob(
-        0.8,
+        0.6,
         "Temperature",
         "0 takes the likeliest token, 1 samples as the model says.",
         low=0.0,
@@ -216,9 +205,16 @@ class GenerateConfig:
     retrieval: str = knob(
         "on",
         "Retrieval",
-        "on: neighbors at each chunk border; off: none.",
-        choices=("on", "off"),
+        "on: neighbors at each chunk border; off: none; shuffled: those of another chunk, drawn at "
+        "random from the corpus, as a control.",
+        choices=("on", "off", "shuffled"),
         main=True,
+    )
+    retriever: str = knob(
+        "",
+        "Retriever",
+        "dense, bm25, bm25-words or hybrid; empty means the one of the training.",
+        choices=("", *RETRIEVERS),
     )
     num_neighbors: int = knob(
         0, "Neighbors", "Neighbors of each chunk; 0 means as many as in training.", low=0, high=100
@@ -227,38 +223,3 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {},
-    "small": {
-        "dim": 192,
-        "depth": 6,
-        "num_heads": 6,
-        "cca_layers": (3, 6),
-        "enc_dim": 192,
-        "steps": 4500,
-        "lr": 1.5e-3,
-        "warmup": 200,
-        "eval_every": 500,
-        "save_every": 200,
-    },
-    "base": {
-        "dim": 512,
-        "depth": 12,
-        "num_heads": 8,
-        "cca_layers": (6, 9, 12),
-        "enc_dim": 512,
-        "enc_depth": 2,
-        "batch_size": 32,
-        "seq_len": 512,
-        "steps": 20_000,
-        "lr": 6e-4,
-        "warmup": 500,
-        "eval_every": 500,
-        "eval_tokens": 100_000,
-        "save_every": 500,
-    },
-}
-"""Named settings of RetroConfig and TrainConfig: tiny takes about two minutes on two CPU cores,
-small about an hour, base wants a GPU."""

@@ -63,7 +63,7 @@ def check_ranges(config: Any) -> None:
             wanted = kind.get(type(knob_field.default), type(knob_field.default).__name__)
             raise UserError(f"{name} is {value!r}, but it must be {wanted}.")
         if meta["choices"] and value not in meta["choices"]:
-            raise UserError(f"{name} is {value!r}; choose one of {', '.join(meta['choices'])}.")
+            raise UserError(f"{name} is {value!r}; choose one of {', '.join(filter(None, meta['choices']))}.")
         for number in value if isinstance(value, tuple) else (value,):
             low, high = meta["low"], meta["high"]
             outside = (low is not None and number < low) or (high is not None and number > high)

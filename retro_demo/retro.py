@@ -6,7 +6,7 @@ Token ids in, logits out. Nothing here knows of text, files, indexes or training
 Source: Borgeaud et al. 2022, "Improving language models by retrieving from trillions of tokens",
 sections 2.4 and 2.5 and appendix B. Differences, all stated there or in docs/science.md: rotary in
 place of Transformer-XL positions (same relative distances), token embeddings shared by encoder,
-decoder and output layer.
+decoder and output layer. RetroConfig has further options; they live in the parts, not here.
 
 Shapes: B batch, T tokens, L chunks, C chunk length, K neighbors, R neighbor length (N, then F),
 D width, V vocabulary. Positions and chunks count from 0; layers from 1, as in the paper.
@@ -14,7 +14,9 @@ D width, V vocabulary. Positions and chunks count from 0; layers from 1, as in t
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
@@ -22,11 +24,18 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from retro_demo.attention import CrossAttention, FeedForward, KeysValues, SelfAttention, key_mask
-from retro_demo.config import RetroConfig
+from retro_demo.attention import KeysValues, Memory, key_mask
+from retro_demo.blocks import (
+    draw_copying_weights,
+    draw_deepnet_weights,
+    draw_weights,
+    make_final_norm,
+    residual,
+)
+from retro_demo.decoder import DecoderLayer
 from retro_demo.encoder import NeighborEncoder
-
-INIT_STD = 0.02
+from retro_demo.errors import UserError
+from retro_demo.retro_config import RetroConfig
 
 
 class RetroBatch(NamedTuple):
@@ -40,74 +49,21 @@ class RetroBatch(NamedTuple):
         return RetroBatch(self.tokens.to(device, non_blocking=True), neighbors)
 
 
-class ChunkedCrossAttention(CrossAttention):
-    """Let the tokens after each chunk attend to that chunk's neighbors.
-
-    The last token of chunk u and the first C - 1 tokens of chunk u + 1 attend to the neighbors of
-    chunk u, so no token sees a neighbor found with text after it. The tokens before the last of
-    the first chunk get zeros. The softmax runs over all neighbors of the chunk together.
-
-    Relative distances: the query at place i of its C (i = 0 is the last token of chunk u) and the
-    neighbor token i' stand i - i' + C - 1 apart, so N is aligned with chunk u and F with what
-    follows. Source: section 2.4, equation for CCA; appendix B.1.2 for the distances.
-    """
-
-    def __init__(self, chunk_len: int, dim: int, context_dim: int, num_heads: int, dropout: float) -> None:
-        super().__init__(dim, context_dim, num_heads, dropout)
-        self.chunk_len = chunk_len
-
-    def neighbor_keys_values(self, encoded: Tensor) -> KeysValues:
-        """encoded (B, K, R, E) -> keys and values (B, H, K * R, P); each neighbor starts at 0."""
-        places = torch.arange(encoded.shape[2], device=encoded.device).repeat(encoded.shape[1])
-        return self.keys_values(rearrange(encoded, "b k r e -> b (k r) e"), places)
-
-    def attend(self, x: Tensor, context: KeysValues, place: int, mask: Tensor) -> Tensor:
-        """x (B, T, D): tokens of one attending chunk, the first at `place` in it -> (B, T, D)."""
-        places = torch.arange(place, place + x.shape[1], device=x.device) + self.chunk_len - 1
-        return super().forward(x, context, places, mask)
-
-    def forward(self, x: Tensor, encoded: Tensor, mask: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """x (B, T, D), encoded (B, L, K, R, E), mask (B, L, K, R) -> (B, T, D), T >= L * C."""
-        batch, length, _ = x.shape
-        num_chunks, shift = encoded.shape[1], self.chunk_len - 1
-        covered = num_chunks * self.chunk_len
-        queries = F.pad(x[:, shift : shift + covered], (0, 0, 0, max(0, shift + covered - length)))
-        out = self.attend(
-            rearrange(queries, "b (l c) d -> (b l) c d", l=num_chunks),
-            self.neighbor_keys_values(rearrange(encoded, "b l k r e -> (b l) k r e")),
-            0,
-            rearrange(mask, "b l k r -> (b l) (k r)"),
-        )
-        out = rearrange(out, "(b l) c d -> b (l c) d", b=batch)
-        return F.pad(out, (0, 0, shift, max(0, length - shift - covered)))[:, :length]
-
-
-class DecoderLayer(nn.Module):
-    """FFW(CCA(ATTN(x))), or FFW(ATTN(x)) where the layer has no cross-attention (section 2.4)."""
-
-    def __init__(self, config: RetroConfig, retrieves: bool) -> None:
-        super().__init__()
-        dim, heads, dropout = config.dim, config.num_heads, config.dropout
-        self.norm_attend = nn.RMSNorm(dim)
-        self.attend = SelfAttention(dim, heads, dropout)
-        if retrieves:
-            self.norm_retrieve = nn.RMSNorm(dim)
-            self.retrieve = ChunkedCrossAttention(config.chunk_len, dim, config.enc_dim, heads, dropout)
-        self.retrieves = retrieves
-        self.norm_think = nn.RMSNorm(dim)
-        self.think = FeedForward(dim, config.ff_mult, dropout)
-
-
 @dataclass
 class DecodeCache:
     """What the tokens so far leave behind for the next one; filled by `RETRO.extend`."""
 
-    length: int = 0
-    keys_values: dict[int, KeysValues] = field(default_factory=dict)  # by layer
+    tokens: Tensor | None = None  # (B, length)
+    memories: dict[int, Memory] = field(default_factory=lambda: defaultdict(Memory))  # by layer
     states: Tensor | None = None  # (B, <= C, D): the current chunk at layer min(P), see RETRO.decode
-    present: Tensor | None = None  # (B, length): where tokens stand
     neighbors: dict[int, KeysValues] = field(default_factory=dict)  # by layer, of the last whole chunk
     neighbors_present: Tensor | None = None  # (B, K * R)
+    retrieving: bool = False  # whether anything was retrieved for any chunk so far
+
+    @property
+    def length(self) -> int:
+        """Tokens read so far."""
+        return 0 if self.tokens is None else self.tokens.shape[1]
 
 
 class RETRO(nn.Module):
@@ -116,24 +72,43 @@ class RETRO(nn.Module):
     def __init__(self, config: RetroConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.scale = config.dec_scale
+        self.embedding = nn.Embedding(config.vocab_size, config.embed_dim)
+        if config.absolute_positions:
+            self.positions = nn.Embedding(config.absolute_positions, config.embed_dim)
+        same = config.embed_dim == config.dim
+        self.to_decoder = (
+            nn.Identity() if same else nn.Linear(config.embed_dim, config.dim, bias=config.biases)
+        )
         self.layers = nn.ModuleList(
             DecoderLayer(config, number in config.cca_layers) for number in range(1, config.depth + 1)
         )
-        self.norm = nn.RMSNorm(config.dim)
+        self.norm = make_final_norm(config, config.dim)
         self.encoder = NeighborEncoder(config) if config.cca_layers else None
+        if not config.tied_output:
+            self.to_logits = nn.Linear(config.dim, config.vocab_size, bias=config.biases)
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Draw all matrices from N(0, 0.02); what writes into the residual stream starts smaller.
+        """Draw the first weights: small ones, in the layers DeepNet's where these are asked for."""
+        draw_weights(self, self.config.depth)
+        if self.config.copying_start:
+            for layer in self.decoder_layers():
+                if layer.retrieves:
+                    draw_copying_weights(layer.retrieve)
+        if self.config.residual != "pre":
+            enc_depth, depth = self.config.enc_depth, self.config.depth
+            draw_deepnet_weights(self.layers, (12 * depth) ** -0.25)
+            if self.encoder is not None:
+                draw_deepnet_weights(self.encoder, 0.87 * (enc_depth**4 * depth) ** -0.0625)
 
-        The embeddings also are the output layer: at 0.02 the first loss is close to ln V.
-        """
-        for name, weight in self.named_parameters():
-            if weight.ndim < 2:
-                continue
-            writes = name.endswith(("to_out.weight", "think.2.weight"))
-            nn.init.normal_(weight, std=INIT_STD / (2 * self.config.depth) ** 0.5 if writes else INIT_STD)
+    @torch.no_grad()
+    def begin_encoder_as_decoder(self) -> None:
+        """Give the encoder's layers the weights of the decoder's first ones, which have the same shape."""
+        assert self.encoder is not None
+        for own, other in zip(self.encoder.encoder_layers(), self.decoder_layers(), strict=False):
+            for part in ("norm_attend", "attend", "norm_think", "think"):
+                getattr(own, part).load_state_dict(getattr(other, part).state_dict())
 
     def decoder_layers(self) -> list[DecoderLayer]:
         """The layers in order; layer number n of the paper is the (n - 1)th."""
@@ -143,39 +118,71 @@ class RETRO(nn.Module):
         """tokens (B, T), neighbors (B, L, K, R) or None -> logits (B, T, V).
 
         neighbors[:, u] belong to chunk u, the tokens u * C ... u * C + C - 1, and are first seen at
-        position u * C + C - 1. `pad_id` stands for no token, in both; a neighbor of nothing but
-        padding is absent, and None means that nothing was retrieved.
+        position u * C + C - 1; (B, L, R) is one neighbor for each chunk. `pad_id` stands for no
+        token, in both; a neighbor of nothing but padding is absent, and None means that nothing
+        was retrieved.
         """
         return self.logits(self.decode(tokens, neighbors))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (B, T, D) -> (B, T, V)."""
-        return self.norm(hidden) @ self.embedding.weight.T
+        if self.config.tied_output:
+            return self.norm(hidden) @ self.embedding.weight.T
+        return self.to_logits(self.norm(hidden))
 
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens (...) -> (..., D), scaled to the size that a residual stream wants."""
-        return self.embedding(tokens) * self.config.dim**0.5
+        return self._scaled(self.embedding(tokens))
+
+    def _scaled(self, embedded: Tensor) -> Tensor:
+        return embedded * self.config.embed_dim**0.5 if self.config.scale_embeddings else embedded
+
+    def embed_text(self, tokens: Tensor, places: Tensor) -> Tensor:
+        """tokens (B, T) at places (T,) of the text -> what the first layer reads (B, T, D)."""
+        x = self.embedding(tokens)
+        if most := self.config.absolute_positions:
+            end = int(places[-1]) + 1 if len(places) else 0
+            if end > most:
+                raise UserError(
+                    f"The text has {end} tokens, but this model has positions for {most}. Shorten the text."
+                )
+            x = x + self.positions(places)
+        return self.to_decoder(self._scaled(x))
+
+    def present(self, tokens: Tensor) -> Tensor:
+        """tokens (B, T) of the text -> where one stands that may be attended to (B, T)."""
+        return tokens != self.config.pad_id if self.config.mask_padding else torch.ones_like(tokens).bool()
 
     def decode(self, tokens: Tensor, neighbors: Tensor | None = None) -> Tensor:
         """As `forward`, but the last hidden states (B, T, D)."""
-        length, chunk_len = tokens.shape[1], self.config.chunk_len
-        num_chunks = length // chunk_len
+        length = tokens.shape[1]
         if neighbors is not None:
-            neighbors = neighbors[:, :num_chunks]
+            neighbors = neighbors[:, : length // self.config.chunk_len]
+            neighbors = neighbors[:, :, None] if neighbors.ndim == 3 else neighbors
         retrieving = neighbors is not None and self.encoder is not None and neighbors.numel() > 0
-        present = tokens != self.config.pad_id
+        present = self.present(tokens)
         places = torch.arange(length, device=tokens.device)
         mask = key_mask(present) & (places[:, None] >= places)
         encoded, neighbors_present = None, None
-        x = self.embed(tokens)
+        x = self.embed_text(tokens, places)
         for layer in self.decoder_layers():
-            x = x + layer.attend(layer.norm_attend(x), places, mask)[0]
+            x = residual(x, layer.norm_attend, partial(layer.attend, positions=places, mask=mask), self.scale)
             if retrieving and layer.retrieves:
                 if encoded is None:  # the first layer with retrieval: its states condition the encoder
                     assert neighbors is not None
                     encoded, neighbors_present = self.encode_neighbors(neighbors, x, present)
-                x = x + layer.retrieve(layer.norm_retrieve(x), encoded, neighbors_present)
-            x = x + layer.think(layer.norm_think(x))
+                read = partial(layer.retrieve, encoded=encoded, mask=neighbors_present)
+                x = residual(x, layer.norm_retrieve, read, self.scale)
+            elif layer.retrieves:
+                x = self._without_neighbors(layer, x, retrieving)
+            x = residual(x, layer.norm_think, layer.think, self.scale)
+        return x
+
+    def _without_neighbors(self, layer: DecoderLayer, x: Tensor, retrieving: bool) -> Tensor:
+        """What a layer with retrieval makes of x where it adds nothing: x itself, unless norms come after."""
+        kind = self.config.residual
+        if kind == "deepnet" or (kind == "deepnet-reference" and retrieving):
+            return residual(x, layer.norm_retrieve, torch.zeros_like, self.scale)
         return x
 
     def encode_neighbors(self, neighbors: Tensor, states: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,7 +207,7 @@ class RETRO(nn.Module):
 
         All n belong to one attending chunk: the last token of a chunk and what follows up to the
         token before the next chunk's last. When they begin with the last token of a chunk,
-        `neighbors` (B, K, R) are that chunk's; None there means that nothing was retrieved.
+        `neighbors` (B, K, R) or (B, R) are that chunk's; None there means that nothing was retrieved.
         """
         chunk_len, start, count = self.config.chunk_len, cache.length, tokens.shape[1]
         if (start + 1) // chunk_len != (start + count) // chunk_len:
@@ -210,54 +217,64 @@ class RETRO(nn.Module):
         border = (start + 1) % chunk_len == 0
         if neighbors is not None and not border:
             raise ValueError(f"neighbors were given at token {start}, which is not the last of a chunk")
-        present = tokens != self.config.pad_id
-        cache.present = present if cache.present is None else torch.cat([cache.present, present], dim=1)
+        if neighbors is not None and neighbors.ndim == 2:
+            neighbors = neighbors[:, None]
+        if neighbors is not None and not cache.retrieving:
+            self._begin_retrieving(cache)
+        cache.tokens = tokens if cache.tokens is None else torch.cat([cache.tokens, tokens], dim=1)
         places = torch.arange(start, start + count, device=tokens.device)
         everything = torch.arange(start + count, device=tokens.device)
         itself = everything == places[:, None]
-        mask = ((cache.present[:, None, :] | itself) & (everything <= places[:, None]))[:, None]
+        seen = self.present(cache.tokens)[:, None, :] | itself
+        mask = (seen & (everything <= places[:, None]))[:, None]
         if border:
             cache.neighbors, cache.neighbors_present = {}, None
-        x = self.embed(tokens)
+        x = self.embed_text(tokens, places)
         first = min(self.config.cca_layers, default=0)
         for number, layer in enumerate(self.decoder_layers(), start=1):
-            attended, cache.keys_values[number] = layer.attend(
-                layer.norm_attend(x), places, mask, cache.keys_values.get(number)
-            )
-            x = x + attended
+            look_back = partial(layer.attend, positions=places, mask=mask, memory=cache.memories[number])
+            x = residual(x, layer.norm_attend, look_back, self.scale)
             if number == first:
-                encoded = self._end_of_chunk(x, cache, border, neighbors)
-                if encoded is not None:
-                    for later, other in enumerate(self.decoder_layers(), start=1):
-                        if other.retrieves:
-                            cache.neighbors[later] = other.retrieve.neighbor_keys_values(encoded)
+                self._keep_states(x, cache, border, neighbors)
             if number in cache.neighbors:
                 assert cache.neighbors_present is not None
-                place = (start + 1) % chunk_len
-                x = x + layer.retrieve.attend(
-                    layer.norm_retrieve(x), cache.neighbors[number], place, cache.neighbors_present
+                read = partial(
+                    layer.retrieve.attend,
+                    context=cache.neighbors[number],
+                    place=(start + 1) % chunk_len,
+                    mask=cache.neighbors_present,
                 )
-            x = x + layer.think(layer.norm_think(x))
-        cache.length += count
+                x = residual(x, layer.norm_retrieve, read, self.scale)
+            elif layer.retrieves:
+                x = self._without_neighbors(layer, x, cache.retrieving)
+            x = residual(x, layer.norm_think, layer.think, self.scale)
         return self.logits(x)
 
-    def _end_of_chunk(
-        self, x: Tensor, cache: DecodeCache, border: bool, neighbors: Tensor | None
-    ) -> Tensor | None:
-        """Keep the states of the current chunk; at its last token encode its neighbors (B, K, R, E)."""
+    def _begin_retrieving(self, cache: DecodeCache) -> None:
+        """Note that neighbors come; in the reference's post-norm this changes the tokens before them."""
+        cache.retrieving = True
+        if self.config.residual != "deepnet-reference" or cache.tokens is None:
+            return
+        tokens, chunk_len = cache.tokens, self.config.chunk_len
+        cache.tokens, cache.states = None, None
+        cache.memories.clear()
+        while (start := cache.length) < tokens.shape[1]:
+            self.extend(tokens[:, start : (start + 1) // chunk_len * chunk_len + chunk_len - 1], cache)
+
+    def _keep_states(self, x: Tensor, cache: DecodeCache, border: bool, neighbors: Tensor | None) -> None:
+        """Keep the states of the current chunk; at its last token encode its neighbors for all layers."""
         states = x if cache.states is None else torch.cat([cache.states, x], dim=1)
-        if not border:
-            cache.states = states
-            return None
         chunk_len = self.config.chunk_len
-        cache.states = states[:, chunk_len:]
-        if neighbors is None:
-            return None
-        assert cache.present is not None
-        present = cache.present[:, cache.length + 1 - chunk_len : cache.length + 1]
+        cache.states = states[:, chunk_len:] if border else states
+        if neighbors is None or cache.tokens is None:
+            return
+        end = cache.length - x.shape[1] + 1
+        present = self.present(cache.tokens[:, end - chunk_len : end])
         encoded, there = self.encode_neighbors(neighbors[:, None], states[:, :chunk_len], present)
         cache.neighbors_present = rearrange(there[:, 0], "b k r -> b (k r)")
-        return encoded[:, 0]
+        for number, layer in enumerate(self.decoder_layers(), start=1):
+            if layer.retrieves:
+                cache.neighbors[number] = layer.retrieve.neighbor_keys_values(encoded[:, 0])
 
     def token_losses(self, tokens: Tensor, neighbors: Tensor | None = None) -> Tensor:
         """tokens (B, T + 1) -> loss of each token after the first (B, T), in nats; padding costs 0."""

@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from retro_demo.attention import record_attention
-from retro_demo.config import RetroConfig
-from retro_demo.retro import RETRO, ChunkedCrossAttention, DecodeCache, RetroBatch
+from retro_demo.attention import AttentionShape, record_attention
+from retro_demo.cca import ChunkedCrossAttention
+from retro_demo.retro import RETRO, DecodeCache, RetroBatch
+from retro_demo.retro_config import RetroConfig
 
 VOCAB, CHUNK, CHUNKS, NEIGHBORS = 40, 4, 4, 2
 TOLERANCE = 1e-5
+HEADS = AttentionShape(num_heads=2, dim_head=8, rotary_dims=8)
 CONFIG = RetroConfig(
     vocab_size=VOCAB,
     chunk_len=CHUNK,
@@ -48,6 +50,17 @@ def example(length: int = CHUNK * CHUNKS, batch: int = 2) -> tuple[Tensor, Tenso
 def other(tokens: Tensor) -> Tensor:
     """Another token at each place, never padding."""
     return tokens % (VOCAB - 1) + 1
+
+
+def read_in_pieces(model: RETRO, tokens: Tensor, neighbors: Tensor | None, prompt: int = 1) -> Tensor:
+    """The logits (B, T, V) of a prompt read in pieces and of one token at a time after it."""
+    cache, logits, chunk_len = DecodeCache(), [], model.config.chunk_len
+    while (start := cache.length) < tokens.shape[1]:
+        chunk, place = divmod(start + 1, chunk_len)
+        border = (chunk + 1) * chunk_len - 1  # where the next piece begins at the latest
+        found = neighbors[:, chunk - 1] if neighbors is not None and place == 0 else None
+        logits.append(model.extend(tokens[:, start : min(border, max(prompt, start + 1))], cache, found))
+    return torch.cat(logits, dim=1)
 
 
 @pytest.fixture
@@ -184,11 +197,11 @@ def captured_positions(model: RETRO, tokens: Tensor, neighbors: Tensor) -> tuple
     """The positions with which one layer of chunked cross-attention turns its queries and keys."""
     seen = []
     layer = model.layers[CONFIG.cca_layers[0] - 1].retrieve
-    keys_values, attend = layer.keys_values, ChunkedCrossAttention.__mro__[1].forward
+    placed, attend = layer.placed, ChunkedCrossAttention.__mro__[1].forward
 
-    def keep_keys(context, positions):
+    def keep_keys(projected, positions):
         seen.append(positions)
-        return keys_values(context, positions)
+        return placed(projected, positions)
 
     def keep_queries(self, x, context, positions, mask):
         if self is layer:
@@ -196,7 +209,7 @@ def captured_positions(model: RETRO, tokens: Tensor, neighbors: Tensor) -> tuple
         return attend(self, x, context, positions, mask)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layer, "keys_values", keep_keys)
+        patch.setattr(layer, "placed", keep_keys)
         patch.setattr(ChunkedCrossAttention.__mro__[1], "forward", keep_queries)
         model(tokens, neighbors)
     return seen[1], seen[0]
@@ -213,7 +226,7 @@ def test_queries_stand_at_m_minus_1_to_2m_minus_2_and_each_neighbor_at_0_to_r_mi
 @torch.inference_mode()
 def test_only_the_distance_of_query_and_key_counts():
     torch.manual_seed(0)
-    layer = ChunkedCrossAttention(CHUNK, 16, 16, 2, 0.0)
+    layer = ChunkedCrossAttention(CHUNK, 16, 16, HEADS)
     x, context = torch.randn(1, CHUNK, 16), torch.randn(1, 2 * CHUNK, 16)
     mask = torch.ones(1, 2 * CHUNK, dtype=torch.bool)
     places = torch.arange(2 * CHUNK)
@@ -231,7 +244,7 @@ def test_only_the_distance_of_query_and_key_counts():
 @torch.inference_mode()
 def test_with_content_alike_everywhere_attention_peaks_at_the_aligned_neighbor_token():
     torch.manual_seed(0)
-    layer = ChunkedCrossAttention(CHUNK, 16, 16, 2, 0.0)
+    layer = ChunkedCrossAttention(CHUNK, 16, 16, HEADS)
     layer.to_kv.weight[:16] = layer.to_q.weight  # keys as queries: content logits are all alike
     layer.to_q.weight.mul_(20)
     x = torch.randn(1, 1, 16).expand(1, CHUNK * 2, 16)
@@ -324,6 +337,39 @@ def test_examples_of_a_batch_do_not_see_each_other(model):
     torch.testing.assert_close(before[:1], single, atol=TOLERANCE, rtol=0)
 
 
+def test_the_gradient_of_one_example_to_another_of_its_batch_is_zero():
+    model = tiny_retro()
+    tokens, neighbors = example()
+    embedded: list[Tensor] = []
+
+    def keep(_module, _inputs, output):
+        output.retain_grad()
+        embedded.append(output)
+
+    handle = model.embedding.register_forward_hook(keep)
+    logits = model(tokens, neighbors)
+    handle.remove()
+    logits[0].square().sum().backward()
+
+    of_tokens, of_neighbors = embedded[0].grad, embedded[1].grad  # (B, T, D), (B * L, K, R, D)
+    assert of_tokens is not None
+    assert of_neighbors is not None
+    assert of_tokens[1].abs().sum() == 0
+    assert of_neighbors[CHUNKS:].abs().sum() == 0
+    assert (of_tokens[0].abs().sum(dim=-1) > 0).all()
+    assert (of_neighbors[:CHUNKS].abs().sum(dim=(1, 2, 3)) > 0).all()
+
+
+@torch.inference_mode()
+def test_texts_read_piece_by_piece_in_a_batch_get_the_logits_that_they_get_alone(model):
+    tokens, neighbors = example()
+
+    together = read_in_pieces(model, tokens, neighbors)
+    alone = [read_in_pieces(model, tokens[b : b + 1], neighbors[b : b + 1]) for b in range(2)]
+
+    torch.testing.assert_close(together, torch.cat(alone), atol=TOLERANCE, rtol=0)
+
+
 def slow_chunked_cross_attention(layer: ChunkedCrossAttention, x: Tensor, encoded: Tensor) -> Tensor:
     """The paper's definition, token by token; content and relative logits together in one loop."""
     dim, heads = x.shape[-1], layer.num_heads
@@ -358,7 +404,7 @@ def slow_chunked_cross_attention(layer: ChunkedCrossAttention, x: Tensor, encode
 @torch.inference_mode()
 def test_chunked_cross_attention_equals_a_slow_loop_over_the_papers_definition(length):
     torch.manual_seed(0)
-    layer = ChunkedCrossAttention(CHUNK, 16, 24, 2, 0.0)
+    layer = ChunkedCrossAttention(CHUNK, 16, 24, HEADS)
     x, encoded = torch.randn(2, length, 16), torch.randn(2, 3, NEIGHBORS, 2 * CHUNK, 24)
 
     fast = layer(x, encoded, torch.ones(encoded.shape[:-1], dtype=torch.bool))
@@ -373,18 +419,10 @@ def test_chunked_cross_attention_equals_a_slow_loop_over_the_papers_definition(l
 def test_reading_piece_by_piece_gives_the_logits_of_reading_at_once(prompt, cca_layers):
     model = tiny_retro(replace(CONFIG, cca_layers=cca_layers))
     tokens, neighbors = example()
-    cache, logits, position = DecodeCache(), [], 0
-    while position < tokens.shape[1]:
-        border = (position + 1) // CHUNK * CHUNK + CHUNK - 1  # where the next piece begins at the latest
-        end = min(border, tokens.shape[1], max(prompt, position + 1))
-        at_border = (position + 1) % CHUNK == 0
-        found = neighbors[:, position // CHUNK] if at_border else None
-        logits.append(model.extend(tokens[:, position:end], cache, found))
-        position = end
 
-    whole = model(tokens, neighbors)
+    pieces = read_in_pieces(model, tokens, neighbors, prompt)
 
-    torch.testing.assert_close(torch.cat(logits, dim=1), whole, atol=1e-4, rtol=0)
+    torch.testing.assert_close(pieces, model(tokens, neighbors), atol=1e-4, rtol=0)
 
 
 def test_the_loss_is_the_mean_negative_log_probability_of_the_tokens_that_are_not_padding(model):
