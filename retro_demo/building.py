@@ -25,11 +25,11 @@ from retro_demo.corpus import (
     MANIFEST,
     TEXT_FILES,
     Chunks,
+    choose_held_out,
     chunk_documents,
     corpus_fingerprint,
     excluded,
     file_hash,
-    hold_out,
     load_array,
     read_stored_documents,
     save_array,
@@ -86,7 +86,12 @@ def build_corpus(out: Path) -> Iterator[Event]:
     documents, warnings, sections = _read(out, sources, config)
     yield Progress("read", len(documents), len(documents))
     duplicates = find_duplicates(word_ids(document.text for document in documents))
-    held_out = hold_out([d.group for d in documents], duplicates.cluster, config.holdout, config.seed)
+    held_out = choose_held_out(documents, duplicates.cluster, config.holdout, config.seed)
+    if twins := int(np.isin(duplicates.cluster[held_out], duplicates.cluster[~held_out]).sum()):
+        warnings.append(
+            f"{twins} documents that are held out by their field `use` have a near-duplicate elsewhere: "
+            "what is measured on them may be known by heart."
+        )
     yield Progress("split", len(documents), len(documents))
     tokenizer = _tokenizer(out, config, [d for d, out_ in zip(documents, held_out, strict=True) if not out_])
     yield Progress("tokenizer", tokenizer.vocab_size, tokenizer.vocab_size)
@@ -168,7 +173,7 @@ def read_corpus_config(out: Path) -> tuple[CorpusConfig, list[Path]]:
 def _read(out: Path, sources: Sequence[Path], config: CorpusConfig) -> tuple[list[Document], list[str], bool]:
     """The documents, read once; a later call finds them stored and notices sources that changed."""
     stored, state = out / "documents.jsonl", out / "reading.json"
-    if state.exists() and not all(source.exists() for source in sources):
+    if state.exists() and not (sources and all(source.exists() for source in sources)):
         kept = json.loads(state.read_text("utf-8"))
         return read_stored_documents(stored), kept["warnings"], kept["sections"]
     limit = config.max_megabytes * 1_000_000
@@ -263,6 +268,7 @@ def describe(
         "vocabulary": tokenizer.vocab_size,
         "languages": languages,
         "held_out_documents": int(held_out.sum()),
+        "database_documents": sum(document.use == "database" for document in documents),
         "held_out_chunks": int(held_out[chunks.document].sum()),
         "exact_duplicates": duplicates.exact,
         "near_duplicates": duplicates.near,

@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -105,6 +107,24 @@ def hold_out(groups: Sequence[str], cluster: np.ndarray, share: float, seed: int
     return np.isin(unit, chosen)
 
 
+def choose_held_out(
+    documents: Sequence[Document], cluster: np.ndarray, share: float, seed: int
+) -> np.ndarray:
+    """Which documents are held out, bool (D,): those that say so, or a draw (`hold_out`).
+
+    Where any document states its use, nothing is drawn: the split is the source's own. Raises
+    UserError where that leaves nothing to train on.
+    """
+    if any(document.use for document in documents):
+        if all(document.use in ("held-out", "database") for document in documents):
+            raise UserError(
+                "Every document is for the database or held out, so there is nothing to train on. "
+                "Leave the field `use` of some documents empty."
+            )
+        return np.array([document.use == "held-out" for document in documents])
+    return hold_out([document.group for document in documents], cluster, share, seed)
+
+
 def _joined(groups: Sequence[str], cluster: np.ndarray) -> np.ndarray:
     """The connected parts (D,) of documents that share a group or a cluster."""
     parent = list(range(len(groups)))
@@ -126,6 +146,7 @@ class Corpus:
     chunks: Chunks
     cluster: np.ndarray  # (D,) the same number for near-duplicates
     held_out: np.ndarray  # (D,) bool
+    database_only: np.ndarray  # (D,) bool: in the index, but in no training batch
     sections: bool  # one document, cut into sections
     neighbor_ids: np.ndarray  # (N, K), -1 = none
     neighbor_scores: np.ndarray  # (N, K)
@@ -167,7 +188,9 @@ def excluded(
 
 def write_documents(path: Path, documents: Sequence[Document]) -> None:
     """Keep the text, one JSON object a line: a corpus can be tokenized anew for another run."""
-    lines = (json.dumps(asdict(document), ensure_ascii=False) for document in documents)
+    # an empty use is left out: texts stored before there was one keep their fingerprint
+    kept = ({k: v for k, v in asdict(d).items() if v or k != "use"} for d in documents)
+    lines = (json.dumps(document, ensure_ascii=False) for document in kept)
     write_atomically(path, "".join(line + "\n" for line in lines).encode("utf-8"))
 
 
@@ -175,6 +198,17 @@ def read_stored_documents(path: Path) -> list[Document]:
     """What `write_documents` wrote."""
     with path.open(encoding="utf-8") as file:
         return [Document(**json.loads(line)) for line in file]
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A file of its own to write to, which becomes `path` at the end: for files that several may make."""
+    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -241,14 +275,16 @@ def load_corpus(folder: Path) -> Corpus:
             raise UserError(
                 f"{name} of the corpus at {folder} has changed since it was built. Build the corpus anew."
             )
+    documents = read_stored_documents(folder / "documents.jsonl")
     return Corpus(
         folder=folder,
         config=from_json(CorpusConfig, manifest["config"]),
         tokenizer=Tokenizer.load(folder / "tokenizer.json"),
-        documents=read_stored_documents(folder / "documents.jsonl"),
+        documents=documents,
         chunks=Chunks(load_array(folder / "chunks.npy"), load_array(folder / "chunk_documents.npy")),
         cluster=np.array(manifest["cluster"], dtype=np.int32),
         held_out=np.array(manifest["held_out"], dtype=bool),
+        database_only=np.array([document.use == "database" for document in documents]),
         sections=manifest["sections"],
         neighbor_ids=load_array(folder / "neighbor_ids.npy"),
         neighbor_scores=load_array(folder / "neighbor_scores.npy"),

@@ -26,6 +26,7 @@ USUAL_SECTION_CHARS = 4_000
 # inward keeps 1 - 2/6 of its length, hence the even share that MIN_SECTION_CHARS asks for.
 CUT_REACH = 1 / 6
 MIN_SHARE_CHARS = round(MIN_SECTION_CHARS / (1 - 2 * CUT_REACH))
+USES = ("training", "held-out", "database")
 CUT_MARKS = ("\n\n", "\n", ". ", "\N{IDEOGRAPHIC FULL STOP}", " ")  # the best first
 
 
@@ -34,6 +35,8 @@ class Document:
     """One text of the corpus.
 
     group: names the same content in another form or language; the unit of splits. Default: the id.
+    use: one of USES where the source says what the text is for ("database": it can be a neighbor, but
+        no training batch reads it); "" leaves it to the split.
     """
 
     id: str
@@ -41,6 +44,7 @@ class Document:
     lang: str
     text: str
     group: str = ""
+    use: str = ""
 
     def __post_init__(self) -> None:
         if not self.group:
@@ -151,7 +155,13 @@ def _documents(rows: Iterable[tuple[Entry, Row]], warnings: list[str]) -> Iterat
             renamed.append(f"{wanted} -> {name}")
         used[name] = 1
         title = _clean(row.title).strip() or wanted
-        yield Document(name, title, _clean(row.lang).strip(), text, _clean(row.group).strip())
+        use = row.use.strip()
+        if use and use not in USES:
+            raise UserError(
+                f"{place} has the use {use[:40]!r}: it can be {', '.join(USES)} or empty. "
+                "A column that means something else needs another name."
+            )
+        yield Document(name, title, _clean(row.lang).strip(), text, _clean(row.group).strip(), use)
     if empty:
         warnings.append(f"Left out, as empty: {_listed(empty)}.")
     if renamed:

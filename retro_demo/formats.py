@@ -23,7 +23,7 @@ from retro_demo.errors import UserError
 from retro_demo.text_files import TextReader
 
 KINDS = (".txt", ".md", ".jsonl", ".csv", ".pdf")
-FIELDS = ("id", "title", "lang", "text", "group")
+FIELDS = ("id", "title", "lang", "text", "group", "use")
 # What pypdf raises on damaged files goes well beyond its own errors.
 BROKEN_PDF = (
     PyPdfError,
@@ -48,6 +48,7 @@ class Row:
     title: str = ""
     lang: str = ""
     group: str = ""
+    use: str = ""
     number: int = 0
     """Line in a .jsonl, data row in a .csv, from 1; 0 where the whole file is the document."""
 

@@ -20,7 +20,7 @@ from retro_demo.config import GenerateConfig
 from retro_demo.corpus import Corpus
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Retrieved, Token
-from retro_demo.index import Retriever
+from retro_demo.neighbors import Retriever
 from retro_demo.retro import RETRO, DecodeCache
 from retro_demo.tokenizer import TextStream, Tokenizer
 
@@ -103,8 +103,9 @@ def generate(
 
     At the last token of each chunk its neighbors are looked up, encoded once and kept for the
     chunk that follows (RETRO section 2.4); keys and values of all tokens are kept too. `database`
-    None, or retrieval "off", writes without neighbors. `context` is what the run was trained to
-    read; raises UserError where prompt and new tokens do not fit.
+    None, or retrieval "off", writes without neighbors; "shuffled" gives each chunk the neighbors of
+    a chunk drawn from the database. `context` is what the run was trained to read; raises UserError
+    where prompt and new tokens do not fit.
     """
     ids = tokenizer.encode(prompt) if isinstance(prompt, str) else []
     if not ids:
@@ -121,7 +122,10 @@ def generate(
             "longer context."
         )
     writer = _Writer(
-        model, database if config.retrieval == "on" else None, config.num_neighbors or num_neighbors
+        model,
+        None if config.retrieval == "off" else database,
+        config.num_neighbors or num_neighbors,
+        np.random.default_rng(config.seed) if config.retrieval == "shuffled" else None,
     )
     generator = torch.Generator().manual_seed(config.seed)
     stream, text = TextStream(tokenizer), ""
@@ -145,8 +149,15 @@ def generate(
 class _Writer:
     """Feeds tokens to the model, one attending chunk at a time, retrieving at each border."""
 
-    def __init__(self, model: RETRO, database: Database | None, num_neighbors: int) -> None:
+    def __init__(
+        self,
+        model: RETRO,
+        database: Database | None,
+        num_neighbors: int,
+        shuffle: np.random.Generator | None,
+    ) -> None:
         self.model = model
+        self.shuffle = shuffle
         self.database = database if model.config.cca_layers else None
         self.num_neighbors = num_neighbors
         self.cache = DecodeCache()
@@ -182,9 +193,13 @@ class _Writer:
     def _retrieve(self, chunk: list[int], number: int) -> tuple[Retrieved, np.ndarray]:
         assert self.database is not None
         begun = time.perf_counter()
-        found = self.database.retriever.search(np.array([chunk]), self.num_neighbors)
-        ms = 1000 * (time.perf_counter() - begun)
         corpus = self.database.corpus
+        tokens, own = np.array([chunk]), None
+        if self.shuffle is not None:
+            own = self.shuffle.choice(np.flatnonzero(~corpus.held_out[corpus.chunks.document]), 1)
+            tokens = corpus.chunks.tokens[own]
+        found = self.database.retriever.search(tokens, self.num_neighbors, own=own)
+        ms = 1000 * (time.perf_counter() - begun)
         neighbors = describe_neighbors(corpus, found.ids[0], found.scores[0])
         event = Retrieved(number, neighbors, round(ms, 2))
         self.retrieved.append(event)

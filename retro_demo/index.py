@@ -22,7 +22,7 @@ from faiss.contrib.factory_tools import reverse_index_factory
 
 from retro_demo.embedding import Embedder
 from retro_demo.errors import UserError
-from retro_demo.neighbors import Neighbors, Retriever, rank
+from retro_demo.neighbors import Neighbors, Retriever, joined, rank
 
 GPU_MAX_K = 2048  # FAISS refuses more on a GPU (faiss.gpu limits)
 MAX_FETCH = 2048  # beyond this a scan of the whole index is the cheaper search
@@ -197,14 +197,14 @@ class DenseRetriever(Retriever):
             texts = [self._decode(row[row != 0].tolist()) for row in tokens[rows]]
             vectors = self._embedder.embed(texts)
             found.append(self.search_vectors(vectors, k, own=None if own is None else own[rows]))
-        return _joined(found, k)
+        return joined(found, k)
 
     def search_vectors(self, vectors: np.ndarray, k: int, *, own: np.ndarray | None = None) -> Neighbors:
         """As `search`, for queries that are embedded already: vectors (Q, E)."""
         found = []
         for rows in _blocks(len(vectors), QUERY_BLOCK):
             found.append(self._search(vectors[rows], k, None if own is None else own[rows]))
-        return _joined(found, k)
+        return joined(found, k)
 
     def _search(self, vectors: np.ndarray, k: int, own: np.ndarray | None) -> Neighbors:
         out = rank(np.full((len(vectors), 1), -1), np.zeros((len(vectors), 1)), k)
@@ -245,15 +245,6 @@ class DenseRetriever(Retriever):
 
 def _blocks(total: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, total, size))
-
-
-def _joined(parts: list[Neighbors], k: int) -> Neighbors:
-    if not parts:
-        return Neighbors(np.zeros((0, k), np.int64), np.zeros((0, k), np.float32))
-    return Neighbors(
-        np.concatenate([part.ids for part in parts]),
-        np.concatenate([part.scores for part in parts]),
-    )
 
 
 def _checked(vectors: np.ndarray) -> np.ndarray:

@@ -39,20 +39,25 @@ class Library:
         # small models write faster so, and the page stays quick while a run trains beside it
         torch.set_num_threads(max(1, allowed_threads() // 2))
 
-    def run(self, folder: Path) -> LoadedRun:
-        """A run ready to write; raises UserError where it or its corpus is not fit for that."""
-        corpus = corpus_folder(self.home, read_run_config(folder).corpus)
-        key = (folder, _stamp(folder, "model.safetensors"), _corpus_stamp(corpus))
-        return self._remember(self._runs, key, lambda: load_run(folder))
+    def run(self, folder: Path, corpus: Path | None = None, retriever: str = "") -> LoadedRun:
+        """A run ready to write, with another corpus or retriever than in training where one is named.
 
-    def corpus(self, folder: Path) -> Database:
+        Raises UserError where it or its corpus is not fit for that. The first swap to a corpus with
+        another tokenizer tokenizes and embeds it, which may take a while.
+        """
+        read = corpus or corpus_folder(self.home, read_run_config(folder).corpus)
+        stamps = (_stamp(folder, "config.json", "model.safetensors"), _corpus_stamp(read))
+        key = (folder, corpus, retriever, *stamps)
+        return self._remember(self._runs, key, lambda: load_run(folder, corpus=corpus, retriever=retriever))
+
+    def corpus(self, folder: Path, retriever: str = "dense") -> Database:
         """A corpus ready to be searched; raises UserError where it is not built."""
 
         def load() -> Database:
             corpus = load_corpus(folder)
-            return Database(corpus, load_retriever(corpus))
+            return Database(corpus, load_retriever(corpus, retriever))
 
-        return self._remember(self._corpora, (folder, _corpus_stamp(folder)), load)
+        return self._remember(self._corpora, (folder, retriever, _corpus_stamp(folder)), load)
 
     def _remember(self, shelf: OrderedDict[Any, Loaded], key: Any, load: Callable[[], Loaded]) -> Loaded:
         with self._lock:  # one loads at a time: two of the same would cost memory twice

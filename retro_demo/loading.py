@@ -6,22 +6,43 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from retro_demo.checkpoint import RunConfig, load_model, read_run_config
-from retro_demo.config import GenerateConfig
+from retro_demo.config import RETRIEVERS, GenerateConfig
 from retro_demo.corpus import Corpus, load_corpus
 from retro_demo.devices import choose_device
+from retro_demo.editions import load_edition
 from retro_demo.embedding import load_embedder
 from retro_demo.errors import UserError
 from retro_demo.events import Event
 from retro_demo.generate import Database, Written, generate
 from retro_demo.index import DenseRetriever, VectorIndex, gpu_available
+from retro_demo.lexical import HybridRetriever, LexicalIndex, LexicalRetriever, Terms, token_terms, word_terms
+from retro_demo.neighbors import Retriever
 from retro_demo.retro import RETRO
 from retro_demo.tokenizer import Tokenizer
-from retro_demo.workspace import corpus_folder, data_home
+from retro_demo.workspace import corpus_folder, data_home, derived_folder
 
 
-def load_retriever(corpus: Corpus) -> DenseRetriever:
-    """The dense retriever of a built corpus; raises UserError where its index is of another embedder."""
+def load_retriever(corpus: Corpus, name: str = "dense") -> Retriever:
+    """A retriever (one of RETRIEVERS) over the documents of a built corpus that are not held out.
+
+    The first use of BM25 makes its index and keeps it; one made from another state of the corpus
+    is made anew. Raises UserError for an unknown name, and for an index of another embedder.
+    """
+    if name not in RETRIEVERS:
+        raise UserError(f"There is no retriever {name!r}; choose one of {', '.join(RETRIEVERS)}.")
+    if name == "dense":
+        return _dense(corpus)
+    kind, terms = "bm25", token_terms
+    if name == "bm25-words":
+        kind, terms = name, word_terms(corpus.tokenizer)
+    lexical = LexicalRetriever(_lexical_index(corpus, kind, terms), terms, corpus.excluded)
+    return HybridRetriever(_dense(corpus), lexical) if name == "hybrid" else lexical
+
+
+def _dense(corpus: Corpus) -> DenseRetriever:
     embedder = load_embedder(corpus.config.embedder, choose_device("auto"))
     if embedder.fingerprint != corpus.manifest["embedder_fingerprint"]:
         raise UserError(
@@ -32,8 +53,18 @@ def load_retriever(corpus: Corpus) -> DenseRetriever:
     return DenseRetriever(index, embedder, corpus.tokenizer.decode, corpus.excluded)
 
 
-def load_database(config: RunConfig) -> Database:
-    """The corpus of a run with its retriever; raises UserError where it changed since training."""
+def _lexical_index(corpus: Corpus, kind: str, terms: Terms) -> LexicalIndex:
+    path = derived_folder(data_home()[0], corpus.folder, corpus.fingerprint) / f"{kind}.safetensors"
+    if (kept := LexicalIndex.load(path, corpus.fingerprint)) is not None:
+        return kept
+    rows = np.flatnonzero(~corpus.held_out[corpus.chunks.document])
+    index = LexicalIndex.build([terms(row) for row in corpus.chunks.tokens[rows]], rows)
+    index.save(path, corpus.fingerprint)
+    return index
+
+
+def load_database(config: RunConfig, retriever: str = "") -> Database:
+    """The corpus of a run with its retriever, or another one; raises UserError where it changed since."""
     corpus = load_corpus(corpus_folder(data_home()[0], config.corpus))
     if corpus.fingerprint != config.corpus_fingerprint:
         raise UserError(
@@ -41,30 +72,61 @@ def load_database(config: RunConfig) -> Database:
             f"{config.corpus_fingerprint}, it is {corpus.fingerprint}). Put the old one back, "
             "or train a new run on this one."
         )
-    return Database(corpus, load_retriever(corpus))
+    return Database(corpus, load_retriever(corpus, retriever or config.training.retriever))
 
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A run in memory, ready to write."""
+    """A run in memory, ready to write.
+
+    `retriever` is the name of the one it reads through, "" for an lm; `swapped` the name of the
+    corpus that was put in place of the one it was trained on, "" where that one is there.
+    """
 
     folder: Path
     config: RunConfig
     model: RETRO
     tokenizer: Tokenizer
     database: Database | None
+    retriever: str
+    swapped: str = ""
 
 
-def load_run(folder: Path, device: str = "auto") -> LoadedRun:
-    """Read a run and, where it retrieves, its corpus."""
+def load_run(
+    folder: Path, device: str = "auto", corpus: Path | None = None, retriever: str = ""
+) -> LoadedRun:
+    """Read a run and, where it retrieves, its corpus, with the retriever of its training or another.
+
+    Another `corpus` than the one it was trained on is a hot swap: the same weights read another
+    database, tokenized anew for this run where need be (editions.py). Raises UserError for an lm
+    with either of them, as it could make no difference.
+    """
     config = read_run_config(folder)
+    if not config.retrieves:
+        if corpus is not None or retriever:
+            raise UserError(
+                f"{folder.name} is a plain language model (lm): it reads no neighbors, so neither another "
+                "corpus nor a retriever changes what it writes. Choose a run that retrieves."
+            )
+        database, name, swapped = None, "", ""
+    else:
+        name, swapped = retriever or config.training.retriever, ""
+        if corpus is None:
+            database = load_database(config, name)
+        else:
+            other = load_corpus(corpus)
+            swapped = other.name if other.fingerprint != config.corpus_fingerprint else ""
+            there = load_edition(other, folder, config.network.chunk_len)
+            database = Database(there, load_retriever(there, name))
     model = load_model(folder, choose_device(device))
-    database = load_database(config) if config.model != "lm" else None
-    return LoadedRun(folder, config, model, Tokenizer.load(folder / "tokenizer.json"), database)
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    return LoadedRun(folder, config, model, tokenizer, database, name, swapped)
 
 
 def write(run: LoadedRun, prompt: str, config: GenerateConfig) -> Iterator[Event | Written]:
-    """`generate` for a loaded run."""
+    """`generate` for a loaded run, whose retriever must be the one that config names, if it does."""
+    if config.retriever not in ("", run.retriever):
+        raise ValueError(f"the run was loaded with retriever {run.retriever!r}, not {config.retriever!r}")
     return generate(
         run.model,
         run.tokenizer,

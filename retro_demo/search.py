@@ -9,7 +9,7 @@ import numpy as np
 from retro_demo.corpus import Corpus
 from retro_demo.errors import UserError
 from retro_demo.generate import describe_neighbors
-from retro_demo.index import Retriever
+from retro_demo.neighbors import Retriever
 
 
 def search(corpus: Corpus, retriever: Retriever, text: str, k: int) -> list[dict[str, Any]]:

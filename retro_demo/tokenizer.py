@@ -144,6 +144,15 @@ class TextStream:
         return rest
 
 
+def pieces_of(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    """The text that each token adds; characters of several tokens stand with the last of them."""
+    stream = TextStream(tokenizer)
+    pieces = [stream.push(token) for token in ids]
+    if pieces:
+        pieces[-1] += stream.flush()
+    return pieces
+
+
 def _backend(model: models.BPE) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)  # pyright: ignore[reportAttributeAccessIssue]

@@ -140,6 +140,47 @@ def test_retrieval_off_asks_for_nothing_and_writes_as_without_a_database(model, 
     assert off.tokens == write(model, small_corpus, None)[-1].tokens
 
 
+class Recording:
+    """The corpus' own retriever, remembering the queries with the chunks they are."""
+
+    def __init__(self, corpus) -> None:
+        self.retriever = load_retriever(corpus)
+        self.asked: list[tuple[list[int], int]] = []
+
+    def search(self, tokens: np.ndarray, k: int, *, own: np.ndarray | None = None) -> Neighbors:
+        assert own is not None
+        self.asked += zip(tokens.tolist(), own.tolist(), strict=True)
+        return self.retriever.search(tokens, k, own=own)
+
+
+def test_shuffled_gives_each_chunk_the_neighbors_of_a_drawn_chunk_of_the_database(model, small_corpus):
+    recording = Recording(small_corpus)
+
+    *events, written = write(model, small_corpus, Database(small_corpus, recording), retrieval="shuffled")
+
+    assert len(recording.asked) >= 3
+    drawn = [chunk for _, chunk in recording.asked]
+    assert len(set(drawn)) > 1
+    assert not small_corpus.held_out[small_corpus.chunks.document[drawn]].any()
+    assert [tokens for tokens, _ in recording.asked] == small_corpus.chunks.tokens[drawn].tolist()
+    for event, chunk in zip([e for e in events if isinstance(e, Retrieved)], drawn, strict=True):
+        own = small_corpus.chunks.tokens[[chunk]]
+        found = recording.retriever.search(own, 2, own=np.array([chunk]))
+        assert [neighbor["chunk"] for neighbor in event.neighbors] == found.ids[0].tolist()
+    assert written.retrieved
+
+
+def test_shuffled_draws_the_same_chunks_from_the_same_seed_and_others_from_another(model, small_corpus):
+    asked = []
+    for seed in (1, 1, 2):
+        recording = Recording(small_corpus)
+        write(model, small_corpus, Database(small_corpus, recording), retrieval="shuffled", seed=seed)
+        asked.append([chunk for _, chunk in recording.asked])
+
+    assert asked[0] == asked[1]
+    assert asked[0] != asked[2]
+
+
 def test_writing_ends_at_the_stop_text(model, small_corpus):
     free = write(model, small_corpus)[-1]
     text = small_corpus.tokenizer.decode(free.tokens[free.prompt_tokens : free.prompt_tokens + 5])
@@ -258,6 +299,7 @@ def test_a_trace_is_read_back_as_it_was_saved(tmp_path, model, small_corpus):
     kept.save(tmp_path / "trace")
 
     again = Trace.load(tmp_path / "trace")
+    assert again is not None
     torch.testing.assert_close(again.weights, kept.weights, atol=1e-3, rtol=0)
     assert again.neighbors == kept.neighbors
     assert again.tokens == kept.tokens

@@ -105,7 +105,8 @@ def test_a_device_that_is_not_there_is_refused(device):
 def test_a_run_trains_and_writes_on_the_gpu_as_on_the_cpu(tmp_path, small_folder):
     from test_train import SETTINGS
 
-    from retro_demo.pipeline import make_run_config, prepare_run, run_training
+    from retro_demo.pipeline import run_training
+    from retro_demo.planning import make_run_config, prepare_run
 
     losses = {}
     for device in ("cpu", "cuda"):
