@@ -1,10 +1,11 @@
-"""Make the shipped checkpoint: train it on the shipped corpus, halve its weights, keep an example.
+"""Make the shipped runs: a base, the same base trained on (its matched baseline), and a retrofit of it.
 
-    .venv/bin/python -m benchmarks.make_checkpoint [--run FOLDER] [--threads 1]
+    .venv/bin/python -m benchmarks.make_checkpoint [--runs FOLDER] [--threads 1] [--example]
 
-Training resumes where it stands, so the command can be stopped and called again. The result lies in
-checkpoints/factbook-retro: config, tokenizer, events, float16 weights, and one written example with
-its attention, which the page shows before anybody has clicked.
+Training resumes where it stands, so the command can be stopped and called again. Each run lands in
+checkpoints/: config, tokenizer, events and weights in float16. The other two begin with the base as it
+is shipped, so that anybody can repeat them; the retrofit also keeps one written example with its whole
+explanation, which the page shows before anybody has clicked.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -25,53 +26,77 @@ from retro_demo.checkpoint import load_model, read_run_config, save_weights, sav
 from retro_demo.config import GenerateConfig
 from retro_demo.events import read_events
 from retro_demo.loading import load_run
-from retro_demo.pipeline import ensure_sample, make_run_config, prepare_run, run_training
-from retro_demo.workspace import CHECKPOINTS
+from retro_demo.pipeline import ensure_sample, run_training
+from retro_demo.planning import make_run_config, prepare_run
+from retro_demo.workspace import CHECKPOINTS, SAMPLE
 from retro_demo.writing import watch_writing
 
 CORPUS = "sample:factbook2015"
-NAME = "factbook-retro"
 SEED = 0
 PROMPT = "Introduction\n\nBackground: The islands became independent in 1975."
-EXAMPLE = GenerateConfig(max_new_tokens=160, seed=7)
+EXAMPLE = GenerateConfig()  # so a click on Generate writes it again
 
 
-def train(run: Path, threads: int) -> None:
-    for event in ensure_sample(CORPUS):
-        print(event)
-    wanted = make_run_config("retro", CORPUS, preset="small", settings={"seed": SEED}, device="cpu")
+@dataclass(frozen=True)
+class Shipped:
+    """A run that ships with the code."""
+
+    name: str
+    model: str
+    base: str = ""
+
+
+BASE = Shipped("factbook-lm", "lm")
+MORE = Shipped("factbook-lm-more", "lm", SAMPLE + BASE.name)
+RETROFIT = Shipped("factbook-retrofit", "retrofit", SAMPLE + BASE.name)
+
+
+def train(wanted: Shipped, run: Path, threads: int) -> None:
+    """Train one of them in `run` to its end, from wherever it stands."""
+    config = make_run_config(
+        wanted.model, CORPUS, preset="small", settings={"seed": SEED}, device="cpu", base=wanted.base
+    )
     if not (run / "config.json").exists():
-        prepare_run(run, replace(wanted, threads=threads or wanted.threads))
+        prepare_run(run, replace(config, threads=threads or config.threads))
     for event in run_training(run, lambda: False):
         told = event.to_json()
         if told["event"] != "step" or told["step"] % 50 == 0:
-            print(json.dumps(told)[:300], flush=True)
+            print(wanted.name, json.dumps(told)[:300], flush=True)
 
 
 def ship(run: Path, out: Path) -> None:
+    """Copy what is needed to use a run, with its weights in float16."""
     out.mkdir(parents=True, exist_ok=True)
-    config = read_run_config(run)
     # every tenth step is enough to draw the curve of a run that nobody resumes
     kept = [e for e in read_events(run / "events.jsonl") if e["event"] != "step" or e["step"] % 10 == 0]
     (out / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in kept))
-    write_run_config(out, config)
+    write_run_config(out, read_run_config(run))
     shutil.copy(run / "tokenizer.json", out)
     save_weights(out, load_model(run), saved_step(run), torch.float16)
-    loaded = load_run(out, "cpu")
-    *_, last = watch_writing(loaded, f"sample:{NAME}", PROMPT, EXAMPLE, lambda: False)
+
+
+def write_example(name: str) -> None:
+    """Keep one text of a shipped run with its whole explanation: what the page shows before any click."""
+    out = CHECKPOINTS / name
+    *_, last = watch_writing(load_run(out, "cpu"), SAMPLE + name, PROMPT, EXAMPLE, lambda: False)
     assert last.trace is not None
     last.trace.save(out / "example")
     print("".join(last.pieces))
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--run", type=Path, default=Path(tempfile.gettempdir()) / NAME)
-    options.add_argument("--out", type=Path, default=CHECKPOINTS / NAME)
+    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    options.add_argument("--runs", type=Path, default=Path(tempfile.gettempdir()) / "retro_demo-shipped")
     options.add_argument("--threads", type=int, default=0, help="0: as many as there are")
+    options.add_argument("--example", action="store_true", help="only write the example anew")
     chosen = options.parse_args()
-    train(chosen.run, chosen.threads)
-    ship(chosen.run, chosen.out)
+    if not chosen.example:
+        for event in ensure_sample(CORPUS):
+            print(event)
+        for wanted in (BASE, MORE, RETROFIT):
+            train(wanted, chosen.runs / wanted.name, chosen.threads)
+            ship(chosen.runs / wanted.name, CHECKPOINTS / wanted.name)
+    write_example(RETROFIT.name)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,14 @@ import torch
 
 from retro_demo.corpus import Corpus
 from retro_demo.errors import UserError
+from retro_demo.reading import reading_share, with_answers
 from retro_demo.retro import RetroBatch
+
+LESSONS, RANDOM = 1, 2  # each use of chance has numbers of its own, drawn from seed and step
 
 
 class RetroBatches:
-    """Training and held-out batches of one corpus for `lm` (no neighbors) and `retro`.
+    """Training and held-out batches of one corpus, with neighbors or (for `lm`) without.
 
     A window is L consecutive training chunks, documents packed one after the other. Its neighbors
     never come from a document that stands in the window: a packed neighbor would show what follows.
@@ -34,32 +37,55 @@ class RetroBatches:
         num_neighbors: int,
         retrieves: bool,
         seed: int,
+        neighbor_ids: np.ndarray | None = None,
+        neighbor_source: str = "retrieved",
+        noise: float = 0.0,
+        reading_steps: int = 0,
+        lessons_kept: float = 0.0,
     ) -> None:
-        chunk_len = corpus.config.chunk_len
-        if seq_len % chunk_len or seq_len < 2 * chunk_len:
-            raise UserError(
-                f"The context is {seq_len} tokens, but this corpus has chunks of {chunk_len}: "
-                f"choose a multiple of {chunk_len}, at least {2 * chunk_len}."
-            )
-        if num_neighbors > corpus.neighbor_ids.shape[1]:
-            raise UserError(
-                f"You ask for {num_neighbors} neighbors, but this corpus stores "
-                f"{corpus.neighbor_ids.shape[1]}. "
-                "Ask for fewer, or build the corpus with more."
-            )
+        """neighbor_ids (N, stored) of all chunks, best first; None: those of the corpus' own index.
+
+        `neighbor_source` "random" takes random training chunks in place of all neighbors and gives no
+        lessons: the control that has nothing to read. `noise` does so for a share of them, in training
+        only. Over the first `reading_steps` steps neighbors that hold the answer fade out to the share
+        `lessons_kept` (see reading.py).
+        """
+        neighbor_ids = corpus.neighbor_ids if neighbor_ids is None else neighbor_ids
+        check_windows(corpus, seq_len, num_neighbors)
         self.corpus = corpus
-        self.window = seq_len // chunk_len
+        self.neighbor_ids = neighbor_ids
+        self.neighbor_source = neighbor_source
+        self.noise = noise
+        # the control with random neighbors has nothing to read, so it gets no lessons either
+        self.reading_steps = reading_steps if neighbor_source == "retrieved" else 0
+        self.lessons_kept = lessons_kept if neighbor_source == "retrieved" else 0.0
+        self.window = seq_len // corpus.config.chunk_len
         self.batch_size = batch_size
         self.num_neighbors = num_neighbors
         self.retrieves = retrieves
         self.seed = seed
-        self.rows = np.flatnonzero(~corpus.held_out[corpus.chunks.document])
+        self.rows = np.flatnonzero(~(corpus.held_out | corpus.database_only)[corpus.chunks.document])
+        # what neighbors are drawn from where chance takes the place of the retriever
+        self.database = np.flatnonzero(~corpus.held_out[corpus.chunks.document])
         self.windows_per_epoch = max(1, len(self.rows) // self.window)
 
     def train_batch(self, step: int) -> RetroBatch:
         """The batch of optimizer step `step`: windows drawn without repetition within an epoch."""
         first = step * self.batch_size
-        return self._batch(np.stack([self._window(i) for i in range(first, first + self.batch_size)]))
+        rows = np.stack([self._window(i) for i in range(first, first + self.batch_size)])
+        batch = self._batch(rows, noise=self.noise, rng=np.random.default_rng([self.seed, RANDOM, step]))
+        share = reading_share(step, self.reading_steps, self.lessons_kept)
+        if batch.neighbors is None or not share:
+            return batch
+        taught = with_answers(
+            batch.neighbors.numpy(),
+            batch.tokens.numpy(),
+            self.corpus.config.chunk_len,
+            self.corpus.tokenizer.vocab_size,
+            share,
+            np.random.default_rng([self.seed, LESSONS, step]),
+        )
+        return RetroBatch(batch.tokens, torch.from_numpy(taught))
 
     def _window(self, draw: int) -> np.ndarray:
         """Chunk ids (L,) of the draw-th window of the run; each epoch begins at another offset."""
@@ -93,29 +119,44 @@ class RetroBatches:
             part = chosen[start : start + self.batch_size]
             yield (
                 np.array([document for document, _ in part]),
-                self._batch(np.stack([_padded(rows, self.window) for _, rows in part])),
+                self._batch(
+                    np.stack([_padded(rows, self.window) for _, rows in part]),
+                    rng=np.random.default_rng([self.seed, RANDOM]),
+                ),
             )
 
-    def _batch(self, rows: np.ndarray) -> RetroBatch:
-        """rows (B, L) of chunk ids, -1 = nothing -> the batch."""
+    def _batch(self, rows: np.ndarray, *, rng: np.random.Generator, noise: float = 0.0) -> RetroBatch:
+        """rows (B, L) of chunk ids, -1 = nothing -> the batch; a share `noise` of its neighbors is random."""
         chunks = self.corpus.chunks
         tokens = np.where((rows >= 0)[..., None], chunks.tokens[rows], 0).reshape(len(rows), -1)
         neighbors = None
         if self.retrieves:
             # the last chunk's neighbors would act on no token of the window that has a target
-            neighbors = torch.from_numpy(chunks.with_continuation(self._neighbors(rows)[:, :-1]))
+            ids = self._neighbors(rows)
+            random = 1.0 if self.neighbor_source == "random" else noise
+            if random:
+                ids = self._with_random(rows, ids, random, rng)
+            neighbors = torch.from_numpy(chunks.with_continuation(ids[:, :-1]))
         return RetroBatch(torch.from_numpy(tokens.astype(np.int64)), neighbors)
 
     def _neighbors(self, rows: np.ndarray) -> np.ndarray:
         """rows (B, L) -> chunk ids of the neighbors (B, L, K), the best allowed ones first, -1 = none."""
         chunks = self.corpus.chunks
-        ids = np.where((rows >= 0)[..., None], self.corpus.neighbor_ids[rows], -1)  # (B, L, stored)
+        ids = np.where((rows >= 0)[..., None], self.neighbor_ids[rows], -1)  # (B, L, stored)
         forbidden = (ids < 0) | self._shown_in_window(rows, ids)
         # what follows the last chunk of a document is another document: its neighbors say nothing of it
         forbidden |= ~chunks.has_continuation(rows)[..., None]
         order = np.argsort(forbidden, axis=-1, kind="stable")
         allowed = np.take_along_axis(np.where(forbidden, -1, ids), order, axis=-1)
         return allowed[..., : self.num_neighbors]
+
+    def _with_random(
+        self, rows: np.ndarray, ids: np.ndarray, share: float, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Put random chunks of the database in place of a share of the neighbors ids (B, L, K) that stand."""
+        drawn = self.database[rng.integers(len(self.database), size=ids.shape)]
+        struck = (rng.random(ids.shape) < share) & (ids >= 0)
+        return np.where(struck & ~self._shown_in_window(rows, drawn), drawn, np.where(struck, -1, ids))
 
     def _shown_in_window(self, rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """Whether each of ids (B, L, S) would show text of its own window rows (B, L): bool (B, L, S)."""
@@ -125,6 +166,21 @@ class RetroBatches:
         chunks, cluster = self.corpus.chunks, self.corpus.cluster
         there = np.where(rows >= 0, cluster[chunks.document[rows]], -1)  # (B, L)
         return (cluster[chunks.document[ids]][..., None] == there[:, None, None, :]).any(axis=-1)
+
+
+def check_windows(corpus: Corpus, seq_len: int, num_neighbors: int) -> None:
+    """Raise UserError where windows of this length, or so many neighbors, do not fit the corpus."""
+    chunk_len, stored = corpus.config.chunk_len, corpus.neighbor_ids.shape[1]
+    if seq_len % chunk_len or seq_len < 2 * chunk_len:
+        raise UserError(
+            f"The context is {seq_len} tokens, but this corpus has chunks of {chunk_len}: "
+            f"choose a multiple of {chunk_len}, at least {2 * chunk_len}."
+        )
+    if num_neighbors > stored:
+        raise UserError(
+            f"You ask for {num_neighbors} neighbors, but this corpus stores {stored}. "
+            "Ask for fewer, or build the corpus with more."
+        )
 
 
 def _padded(rows: np.ndarray, length: int) -> np.ndarray:

@@ -26,12 +26,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from retro_demo.config import RetroConfig, TrainConfig, from_json
-from retro_demo.corpus import write_atomically
+from retro_demo.corpus import file_hash, write_atomically
 from retro_demo.errors import UserError
 from retro_demo.retro import RETRO
 
 FORMAT = 1
-MODELS = ("lm", "retro")
+MODELS = ("lm", "retro", "retrofit")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,15 @@ class RunConfig:
     threads: int
     device: str
     versions: dict[str, str]
+    base: str = ""  # folder of the run whose weights this one began with, or "sample:NAME"
+    base_weights: str = ""  # hash of those weights
+    lesson_steps: int = 0  # steps over which reading lessons fade out: more steps do not bring them back
     format: int = FORMAT
+
+    @property
+    def retrieves(self) -> bool:
+        """Whether the network reads neighbors at all."""
+        return bool(self.network.cca_layers)
 
 
 def versions() -> dict[str, str]:
@@ -90,7 +98,7 @@ def read_run_config(folder: Path) -> RunConfig:
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
     """What a second call asks otherwise, as "steps 300 -> 400"; place of work and versions aside."""
-    aside = {"threads": 0, "device": "", "versions": {}, "corpus": "", "preset": ""}
+    aside = {"threads": 0, "device": "", "versions": {}, "corpus": "", "preset": "", "lesson_steps": 0}
     flat = [_flat(asdict(replace(config, **aside))) for config in (old, new)]
     return [
         f"{name} {flat[0][name]} -> {flat[1][name]}" for name in flat[0] if flat[0][name] != flat[1][name]
@@ -149,6 +157,39 @@ def save_weights(folder: Path, model: nn.Module, step: int, dtype: torch.dtype |
     """Write model.safetensors; a `dtype` of float16 halves it, for shipping."""
     tensors = {name: tensor.to(dtype or tensor.dtype) for name, tensor in model.state_dict().items()}
     _save(folder / "model.safetensors", tensors, {"step": str(step)})
+
+
+def begin_from(model: RETRO, base: Path, expected: str) -> None:
+    """Copy the weights of the run `base` into a fresh model, whose other weights stay as they are.
+
+    With `copying_start` the encoder begins as the base's first layers: what it makes of a neighbor is
+    then like what the decoder makes of the text. Raises UserError where the base is gone, or is not
+    the one that was meant (by its hash).
+    """
+    path = base / "model.safetensors"
+    if not path.exists() or file_hash(path) != expected:
+        raise UserError(
+            f"The weights of the base run at {base} have changed or are gone since this run was set up. "
+            "Put them back, or set up a new run."
+        )
+    tensors = {name: tensor.float() for name, tensor in _load(path)[0].items()}
+    missing, strange = model.load_state_dict(tensors, strict=False)
+    if strange or any(not is_of_reader(name) for name in missing):
+        raise UserError(f"The weights in {path} do not fit the network that they should begin.")
+    config = model.config
+    if config.cca_layers and config.copying_start and config.enc_dim == config.dim:
+        model.begin_encoder_as_decoder()
+
+
+def is_of_reader(name: str) -> bool:
+    """Whether a weight belongs to encoder or chunked cross-attention, not to the plain decoder."""
+    return name.startswith("encoder.") or "retrieve." in name
+
+
+def freeze_decoder(model: RETRO) -> None:
+    """Leave encoder and cross-attention alone to be trained: without neighbors nothing ever changes."""
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(is_of_reader(name))
 
 
 def load_model(folder: Path, device: str = "cpu") -> RETRO:

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from retro_demo.batches import RetroBatches
 from retro_demo.building import build_corpus, read_corpus_config
 from retro_demo.checkpoint import (
-    MODELS,
     RunConfig,
-    differences,
+    begin_from,
+    freeze_decoder,
     load_state,
     read_run_config,
     save_state,
     saved_step,
     versions,
-    write_run_config,
 )
-from retro_demo.config import PRESETS, GenerateConfig, RetroConfig, TrainConfig, knobs
-from retro_demo.corpus import Corpus, load_corpus
-from retro_demo.devices import allowed_threads, choose_device
+from retro_demo.config import GenerateConfig
+from retro_demo.corpus import Corpus
+from retro_demo.devices import choose_device
 from retro_demo.errors import UserError
 from retro_demo.evaluate import measure_arms
 from retro_demo.events import (
@@ -42,11 +39,12 @@ from retro_demo.events import (
     cut_back,
 )
 from retro_demo.generate import Database, Written, generate
-from retro_demo.jobs import claim, is_running
+from retro_demo.jobs import claim
 from retro_demo.loading import load_database
+from retro_demo.neighbor_tables import neighbor_table, prepare_neighbors
 from retro_demo.retro import RETRO
 from retro_demo.train import Hooks, make_optimizer, train
-from retro_demo.workspace import SAMPLE, corpus_folder, data_home, is_built, prepare_sample
+from retro_demo.workspace import SAMPLE, data_home, is_built, prepare_sample, run_folder
 
 log = logging.getLogger(__name__)
 
@@ -106,88 +104,6 @@ def ensure_sample(corpus: str, stop: Callable[[], bool] = lambda: False) -> Iter
                 raise UserError(f"The sample corpus {corpus} was not built to its end. Call again to go on.")
 
 
-def make_run_config(
-    model: str,
-    corpus: str,
-    *,
-    preset: str = "tiny",
-    settings: Mapping[str, Any] | None = None,
-    device: str = "auto",
-) -> RunConfig:
-    """The config of a new run: preset, then `settings` (knobs of RetroConfig and TrainConfig).
-
-    `corpus` is a folder or "sample:NAME". Raises UserError for unknown names and bad values.
-    """
-    if model not in MODELS:
-        raise UserError(f"There is no model {model!r}; choose one of {', '.join(MODELS)}.")
-    if preset not in PRESETS:
-        raise UserError(f"There is no preset {preset!r}; choose one of {', '.join(PRESETS)}.")
-    folder = corpus_folder(data_home()[0], corpus)
-    built = load_corpus(folder)
-    # the matched baseline is the same decoder without cross-attention and encoder
-    chosen = {**PRESETS[preset], **(settings or {})} | ({"cca_layers": ()} if model == "lm" else {})
-    names = {kind: {knob.name for knob in knobs(kind)} for kind in (RetroConfig, TrainConfig)}
-    if unknown := sorted(set(chosen) - names[RetroConfig] - names[TrainConfig]):
-        raise UserError(f"There is no setting {', '.join(unknown)}.")
-    network = RetroConfig(
-        vocab_size=built.tokenizer.vocab_size,
-        chunk_len=built.config.chunk_len,
-        pad_id=built.tokenizer.pad_id,
-        **{name: value for name, value in chosen.items() if name in names[RetroConfig]},
-    )
-    return RunConfig(
-        model=model,
-        preset=preset,
-        corpus=corpus if folder != Path(corpus) else str(folder.resolve()),
-        corpus_fingerprint=built.fingerprint,
-        network=network,
-        training=TrainConfig(**{name: value for name, value in chosen.items() if name in names[TrainConfig]}),
-        threads=allowed_threads(),
-        device=choose_device(device),
-        versions=versions(),
-    )
-
-
-def prepare_run(out: Path, wanted: RunConfig) -> None:
-    """Write down a new run, or check that a second call means the same one; more steps extend it."""
-    if not (out / "config.json").exists():
-        corpus = load_corpus(corpus_folder(data_home()[0], wanted.corpus))
-        make_batches(wanted, corpus)  # refuses a context or a number of neighbors that does not fit
-        out.mkdir(parents=True, exist_ok=True)
-        corpus.tokenizer.save(out / "tokenizer.json")
-        write_run_config(out, wanted)
-        return
-    there = read_run_config(out)
-    changed = differences(there, wanted)
-    if changed and is_running(out):
-        raise UserError(f"{out} is being trained ({'; '.join(changed)}). Stop it first, or wait for its end.")
-    only_steps = [f"steps {there.training.steps} -> {wanted.training.steps}"]
-    if not changed:
-        if there.corpus != wanted.corpus:  # the same corpus at another place
-            write_run_config(out, replace(there, corpus=wanted.corpus))
-        return
-    if changed != only_steps or wanted.training.steps < there.training.steps:
-        raise UserError(
-            f"{out} already holds another run ({'; '.join(changed)}). Choose another folder; "
-            "only a larger number of steps extends a run."
-        )
-    extend_run(out, wanted.training.steps)
-
-
-def extend_run(out: Path, steps: int) -> None:
-    """Let a run go on to more steps; its learning rate follows the longer schedule from here."""
-    there = read_run_config(out)
-    if is_running(out):
-        raise UserError(f"{out.name} is being trained. Stop it first, or wait for its end.")
-    if steps <= there.training.steps:
-        raise UserError(f"This run already has {there.training.steps} steps; {steps} would not extend it.")
-    if not (out / "state.safetensors").exists() and (out / "model.safetensors").exists():
-        raise UserError(
-            "This run ships without its optimizer state, so it cannot be trained longer. Train a new one."
-        )
-    write_run_config(out, replace(there, training=replace(there.training, steps=steps)))
-
-
 def make_batches(config: RunConfig, corpus: Corpus) -> RetroBatches:
     """The batches that a run reads from its corpus; raises UserError where its settings do not fit."""
     training = config.training
@@ -196,8 +112,13 @@ def make_batches(config: RunConfig, corpus: Corpus) -> RetroBatches:
         seq_len=training.seq_len,
         batch_size=training.batch_size,
         num_neighbors=training.num_neighbors,
-        retrieves=config.model != "lm",
+        retrieves=config.retrieves,
         seed=training.seed,
+        neighbor_ids=neighbor_table(corpus, training.retriever) if config.retrieves else None,
+        neighbor_source=training.neighbor_source,
+        noise=training.noise,
+        reading_steps=config.lesson_steps,
+        lessons_kept=training.lessons_kept,
     )
 
 
@@ -217,9 +138,16 @@ def _train(out: Path, stop: Callable[[], bool], device: str | None) -> Iterator[
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.training.seed)
     device = choose_device(device or config.device)
-    model = RETRO(config.network).to(device)
+    model = RETRO(config.network)
+    if config.base and not saved_step(out):
+        begin_from(model, run_folder(config.base), config.base_weights)
+    if config.model == "retrofit":
+        freeze_decoder(model)
+    model.to(device)
     optimizer = make_optimizer(model, config.training)
     database = load_database(config)
+    if config.retrieves:
+        yield from prepare_neighbors(database.corpus, config.training.retriever)
     batches = make_batches(config, database.corpus)
     start = load_state(out, model, optimizer)  # last: nothing may draw from the generators after it
     parameters = sum(weight.numel() for weight in model.parameters())

@@ -1,8 +1,10 @@
 """Where things lie: the data folder, what ships with the code, and one visitor's own folders.
 
 DATA/samples/NAME-HASH          built sample corpora, shared and read-only for visitors
+DATA/derived/FINGERPRINT        what is made from a corpus that cannot be written
 DATA/workspaces/CODE/corpora    a visitor's corpora, runs and kept traces
-                    /runs
+                    /runs           with their evaluations
+                    /evaluations    those of the shipped runs
                     /traces
 """
 
@@ -26,22 +28,24 @@ from retro_demo.corpus import MANIFEST, file_hash
 from retro_demo.embedding import STATIC_FOLDER
 from retro_demo.errors import UserError
 from retro_demo.jobs import is_running
+from retro_demo.lookup_world import WRITERS, LookupConfig, write_lookup_world
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 CODE = re.compile(r"[A-Za-z0-9_-]{16,64}")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,60}")
 # only the name of a folder may be told
-SERVER_FOLDERS = re.compile(r"(?:/[^\s/]+)+/(?:corpora|runs|traces|samples|checkpoints)/")
+SERVER_FOLDERS = re.compile(r"(?:/[^\s/]+)+/(?:corpora|runs|traces|samples|checkpoints|evaluations)/")
 SAMPLE = "sample:"  # before the name of a corpus or run that ships with the code
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A corpus that ships with the code."""
+    """A corpus that ships with the code: as a file, or as a world that is written when it is asked for."""
 
     title: str
-    source: Path
+    source: Path | LookupConfig
     config: CorpusConfig
+    at_start: bool = True  # whether it is built before anybody asks
 
 
 SAMPLES = {
@@ -49,7 +53,10 @@ SAMPLES = {
         "World Factbook 2015",
         ASSETS / "factbook2015" / "factbook2015.jsonl.gz",
         CorpusConfig(tokenizer="factbook", chunk_len=32),
-    )
+    ),
+    "lookup": Sample(
+        "Lookup world", LookupConfig(), CorpusConfig(chunk_len=32, vocab_size=4096), at_start=False
+    ),
 }
 
 
@@ -94,20 +101,26 @@ def sample_folder(home: Path, name: str) -> Path:
     if name not in SAMPLES:
         raise UserError(f"There is no sample corpus {name}. There is: {', '.join(SAMPLES)}.")
     sample = SAMPLES[name]
+    source = sample.source
     parts = [
-        file_hash(sample.source),
+        file_hash(source) if isinstance(source, Path) else repr((source, *map(file_hash, WRITERS))),
         file_hash(STATIC_FOLDER / "table.safetensors"),
         repr(sample.config),
     ]
-    parts += [file_hash(SHIPPED_TOKENIZERS[sample.config.tokenizer])]
+    if sample.config.tokenizer in SHIPPED_TOKENIZERS:
+        parts += [file_hash(SHIPPED_TOKENIZERS[sample.config.tokenizer])]
     return home / "samples" / f"{name}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:8]}"
 
 
 def prepare_sample(home: Path, name: str) -> Path:
     """The folder of a sample corpus, ready for `build_corpus` (which finds it done the second time)."""
-    folder = sample_folder(home, name)
+    folder, sample = sample_folder(home, name), SAMPLES[name]
     if not (folder / "config.json").exists():
-        prepare_corpus(folder, [SAMPLES[name].source], SAMPLES[name].config)
+        source = sample.source
+        if isinstance(source, LookupConfig):
+            folder.mkdir(parents=True, exist_ok=True)
+            source = write_lookup_world(folder / "world.jsonl", source)
+        prepare_corpus(folder, [source], sample.config)
     return folder
 
 
@@ -116,6 +129,11 @@ def corpus_folder(home: Path, corpus: str) -> Path:
     if corpus.startswith(SAMPLE):
         return sample_folder(home, corpus.removeprefix(SAMPLE))
     return Path(corpus)
+
+
+def run_folder(run: str) -> Path:
+    """The folder that a config means by another run: a path, or "sample:NAME" for what ships."""
+    return CHECKPOINTS / run.removeprefix(SAMPLE) if run.startswith(SAMPLE) else Path(run)
 
 
 def new_code() -> str:
@@ -148,9 +166,10 @@ class Workspace:
         return [SAMPLE + name for name in SAMPLES] + self._names("corpora")
 
     def runs(self) -> list[str]:
-        """Ids of the runs, shipped ones first, then the newest first."""
-        shipped = sorted(folder.parent.name for folder in CHECKPOINTS.glob("*/config.json"))
-        return [SAMPLE + name for name in shipped] + self._names("runs")
+        """Ids of the runs, shipped ones first (the one with an example leads), then the newest first."""
+        folders = [path.parent for path in CHECKPOINTS.glob("*/config.json")]
+        shipped = sorted(folders, key=lambda path: (not (path / "example.json").exists(), path.name))
+        return [SAMPLE + path.name for path in shipped] + self._names("runs")
 
     def _names(self, kind: str) -> list[str]:
         folders = [path for path in (self.folder / kind).iterdir() if (path / "config.json").exists()]
@@ -235,6 +254,15 @@ def without_folders(text: str) -> str:
 def disk_use(folder: Path) -> int:
     """Bytes of all files below the folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def derived_folder(home: Path, corpus: Path, fingerprint: str) -> Path:
+    """Where to keep what is made from a corpus: with it, or in the data folder where that is read-only."""
+    if os.access(corpus, os.W_OK):
+        return corpus
+    folder = home / "derived" / fingerprint
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def is_built(corpus: Path) -> bool:

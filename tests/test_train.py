@@ -22,7 +22,8 @@ from retro_demo.errors import UserError
 from retro_demo.evaluate import measure_arms
 from retro_demo.events import read_events
 from retro_demo.jobs import claim
-from retro_demo.pipeline import extend_run, make_batches, make_run_config, prepare_run, run_training
+from retro_demo.pipeline import make_batches, run_training
+from retro_demo.planning import extend_run, make_run_config, prepare_run
 from retro_demo.train import learning_rate
 
 SETTINGS = {
@@ -235,7 +236,7 @@ def test_another_call_on_a_finished_run_changes_nothing(tmp_path, small_folder):
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("change", [{"lr": 1e-4}, {"dim": 32}, {"steps": 6}, {"seed": 3}])
+@pytest.mark.parametrize("change", [{"lr": 1e-4}, {"ff_mult": 2}, {"steps": 6}, {"seed": 3}])
 def test_another_config_on_an_existing_run_is_refused_with_the_difference(tmp_path, small_folder, change):
     prepare(tmp_path / "run", small_folder)
 

@@ -9,11 +9,12 @@ from typing import Any
 import gradio as gr
 
 from retro_demo import figures, job_views, jobs, service, views
-from retro_demo.checkpoint import MODELS, read_run_config
-from retro_demo.config import PRESETS, RetroConfig, TrainConfig
+from retro_demo.checkpoint import read_run_config
+from retro_demo.config import RetroConfig, TrainConfig
 from retro_demo.errors import UserError
 from retro_demo.knobs import knobs
 from retro_demo.library import Library, count_parameters
+from retro_demo.presets import PRESETS
 from retro_demo.ui.form import CHEAP, QUIET, Form, once_known, shows_errors, stop_and_resume, sure
 from retro_demo.workspace import SAMPLE, Workspace, disk_use, is_built
 
@@ -29,11 +30,19 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
             gr.HTML("<h2>Train a model</h2>")
             corpus = gr.Dropdown([], label="Corpus", info="Built ones only.", elem_id="train-corpus")
             model = gr.Radio(
-                list(MODELS),
-                value="retro",
+                [("retrofit (recommended)", "retrofit"), "retro", "lm"],
+                value="retrofit",
                 label="Model",
                 elem_id="model",
-                info="retro reads neighbors; lm is the same network without them, to compare with.",
+                info="retrofit teaches a finished lm to read neighbors and changes nothing else, so what "
+                "retrieval is worth can be read off; retro learns all at once; lm reads none.",
+            )
+            base = gr.Dropdown(
+                [],
+                label="Base",
+                elem_id="base",
+                info="The lm to begin with. A retrofit freezes it; an lm that trains on from it for as "
+                "many steps is the matched baseline.",
             )
             preset = gr.Radio(
                 list(PRESETS),
@@ -142,14 +151,36 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
     def refresh(code: str, one: str | None, place: str | None) -> list[Any]:
         return refreshed(code, one, place)
 
+    @once_known
+    def offer_bases(code: str, place: str | None, kind: str, chosen: str | None) -> Any:
+        """The runs that can be begun from; a retrofit needs one, the others may begin from scratch."""
+        known = service.bases(Workspace.open(home, code), place) if place else []
+        none = [] if kind == "retrofit" else [("none: begin from scratch", "")]
+        offered = none + [(run.removeprefix(SAMPLE), run) for run in known]
+        values = [value for _, value in offered]
+        keep = kind == "retrofit" and chosen in values
+        return gr.Dropdown(offered, value=chosen if keep else next(iter(values), None))
+
     @shows_errors
-    def begin(code: str, place: str, kind: str, size: str, wanted: str, *values: Any) -> list[Any]:
-        settings = form.read(values)
-        run_id = service.start_run(Workspace.open(home, code), place or "", kind, size, settings, wanted)
+    def fill(code: str, kind: str, size: str, chosen: str | None) -> list[Any]:
+        return form.fill(service.starting_settings(Workspace.open(home, code), kind, size, chosen or ""))
+
+    @shows_errors
+    def begin(
+        code: str, place: str, kind: str, size: str, wanted: str, chosen: str | None, *values: Any
+    ) -> list[Any]:
+        workspace, settings = Workspace.open(home, code), form.read(values)
+        run_id = service.start_run(workspace, place or "", kind, size, settings, wanted, chosen or "")
         return refreshed(code, run_id, place)
 
     @shows_errors
-    def guess(kind: str, size: str, *values: Any) -> str:
+    def guess(kind: str, size: str, begun_from: str | None, *values: Any) -> str:
+        if kind == "retrofit" and not begun_from:
+            return views.note(
+                "A retrofit begins with a finished lm of the same corpus, and there is none yet: "
+                "train an lm on it first, then come back.",
+                "warning",
+            )
         try:  # half-typed knobs are no mistake yet: say it in place, without a toast
             settings = form.read(values)
             shape = {k.name: settings[k.name] for k in knobs(RetroConfig)}
@@ -187,7 +218,7 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
     followed = [status, curve, arms, command, stop, resume, timer, shown_before]
     all_of_it = [corpus, run, listing, *followed]
     chosen = [visitor, run, corpus]
-    start.click(begin, [visitor, corpus, model, preset, name, *form.inputs], all_of_it, **CHEAP)
+    start.click(begin, [visitor, corpus, model, preset, name, base, *form.inputs], all_of_it, **CHEAP)
     stop.click(end, [visitor, run], None, **QUIET)
     resume.click(go_on, chosen, all_of_it, **CHEAP)
     longer.click(lengthen, [*chosen, more], all_of_it, **CHEAP)
@@ -195,9 +226,15 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
     delete.click(remove, [visitor, run, answer], all_of_it, js=sure("run"), **CHEAP)
     run.input(follow, [visitor, run, gr.State("")], followed, **QUIET)
     timer.tick(follow, [visitor, run, shown_before], followed, **QUIET)
-    preset.input(lambda size: form.fill(PRESETS[size]), preset, form.inputs, **QUIET)
-    guessed = [model, preset, *form.inputs]
-    gr.on([model.input, *(widget.change for widget in form.inputs)], guess, guessed, estimate, **QUIET)
+    planned = [visitor, model, preset, base]
+    gr.on([preset.input, base.change], fill, planned, form.inputs, **QUIET)
+    # another model may begin from other runs, and has other settings even with the same base
+    offered = [visitor, corpus, model, base]
+    model.input(offer_bases, offered, base, **QUIET).then(fill, planned, form.inputs, **QUIET)
+    corpus.change(offer_bases, offered, base, **QUIET)
+    guessed = [model, preset, base, *form.inputs]
+    changes = [model.input, base.change, *(widget.change for widget in form.inputs)]
+    gr.on(changes, guess, guessed, estimate, **QUIET)
     arrival.then(guess, guessed, estimate, **QUIET)
     for begun in (arrival.then, tab.select):
         begun(refresh, chosen, all_of_it, **QUIET)
@@ -207,6 +244,8 @@ def command_of(run: str, config: Any) -> str:
     """The command line that trains the same run again, in a folder of its own."""
     words = [".venv/bin/python", "-m", "retro_demo", "train", config.model, "--corpus", config.corpus]
     words += ["--out", f"{run.removeprefix(SAMPLE)}-again", "--preset", config.preset]
+    if config.base:
+        words += ["--base", config.base]
     for name, value in service.changed_settings(config):
         shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
         words += [f"--{name.replace('_', '-')}", shown]

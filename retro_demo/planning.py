@@ -1,0 +1,173 @@
+"""What a new run is: its config from preset, settings and base, written down or compared.
+
+Nothing is trained here; pipeline.py does that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from retro_demo.batches import check_windows
+from retro_demo.checkpoint import MODELS, RunConfig, differences, read_run_config, versions, write_run_config
+from retro_demo.config import RetroConfig, TrainConfig, knobs
+from retro_demo.corpus import Corpus, file_hash, load_corpus
+from retro_demo.devices import allowed_threads, choose_device
+from retro_demo.errors import UserError
+from retro_demo.jobs import is_running
+from retro_demo.presets import PRESETS, preset_settings
+from retro_demo.tokenizer import Tokenizer
+from retro_demo.workspace import SAMPLE, corpus_folder, data_home, run_folder
+
+READER_KNOBS = frozenset(
+    {
+        "cca_layers",
+        "enc_dim",
+        "enc_depth",
+        "enc_cross_layers",
+        "enc_attn_dropout",
+        "enc_ff_dropout",
+        "enc_projection",
+        "norm_states",
+        "null_kv",
+        "abstain",
+        "cca_positions",
+        "shifted_keys",
+        "copying_start",
+    }
+)
+"""What a run that begins with an lm's weights may choose of its network; the rest is the base's."""
+
+
+def make_run_config(
+    model: str,
+    corpus: str,
+    *,
+    preset: str = "",
+    settings: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    base: str = "",
+) -> RunConfig:
+    """The config of a new run: preset, then `settings` (knobs of RetroConfig and TrainConfig).
+
+    `corpus` is a folder or "sample:NAME", `base` too: the run whose weights this one begins with. An
+    `lm` or `retro` trains all of them on; a `retrofit` freezes them and trains encoder and
+    cross-attention alone (RETRO section 4.2). Raises UserError for unknown names and bad values.
+    """
+    if model not in MODELS:
+        raise UserError(f"There is no model {model!r}; choose one of {', '.join(MODELS)}.")
+    if model == "retrofit" and not base:
+        raise UserError(
+            "A retrofit teaches a trained lm to read neighbors: name it with --base RUN. "
+            "Without one, train an lm first."
+        )
+    begun_from = read_run_config(run_folder(base)) if base else None
+    preset = preset or (begun_from.preset if begun_from else "tiny")
+    if preset not in PRESETS:
+        raise UserError(f"There is no preset {preset!r}; choose one of {', '.join(PRESETS)}.")
+    folder = corpus_folder(data_home()[0], corpus)
+    built = load_corpus(folder)
+    chosen = preset_settings(model, preset, begun=bool(base)) | dict(settings or {})
+    names = {kind: {knob.name for knob in knobs(kind)} for kind in (RetroConfig, TrainConfig)}
+    if unknown := sorted(set(chosen) - names[RetroConfig] - names[TrainConfig]):
+        raise UserError(f"There is no setting {', '.join(unknown)}.")
+    shape = {name: value for name, value in chosen.items() if name in names[RetroConfig]}
+    if "dim" in shape:  # an encoder as wide as the decoder, unless somebody says otherwise
+        shape.setdefault("enc_dim", shape["dim"])
+    if begun_from is not None:
+        check_base(begun_from, base, built, settings or {})
+        decoder = begun_from.network
+        reader = {name: value for name, value in shape.items() if name in READER_KNOBS}
+        shape = decoder_shape(decoder) | {"enc_dim": decoder.dim} | reader
+    # the matched baseline is the same decoder without cross-attention and encoder
+    shape |= {"cca_layers": ()} if model == "lm" else {}
+    shape |= {
+        "vocab_size": built.tokenizer.vocab_size,
+        "chunk_len": built.config.chunk_len,
+        "pad_id": built.tokenizer.pad_id,
+    }
+    training = TrainConfig(**{name: value for name, value in chosen.items() if name in names[TrainConfig]})
+    return RunConfig(
+        model=model,
+        preset=preset,
+        corpus=corpus if folder != Path(corpus) else str(folder.resolve()),
+        corpus_fingerprint=built.fingerprint,
+        network=RetroConfig(**shape),
+        training=training,
+        lesson_steps=round(training.reading * training.steps),
+        threads=allowed_threads(),
+        device=choose_device(device),
+        versions=versions(),
+        base=base if not base or base.startswith(SAMPLE) else str(Path(base).resolve()),
+        base_weights=file_hash(run_folder(base) / "model.safetensors") if base else "",
+    )
+
+
+def decoder_shape(network: RetroConfig) -> dict[str, Any]:
+    """The settings of a network that a run keeps when it begins with its weights."""
+    return {name: value for name, value in asdict(network).items() if name not in READER_KNOBS}
+
+
+def check_base(config: RunConfig, base: str, corpus: Corpus, settings: Mapping[str, Any]) -> None:
+    """Raise UserError where a run cannot begin with the weights of this one."""
+    if not (run_folder(base) / "model.safetensors").exists():
+        raise UserError(f"The base run {base} has no weights yet. Let it train until its first save.")
+    if config.network.cca_layers:
+        raise UserError(
+            f"The base run {base} is a {config.model}; begin with an lm, which reads no neighbors."
+        )
+    ours = Tokenizer.load(run_folder(base) / "tokenizer.json")
+    if ours.fingerprint != corpus.tokenizer.fingerprint:
+        raise UserError(
+            f"The base run {base} speaks another tokenizer than the corpus {corpus.name}. Build the corpus "
+            "with --tokenizer naming the tokenizer.json of the base run."
+        )
+    shape = {knob.name for knob in knobs(RetroConfig)} - READER_KNOBS
+    for name in sorted(shape & set(settings)):
+        if settings[name] != getattr(config.network, name):
+            raise UserError(
+                f"{name} is {settings[name]}, but the base run {base} has {getattr(config.network, name)}. "
+                "The decoder keeps the shape of its base."
+            )
+
+
+def prepare_run(out: Path, wanted: RunConfig) -> None:
+    """Write down a new run, or check that a second call means the same one; more steps extend it."""
+    if not (out / "config.json").exists():
+        corpus = load_corpus(corpus_folder(data_home()[0], wanted.corpus))
+        check_windows(corpus, wanted.training.seq_len, wanted.training.num_neighbors)
+        out.mkdir(parents=True, exist_ok=True)
+        corpus.tokenizer.save(out / "tokenizer.json")
+        write_run_config(out, wanted)
+        return
+    there = read_run_config(out)
+    changed = differences(there, wanted)
+    if changed and is_running(out):
+        raise UserError(f"{out} is being trained ({'; '.join(changed)}). Stop it first, or wait for its end.")
+    only_steps = [f"steps {there.training.steps} -> {wanted.training.steps}"]
+    if not changed:
+        if there.corpus != wanted.corpus:  # the same corpus at another place
+            write_run_config(out, replace(there, corpus=wanted.corpus))
+        return
+    if changed != only_steps or wanted.training.steps < there.training.steps:
+        raise UserError(
+            f"{out} already holds another run ({'; '.join(changed)}). Choose another folder; "
+            "only a larger number of steps extends a run."
+        )
+    extend_run(out, wanted.training.steps)
+
+
+def extend_run(out: Path, steps: int) -> None:
+    """Let a run go on to more steps; its learning rate follows the longer schedule from here."""
+    there = read_run_config(out)
+    if is_running(out):
+        raise UserError(f"{out.name} is being trained. Stop it first, or wait for its end.")
+    if steps <= there.training.steps:
+        raise UserError(f"This run already has {there.training.steps} steps; {steps} would not extend it.")
+    if not (out / "state.safetensors").exists() and (out / "model.safetensors").exists():
+        raise UserError(
+            "This run ships without its optimizer state, so it cannot be trained longer. Train a new one."
+        )
+    write_run_config(out, replace(there, training=replace(there.training, steps=steps)))

@@ -1,0 +1,86 @@
+"""Named settings of RetroConfig and TrainConfig, by size and by model.
+
+tiny takes about two minutes on two CPU cores, small about an hour, base wants a GPU; random is tiny with
+random neighbors, a control; lookup is for the lookup world, where it shows within minutes that facts are
+looked up.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {},
+    "small": {
+        "dim": 192,
+        "depth": 6,
+        "num_heads": 6,
+        "cca_layers": (3, 6),
+        "enc_dim": 192,
+        "steps": 4500,
+        "lr": 1.5e-3,
+        "warmup": 200,
+        "eval_every": 500,
+        "save_every": 200,
+    },
+    "base": {
+        "dim": 512,
+        "depth": 12,
+        "num_heads": 8,
+        "cca_layers": (6, 9, 12),
+        "enc_dim": 512,
+        "enc_depth": 2,
+        "batch_size": 32,
+        "seq_len": 512,
+        "steps": 20_000,
+        "lr": 6e-4,
+        "warmup": 500,
+        "eval_every": 500,
+        "eval_tokens": 100_000,
+        "save_every": 500,
+    },
+    # the second control: the work and the network of tiny, but nothing to read
+    "random": {"neighbor_source": "random"},
+    # paraphrases share few words before the answer: the copying start alone is better here than keys by
+    # the token before and lessons in copying word by word
+    "lookup": {
+        "steps": 400,
+        "eval_every": 200,
+        "shifted_keys": False,
+        "reading": 0.0,
+        "lessons_kept": 0.0,
+    },
+}
+
+BEGUN: dict[str, dict[str, Any]] = {
+    "tiny": {"steps": 300, "warmup": 30, "lr": 1.3e-3},
+    "random": {"steps": 300, "warmup": 30, "lr": 1.3e-3},
+    "small": {"steps": 1000, "warmup": 50, "lr": 5e-4},
+    "base": {"steps": 6000, "warmup": 200, "lr": 2e-4},
+    "lookup": {"steps": 400, "warmup": 30, "lr": 1.3e-3},
+}
+"""What changes where a run begins with the weights of another: fewer steps, and smaller ones."""
+
+RETROFIT_LR = {"tiny": 6e-3, "random": 6e-3, "small": 4e-3, "base": 2e-3, "lookup": 6e-3}
+"""Learning rates of a retrofit: what it trains is new, and the rest is frozen."""
+
+READING: dict[str, Any] = {
+    "shifted_keys": True,
+    "copying_start": True,
+    "abstain": True,
+    "reading": 0.4,
+    "lessons_kept": 0.1,
+}
+"""What makes a network read its neighbors within minutes, in every preset of a model that has some;
+docs/science.md has the measurements, one by one."""
+
+
+def preset_settings(model: str, preset: str, *, begun: bool = False) -> dict[str, Any]:
+    """The settings that a preset gives to a model; what it leaves out keeps the knob's default.
+
+    `begun`: it begins with the weights of another run, as a retrofit always does.
+    """
+    settings = PRESETS[preset] | (BEGUN[preset] if begun or model == "retrofit" else {})
+    if model == "lm":
+        return settings
+    return READING | settings | ({"lr": RETROFIT_LR[preset]} if model == "retrofit" else {})
