@@ -1,0 +1,119 @@
+"""What an evaluation measures: the run, its baseline and control, the corpus and the settings.
+
+Kept as config.json in the folder of the evaluation. What cannot be compared is refused here, before
+any work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from retro_demo.checkpoint import read_run_config
+from retro_demo.corpus import write_atomically
+from retro_demo.errors import UserError
+from retro_demo.evaluate_config import EvaluateConfig
+from retro_demo.knobs import from_json, knobs
+from retro_demo.matching import check_same_tokens, match, unfit_control
+from retro_demo.workspace import CHECKPOINTS, SAMPLE, data_home, run_folder
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be measured; places are folders or "sample:NAME", "" = none."""
+
+    run: str
+    baseline: str = ""
+    control: str = ""
+    corpus: str = ""  # "" = the one of the training
+    device: str = "auto"
+    settings: EvaluateConfig = EvaluateConfig()
+
+    def folder(self, name: str) -> Path:
+        """The folder of "run", "baseline" or "control"."""
+        return run_folder({"run": self.run, "baseline": self.baseline, "control": self.control}[name])
+
+    def command(self) -> str:
+        """The command line that measures the same."""
+        words = [".venv/bin/python", "-m", "retro_demo", "evaluate", self.run]
+        for name in ("baseline", "control", "corpus"):
+            if value := {"baseline": self.baseline, "control": self.control, "corpus": self.corpus}[name]:
+                words += [f"--{name}", value]
+        for knob in knobs(EvaluateConfig):
+            value = getattr(self.settings, knob.name)
+            if value != knob.default:
+                shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+                words += [f"--{knob.name.replace('_', '-')}", shown]
+        return shlex.join(words)
+
+
+def settled(place: str) -> str:
+    """A place as a job keeps it, whatever folder it is started in."""
+    return place if not place or place.startswith(SAMPLE) else str(Path(place).resolve())
+
+
+def usual_folder(request: Request) -> Path:
+    """Where an evaluation lies when nobody says: with its run, or in the data folder for what ships."""
+    text = json.dumps(asdict(request), sort_keys=True)
+    name = hashlib.sha256(text.encode()).hexdigest()[:10]
+    run = request.folder("run").resolve()
+    if run.is_relative_to(CHECKPOINTS) or not os.access(run, os.W_OK):
+        return data_home()[0] / "evaluations" / run.name / name
+    return run / "evaluations" / name
+
+
+def prepare_evaluation(out: Path, request: Request) -> None:
+    """Write down what is to be measured; raises UserError where it cannot be, or `out` holds another."""
+    check_request(request)
+    path, wanted = out / "config.json", {"kind": "evaluation", "format": FORMAT, **asdict(request)}
+    content = (json.dumps(wanted, indent=2) + "\n").encode()
+    if path.exists() and json.loads(path.read_text("utf-8")) != json.loads(content):
+        raise UserError(f"{out} already holds another evaluation or something else. Choose another folder.")
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content)
+
+
+def check_request(request: Request) -> None:
+    """Raise UserError where these runs cannot be measured against each other."""
+    run = request.folder("run")
+    config = read_run_config(run)
+    if not config.retrieves:
+        raise UserError(
+            f"{run.name} is a plain lm: it reads no neighbors, so there is nothing to judge. "
+            f"Evaluate a run that retrieves, with --baseline {run.name}."
+        )
+    for name in ("run", *(name for name in ("baseline", "control") if getattr(request, name))):
+        if not (request.folder(name) / "model.safetensors").exists():
+            read_run_config(request.folder(name))
+            raise UserError(f"The {name} {request.folder(name).name} has no weights yet. Let it train first.")
+    if request.baseline:
+        match(run, request.folder("baseline"))
+    if request.control:
+        control = read_run_config(request.folder("control"))
+        check_same_tokens(run, request.folder("control"))
+        if not control.retrieves or control.training.neighbor_source != "random":
+            raise UserError(
+                f"The control {request.folder('control').name} was not trained with random neighbors. "
+                "Train one with: train retro --neighbor-source random, or retrofit with the same --base."
+            )
+        if unfit := unfit_control(run, request.folder("control")):
+            raise UserError(
+                f"The control {request.folder('control').name} is no match: {unfit}. Train it as the run "
+                "was, but with --neighbor-source random."
+            )
+
+
+def read_request(out: Path) -> Request:
+    """What an evaluation folder measures; raises UserError where there is none."""
+    path = out / "config.json"
+    values = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    if values.get("kind") != "evaluation":
+        raise UserError(f"There is no evaluation at {out}. Begin one with: evaluate RUN --out {out}")
+    del values["kind"], values["format"]
+    return Request(**values | {"settings": from_json(EvaluateConfig, values["settings"])})

@@ -1,0 +1,166 @@
+"""A visitor's evaluations: start one, find the one to show, and which runs can serve as controls.
+
+An evaluation lies with its run, so it is renamed and deleted with it; those of the shipped runs lie in
+the workspace. A shipped run may bring an evaluation of its own, in its folder `evaluation`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from retro_demo import jobs, service
+from retro_demo.checkpoint import RunConfig, read_run_config
+from retro_demo.errors import UserError
+from retro_demo.evaluate_config import EvaluateConfig
+from retro_demo.evaluation_request import Request, prepare_evaluation
+from retro_demo.matching import baseline_settings, match
+from retro_demo.workspace import SAMPLE, Workspace
+
+KEPT = 6  # evaluations of one run; older ones go
+
+
+def folder_of_evaluations(workspace: Workspace, run: str) -> Path:
+    """Where the evaluations of a run lie; raises UserError for an unknown run."""
+    folder = workspace.run(run)
+    return (
+        workspace.folder / "evaluations" / folder.name if run.startswith(SAMPLE) else folder / "evaluations"
+    )
+
+
+def start_evaluation(
+    workspace: Workspace,
+    run: str,
+    config: EvaluateConfig,
+    *,
+    baseline: str = "",
+    control: str = "",
+    corpus: str = "",
+) -> Path:
+    """Start measuring a run, or go on where the same was stopped; returns the evaluation's folder.
+
+    All are ids of the workspace, "" = none (corpus: the one of the training).
+    """
+    service.check_running(workspace)
+    request = Request(
+        _place(run, workspace.run(run)),
+        baseline=_place(baseline, workspace.run(baseline)) if baseline else "",
+        control=_place(control, workspace.run(control)) if control else "",
+        corpus=_place(corpus, service.built_corpus(workspace, corpus)) if corpus else "",
+        settings=config,
+    )
+    digest = hashlib.sha256(json.dumps(asdict(request), sort_keys=True).encode()).hexdigest()[:10]
+    folder = folder_of_evaluations(workspace, run) / digest
+    prepare_evaluation(folder, request)
+    if not jobs.is_running(folder):  # what was said before is said again: the table is kept
+        (folder / "events.jsonl").unlink(missing_ok=True)
+    jobs.start(folder, "evaluate")
+    _drop_old(folder.parent, folder)
+    return folder
+
+
+def _place(name: str, folder: Path) -> str:
+    return name if name.startswith(SAMPLE) else str(folder)
+
+
+def _drop_old(folder: Path, newest: Path) -> None:
+    others = [path for path in _by_age(folder) if path != newest and not jobs.is_running(path)]
+    for path in others[: max(0, len(others) - (KEPT - 1))]:
+        shutil.rmtree(path)
+
+
+def _by_age(folder: Path) -> list[Path]:
+    """The evaluations in a folder, the one that something happened in last at the end."""
+    known = [path for path in folder.glob("*") if (path / "config.json").exists()]
+    return sorted(known, key=lambda path: _touched(path))
+
+
+def _touched(path: Path) -> float:
+    events = path / "events.jsonl"
+    return (events if events.exists() else path / "config.json").stat().st_mtime
+
+
+def shown_evaluation(workspace: Workspace, run: str) -> Path | None:
+    """The evaluation of a run to show: the latest, else the one that a shipped run brings, else None."""
+    if own := _by_age(folder_of_evaluations(workspace, run)):
+        return own[-1]
+    shipped = workspace.run(run) / "evaluation"
+    return shipped if (shipped / "config.json").exists() else None
+
+
+def resume_evaluation(workspace: Workspace, run: str) -> None:
+    """Go on with the latest evaluation of a run, if it was stopped, killed or failed."""
+    folder = next(reversed(_by_age(folder_of_evaluations(workspace, run))), None)
+    if folder is None or jobs.status(folder).state == "finished":
+        raise UserError("There is no evaluation of this run to go on with. Start one.")
+    service.check_running(workspace)
+    jobs.start(folder, "evaluate")
+
+
+def stop_evaluation(workspace: Workspace, run: str) -> bool:
+    """Ask the running evaluation of a run to keep what it has and leave; False where none is running."""
+    running = [f for f in _by_age(folder_of_evaluations(workspace, run)) if jobs.is_running(f)]
+    return bool(running) and jobs.stop(running[-1])
+
+
+def latest_result(status: jobs.JobStatus) -> dict[str, Any] | None:
+    """The figures of an evaluation so far: those of the end, else of the last round, else None."""
+    if finished := status.of_kind("finished"):
+        return finished[-1]
+    refined = status.of_kind("refined")
+    return refined[-1]["result"] if refined else None
+
+
+def readers(workspace: Workspace) -> list[str]:
+    """Ids of the runs that can be evaluated: they retrieve and have weights."""
+    return [run for run, config in _with_weights(workspace) if config.retrieves]
+
+
+def baselines(workspace: Workspace, run: str) -> list[tuple[str, str]]:
+    """(id, why it is no match or "") of the lms that read the same tokens as a run, matches first."""
+    found = []
+    for other, config in _with_weights(workspace):
+        if config.retrieves:
+            continue
+        try:
+            found.append((other, match(workspace.run(run), workspace.run(other)).unfit))
+        except UserError:  # another tokenizer: nothing to compare
+            continue
+    return sorted(found, key=lambda pair: bool(pair[1]))
+
+
+def controls(workspace: Workspace, run: str) -> list[str]:
+    """Ids of the runs that were trained with random neighbors on the same corpus."""
+    own = read_run_config(workspace.run(run)).corpus_fingerprint
+    return [
+        other
+        for other, config in _with_weights(workspace)
+        if config.retrieves
+        and config.training.neighbor_source == "random"
+        and config.corpus_fingerprint == own
+    ]
+
+
+def _with_weights(workspace: Workspace) -> list[tuple[str, RunConfig]]:
+    folders = [(run, workspace.run(run)) for run in workspace.runs()]
+    return [(run, read_run_config(f)) for run, f in folders if (f / "model.safetensors").exists()]
+
+
+def train_baseline(workspace: Workspace, run: str) -> str:
+    """Start the training of the lm that would match a run; returns its id."""
+    folder = workspace.run(run)
+    config = read_run_config(folder)
+    corpus = config.corpus if config.corpus.startswith(SAMPLE) else Path(config.corpus).name
+    return service.start_run(
+        workspace,
+        corpus,
+        "lm",
+        config.preset,
+        baseline_settings(folder),
+        f"{folder.name}-baseline",
+        config.base if not config.base or config.base.startswith(SAMPLE) else Path(config.base).name,
+    )

@@ -1,0 +1,122 @@
+"""How much of a chunk stands word for word somewhere else: longest common runs of tokens, exactly.
+
+Two questions (RETRO section 2.6): how much of the chunk is in the whole database ("was it leaked"),
+and how much is in its own nearest neighbors, as the paper measures it. This module counts tokens; it
+knows nothing of losses, files or retrieval.
+
+Shapes: Q query chunks, C chunk length, S tokens of the database, K neighbors, R neighbor length.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+PAD = 0
+BLOCK = 4_000_000  # database tokens sorted at a time
+PAIRS = 4_000_000  # token pairs compared at a time
+
+
+def longest_in_text(chunks: np.ndarray, text: np.ndarray, *, block: int = BLOCK) -> np.ndarray:
+    """Longest run of tokens of each chunk (Q, C), 0 = padding, that stands in text (S,): int (Q,).
+
+    Exact. The suffixes of text and chunks are sorted by their first C tokens (prefix doubling); the
+    text's suffix that shares most with a chunk's suffix is the nearest one above or below it. Long
+    texts are sorted in blocks that overlap by C - 1 tokens, so no run is lost between two of them.
+    """
+    longest = np.zeros(len(chunks), dtype=np.int64)
+    if not chunks.size:
+        return longest
+    step = max(block, chunks.shape[1])
+    for start in range(0, len(text), step):
+        part = text[start : start + step + chunks.shape[1] - 1]
+        np.maximum(longest, _longest_in_block(chunks, part), out=longest)
+    return longest
+
+
+def _longest_in_block(chunks: np.ndarray, text: np.ndarray) -> np.ndarray:
+    count, chunk_len = chunks.shape
+    # a border after each chunk and padding match nothing in the text: -1 there, 0 here becomes -2
+    queries = np.full((count, chunk_len + 1), -1, dtype=np.int64)
+    queries[:, :-1] = np.where(chunks == PAD, -1, chunks)
+    joined = np.concatenate([np.where(text == PAD, -2, text), [-2], queries.reshape(-1)])
+    levels = _prefix_ranks(joined, chunk_len)
+    nearest = _nearest_of_text(levels[-1], len(text))
+    places = np.arange(len(text) + 1, len(joined))
+    best = np.zeros(len(places), dtype=np.int64)
+    for beside in nearest:
+        there = beside[places]
+        common = _common_prefix(levels, places, np.maximum(there, 0))
+        np.maximum(best, np.where(there >= 0, common, 0), out=best)
+    return best.reshape(count, chunk_len + 1)[:, :-1].max(axis=1)
+
+
+def _prefix_ranks(tokens: np.ndarray, reach: int) -> list[np.ndarray]:
+    """Ranks of all suffixes by their first 1, 2, 4, ... tokens, up to at least `reach` of them.
+
+    Equal prefixes have equal ranks. The last level orders the suffixes (Karp, Miller, Rosenberg).
+    """
+    levels = [np.unique(tokens, return_inverse=True)[1].astype(np.int32)]
+    width = 1
+    while width < reach:
+        ranks = levels[-1].astype(np.int64)
+        after = np.zeros(len(ranks), dtype=np.int64)  # behind the end: before everything else
+        after[:-width] = ranks[width:] + 1
+        levels.append(np.unique(ranks * (len(ranks) + 1) + after, return_inverse=True)[1].astype(np.int32))
+        width *= 2
+    return levels
+
+
+def _nearest_of_text(ranks: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each suffix the suffix of the text (the first `length` ones) next above and below; -1 = none."""
+    order = np.argsort(ranks, kind="stable")
+    index = np.arange(len(order))
+    of_text = order < length
+    above = np.maximum.accumulate(np.where(of_text, index, -1))
+    below = np.minimum.accumulate(np.where(of_text, index, len(order))[::-1])[::-1]
+    found = []
+    for place in (above, below):
+        there = (place >= 0) & (place < len(order))
+        beside = np.empty(len(order), dtype=np.int64)
+        beside[order] = np.where(there, order[np.where(there, place, 0)], -1)
+        found.append(beside)
+    return found[0], found[1]
+
+
+def _common_prefix(levels: list[np.ndarray], ones: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Tokens that the suffixes at `ones` and `others` (n,) begin with alike, by doubling down."""
+    length = np.zeros(len(ones), dtype=np.int64)
+    for level in reversed(range(len(levels))):
+        ranks, width = levels[level], 1 << level
+        here, there = ones + length, others + length
+        inside = (here < len(ranks)) & (there < len(ranks))
+        alike = inside & (ranks[np.where(inside, here, 0)] == ranks[np.where(inside, there, 0)])
+        length += np.where(alike, width, 0)
+    return length
+
+
+def longest_in_neighbors(chunks: np.ndarray, neighbors: np.ndarray) -> np.ndarray:
+    """Longest run of tokens of each chunk (Q, C) that stands in one of its neighbors (Q, K, R): int (Q,)."""
+    longest = np.zeros(len(chunks), dtype=np.int64)
+    rows = max(1, PAIRS // max(1, neighbors[0].size if len(neighbors) else 1))
+    for start in range(0, len(chunks), rows):
+        part = slice(start, start + rows)
+        longest[part] = _longest_runs(chunks[part], neighbors[part])
+    return longest
+
+
+def _longest_runs(chunks: np.ndarray, neighbors: np.ndarray) -> np.ndarray:
+    """As `longest_in_neighbors`: the table of runs that end at a pair of tokens, row by row."""
+    ending = np.zeros(neighbors.shape, dtype=np.int16)  # runs that end at this chunk token, and there
+    longest = np.zeros(len(chunks), dtype=np.int64)
+    for place in range(chunks.shape[1]):
+        token = chunks[:, place, None, None]
+        before = np.zeros_like(ending)
+        before[..., 1:] = ending[..., :-1]
+        ending = np.where((neighbors == token) & (token != PAD), before + 1, 0).astype(np.int16)
+        np.maximum(longest, ending.max(axis=(1, 2), initial=0), out=longest)
+    return longest
+
+
+def share_in_common(longest: np.ndarray, chunks: np.ndarray) -> np.ndarray:
+    """r(C) of each chunk (Q, C): its longest common run over its length, in [0, 1]; 0 for an empty one."""
+    return longest / np.maximum(1, (chunks != PAD).sum(axis=1))

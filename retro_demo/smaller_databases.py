@@ -1,0 +1,63 @@
+"""Neighbors from a part of the database: what a smaller one would have given.
+
+Documents are dropped, and the held-out chunks are searched anew in what is left. Parts are nested: the
+documents of 5% are among those of 20%.
+
+Shapes: N chunks, K neighbors, Q queries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from retro_demo.corpus import Corpus, load_array
+from retro_demo.devices import choose_device
+from retro_demo.embedding import load_embedder
+from retro_demo.index import DenseRetriever, VectorIndex
+from retro_demo.lexical import HybridRetriever, LexicalIndex, LexicalRetriever, token_terms, word_terms
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the database: its documents, chunk ids and tokens."""
+
+    documents: int
+    ids: np.ndarray
+    tokens: int
+
+
+def part_of_database(corpus: Corpus, percent: int, seed: int) -> Part:
+    """`percent` of the documents that may be retrieved, at least one, drawn with the seed."""
+    documents = np.flatnonzero(~corpus.held_out)
+    order = np.random.default_rng([seed, 5]).permutation(documents)
+    kept = order[: max(1, round(len(order) * percent / 100))]
+    ids = np.flatnonzero(np.isin(corpus.chunks.document, kept))
+    return Part(len(kept), ids, int((corpus.chunks.tokens[ids] != 0).sum()))
+
+
+def search_part(corpus: Corpus, retriever: str, part: Part, queries: np.ndarray, k: int) -> np.ndarray:
+    """A table (N, k) of chunk ids, -1 = none, filled for the chunk ids `queries` (Q,)."""
+    tokens = corpus.chunks.tokens[queries]
+    dense, lexical = None, None
+    if retriever in ("dense", "hybrid"):
+        vectors = load_array(corpus.folder / "vectors.npy", mapped=True)
+        index = VectorIndex.build(np.asarray(vectors[part.ids]), part.ids.astype(np.int64), factory="Flat")
+        embedder = load_embedder(corpus.config.embedder, choose_device("auto"))
+        dense = DenseRetriever(index, embedder, corpus.tokenizer.decode, corpus.excluded)
+        asked = np.asarray(vectors[queries])
+    if retriever != "dense":
+        terms = word_terms(corpus.tokenizer) if retriever == "bm25-words" else token_terms
+        words = LexicalIndex.build([terms(row) for row in corpus.chunks.tokens[part.ids]], part.ids)
+        lexical = LexicalRetriever(words, terms, corpus.excluded)
+    if dense is None:
+        assert lexical is not None
+        found = lexical.search(tokens, k, own=queries)
+    elif lexical is None:
+        found = dense.search_vectors(asked, k, own=queries)
+    else:
+        found = HybridRetriever(dense, lexical).search_vectors(tokens, asked, k, own=queries)
+    table = np.full((len(corpus.chunks), k), -1, dtype=np.int64)
+    table[queries] = found.ids
+    return table

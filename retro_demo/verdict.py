@@ -1,0 +1,163 @@
+"""Does retrieval help? One sentence that claims no more than the controls allow.
+
+"Retrieval helps" is said only where the run with its neighbors beats a matched baseline and the
+neighbors of another sequence, each by an interval that excludes 0 (papers.md 4.1): the first says that
+it is useful, the second that the content of the neighbors is why. This module knows only figures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from retro_demo.arm_figures import Difference
+from retro_demo.bootstrap import LEVEL, MIN_DOCUMENTS
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the verdict stands on; differences are arm "on" minus the other, None = not measured.
+
+    `match` says in words how run and baseline compare, `unfit` why the baseline is no match ("" = it
+    is one), `swapped` names a corpus that the run was not trained on.
+    """
+
+    on_baseline: Difference | None
+    on_shuffled: Difference | None
+    on_control: Difference | None  # a run trained with random neighbors, reading random ones
+    on_off: Difference | None
+    baseline_bpb: float
+    documents: int
+    tokens: int
+    held_out_tokens: int
+    database_tokens: int
+    k: int
+    share_short: float  # of the queries, those with fewer than k neighbors
+    match: str = ""
+    unfit: str = ""
+    swapped: str = ""
+    leaked: int = 0  # held-out chunks that stand in the index
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """helps: True, False, or None where a control is missing; the sentences; what would change them."""
+
+    helps: bool | None
+    sentence: str
+    next: tuple[str, ...]
+
+
+def verdict(evidence: Evidence) -> Verdict:
+    """The verdict with its intervals, what it was measured on, and which control is missing."""
+    helps, claim = _claim(evidence)
+    return Verdict(helps, f"{claim} {_measured_on(evidence)}", _next(evidence, helps))
+
+
+def _claim(e: Evidence) -> tuple[bool | None, str]:
+    if e.leaked:
+        return None, (
+            f"Not decided: {e.leaked:,} held-out chunks stand in the index, so retrieval can look up the "
+            "text that is measured."
+        )
+    if e.documents < MIN_DOCUMENTS:
+        return None, (
+            f"Not decided: {e.documents} held-out documents are too few for an interval; "
+            f"at least {MIN_DOCUMENTS} are needed."
+        )
+    if e.on_shuffled is None:
+        return None, "Not decided: the neighbors of another sequence (shuffled) were not measured."
+    if not _less(e.on_shuffled):
+        return False, (
+            "Retrieval does not help: the neighbors of another sequence do no worse than the right ones "
+            f"(difference {_said(e.on_shuffled)}), so what the neighbors say is not used."
+        )
+    if e.on_baseline is None:
+        return None, (
+            "Not decided: no matched baseline yet. The neighbors beat those of another sequence "
+            f"({_said(e.on_shuffled)}), which shows that they are read, not that reading them is better than "
+            "a plain model."
+        )
+    if e.unfit:
+        return None, (f"Not decided: the baseline is no match, {e.unfit}. Against it {_against_baseline(e)}.")
+    if not _less(e.on_baseline):
+        hurts = _more(e.on_baseline)
+        claim = "Retrieval does not help, it hurts" if hurts else "Retrieval is not shown to help"
+        return False if hurts else None, (
+            f"{claim}: {_against_baseline(e)}. The neighbors do beat those of another "
+            f"sequence ({_said(e.on_shuffled)}), but that alone is no gain."
+        )
+    if e.on_control is not None and not _less(e.on_control):
+        return False, (
+            f"Retrieval does not help: {_against_baseline(e)}, but a run trained with random neighbors does "
+            f"as well (difference {_said(e.on_control)}), so it is not what they say that helps."
+        )
+    control = ""
+    if e.on_control is not None:
+        control = f", and a run trained with random neighbors ({_said(e.on_control)})"
+    return True, (
+        f"Retrieval helps: {_against_baseline(e)}. The neighbors also beat those of another sequence "
+        f"({_said(e.on_shuffled)}){control}."
+    )
+
+
+def _less(difference: Difference) -> bool:
+    """Whether the whole interval is below 0."""
+    return difference.bpb.high is not None and difference.bpb.high < 0
+
+
+def _more(difference: Difference) -> bool:
+    return difference.bpb.low is not None and difference.bpb.low > 0
+
+
+def _said(difference: Difference) -> str:
+    bpb = difference.bpb
+    return f"{bpb.value:+.4f}, {LEVEL}% interval {bpb.low:+.4f} to {bpb.high:+.4f} bits per byte"
+
+
+def _against_baseline(e: Evidence) -> str:
+    """How the run compares with the baseline, in words."""
+    assert e.on_baseline is not None
+    share = e.on_baseline.bpb.value / e.baseline_bpb
+    if _less(e.on_baseline) or _more(e.on_baseline):
+        words = f"the run needs {abs(share):.1%} {'fewer' if share < 0 else 'more'} bits per byte than"
+        return f"{words} the baseline ({_said(e.on_baseline)})"
+    return f"the run cannot be told from the baseline (difference {_said(e.on_baseline)}, which holds 0)"
+
+
+def _measured_on(e: Evidence) -> str:
+    part = "all" if e.tokens >= e.held_out_tokens else f"{e.tokens / e.held_out_tokens:.0%}"
+    words = (
+        f"Measured on {e.documents:,} held-out documents ({e.tokens:,} tokens, {part} of them), with "
+        f"k = {e.k} neighbors from a database of {e.database_tokens:,} tokens; {e.share_short:.1%} of the "
+        f"queries found fewer than {e.k}. One seed."
+    )
+    if e.match and e.on_baseline is not None:
+        words += f" {e.match}."
+    if e.swapped:
+        words += f" Hot swap: the run was trained on another corpus than {e.swapped}."
+    return words
+
+
+def _next(e: Evidence, helps: bool | None) -> tuple[str, ...]:
+    """What would change the verdict, the missing controls first."""
+    steps = []
+    if e.leaked:
+        steps.append("A clean index: build the corpus anew.")
+    if e.on_baseline is None:
+        steps.append("A matched baseline: train an lm of the same size on the same corpus for as many steps.")
+    elif e.unfit:
+        steps.append(f"A baseline that matches: this one does not, {e.unfit}.")
+    if e.documents < MIN_DOCUMENTS:
+        steps.append(f"More held-out documents: at least {MIN_DOCUMENTS}.")
+    if e.on_control is None:
+        steps.append(
+            "A stricter control: a run trained with random neighbors has the same network and work, but "
+            "nothing to read."
+        )
+    if e.tokens < e.held_out_tokens:
+        steps.append("More held-out tokens: the intervals become narrower.")
+    if helps is not False:
+        steps.append("Other seeds: one training may be lucky; three would tell.")
+    if helps is False:
+        steps.append("A run that has learned to read: the oracle arm shows whether it can copy at all.")
+    return tuple(steps)

@@ -1,0 +1,28 @@
+"""A corpus with half of its documents held out, and runs on it that need no training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from retro_demo.checkpoint import save_weights
+from retro_demo.planning import make_run_config, prepare_run
+from retro_demo.retro import RETRO
+
+TINY = {"dim": 16, "depth": 2, "num_heads": 2, "enc_dim": 16, "seq_len": 32, "batch_size": 2}
+
+
+def make_run(folder: Path, corpus: Path, model: str, **settings: Any) -> Path:
+    """A run with random weights, as if it had been trained for `steps` steps."""
+    shape: dict[str, Any] = TINY | ({"cca_layers": (1, 2)} if model != "lm" else {}) | {"steps": 10}
+    config = make_run_config(model, str(corpus), preset="tiny", settings=shape | settings, device="cpu")
+    prepare_run(folder, config)
+    torch.manual_seed(config.training.seed)
+    network = RETRO(config.network)
+    for weight in network.parameters():  # larger than at the start of training: neighbors must matter
+        if weight.ndim == 2:
+            torch.nn.init.normal_(weight, std=0.15)
+    save_weights(folder, network, config.training.steps)
+    return folder

@@ -1,0 +1,125 @@
+"""The Evaluate tab in a real browser: measure, reload, stop, go on, look at the pictures, download."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+from evaluation_helpers import make_run
+from playwright.sync_api import Page, expect
+from test_browser import LONG, ROOT, browser  # noqa: F401 (a fixture)
+
+from retro_demo import evaluations, jobs
+from retro_demo.workspace import Workspace, new_code
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory, half_held_out) -> Workspace:
+    space = Workspace.open(tmp_path_factory.mktemp("home"), new_code())
+    make_run(space.folder / "runs" / "reader", half_held_out.folder, "retro", seed=1)
+    make_run(space.folder / "runs" / "plain", half_held_out.folder, "lm", seed=1)
+    return space
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory, space) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = os.environ | {
+        "RETRO_DEMO_HOME": str(space.home),
+        "GRADIO_TEMP_DIR": str(tmp_path_factory.mktemp("uploads")),
+    }
+    command = [sys.executable, str(ROOT / "app.py"), "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen(command, env=env)
+    address = f"http://127.0.0.1:{port}/"
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            urlopen(address + "config", timeout=2).close()
+            break
+        except OSError:
+            if server.poll() is not None or time.monotonic() > deadline:
+                pytest.fail("The app did not answer within two minutes.")
+            time.sleep(0.3)
+    yield address
+    server.terminate()
+    server.wait(20)
+
+
+def opened(browser, url: str, code: str) -> Page:  # noqa: F811
+    """The Evaluate tab of that workspace, on a page that has come to rest."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(LONG)
+    page.goto(url)
+    page.get_by_text("Your workspace").first.click()
+    box = page.locator("#code textarea, #code input").first
+    expect(box).not_to_have_value("", timeout=LONG)
+    box.fill(code)
+    with page.expect_navigation():
+        page.locator("#open-workspace").click()
+    return page
+
+
+def choose(page: Page, run: str) -> None:
+    page.get_by_role("tab", name="Evaluate", exact=True).click()
+    field = page.locator("#evaluate-run input")
+    expect(field).not_to_have_value("", timeout=LONG)
+    if field.input_value() != run:
+        field.click()
+        page.get_by_role("option", name=run, exact=True).click()
+    expect(field).to_have_value(run, timeout=LONG)
+    expect(page.locator("#evaluate-baseline input")).to_have_value("plain", timeout=LONG)
+
+
+def test_a_visitor_measures_reloads_stops_goes_on_and_downloads(browser, url, space):  # noqa: F811
+    page = opened(browser, url, space.folder.name)
+    choose(page, "reader")
+    page.locator("#knob-max_tokens input").fill("0")
+    page.locator("#knob-database_sizes input, #knob-database_sizes textarea").first.fill("30, 100")
+    page.locator("button:visible", has_text="All knobs").click()
+    many = ", ".join(str(percent) for percent in range(70))  # arms enough to be stopped among them
+    page.locator("#knob-corruption input, #knob-corruption textarea").first.fill(many)
+    page.locator("#knob-batch_size input:visible").fill("1")
+    page.locator("#evaluate").click()
+    expect(page.locator("#evaluate-status .badge")).to_have_text("running", timeout=LONG)
+
+    page.reload()  # the process does not care
+    choose(page, "reader")
+    page.locator("#stop-evaluation").click()
+    ended = page.locator("#evaluate-status .badge")
+    expect(ended).to_have_text("stopped, can go on", timeout=LONG)
+    folder = evaluations.shown_evaluation(space, "reader")
+    assert folder is not None
+    assert jobs.status(folder).state == "stopped"
+
+    page.locator("#resume-evaluation").click()
+    expect(ended).to_have_text("finished", timeout=2 * LONG)
+    result = evaluations.latest_result(jobs.status(folder))
+    assert result is not None
+    claim = page.locator("#verdict .claim")
+    expect(claim).to_be_visible(timeout=LONG)
+    assert result["verdict"].startswith(claim.inner_text())
+    for plot in ("#arms-plot", "#leakage", "#buckets", "#database-sizes"):
+        expect(page.locator(f"{plot} .js-plotly-plot").first).to_be_visible(timeout=LONG)
+    page.get_by_text("its ten nearest neighbors").click()
+    page.get_by_text("The curve as a table").click()
+    row = page.locator("table", has_text="of these new").locator("tbody tr").last
+    expect(row).to_contain_text(f"{result['leakage']['neighbors']['chunks'][-1]:,}", timeout=LONG)
+    with page.expect_download() as waiting:
+        page.locator("#evaluate-download").click()
+    kept = json.loads(Path(waiting.value.path()).read_text())
+    assert kept["arms"] == result["arms"]
+    assert kept["provenance"]["seed"] == 1
+    assert str(space.home) not in json.dumps(kept)
+    page.close()

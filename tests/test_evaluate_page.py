@@ -1,0 +1,146 @@
+"""Evaluations from the page's side: the endpoint, the visitor's folders, and what is offered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from evaluation_helpers import make_run
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+
+from retro_demo import evaluations, jobs, service
+from retro_demo.errors import UserError
+from retro_demo.evaluate_config import EvaluateConfig
+from retro_demo.ui.page import build_app
+from retro_demo.workspace import Workspace, new_code
+
+QUICK = EvaluateConfig(first_tokens=150, max_tokens=300, resamples=200, prepend="off")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("page")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RETRO_DEMO_HOME", str(folder / "home"))
+        patch.setenv("GRADIO_TEMP_DIR", str(folder / "uploads"))
+        (folder / "home").mkdir()
+        yield folder / "home"
+
+
+@pytest.fixture(scope="module")
+def code() -> str:
+    return new_code()
+
+
+@pytest.fixture(scope="module")
+def workspace(home, code, half_held_out) -> Workspace:
+    space = Workspace.open(home, code)
+    corpus = half_held_out.folder
+    make_run(space.folder / "runs" / "reader", corpus, "retro", seed=1)
+    make_run(space.folder / "runs" / "plain", corpus, "lm", seed=1)
+    make_run(space.folder / "runs" / "brief", corpus, "lm", seed=1, steps=3)
+    make_run(space.folder / "runs" / "chance", corpus, "retro", neighbor_source="random")
+    return space
+
+
+@pytest.fixture(scope="module")
+def client(home, workspace) -> Iterator[Client]:
+    demo, _ = build_app(home)
+    _, address, _ = demo.launch(
+        prevent_thread_lock=True, quiet=True, ssr_mode=False, run_history=False, enable_monitoring=False
+    )
+    opened = Client(address, verbose=False)
+    yield opened
+    opened.close()
+    demo.close()
+
+
+def finished(folder: Path) -> jobs.JobStatus:
+    *_, last = service.follow(folder)
+    assert last.state == "finished", last
+    return last
+
+
+def test_the_endpoint_measures_and_ends_with_a_verdict_that_names_no_folder(client, code):
+    job = client.submit(code, "reader", "plain", "", "", 300, 0, api_name="/evaluate")
+    job.result(timeout=240)
+    events = job.outputs()
+
+    assert events[-1]["event"] == "finished"
+    assert {"on", "off", "baseline", "shuffled"} <= set(events[-1]["arms"])
+    assert events[-1]["verdict"]
+    assert "/workspaces/" not in json.dumps(events)
+    assert any(event["event"] == "refined" for event in events)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [(("plain", ""), "plain lm"), (("reader", "reader"), "retrieves too"), (("nobody", ""), "no run")],
+)
+def test_the_endpoint_says_what_is_wrong_in_a_sentence(client, code, values, words):
+    with pytest.raises(AppError, match=words):
+        client.submit(code, *values, api_name="/evaluate").result(timeout=120)
+
+
+def test_an_evaluation_goes_on_as_a_process_and_is_found_again(workspace):
+    folder = evaluations.start_evaluation(workspace, "reader", QUICK, baseline="plain")
+
+    assert evaluations.shown_evaluation(workspace, "reader") == folder
+    result = evaluations.latest_result(finished(folder))
+    assert result is not None
+    assert result["counts"]["tokens"] >= 300
+    with pytest.raises(UserError, match="no evaluation of this run to go on with"):
+        evaluations.resume_evaluation(workspace, "reader")
+
+
+def test_the_same_evaluation_again_is_the_same_folder_and_says_the_same(workspace):
+    first = evaluations.start_evaluation(workspace, "reader", QUICK, baseline="plain")
+    before = evaluations.latest_result(finished(first))
+    second = evaluations.start_evaluation(workspace, "reader", QUICK, baseline="plain")
+    after = evaluations.latest_result(finished(second))
+
+    assert first == second
+    assert before is not None
+    assert after is not None
+    assert before["arms"] == after["arms"]
+
+
+def test_only_the_latest_evaluations_of_a_run_stay(workspace):
+    parent = evaluations.folder_of_evaluations(workspace, "chance")
+    for number in range(evaluations.KEPT + 2):
+        (parent / str(number)).mkdir(parents=True)
+        (parent / str(number) / "config.json").write_text("{}")
+    newest = evaluations.start_evaluation(workspace, "chance", QUICK)
+
+    assert len(list(parent.iterdir())) == evaluations.KEPT
+    finished(newest)
+
+
+def test_matching_baselines_are_offered_first_and_the_others_with_their_reason(workspace):
+    found = dict(evaluations.baselines(workspace, "reader"))
+
+    assert found["plain"] == ""
+    assert "tokens in training" in found["brief"]
+    assert evaluations.baselines(workspace, "reader")[0][0] == "plain"
+
+
+def test_runs_that_read_are_offered_and_those_trained_with_random_neighbors_as_controls(workspace):
+    assert {"reader", "chance"} <= set(evaluations.readers(workspace))
+    assert not {"plain", "brief"} & set(evaluations.readers(workspace))
+    assert evaluations.controls(workspace, "reader") == ["chance"]
+
+
+def test_an_evaluation_is_deleted_with_its_run(workspace, half_held_out):
+    make_run(workspace.folder / "runs" / "gone", half_held_out.folder, "retro")
+    folder = evaluations.start_evaluation(workspace, "gone", QUICK)
+    finished(folder)
+    workspace.delete("runs", "gone")
+
+    assert not folder.exists()
+
+
+def test_stopping_what_does_not_run_does_nothing(workspace):
+    assert not evaluations.stop_evaluation(workspace, "reader")

@@ -1,0 +1,151 @@
+"""The evaluation on the page: sentences, pictures and tables of the same figures, safe to show."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from evaluation_helpers import make_run
+
+from retro_demo import evaluate_figures, evaluate_views
+from retro_demo.evaluate_config import EvaluateConfig
+from retro_demo.evaluating import run_evaluation
+from retro_demo.evaluation_request import Request, prepare_evaluation
+from retro_demo.events import Finished
+from retro_demo.glossary import GLOSSARY
+from retro_demo.jobs import JobStatus
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory, half_held_out) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("evaluation")
+    run = make_run(folder / "run", half_held_out.folder, "retro", seed=1)
+    baseline = make_run(folder / "baseline", half_held_out.folder, "lm", seed=1)
+    settings = EvaluateConfig(
+        first_tokens=300, max_tokens=300, resamples=200, database_sizes=(30, 100), neighbor_counts=(1, 2)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RETRO_DEMO_HOME", str(folder / "home"))
+        prepare_evaluation(folder / "e", Request(str(run), str(baseline), settings=settings))
+        *_, last = run_evaluation(folder / "e", lambda: False)
+    assert isinstance(last, Finished)
+    return last.to_json()
+
+
+def test_the_verdict_is_shown_whole_its_claim_first(result):
+    shown = evaluate_views.verdict_html(result)
+    claim, rest = evaluate_views.split_claim(result["verdict"])
+
+    assert f"{claim} {rest}".strip() == result["verdict"]
+    assert "(" not in claim
+    assert f'<p class="claim">{claim}</p>' in shown
+
+
+@pytest.mark.parametrize(("helps", "kind"), [(True, "yes"), (False, "no"), (None, "open")])
+def test_the_verdict_is_marked_by_what_it_says(result, helps, kind):
+    assert f'class="verdict {kind}"' in evaluate_views.verdict_html(result | {"helps": helps})
+
+
+def test_every_arm_has_a_dot_and_a_row_with_the_same_figure(result):
+    figure = evaluate_figures.arms_figure(result)
+    table = evaluate_views.arms_table(result)
+    dots = {trace["y"][0]: trace["x"][0] for trace in figure.data}
+
+    assert set(dots) == {evaluate_views.arm_name(name) for name in result["arms"]}
+    for name, arm in result["arms"].items():
+        assert dots[evaluate_views.arm_name(name)] == arm["bpb"]
+        assert f"<td>{arm['bpb']:.4f}</td>" in table
+    line = figure.layout.shapes[0]
+    assert line["x0"] == result["arms"]["baseline"]["bpb"]
+
+
+def test_the_bar_around_a_dot_is_the_interval_of_its_difference_to_the_line(result):
+    figure = evaluate_figures.arms_figure(result)
+    dot = next(trace for trace in figure.data if trace["y"][0] == "retrieval on")
+    on, line = result["arms"]["on"], result["arms"]["baseline"]["bpb"]
+    low, high = on["differences"]["baseline"]["bpb_ci"]
+
+    assert dot["x"][0] + dot["error_x"]["array"][0] == pytest.approx(line + high)
+    assert dot["x"][0] - dot["error_x"]["arrayminus"][0] == pytest.approx(line + low)
+
+
+@pytest.mark.parametrize("against", ["database", "neighbors"])
+def test_the_curve_its_histogram_and_the_table_show_the_same(result, against):
+    leakage = result["leakage"][against]
+    figure = evaluate_figures.leakage_figure(leakage)
+    table = evaluate_views.leakage_table(leakage)
+
+    curves = {trace["name"]: trace["y"] for trace in figure.data if trace["name"]}
+    assert list(curves["retrieval on"]) == leakage["bpb"]["on"]
+    assert list(figure.data[-1]["y"]) == leakage["chunks_per_bin"]
+    assert table.count("<tr") == 1 + len(leakage["alpha"])
+    assert table.count('class="few"') == sum(leakage["greyed"])
+
+
+def test_a_bin_of_few_chunks_is_pale(result):
+    leakage = copy.deepcopy(result["leakage"]["database"])
+    leakage["greyed"] = [False] * 5 + [True]
+    figure = evaluate_figures.leakage_figure(leakage)
+
+    assert list(figure.data[0]["marker"]["opacity"]) == [1.0] * 5 + [0.35]
+    colors = figure.data[-1]["marker"]["color"]
+    assert len(set(colors[:5])) == 1
+    assert colors[5] != colors[0]
+
+
+def test_the_gain_by_bucket_is_drawn_with_its_interval(result):
+    leakage = result["leakage"]["database"]
+    figure = evaluate_figures.buckets_figure(leakage)
+    shown = [bucket for bucket in leakage["buckets"] if bucket["gain"]]
+
+    assert list(figure.data[0]["y"]) == [bucket["gain"]["baseline"]["nats"] for bucket in shown]
+    for bucket in shown:
+        assert f"{bucket['gain']['off']['nats']:+.4f}" in evaluate_views.buckets_table(leakage)
+
+
+@pytest.mark.parametrize(("kind", "count"), [("database_sizes", 2), ("neighbor_counts", 2)])
+def test_database_sizes_and_k_are_drawn_where_they_were_measured(result, kind, count):
+    curves = result["curves"]
+    figure = evaluate_figures.curve_figure(curves, kind)
+
+    assert list(figure.data[0]["y"]) == [point["bpb"] for point in curves[kind]]
+    assert len(curves[kind]) == count
+    assert evaluate_views.curves_table(curves).count("<tr") == 1 + 4
+
+
+def test_without_a_baseline_the_line_is_off_and_the_missing_control_is_said(result):
+    bare = copy.deepcopy(result)
+    del bare["arms"]["baseline"]
+    bare["next"] = ["A matched baseline: train an lm."]
+
+    assert evaluate_figures.arms_figure(bare).layout.shapes[0]["x0"] == result["arms"]["off"]["bpb"]
+    assert "A matched baseline: train an lm." in evaluate_views.next_html(bare)
+
+
+def test_before_there_is_anything_the_page_says_what_to_do():
+    assert "press Evaluate" in evaluate_views.verdict_html(None)
+    assert evaluate_views.next_html(None) == ""
+    assert evaluate_views.evaluation_status(None) == ""
+
+
+def test_progress_is_said_in_words_and_a_failure_in_its_sentence():
+    running = JobStatus(
+        "running", [{"event": "progress", "stage": "round 1 of 3", "done": 5, "total": 20}], ""
+    )
+    failed = JobStatus("failed", [{"event": "failed", "error": "No <b>corpus</b>."}], "")
+
+    assert "round 1 of 3: 25% of the reading" in evaluate_views.evaluation_status(running)
+    assert "No &lt;b&gt;corpus&lt;/b&gt;." in evaluate_views.evaluation_status(failed)
+
+
+def test_what_comes_from_a_file_is_escaped(result):
+    bad = result | {"verdict": "Retrieval <script>alert(1)</script> helps", "next": ["<img src=x>"]}
+
+    assert "<script>" not in evaluate_views.verdict_html(bad)
+    assert "<img" not in evaluate_views.next_html(bad)
+
+
+def test_every_arm_is_explained():
+    assert set(evaluate_views.ARM_TERMS) == set(evaluate_views.ARM_NAMES)
+    assert set(evaluate_views.ARM_TERMS.values()) | {"oracle", "overlap"} <= set(GLOSSARY)

@@ -1,0 +1,126 @@
+"""The verdict claims no more than the controls allow, whatever their combination."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+
+from retro_demo.arm_figures import Difference
+from retro_demo.bootstrap import MIN_DOCUMENTS, Estimate
+from retro_demo.verdict import Evidence, verdict
+
+
+def difference(value: float, low: float, high: float) -> Difference:
+    return Difference(Estimate(value * 2, low * 2, high * 2), Estimate(value, low, high))
+
+
+BETTER, SAME, WORSE = (
+    difference(-0.03, -0.04, -0.02),
+    difference(-0.01, -0.03, 0.01),
+    difference(0.03, 0.02, 0.04),
+)
+GOOD = Evidence(
+    on_baseline=BETTER,
+    on_shuffled=BETTER,
+    on_control=BETTER,
+    on_off=BETTER,
+    baseline_bpb=1.0,
+    documents=39,
+    tokens=50_000,
+    held_out_tokens=200_000,
+    database_tokens=1_453_152,
+    k=2,
+    share_short=0.031,
+)
+ANY = (None, BETTER, SAME, WORSE)
+
+
+def test_help_is_claimed_exactly_where_every_control_allows_it():
+    for baseline, shuffled, control in product(ANY, ANY, ANY):
+        for documents, unfit, leaked in product((3, MIN_DOCUMENTS), ("", "it is smaller"), (0, 7)):
+            evidence = replace(
+                GOOD,
+                on_baseline=baseline,
+                on_shuffled=shuffled,
+                on_control=control,
+                documents=documents,
+                unfit=unfit,
+                leaked=leaked,
+            )
+            said = verdict(evidence)
+            allowed = (
+                baseline is BETTER
+                and shuffled is BETTER
+                and control in (None, BETTER)
+                and documents >= MIN_DOCUMENTS
+                and not unfit
+                and not leaked
+            )
+            assert (said.helps is True) == allowed, said
+            assert said.sentence.startswith("Retrieval helps") == allowed, said
+            assert said.sentence.startswith("Retrieval does not help") == (said.helps is False), said
+            open_ = said.sentence.startswith(("Not decided", "Retrieval is not shown to help"))
+            assert open_ == (said.helps is None), said
+
+
+@pytest.mark.parametrize("off", ANY)
+def test_beating_off_plays_no_part_in_the_claim(off):
+    assert verdict(replace(GOOD, on_off=off)) == verdict(GOOD)
+    assert verdict(replace(GOOD, on_off=off, on_baseline=SAME)).helps is None
+    assert verdict(replace(GOOD, on_off=off, on_baseline=WORSE)).helps is False
+
+
+def test_a_claim_names_its_intervals_and_what_it_stands_on():
+    sentence = verdict(GOOD).sentence
+
+    for words in (
+        "3.0% fewer bits per byte than the baseline",
+        "-0.0300, 95% interval -0.0400 to -0.0200",
+        "39 held-out documents",
+        "50,000 tokens, 25% of them",
+        "k = 2 neighbors from a database of 1,453,152 tokens",
+        "3.1% of the queries found fewer than 2",
+        "One seed",
+    ):
+        assert words in sentence
+
+
+def test_the_missing_control_is_named_first():
+    said = verdict(replace(GOOD, on_baseline=None))
+
+    assert said.helps is None
+    assert "no matched baseline yet" in said.sentence
+    assert said.next[0].startswith("A matched baseline")
+    assert "stricter control" in verdict(replace(GOOD, on_control=None)).next[0]
+
+
+def test_a_baseline_that_does_not_match_is_said_and_its_difference_still_shown():
+    said = verdict(replace(GOOD, unfit="it saw only 10 tokens in training, the run 20"))
+
+    assert "it saw only 10 tokens" in said.sentence
+    assert "-0.0300" in said.sentence
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"on_baseline": SAME}, "cannot be told from the baseline"),
+        ({"on_baseline": WORSE}, "it hurts: the run needs 3.0% more bits per byte"),
+        ({"on_shuffled": SAME}, "another sequence do no worse"),
+        ({"on_control": SAME}, "trained with random neighbors does as well"),
+        ({"documents": 2}, "2 held-out documents are too few"),
+        ({"leaked": 12}, "12 held-out chunks stand in the index"),
+        ({"swapped": "factbook2026"}, "another corpus than factbook2026"),
+        ({"tokens": 200_000}, "200,000 tokens, all of them"),
+    ],
+)
+def test_the_reason_is_said(changed, words):
+    assert words in verdict(replace(GOOD, **changed)).sentence
+
+
+def test_without_intervals_nothing_is_claimed():
+    bare = Difference(Estimate(-0.1, None, None), Estimate(-0.1, None, None))
+
+    assert verdict(replace(GOOD, documents=1, on_baseline=bare, on_shuffled=bare)).helps is None
