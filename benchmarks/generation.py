@@ -20,7 +20,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from torch import Tensor
 
-from retro_demo.config import PRESETS, RetroConfig, knobs
+from retro_demo.config import RetroConfig, knobs
+from retro_demo.presets import PRESETS
 from retro_demo.retro import RETRO, DecodeCache
 
 CHUNK, NEIGHBORS, PROMPT = 32, 2, 64

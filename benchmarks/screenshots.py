@@ -23,7 +23,7 @@ from urllib.request import urlopen
 from playwright.sync_api import Browser, Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
-TABS = ("Generate", "Corpus", "Train")
+TABS = ("Generate", "Corpus", "Train", "Evaluate")
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def visit(browser: Browser, url: str, width: int, scheme: str) -> Page:
 def settle(page: Page) -> None:
     """Let drawing come to rest; plots come last."""
     page.wait_for_timeout(1500)
-    if page.locator("#heatmap:visible, #loss:visible").count():
+    if page.locator("#loss:visible").count():
         page.locator(".js-plotly-plot:visible").first.wait_for(timeout=60_000)
         page.wait_for_timeout(1000)
 
@@ -97,7 +97,7 @@ def main() -> None:
             if options.readme:
                 page = visit(browser, url, 1280, "light")
                 settle(page)
-                whole = {"x": 0, "y": 0, "width": 1280, "height": 2230}  # down to the first heatmap
+                whole = {"x": 0, "y": 0, "width": 1280, "height": 2800}  # down to the first heatmap
                 path = str(ROOT / "assets" / "screenshot.png")
                 page.screenshot(path=path, full_page=True, clip=whole)  # pyright: ignore[reportArgumentType]
         browser.close()

@@ -7,7 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from retro_demo.config import PRESETS, CorpusConfig, GenerateConfig, RetroConfig, TrainConfig, knobs
+from retro_demo.config import CorpusConfig, GenerateConfig, TrainConfig
+from retro_demo.evaluate_config import EvaluateConfig
+from retro_demo.explain_config import ExplainConfig
+from retro_demo.knobs import knobs
+from retro_demo.presets import PRESETS, preset_settings
+from retro_demo.retro_config import RetroConfig
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 VERBS = [
@@ -15,6 +20,8 @@ VERBS = [
     (RetroConfig, "train", "The shape of the network"),
     (TrainConfig, "train", "How a run is trained"),
     (GenerateConfig, "generate", "How text is written"),
+    (EvaluateConfig, "evaluate", "How a run is measured"),
+    (ExplainConfig, "explain", "How a text is read to explain it"),
 ]
 
 
@@ -33,6 +40,18 @@ def table(config: type) -> list[str]:
     return lines
 
 
+def preset_table(presets: list[dict[str, object]], begun: bool) -> list[str]:
+    """What the presets say otherwise than the defaults; who begins with a run keeps its decoder."""
+    defaults = {knob.name: knob.default for kind in (RetroConfig, TrainConfig) for knob in knobs(kind)}
+    lines = ["| setting | " + " | ".join(PRESETS) + " |", "|---|" + "---|" * len(PRESETS)]
+    for name in dict.fromkeys(name for preset in presets for name in preset):
+        if begun and name in ("dim", "depth", "num_heads"):
+            continue
+        values = [shown(preset.get(name, defaults[name])) for preset in presets]
+        lines.append(f"| `{name}` | " + " | ".join(values) + " |")
+    return lines
+
+
 def main() -> None:
     lines = [
         "# Settings",
@@ -42,12 +61,14 @@ def main() -> None:
     ]
     for config, verb, title in VERBS:
         lines += ["", f"## {title} (`{verb}`)", "", *table(config)]
-    lines += ["", "## Presets (`train --preset`)", "", "| setting | " + " | ".join(PRESETS) + " |"]
-    lines.append("|---|" + "---|" * len(PRESETS))
-    defaults = {knob.name: knob.default for kind in (RetroConfig, TrainConfig) for knob in knobs(kind)}
-    for name in dict.fromkeys(name for preset in PRESETS.values() for name in preset):
-        values = [shown(preset.get(name, defaults[name])) for preset in PRESETS.values()]
-        lines.append(f"| `{name}` | " + " | ".join(values) + " |")
+    for title, model, begun in (
+        ("`train lm`", "lm", False),
+        ("`train retro`", "retro", False),
+        ("`train lm --base RUN`", "lm", True),
+        ("`train retrofit --base RUN`", "retrofit", True),
+    ):
+        presets = [preset_settings(model, preset, begun=begun) for preset in PRESETS]
+        lines += ["", f"## Presets of {title} (`--preset`)", "", *preset_table(presets, begun)]
     (DOCS / "settings.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

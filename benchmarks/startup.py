@@ -56,7 +56,7 @@ def one_round(home: str) -> dict[str, float]:
             asked = time.perf_counter()
             job = client.submit(
                 new_code(),
-                "sample:factbook-retro",
+                "sample:factbook-retrofit",
                 "Introduction",
                 8,
                 0.8,

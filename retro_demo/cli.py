@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: a busy neig
 from retro_demo.building import prepare_corpus
 from retro_demo.checkpoint import MODELS, read_run_config
 from retro_demo.config import (
-    PRESETS,
+    RETRIEVERS,
     CorpusConfig,
     GenerateConfig,
     RetroConfig,
@@ -28,25 +28,27 @@ from retro_demo.config import (
 )
 from retro_demo.corpus import load_corpus
 from retro_demo.errors import UserError
+from retro_demo.evaluate_config import EvaluateConfig
+from retro_demo.evaluating import run_evaluation
+from retro_demo.evaluation_request import Request, prepare_evaluation, settled, usual_folder
 from retro_demo.events import (
     Event,
     Failed,
     Finished,
     Stopped,
 )
+from retro_demo.explain_config import ExplainConfig
+from retro_demo.explained import explain_text
+from retro_demo.findings import as_json
 from retro_demo.generate import Written
-from retro_demo.loading import load_retriever, load_run, write
-from retro_demo.pipeline import (
-    ensure_sample,
-    extend_run,
-    make_run_config,
-    prepare_run,
-    run_build,
-    run_training,
-)
+from retro_demo.loading import load_retriever, write
+from retro_demo.pipeline import ensure_sample, run_build, run_training
+from retro_demo.planning import extend_run, make_run_config, prepare_run
+from retro_demo.presets import PRESETS
 from retro_demo.printing import Printer, print_json
+from retro_demo.ready import ready_run
 from retro_demo.search import search
-from retro_demo.workspace import SAMPLE, SAMPLES, corpus_folder, data_home, settle_data_home
+from retro_demo.workspace import SAMPLE, SAMPLES, corpus_folder, data_home, run_folder, settle_data_home
 
 PROGRAM = "python -m retro_demo"
 
@@ -109,7 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
     find.add_argument("corpus", metavar="DIR", help='folder of a corpus, or "sample:factbook2015"')
     find.add_argument("text", metavar="TEXT")
     find.add_argument("-k", type=int, default=4, help="how many chunks (default 4)")
-    find.add_argument("--retriever", choices=["dense"], default="dense")
+    find.add_argument("--retriever", choices=RETRIEVERS, default="dense")
 
     _verb(
         verbs, "prepare", _prepare, "build the sample corpora that ship with the code, where they are not yet"
@@ -125,18 +127,43 @@ def build_parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--corpus", help='folder of a corpus, or "sample:factbook2015"')
     train.add_argument("--out", type=Path, required=True, help="folder of the run; a second call resumes")
-    train.add_argument("--preset", choices=list(PRESETS), help="named settings (default tiny)")
+    train.add_argument(
+        "--base",
+        help="run (or sample:NAME) whose weights to begin with; a retrofit freezes them, the others train on",
+    )
+    train.add_argument(
+        "--preset", choices=list(PRESETS), help="named settings (default: those of the base, else tiny)"
+    )
     train.add_argument(
         "--device", help="auto, cpu, cuda or mps (default: auto, or what the run was begun on)"
     )
     add_flags(train, TrainConfig)
     add_flags(train, RetroConfig)
 
+    measure = _verb(verbs, "evaluate", _evaluate, "measure whether retrieval helps, against its controls")
+    measure.add_argument("run", nargs="?", metavar="RUN", help="run that retrieves; none: go on with --out")
+    measure.add_argument("--baseline", default="", metavar="RUN", help="matched lm to compare with")
+    measure.add_argument("--control", default="", metavar="RUN", help="run trained with random neighbors")
+    measure.add_argument("--corpus", default="", metavar="DIR", help="measure on another corpus (hot swap)")
+    measure.add_argument("--out", type=Path, help="folder of the evaluation (default: with the run)")
+    measure.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    add_flags(measure, EvaluateConfig)
+
     writing = _verb(verbs, "generate", _generate, "write text with a run")
-    writing.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
+    writing.add_argument("run", type=run_folder, metavar="RUN", help="folder of the run, or sample:NAME")
     writing.add_argument("--prompt", required=True)
+    writing.add_argument(
+        "--corpus", metavar="DIR", help="read another corpus than the one of the training (hot swap)"
+    )
     writing.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     add_flags(writing, GenerateConfig)
+
+    reading = _verb(verbs, "explain", _explain, "say what retrieval does to each token of a text")
+    reading.add_argument("run", type=run_folder, metavar="RUN", help="folder of the run, or sample:NAME")
+    reading.add_argument("--text", required=True)
+    reading.add_argument("--corpus", metavar="DIR", help="read another corpus than in training (hot swap)")
+    reading.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    add_flags(reading, ExplainConfig)
     return parser
 
 
@@ -154,7 +181,7 @@ def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
     group = parser.add_argument_group(config.__name__)
     for knob in knobs(config):
         default = knob.default
-        kind = _numbers if isinstance(default, tuple) else type(default)
+        kind = {tuple: _numbers, bool: _truth}.get(type(default), type(default))
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         group.add_argument(
             f"--{knob.name.replace('_', '-')}",
@@ -167,6 +194,13 @@ def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
 def _numbers(text: str) -> tuple[int, ...]:
     """A list such as 2,4."""
     return tuple(int(part) for part in text.split(",") if part.strip())
+
+
+def _truth(text: str) -> bool:
+    """true or false."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() == "true"
 
 
 def given(options: argparse.Namespace, config: type) -> dict[str, Any]:
@@ -187,16 +221,17 @@ def _build(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Ev
 
 
 def _prepare(_options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
-    for name in SAMPLES:
+    wanted = [name for name, sample in SAMPLES.items() if sample.at_start]
+    for name in wanted:
         yield from ensure_sample(SAMPLE + name, stop)
-    yield Finished({"samples": list(SAMPLES)})
+    yield Finished({"samples": wanted})
 
 
 def _search(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
     yield from ensure_sample(options.corpus, stop)
     begun = time.perf_counter()
     corpus = load_corpus(corpus_folder(data_home()[0], options.corpus))
-    neighbors = search(corpus, load_retriever(corpus), options.text, options.k)
+    neighbors = search(corpus, load_retriever(corpus, options.retriever), options.text, options.k)
     yield Finished({"neighbors": neighbors, "seconds": round(time.perf_counter() - begun, 3)})
 
 
@@ -211,12 +246,13 @@ def _train(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Ev
         wanted = make_run_config(
             options.model,
             options.corpus,
-            preset=options.preset or "tiny",
+            preset=options.preset or "",
             settings=settings,
             device=options.device or "auto",
+            base=options.base or "",
         )
         prepare_run(options.out, wanted)
-    elif options.corpus or options.preset or set(settings) - {"steps"}:
+    elif options.corpus or options.base or options.preset or set(settings) - {"steps"}:
         raise UserError(
             "Settings go with a model: train MODEL --corpus DIR --out RUN. "
             "Without one a run goes on as it was begun, or to more --steps."
@@ -226,11 +262,31 @@ def _train(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Ev
     yield from run_training(options.out, stop, device=options.device)
 
 
+def _evaluate(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
+    settings = given(options, EvaluateConfig)
+    places = {name: settled(getattr(options, name)) for name in ("baseline", "control", "corpus")}
+    out: Path | None = options.out
+    if options.run:
+        request = Request(
+            settled(options.run), **places, device=options.device, settings=EvaluateConfig(**settings)
+        )
+        out = out or usual_folder(request)
+        prepare_evaluation(out, request)
+    elif out is None or settings or any(places.values()):
+        raise UserError(
+            "Name the run to measure: evaluate RUN. Without one, --out alone goes on with an evaluation as "
+            "it was begun."
+        )
+    return run_evaluation(out, stop)
+
+
 def _generate(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
-    yield from ensure_sample(read_run_config(options.run).corpus, stop)
-    run = load_run(options.run, options.device)
+    config = GenerateConfig(**given(options, GenerateConfig))
+    run = yield from ready_run(options.run, options.device, options.corpus, config.retriever, stop)
+    if run is None:
+        return
     begun = time.perf_counter()
-    for event in write(run, options.prompt, GenerateConfig(**given(options, GenerateConfig))):
+    for event in write(run, options.prompt, config):
         if isinstance(event, Written):
             seconds = time.perf_counter() - begun
             new = len(event.tokens) - event.prompt_tokens
@@ -240,6 +296,8 @@ def _generate(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable
                     "text": text,
                     "prompt_tokens": event.prompt_tokens,
                     "new_tokens": new,
+                    "retriever": run.retriever,
+                    "swapped": run.swapped,
                     "seconds": round(seconds, 3),
                 }
             )
@@ -248,3 +306,10 @@ def _generate(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable
         if stop():
             yield Stopped()
             return
+
+
+def _explain(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
+    config = ExplainConfig(**given(options, ExplainConfig))
+    run = yield from ready_run(options.run, options.device, options.corpus, config.retriever, stop)
+    if run is not None:
+        yield Finished(as_json(explain_text(run, options.run.name, options.text, config)))

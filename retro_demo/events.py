@@ -69,6 +69,15 @@ class Evaluated(Event):
 
 
 @dataclass(frozen=True)
+class Refined(Event):
+    """An evaluation after a round: `result` is what `finished` will hold, from the text read so far."""
+
+    round: int
+    rounds: int
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Saved(Event):
     """The state up to and including this step is on disk."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
-from retro_demo.events import Event, Finished, Progress, Retrieved, Started, Step, Token
+from retro_demo.events import Event, Finished, Progress, Refined, Retrieved, Started, Step, Token
 
 
 def print_json(event: Event) -> None:
@@ -45,7 +46,13 @@ class Printer:
         if isinstance(event, Retrieved):
             found = "; ".join(f"{n['title']} ({n['score']:.2f})" for n in event.neighbors) or "none"
             return f"  [chunk {event.chunk + 1}: {found}]"
+        if isinstance(event, Refined):
+            return f"round {event.round} of {event.rounds}: {event.result['verdict']}"
         values = {name: value for name, value in event.to_json().items() if name != "event"}
+        if isinstance(event, Finished) and "pairs" in values:
+            return explained(values)
+        if isinstance(event, Finished) and "verdict" in values:
+            return evaluation(values)
         if isinstance(event, Finished) and "neighbors" in values:
             return "\n\n".join(
                 f"{n['score']:.3f}  {n['title']} (chunk {n['chunk']})\n"
@@ -59,3 +66,28 @@ class Printer:
         return f"{type(event).__name__.lower()}: " + ", ".join(
             f"{name} {value}" for name, value in values.items()
         )
+
+
+def explained(values: dict[str, Any]) -> str:
+    """An explanation for people: the tokens that gained or lost most, then the figures of the text."""
+    rows = [row for row in values["tokens"] if row["gain"] is not None]
+    told = sorted(rows, key=lambda row: -abs(row["gain"]))[:10]
+    lines = [f"{row['gain']:+.2f} nat  token {row['token'] + 1} {row['text']!r}" for row in told]
+    figures = {name: value for name, value in values["summary"].items() if value is not None}
+    return "\n".join([*lines, ", ".join(f"{name} {value:.4g}" for name, value in figures.items())])
+
+
+def evaluation(result: dict[str, Any]) -> str:
+    """The arms as a table, what would change the verdict, and the verdict as the last line."""
+    against = "baseline" if "baseline" in result["arms"] else "off"
+    lines = [f"{'arm':16} nats/token  bits/byte  minus {against}, 95% interval"]
+    for name, arm in result["arms"].items():
+        line = f"{name:16} {arm['nats']:10.4f} {arm['bpb']:10.4f}"
+        difference = arm["differences"].get(against)
+        if difference and difference["bpb_ci"]:
+            low, high = difference["bpb_ci"]
+            line += f"  {difference['bpb']:+.4f} ({low:+.4f} to {high:+.4f})"
+        lines.append(line)
+    moved = result["tokens_moved"]["off"]
+    lines.append(f"{moved['helped']:.0%} of the tokens helped, {moved['hurt']:.0%} hurt, against off")
+    return "\n".join([*lines, *(f"- {step}" for step in result["next"]), result["verdict"]])

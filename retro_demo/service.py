@@ -17,12 +17,12 @@ from typing import Any
 from retro_demo import jobs
 from retro_demo.building import SHIPPED_TOKENIZERS, prepare_corpus
 from retro_demo.checkpoint import RunConfig, read_run_config, write_run_config
-from retro_demo.config import PRESETS, CorpusConfig
-from retro_demo.corpus import MANIFEST
+from retro_demo.config import CorpusConfig
+from retro_demo.corpus import MANIFEST, file_hash
 from retro_demo.errors import UserError
 from retro_demo.knobs import knobs
-from retro_demo.pipeline import extend_run, make_run_config, prepare_run
-from retro_demo.tracing import Trace
+from retro_demo.planning import decoder_shape, extend_run, make_run_config, prepare_run
+from retro_demo.presets import PRESETS, preset_settings
 from retro_demo.workspace import (
     SAMPLE,
     SAMPLES,
@@ -33,7 +33,6 @@ from retro_demo.workspace import (
 )
 
 MOST_RUNNING = 2  # jobs of one visitor at a time
-KEPT_TRACES = 30
 VISITOR_CHOICES = {"embedder": ("static", "minilm"), "tokenizer": ("train", *SHIPPED_TOKENIZERS)}
 LOOK_SECONDS = 0.3
 
@@ -45,7 +44,7 @@ def start_build(
     if not files:
         raise UserError("There is nothing to build from. Choose one or more files first.")
     _check_harmless(config)
-    _check_running(workspace)
+    check_running(workspace)
     folder = workspace.new_folder("corpora", name or Path(files[0][0]).stem)
     try:
         sources = folder / "sources"
@@ -89,11 +88,15 @@ def safe_name(given: str, taken: set[str]) -> str:
 
 
 def start_sample(home: Path) -> None:
-    """Start building each shipped corpus that is not built and that nobody builds yet."""
-    for name in SAMPLES:
-        folder = prepare_sample(home, name)
-        if not is_built(folder) and not jobs.is_running(folder):
-            jobs.start(folder, "build-corpus")
+    """Start building each shipped corpus that is wanted at the start and that nobody builds yet."""
+    for name, sample in SAMPLES.items():
+        if sample.at_start:
+            _start_building(prepare_sample(home, name))
+
+
+def _start_building(folder: Path) -> None:
+    if not is_built(folder) and not jobs.is_running(folder):
+        jobs.start(folder, "build-corpus")
 
 
 def resume_build(workspace: Workspace, corpus: str) -> None:
@@ -103,7 +106,7 @@ def resume_build(workspace: Workspace, corpus: str) -> None:
         prepare_sample(workspace.home, corpus.removeprefix(SAMPLE))
     if is_built(folder):
         raise UserError(f"{corpus_title(corpus)} is built already. There is nothing to resume.")
-    _check_running(workspace)
+    check_running(workspace)
     jobs.start(folder, "build-corpus")
 
 
@@ -114,12 +117,20 @@ def start_run(
     preset: str,
     settings: Mapping[str, Any],
     name: str = "",
+    base: str = "",
 ) -> str:
-    """Make a run in the workspace and start its training; returns its id at once."""
-    _check_running(workspace)
+    """Make a run in the workspace and start its training; returns its id at once.
+
+    `base` is the id of the run whose weights it begins with, "" for none.
+    """
+    check_running(workspace)
     place = built_corpus(workspace, corpus)
     wanted = make_run_config(
-        model, corpus if corpus.startswith(SAMPLE) else str(place), preset=preset, settings=settings
+        model,
+        corpus if corpus.startswith(SAMPLE) else str(place),
+        preset=preset,
+        settings=settings,
+        base=base if not base or base.startswith(SAMPLE) else str(workspace.run(base)),
     )
     folder = workspace.new_folder("runs", name or f"{corpus.removeprefix(SAMPLE)}-{model}-{preset}")
     try:
@@ -129,6 +140,30 @@ def start_run(
         raise
     jobs.start(folder, "train")
     return folder.name
+
+
+def bases(workspace: Workspace, corpus: str) -> list[str]:
+    """Ids of the runs that a run on this corpus can begin with: each `lm` of its tokenizer with weights."""
+    tokenizer = workspace.corpus(corpus) / "tokenizer.json"
+    if not tokenizer.exists():
+        return []
+    folders = {run: workspace.run(run) for run in workspace.runs()}
+    return [
+        run
+        for run, folder in folders.items()
+        if (folder / "model.safetensors").exists()
+        and not read_run_config(folder).retrieves
+        and file_hash(folder / "tokenizer.json") == file_hash(tokenizer)
+    ]
+
+
+def starting_settings(workspace: Workspace, model: str, preset: str, base: str) -> dict[str, Any]:
+    """What a form of knobs shows for a model, a preset and a base ("" for none)."""
+    settings = preset_settings(model, preset, begun=bool(base))
+    if not base:
+        return settings
+    network = read_run_config(workspace.run(base)).network
+    return {"enc_dim": network.dim} | settings | decoder_shape(network)
 
 
 def built_corpus(workspace: Workspace, corpus: str) -> Path:
@@ -141,12 +176,11 @@ def built_corpus(workspace: Workspace, corpus: str) -> Path:
     return folder
 
 
-def _check_running(workspace: Workspace) -> None:
+def check_running(workspace: Workspace) -> None:
+    """Raise UserError where as many jobs of this visitor are running as may."""
+    places = ("corpora/*", "runs/*", "runs/*/evaluations/*", "evaluations/*/*")
     at_work = [
-        folder.name
-        for kind in ("corpora", "runs")
-        for folder in (workspace.folder / kind).iterdir()
-        if jobs.is_running(folder)
+        folder.name for place in places for folder in workspace.folder.glob(place) if jobs.is_running(folder)
     ]
     if len(at_work) >= MOST_RUNNING:
         raise UserError(
@@ -168,7 +202,7 @@ def resume_run(workspace: Workspace, run: str) -> None:
     folder = own_run(workspace, run)
     if jobs.status(folder).state == "finished":
         raise UserError(f"{run} is finished. To go on, train it longer.")
-    _check_running(workspace)
+    check_running(workspace)
     jobs.start(folder, "train")
 
 
@@ -177,7 +211,7 @@ def lengthen_run(workspace: Workspace, run: str, steps: int) -> None:
     folder = own_run(workspace, run)
     if jobs.is_running(folder):
         raise UserError(f"{run} is running. Stop it first, or wait for its end.")
-    _check_running(workspace)
+    check_running(workspace)
     extend_run(folder, steps)
     jobs.start(folder, "train")
 
@@ -202,35 +236,8 @@ def wait_for_corpus(workspace: Workspace, run: str) -> Iterator[jobs.JobStatus]:
     config = read_run_config(workspace.run(run))
     folder = corpus_folder(workspace.home, config.corpus)
     if config.model != "lm" and config.corpus.startswith(SAMPLE) and not is_built(folder):
-        if not jobs.is_running(folder):
-            start_sample(workspace.home)
+        _start_building(prepare_sample(workspace.home, config.corpus.removeprefix(SAMPLE)))
         yield from follow(folder)
-
-
-def keep_trace(workspace: Workspace, name: str, trace: Trace) -> None:
-    """Save a trace; of many, only the latest stay."""
-    trace.save(workspace.trace(name))
-    kept = sorted((workspace.folder / "traces").glob("*.json"), key=lambda p: p.stat().st_mtime)
-    for path in kept[:-KEPT_TRACES]:
-        path.unlink()
-        path.with_suffix(".safetensors").unlink(missing_ok=True)
-
-
-def load_trace(workspace: Workspace, name: str) -> Trace | None:
-    """A kept trace, or None where it is gone."""
-    path = workspace.trace(name)
-    if path.with_suffix(".json").exists() and path.with_suffix(".safetensors").exists():
-        return Trace.load(path)
-    return None
-
-
-def shown_trace(workspace: Workspace, name: str) -> tuple[str, Trace | None]:
-    """The trace to show with its id: the kept one, else the example of the first shipped run."""
-    shipped = [run for run in workspace.runs() if run.startswith(SAMPLE)]
-    for candidate in filter(None, (name, *shipped)):
-        if (trace := load_trace(workspace, candidate)) is not None:
-            return candidate, trace
-    return "", None
 
 
 def rename_corpus(workspace: Workspace, old: str, new: str) -> str:
@@ -281,7 +288,13 @@ def corpus_of_run(workspace: Workspace, run: str) -> tuple[str, Path]:
 
 def changed_settings(config: RunConfig) -> list[tuple[str, Any]]:
     """The knobs of a run that differ from its preset, with their values."""
-    usual = PRESETS.get(config.preset, {})
+    usual = (
+        preset_settings(config.model, config.preset, begun=bool(config.base))
+        if config.preset in PRESETS
+        else {}
+    )
+    if config.base:
+        usual = usual | decoder_shape(config.network) | {"enc_dim": config.network.dim}
     changed = []
     for part in (config.training, config.network):
         for knob in knobs(part):

@@ -1,4 +1,6 @@
-"""What a finished text attended to: its trace, and the numbers read off it. No HTML, no page.
+"""A finished text with all that can be shown of it: what it read, and what that did to it.
+
+The trace needs neither run nor corpus any more. No HTML, no page here.
 
 Shapes: T tokens, L chunks, C chunk length, K neighbors, R = 2 C neighbor length, H heads.
 """
@@ -6,7 +8,7 @@ Shapes: T tokens, L chunks, C chunk length, K neighbors, R = 2 C neighbor length
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,39 +20,68 @@ from torch import Tensor
 
 from retro_demo.attention import record_attention
 from retro_demo.corpus import write_atomically
+from retro_demo.explain import Numbers, measure
 from retro_demo.generate import Database, Written
 from retro_demo.retro import RETRO
-from retro_demo.tokenizer import Tokenizer
+from retro_demo.tokenizer import Tokenizer, pieces_of
+
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Trace:
-    """A finished text with all that can be shown of it; needs neither run nor corpus any more.
+    """A finished text, explained.
 
-    weights (layers, L, H, C, K, R): row i of chunk u belongs to the token at (u + 1) C - 1 + i.
-    `neighbors` holds for each chunk the dicts of `describe_neighbors` and their token labels.
+    ids, tokens, pieces (T): the tokens, their labels, and the text that each adds. weights
+    (layers, L, H, C, K, R): row i of chunk u belongs to the token at (u + 1) C - 1 + i.
+    neighbor_tokens (L, K, R): what was read, 0 = padding; `neighbors` holds for each chunk the dicts
+    of `describe_neighbors` with labels ("tokens") and text ("pieces") of their R tokens. `words` are
+    the labels of the tokens that `numbers` name.
     """
 
     about: dict[str, Any]
     chunk_len: int
     prompt_tokens: int
+    ids: list[int]
     tokens: list[str]
+    pieces: list[str]
     probabilities: list[float]
     neighbors: list[list[dict[str, Any]]]
     layers: list[int]
+    words: dict[int, str]
     weights: Tensor
+    neighbor_tokens: np.ndarray
+    numbers: Numbers
 
     def save(self, path: Path) -> None:
         """Write path.json and path.safetensors."""
-        kept = {name: value for name, value in vars(self).items() if name != "weights"}
-        save_file({"weights": self.weights.half().contiguous()}, path.with_suffix(".safetensors"))
+        arrays = {"weights": self.weights.half(), "neighbor_tokens": torch.from_numpy(self.neighbor_tokens)}
+        for name, value in vars(self.numbers).items():
+            if isinstance(value, np.ndarray):
+                arrays[f"numbers.{name}"] = torch.from_numpy(value)
+        kept = {name: value for name, value in vars(self).items() if name not in arrays | {"numbers": 0}}
+        kept |= {"format": FORMAT, "permutations": self.numbers.permutations}
+        save_file(
+            {name: array.contiguous() for name, array in arrays.items()}, path.with_suffix(".safetensors")
+        )
         write_atomically(path.with_suffix(".json"), json.dumps(kept, ensure_ascii=False).encode())
 
     @staticmethod
-    def load(path: Path) -> Trace:
-        """Read what `save` wrote."""
+    def load(path: Path) -> Trace | None:
+        """Read what `save` wrote; None where an earlier version of this app wrote it."""
         kept = json.loads(path.with_suffix(".json").read_text("utf-8"))
-        return Trace(**kept, weights=load_file(path.with_suffix(".safetensors"))["weights"].float())
+        if kept.pop("format", 1) != FORMAT:
+            return None
+        arrays = load_file(path.with_suffix(".safetensors"))
+        numbers = {f.name: arrays.get(f"numbers.{f.name}") for f in fields(Numbers)}
+        known = {name: value.numpy() for name, value in numbers.items() if value is not None}
+        kept["words"] = {int(token): word for token, word in kept["words"].items()}
+        return Trace(
+            numbers=Numbers(**known, permutations=kept.pop("permutations")),
+            weights=arrays["weights"].float(),
+            neighbor_tokens=arrays["neighbor_tokens"].numpy(),
+            **kept,
+        )
 
 
 @torch.inference_mode()
@@ -69,40 +100,60 @@ def trace_attention(model: RETRO, tokens: Tensor, neighbors: Tensor) -> Tensor:
 def trace(
     model: RETRO, tokenizer: Tokenizer, written: Written, database: Database | None, about: dict
 ) -> Trace:
-    """All that can be shown of a generation; without retrieval there are no neighbors and no weights."""
+    """All that can be shown of a text; without retrieval there are no neighbors and no weights."""
     chunk_len = model.config.chunk_len
     num_chunks = min(len(written.tokens) // chunk_len, len(written.retrieved))
     neighbors: list[list[dict[str, Any]]] = []
+    read = np.zeros((0, 0, model.config.neighbor_len), dtype=np.int64)
     weights = torch.zeros(0)
     if database is not None and num_chunks:
         most = max(1, *(len(event.neighbors) for event in written.retrieved))
         ids = np.full((num_chunks, most), -1, dtype=np.int64)
         for event in written.retrieved[:num_chunks]:
             ids[event.chunk, : len(event.neighbors)] = [neighbor["chunk"] for neighbor in event.neighbors]
-        tokens = database.corpus.chunks.with_continuation(ids)  # (L, K, R)
+        read = database.corpus.chunks.with_continuation(ids)  # (L, K, R)
         neighbors = [
             [
-                found | {"tokens": tokenizer.token_texts(tokens[event.chunk, place].tolist())}
+                found | labeled(tokenizer, read[event.chunk, place])
                 for place, found in enumerate(event.neighbors)
             ]
             for event in written.retrieved[:num_chunks]
         ]
-        device = model.embedding.weight.device
-        weights = trace_attention(
-            model,
-            torch.tensor([written.tokens], device=device),
-            torch.from_numpy(tokens)[None].to(device),
-        )
+        device = next(model.parameters()).device
+        text = torch.tensor([written.tokens], device=device)
+        weights = trace_attention(model, text, torch.from_numpy(read)[None].to(device))
+    numbers = measure(model, np.array(written.tokens), read)
     return Trace(
-        about=about,
+        about=about | {"null_slot": model.config.null_kv or model.config.abstain},
         chunk_len=chunk_len,
         prompt_tokens=written.prompt_tokens,
+        ids=written.tokens,
         tokens=tokenizer.token_texts(written.tokens),
+        pieces=pieces_of(tokenizer, written.tokens),
         probabilities=written.probabilities,
         neighbors=neighbors,
         layers=sorted(model.config.cca_layers) if neighbors else [],
+        words=words_of(tokenizer, numbers.top_ids),
         weights=weights,
+        neighbor_tokens=read,
+        numbers=numbers,
     )
+
+
+def labeled(tokenizer: Tokenizer, row: np.ndarray) -> dict[str, list[str]]:
+    """Labels and text of the tokens of a neighbor (R,); padding has neither.
+
+    N and F are decoded apart: each is a chunk of its own.
+    """
+    half = len(row) // 2
+    pieces = pieces_of(tokenizer, row[:half].tolist()) + pieces_of(tokenizer, row[half:].tolist())
+    return {"tokens": tokenizer.token_texts(row.tolist()), "pieces": pieces}
+
+
+def words_of(tokenizer: Tokenizer, ids: np.ndarray) -> dict[int, str]:
+    """The labels of some tokens."""
+    known = np.unique(ids).tolist()
+    return dict(zip(known, tokenizer.token_texts(known), strict=True))
 
 
 def reading_tokens(trace: Trace, chunk: int) -> range:
@@ -111,21 +162,47 @@ def reading_tokens(trace: Trace, chunk: int) -> range:
     return range(first, min(first + trace.chunk_len, len(trace.tokens)))
 
 
-def attention(trace: Trace, chunk: int, layer: int | None, head: int | None) -> np.ndarray:
-    """Weights (rows, K, R) of a chunk; None is the mean over layers or heads."""
-    weights = trace.weights[:, chunk].numpy()  # (layers, H, C, K, R)
+def attention(trace: Trace, layer: int | None, head: int | None) -> np.ndarray:
+    """Weights (L, C, K, R) of all chunks; None is the mean over layers or heads."""
+    weights = trace.weights.numpy()  # (layers, L, H, C, K, R)
     weights = weights.mean(0) if layer is None else weights[trace.layers.index(layer)]
-    weights = weights.mean(0) if head is None else weights[head]
-    return weights[: len(reading_tokens(trace, chunk)), : len(trace.neighbors[chunk])]
+    return weights.mean(1) if head is None else weights[:, head]
 
 
-def shares(weights: np.ndarray) -> np.ndarray:
-    """Weights (rows, K, R) -> the share (K,) of the attention that each neighbor got."""
-    by_neighbor = weights.sum(axis=2).mean(axis=0)
-    return by_neighbor / max(by_neighbor.sum(), 1e-9)
+def by_token(trace: Trace, of_rows: np.ndarray) -> np.ndarray:
+    """What is known of reading tokens (L, C, ...) -> of all tokens (T, ...); 0 where nothing is read."""
+    rows = of_rows.reshape(-1, *of_rows.shape[2:])
+    out = np.zeros((len(trace.tokens), *rows.shape[1:]))
+    first = trace.chunk_len - 1
+    count = max(0, min(len(rows), len(out) - first))
+    out[first : first + count] = rows[:count]
+    return out
 
 
-def why_nothing(trace: Trace, chunk: int) -> str:
+def mass(trace: Trace) -> np.ndarray:
+    """How much each token attends to each neighbor (T, K), mean over layers and heads."""
+    if not trace.neighbors:
+        return np.zeros((len(trace.tokens), 0))
+    return by_token(trace, attention(trace, None, None).sum(axis=-1))
+
+
+def null_mass(trace: Trace) -> np.ndarray | None:
+    """How much each token attends to nothing at all (T,): to the null slot; None where there is none."""
+    if not trace.about.get("null_slot") or not trace.neighbors:
+        return None
+    return by_token(trace, 1 - attention(trace, None, None).sum(axis=(-1, -2)))
+
+
+def entropy(trace: Trace) -> np.ndarray:
+    """How widely each token's attention is spread (T,), in nats, mean over layers and heads."""
+    if not trace.neighbors:
+        return np.zeros(len(trace.tokens))
+    weights = trace.weights.numpy()
+    spread = -(weights * np.log(np.maximum(weights, 1e-12))).sum(axis=(-1, -2))  # (layers, L, H, C)
+    return by_token(trace, spread.mean(axis=(0, 2)))
+
+
+def why_nothing(trace: Trace, chunk: int = 0) -> str:
     """Why a chunk has no neighbors to show; "" where it has."""
     if not trace.neighbors:
         if trace.about.get("model") == "lm":
@@ -135,8 +212,8 @@ def why_nothing(trace: Trace, chunk: int) -> str:
             )
         if trace.about.get("config", {}).get("retrieval") == "off":
             return (
-                "Retrieval was off, so the model wrote this without neighbors. "
-                "Switch it on and generate again to compare."
+                "Retrieval was off, so the model read this without neighbors. "
+                "Switch it on and try again to compare."
             )
         return (
             "The text ended before its first chunk was full, so nothing was looked up. Ask for more tokens."
@@ -149,13 +226,3 @@ def why_nothing(trace: Trace, chunk: int) -> str:
     if not trace.neighbors[chunk]:
         return f"No neighbor was found for chunk {chunk + 1}."
     return ""
-
-
-def best_chunk(trace: Trace) -> int:
-    """The chunk to show first: the last one that has neighbors and is read by a whole chunk."""
-    full = [
-        chunk
-        for chunk, found in enumerate(trace.neighbors)
-        if found and len(reading_tokens(trace, chunk)) == trace.chunk_len
-    ]
-    return min(full, key=lambda chunk: abs(chunk - len(trace.neighbors) // 2), default=0)

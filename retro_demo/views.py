@@ -10,16 +10,15 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from retro_demo.glossary import explain
 from retro_demo.jobs import JobStatus
-from retro_demo.tracing import Trace, reading_tokens, shares, why_nothing
 from retro_demo.workspace import without_folders
-from retro_demo.writing import Writing
 
 COLORS = ("#3a7ebf", "#d9702b", "#219f7a", "#b565a0", "#b8901a", "#7a6fd0")
-"""One color for each neighbor everywhere; told apart by color-blind eyes, on light and on dark."""
+"""Colors of curves; told apart by color-blind eyes, on light and on dark."""
+
+NEIGHBOR_COLORS = ("#1f9678", "#b0569e", "#a8830f", "#7468d4", "#5a7f8c", "#94623f")
+"""One color for each neighbor everywhere; none is the blue or the orange that say helped and hurt."""
 
 # what the page's template language would take for its own
 _TEMPLATE = str.maketrans({"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;"})
@@ -37,6 +36,10 @@ def term(word: str, shown: str = "") -> str:
 
 def color(place: int) -> str:
     return COLORS[place % len(COLORS)]
+
+
+def neighbor_color(place: int) -> str:
+    return NEIGHBOR_COLORS[place % len(NEIGHBOR_COLORS)]
 
 
 def size(num_bytes: int) -> str:
@@ -77,144 +80,15 @@ def trail(corpus: str, stats: Mapping[str, Any] | None, run: str, gap: float | N
     return '<nav class="trail">' + " <i>›</i> ".join(f"<span>{p}</span>" for p in parts) + "</nav>"
 
 
-def text_html(
-    pieces: Sequence[str], prompt_tokens: int, chunk_len: int, selected: int = -1, *, going: bool
-) -> str:
-    """The text, chunk by chunk; each chunk can be chosen with the mouse or the keyboard."""
-    if not pieces:
-        return note("Nothing written yet. Give a prompt and press Generate.")
-    blocks = []
-    for start in range(0, len(pieces), chunk_len):
-        number = start // chunk_len
-        tokens = "".join(
-            f'<span data-t="{i}"{_kind(i, prompt_tokens)}>{esc(piece)}</span>'
-            for i, piece in enumerate(pieces[start : start + chunk_len], start)
-        )
-        chosen = number == selected
-        blocks.append(
-            f'<div class="chunk{" chosen" if chosen else ""}" role="button" tabindex="0" '
-            f'data-chunk="{number}" data-len="{chunk_len}" aria-pressed="{str(chosen).lower()}" '
-            f'aria-label="Chunk {number + 1}"><span class="number">{number + 1}</span>'
-            f'<div class="tokens">{tokens}</div></div>'
-        )
-    legend = (
-        '<p class="legend"><span class="prompt">prompt</span> <span>written by the model</span> '
-        '<span class="reads">tokens that read the neighbors of the chosen chunk</span></p>'
-    )
-    return f'<div class="text{" going" if going else ""}">{"".join(blocks)}</div>{legend}'
-
-
-def _kind(token: int, prompt_tokens: int) -> str:
-    return ' class="prompt"' if token < prompt_tokens else ""
-
-
-def writing_html(writing: Writing) -> str:
-    """A growing text."""
-    going = writing.trace is None
-    return text_html(writing.pieces, writing.prompt_tokens, writing.chunk_len, going=going)
-
-
-def trace_text(trace: Trace, selected: int) -> str:
-    """The text of a finished trace."""
-    pieces = trace.about.get("pieces", trace.tokens)
-    return text_html(pieces, trace.prompt_tokens, trace.chunk_len, selected, going=False)
-
-
-def speed(tokens: int, seconds: float, search_ms: float | None, chunks: int, going: bool) -> str:
-    """What a generation costs, in a line."""
-    rate = f"{tokens / seconds:.0f} tokens/s" if seconds > 0 and tokens else "starting"
-    found = f" · search {search_ms:.1f} ms a chunk, {chunks} chunks" if search_ms is not None else ""
-    words = f"{'Writing' if going else 'Written'}: {tokens} tokens · {rate}{found}"
-    return f'<p class="speed" role="status">{words}</p>'
-
-
-def writing_speed(writing: Writing) -> str:
-    times = [event.ms for event in writing.retrieved]
-    mean = sum(times) / len(times) if times else None
-    return speed(writing.new_tokens, writing.seconds, mean, len(times), writing.trace is None)
-
-
-def trace_speed(trace: Trace) -> str:
-    about = trace.about
-    tokens = len(trace.probabilities)
-    return speed(tokens, about.get("seconds", 0), about.get("search_ms"), len(trace.neighbors), False)
-
-
-def intro(trace: Trace | None, *, example: bool) -> str:
-    """One sentence that says what is being looked at."""
-    if trace is None:
-        return note(
-            "No text yet. Choose a run, write a prompt and press Generate; "
-            "without a run, train one on the Train tab."
-        )
-    seed = trace.about.get("config", {}).get("seed", 7)
-    run = esc(str(trace.about.get("run", "")).removeprefix("sample:"))
-    mark = f'<span class="mark">example, made with seed {esc(seed)}</span> ' if example else ""
-    if not trace.neighbors:
-        return f'<p class="intro">{mark}Text by <b>{run}</b>, written without {term("retrieval")}.</p>'
-    return (
-        f'<p class="intro">{mark}Text by <b>{run}</b>: after each {term("chunk")} it looked up '
-        f"{term('neighbor', 'neighbors')} in its {term('corpus')}, and read them through "
-        f"{term('cross-attention')} while it wrote on.</p>"
-    )
-
-
-def neighbors_html(trace: Trace, chunk: int, weights: np.ndarray | None) -> str:
-    """The neighbors of the chosen chunk as cards: N and F apart, score, share of the attention."""
-    if weights is None:
-        return note(why_nothing(trace, chunk))
-    tokens = reading_tokens(trace, chunk)
-    share = shares(weights)
-    cards = "".join(
-        neighbor_card(neighbor, place, float(share[place]))
-        for place, neighbor in enumerate(trace.neighbors[chunk])
-    )
-    which = f"token {tokens[0] + 1}" + (f" to {tokens[-1] + 1}" if len(tokens) > 1 else "")
-    return (
-        f'<p class="caption">Found with the text of chunk {chunk + 1}; read by {which}: its last token '
-        f"and the beginning of chunk {chunk + 2}.</p>{cards}"
-    )
-
-
-def neighbor_card(neighbor: Mapping[str, Any], place: int, share: float | None = None) -> str:
-    """One neighbor; with a share, also how much of the attention it got."""
-    mass = ""
-    if share is not None:
-        mass = (
-            f'<span class="mass">{term("mass")} {share:.0%}</span>'
-            f'<span class="bar"><i style="width:{100 * share:.0f}%"></i></span>'
-        )
+def neighbor_card(neighbor: Mapping[str, Any], place: int) -> str:
+    """One neighbor as a search found it: N, F and score."""
     after = neighbor["continuation"] or "(the document ends here)"
     return (
-        f'<article class="card" style="--own:{color(place)}"><header><b>{place + 1} '
+        f'<article class="card" style="--own:{neighbor_color(place)}"><header><b>{place + 1} '
         f"{esc(neighbor['title'] or neighbor['document'])}</b><span>{term('score')} "
-        f"{neighbor['score']:.2f}</span>{mass}</header>"
+        f"{neighbor['score']:.2f}</span></header>"
         f"<p><em>{term('N')}</em>{esc(neighbor['text'])}</p>"
         f"<p><em>{term('F')}</em>{esc(after)}</p></article>"
-    )
-
-
-def attention_table(trace: Trace, chunk: int, weights: np.ndarray | None, most: int = 8) -> str:
-    """The numbers behind the heatmap: for each reading token, what it read most."""
-    if weights is None:
-        return note(why_nothing(trace, chunk))
-    rows = []
-    for row, token in zip(weights, reading_tokens(trace, chunk), strict=True):
-        places = np.argsort(-row, axis=None)[:most]
-        cells = []
-        for place in places:
-            k, r = np.unravel_index(place, row.shape)
-            label = trace.neighbors[chunk][k]["tokens"][r]
-            part = "N" if r < trace.chunk_len else "F"
-            cells.append(f"{k + 1}{part} {esc(label)} <small>{row[k, r]:.3f}</small>")
-        mass = " ".join(f"<td>{value:.2f}</td>" for value in row.sum(axis=1))
-        rows.append(
-            f"<tr><td>{token + 1}</td><th>{esc(trace.tokens[token])}</th>{mass}"
-            f"<td>{' · '.join(cells)}</td></tr>"
-        )
-    heads = "".join(f"<th>mass {k + 1}</th>" for k in range(weights.shape[1]))
-    return table(
-        f"<th>token</th><th>text</th>{heads}<th>most read (neighbor, part, token, weight)</th>", rows
     )
 
 

@@ -8,19 +8,24 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from retro_demo.config import GenerateConfig
 from retro_demo.events import Retrieved, Token
+from retro_demo.explain_config import ExplainConfig
+from retro_demo.explained import add_bm25, describe, with_origin
+from retro_demo.findings import as_json
 from retro_demo.generate import Written
 from retro_demo.knobs import to_json
 from retro_demo.loading import LoadedRun, write
-from retro_demo.tokenizer import TextStream, Tokenizer
+from retro_demo.tokenizer import pieces_of
 from retro_demo.tracing import Trace, trace
 
 LOOK_SECONDS = 0.12  # between two looks at a growing text
+SIDES = ("on", "off", "shuffled")
 
 
 @dataclass(frozen=True)
@@ -37,15 +42,6 @@ class Writing:
     @property
     def new_tokens(self) -> int:
         return len(self.pieces) - self.prompt_tokens
-
-
-def pieces_of(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
-    """The text that each token adds; characters of several tokens stand with the last of them."""
-    stream = TextStream(tokenizer)
-    pieces = [stream.push(token) for token in ids]
-    if pieces:
-        pieces[-1] += stream.flush()
-    return pieces
 
 
 def watch_writing(
@@ -79,7 +75,7 @@ def watch_writing(
     seconds = time.perf_counter() - begun
     written = Written(tokens, prompt_tokens, probabilities, retrieved)
     made = make_trace(run, name, prompt, config, written, seconds)
-    yield Writing(made.about["pieces"], prompt_tokens, chunk_len, retrieved, seconds, made)
+    yield Writing(made.pieces, prompt_tokens, chunk_len, retrieved, seconds, made)
 
 
 def make_trace(
@@ -91,27 +87,38 @@ def make_trace(
     seconds: float,
 ) -> Trace:
     """The trace of a finished generation, with what the page says about it."""
-    searches = [event.ms for event in written.retrieved]
-    about = {
-        "run": name,
-        "model": run.config.model,
+    begun = time.perf_counter()
+    database = None if config.retrieval == "off" else run.database
+    chunk_len = run.model.config.chunk_len
+    if database is not None:
+        whole = np.array(written.tokens[: len(written.tokens) // chunk_len * chunk_len], dtype=np.int64)
+        add_bm25(database, whole.reshape(-1, chunk_len), written.retrieved)
+    about = describe(run, name, run.tokenizer.decode(written.tokens), written.retrieved) | {
         "prompt": prompt,
-        "text": run.tokenizer.decode(written.tokens),
-        "pieces": pieces_of(run.tokenizer, written.tokens),
         "config": to_json(config),
-        "corpus": run.config.corpus_fingerprint,
-        "versions": run.config.versions,
+        "written_with": to_json(config),
         "seconds": round(seconds, 3),
         "tokens_per_second": round(len(written.probabilities) / max(seconds, 1e-9), 1),
-        "search_ms": round(sum(searches) / len(searches), 2) if searches else None,
     }
-    database = run.database if config.retrieval == "on" else None
-    return trace(run.model, run.tokenizer, written, database, about)
+    made = trace(run.model, run.tokenizer, written, database, about)
+    reading = ExplainConfig(retriever=run.retriever, num_neighbors=min(config.num_neighbors, 10))
+    return with_origin(made, run, reading, begun)
+
+
+def write_sides(
+    run: LoadedRun, name: str, prompt: str, config: GenerateConfig, stop: Callable[[], bool]
+) -> Iterator[dict[str, Writing]]:
+    """The same prompt and seed with retrieval on, off and shuffled: yields the sides as they grow."""
+    sides: dict[str, Writing] = {}
+    for side in SIDES:
+        for writing in watch_writing(run, name, prompt, replace(config, retrieval=side), stop):
+            sides[side] = writing
+            yield dict(sides)
 
 
 def export_trace(kept: Trace, path: Path) -> None:
     """Write a trace as one JSON file for people: weights as their mean over heads, rounded."""
-    values: dict[str, Any] = {name: value for name, value in vars(kept).items() if name != "weights"}
+    values = as_json(kept)
     if kept.neighbors:
         mean = kept.weights.mean(dim=2)  # (layers, L, C, K, R)
         values["attention_mean_over_heads"] = [

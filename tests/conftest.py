@@ -83,3 +83,13 @@ def small_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def small_corpus(small_folder) -> Corpus:
     return load_corpus(small_folder)
+
+
+@pytest.fixture(scope="session")
+def half_held_out(tmp_path_factory) -> Corpus:
+    """The same documents with half of them held out, to measure on; do not change it."""
+    folder = tmp_path_factory.mktemp("corpora") / "half"
+    source = write_jsonl(folder.parent / "places.jsonl", records())
+    prepare_corpus(folder, [source], CorpusConfig(chunk_len=8, vocab_size=400, num_neighbors=4, holdout=0.5))
+    list(build_corpus(folder))
+    return load_corpus(folder)

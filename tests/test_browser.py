@@ -154,7 +154,8 @@ def test_a_new_visitor_sees_an_example_and_goes_the_whole_way(browser, url, docu
     visit = Visit(browser, url)
     page = visit.page
     expect(page.locator("#intro")).to_contain_text("example, made with seed 7", timeout=LONG)
-    expect(page.locator("#neighbors .card").first).to_be_visible(timeout=LONG)
+    expect(page.locator("#linked .card:visible").first).to_be_visible(timeout=LONG)
+    expect(page.locator("#linked .finding")).to_contain_text("Retrieval helped")
 
     visit.tab("Corpus")
     page.locator("#files input[type=file]").set_input_files(documents)
@@ -172,6 +173,9 @@ def test_a_new_visitor_sees_an_example_and_goes_the_whole_way(browser, url, docu
 
     visit.tab("Train")
     visit.choose("train-corpus", "towns")
+    expect(page.locator("#estimate")).to_contain_text("train an lm on it first", timeout=LONG)
+    page.locator("#model").get_by_text("retro", exact=True).click()
+    expect(page.locator("#estimate")).to_contain_text("parameters", timeout=LONG)
     page.get_by_role("button", name="All knobs").click()
     small = {"steps": 4000, "dim": 32, "depth": 2, "num_heads": 2, "cca_layers": "2", "enc_dim": 32}
     more = {"seq_len": 64, "batch_size": 2, "eval_tokens": 500, "save_every": 20, "eval_every": 20}
@@ -179,6 +183,7 @@ def test_a_new_visitor_sees_an_example_and_goes_the_whole_way(browser, url, docu
         visit.fill(f"knob-{knob}", value)
     visit.fill("run-name", "towns-run")
     page.locator("#train").click()
+    expect(page.locator("#run-status")).to_contain_text("towns-run", timeout=LONG)
     expect(page.locator("#run-status")).to_contain_text("loss", timeout=LONG)
     expect(page.locator("#loss .js-plotly-plot").first).to_be_visible()
 
@@ -196,13 +201,10 @@ def test_a_new_visitor_sees_an_example_and_goes_the_whole_way(browser, url, docu
     visit.fill("knob-max_new_tokens", 24)
     page.locator("#generate").click()
     expect(page.locator("#intro")).to_contain_text("Text by towns-run", timeout=LONG)
-    expect(page.locator("#text")).to_contain_text("<img src=x onerror")
-    page.locator("#text .chunk").first.click()
-    expect(page.locator("#neighbors")).to_contain_text("Found with the text of chunk 1")
-    page.wait_for_function(HEATMAP_SHAPE)
-    rows, columns = page.evaluate(HEATMAP_SHAPE)
-    assert rows >= 1
-    assert columns == 2 * 16
+    expect(page.locator("#linked")).to_contain_text("<img src=x onerror")
+    page.locator('#linked [data-t="16"]').click()
+    expect(page.locator("#linked .found:visible")).to_contain_text("Found with the text of chunk 1")
+    expect(page.locator("#heatmap canvas").first).to_be_visible()
 
     page.set_viewport_size({"width": 390, "height": 844})
     wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
@@ -214,6 +216,51 @@ def test_a_new_visitor_sees_an_example_and_goes_the_whole_way(browser, url, docu
     assert "outside.invalid" in refused
 
 
+def test_a_given_text_is_explained_and_its_tokens_neighbors_and_edits_are_linked(browser, url):
+    visit = Visit(browser, url)
+    page = visit.page
+    expect(page.locator("#linked .finding")).to_contain_text("Retrieval helped", timeout=LONG)
+    page.get_by_role("tab", name="Explain a given text", exact=True).click()
+    visit.choose("run", "factbook-retrofit")
+    words = f"Background: {CANARY} The islands became independent in 1975. Area: total: 2,235 sq km. " * 2
+    page.locator("#given textarea").fill(words)
+    page.locator("#explain").click()
+    expect(page.locator("#intro")).to_contain_text("A given text, read by factbook-retrofit", timeout=LONG)
+    expect(page.locator("#linked .text")).to_contain_text("<img src=x onerror")
+
+    page.locator('#linked [data-t="40"]').click()
+    expect(page.locator("#linked .found:visible")).to_contain_text("Found with the text of chunk 1")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".token-panel .which")).to_contain_text("token 42, chunk 2")
+    expect(page.locator(".token-panel ol.likely")).to_have_count(2)
+    page.keyboard.press("Home")
+    expect(page.locator("#linked .found:visible")).to_contain_text("before anything can be looked up")
+    page.locator('#linked [data-t="40"]').click()
+    page.locator('#linked [data-by="surprise"]').click()
+    expect(page.locator("#linked .scale")).to_contain_text("nat or more")
+    page.locator("#linked .found:visible .name").first.click()
+    assert page.locator("#linked .tokens .unused").count() > 0
+
+    canvas = page.locator("#heatmap canvas").first
+    canvas.click(position={"x": 200, "y": 5 * 15 + 4})
+    expect(page.locator(".token-panel .which")).to_contain_text("token 38, chunk 2")
+    assert page.locator("#linked .card .hit").count() > 0
+
+    page.locator('#linked .found:visible [data-act="edit"]').first.click()
+    expect(page.locator("#edit-n textarea")).not_to_have_value("", timeout=LONG)
+    page.locator("#edit-n textarea").fill("The islands became independent in 1834")
+    page.locator("#reread").click()
+    expect(page.locator("#changed .proof")).to_contain_text("0 of 31 earlier positions changed", timeout=LONG)
+    page.locator('#changed [data-position="35"]').click()
+    expect(page.locator('#changed [data-after="35"]')).to_be_visible()
+    page.locator('#linked .found:visible [data-act="drop"]').nth(1).click()
+    expect(page.locator("#edit-n textarea")).to_have_value("", timeout=LONG)
+    expect(page.locator("#changed .proof")).to_contain_text("0 of 31 earlier positions changed")
+    assert page.evaluate("window.canary") is None
+    assert visit.outside == []
+    assert visit.errors == []
+
+
 def test_another_visitor_sees_nothing_of_the_first(browser, url):
     visit = Visit(browser, url)
     visit.tab("Train")
@@ -221,14 +268,6 @@ def test_another_visitor_sees_nothing_of_the_first(browser, url):
     visit.page.locator("#train-run input").click()
     assert "towns" not in visit.page.locator("body").inner_text()
 
-
-HEATMAP_SHAPE = """() => {
-  const plot = document.querySelector('#heatmap .js-plotly-plot');
-  const drawn = plot && plot.querySelector('.heatmaplayer image, .heatmaplayer path');
-  if (!drawn) return null;
-  const z = plot._fullData[0].z;
-  return [z.length, z[0].length];
-}"""
 
 REFUSED = """() => new Promise(done => {
   document.addEventListener('securitypolicyviolation', e => done(e.blockedURI));

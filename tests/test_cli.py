@@ -178,7 +178,7 @@ def test_the_sample_is_prepared_once_and_a_shipped_run_writes_with_it(capsys, da
     again = run(capsys, "prepare", "--json")[1]
     assert [event["event"] for event in again] == ["finished"]
 
-    shipped = Path(__file__).parent.parent / "checkpoints" / "factbook-retro"
+    shipped = Path(__file__).parent.parent / "checkpoints" / "factbook-retrofit"
     code, events, _ = run(capsys, "generate", shipped, "--prompt", "Geography\n\nLocation:", "--json")
     assert code == 0
     assert "Map references:" in events[-1]["text"]  # the fields of an entry come in their order
@@ -217,3 +217,59 @@ def test_the_module_runs_as_a_program_without_gradio():
     code = "import sys, retro_demo.cli; sys.exit('gradio' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("retriever", ["dense", "bm25", "bm25-words", "hybrid"])
+def test_search_takes_a_retriever(capsys, built, retriever):
+    flags = ["--retriever", retriever, "-k", 3, "--json"]
+    code, events, _ = run(capsys, "search", built, "Coastline of Kestrel", *flags)
+
+    assert code == 0
+    assert len(events[-1]["neighbors"]) == 3
+
+
+def test_generate_swaps_corpus_and_retriever_and_announces_it(capsys, tmp_path, built):
+    other = tmp_path / "other"
+    source = write_jsonl(tmp_path / "others.jsonl", records(seed=1))
+    run(capsys, "build-corpus", source, "--out", other, "--chunk-len", 16, "--vocab-size", 300, "--json")
+    flags = ["--steps", 2, "--eval-tokens", 200, *NETWORK, "--json"]
+    run(capsys, "train", "retro", "--corpus", built, "--out", tmp_path / "run", *flags)
+    asked = ["generate", tmp_path / "run", "--prompt", "Area of Arden", "--max-new-tokens", 12]
+
+    code, events, _ = run(capsys, *asked, "--corpus", other, "--retriever", "bm25", "--json")
+
+    assert code == 0
+    assert any(event["event"] == "progress" for event in events), "the other corpus is tokenized anew"
+    warned = [event["text"] for event in events if event["event"] == "warned"]
+    assert any("Hot swap" in text and "other" in text for text in warned)
+    assert (events[-1]["swapped"], events[-1]["retriever"]) == ("other", "bm25")
+    assert any(event["event"] == "retrieved" for event in events)
+
+
+def test_generate_shuffled_says_no_word_of_a_swap(capsys, tmp_path, built):
+    flags = ["--steps", 2, "--eval-tokens", 200, *NETWORK, "--json"]
+    run(capsys, "train", "retro", "--corpus", built, "--out", tmp_path / "run", *flags)
+    asked = ["generate", tmp_path / "run", "--prompt", "Area of Arden", "--max-new-tokens", 12]
+
+    code, events, _ = run(capsys, *asked, "--retrieval", "shuffled", "--json")
+
+    assert code == 0
+    assert (events[-1]["swapped"], events[-1]["retriever"]) == ("", "dense")
+    assert not [event for event in events if event["event"] == "warned"]
+
+
+def test_explain_gives_the_gain_of_each_token_and_the_agreement_of_attention_and_effect(
+    capsys, tmp_path, built
+):
+    flags = ["--steps", 2, "--eval-tokens", 200, *NETWORK, "--json"]
+    run(capsys, "train", "retro", "--corpus", built, "--out", tmp_path / "run", *flags)
+    text = "Area of Arden: 100 square km, estimated in 2001. " * 3
+
+    code, events, _ = run(capsys, "explain", tmp_path / "run", "--text", text, "--num-neighbors", 3, "--json")
+
+    assert code == 0
+    told = events[-1]
+    assert told["event"] == "finished"
+    assert all(len(row["shapley"]) in (0, 3) for row in told["tokens"])
+    assert any(row["shapley"] for row in told["tokens"])
+    assert -1 <= told["summary"]["agreement"] <= 1

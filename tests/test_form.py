@@ -7,9 +7,10 @@ import logging
 import gradio as gr
 import pytest
 
-from retro_demo.config import PRESETS, CorpusConfig, GenerateConfig, RetroConfig, TrainConfig
+from retro_demo.config import CorpusConfig, GenerateConfig, RetroConfig, TrainConfig
 from retro_demo.errors import UserError
 from retro_demo.knobs import knobs
+from retro_demo.presets import PRESETS
 from retro_demo.ui.form import Form, shows_errors
 
 CONFIGS = [CorpusConfig, RetroConfig, TrainConfig, GenerateConfig]

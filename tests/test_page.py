@@ -23,7 +23,16 @@ from retro_demo.workspace import Workspace, new_code
 
 SMALL = {"dim": 16, "depth": 2, "num_heads": 2, "cca_layers": (2,), "enc_dim": 16}
 BRIEF = {"seq_len": 32, "batch_size": 2, "eval_tokens": 200, "save_every": 5, "eval_every": 10}
-ENDPOINTS = {"/build_corpus", "/search", "/train", "/run_status", "/stop_run", "/generate"}
+ENDPOINTS = {
+    "/build_corpus",
+    "/search",
+    "/train",
+    "/run_status",
+    "/stop_run",
+    "/generate",
+    "/explain",
+    "/evaluate",
+}
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +141,13 @@ def test_a_search_gives_chunks_with_their_continuations(client, built, code):
     assert {"title", "score", "text", "continuation"} <= set(found[0])
 
 
+@pytest.mark.parametrize("retriever", ["bm25", "bm25-words", "hybrid"])
+def test_a_search_takes_a_retriever(client, built, code, retriever):
+    found = client.predict(code, built["corpus"], "boats of timber", 3, retriever, api_name="/search")
+
+    assert len(found) == 3
+
+
 def test_training_returns_at_once_and_can_be_watched_and_stopped(client, built, code):
     begun = client.predict(code, built["corpus"], "lm", "tiny", 4000, 1, api_name="/train")
     run = begun["run"]
@@ -171,15 +187,41 @@ def test_the_same_seed_writes_the_same_text_and_off_has_no_neighbors(client, cod
     assert text("off")["chunks"] == []
 
 
+def test_a_text_can_read_another_corpus_by_another_retriever_and_says_so(client, code, trained):
+    asked = ("Island 3 exports fish", 20, 0.8, 0, 0.95, 7, "shuffled", "bm25")
+    plain = client.predict(code, trained, *asked, api_name="/generate")
+
+    assert (plain["retriever"], plain["swapped"]) == ("bm25", "")
+    assert plain["chunks"]
+    said = refusal(client, code, trained, *asked, "nowhere", endpoint="/generate")
+    assert "There is no corpus 'nowhere'" in said
+
+
+def test_a_text_is_explained_with_an_edit_and_its_proof(client, code, trained):
+    text = "Island 3 exports fish, salt and 4 boats of timber. Island 5 exports fish, salt and tin."
+    edit = {"chunk": 0, "neighbor": 0, "text": "Island 9 exports gold", "continuation": ""}
+
+    found = client.predict(code, trained, text, edit, api_name="/explain")
+
+    assert "".join(row["text"] for row in found["tokens"]) == text
+    read = [row for row in found["tokens"] if row["shapley"]]
+    assert read
+    for row in read:
+        assert sum(row["shapley"]) == pytest.approx(row["gain"], abs=1e-3)
+    assert found["edit"]["earlier_positions_changed"] == 0
+    assert found["about"]["provenance"]["run"] == trained
+
+
 @pytest.mark.parametrize(
     ("endpoint", "values", "said"),
     [
+        ("/explain", ("nothing", "fish"), "There is no run 'nothing'"),
         ("/search", ("nowhere", "fish", 3), "There is no corpus 'nowhere'"),
         ("/search", ("../../x", "fish", 3), "There is no corpus"),
         ("/run_status", ("nothing",), "There is no run 'nothing'"),
         ("/train", ("nowhere", "retro", "tiny", 5, 0), "There is no corpus"),
         ("/build_corpus", ([], "empty", 64, 0.15, "static"), "nothing to build from"),
-        ("/stop_run", ("sample:factbook-retro",), "ships with the app"),
+        ("/stop_run", ("sample:factbook-retrofit",), "ships with the app"),
     ],
 )
 def test_bad_input_is_answered_with_one_sentence(client, code, endpoint, values, said):

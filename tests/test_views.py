@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import json
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from retro_demo import figures, job_views, tracing, views
+from retro_demo import explain_views, figures, findings, job_views, reading_views, text_views, tracing, views
+from retro_demo.editing import Edit
 from retro_demo.events import Retrieved
+from retro_demo.explain import Numbers
 from retro_demo.glossary import GLOSSARY
 from retro_demo.jobs import JobStatus
+from retro_demo.rewriting import Rewritten
 from retro_demo.tracing import Trace
 from retro_demo.writing import Writing, export_trace
 
@@ -25,25 +32,41 @@ def neighbor(title: str = CANARY) -> dict:
         "document": CANARY,
         "title": title,
         "score": 0.5,
+        "bm25": 3.0,
         "text": CANARY,
         "continuation": CANARY,
         "tokens": [CANARY] * (2 * C),
+        "pieces": [CANARY] * (2 * C),
     }
 
 
 def small_trace(num_tokens: int = 11, **about) -> Trace:
+    """Tokens 3, 4, 5, ...; the second neighbor of the first chunk holds tokens 4 to 6 in its F."""
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
     num_chunks = num_tokens // C
     weights = torch.rand(2, num_chunks, HEADS, C, K, 2 * C)
     weights = weights / weights.sum(dim=(-1, -2), keepdim=True)
+    read = rng.integers(50, 60, (num_chunks, K, 2 * C))
+    ids = list(range(3, 3 + num_tokens))
+    read[0, 1, C : C + 3] = ids[4:7]
+    losses = [np.append(rng.uniform(0.5, 4, num_tokens - 1), np.nan) for _ in range(4)]
+    shapley = np.stack([0.75 * (losses[1] - losses[0]), 0.25 * (losses[1] - losses[0])], axis=1)
+    top = rng.integers(0, 9, (2, num_tokens, 5)).astype(np.int32)
     return Trace(
         about={"run": CANARY, "prompt": CANARY, "config": {"seed": 7, "retrieval": "on"}} | about,
         chunk_len=C,
         prompt_tokens=3,
+        ids=ids,
         tokens=[CANARY] * num_tokens,
+        pieces=[CANARY] * num_tokens,
         probabilities=[0.5] * (num_tokens - 3),
         neighbors=[[neighbor(), neighbor("")] for _ in range(num_chunks)],
         layers=[2, 4],
+        words=dict.fromkeys(range(9), CANARY),
         weights=weights,
+        neighbor_tokens=read,
+        numbers=Numbers(*losses, shapley, top, np.full(top.shape, 0.1, np.float32)),
     )
 
 
@@ -86,13 +109,37 @@ EVALUATED = {
     },
     "sample": CANARY,
 }
+EDITED = Rewritten(
+    Edit(
+        0,
+        1,
+        np.zeros(2 * C),
+        np.zeros(2 * C),
+        np.append(np.zeros(C - 1), np.ones(8)),
+        C - 1,
+        0,
+        0.0,
+        np.zeros((3, 11, 5), np.int32),
+        np.full((3, 11, 5), 0.1),
+    ),
+    {0: CANARY},
+    CANARY,
+    CANARY,
+    [0, 3],
+    CANARY,
+    CANARY,
+)
 WRITING = Writing([CANARY] * 6, 3, C, [Retrieved(0, [neighbor()], 1.0)], 2.0)
 PAGES = {
-    "text": lambda: views.trace_text(TRACE, 0),
-    "writing": lambda: views.writing_html(WRITING),
-    "neighbors": lambda: views.neighbors_html(TRACE, 0, tracing.attention(TRACE, 0, None, None)),
-    "numbers": lambda: views.attention_table(TRACE, 0, tracing.attention(TRACE, 0, 2, 1)),
-    "intro": lambda: views.intro(TRACE, example=True),
+    "linked": lambda: explain_views.linked(TRACE),
+    "heat": lambda: explain_views.heat(TRACE),
+    "numbers": lambda: explain_views.token_table(TRACE),
+    "timeline": lambda: reading_views.timeline_html(TRACE),
+    "edit": lambda: reading_views.edit_html(TRACE, EDITED, 5),
+    "writing": lambda: text_views.growing_text(WRITING),
+    "sides": lambda: text_views.sides_html({"on": WRITING}),
+    "intro": lambda: text_views.intro(TRACE, example=True),
+    "given": lambda: text_views.intro(small_trace(given=True, source=CANARY, database=CANARY), example=False),
     "trail": lambda: views.trail(CANARY, STATS, CANARY, 0.1),
     "found": lambda: views.found_html([neighbor()]),
     "note": lambda: views.note(CANARY),
@@ -117,30 +164,17 @@ def test_text_of_others_is_shown_and_never_markup(page):
     assert "${" not in made
 
 
-@pytest.mark.parametrize(
-    "figure",
-    [
-        lambda: figures.heatmap(TRACE, 0, tracing.attention(TRACE, 0, None, None)),
-        lambda: figures.loss_curve(status(step(1), EVALUATED), CANARY),
-    ],
-)
-def test_labels_of_figures_hold_no_markup(figure):
-    layout = figure().to_plotly_json()
+def test_labels_of_a_loss_curve_hold_no_markup():
+    layout = figures.loss_curve(status(step(1), EVALUATED), CANARY).to_plotly_json()
     layout["layout"].pop("uirevision", None)
 
     assert "<img" not in json.dumps(layout, default=lambda a: getattr(a, "tolist", str)())
 
 
-def test_the_shares_of_the_neighbors_sum_to_one():
-    weights = tracing.attention(TRACE, 1, None, None)
-
-    assert tracing.shares(weights).sum() == pytest.approx(1.0)
-
-
 def test_a_layer_and_a_head_are_those_of_the_trace():
     expected = TRACE.weights[1, 0, 2].numpy()
 
-    assert np.array_equal(tracing.attention(TRACE, 0, 4, 2), expected)
+    assert np.array_equal(tracing.attention(TRACE, 4, 2)[0], expected)
 
 
 def test_reading_tokens_are_the_last_of_the_chunk_and_those_that_follow():
@@ -149,10 +183,60 @@ def test_reading_tokens_are_the_last_of_the_chunk_and_those_that_follow():
     assert list(tracing.reading_tokens(small_trace(8), 1)) == [7]
 
 
-def test_the_heatmap_has_a_panel_a_neighbor_with_a_row_a_reading_token():
-    figure = figures.heatmap(TRACE, 1, tracing.attention(TRACE, 1, None, None))
+def data_of(page: str) -> dict:
+    """What a view leaves in the page for its script."""
+    text = re.search(r'class="data"[^>]*>(.*?)</div>', page, re.S)
+    assert text
+    return json.loads(html.unescape(text[1]))
 
-    assert [panel.z.shape for panel in figure.data] == [(C, 2 * C)] * K
+
+def test_the_heatmap_gives_the_browser_every_weight_of_the_chosen_layer_and_head():
+    data = data_of(explain_views.heat(TRACE, 4, 2))
+
+    weights = np.frombuffer(base64.b64decode(data["weights"]), np.uint8).reshape(data["shape"]) / 255
+    expected = TRACE.weights[1, :, 2].numpy()
+    np.testing.assert_allclose(weights * data["top"], np.minimum(expected, data["top"]), atol=0.01)
+
+
+def test_the_linked_view_has_every_token_and_the_one_that_would_come_next():
+    page = explain_views.linked(TRACE)
+
+    assert [int(t) for t in re.findall(r'data-t="(\d+)"', page)] == list(range(12))
+    assert len(re.findall(r'<section class="found"', page)) == 3
+
+
+def test_the_browser_gets_the_gain_of_each_token_and_the_place_it_was_copied_from():
+    data = data_of(explain_views.linked(TRACE))
+
+    assert data["gain"][0] is None
+    assert data["gain"][5] == pytest.approx(TRACE.numbers.gain[4], abs=1e-3)
+    assert (data["copied"][6], data["from"][6]) == (3, [1, "F", 2])
+
+
+def test_colors_are_full_where_few_gains_are_stronger():
+    assert explain_views.gain_scale(TRACE) in explain_views.GAIN_SCALES
+    assert explain_views.gain_scale(TRACE) >= np.nanquantile(np.abs(TRACE.numbers.gain), 0.95)
+
+
+def test_the_proof_says_what_was_counted_and_turns_bad_with_the_first_move():
+    assert "0 of 3 earlier positions changed" in reading_views.proof(EDITED.edit)
+    moved = replace(EDITED.edit, moved_before=2, largest_before=0.5)
+    assert "2 of 3 earlier positions changed" in reading_views.proof(moved)
+    assert 'class="proof bad"' in reading_views.proof(moved)
+
+
+def test_an_edit_shows_each_position_that_can_depend_on_it_and_no_other():
+    page = reading_views.edit_html(TRACE, EDITED, 5)
+
+    assert [int(i) for i in re.findall(r'data-position="(\d+)"', page)] == list(range(C - 1, 11))
+    assert len(re.findall('class="early"', page)) == C - 1
+    assert re.findall(r'data-after="(\d+)">', page) == ["4"]
+    assert "F was cut by 3 tokens" in page
+
+
+def test_two_texts_part_at_their_first_difference():
+    assert text_views.parting(["a", "b", "c"], ["a", "b", "d"]) == 2
+    assert text_views.parting(["a"], ["a", "b"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -160,9 +244,10 @@ def test_the_heatmap_has_a_panel_a_neighbor_with_a_row_a_reading_token():
     [({"model": "lm"}, "plain language model"), ({"config": {"retrieval": "off"}}, "off")],
 )
 def test_text_without_neighbors_says_why(about, said):
-    bare = Trace({"run": "a"} | about, C, 3, ["a"] * 9, [0.5] * 6, [], [], torch.zeros(0))
+    bare = replace(small_trace(9, **about), neighbors=[], layers=[], weights=torch.zeros(0))
 
-    assert said in views.neighbors_html(bare, 0, None)
+    assert said in explain_views.linked(bare)
+    assert explain_views.heat(bare) == ""
 
 
 def test_a_chunk_that_was_not_full_says_so():
@@ -188,7 +273,8 @@ def test_a_trace_is_exported_as_json_with_its_weights(tmp_path):
 
     values = json.loads((tmp_path / "trace.json").read_text("utf-8"))
 
-    assert values["tokens"] == TRACE.tokens
+    assert [row["text"] for row in values["tokens"]] == TRACE.pieces
+    assert values["summary"]["agreement"] == findings.agreement(TRACE)
     assert [part["layer"] for part in values["attention_mean_over_heads"]] == [2, 4]
     rows = values["attention_mean_over_heads"][0]["weights"]
     assert np.shape(rows) == (2 * C, K * 2 * C)

@@ -5,6 +5,7 @@ Each takes the workspace code first, and says what is wrong in the sentence of a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,16 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from retro_demo import jobs, service
+from retro_demo import evaluations, jobs, service
 from retro_demo.checkpoint import read_run_config
 from retro_demo.config import CorpusConfig, GenerateConfig
 from retro_demo.errors import UserError
+from retro_demo.evaluate_config import EvaluateConfig
+from retro_demo.explain_config import ExplainConfig
+from retro_demo.explained import explain_text
+from retro_demo.findings import as_json
 from retro_demo.library import Library
+from retro_demo.rewriting import edit_by_values, edit_json
 from retro_demo.search import search as search_corpus
 from retro_demo.ui.form import shows_errors
 from retro_demo.workspace import Workspace, without_folders
@@ -49,11 +55,11 @@ def add_endpoints(library: Library) -> None:
             failed = status.of_kind("failed")
             raise UserError(failed[-1]["error"] if failed else "The build was interrupted.")
 
-    def search(workspace: str, corpus: str, text: str, k: int = 4) -> list[dict]:
+    def search(workspace: str, corpus: str, text: str, k: int = 4, retriever: str = "dense") -> list[dict]:
         """The k chunks of a corpus that are nearest to the text: document, title, score, text and
-        continuation of each."""
+        continuation of each. The retriever is dense, bm25 (over tokens), bm25-words or hybrid."""
         folder = service.built_corpus(Workspace.open(home, workspace), corpus)
-        database = library.corpus(folder)
+        database = library.corpus(folder, retriever)
         return search_corpus(database.corpus, database.retriever, text, _whole(k))
 
     def train(
@@ -63,10 +69,12 @@ def add_endpoints(library: Library) -> None:
         preset: str = "tiny",
         steps: int = 0,
         seed: int = 0,
+        base: str = "",
     ) -> dict:
-        """Start training and return at once: {"run": id}. steps 0 means as many as the preset says."""
+        """Start training and return at once: {"run": id}. steps 0 means as many as the preset says;
+        base is the run whose weights it begins with (a retrofit needs one)."""
         settings = {"seed": _whole(seed)} | ({"steps": _whole(steps)} if steps else {})
-        run = service.start_run(Workspace.open(home, workspace), corpus, model, preset, settings)
+        run = service.start_run(Workspace.open(home, workspace), corpus, model, preset, settings, base=base)
         return {"run": run}
 
     def run_status(workspace: str, run: str) -> dict:
@@ -100,9 +108,12 @@ def add_endpoints(library: Library) -> None:
         top_p: float = 0.95,
         seed: int = 7,
         retrieval: str = "on",
+        retriever: str = "",
+        corpus: str = "",
     ) -> Iterator[dict]:
         """Write text with a run. Yields {"text", "new_tokens", "done": false} as it grows; the last has
-        "done": true, the full text and the neighbors of each chunk."""
+        "done": true, the full text and the neighbors of each chunk. retrieval is on, off or shuffled;
+        retriever and corpus name others than those of the training, and "swapped" then says so."""
         space = Workspace.open(home, workspace)
         config = GenerateConfig(
             max_new_tokens=_whole(max_new_tokens),
@@ -111,24 +122,83 @@ def add_endpoints(library: Library) -> None:
             top_p=top_p,
             seed=_whole(seed),
             retrieval=retrieval,
+            retriever=retriever,
         )
         folder = space.run(run)
         for _ in service.wait_for_corpus(space, run):
             yield {"text": "", "new_tokens": 0, "done": False}
-        for writing in watch_writing(library.run(folder), run, prompt, config, lambda: False):
+        other = service.built_corpus(space, corpus) if corpus else None
+        loaded = library.run(folder, other, retriever)
+        for writing in watch_writing(loaded, run, prompt, config, lambda: False):
             base = {"text": "".join(writing.pieces), "new_tokens": writing.new_tokens}
             if writing.trace is None:
                 yield base | {"done": False}
             else:
                 chunks = [{"chunk": e.chunk, "ms": e.ms, "neighbors": e.neighbors} for e in writing.retrieved]
                 kept = {"run": run, "seconds": round(writing.seconds, 3), "chunks": chunks}
+                kept |= {"retriever": loaded.retriever, "swapped": loaded.swapped}
                 yield base | kept | {"done": True}
 
+    def evaluate(
+        workspace: str,
+        run: str,
+        baseline: str = "",
+        control: str = "",
+        corpus: str = "",
+        max_tokens: int = 60_000,
+        seed: int = 0,
+    ) -> Iterator[dict]:
+        """Measure whether retrieval helps a run, against a matched baseline (the id of an lm) and a
+        control (a run trained with random neighbors). Yields events: `refined` after each round, and
+        `finished` with arms, verdict, counts, leakage and provenance. It goes on if you leave."""
+        space = Workspace.open(home, workspace)
+        config = EvaluateConfig(max_tokens=_whole(max_tokens), seed=_whole(seed))
+        folder = evaluations.start_evaluation(
+            space, run, config, baseline=baseline, control=control, corpus=corpus
+        )
+        sent = 0
+        for status in service.follow(folder):
+            for event in status.events[sent:]:
+                yield json.loads(without_folders(json.dumps(event)))
+            sent = len(status.events)
+        if status.state in ("failed", "interrupted"):
+            failed = status.of_kind("failed")
+            raise UserError(failed[-1]["error"] if failed else "The evaluation was interrupted.")
+
+    def explain(
+        workspace: str,
+        run: str,
+        text: str,
+        edit: dict | None = None,
+        num_neighbors: int = 0,
+        retrieval: str = "on",
+        retriever: str = "",
+        corpus: str = "",
+        page: int = 1,
+    ) -> dict:
+        """What retrieval does to each token of a text: losses on and off, gain, copied spans, attention
+        mass and Shapley values of the neighbors with their rank correlation, top-10s, provenance. edit
+        puts another text in place of a neighbor, {"chunk": 0, "neighbor": 0, "text": "...",
+        "continuation": "..."} (both empty: deleted); what follows stands under "edit". A long text is
+        read page by page."""
+        space = Workspace.open(home, workspace)
+        config = ExplainConfig(
+            retrieval=retrieval, retriever=retriever, num_neighbors=_whole(num_neighbors), page=_whole(page)
+        )
+        folder = space.run(run)
+        for _ in service.wait_for_corpus(space, run):
+            pass
+        other = service.built_corpus(space, corpus) if corpus else None
+        loaded = library.run(folder, other, retriever)
+        trace = explain_text(loaded, run, text, config)
+        return as_json(trace) | ({"edit": edit_json(edit_by_values(loaded, trace, edit))} if edit else {})
+
     publish = gr.api  # pyright: ignore[reportPrivateImportUsage]
-    for endpoint in (build_corpus, train, run_status, stop_run):
+    for endpoint in (build_corpus, train, run_status, stop_run, evaluate):
         publish(shows_errors(endpoint), api_name=endpoint.__name__, concurrency_limit=None)
     publish(shows_errors(search), api_name="search", concurrency_limit=2)
     publish(shows_errors(generate), api_name="generate", concurrency_id="model", concurrency_limit=1)
+    publish(shows_errors(explain), api_name="explain", concurrency_id="model", concurrency_limit=1)
 
 
 def _whole(value: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from retro_demo import job_views, jobs, service, views
-from retro_demo.config import CorpusConfig
+from retro_demo.config import RETRIEVERS, CorpusConfig
 from retro_demo.errors import UserError
 from retro_demo.library import Library
 from retro_demo.search import search
@@ -55,7 +55,9 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
             stats = gr.HTML(elem_id="statistics")
     gr.HTML(
         f"<h2>Try a search</h2><p class='caption'>The nearest {views.term('chunk', 'chunks')} of the "
-        f"chosen corpus, each with its {views.term('continuation')}.</p>"
+        f"chosen corpus, each with its {views.term('continuation')}. The {views.term('retriever')} "
+        f"goes by vectors (dense), by shared tokens or words ({views.term('BM25')}), or by both "
+        f"({views.term('hybrid')}).</p>"
     )
     with gr.Row(elem_classes="actions"):
         query = gr.Textbox(
@@ -65,6 +67,9 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
             elem_id="query",
             scale=5,
             min_width=200,
+        )
+        finder = gr.Dropdown(
+            list(RETRIEVERS), value="dense", label="Retriever", elem_id="finder", min_width=110
         )
         count = gr.Number(4, label="How many", precision=0, elem_id="count", min_width=90)
         find = gr.Button("Search", elem_id="search", min_width=90)
@@ -153,8 +158,8 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
             raise UserError(f"{one} is not being built.")
 
     @shows_errors
-    def look_up(code: str, one: str, words: str, k: float | None) -> str:
-        database = library.corpus(service.built_corpus(Workspace.open(home, code), one))
+    def look_up(code: str, one: str, words: str, by: str, k: float | None) -> str:
+        database = library.corpus(service.built_corpus(Workspace.open(home, code), one), by)
         return views.found_html(search(database.corpus, database.retriever, words, int(k or 0)))
 
     @shows_errors
@@ -178,7 +183,7 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
     gr.on(
         [find.click, query.submit],
         look_up,
-        [visitor, corpus, query, count],
+        [visitor, corpus, query, finder, count],
         found,
         concurrency_limit=2,
         **PRIVATE,

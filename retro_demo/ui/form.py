@@ -63,7 +63,7 @@ def _widget(knob: dataclasses.Field[Any], value: Any, choices: Sequence[str]) ->
     meta = knob.metadata
     said = {"label": meta["label"], "info": meta["help"], "elem_id": f"knob-{knob.name}"}
     if choices:
-        return gr.Radio(list(choices), value=value, **said)
+        return gr.Radio([(name or "as in training", name) for name in choices], value=value, **said)
     if isinstance(knob.default, bool):
         return gr.Checkbox(value=value, **said)
     if isinstance(knob.default, int):

@@ -1,4 +1,4 @@
-"""The whole page: who visits, the line at the top, the three tabs and the public endpoints."""
+"""The whole page: who visits, the line at the top, the tabs and the public endpoints."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from retro_demo.errors import UserError
 from retro_demo.library import Library
 from retro_demo.ui.api import add_endpoints
 from retro_demo.ui.corpus_tab import corpus_tab
+from retro_demo.ui.evaluate_tab import evaluate_tab
 from retro_demo.ui.form import QUIET, shows_errors
 from retro_demo.ui.generate_tab import generate_tab
 from retro_demo.ui.train_tab import train_tab
@@ -71,6 +72,8 @@ def build_app(home: Path, warning: str = "") -> tuple[gr.Blocks, Callable[[], No
                 corpus_tab(tab, library, visitor, arrival)
             with gr.Tab("Train", id="train") as tab:
                 train_tab(tab, library, visitor, arrival)
+            with gr.Tab("Evaluate", id="evaluate") as tab:
+                evaluate_tab(tab, library, visitor, arrival)
         _workspace_drawer(home, visitor, arrival)
         add_endpoints(library)
     return demo.queue(max_size=256, api_open=False), lambda: _prepare(library)
@@ -116,9 +119,10 @@ def _prepare(library: Library) -> None:
     def work() -> None:
         try:
             service.start_sample(library.home)
-            for name in SAMPLES:
-                for _ in service.follow(sample_folder(library.home, name)):
-                    pass
+            for name, sample in SAMPLES.items():
+                if sample.at_start:
+                    for _ in service.follow(sample_folder(library.home, name)):
+                        pass
             for config in sorted(CHECKPOINTS.glob("*/config.json")):
                 library.run(config.parent)
         except UserError as error:  # the page says the same to whoever asks for the run

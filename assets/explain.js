@@ -1,0 +1,233 @@
+// The linked text: a token chosen with mouse or keys shows its numbers, its neighbors and their tokens.
+// Gradio gives `element` (this component) and `trigger`; assets/heatmap.js listens to "retro-chosen".
+// All text of others is put in as text (textContent), never as HTML.
+const BLUE = '47, 111, 190', ORANGE = '214, 103, 28', VIOLET = '124, 92, 191', TEAL = '22, 138, 128';
+let data = null, by = 'gain', chosen = 0, filter = null;
+
+const all = (selector) => [...element.querySelectorAll(selector)];
+const make = (tag, words, kind) => {
+  const made = document.createElement(tag);
+  if (words !== undefined) made.textContent = words;
+  if (kind) made.className = kind;
+  return made;
+};
+const token = (t) => element.querySelector(`[data-t="${t}"]`);
+const chunkOf = (t) => Math.floor(t / data.chunkLen);
+const signed = (x) => (x >= 0 ? '+' : '−') + Math.abs(x).toFixed(3);
+const percent = (p) => p >= 0.0995 ? `${Math.round(100 * p)}%` : `${(100 * p).toFixed(1)}%`;
+
+// --- colors ---------------------------------------------------------------------------------------
+const tint = (t) => {
+  const scale = data.scales[by];
+  if (by === 'gain') {
+    const g = data.gain[t];
+    if (g === null) return '';
+    return `rgba(${g > 0 ? BLUE : ORANGE}, ${(0.62 * Math.min(1, Math.abs(g) / scale)).toFixed(3)})`;
+  }
+  if (by === 'copy') {
+    const n = data.copied[t], place = data.from[t];
+    return place && n ? hexTint(data.colors[place[0]], n >= 5 ? 0.42 : 0.12) : '';
+  }
+  const value = by === 'surprise' ? data.on[t] : data.entropy[t];
+  if (value === null) return '';
+  return `rgba(${by === 'surprise' ? VIOLET : TEAL}, ${(0.6 * Math.min(1, value / scale)).toFixed(3)})`;
+};
+const hexTint = (hex, alpha) =>
+  `rgba(${[1, 3, 5].map(i => parseInt(hex.slice(i, i + 2), 16)).join(', ')}, ${alpha})`;
+const paint = () => {
+  all('.text [data-t]').forEach(span => {
+    const t = Number(span.dataset.t);
+    span.style.backgroundColor = t < data.labels.length ? tint(t) : '';
+    span.classList.toggle('unused', filter !== null && !used(t));
+  });
+  all('.switch button').forEach(b => b.setAttribute('aria-pressed', b.dataset.by === by));
+  legend();
+};
+const legend = () => {
+  const scale = element.querySelector('.scale');
+  if (!scale) return;
+  const ramp = (from, to) => `linear-gradient(90deg, ${from}, ${to})`;
+  const bar = make('i', undefined, 'ramp');
+  const says = {
+    gain: [`hurt ${-data.scales.gain} nat`, `+${data.scales.gain} nat helped`,
+      `linear-gradient(90deg, rgba(${ORANGE}, .62), transparent, rgba(${BLUE}, .62))`],
+    surprise: ['expected', `${data.scales.surprise} nat or more`, ramp('transparent', `rgba(${VIOLET}, .6)`)],
+    entropy: ['attention on one token', `spread over all (${data.scales.entropy} nat)`,
+      ramp('transparent', `rgba(${TEAL}, .6)`)],
+  }[by];
+  scale.replaceChildren();
+  if (by === 'copy') {
+    data.colors.forEach((color, k) => {
+      for (const [alpha, words] of [[0.12, '1–4'], [0.42, '5+ tokens']]) {
+        const swatch = make('i', undefined, 'swatch');
+        swatch.style.background = hexTint(color, alpha);
+        scale.append(swatch, make('span', alpha < 0.2 ? `neighbor ${k + 1}: ${words}` : words));
+      }
+    });
+    return;
+  }
+  bar.style.background = says[2];
+  scale.append(make('span', says[0]), bar, make('span', says[1]));
+  const under = make('span', 'underlined', 'underlined');
+  under.style.setProperty('--own', data.colors[0] || 'gray');
+  if (data.colors.length) scale.append(under, make('span', '= 5 or more tokens copied from a neighbor'));
+};
+
+// --- a neighbor chosen: the tokens that did not use it are dimmed -----------------------------------
+const used = (t) => {
+  if (t >= data.labels.length || chunkOf(t) !== filter.chunk + 1) return false;
+  const effect = data.shapley[t][filter.neighbor], from = data.from[t];
+  return Math.abs(effect || 0) >= data.used || (from && from[0] === filter.neighbor && data.copied[t] >= 5);
+};
+const toggleFilter = (card) => {
+  const chunk = Number(card.dataset.chunk), neighbor = Number(card.dataset.neighbor);
+  const same = filter && filter.chunk === chunk && filter.neighbor === neighbor;
+  filter = same ? null : {chunk, neighbor};
+  all('.card .name').forEach(b => b.setAttribute('aria-pressed', !same && b.closest('.card') === card));
+  paint();
+};
+
+// --- a token chosen -------------------------------------------------------------------------------
+const likely = (title, arm, t) => {
+  const box = make('section'), list = make('ol', undefined, 'likely');
+  box.append(make('h4', title));
+  data.top[arm][t - 1].forEach((id, i) => {
+    const p = data.p[arm][t - 1][i], item = make('li', undefined, id === data.ids[t] ? 'it' : '');
+    const bar = make('i');
+    bar.style.width = `${100 * p}%`;
+    item.append(make('span', data.words[id]), bar, make('b', percent(p)));
+    list.append(item);
+  });
+  box.append(list);
+  return box;
+};
+const panel = (t) => {
+  const box = element.querySelector('.token-panel');
+  const end = t === data.labels.length;
+  box.replaceChildren();
+  const head = make('p', undefined, 'which');
+  head.append(make('b', end ? 'What would come next' : data.labels[t]));
+  if (!end) head.append(make('span', `token ${t + 1}, chunk ${chunkOf(t) + 1}`));
+  box.append(head);
+  if (t === 0) { box.append(make('p', 'The first token: nothing came before it to expect it by.', 'caption')); return; }
+  const on = data.on[t], off = data.off[t], gain = data.gain[t];
+  if (!end) {
+    const line = make('p', `Surprise ${on.toFixed(2)} nat`, 'line');
+    if (gain !== null) {
+      const worth = make('b', `gain ${signed(gain)}`, gain > 0 ? 'helped' : 'hurt');
+      line.textContent += ` with neighbors, ${off.toFixed(2)} without: `;
+      line.append(worth);
+    }
+    box.append(line);
+    const shares = data.shapley[t];
+    if (shares.length) {
+      const list = make('p', undefined, 'by-neighbor');
+      shares.forEach((value, k) => {
+        const one = make('span', `${k + 1}: effect ${signed(value || 0)}, mass ${percent(data.mass[t][k])}`);
+        one.style.setProperty('--own', data.colors[k]);
+        list.append(one);
+      });
+      if (data.null[t] !== null) list.append(make('span', `nothing: mass ${percent(data.null[t])}`));
+      box.append(list);
+    }
+    const from = data.from[t], n = data.copied[t];
+    if (n > 1) {
+      const go = make('button', `ends ${n} tokens that stand in neighbor ${from[0] + 1}, ${from[1]}`, 'source');
+      go.type = 'button';
+      go.onclick = () => mark(t, true);
+      box.append(go);
+    }
+  }
+  const both = make('div', undefined, 'three two');
+  if (gain === null && !end) both.append(likely('expected', 0, t));
+  else both.append(likely('retrieval on', 0, t), likely('retrieval off', 1, t));
+  box.append(both);
+};
+const sourceTokens = (t) => {
+  const from = t < data.labels.length ? data.from[t] : null;
+  if (!from) return [];
+  const card = element.querySelector(`.card[data-chunk="${chunkOf(t) - 1}"][data-neighbor="${from[0]}"]`);
+  const last = from[2] + (from[1] === 'F' ? data.chunkLen : 0);
+  return card ? [...Array(data.copied[t]).keys()].map(i => card.querySelector(`[data-r="${last - i}"]`))
+    .filter(Boolean) : [];
+};
+// Scroll within the neighbors' own boxes only, unless asked to go there: the page must not jump.
+const mark = (t, go) => {
+  all('.card .hit').forEach(span => span.classList.remove('hit'));
+  const found = sourceTokens(t);
+  found.forEach(span => span.classList.add('hit'));
+  if (!found.length) return;
+  const box = found[0].closest('p');
+  box.scrollTop = found[0].offsetTop - box.clientHeight / 2;
+  if (go) found[0].scrollIntoView({block: 'center', behavior: 'smooth'});
+};
+const choose = (t, {focus = false, tell = true} = {}) => {
+  if (!data) return;
+  chosen = Math.max(0, Math.min(data.labels.length, t));
+  const span = token(chosen), number = span.closest('.chunk').dataset.chunk;
+  all('.text [data-t].chosen').forEach(s => { s.classList.remove('chosen'); s.tabIndex = -1; });
+  span.classList.add('chosen');
+  span.tabIndex = 0;
+  all('.chunk').forEach(c => c.classList.toggle('chosen', c.dataset.chunk === number));
+  all('.found').forEach(f => { f.hidden = f.dataset.of !== number; });
+  if (focus) span.focus({preventScroll: false});
+  panel(chosen);
+  mark(chosen, false);
+  if (tell) document.dispatchEvent(new CustomEvent('retro-chosen', {detail: {token: chosen}}));
+};
+
+element.addEventListener('click', e => {
+  if (!data) return;
+  const act = e.target.closest('[data-act]'), card = e.target.closest('.card');
+  if (act && act.dataset.act === 'used') { toggleFilter(card); return; }
+  if (act) {
+    trigger('select', {act: act.dataset.act, chunk: Number(card.dataset.chunk),
+      neighbor: Number(card.dataset.neighbor), token: chosen});
+    return;
+  }
+  const pick = e.target.closest('[data-by]');
+  if (pick) { by = pick.dataset.by; paint(); return; }
+  const span = e.target.closest('.text [data-t]');
+  if (span) { choose(Number(span.dataset.t), {focus: true}); return; }
+  const block = e.target.closest('.text .chunk');
+  if (block) choose(Number(block.dataset.chunk) * data.chunkLen);
+});
+element.addEventListener('keydown', e => {
+  if (!data || !e.target.closest('.text')) return;
+  const step = {ArrowRight: 1, ArrowLeft: -1, ArrowDown: data.chunkLen, ArrowUp: -data.chunkLen}[e.key];
+  if (e.key === 'Home') { e.preventDefault(); choose(0, {focus: true}); }
+  if (e.key === 'End') { e.preventDefault(); choose(data.labels.length, {focus: true}); }
+  if (step) { e.preventDefault(); choose(chosen + step, {focus: true}); }
+});
+// a cell of the heatmap marks its token and the neighbor's
+document.addEventListener('retro-cell', e => {
+  if (!data || !element.isConnected) return;
+  choose(e.detail.token);
+  all('.card .hit').forEach(span => span.classList.remove('hit'));
+  const card = element.querySelector(
+    `.card[data-chunk="${chunkOf(e.detail.token) - 1}"][data-neighbor="${e.detail.neighbor}"]`);
+  const there = card && card.querySelector(`[data-r="${e.detail.place}"]`);
+  if (there) {
+    there.classList.add('hit');
+    const box = there.closest('p');
+    box.scrollTop = there.offsetTop - box.clientHeight / 2;
+  }
+});
+
+let seen;
+const fresh = () => {
+  const holder = element.querySelector('.data');
+  const stamp = holder && holder.dataset.stamp;  // Gradio may keep the nodes and change what is in them
+  if (stamp === seen) return;
+  seen = stamp;
+  data = holder ? JSON.parse(holder.textContent) : null;
+  if (!data) return;
+  filter = null;
+  const known = all('[data-by]').map(b => b.dataset.by);
+  if (!known.includes(by)) by = known[0];
+  paint();
+  choose(Number(element.querySelector('.linked').dataset.chosen));
+};
+new MutationObserver(fresh).observe(
+  element, {childList: true, subtree: true, attributes: true, attributeFilter: ['data-stamp']});
+fresh();

@@ -1,0 +1,140 @@
+// What the tokens of the chosen chunk read, a panel for each neighbor: rows are tokens as they were
+// written, columns the neighbor's tokens, N and then F. Drawn on canvases; a click on a cell chooses both.
+const LABEL = 96, FOOT = 62, CELL_HEIGHT = 15, LEAST = 9;
+let data = null, weights = null, chosen = 0, width = 0;
+
+const decode = (text) => Uint8Array.from(atob(text), c => c.charCodeAt(0));
+const tone = (hex, alpha) =>
+  `rgba(${[1, 3, 5].map(i => parseInt(hex.slice(i, i + 2), 16)).join(', ')}, ${alpha})`;
+const short = (text, most) => text.length > most ? text.slice(0, most - 1) + '…' : text;
+const chunk = () => Math.floor(chosen / data.shape[1]) - 1;
+const weight = (u, row, k, r) => {
+  const [, C, K, R] = data.shape;
+  return weights[((u * C + row) * K + k) * R + r] / 255;
+};
+
+const draw = () => {
+  const panels = element.querySelector('.panels');
+  if (!data || !panels) return;
+  const [L, C, , R] = data.shape, u = chunk();
+  panels.replaceChildren();
+  const reading = element.querySelector('.reading');
+  if (u < 0 || u >= L || !data.neighbors[u].length) {
+    reading.textContent = u < 0
+      ? 'The first chunk reads nothing. Choose a token further on.' : 'Nothing was looked up for this chunk.';
+    return;
+  }
+  const first = (u + 1) * C;
+  const rows = Math.min(C, data.labels.length + 1 - first);
+  const wide = Math.max(element.clientWidth - LABEL - 4, R * LEAST), cell = wide / R;
+  reading.textContent = 'Point at a cell for its weight; click it to mark both tokens.';
+  data.neighbors[u].forEach((neighbor, k) => {
+    const box = document.createElement('figure');
+    const title = document.createElement('figcaption');
+    title.textContent = `${k + 1} ${neighbor.title}`;
+    title.style.color = data.colors[k];
+    const scroll = document.createElement('div');
+    scroll.className = 'scroll';
+    const canvas = document.createElement('canvas');
+    const height = rows * CELL_HEIGHT + FOOT, ratio = window.devicePixelRatio || 1;
+    canvas.width = (LABEL + wide) * ratio;
+    canvas.height = height * ratio;
+    canvas.style.width = `${LABEL + wide}px`;
+    canvas.style.height = `${height}px`;
+    canvas.setAttribute('role', 'img');
+    canvas.setAttribute('aria-label',
+      `Attention of ${rows} tokens to neighbor ${k + 1}, ${neighbor.title}; the table has the numbers.`);
+    const pen = canvas.getContext('2d');
+    pen.scale(ratio, ratio);
+    const ink = getComputedStyle(element).color;
+    pen.font = '10px ui-monospace, Menlo, Consolas, monospace';
+    for (let row = 0; row < rows; row++) {
+      const t = first + row, y = row * CELL_HEIGHT, mine = t === chosen;
+      for (let r = 0; r < R; r++) {
+        const w = weight(u, row, k, r);
+        if (w > 0.004) {
+          pen.fillStyle = tone(data.colors[k], (0.04 + 0.96 * w).toFixed(3));
+          pen.fillRect(LABEL + r * cell, y, Math.max(1, cell - 1), CELL_HEIGHT - 1);
+        }
+      }
+      pen.fillStyle = ink;
+      pen.globalAlpha = mine ? 1 : 0.7;
+      pen.font = `${mine ? 'bold ' : ''}10px ui-monospace, Menlo, Consolas, monospace`;
+      pen.textAlign = 'right';
+      pen.fillText(t < data.labels.length ? short(data.labels[t], 11) : '▸ next', LABEL - 6, y + 11);
+      pen.globalAlpha = 1;
+      if (mine) {
+        pen.strokeStyle = ink;
+        pen.lineWidth = 1.5;
+        pen.strokeRect(LABEL - 0.5, y - 0.5, wide, CELL_HEIGHT);
+      }
+    }
+    pen.globalAlpha = 0.45;
+    pen.strokeStyle = ink;
+    pen.setLineDash([2, 3]);
+    pen.beginPath();
+    pen.moveTo(LABEL + R / 2 * cell - 0.5, 0);
+    pen.lineTo(LABEL + R / 2 * cell - 0.5, rows * CELL_HEIGHT + FOOT);
+    pen.stroke();
+    pen.setLineDash([]);
+    pen.globalAlpha = 0.8;
+    pen.font = '9px ui-monospace, Menlo, Consolas, monospace';
+    pen.textAlign = 'right';
+    neighbor.tokens.forEach((word, r) => {
+      pen.save();
+      pen.translate(LABEL + (r + 0.5) * cell + 3, rows * CELL_HEIGHT + 4);
+      pen.rotate(-Math.PI / 2);
+      pen.fillStyle = ink;
+      pen.fillText(short(word, 10), 0, 0);
+      pen.restore();
+    });
+    pen.globalAlpha = 1;
+    const at = (e) => {
+      const place = canvas.getBoundingClientRect();
+      const r = Math.floor((e.clientX - place.left - LABEL) / cell);
+      const row = Math.floor((e.clientY - place.top) / CELL_HEIGHT);
+      return r >= 0 && r < R && row >= 0 && row < rows ? {token: first + row, row, neighbor: k, place: r} : null;
+    };
+    canvas.addEventListener('mousemove', e => {
+      const cellAt = at(e);
+      if (!cellAt) return;
+      const r = cellAt.place, part = r < R / 2 ? 'N' : 'F';
+      const who = cellAt.token < data.labels.length ? data.labels[cellAt.token] : 'what comes next';
+      reading.textContent = `Before ${who} (token ${cellAt.token + 1}) was written: weight ` +
+        `${(weight(u, cellAt.row, k, r) * data.top).toFixed(4)} on ${neighbor.tokens[r]} of ${part}, neighbor ${k + 1}`;
+    });
+    canvas.addEventListener('click', e => {
+      const cellAt = at(e);
+      if (cellAt) document.dispatchEvent(new CustomEvent('retro-cell', {detail: cellAt}));
+    });
+    scroll.append(canvas);
+    box.append(title, scroll);
+    panels.append(box);
+  });
+};
+
+document.addEventListener('retro-chosen', e => {
+  if (!element.isConnected) return;
+  chosen = e.detail.token;
+  draw();
+});
+let seen;
+const fresh = () => {
+  const holder = element.querySelector('.data');
+  const stamp = holder && holder.dataset.stamp;  // Gradio may keep the nodes and change what is in them
+  if (stamp === seen) return;
+  seen = stamp;
+  data = holder ? JSON.parse(holder.textContent) : null;
+  weights = data && decode(data.weights);
+  const marked = document.querySelector('#linked .chosen[data-t]');
+  if (marked) chosen = Number(marked.dataset.t);
+  draw();
+};
+new MutationObserver(fresh).observe(
+  element, {childList: true, subtree: true, attributes: true, attributeFilter: ['data-stamp']});
+new ResizeObserver(() => {
+  if (element.clientWidth === width) return;
+  width = element.clientWidth;
+  draw();
+}).observe(element);
+fresh();
