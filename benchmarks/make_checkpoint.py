@@ -1,4 +1,4 @@
-"""Make the shipped runs: a base, the same base trained on (its matched baseline), and a retrofit of it.
+"""Make the shipped runs: a base, the same base trained on (its matched baseline), a retrofit of it; a MARGE.
 
     .venv/bin/python -m benchmarks.make_checkpoint [--runs FOLDER] [--threads 1] [--example]
 
@@ -22,16 +22,26 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from retro_demo.checkpoint import load_model, read_run_config, save_weights, saved_step, write_run_config
+from retro_demo.checkpoint import (
+    MargeRun,
+    load_marge,
+    load_model,
+    read_any_config,
+    save_weights,
+    saved_step,
+    write_run_config,
+)
 from retro_demo.config import GenerateConfig
 from retro_demo.events import read_events
 from retro_demo.loading import load_run
+from retro_demo.marge_planning import plan_run
 from retro_demo.pipeline import ensure_sample, run_training
-from retro_demo.planning import make_run_config, prepare_run
+from retro_demo.planning import prepare_run
 from retro_demo.workspace import CHECKPOINTS, SAMPLE
 from retro_demo.writing import watch_writing
 
 CORPUS = "sample:factbook2015"
+RIGHTS = "sample:udhr44"
 SEED = 0
 PROMPT = "Introduction\n\nBackground: The islands became independent in 1975."
 EXAMPLE = GenerateConfig()  # so a click on Generate writes it again
@@ -44,17 +54,19 @@ class Shipped:
     name: str
     model: str
     base: str = ""
+    corpus: str = CORPUS
 
 
 BASE = Shipped("factbook-lm", "lm")
 MORE = Shipped("factbook-lm-more", "lm", SAMPLE + BASE.name)
 RETROFIT = Shipped("factbook-retrofit", "retrofit", SAMPLE + BASE.name)
+MARGE = Shipped("rights-marge", "marge", corpus=RIGHTS)
 
 
 def train(wanted: Shipped, run: Path, threads: int) -> None:
     """Train one of them in `run` to its end, from wherever it stands."""
-    config = make_run_config(
-        wanted.model, CORPUS, preset="small", settings={"seed": SEED}, device="cpu", base=wanted.base
+    config = plan_run(
+        wanted.model, wanted.corpus, preset="small", settings={"seed": SEED}, device="cpu", base=wanted.base
     )
     if not (run / "config.json").exists():
         prepare_run(run, replace(config, threads=threads or config.threads))
@@ -70,9 +82,13 @@ def ship(run: Path, out: Path) -> None:
     # every tenth step is enough to draw the curve of a run that nobody resumes
     kept = [e for e in read_events(run / "events.jsonl") if e["event"] != "step" or e["step"] % 10 == 0]
     (out / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in kept))
-    write_run_config(out, read_run_config(run))
+    config = read_any_config(run)
+    write_run_config(out, config)
     shutil.copy(run / "tokenizer.json", out)
-    save_weights(out, load_model(run), saved_step(run), torch.float16)
+    model = load_marge(run) if isinstance(config, MargeRun) else load_model(run)
+    save_weights(out, model, saved_step(run), torch.float16)
+    if isinstance(config, MargeRun):  # what each re-index found is what there is to see
+        shutil.copytree(run / "evidence", out / "evidence", dirs_exist_ok=True)
 
 
 def write_example(name: str) -> None:
@@ -91,9 +107,8 @@ def main() -> None:
     options.add_argument("--example", action="store_true", help="only write the example anew")
     chosen = options.parse_args()
     if not chosen.example:
-        for event in ensure_sample(CORPUS):
-            print(event)
-        for wanted in (BASE, MORE, RETROFIT):
+        for wanted in (BASE, MORE, RETROFIT, MARGE):
+            list(ensure_sample(wanted.corpus))
             train(wanted, chosen.runs / wanted.name, chosen.threads)
             ship(chosen.runs / wanted.name, CHECKPOINTS / wanted.name)
     write_example(RETROFIT.name)

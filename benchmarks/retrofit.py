@@ -7,7 +7,8 @@ For each seed: a base `lm`, the base trained on for --steps (the matched baselin
 a retrofit of the base for as many steps on the same windows. `--minilm` names the same sample built with
 --embedder minilm; `--warm` adds a retro that begins with the base and freezes nothing. Every run is
 measured on --tokens of the held-out text; intervals are of the paired bootstrap over documents. What is
-done is found in --out and not done again. One JSON line at the end.
+done is found in --out and not done again. `--equal-time` also compares with the base trained on for as
+long as the retrofit, by the clock: more steps than the matched baseline. One JSON line at the end.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def seconds_of(run: Path) -> float:
 
 def evaluated(run: Path, baseline: Path, tokens: int) -> dict[str, Any]:
     """All figures of a run against its baseline, on so many held-out tokens."""
-    out = run / f"evaluation-{tokens}"
+    out = run / f"evaluation-{tokens}-{baseline.name}"
     settings = EvaluateConfig(
         max_tokens=tokens, first_tokens=tokens or 100_000, retrievers="", corruption=(0,), prepend="off"
     )
@@ -66,6 +67,15 @@ def evaluated(run: Path, baseline: Path, tokens: int) -> dict[str, Any]:
     return result | {"evaluation_seconds": time.perf_counter() - begun}
 
 
+def row(seed: int, what: str, result: dict[str, Any], run: Path, baseline: Path) -> str:
+    """A line of the table."""
+    arms, change = result["arms"], result["arms"]["on"]["differences"]["baseline"]
+    low, high = change["bpb_ci"]
+    cells = [f"{seed}", what, *(f"{arms[a]['bpb']:.4f}" for a in ("on", "off", "shuffled", "oracle_0"))]
+    cells += [f"{arms['baseline']['bpb']:.4f}", f"{change['bpb']:+.4f} [{low:+.4f}, {high:+.4f}]"]
+    return f"| {' | '.join(cells)} | {seconds_of(run):.0f} / {seconds_of(baseline):.0f} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
@@ -76,6 +86,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=60_000, help="held-out tokens; 0: all")
     parser.add_argument("--retrievers", default="dense,bm25")
     parser.add_argument("--minilm", default="", help="the sample, built with --embedder minilm")
+    parser.add_argument("--equal-time", action="store_true", help="also a baseline of as many seconds")
     parser.add_argument("--warm", action="store_true", help="also train all weights on, with retrieval")
     options = parser.parse_args()
     list(ensure_sample(SAMPLE))
@@ -95,15 +106,17 @@ def main() -> None:
             for model, retriever in plans:
                 run = home / f"{model}-{retriever}{mark}"
                 trained(run, model, corpus, base, retriever=retriever, **steps)
-                result = evaluated(run, more, options.tokens)
-                arms, change = result["arms"], result["arms"]["on"]["differences"]["baseline"]
-                bpb = [f"{arms[a]['bpb']:.4f}" for a in ("on", "off", "shuffled", "oracle_0", "baseline")]
-                low, high = change["bpb_ci"]
-                cells = [f"{seed}", f"{model} {retriever}{mark}", *bpb]
-                cells += [f"{change['bpb']:+.4f} [{low:+.4f}, {high:+.4f}]"]
-                cells += [f"{seconds_of(run):.0f} / {seconds_of(more):.0f}"]
-                print(f"| {' | '.join(cells)} |", flush=True)
-                kept.append({"seed": seed, "what": cells[1]} | {k: result[k] for k in ("arms", "verdict")})
+                baselines = {"": more}
+                if options.equal_time:
+                    longer = round(options.steps * seconds_of(run) / seconds_of(more))
+                    longer = {"seed": seed, "steps": longer, "eval_every": longer}
+                    timed = home / f"time-{model}-{retriever}{mark}"
+                    baselines[", equal time"] = trained(timed, "lm", corpus, base, **longer)
+                for against, baseline in baselines.items():
+                    result = evaluated(run, baseline, options.tokens)
+                    what = f"{model} {retriever}{mark}{against}"
+                    print(row(seed, what, result, run, baseline), flush=True)
+                    kept.append({"seed": seed, "what": what} | {k: result[k] for k in ("arms", "verdict")})
     print(json.dumps({"rows": kept}))
 
 

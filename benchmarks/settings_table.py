@@ -11,7 +11,8 @@ from retro_demo.config import CorpusConfig, GenerateConfig, TrainConfig
 from retro_demo.evaluate_config import EvaluateConfig
 from retro_demo.explain_config import ExplainConfig
 from retro_demo.knobs import knobs
-from retro_demo.presets import PRESETS, preset_settings
+from retro_demo.marge_config import EvidenceConfig, MargeConfig
+from retro_demo.presets import MARGE_PRESETS, PRESETS, preset_settings
 from retro_demo.retro_config import RetroConfig
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -19,6 +20,8 @@ VERBS = [
     (CorpusConfig, "build-corpus", "How a corpus is built"),
     (RetroConfig, "train", "The shape of the network"),
     (TrainConfig, "train", "How a run is trained"),
+    (MargeConfig, "train marge", "The shape of a MARGE"),
+    (EvidenceConfig, "train marge", "The evidence of a MARGE"),
     (GenerateConfig, "generate", "How text is written"),
     (EvaluateConfig, "evaluate", "How a run is measured"),
     (ExplainConfig, "explain", "How a text is read to explain it"),
@@ -40,14 +43,14 @@ def table(config: type) -> list[str]:
     return lines
 
 
-def preset_table(presets: list[dict[str, object]], begun: bool) -> list[str]:
+def preset_table(presets: dict[str, dict[str, object]], configs: list[type], begun: bool) -> list[str]:
     """What the presets say otherwise than the defaults; who begins with a run keeps its decoder."""
-    defaults = {knob.name: knob.default for kind in (RetroConfig, TrainConfig) for knob in knobs(kind)}
-    lines = ["| setting | " + " | ".join(PRESETS) + " |", "|---|" + "---|" * len(PRESETS)]
-    for name in dict.fromkeys(name for preset in presets for name in preset):
+    defaults = {knob.name: knob.default for kind in configs for knob in knobs(kind)}
+    lines = ["| setting | " + " | ".join(presets) + " |", "|---|" + "---|" * len(presets)]
+    for name in dict.fromkeys(name for preset in presets.values() for name in preset):
         if begun and name in ("dim", "depth", "num_heads"):
             continue
-        values = [shown(preset.get(name, defaults[name])) for preset in presets]
+        values = [shown(preset.get(name, defaults[name])) for preset in presets.values()]
         lines.append(f"| `{name}` | " + " | ".join(values) + " |")
     return lines
 
@@ -67,8 +70,11 @@ def main() -> None:
         ("`train lm --base RUN`", "lm", True),
         ("`train retrofit --base RUN`", "retrofit", True),
     ):
-        presets = [preset_settings(model, preset, begun=begun) for preset in PRESETS]
-        lines += ["", f"## Presets of {title} (`--preset`)", "", *preset_table(presets, begun)]
+        presets = {preset: preset_settings(model, preset, begun=begun) for preset in PRESETS}
+        lines += ["", f"## Presets of {title} (`--preset`)", ""]
+        lines += preset_table(presets, [RetroConfig, TrainConfig], begun)
+    lines += ["", "## Presets of `train marge` (`--preset`)", ""]
+    lines += preset_table(MARGE_PRESETS, [TrainConfig, EvidenceConfig, MargeConfig], False)
     (DOCS / "settings.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -12,11 +12,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from retro_demo.config import RetroConfig
     from retro_demo.errors import UserError
+    from retro_demo.marge import MARGE
+    from retro_demo.marge_config import MargeConfig
     from retro_demo.retro import RETRO
 
-__all__ = ["RETRO", "RetroConfig", "UserError"]
+__all__ = ["MARGE", "RETRO", "MargeConfig", "RetroConfig", "UserError"]
 
-_HOMES = {"RETRO": "retro", "RetroConfig": "config", "UserError": "errors"}
+_HOMES = {
+    "MARGE": "marge",
+    "MargeConfig": "marge_config",
+    "RETRO": "retro",
+    "RetroConfig": "config",
+    "UserError": "errors",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -14,13 +14,11 @@ from typing import Any
 import numpy as np
 
 from retro_demo.bootstrap import Estimate, draws, ratio
+from retro_demo.explain import MEANT, helped_and_hurt
 from retro_demo.loss_table import LossTable
 
 REFERENCES = ("baseline", "off", "shuffled", "on")
 """Arms that every other arm is compared with, where they were measured."""
-
-MOVED = 0.1
-"""Nats by which a token's loss must differ to count as helped or hurt (papers.md 4.2)."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,9 @@ class Sums:
         return arm in self.table.losses and not len(self.table.missing(arm, self.count))
 
 
-def arm_figures(sums: Sums, names: list[str]) -> dict[str, dict[str, Any]]:
+def arm_figures(
+    sums: Sums, names: list[str], references: tuple[str, ...] = REFERENCES
+) -> dict[str, dict[str, Any]]:
     """Each arm's loss in nats a token and bits a byte, with its differences to the references.
 
     `ci` is the interval of the arm's own bpb, wide because documents differ; those of the differences
@@ -96,7 +96,7 @@ def arm_figures(sums: Sums, names: list[str]) -> dict[str, dict[str, Any]]:
             "tokens": int(sums.tokens().sum()),
             "differences": {
                 other: sums.difference(name, other).to_json()
-                for other in REFERENCES
+                for other in references
                 if other != name and other in names
             },
         }
@@ -107,9 +107,10 @@ def tokens_moved(sums: Sums, reference: str) -> dict[str, float]:
     """Shares of tokens whose loss is lower (helped) or higher (hurt) with retrieval, by over 0.1 nat."""
     there = sums.table.there[: sums.count]
     gain = (sums.table.losses[reference] - sums.table.losses["on"])[: sums.count][there]
+    moved = helped_and_hurt(gain)
     return {
-        "helped": float((gain > MOVED).mean()),
-        "hurt": float((gain < -MOVED).mean()),
-        "mean": float(gain.mean()),
-        "threshold": MOVED,
+        "helped": moved["helped"],
+        "hurt": moved["hurt"],
+        "mean": moved["mean_gain"],
+        "threshold": MEANT,
     }

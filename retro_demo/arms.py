@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -49,12 +50,18 @@ class Windows:
         return len(self.rows)
 
 
-def held_out_windows(corpus: Corpus, chunks_per_window: int, seed: int) -> Windows:
-    """All windows of `chunks_per_window` chunks through the held-out documents, in the order to measure."""
+def held_out_windows(
+    corpus: Corpus, chunks_per_window: int, seed: int, left_out: np.ndarray | None = None
+) -> Windows:
+    """All windows of `chunks_per_window` chunks through the held-out documents, in the order to measure.
+
+    `left_out` (D,), bool: documents that are not to be measured on.
+    """
+    measured = corpus.held_out if left_out is None else corpus.held_out & ~left_out
     rng = np.random.default_rng([seed, 0])
     step = chunks_per_window - 1
     turns: list[tuple[int, int, np.ndarray]] = []  # (turn of this window in its document, place, rows)
-    for place, document in enumerate(rng.permutation(np.flatnonzero(corpus.held_out))):
+    for place, document in enumerate(rng.permutation(np.flatnonzero(measured))):
         ids = np.flatnonzero(corpus.chunks.document == document)
         windows = [ids[i : i + chunks_per_window] for i in range(0, len(ids) - 1, step)]
         for turn, which in enumerate(rng.permutation(len(windows))):
@@ -85,7 +92,8 @@ class Arms:
     def ids(self, name: str, which: np.ndarray) -> np.ndarray:
         """Chunk ids of the neighbors (w, L - 1, K) that arm `name` shows in the windows `which` (w,).
 
-        An oracle's best neighbor is the chunk itself. -1 = none; "off" shows nothing at all.
+        An oracle's best neighbor is the chunk itself. -1 = none; "off" shows nothing at all. Raises
+        KeyError for an arm that has no table.
         """
         chunks = self.windows.rows[which, :-1]  # the last chunk's neighbors act on no measured token
         shown = np.full((*chunks.shape, self.k), -1, dtype=np.int64)
@@ -98,9 +106,8 @@ class Arms:
         if name == "wrong_order":
             return self._found(self.own, _other_chunks(chunks, self._whole(chunks)), self.k)
         kind, number = _parsed(name)
-        shown = self._found(
-            name if name in self.tables else self.own, chunks, number if kind == "k" else self.k
-        )
+        of_own = name in ("on", "n_only", "f_only") or kind in ("oracle_", "k")
+        shown = self._found(self.own if of_own else name, chunks, number if kind == "k" else self.k)
         if kind == "oracle_":
             shown[..., 1:] = shown[..., :-1].copy()
             shown[..., 0] = np.where(self._whole(chunks), chunks, -1)
@@ -153,10 +160,16 @@ class Arms:
             shown[place][: len(allowed)] = allowed
         return shown
 
-    @property
+    @cached_property
     def database(self) -> np.ndarray:
         """Chunk ids that may be retrieved."""
         return np.flatnonzero(~self.corpus.held_out[self.corpus.chunks.document])
+
+    @cached_property
+    def _database_tokens(self) -> np.ndarray:
+        """All tokens of the database, one behind the other, without padding."""
+        tokens = self.corpus.chunks.tokens[self.database]
+        return tokens[tokens != 0]
 
     def another_sequence(self, which: np.ndarray) -> np.ndarray:
         """Chunks (w, L - 1) of another window for each, of another document, at the same places.
@@ -181,13 +194,11 @@ class Arms:
 
     def _overwritten(self, tokens: np.ndarray, which: np.ndarray, percent: int) -> np.ndarray:
         """tokens (w, L - 1, 2 C) of which `percent` are replaced by tokens drawn from the database."""
-        text = self.corpus.chunks.tokens[self.database]
-        text = text[text != 0]
         out = tokens.copy()
         for row, window in enumerate(which):
             rng = np.random.default_rng([self.seed, 3, percent, self.windows.rows[window, 0]])
             hit = (rng.random(tokens[row].shape) < percent / 100) & (tokens[row] != 0)
-            out[row][hit] = rng.choice(text, int(hit.sum()))
+            out[row][hit] = rng.choice(self._database_tokens, int(hit.sum()))
         return out
 
 

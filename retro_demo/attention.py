@@ -30,6 +30,8 @@ class AttentionShape(NamedTuple):
     bias: bool = False  # of the output projection
     drop_weights: float = 0.0
     drop_output: float = 0.0
+    scale: float | None = None  # of the scores; None: the inverse root of a head's width
+    empty_reads_all: bool = False  # a query that may see nothing averages over everything
 
 
 class KeysValues(NamedTuple):
@@ -88,6 +90,8 @@ class SelfAttention(nn.Module):
         self.to_out = nn.Linear(inner, dim, bias=shape.bias)
         self.drop_weights = shape.drop_weights
         self.dropout = nn.Dropout(shape.drop_output)
+        self.scale = shape.scale
+        self.empty_reads_all = shape.empty_reads_all
         self.register_buffer("frequencies", rotary_frequencies(shape.rotary_dims), persistent=False)
 
     def forward(self, x: Tensor, positions: Tensor, mask: Tensor, memory: Memory | None = None) -> Tensor:
@@ -99,8 +103,11 @@ class SelfAttention(nn.Module):
         q, k = rotate(q, positions, self.frequencies), rotate(k, positions, self.frequencies)
         if memory is not None:
             k, v = memory.append(KeysValues(k, v))
+        if self.empty_reads_all:  # a query of zeros likes everything alike, and learns nothing from it
+            empty = ~mask.any(dim=-1, keepdim=True)
+            q, mask = q.masked_fill(empty, 0.0), mask | empty
         dropped = self.drop_weights if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropped)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropped, scale=self.scale)
         return self.dropout(self.to_out(rearrange(out, "b h t p -> b t (h p)")))
 
 
@@ -213,11 +220,8 @@ def record_attention(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     def listen(name: str, tap: nn.Module) -> RemovableHandle:
         return tap.register_forward_hook(lambda _tap, _inputs, weights: seen.update({name: weights.detach()}))
 
-    handles = [
-        listen(name, layer.weights)
-        for name, layer in model.named_modules()
-        if isinstance(layer, CrossAttention)
-    ]
+    taps = {name: getattr(layer, "weights", None) for name, layer in model.named_modules()}
+    handles = [listen(name, tap) for name, tap in taps.items() if isinstance(tap, nn.Identity)]
     try:
         yield seen
     finally:

@@ -77,12 +77,14 @@ class RetroBatches:
         share = reading_share(step, self.reading_steps, self.lessons_kept)
         if batch.neighbors is None or not share:
             return batch
+        # the last chunk of a document keeps nothing to read: what follows it is another document
+        whole = self.corpus.chunks.has_continuation(rows[:, :-1])
         taught = with_answers(
             batch.neighbors.numpy(),
             batch.tokens.numpy(),
             self.corpus.config.chunk_len,
             self.corpus.tokenizer.vocab_size,
-            share,
+            share * whole,
             np.random.default_rng([self.seed, LESSONS, step]),
         )
         return RetroBatch(batch.tokens, torch.from_numpy(taught))

@@ -6,12 +6,13 @@ Shapes: B batch, T tokens, D width.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retro_demo.attention import AttentionShape, CrossAttention
+from retro_demo.attention import AttentionShape
 from retro_demo.retro_config import RetroConfig
 
 INIT_STD = 0.02
@@ -32,7 +33,17 @@ class GatedRMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps) * (x * self.gate).sigmoid()
 
 
-def make_norm(config: RetroConfig, dim: int) -> nn.Module:
+class Norms(Protocol):
+    """What a config says of norms."""
+
+    @property
+    def norm(self) -> str: ...
+
+    @property
+    def norm_eps(self) -> float: ...
+
+
+def make_norm(config: Norms, dim: int) -> nn.Module:
     """The norm that `config` asks for, of this width."""
     if config.norm == "layer":
         return nn.LayerNorm(dim, eps=config.norm_eps or 1e-5)
@@ -82,8 +93,16 @@ def draw_weights(model: nn.Module, depth: int) -> None:
         nn.init.normal_(weight, std=INIT_STD / (2 * depth) ** 0.5 if writes else INIT_STD)
 
 
+class CopyingAttention(Protocol):
+    """An attention to a context with these projections."""
+
+    to_q: nn.Linear
+    to_kv: nn.Linear
+    to_out: nn.Linear
+
+
 @torch.no_grad()
-def draw_copying_weights(layer: CrossAttention) -> None:
+def draw_copying_weights(layer: CopyingAttention) -> None:
     """Let cross-attention begin as a copier: like finds like, and what is found is written as it is.
 
     Queries and keys share one random projection, so the same state in text and neighbor scores

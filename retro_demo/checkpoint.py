@@ -16,7 +16,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,12 @@ from torch import Tensor, nn
 from retro_demo.config import RetroConfig, TrainConfig, from_json
 from retro_demo.corpus import file_hash, write_atomically
 from retro_demo.errors import UserError
+from retro_demo.marge import MARGE
+from retro_demo.marge_config import EvidenceConfig, MargeConfig
 from retro_demo.retro import RETRO
 
 FORMAT = 1
-MODELS = ("lm", "retro", "retrofit")
+MODELS = ("lm", "retro", "retrofit", "marge")
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,32 @@ class RunConfig:
         return bool(self.network.cca_layers)
 
 
+@dataclass(frozen=True)
+class MargeRun:
+    """The same for a run of MARGE, whose evidence is its own business."""
+
+    model: str
+    preset: str
+    corpus: str  # folder, or "sample:NAME"
+    corpus_fingerprint: str
+    network: MargeConfig
+    evidence: EvidenceConfig
+    training: TrainConfig
+    threads: int
+    device: str
+    versions: dict[str, str]
+    lesson_steps: int = 0  # as above
+    format: int = FORMAT
+
+    @property
+    def retrieves(self) -> bool:
+        """MARGE does nothing else."""
+        return True
+
+
+AnyRun = RunConfig | MargeRun
+
+
 def versions() -> dict[str, str]:
     """What bit-identity on resume depends on, beside the thread count."""
     return {
@@ -67,12 +95,30 @@ def versions() -> dict[str, str]:
     }
 
 
-def write_run_config(folder: Path, config: RunConfig) -> None:
+def write_run_config(folder: Path, config: AnyRun) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "config.json", (json.dumps(asdict(config), indent=2) + "\n").encode())
 
 
 def read_run_config(folder: Path) -> RunConfig:
+    """The config of a run of the RETRO family; raises UserError where there is none or it is MARGE's."""
+    config = read_any_config(folder)
+    if isinstance(config, MargeRun):
+        raise UserError(
+            f"The run {folder.name} is a MARGE, which has no neighbors of chunks. Choose a RETRO."
+        )
+    return config
+
+
+def read_marge_config(folder: Path) -> MargeRun:
+    """The config of a MARGE run; raises UserError where there is none or it is another model's."""
+    config = read_any_config(folder)
+    if isinstance(config, RunConfig):
+        raise UserError(f"The run {folder.name} is a {config.model}. Choose a MARGE, which has evidence.")
+    return config
+
+
+def read_any_config(folder: Path) -> AnyRun:
     """The config of a run; raises UserError where there is none or it is not one of ours."""
     path = folder / "config.json"
     if not path.exists():
@@ -83,31 +129,37 @@ def read_run_config(folder: Path) -> RunConfig:
         values = json.loads(path.read_text("utf-8"))
         if values["format"] != FORMAT:
             raise UserError(f"{path} has format {values['format']}; this version reads {FORMAT}.")
-        return RunConfig(
-            **values
-            | {
-                "network": from_json(RetroConfig, values["network"]),
-                "training": from_json(TrainConfig, values["training"]),
-            }
-        )
+        values["training"] = from_json(TrainConfig, values["training"])
+        if values["model"] == "marge":
+            values["network"] = from_json(MargeConfig, values["network"])
+            values["evidence"] = from_json(EvidenceConfig, values["evidence"])
+            return MargeRun(**values)
+        values["network"] = from_json(RetroConfig, values["network"])
+        return RunConfig(**values)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is not the config of a run ({error}). Was it edited? Train the run anew."
         ) from error
 
 
-def differences(old: RunConfig, new: RunConfig) -> list[str]:
+def differences(old: AnyRun, new: AnyRun) -> list[str]:
     """What a second call asks otherwise, as "steps 300 -> 400"; place of work and versions aside."""
-    aside = {"threads": 0, "device": "", "versions": {}, "corpus": "", "preset": "", "lesson_steps": 0}
-    flat = [_flat(asdict(replace(config, **aside))) for config in (old, new)]
+    if old.model != new.model:
+        return [f"model {old.model} -> {new.model}"]
+    before, after = _flat(asdict(old)), _flat(asdict(new))
+    aside = {"threads", "device", "corpus", "preset", "lesson_steps"}
     return [
-        f"{name} {flat[0][name]} -> {flat[1][name]}" for name in flat[0] if flat[0][name] != flat[1][name]
+        f"{name} {before[name]} -> {after[name]}"
+        for name in before
+        if name not in aside and before[name] != after[name]
     ]
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     inner = {
-        name: item for value in values.values() if isinstance(value, dict) for name, item in value.items()
+        name: item
+        for part in ("network", "evidence", "training")
+        for name, item in values.get(part, {}).items()
     }
     return {name: value for name, value in values.items() if not isinstance(value, dict)} | inner
 
@@ -194,17 +246,27 @@ def freeze_decoder(model: RETRO) -> None:
 
 def load_model(folder: Path, device: str = "cpu") -> RETRO:
     """The model of a run in float32 and eval mode; raises UserError where it has no weights that fit."""
-    config = read_run_config(folder)
+    model = RETRO(read_run_config(folder).network)
+    _fill(model, folder)
+    return model.eval().to(device)
+
+
+def load_marge(folder: Path, device: str = "cpu") -> MARGE:
+    """The same for a run of MARGE."""
+    model = MARGE(read_marge_config(folder).network)
+    _fill(model, folder)
+    return model.eval().to(device)
+
+
+def _fill(model: nn.Module, folder: Path) -> None:
     path = folder / "model.safetensors"
     if not path.exists():
         raise UserError(f"The run at {folder} has no weights yet. Let it train until its first save.")
     tensors, _ = _load(path)
-    model = RETRO(config.network)
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if wanted != {name: tensor.shape for name, tensor in tensors.items()}:
         raise UserError(f"The weights in {path} do not fit the network that config.json describes.")
     model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    return model.eval().to(device)
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor], meta: dict[str, str]) -> None:

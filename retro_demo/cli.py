@@ -17,37 +17,42 @@ from typing import Any, NoReturn
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: a busy neighbor core costs less
 
 from retro_demo.building import prepare_corpus
-from retro_demo.checkpoint import MODELS, read_run_config
+from retro_demo.checkpoint import MODELS, MargeRun, read_any_config
 from retro_demo.config import (
     RETRIEVERS,
     CorpusConfig,
     GenerateConfig,
     RetroConfig,
     TrainConfig,
-    knobs,
 )
 from retro_demo.corpus import load_corpus
 from retro_demo.errors import UserError
 from retro_demo.evaluate_config import EvaluateConfig
 from retro_demo.evaluating import run_evaluation
 from retro_demo.evaluation_request import Request, prepare_evaluation, settled, usual_folder
-from retro_demo.events import (
-    Event,
-    Failed,
-    Finished,
-    Stopped,
-)
+from retro_demo.events import Event, Failed, Finished, Stopped
 from retro_demo.explain_config import ExplainConfig
-from retro_demo.explained import explain_text
+from retro_demo.explained import explain_text, explain_written
 from retro_demo.findings import as_json
+from retro_demo.flags import add_flags, given, numbers
 from retro_demo.generate import Written
 from retro_demo.loading import load_retriever, write
+from retro_demo.marge_config import EvidenceConfig, MargeConfig
+from retro_demo.marge_planning import plan_run
+from retro_demo.marge_writing import (
+    ids_of,
+    load_marge_run,
+    refuse_evidence,
+    refuse_retriever,
+    write_from_evidence,
+)
 from retro_demo.pipeline import ensure_sample, run_build, run_training
-from retro_demo.planning import extend_run, make_run_config, prepare_run
+from retro_demo.planning import extend_run, prepare_run
 from retro_demo.presets import PRESETS
 from retro_demo.printing import Printer, print_json
 from retro_demo.ready import ready_run
 from retro_demo.search import search
+from retro_demo.tokenizer import Tokenizer
 from retro_demo.workspace import SAMPLE, SAMPLES, corpus_folder, data_home, run_folder, settle_data_home
 
 PROGRAM = "python -m retro_demo"
@@ -137,8 +142,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--device", help="auto, cpu, cuda or mps (default: auto, or what the run was begun on)"
     )
-    add_flags(train, TrainConfig)
-    add_flags(train, RetroConfig)
+    add_flags(train, TrainConfig, RetroConfig, EvidenceConfig, MargeConfig)
 
     measure = _verb(verbs, "evaluate", _evaluate, "measure whether retrieval helps, against its controls")
     measure.add_argument("run", nargs="?", metavar="RUN", help="run that retrieves; none: go on with --out")
@@ -152,6 +156,13 @@ def build_parser() -> argparse.ArgumentParser:
     writing = _verb(verbs, "generate", _generate, "write text with a run")
     writing.add_argument("run", type=run_folder, metavar="RUN", help="folder of the run, or sample:NAME")
     writing.add_argument("--prompt", required=True)
+    writing.add_argument("--language", default="", help="MARGE: the language to write in")
+    writing.add_argument(
+        "--evidence",
+        default="",
+        metavar="IDS",
+        help="MARGE: documents to write from (default: its own choice)",
+    )
     writing.add_argument(
         "--corpus", metavar="DIR", help="read another corpus than the one of the training (hot swap)"
     )
@@ -160,7 +171,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     reading = _verb(verbs, "explain", _explain, "say what retrieval does to each token of a text")
     reading.add_argument("run", type=run_folder, metavar="RUN", help="folder of the run, or sample:NAME")
-    reading.add_argument("--text", required=True)
+    what = reading.add_mutually_exclusive_group(required=True)
+    what.add_argument("--text")
+    what.add_argument("--tokens", type=numbers, help="token ids of a text that the run wrote")
+    reading.add_argument("--prompt-tokens", type=int, default=0, help="how many of them were the prompt")
     reading.add_argument("--corpus", metavar="DIR", help="read another corpus than in training (hot swap)")
     reading.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     add_flags(reading, ExplainConfig)
@@ -174,39 +188,6 @@ def _verb(
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
     parser.set_defaults(verb=run)
     return parser
-
-
-def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
-    """One flag for each knob; a flag that is not given is None, so that presets can be told apart."""
-    group = parser.add_argument_group(config.__name__)
-    for knob in knobs(config):
-        default = knob.default
-        kind = {tuple: _numbers, bool: _truth}.get(type(default), type(default))
-        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
-        group.add_argument(
-            f"--{knob.name.replace('_', '-')}",
-            type=kind,
-            metavar=kind.__name__.strip("_").upper(),
-            help=f"{knob.metadata['help']} Default: {shown or 'none'}.".replace("%", "%%"),
-        )
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    """A list such as 2,4."""
-    return tuple(int(part) for part in text.split(",") if part.strip())
-
-
-def _truth(text: str) -> bool:
-    """true or false."""
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return text.lower() == "true"
-
-
-def given(options: argparse.Namespace, config: type) -> dict[str, Any]:
-    """The knobs of a config that were set on the command line."""
-    values = {knob.name: getattr(options, knob.name) for knob in knobs(config)}
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _build(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
@@ -236,14 +217,14 @@ def _search(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[E
 
 
 def _train(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
-    settings = given(options, TrainConfig) | given(options, RetroConfig)
+    settings = given(options, TrainConfig, RetroConfig, EvidenceConfig, MargeConfig)
     if options.model:
         if not options.corpus:
             raise UserError(
                 f"Name the corpus to train on: train {options.model} --corpus DIR --out {options.out}"
             )
         yield from ensure_sample(options.corpus, stop)
-        wanted = make_run_config(
+        wanted = plan_run(
             options.model,
             options.corpus,
             preset=options.preset or "",
@@ -257,7 +238,7 @@ def _train(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Ev
             "Settings go with a model: train MODEL --corpus DIR --out RUN. "
             "Without one a run goes on as it was begun, or to more --steps."
         )
-    elif settings and settings["steps"] != read_run_config(options.out).training.steps:
+    elif settings and settings["steps"] != read_any_config(options.out).training.steps:
         extend_run(options.out, settings["steps"])
     yield from run_training(options.out, stop, device=options.device)
 
@@ -282,25 +263,41 @@ def _evaluate(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable
 
 def _generate(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
     config = GenerateConfig(**given(options, GenerateConfig))
+    if isinstance(read_any_config(options.run), MargeRun):
+        yield from _generate_from_evidence(options, config, stop)
+        return
+    refuse_evidence(options.language, options.evidence)
     run = yield from ready_run(options.run, options.device, options.corpus, config.retriever, stop)
     if run is None:
         return
+    about = {"retriever": run.retriever, "swapped": run.swapped}
+    yield from _told(write(run, options.prompt, config), run.tokenizer, about, stop)
+
+
+def _generate_from_evidence(
+    options: argparse.Namespace, config: GenerateConfig, stop: Callable[[], bool]
+) -> Iterable[Event]:
+    refuse_retriever(options.corpus or "", config.retriever)
+    yield from ensure_sample(read_any_config(options.run).corpus, stop)
+    run = load_marge_run(options.run, options.device)
+    documents = ids_of(options.evidence)
+    writing = write_from_evidence(run, options.prompt, config, language=options.language, documents=documents)
+    yield from _told(writing, run.tokenizer, {"language": options.language}, stop)
+
+
+def _told(
+    events: Iterable[Event | Written], tokenizer: Tokenizer, about: dict[str, str], stop: Callable[[], bool]
+) -> Iterable[Event]:
+    """The events of a generation; its end as `finished`, with what else there is to tell."""
     begun = time.perf_counter()
-    for event in write(run, options.prompt, config):
+    for event in events:
         if isinstance(event, Written):
-            seconds = time.perf_counter() - begun
-            new = len(event.tokens) - event.prompt_tokens
-            text = run.tokenizer.decode(event.tokens)
-            yield Finished(
-                {
-                    "text": text,
-                    "prompt_tokens": event.prompt_tokens,
-                    "new_tokens": new,
-                    "retriever": run.retriever,
-                    "swapped": run.swapped,
-                    "seconds": round(seconds, 3),
-                }
-            )
+            figures = {
+                "text": tokenizer.decode(event.tokens),
+                "prompt_tokens": event.prompt_tokens,
+                "new_tokens": len(event.tokens) - event.prompt_tokens,
+            }
+            yield Finished(figures | about | {"seconds": round(time.perf_counter() - begun, 3)})
         else:
             yield event
         if stop():
@@ -312,4 +309,6 @@ def _explain(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[
     config = ExplainConfig(**given(options, ExplainConfig))
     run = yield from ready_run(options.run, options.device, options.corpus, config.retriever, stop)
     if run is not None:
-        yield Finished(as_json(explain_text(run, options.run.name, options.text, config)))
+        name, ids, prompt = options.run.name, options.tokens, options.prompt_tokens
+        written = None if ids is None else explain_written(run, name, ids, prompt, config)
+        yield Finished(as_json(written or explain_text(run, name, options.text, config)))

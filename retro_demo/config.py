@@ -112,14 +112,15 @@ class TrainConfig:
         0.0,
         "Reading lessons",
         "Share of the steps over which neighbors that hold the true continuation, moved and partly "
-        "overwritten, fade out: they teach the network to read.",
+        "overwritten, fade out: they teach the network to read. For MARGE: evidence that is a partly "
+        "overwritten copy of the target.",
         low=0.0,
         high=1.0,
     )
     lessons_kept: float = knob(
         0.0,
         "Lessons kept",
-        "Share of the chunks that get such a neighbor to the very end, lest reading be forgotten.",
+        "Share of the chunks (targets of MARGE) that get one to the very end, lest reading be forgotten.",
         low=0.0,
         high=1.0,
     )

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from retro_demo.overlap import runs_ending
+
 LONG = 5  # from this many tokens on a span counts as copied (RETRO, appendix E)
-PAD = 0
 
 
 @dataclass(frozen=True)
@@ -30,15 +31,6 @@ class Span:
     chunk: int
     neighbor: int
     source: int
-
-
-def run_lengths(text: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """text (T,), source (R,) -> (T, R): how many tokens up to t equal those up to r; padding never."""
-    equal = (text[:, None] == source) & (source != PAD)
-    lengths = np.zeros((len(text) + 1, len(source) + 1), dtype=np.int32)
-    for t in range(len(text)):
-        lengths[t + 1, 1:] = np.where(equal[t], lengths[t, :-1] + 1, 0)
-    return lengths[1:, 1:]
 
 
 def suffixes(tokens: np.ndarray, neighbors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -59,7 +51,7 @@ def suffixes(tokens: np.ndarray, neighbors: np.ndarray) -> tuple[np.ndarray, np.
         rows = np.arange(first, min(first + chunk_len, len(tokens)))
         begin = max(0, first - width)  # a neighbor is that long: nothing before can matter
         text = tokens[begin : first + chunk_len]
-        runs = np.stack([run_lengths(text, one) for one in neighbors[chunk]], axis=1)  # (t, K, R)
+        runs = np.stack(list(runs_ending(text, neighbors[chunk])))  # (t, K, R)
         runs = runs[first - begin :].reshape(len(rows), -1)
         best = runs.argmax(axis=1)
         length[rows] = runs[np.arange(len(rows)), best]
@@ -116,6 +108,6 @@ def shown_ahead(tokens: np.ndarray, neighbors: np.ndarray) -> np.ndarray:
     shares = np.zeros((num_chunks, num_neighbors))
     for chunk in range(num_chunks):
         following = tokens[(chunk + 1) * chunk_len : (chunk + 2) * chunk_len]
-        for place in range(num_neighbors if len(following) else 0):
-            shares[chunk, place] = run_lengths(following, neighbors[chunk, place]).max() / len(following)
+        for ending in runs_ending(following, neighbors[chunk]):
+            np.maximum(shares[chunk], ending.max(axis=-1) / len(following), out=shares[chunk])
     return shares

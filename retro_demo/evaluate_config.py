@@ -18,7 +18,8 @@ class EvaluateConfig:
     max_tokens: int = knob(
         60_000,
         "Tokens",
-        "Held-out tokens to read at most; 0 means all. More tokens make the intervals narrower.",
+        "Held-out tokens to read, rounded up to whole windows (a MARGE: passages); 0 means all. More tokens "
+        "make the intervals narrower.",
         low=0,
         high=10**9,
         main=True,

@@ -11,7 +11,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from retro_demo.evaluate_views import arm_name, arm_rank, baseline_of
+from retro_demo.evaluate_views import arm_name, arms_in_order, baseline_of, names_of
 from retro_demo.figures import FONT, GRAY, GRID
 from retro_demo.views import color
 
@@ -25,18 +25,18 @@ def arms_figure(result: Mapping[str, Any]) -> go.Figure:
     The bar around a dot is the interval of its difference to the line, from the same documents.
     """
     arms, reference = result["arms"], baseline_of(result)
-    names = sorted(arms, key=arm_rank)
+    shown, called = arms_in_order(result), names_of(result)
     figure = go.Figure()
     line = arms[reference]["bpb"]
-    for name in names:
-        arm = arms[name]
+    for name in shown:
+        arm, words = arms[name], arm_name(name, called)
         difference = arm["differences"].get(reference)
         ci = difference and difference["bpb_ci"]
         own = "own interval {:.4f} to {:.4f}".format(*arm["ci"]) if arm["ci"] else "no interval"
         against = "{:+.4f}".format(difference["bpb"]) if difference else "the line"
         figure.add_scatter(
             x=[arm["bpb"]],
-            y=[arm_name(name)],
+            y=[words],
             mode="markers",
             marker={"size": 11, "color": ARM_COLORS.get(name, "#7a6fd0"), "symbol": _symbol(name)},
             error_x={
@@ -48,16 +48,16 @@ def arms_figure(result: Mapping[str, Any]) -> go.Figure:
                 "width": 4,
                 "color": GRAY,
             },
-            hovertemplate=f"{arm_name(name)}: %{{x:.4f}} bits per byte<br>{against} to the line<br>{own}"
+            hovertemplate=f"{words}: %{{x:.4f}} bits per byte<br>{against} to the line<br>{own}"
             "<extra></extra>",
         )
     figure.add_vline(x=line, line={"color": GRAY, "width": 1.5, "dash": "dash"})
     figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False)
     return _layout(
         figure,
-        height=64 + 26 * len(names),
+        height=64 + 26 * len(shown),
         margin={"l": 8, "r": 14, "t": 8, "b": 44},
-        xaxis_title="bits per byte, lower is better",
+        xaxis_title="bits per byte",  # longer words are cut on a phone
         showlegend=False,
     )
 
@@ -67,9 +67,15 @@ def _symbol(name: str) -> str:
 
 
 def leakage_figure(leakage: Mapping[str, Any]) -> go.Figure:
-    """bpb(alpha) above, and below how many chunks each step of alpha adds; few chunks are greyed."""
+    """bpb(alpha), its differences to a reference, and how many chunks each step of alpha adds.
+
+    The curves lie within a percent of each other, so it is the differences that show which is lower. Few
+    chunks are greyed.
+    """
     names = leakage["alpha_names"]
-    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.68, 0.32], vertical_spacing=0.06)
+    heights = [0.34, 0.4, 0.26]
+    figure = make_subplots(rows=3, cols=1, shared_xaxes=True, row_heights=heights, vertical_spacing=0.05)
+    reference, differences = leakage_differences(leakage)
     for arm, values in leakage["bpb"].items():
         figure.add_scatter(
             x=names,
@@ -82,20 +88,59 @@ def leakage_figure(leakage: Mapping[str, Any]) -> go.Figure:
             row=1,
             col=1,
         )
+    for arm, values in differences.items():
+        figure.add_scatter(
+            x=names,
+            y=values,
+            name=f"{CURVE_NAMES[arm]}, difference",
+            mode="lines+markers",
+            line={"color": ARM_COLORS[arm], "width": 2},
+            marker={"size": 8, "opacity": [0.35 if few else 1.0 for few in leakage["greyed"]]},
+            hovertemplate=f"overlap at most %{{x}}: %{{y:+.4f}} to {CURVE_NAMES[reference]}<extra></extra>",
+            showlegend=False,
+            row=2,
+            col=1,
+        )
+    figure.add_scatter(
+        x=names,
+        y=[0] * len(names),
+        mode="lines",
+        line={"color": ARM_COLORS[reference], "width": 1.5, "dash": "dash"},
+        hoverinfo="skip",
+        showlegend=False,
+        row=2,
+        col=1,
+    )
     figure.add_bar(
         x=names,
         y=leakage["chunks_per_bin"],
         marker={"color": [GRID if few else color(0) for few in leakage["greyed"]]},
         hovertemplate="%{y} chunks<extra></extra>",
         showlegend=False,
-        row=2,
+        row=3,
         col=1,
     )
     figure.update_yaxes(title_text="bits per byte", row=1, col=1)
-    figure.update_yaxes(title_text="chunks", row=2, col=1)
-    figure.update_xaxes(title_text="overlap at most", row=2, col=1)
+    figure.update_yaxes(title_text="minus baseline" if reference == "baseline" else "minus off", row=2, col=1)
+    figure.update_yaxes(title_text="chunks", row=3, col=1)
+    figure.update_yaxes(title_standoff=4)
+    figure.update_xaxes(title_text="overlap at most", row=3, col=1)
     figure.update_xaxes(type="category")
-    return _layout(figure, height=380, margin={"l": 56, "r": 12, "t": 30, "b": 48}, legend=LEGEND)
+    return _layout(figure, height=500, margin={"l": 56, "r": 12, "t": 64, "b": 48}, legend=LEGEND)
+
+
+def leakage_differences(leakage: Mapping[str, Any]) -> tuple[str, dict[str, list[float | None]]]:
+    """The arm to compare with (the baseline, else off) and what each other arm needs more at each alpha."""
+    reference = "baseline" if "baseline" in leakage["bpb"] else "off"
+    lines = leakage["bpb"][reference]
+    return reference, {
+        arm: [
+            None if value is None or line is None else value - line
+            for value, line in zip(values, lines, strict=True)
+        ]
+        for arm, values in leakage["bpb"].items()
+        if arm != reference
+    }
 
 
 LEGEND = {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0}
@@ -175,15 +220,57 @@ def curve_figure(curves: Mapping[str, Any], kind: str) -> go.Figure:
                 annotation_text=CURVE_NAMES[arm],
                 annotation_font_color=GRAY,
             )
+    last = len(points) - 1
+    figure.add_scatter(
+        x=[x[last]],
+        y=[y[last]],
+        mode="markers",
+        marker={"size": 16, "color": "rgba(0,0,0,0)", "line": {"color": ARM_COLORS["on"], "width": 2}},
+        hoverinfo="skip",
+    )
     figure.update_xaxes(type="log" if by_size else "linear", tickvals=x, ticktext=[str(v) for v in x])
     return _layout(
         figure,
-        height=280,
-        margin={"l": 60, "r": 12, "t": 12, "b": 44},
+        height=380,
+        margin={"l": 60, "r": 12, "t": 52, "b": 60},
+        title={"text": chosen_words(points[last], curves, by_size), "font": {"size": 12}, "x": 0.02},
+        sliders=[curve_slider(points, curves, by_size, ring=1)],  # the lines are no traces
         xaxis_title="% of the database" if by_size else "neighbors of each chunk (k)",
         yaxis_title="bits per byte",
         showlegend=False,
     )
+
+
+def chosen_words(point: Mapping[str, Any], curves: Mapping[str, Any], by_size: bool) -> str:
+    """What a point of a curve says, in one line."""
+    what = f"{point['percent']}% of the database" if by_size else f"k = {point['k']}"
+    low, high = point["difference"]["bpb_ci"] or (None, None)
+    span = "" if low is None else f" [{low:+.4f}, {high:+.4f}]"
+    against = CURVE_NAMES.get(curves["reference"], curves["reference"])
+    return f"{what}: {point['bpb']:.4f} bits per byte<br>{point['difference']['bpb']:+.4f}{span} to {against}"
+
+
+def curve_slider(
+    points: Sequence[Mapping[str, Any]], curves: Mapping[str, Any], by_size: bool, ring: int
+) -> dict[str, Any]:
+    """A slider over the measured points: it moves the ring (a trace of this number) and says the figures."""
+    return {
+        "active": len(points) - 1,
+        "currentvalue": {"visible": False},
+        "pad": {"t": 58},
+        "steps": [
+            {
+                "label": f"{point['percent']}%" if by_size else str(point["k"]),
+                "method": "update",
+                "args": [
+                    {"x": [[point["percent"] if by_size else point["k"]]], "y": [[point["bpb"]]]},
+                    {"title.text": chosen_words(point, curves, by_size)},
+                    [ring],
+                ],
+            }
+            for point in points
+        ],
+    }
 
 
 def _layout(figure: go.Figure, **more: Any) -> go.Figure:

@@ -30,7 +30,6 @@ ARM_NAMES = {
     "control_random": "control, random neighbors",
     "control_real": "control, real neighbors",
 }
-ARM_ORDER = list(ARM_NAMES)
 VERDICTS = {True: ("helps", "yes"), False: ("does not help", "no"), None: ("not decided", "open")}
 
 
@@ -55,21 +54,37 @@ ARM_TERMS = {
 """The word of the glossary that explains an arm."""
 
 
-def arm_name(name: str) -> str:
-    """What people call an arm."""
+def arm_name(name: str, names: Mapping[str, str] = ARM_NAMES) -> str:
+    """What people call an arm; `names` are those of `names_of` the result."""
     if oracle := re.fullmatch(r"oracle_(\d+)", name):
         return f"oracle, {oracle[1]}% overwritten"
-    return ARM_NAMES[name]
+    return names[name]
 
 
-def arm_rank(name: str) -> tuple[int, str]:
-    """The order in which arms are shown: the ones that decide first, oracles at the end."""
-    return (ARM_ORDER.index(name) if name in ARM_NAMES else len(ARM_ORDER), f"{name:>12}")
+def names_of(result: Mapping[str, Any]) -> Mapping[str, str]:
+    """What people call the arms of a result, in the order to show them in: that of a MARGE brings its own."""
+    return result.get("names") or ARM_NAMES
+
+
+def arms_in_order(result: Mapping[str, Any]) -> list[str]:
+    """The arms as they are shown: the ones that decide first, oracles at the end."""
+    order = list(names_of(result))
+    return sorted(result["arms"], key=lambda one: (order.index(one) if one in order else 99, f"{one:>12}"))
 
 
 def baseline_of(result: Mapping[str, Any]) -> str:
-    """The arm that the others are drawn against: the matched baseline, else retrieval off."""
+    """The arm that the others are drawn against: the matched baseline, else retrieval off.
+
+    That of a MARGE is told by its result.
+    """
+    if "references" in result:
+        return result["references"][0]
     return "baseline" if "baseline" in result["arms"] else "off"
+
+
+def second_of(result: Mapping[str, Any]) -> str:
+    """The other arm that all are compared with in the table."""
+    return result["references"][1] if "references" in result else "shuffled"
 
 
 def evaluation_status(status: JobStatus | None) -> str:
@@ -100,7 +115,10 @@ def verdict_html(result: Mapping[str, Any] | None, round_words: str = "") -> str
         )
     words, kind = VERDICTS[result["helps"]]
     claim, rest = split_claim(result["verdict"])
-    moved = "".join(moved_html(values, other) for other, values in result["tokens_moved"].items())
+    moved = "".join(
+        moved_html(values, arm_name(other, names_of(result)))
+        for other, values in result["tokens_moved"].items()
+    )
     return (
         f'<section class="verdict {kind}"><p class="claim">{esc(claim)}</p>'
         f'<p class="grounds">{esc(rest)}</p>{moved}'
@@ -115,14 +133,14 @@ def split_claim(sentence: str) -> tuple[str, str]:
 
 
 def moved_html(moved: Mapping[str, float], reference: str) -> str:
-    """How many tokens retrieval helped and hurt, as a bar with words."""
+    """How many tokens retrieval helped and hurt against what is called so, as a bar with words."""
     helped, hurt, threshold = moved["helped"], moved["hurt"], moved["threshold"]
     return (
         f'<div class="moved"><div class="twosided" role="img" '
         f'aria-label="{helped:.0%} helped, {hurt:.0%} hurt">'
         f'<i class="helped" style="width:{100 * helped:.1f}%"></i>'
         f'<i class="hurt" style="width:{100 * hurt:.1f}%"></i></div>'
-        f"<p class='caption'>Against {esc(arm_name(reference))}: {helped:.0%} of the tokens helped, "
+        f"<p class='caption'>Against {esc(reference)}: {helped:.0%} of the tokens helped, "
         f"{hurt:.0%} hurt (by more than {threshold} nat), mean {moved['mean']:+.4f} nat.</p></div>"
     )
 
@@ -139,30 +157,33 @@ def arms_caption(result: Mapping[str, Any] | None) -> str:
     """What the dots mean, or what will stand here."""
     if result is None:
         return note("Each arm of the evaluation will stand here as a dot with its interval.")
-    line = arm_name(baseline_of(result))
+    line = arm_name(baseline_of(result), names_of(result))
+    what = "evidence or relevance" if "names" in result else "neighbors"
     return (
-        "<p class='caption'>Each arm reads the same held-out text with other neighbors. Dashed line: "
-        f"{esc(line)}. The bar around a dot is the 95% {term('interval')} of its difference to that line, "
-        "over the same documents.</p>"
+        f"<p class='caption'>Each arm reads the same held-out text with other {what}; lower is better. "
+        f"Dashed line: {esc(line)}. The bar around a dot is the 95% {term('interval')} of its difference to "
+        "that line, over the same documents.</p>"
     )
 
 
 def arms_table(result: Mapping[str, Any]) -> str:
-    """All arms with their differences to the baseline (else off) and to shuffled."""
-    reference = baseline_of(result)
+    """All arms with their differences to `baseline_of` and `second_of` the result."""
+    reference, second, names = baseline_of(result), second_of(result), names_of(result)
     rows = []
-    for name in sorted(result["arms"], key=arm_rank):
-        arm = result["arms"][name]
-        same = f" (= {arm_name(arm['same_as'])})" if "same_as" in arm else ""
+    for name in arms_in_order(result):
+        arm, called = result["arms"][name], arm_name(name, names)
+        same = f" (= {arm_name(arm['same_as'], names)})" if "same_as" in arm else ""
+        shown = esc(called) if "names" in result else term(ARM_TERMS.get(name, "oracle"), called)
         rows.append(
-            f"<tr><th>{term(ARM_TERMS.get(name, 'oracle'), arm_name(name))}{esc(same)}</th>"
+            f"<tr><th>{shown}{esc(same)}</th>"
             f"<td>{arm['nats']:.4f}</td><td>{arm['bpb']:.4f}</td><td>{_interval(arm['ci'])}</td>"
-            f"{_difference(arm, reference)}{_difference(arm, 'shuffled')}</tr>"
+            f"{_difference(arm, reference)}{_difference(arm, second)}</tr>"
         )
+    other = term("shuffled") if second == "shuffled" else esc(arm_name(second, names))
     head = (
         f"<th>arm</th><th>nats a token</th><th>{term('bits per byte')}</th><th>95% interval</th>"
-        f"<th>minus {esc(arm_name(reference))}</th><th>95% interval</th>"
-        f"<th>minus {term('shuffled')}</th><th>95% interval</th>"
+        f"<th>minus {esc(arm_name(reference, names))}</th><th>95% interval</th>"
+        f"<th>minus {other}</th><th>95% interval</th>"
     )
     return table(head, rows)
 

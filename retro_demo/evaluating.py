@@ -1,5 +1,7 @@
 """The verb `evaluate`: a job that measures a run against its controls, in rounds that grow.
 
+For a run of MARGE it is marge_evaluate.py that measures.
+
     config.json     what is measured (evaluation_request.py)
     events.jsonl    progress; after each round `refined` with all figures, at the end `finished`
     table.npz       the loss of every token under every arm (loss_table.py)
@@ -20,7 +22,7 @@ import numpy as np
 import torch
 
 from retro_demo.arms import Arms, held_out_windows
-from retro_demo.checkpoint import load_model, read_run_config
+from retro_demo.checkpoint import MargeRun, load_model, read_any_config
 from retro_demo.corpus import Corpus, file_hash
 from retro_demo.devices import allowed_threads, choose_device
 from retro_demo.errors import UserError
@@ -29,14 +31,17 @@ from retro_demo.evaluation_request import Request, read_request
 from retro_demo.events import Event, Finished, Progress, Refined, Started, Stopped, Warned, cut_back
 from retro_demo.index import VectorIndex
 from retro_demo.jobs import claim
+from retro_demo.leakage import Overlaps
 from retro_demo.loading import LoadedRun, load_retriever, load_run
 from retro_demo.loss_table import LossTable, prepended_neighbors, read_arm, read_prepended
+from retro_demo.marge_evaluate import evaluate_marge
 from retro_demo.matching import match
 from retro_demo.pipeline import ensure_sample, record
 from retro_demo.provenance import code_hash, provenance
 from retro_demo.report import Study, curves, report
 from retro_demo.retro import RETRO
 from retro_demo.smaller_databases import Part, part_of_database, search_part
+from retro_demo.trained_on import Known, known_documents, trainings
 from retro_demo.workspace import corpus_folder, data_home
 
 READERS = {
@@ -54,11 +59,14 @@ SEARCHED_AT_ONCE = 1024
 def run_evaluation(out: Path, stop: Callable[[], bool]) -> Iterator[Event]:
     """Measure what was prepared in `out`, alone and on record, to its end or until `stop` says so."""
     request = read_request(out)
-    for corpus in {read_run_config(request.folder("run")).corpus, request.corpus} - {""}:
+    places, _ = trainings([request.folder(name) for name in request.runs])
+    for corpus in {*places.values(), request.corpus} - {""}:
         yield from ensure_sample(corpus, stop)
+    is_marge = isinstance(read_any_config(request.folder("run")), MargeRun)
     with claim(out):
         cut_back(out / "events.jsonl", 0)
-        yield from record(out, _evaluate(out, request, stop))
+        events = evaluate_marge if is_marge else _evaluate
+        yield from record(out, events(out, request, stop))
 
 
 def _evaluate(out: Path, request: Request, stop: Callable[[], bool]) -> Iterator[Event]:
@@ -70,13 +78,14 @@ def _evaluate(out: Path, request: Request, stop: Callable[[], bool]) -> Iterator
     loaded = load_run(request.folder("run"), device, other)
     assert loaded.database is not None
     models = {"run": loaded.model} | {
-        name: load_model(request.folder(name), device)
-        for name in ("baseline", "control")
-        if getattr(request, name)
+        name: load_model(request.folder(name), device) for name in request.runs[1:]
     }
     corpus = loaded.database.corpus
-    arms = make_arms(loaded, corpus, request.settings)
-    study = make_study(arms, request, loaded)
+    known = known_documents(corpus, [request.folder(name) for name in request.runs])
+    if known.words:
+        yield Warned(known.words)
+    arms = make_arms(loaded, corpus, request.settings, known)
+    study = make_study(arms, request, loaded, known)
     inside = corpus.held_out[corpus.chunks.document[study.database]].sum()
     if inside:
         yield Warned(
@@ -111,10 +120,15 @@ def _evaluate(out: Path, request: Request, stop: Callable[[], bool]) -> Iterator
     yield Finished(result)
 
 
-def make_arms(loaded: LoadedRun, corpus: Corpus, config: EvaluateConfig) -> Arms:
+def make_arms(loaded: LoadedRun, corpus: Corpus, config: EvaluateConfig, known: Known) -> Arms:
     """The arms of a run on a corpus; raises UserError where there is nothing to measure on."""
     chunks_per_window = loaded.config.training.seq_len // corpus.config.chunk_len
-    windows = held_out_windows(corpus, chunks_per_window, config.seed)
+    windows = held_out_windows(corpus, chunks_per_window, config.seed, known.documents)
+    if known.count and not len(windows):
+        raise UserError(
+            f"{known.words} Nothing is left of {int(corpus.held_out.sum()):,} to measure on. Choose a corpus "
+            "that holds out text of its own."
+        )
     if not len(windows):
         raise UserError(
             f"{corpus.name} holds out no document of more than one chunk, so there is nothing to measure on. "
@@ -168,20 +182,21 @@ def search_parts(arms: Arms, one: Pass, config: EvaluateConfig) -> dict[str, Par
     return parts
 
 
-def make_study(arms: Arms, request: Request, loaded: LoadedRun) -> Study:
+def make_study(arms: Arms, request: Request, loaded: LoadedRun, known: Known) -> Study:
     """The table to fill, the database as it is, and how the baseline compares."""
     windows, corpus = arms.windows, arms.corpus
     table = LossTable(windows, arms.tokens(np.arange(len(windows))), corpus.bytes_of_tokens())
     index = VectorIndex.load(corpus.folder / "index.faiss")
     database = np.concatenate([ids for ids, _ in index.blocks()])
+    most = table.windows_for(request.settings.rounds(int(table.there.sum()))[-1])
+    overlaps = Overlaps(corpus.chunks, windows.rows[:most, 1:], database)
     compared = match(request.folder("run"), request.folder("baseline")) if request.baseline else None
-    return Study(arms, table, request.settings, database, compared, loaded.swapped)
+    return Study(arms, table, request.settings, database, compared, loaded.swapped, known, overlaps)
 
 
 def weights_used(request: Request) -> dict[str, str]:
     """The hash of the weights of each run that is measured."""
-    names = ["run", *(name for name in ("baseline", "control") if getattr(request, name))]
-    return {name: file_hash(request.folder(name) / "model.safetensors") for name in names}
+    return {name: file_hash(request.folder(name) / "model.safetensors") for name in request.runs}
 
 
 def what_is_read(request: Request, arms: Arms) -> dict[str, str]:

@@ -13,7 +13,7 @@ import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from retro_demo.checkpoint import read_run_config
+from retro_demo.checkpoint import MargeRun, read_any_config
 from retro_demo.corpus import write_atomically
 from retro_demo.errors import UserError
 from retro_demo.evaluate_config import EvaluateConfig
@@ -22,6 +22,8 @@ from retro_demo.matching import check_same_tokens, match, unfit_control
 from retro_demo.workspace import CHECKPOINTS, SAMPLE, data_home, run_folder
 
 FORMAT = 1
+OF_NEIGHBORS = ("retrievers", "corruption", "prepend", "database_sizes", "neighbor_counts", "batch_size")
+"""Settings that mean nothing to a MARGE."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,17 @@ class Request:
         """The folder of "run", "baseline" or "control"."""
         return run_folder({"run": self.run, "baseline": self.baseline, "control": self.control}[name])
 
+    @property
+    def runs(self) -> list[str]:
+        """Which of them are measured: "run", then "baseline" and "control" where they are named."""
+        return ["run", *(name for name in ("baseline", "control") if getattr(self, name))]
+
+    @property
+    def key(self) -> str:
+        """The name of its folder: the same for the same measurement."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
     def command(self) -> str:
         """The command line that measures the same."""
         words = [".venv/bin/python", "-m", "retro_demo", "evaluate", self.run]
@@ -50,6 +63,8 @@ class Request:
             if value != knob.default:
                 shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
                 words += [f"--{knob.name.replace('_', '-')}", shown]
+        if self.device != "auto":
+            words += ["--device", self.device]
         return shlex.join(words)
 
 
@@ -60,12 +75,10 @@ def settled(place: str) -> str:
 
 def usual_folder(request: Request) -> Path:
     """Where an evaluation lies when nobody says: with its run, or in the data folder for what ships."""
-    text = json.dumps(asdict(request), sort_keys=True)
-    name = hashlib.sha256(text.encode()).hexdigest()[:10]
     run = request.folder("run").resolve()
     if run.is_relative_to(CHECKPOINTS) or not os.access(run, os.W_OK):
-        return data_home()[0] / "evaluations" / run.name / name
-    return run / "evaluations" / name
+        return data_home()[0] / "evaluations" / run.name / request.key
+    return run / "evaluations" / request.key
 
 
 def prepare_evaluation(out: Path, request: Request) -> None:
@@ -82,31 +95,40 @@ def prepare_evaluation(out: Path, request: Request) -> None:
 def check_request(request: Request) -> None:
     """Raise UserError where these runs cannot be measured against each other."""
     run = request.folder("run")
-    config = read_run_config(run)
+    config = read_any_config(run)
+    if isinstance(config, MargeRun):
+        check_marge_request(request)
     if not config.retrieves:
         raise UserError(
             f"{run.name} is a plain lm: it reads no neighbors, so there is nothing to judge. "
             f"Evaluate a run that retrieves, with --baseline {run.name}."
         )
-    for name in ("run", *(name for name in ("baseline", "control") if getattr(request, name))):
+    for name in request.runs:
         if not (request.folder(name) / "model.safetensors").exists():
-            read_run_config(request.folder(name))
+            read_any_config(request.folder(name))
             raise UserError(f"The {name} {request.folder(name).name} has no weights yet. Let it train first.")
     if request.baseline:
         match(run, request.folder("baseline"))
     if request.control:
-        control = read_run_config(request.folder("control"))
         check_same_tokens(run, request.folder("control"))
-        if not control.retrieves or control.training.neighbor_source != "random":
-            raise UserError(
-                f"The control {request.folder('control').name} was not trained with random neighbors. "
-                "Train one with: train retro --neighbor-source random, or retrofit with the same --base."
-            )
         if unfit := unfit_control(run, request.folder("control")):
             raise UserError(
-                f"The control {request.folder('control').name} is no match: {unfit}. Train it as the run "
-                "was, but with --neighbor-source random."
+                f"The control {request.folder('control').name} is no match: {unfit}. Train one as the run "
+                "was (train retro, or retrofit with the same --base), but with --neighbor-source random."
             )
+
+
+def check_marge_request(request: Request) -> None:
+    """Raise UserError where a MARGE is to be measured with what only runs with neighbors have."""
+    asked = [name for name in ("baseline", "control") if getattr(request, name)]
+    usual = EvaluateConfig()
+    asked += [name for name in OF_NEIGHBORS if getattr(request.settings, name) != getattr(usual, name)]
+    if asked:
+        flag = asked[0].replace("_", "-")
+        raise UserError(
+            f"{request.folder('run').name} is a MARGE: it reads evidence, not neighbors of chunks, and its "
+            f"controls are arms of its own, so --{flag} means nothing here. Leave it out."
+        )
 
 
 def read_request(out: Path) -> Request:

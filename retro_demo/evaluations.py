@@ -6,19 +6,16 @@ the workspace. A shipped run may bring an evaluation of its own, in its folder `
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from retro_demo import jobs, service
-from retro_demo.checkpoint import RunConfig, read_run_config
+from retro_demo.checkpoint import AnyRun, MargeRun, read_any_config, read_run_config
 from retro_demo.errors import UserError
 from retro_demo.evaluate_config import EvaluateConfig
-from retro_demo.evaluation_request import Request, prepare_evaluation
-from retro_demo.matching import baseline_settings, match
+from retro_demo.evaluation_request import Request, prepare_evaluation, read_request
+from retro_demo.matching import baseline_settings, match, unfit_control
 from retro_demo.workspace import SAMPLE, Workspace
 
 KEPT = 6  # evaluations of one run; older ones go
@@ -53,8 +50,7 @@ def start_evaluation(
         corpus=_place(corpus, service.built_corpus(workspace, corpus)) if corpus else "",
         settings=config,
     )
-    digest = hashlib.sha256(json.dumps(asdict(request), sort_keys=True).encode()).hexdigest()[:10]
-    folder = folder_of_evaluations(workspace, run) / digest
+    folder = folder_of_evaluations(workspace, run) / request.key
     prepare_evaluation(folder, request)
     if not jobs.is_running(folder):  # what was said before is said again: the table is kept
         (folder / "events.jsonl").unlink(missing_ok=True)
@@ -92,6 +88,14 @@ def shown_evaluation(workspace: Workspace, run: str) -> Path | None:
     return shipped if (shipped / "config.json").exists() else None
 
 
+def measured(workspace: Workspace, run: str) -> dict[str, Any] | None:
+    """The figures of the evaluation to show, None where there are none or they are of another corpus."""
+    folder = shown_evaluation(workspace, run)
+    if folder is None or read_request(folder).corpus:
+        return None
+    return latest_result(jobs.status(folder))
+
+
 def resume_evaluation(workspace: Workspace, run: str) -> None:
     """Go on with the latest evaluation of a run, if it was stopped, killed or failed."""
     folder = next(reversed(_by_age(folder_of_evaluations(workspace, run))), None)
@@ -123,6 +127,8 @@ def readers(workspace: Workspace) -> list[str]:
 def baselines(workspace: Workspace, run: str) -> list[tuple[str, str]]:
     """(id, why it is no match or "") of the lms that read the same tokens as a run, matches first."""
     found = []
+    if isinstance(read_any_config(workspace.run(run)), MargeRun):  # its controls are arms of its own
+        return found
     for other, config in _with_weights(workspace):
         if config.retrieves:
             continue
@@ -134,20 +140,17 @@ def baselines(workspace: Workspace, run: str) -> list[tuple[str, str]]:
 
 
 def controls(workspace: Workspace, run: str) -> list[str]:
-    """Ids of the runs that were trained with random neighbors on the same corpus."""
-    own = read_run_config(workspace.run(run)).corpus_fingerprint
-    return [
-        other
-        for other, config in _with_weights(workspace)
-        if config.retrieves
-        and config.training.neighbor_source == "random"
-        and config.corpus_fingerprint == own
-    ]
+    """Ids of the runs that were trained as this one was, but with random neighbors."""
+    own = workspace.run(run)
+    if isinstance(read_any_config(own), MargeRun):
+        return []
+    others = [one for one, config in _with_weights(workspace) if not isinstance(config, MargeRun)]
+    return [other for other in others if not unfit_control(own, workspace.run(other))]
 
 
-def _with_weights(workspace: Workspace) -> list[tuple[str, RunConfig]]:
+def _with_weights(workspace: Workspace) -> list[tuple[str, AnyRun]]:
     folders = [(run, workspace.run(run)) for run in workspace.runs()]
-    return [(run, read_run_config(f)) for run, f in folders if (f / "model.safetensors").exists()]
+    return [(run, read_any_config(f)) for run, f in folders if (f / "model.safetensors").exists()]
 
 
 def train_baseline(workspace: Workspace, run: str) -> str:

@@ -61,11 +61,23 @@ class Step(Event):
 
 @dataclass(frozen=True)
 class Evaluated(Event):
-    """Held-out loss of each arm at a step: {"on": {"nats": ..., "bpb": ..., "tokens": ...}, ...}."""
+    """Held-out loss of each arm at a step: {"on": {"nats": ..., "bpb": ..., "tokens": ...}, ...}.
+
+    `sample` is what the model writes then; `about` what else it tells of itself.
+    """
 
     step: int
     arms: dict[str, dict[str, float]]
     sample: str = ""
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reindexed(Event):
+    """MARGE embedded all passages anew before the batch of a step (from 0), and found their evidence."""
+
+    step: int
+    figures: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -141,11 +153,15 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     return list(_whole_lines(path))
 
 
-def cut_back(path: Path, step: int) -> None:
-    """Drop what was written after the save of `step`, so that each step stands in the file once."""
+def cut_back(path: Path, step: int, *, goes_on: bool = False) -> None:
+    """Drop what was written after the save of `step`, so that each step stands in the file once.
+
+    `goes_on`: there are steps to come, and the re-index before the next one comes again.
+    """
     kept = []
     for event in _whole_lines(path):
         again = step == 0 and event["event"] != "started"  # nothing was saved: all of it comes again
+        again = again or (goes_on and event["event"] == "reindexed" and event["step"] >= step)
         if again or event["event"] in ENDINGS or event.get("step", 0) > step:
             continue
         kept.append(json.dumps(event) + "\n")

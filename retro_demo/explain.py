@@ -25,7 +25,7 @@ TOP = 10
 EXACT = 6  # up to so many neighbors every coalition is read
 COALITIONS = 2**EXACT  # beyond, as many coalitions as that are enough
 ROWS = 8  # sequences in one forward
-MEANT = 0.1  # nat: what counts as helped or hurt
+MEANT = 0.1  # nat: what counts as helped or hurt (papers.md 4.2)
 
 Coalition = tuple[int, ...]
 Losses = Callable[[Sequence[Coalition]], dict[Coalition, np.ndarray]]

@@ -17,9 +17,9 @@ class ExplainConfig:
     retrieval: str = knob(
         "on",
         "Neighbors",
-        "on: those that are found for each chunk; shuffled: those of another chunk, drawn at random from "
-        "the corpus, as a control.",
-        choices=("on", "shuffled"),
+        "on: those that are found for each chunk; off: none; shuffled: those of another chunk, drawn at "
+        "random from the corpus, as a control.",
+        choices=("on", "off", "shuffled"),
         main=True,
     )
     retriever: str = knob(

@@ -19,6 +19,8 @@ from retro_demo.tracing import Trace, attention, mass, why_nothing
 from retro_demo.views import esc, neighbor_color, note, table, term
 
 GAIN_SCALES = (0.5, 1, 2, 4)  # nat, where the colors are full: the first that most gains stay within
+EFFECT_OF_RANKS = "The effect is that of all neighbors of the same rank in the text, not of this one alone."
+AGREES, TELLS = 0.7, 0.3  # rank correlations: from here on attention agrees with effect, or in part
 USED = 0.05  # nat: from this effect on a token is said to have used a neighbor
 
 
@@ -62,20 +64,31 @@ def finding(trace: Trace) -> str:
     got = summary(trace)
     if not got["tokens"]:
         return note("No token of this text could read a neighbor yet. Ask for more tokens.")
-    rho = got["agreement"]
-    agrees = (
-        f"Attention agrees with {term('effect')}: <b>ρ = {rho:.2f}</b>."
-        if rho is not None
-        else f"There are too few neighbors to compare attention with {term('effect')}."
-    )
     of = {"N": got["loss_off"] - got["loss_n_only"], "F": got["loss_off"] - got["loss_f_only"]}
     alone = ", ".join(f"{term(part)} alone {value:+.3f}" for part, value in of.items())
     return (
         f'<p class="finding">Retrieval helped <b>{got["helped"]:.0%}</b> of the tokens and hurt '
-        f"<b>{got['hurt']:.0%}</b> (by over 0.1 {term('nat')}); mean {term('gain')} "
+        f"<b>{got['hurt']:.0%}</b> (by over 0.1 {term('nat')}, against the same text with retrieval off; "
+        f"what it is worth beside a matched baseline is told on Evaluate); mean {term('gain')} "
         f"<b>{got['mean_gain']:+.3f}</b> ({alone}). <b>{got['copied']:.0%}</b> are {term('copied')} "
-        f"in runs of {LONG} or more. {agrees}</p>"
+        f"in runs of {LONG} or more. {agreement_words(got['agreement'])}</p>"
     )
+
+
+def agreement_words(rho: float | None) -> str:
+    """What the rank correlation of attention and effect says, by its sign and its size."""
+    effect = term("effect")
+    if rho is None:
+        return f"There are too few neighbors to compare attention with {effect}."
+    if rho >= AGREES:
+        words = f"Attention agrees with {effect}"
+    elif rho >= TELLS:
+        words = f"Attention agrees with {effect} in part"
+    elif rho > -TELLS:
+        words = f"Attention tells little of {effect}"
+    else:
+        words = f"Attention runs against {effect}: the neighbors that were looked at most helped least"
+    return f"{words} (<b>ρ = {rho:.2f}</b>)."
 
 
 def _tools(trace: Trace) -> str:
@@ -127,7 +140,7 @@ def _found(trace: Trace, number: int, shares: np.ndarray) -> str:
         cards = "".join(_card(trace, number - 1, place, shares[:, place]) for place in places)
         inside = (
             f'<p class="caption">Found with the text of chunk {number}, read while chunk {number + 1} was '
-            f"written. Click a title to see which tokens used it.</p>{cards}"
+            f"written. Click a title to see which tokens used it. {EFFECT_OF_RANKS}</p>{cards}"
         )
     return f'<section class="found" data-of="{number}" hidden>{inside}</section>'
 
@@ -148,7 +161,6 @@ def _card(trace: Trace, chunk: int, place: int, shares: np.ndarray) -> str:
         for start in (0, half)
     ]
     after = parts[1] if neighbor["continuation"] else "(the document ends here)"
-    flag = '<span class="flag">its own document</span>' if neighbor.get("same_document") else ""
     buttons = "".join(
         f'<button type="button" data-act="{act}" title="{words}">{act}</button>'
         for act, words in (
@@ -162,7 +174,7 @@ def _card(trace: Trace, chunk: int, place: int, shares: np.ndarray) -> str:
         f'style="--own:{neighbor_color(place)}"><header>'
         f'<button type="button" class="name" data-act="used" aria-pressed="false">{place + 1} '
         f"{esc(neighbor['title'] or neighbor['document'])}</button>"
-        f"<span>{term('score')} {neighbor['score']:.2f}</span>{flag}"
+        f"<span>{term('score')} {neighbor['score']:.2f}</span>"
         f'<span class="mass">{term("mass")} {share:.0%}</span>'
         f'<span class="bar"><i style="width:{100 * min(1, share):.0f}%"></i></span>'
         f"<span>{term('effect')} <b>{effect}</b></span></header>"

@@ -8,23 +8,24 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from retro_demo.config import GenerateConfig
 from retro_demo.corpus import MANIFEST, Corpus, read_stored_documents
 from retro_demo.errors import UserError
 from retro_demo.events import Retrieved
 from retro_demo.explain_config import ExplainConfig
 from retro_demo.generate import Database, Written, describe_neighbors
-from retro_demo.knobs import knobs, to_json
-from retro_demo.lexical import LexicalRetriever
-from retro_demo.loading import LoadedRun, load_retriever
+from retro_demo.knobs import to_json
+from retro_demo.loading import LoadedRun
 from retro_demo.neighbors import Neighbors
 from retro_demo.provenance import place_name, provenance
 from retro_demo.tracing import Trace, trace
-from retro_demo.workspace import is_built
+from retro_demo.workspace import SAMPLE, is_built
 
 TELLING = 100  # characters: a shorter text may stand in a document by chance
 
@@ -48,6 +49,24 @@ def explain_text(run: LoadedRun, name: str, text: str, config: ExplainConfig) ->
     return explain_tokens(run, name, page, 0, config, about)
 
 
+def explain_written(
+    run: LoadedRun, name: str, ids: Sequence[int], prompt_tokens: int, config: ExplainConfig
+) -> Trace:
+    """As `explain_text`, for a text that a run wrote, as its token ids: the first few were the prompt.
+
+    The words alone would not do: a model can cut them into other tokens than the tokenizer does.
+    """
+    size, vocab_size = run.config.training.seq_len, run.tokenizer.vocab_size
+    if not 2 <= len(ids) <= size:
+        raise UserError(f"You give {len(ids)} tokens; this run reads from 2 to {size} at a time.")
+    if not all(0 <= one < vocab_size for one in ids):
+        raise UserError(f"A token is a number from 0 to {vocab_size - 1}; these go up to {max(ids)}.")
+    if not 0 <= prompt_tokens <= len(ids):
+        raise UserError(f"{prompt_tokens} tokens were the prompt, you say, but there are {len(ids)} in all.")
+    about: dict[str, object] = {"prompt": run.tokenizer.decode(list(ids[:prompt_tokens]))}
+    return explain_tokens(run, name, list(ids), prompt_tokens, config, about)
+
+
 def explain_again(run: LoadedRun, shown: Trace, config: ExplainConfig) -> Trace:
     """The text of a trace read once more, with other neighbors, another retriever or another corpus."""
     about = shown.about
@@ -65,19 +84,33 @@ def explain_tokens(
     config: ExplainConfig,
     about: dict[str, object],
 ) -> Trace:
-    """As `explain_text`, for tokens of which the first were a prompt; `about` is kept with the trace."""
+    """As `explain_text`, for tokens of which the first were a prompt; `about` is kept with the trace.
+
+    Raises UserError where neighbors are to be read and the text is too short for any of its tokens to.
+    """
     begun = time.perf_counter()
     retrieved: list[Retrieved] = []
     text = run.tokenizer.decode(ids)
-    source = ""
-    if run.database is not None:
-        own = document_of(run.database.corpus, str(about["prompt"])) if about.get("given") else None
-        source = run.database.corpus.documents[own].title if own is not None else ""
+    source, database = "", None if config.retrieval == "off" else run.database
+    chunk_len = run.model.config.chunk_len
+    if database is not None and len(ids) <= chunk_len:  # nothing would be said, and look like a finding
+        raise UserError(
+            f"The text has {len(ids)} tokens{page_words(about)}, and only those after the first {chunk_len} "
+            f"read neighbors. Give at least {chunk_len + 1} tokens, better several times as many."
+        )
+    if database is not None:
+        own = own_document(database.corpus, about)
+        source = database.corpus.documents[own].title if own is not None else ""
         retrieved = look_up(run, ids, config, own)
     written = Written(ids, prompt_tokens, [], retrieved)
     kept = describe(run, name, text, retrieved) | about | {"config": to_json(config), "source": source}
-    made = trace(run.model, run.tokenizer, written, run.database, kept)
+    made = trace(run.model, run.tokenizer, written, database, kept)
     return with_origin(made, run, config, begun)
+
+
+def page_words(about: Mapping[str, object]) -> str:
+    """Which page of a long text is meant, in words."""
+    return f" on page {about['page']} of {about['pages']}" if about.get("pages", 1) != 1 else ""
 
 
 def describe(run: LoadedRun, name: str, text: str, retrieved: Sequence[Retrieved]) -> dict[str, object]:
@@ -97,15 +130,12 @@ def describe(run: LoadedRun, name: str, text: str, retrieved: Sequence[Retrieved
     }
 
 
-def with_origin(made: Trace, run: LoadedRun, config: ExplainConfig, begun: float) -> Trace:
+def with_origin(made: Trace, run: LoadedRun, config: ExplainConfig | GenerateConfig, begun: float) -> Trace:
     """The trace with where it comes from, and the command that makes its explanation again."""
-    kept = [k.name for k in knobs(config) if k.name != "page" and getattr(config, k.name) != k.default]
-    flags = [f"--{name.replace('_', '-')} {getattr(config, name)}" for name in kept]
-    text = shlex.quote(str(made.about["text"]))  # of a long text its page
     seconds = time.perf_counter() - begun
     made.about["provenance"] = provenance(
         run.folder,
-        command=" ".join(["python -m retro_demo explain", place_of(run.folder), f"--text {text}", *flags]),
+        command=command_of(made, run, config),
         seconds=seconds,
         settings=to_json(config) | {"database": made.about["database"], "retriever": run.retriever},
     )
@@ -113,9 +143,30 @@ def with_origin(made: Trace, run: LoadedRun, config: ExplainConfig, begun: float
     return made
 
 
-def place_of(run: Path) -> str:
-    """How a command names a run, without the folders of this machine."""
-    return f"checkpoints/{run.name}" if run.parent.name == "checkpoints" else run.name
+def command_of(made: Trace, run: LoadedRun, config: ExplainConfig | GenerateConfig) -> str:
+    """The command line that reads the same tokens with the same neighbors on the same kind of machine."""
+    words = ["python", "-m", "retro_demo", "explain", place_of(run.folder)]
+    if made.about.get("given"):
+        words += [f"--text={made.about['prompt']}"]  # one word: a text may begin with a dash
+        words += ["--page", str(made.about["page"])] * (made.about["page"] > 1)
+    else:
+        words += ["--tokens", ",".join(map(str, made.ids)), "--prompt-tokens", str(made.prompt_tokens)]
+    if run.database is not None:
+        words += ["--corpus", place_of(run.place)] if run.place is not None else []
+        words += ["--retriever", run.retriever, "--retrieval", config.retrieval]
+        words += ["--num-neighbors", str(config.num_neighbors or run.config.training.num_neighbors)]
+        words += ["--seed", str(config.seed)] if config.retrieval == "shuffled" else []
+    words += ["--device", next(run.model.parameters()).device.type]
+    return shlex.join(words)
+
+
+def place_of(folder: Path) -> str:
+    """How a command names a run or a corpus, without the folders of this machine."""
+    if folder.parent.name == "checkpoints":
+        return f"checkpoints/{folder.name}"
+    if folder.parent.name == "samples":  # NAME-HASH
+        return SAMPLE + folder.name.rpartition("-")[0]
+    return folder.name
 
 
 def document_of(corpus: Corpus, text: str) -> int | None:
@@ -126,48 +177,79 @@ def document_of(corpus: Corpus, text: str) -> int | None:
     return next((number for number, one in enumerate(corpus.documents) if wanted in one.text), None)
 
 
-def look_up(run: LoadedRun, ids: list[int], config: ExplainConfig, own: int | None) -> list[Retrieved]:
-    """The neighbors of each whole chunk of a text.
+def own_document(corpus: Corpus, about: Mapping[str, Any]) -> int | None:
+    """The document that the text of a trace stands in; None for one that a run wrote."""
+    return document_of(corpus, str(about["prompt"])) if about.get("given") else None
 
-    Where the text is of document `own` of this corpus, that document and its near-duplicates are
-    never its neighbors, as in training.
+
+def too_close(corpus: Corpus, own: int | None) -> np.ndarray:
+    """Chunks, bool (N,), that may not be neighbors of a text of document `own`, as in training.
+
+    They are that document and its near-duplicates; of one document cut into sections also the
+    chunks within the exclusion window around the section.
+    """
+    chunks = corpus.chunks
+    if own is None:
+        return np.zeros(len(chunks), dtype=bool)
+    ends = np.flatnonzero(chunks.document == own)[[0, -1]]
+    first, last = corpus.excluded(ends, np.tile(np.arange(len(chunks)), (2, 1)))
+    return first | last
+
+
+def search_apart(
+    database: Database, query: np.ndarray, k: int, own: np.ndarray | None, banned: np.ndarray
+) -> Neighbors:
+    """The k nearest of a query (1, C) that are not `banned` (N,); own as in `Retriever.search`."""
+    fetch = k
+    while True:
+        found = database.retriever.search(query, fetch, own=own)
+        kept = (found.ids[0] >= 0) & ~banned[found.ids[0]]
+        if kept.sum() >= k or found.ids[0, -1] < 0 or fetch >= len(banned):
+            return Neighbors(found.ids[:, kept][:, :k], found.scores[:, kept][:, :k])
+        fetch = min(4 * fetch, len(banned))
+
+
+def look_up(
+    run: LoadedRun, ids: list[int], config: ExplainConfig | GenerateConfig, own: int | None
+) -> list[Retrieved]:
+    """The neighbors of each whole chunk of a text; what is `too_close` to document `own` is none of them.
+
+    Shuffled, each chunk gets those of a chunk drawn from the rest of the database.
     """
     assert run.database is not None
     corpus, k = run.database.corpus, config.num_neighbors or run.config.training.num_neighbors
     chunk_len = run.model.config.chunk_len
     chunks = np.array(ids[: len(ids) // chunk_len * chunk_len], dtype=np.int64).reshape(-1, chunk_len)
-    queries, chunk_of_own = chunks, None
+    queries, chunk_of_own, banned = chunks, None, too_close(corpus, own)
     if own is not None:
         first = int(np.flatnonzero(corpus.chunks.document == own)[0])
         chunk_of_own = np.full(len(chunks), first)
     if config.retrieval == "shuffled":
         drawn = np.random.default_rng(config.seed)
-        chunk_of_own = drawn.choice(np.flatnonzero(~corpus.held_out[corpus.chunks.document]), len(chunks))
+        pool = np.flatnonzero(~corpus.held_out[corpus.chunks.document] & ~banned)
+        if not len(pool):
+            raise UserError("Every chunk of the corpus is too close to this text. Choose another text.")
+        chunk_of_own = drawn.choice(pool, len(chunks))
         queries = corpus.chunks.tokens[chunk_of_own]
     retrieved = []
     for number, query in enumerate(queries):
         begun = time.perf_counter()
         there = None if chunk_of_own is None else chunk_of_own[[number]]
-        found = run.database.retriever.search(query[None], k, own=there)
+        found = search_apart(run.database, query[None], k, there, banned)
         ms = 1000 * (time.perf_counter() - begun)
         neighbors = describe_neighbors(corpus, found.ids[0], found.scores[0])
-        for one in neighbors:
-            cluster = corpus.cluster[corpus.chunks.document[one["chunk"]]]
-            one["same_document"] = own is not None and bool(cluster == corpus.cluster[own])
         retrieved.append(Retrieved(number, neighbors, round(ms, 2)))
-    add_bm25(run.database, chunks, retrieved)
+    add_bm25(run, chunks, retrieved)
     return retrieved
 
 
-def add_bm25(database: Database, chunks: np.ndarray, retrieved: Sequence[Retrieved]) -> None:
+def add_bm25(run: LoadedRun, chunks: np.ndarray, retrieved: Sequence[Retrieved]) -> None:
     """Note the BM25 score of each neighbor too: a second opinion on how much it shares."""
-    lexical = load_retriever(database.corpus, "bm25")
-    assert isinstance(lexical, LexicalRetriever)
     for event in retrieved:
         ids = np.array([[one["chunk"] for one in event.neighbors]], dtype=np.int64)
         if ids.size:
             before = Neighbors(ids, np.zeros(ids.shape, np.float32))
-            ranked = lexical.rescore(chunks[[event.chunk]], before, ids.shape[1])
+            ranked = run.bm25.rescore(chunks[[event.chunk]], before, ids.shape[1])
             score = dict(zip(ranked.ids[0].tolist(), ranked.scores[0].tolist(), strict=True))
             for one in event.neighbors:
                 one["bm25"] = round(score[one["chunk"]], 3)

@@ -11,6 +11,7 @@ from retro_demo.jobs import JobStatus
 from retro_demo.views import color
 
 MOST_POINTS = 1000
+EVIDENCE_ARMS = {"on": "own", "off": "no", "random": "random"}
 GRAY = "#808794"  # readable on white and on the dark page
 GRID = "rgba(128,135,148,.22)"
 FONT = {"color": GRAY, "size": 12, "family": "system-ui, sans-serif"}
@@ -32,7 +33,8 @@ def smooth(values: np.ndarray) -> np.ndarray:
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 
-def _layout(figure: go.Figure, **more: Any) -> go.Figure:
+def figure_layout(figure: go.Figure, **more: Any) -> go.Figure:
+    """What all figures share: no ground of their own, gray lines and letters."""
     figure.update_layout(
         template="none",
         paper_bgcolor="rgba(0,0,0,0)",
@@ -64,6 +66,8 @@ def loss_curve(status: JobStatus, run: str) -> go.Figure:
         )
     measured = status.of_kind("evaluated")
     names = {"on": "held out, retrieval on", "off": "held out, retrieval off"}
+    if any("random" in event["arms"] for event in measured):  # a MARGE
+        names = {arm: f"held out, {kind} evidence" for arm, kind in EVIDENCE_ARMS.items()}
     for place, (arm, name) in enumerate(names.items()):
         points = [(event["step"], event["arms"][arm]["nats"]) for event in measured if arm in event["arms"]]
         few = thin(np.arange(len(points)), MOST_POINTS // 4)
@@ -74,10 +78,10 @@ def loss_curve(status: JobStatus, run: str) -> go.Figure:
                 y=y,
                 name=name,
                 mode="markers",
-                marker={"color": color(place), "size": 9, "symbol": ("circle", "diamond")[place]},
+                marker={"color": color(place), "size": 9, "symbol": ("circle", "diamond", "square")[place]},
                 hovertemplate=f"{arm}, step %{{x}}: %{{y:.4f}}<extra></extra>",
             )
-    return _layout(
+    return figure_layout(
         figure,
         height=340,
         uirevision=run,

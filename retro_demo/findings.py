@@ -158,7 +158,7 @@ def timeline(trace: Trace) -> list[dict[str, Any]]:
     return rows
 
 
-NAMED = ("document", "title", "score", "bm25", "same_document")
+NAMED = ("document", "title", "score", "bm25")
 
 
 def as_json(trace: Trace) -> dict[str, Any]:

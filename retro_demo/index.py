@@ -170,11 +170,9 @@ class VectorIndex:
 
 
 class DenseRetriever(Retriever):
-    """Neighbors by the cosine of embeddings.
+    """Neighbors by the cosine of embeddings; excluded chunks are left out by `search_allowed`.
 
-    Excluded chunks are left out by fetching more than k and filtering. A query that is still
-    short then fetches four times as many, and in the end scans the whole index, so it lacks a
-    neighbor only where none is left. A query without a vector (nothing known in it) has none.
+    A query without a vector (nothing known in it) has no neighbor.
     """
 
     def __init__(
@@ -201,46 +199,74 @@ class DenseRetriever(Retriever):
 
     def search_vectors(self, vectors: np.ndarray, k: int, *, own: np.ndarray | None = None) -> Neighbors:
         """As `search`, for queries that are embedded already: vectors (Q, E)."""
-        found = []
-        for rows in _blocks(len(vectors), QUERY_BLOCK):
-            found.append(self._search(vectors[rows], k, None if own is None else own[rows]))
-        return joined(found, k)
 
-    def _search(self, vectors: np.ndarray, k: int, own: np.ndarray | None) -> Neighbors:
-        out = rank(np.full((len(vectors), 1), -1), np.zeros((len(vectors), 1)), k)
-        open_rows = np.flatnonzero(vectors.any(axis=1))
-        fetch = k + 16
-        while len(open_rows) and fetch <= MAX_FETCH:
-            found = self._index.search(vectors[open_rows], fetch)
-            allowed = self._allowed(own, open_rows, found.ids)
-            best = rank(np.where(allowed, found.ids, -1), found.scores, k)
-            out.ids[open_rows], out.scores[open_rows] = best.ids, best.scores
-            # A tie with the last one fetched may go on beyond it, with smaller ids.
-            done = (best.ids[:, -1] >= 0) & (best.scores[:, -1] > found.scores[:, -1])
-            if self._index.factory == "Flat":
-                done |= fetch >= len(self._index)
-            open_rows, fetch = open_rows[~done], fetch * 4
-        for part in _blocks(len(open_rows), SCAN_QUERIES):
-            rows = open_rows[part]
-            best = self._scan(vectors[rows], k, None if own is None else own[rows])
-            out.ids[rows], out.scores[rows] = best.ids, best.scores
-        return out
+        def excluded(rows: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+            if own is None:
+                return np.zeros(candidates.shape, dtype=bool)
+            return self._excluded(own[rows], candidates)
 
-    def _scan(self, vectors: np.ndarray, k: int, own: np.ndarray | None) -> Neighbors:
-        """The k nearest allowed chunks by looking at all of them, on the CPU."""
-        best = rank(np.full((len(vectors), 1), -1), np.zeros((len(vectors), 1)), k)
-        for ids, stored in self._index.blocks():
-            candidates = np.broadcast_to(ids, (len(vectors), len(ids)))
-            allowed = self._allowed(own, np.arange(len(vectors)), candidates)
-            part = rank(np.where(allowed, candidates, -1), vectors @ stored.T, k)
-            both = [np.hstack(pair) for pair in ((best.ids, part.ids), (best.scores, part.scores))]
-            best = rank(both[0], both[1], k)
-        return best
+        return search_allowed(self._index, vectors, k, excluded)
 
-    def _allowed(self, own: np.ndarray | None, rows: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-        if own is None:
-            return candidates >= 0
-        return (candidates >= 0) & ~self._excluded(own[rows], candidates)
+
+def search_allowed(
+    index: VectorIndex,
+    vectors: np.ndarray,
+    k: int,
+    excluded: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> Neighbors:
+    """The k nearest of each query, vectors (Q, E), that are not excluded.
+
+    excluded: rows of queries (q,), candidates (q, k') -> bool (q, k'); its word on -1 is ignored.
+    More than k are fetched and filtered. A query that is still short then fetches four times as
+    many, and in the end scans the whole index, so it lacks a neighbor only where none is left. A
+    query of zeros has none.
+    """
+
+    def allowed(rows: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        return (candidates >= 0) & ~excluded(rows, candidates)
+
+    parts = [
+        _fetched(index, vectors[rows], k, lambda own, ids, start=rows.start: allowed(own + start, ids))
+        for rows in _blocks(len(vectors), QUERY_BLOCK)
+    ]
+    return joined(parts, k)
+
+
+def _fetched(
+    index: VectorIndex, vectors: np.ndarray, k: int, allowed: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> Neighbors:
+    """`search_allowed` for one block of queries, `allowed` counting its rows from 0."""
+    out = rank(np.full((len(vectors), 1), -1), np.zeros((len(vectors), 1)), k)
+    open_rows = np.flatnonzero(vectors.any(axis=1))
+    fetch = k + 16
+    while len(open_rows) and fetch <= MAX_FETCH:
+        found = index.search(vectors[open_rows], fetch)
+        best = rank(np.where(allowed(open_rows, found.ids), found.ids, -1), found.scores, k)
+        out.ids[open_rows], out.scores[open_rows] = best.ids, best.scores
+        # A tie with the last one fetched may go on beyond it, with smaller ids.
+        done = (best.ids[:, -1] >= 0) & (best.scores[:, -1] > found.scores[:, -1])
+        if index.factory == "Flat":
+            done |= fetch >= len(index)
+        open_rows, fetch = open_rows[~done], fetch * 4
+    for part in _blocks(len(open_rows), SCAN_QUERIES):
+        rows = open_rows[part]
+        best = _scanned(index, vectors[rows], k, lambda own, ids, rows=rows: allowed(rows[own], ids))
+        out.ids[rows], out.scores[rows] = best.ids, best.scores
+    return out
+
+
+def _scanned(
+    index: VectorIndex, vectors: np.ndarray, k: int, allowed: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> Neighbors:
+    """The k nearest allowed chunks by looking at all of them, on the CPU."""
+    best = rank(np.full((len(vectors), 1), -1), np.zeros((len(vectors), 1)), k)
+    for ids, stored in index.blocks():
+        candidates = np.broadcast_to(ids, (len(vectors), len(ids)))
+        valid = allowed(np.arange(len(vectors)), candidates)
+        part = rank(np.where(valid, candidates, -1), vectors @ stored.T, k)
+        both = [np.hstack(pair) for pair in ((best.ids, part.ids), (best.scores, part.scores))]
+        best = rank(both[0], both[1], k)
+    return best
 
 
 def _blocks(total: int, size: int) -> Iterator[slice]:

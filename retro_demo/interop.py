@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retro_demo.errors import UserError
 from retro_demo.interop_config import reference_arguments, reference_config
+from retro_demo.interop_marge import marge_from_reference as marge_from_reference  # beside RETRO's
+from retro_demo.interop_weights import check_fit
 from retro_demo.retro import RETRO
 from retro_demo.retro_config import RetroConfig
 
@@ -113,7 +114,7 @@ def retro_from_reference(state_dict: Mapping[str, Tensor], **arguments: Any) -> 
     given = {name: tensor for name, tensor in state_dict.items() if name not in FREQUENCIES.values()}
     if not config.cca_layers:  # it has an encoder all the same, that nothing asks
         given = {name: tensor for name, tensor in given.items() if not name.startswith("encoder.")}
-    _check_fit(in_reference_names(config, dict(model.named_parameters())), given)
+    check_fit(in_reference_names(config, dict(model.named_parameters())), given)
     model.to(given["token_emb.weight"].dtype)
     with torch.no_grad():
         for ours, names in reference_names(config).items():
@@ -150,23 +151,3 @@ def _frequencies(model: RETRO) -> Iterator[tuple[Tensor, str]]:
     """Each buffer of rotary frequencies with its name in the reference, which keeps one for a stack."""
     for name, buffer in model.named_buffers():
         yield buffer, FREQUENCIES["encoder" if name.startswith("encoder.") else "decoder"]
-
-
-def _check_fit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    """Raise UserError unless the names and shapes of the weights are those of the network."""
-    for what, names in (
-        ("lack", sorted(set(wanted) - set(given))),
-        ("hold also", sorted(set(given) - set(wanted))),
-    ):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise UserError(
-                f"The weights do not fit these arguments: they {what} {', '.join(names[:3])}{more}. "
-                "Give the arguments that the model was made with."
-            )
-    for name, tensor in wanted.items():
-        if given[name].shape != tensor.shape:
-            raise UserError(
-                f"The weights do not fit these arguments: {name} is {tuple(given[name].shape)}, but the "
-                f"arguments ask for {tuple(tensor.shape)}. Give the arguments that the model was made with."
-            )

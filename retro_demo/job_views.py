@@ -139,8 +139,8 @@ def runs_table(rows: Sequence[tuple[str, str, str, str, int]]) -> str:
     return table("<th>run</th><th>state</th><th>model</th><th>steps</th><th>on disk</th>", body)
 
 
-def run_status(status: JobStatus, title: str, steps: int, tokens_a_step: int) -> str:
-    """A run in words: state, step, loss, speed and how long it will take."""
+def run_status(status: JobStatus, title: str, steps: int, left: float | None) -> str:
+    """A run in words: state, step, loss, speed and how many seconds are left, if that is known."""
     done = status.of_kind("step")
     started = status.of_kind("started")
     head = f"<h3>{esc(title.removeprefix('sample:'))} {badge(status.state)}</h3>"
@@ -150,8 +150,8 @@ def run_status(status: JobStatus, title: str, steps: int, tokens_a_step: int) ->
     last = done[-1]
     rate = float(np.median([step["tokens_per_second"] for step in done[-20:]]))
     words = f"step {last['step']:,} of {steps:,} · loss {_recent(done):.3f} nats · {rate:,.0f} tokens/s"
-    if status.state == "running" and rate:
-        words += f" · about {duration((steps - last['step']) * tokens_a_step / rate)} left"
+    if left is not None:
+        words += f" · about {duration(left)} left"
     if started and (about := started[-1].get("about")):
         words += f" · {about.get('parameters', 0) / 1e6:.1f} M parameters on {about.get('device', '')}"
     return head + bar(last["step"] / max(steps, 1), words) + failure(status)
@@ -167,8 +167,10 @@ def arms_html(status: JobStatus) -> str:
     if not measured:
         return note("Held-out loss and a sample text stand here after the first measurement.")
     last = measured[-1]
+    if not last["arms"]:
+        return note("No document of this corpus is held out, so nothing can be measured on unseen text.")
     cells = [
-        f"<tr><th>{term('retrieval ' + name) if name in ('on', 'off') else esc(name)}</th>"
+        f"<tr><th>{_arm(name, last['arms'])}</th>"
         f"<td>{arm['nats']:.4f}</td><td>{arm['bpb']:.4f}</td><td>{arm['tokens']:,.0f}</td></tr>"
         for name, arm in last["arms"].items()
     ]
@@ -184,11 +186,42 @@ def arms_html(status: JobStatus) -> str:
     return figures + text
 
 
+def _arm(name: str, arms: Mapping[str, Any]) -> str:
+    """An arm with its explanation; where evidence was drawn at random too, the run is a MARGE."""
+    if "random" in arms:
+        return {
+            "on": term("evidence", "own evidence"),
+            "random": term("random evidence"),
+            "off": term("no evidence"),
+        }.get(name, esc(name))
+    return term("retrieval " + name) if name in ("on", "off") else esc(name)
+
+
 def gap_of(status: JobStatus) -> float | None:
     """Held-out loss off minus on at the last measurement, in nats; None where it was not measured."""
     measured = status.of_kind("evaluated")
     arms = measured[-1]["arms"] if measured else {}
     return arms["off"]["nats"] - arms["on"]["nats"] if {"on", "off"} <= set(arms) else None
+
+
+def worth(status: JobStatus, evaluation: Mapping[str, Any] | None) -> str:
+    """What retrieval is worth to a run, as HTML that names where the figure is from; "" where none is known.
+
+    An evaluation (see report.py) goes before the training's own measurement, which has no baseline.
+    """
+    if evaluation is not None:
+        differences = evaluation["arms"]["on"]["differences"]
+        tokens = f"{evaluation['counts']['tokens']:,} held-out tokens measured on Evaluate"
+        if evaluation["match"] and not evaluation["match"]["unfit"]:
+            bpb = differences["baseline"]["bpb"]
+            return f"on minus matched baseline {bpb:+.4f} {term('bits per byte')} ({tokens})"
+        nats = -differences["off"]["nats"]
+        return f"on/off {term('gap')} {nats:+.4f} nat ({tokens}, no matched baseline)"
+    gap = gap_of(status)
+    if gap is None:
+        return ""
+    tokens = status.of_kind("evaluated")[-1]["arms"]["on"]["tokens"]
+    return f"on/off {term('gap')} {gap:+.2f} nat ({tokens:,.0f} held-out tokens measured in training)"
 
 
 def estimate(parameters: int, steps: int, tokens_a_step: int, model: str, preset: str) -> str:
@@ -198,8 +231,10 @@ def estimate(parameters: int, steps: int, tokens_a_step: int, model: str, preset
         "small": "about an hour on two cores",
         "base": "a run for a GPU",
     }
+    most = "at most " if model == "marge" else ""
     return (
         f'<p class="estimate"><b>{parameters / 1e6:.2f} M</b> {term("parameters")} · <b>{steps:,}</b> '
-        f"{term('step', 'steps')} of {tokens_a_step:,} tokens · {term(model)} {term('preset', preset)}: "
-        f"{usual.get(preset, '')} at its usual size. The time left is measured from the first steps on.</p>"
+        f"{term('step', 'steps')} of {most}{tokens_a_step:,} tokens · {term(model)} {term('preset', preset)}"
+        f": {usual.get(preset, 'its own size')} at its usual size. The time left is measured from the first "
+        "steps on.</p>"
     )

@@ -3,13 +3,14 @@
 bpb(alpha) is the loss over the chunks whose longest common run covers at most alpha of them (RETRO
 section 2.6 and 4.4): bpb(1) is the plain figure, and a gain that is left at small alpha is not copied.
 Overlap is measured for the chunk that is predicted, against (a) the whole database: "was it leaked",
-and (b) its own ten nearest neighbors, as the paper does.
+and (b) the neighbors that are stored for it (ten in the paper).
 
 Shapes: W windows, L chunks of a window, C chunk length.
 """
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,33 +24,43 @@ ALPHA_NAMES = ("0", "1/16", "1/8", "1/4", "1/2", "1")
 BUCKETS = (("0", 0, 0), ("1-4", 1, 4), ("5-8", 5, 8), ("9+", 9, 10**9))
 FEW_CHUNKS = 30  # a bin with fewer chunks is greyed
 CURVES = ("baseline", "off", "on")
+NOT_FOUND_YET = -1
 
 
-def overlaps(
-    chunks: Chunks, measured: np.ndarray, database: np.ndarray, neighbor_ids: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Longest common runs, in tokens, of the measured chunk ids (W, L - 1), -1 = nothing: (W, L - 1) each.
+class Overlaps:
+    """Longest common runs, in tokens, of measured chunks; each is found once, however often it is asked for.
 
-    database: ids of the chunks in the index, as it is; neighbor_ids: (N, stored) of the retriever.
+    measured (W, L - 1): chunk ids, -1 = nothing. database: ids of the chunks in the index, as it is.
     """
-    there = measured >= 0
-    own = chunks.tokens[measured[there]]
-    ids = np.sort(database)
-    text = chunks.tokens[ids]
-    # a border behind every chunk that is not followed by its own next one in the index
-    ends = ~(chunks.has_continuation(ids) & np.isin(ids + 1, ids))
-    lines = np.concatenate([text, np.zeros((len(text), 1), dtype=text.dtype)], axis=1).reshape(-1)
-    kept = np.ones((len(text), text.shape[1] + 1), dtype=bool)
-    kept[:, -1] = ends
-    found = {
-        "database": longest_in_text(own, lines[kept.reshape(-1)]),
-        "neighbors": longest_in_neighbors(own, chunks.with_continuation(neighbor_ids[measured[there]])),
-    }
-    out = {}
-    for name, longest in found.items():
-        out[name] = np.zeros(measured.shape, dtype=np.int64)
-        out[name][there] = longest
-    return out
+
+    def __init__(self, chunks: Chunks, measured: np.ndarray, database: np.ndarray) -> None:
+        self._chunks, self._measured, self._database = chunks, measured, database
+        self._neighbors = np.full(measured.shape, NOT_FOUND_YET, dtype=np.int64)
+
+    def of(self, count: int, neighbor_ids: np.ndarray) -> dict[str, np.ndarray]:
+        """For the first `count` windows: (count, L - 1) each; neighbor_ids (N, stored) of the retriever."""
+        measured = self._measured[:count]
+        new = (measured >= 0) & (self._neighbors[:count] == NOT_FOUND_YET)
+        own, chunks = measured[new], self._chunks
+        shown = chunks.with_continuation(neighbor_ids[own])
+        self._neighbors[:count][new] = longest_in_neighbors(chunks.tokens[own], shown)
+        neighbors = np.where(measured >= 0, self._neighbors[:count], 0)
+        return {"database": self._in_database[:count], "neighbors": neighbors}
+
+    @cached_property
+    def _in_database(self) -> np.ndarray:
+        """Those of all windows at once: it is the database that takes long to sort."""
+        chunks, ids = self._chunks, np.sort(self._database)
+        text = chunks.tokens[ids]
+        # a border behind every chunk that is not followed by its own next one in the index
+        ends = ~(chunks.has_continuation(ids) & np.isin(ids + 1, ids))
+        lines = np.concatenate([text, np.zeros((len(text), 1), dtype=text.dtype)], axis=1).reshape(-1)
+        kept = np.ones((len(text), text.shape[1] + 1), dtype=bool)
+        kept[:, -1] = ends
+        there = self._measured >= 0
+        longest = np.zeros(there.shape, dtype=np.int64)
+        longest[there] = longest_in_text(chunks.tokens[self._measured[there]], lines[kept.reshape(-1)])
+        return longest
 
 
 def leakage(sums: Sums, longest: np.ndarray, tokens: np.ndarray, arms: list[str]) -> dict[str, Any]:

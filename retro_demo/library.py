@@ -14,12 +14,17 @@ from typing import Any, TypeVar
 
 import torch
 
-from retro_demo.checkpoint import read_run_config
+from retro_demo.checkpoint import read_marge_config, read_run_config
 from retro_demo.config import RetroConfig
 from retro_demo.corpus import MANIFEST, TEXT_FILES, load_corpus
 from retro_demo.devices import allowed_threads
+from retro_demo.evidence_reading import EvidenceReading, read_evidence
+from retro_demo.evidence_run import MargeCorpus, load_marge_corpus
 from retro_demo.generate import Database
 from retro_demo.loading import LoadedRun, load_retriever, load_run
+from retro_demo.marge import MARGE
+from retro_demo.marge_config import MargeConfig
+from retro_demo.marge_writing import LoadedMarge, load_marge_run
 from retro_demo.retro import RETRO
 from retro_demo.workspace import corpus_folder
 
@@ -34,7 +39,10 @@ class Library:
         self.most = most
         self._runs: OrderedDict[Any, LoadedRun] = OrderedDict()
         self._corpora: OrderedDict[Any, Database] = OrderedDict()
-        self._lock = threading.Lock()
+        self._marge_corpora: OrderedDict[Any, MargeCorpus] = OrderedDict()
+        self._marges: OrderedDict[Any, LoadedMarge] = OrderedDict()
+        self._readings: OrderedDict[Any, EvidenceReading] = OrderedDict()
+        self._lock = threading.RLock()  # a reading loads its run
         self._stops: set[str] = set()
         # small models write faster so, and the page stays quick while a run trains beside it
         torch.set_num_threads(max(1, allowed_threads() // 2))
@@ -58,6 +66,25 @@ class Library:
             return Database(corpus, load_retriever(corpus, retriever))
 
         return self._remember(self._corpora, (folder, retriever, _corpus_stamp(folder)), load)
+
+    def marge_corpus(self, folder: Path) -> MargeCorpus:
+        """The passages of a MARGE run; raises UserError where its corpus is gone or has changed."""
+        key = self._marge_key(folder)
+        return self._remember(self._marge_corpora, key, lambda: load_marge_corpus(folder))
+
+    def marge(self, folder: Path) -> LoadedMarge:
+        """A MARGE run with its last saved weights and their embeddings of all its passages."""
+        key = (*self._marge_key(folder), _stamp(folder, "model.safetensors"))
+        return self._remember(self._marges, key, lambda: load_marge_run(folder))
+
+    def evidence(self, folder: Path, target: int, count: int) -> EvidenceReading:
+        """A passage of a MARGE run read with as many pieces of evidence; see evidence_reading.py."""
+        key = (*self._marge_key(folder), _stamp(folder, "model.safetensors"), target, count)
+        return self._remember(self._readings, key, lambda: read_evidence(self.marge(folder), target, count))
+
+    def _marge_key(self, folder: Path) -> tuple[Any, ...]:
+        read = corpus_folder(self.home, read_marge_config(folder).corpus)
+        return folder, _stamp(folder, "config.json"), _corpus_stamp(read)
 
     def _remember(self, shelf: OrderedDict[Any, Loaded], key: Any, load: Callable[[], Loaded]) -> Loaded:
         with self._lock:  # one loads at a time: two of the same would cost memory twice
@@ -87,7 +114,8 @@ def _corpus_stamp(folder: Path) -> tuple[Path, tuple[int, ...]]:
     return folder, _stamp(folder, MANIFEST, *TEXT_FILES)
 
 
-def count_parameters(network: RetroConfig) -> int:
+def count_parameters(network: RetroConfig | MargeConfig) -> int:
     """Parameters of a network of this shape, counted without making one."""
     with torch.device("meta"):
-        return sum(weight.numel() for weight in RETRO(network).parameters())
+        model = RETRO(network) if isinstance(network, RetroConfig) else MARGE(network)
+        return sum(weight.numel() for weight in model.parameters())

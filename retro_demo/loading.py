@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from retro_demo.checkpoint import RunConfig, load_model, read_run_config
 from retro_demo.config import RETRIEVERS, GenerateConfig
-from retro_demo.corpus import Corpus, load_corpus
+from retro_demo.corpus import Corpus, load_array, load_corpus
 from retro_demo.devices import choose_device
 from retro_demo.editions import load_edition
 from retro_demo.embedding import load_embedder
@@ -19,7 +20,7 @@ from retro_demo.events import Event
 from retro_demo.generate import Database, Written, generate
 from retro_demo.index import DenseRetriever, VectorIndex, gpu_available
 from retro_demo.lexical import HybridRetriever, LexicalIndex, LexicalRetriever, Terms, token_terms, word_terms
-from retro_demo.neighbors import Retriever
+from retro_demo.neighbors import Neighbors, Retriever
 from retro_demo.retro import RETRO
 from retro_demo.tokenizer import Tokenizer
 from retro_demo.workspace import corpus_folder, data_home, derived_folder
@@ -33,23 +34,44 @@ def load_retriever(corpus: Corpus, name: str = "dense") -> Retriever:
     """
     if name not in RETRIEVERS:
         raise UserError(f"There is no retriever {name!r}; choose one of {', '.join(RETRIEVERS)}.")
+    device = "cuda" if gpu_available()[0] else "cpu"
+    return retriever_over(
+        corpus,
+        name,
+        lambda: VectorIndex.load(corpus.folder / "index.faiss", device=device),
+        lambda terms: _lexical_index(corpus, "bm25-words" if name == "bm25-words" else "bm25", terms),
+    )
+
+
+def retriever_over(
+    corpus: Corpus, name: str, vectors: Callable[[], VectorIndex], words: Callable[[Terms], LexicalIndex]
+) -> Retriever:
+    """A retriever over the indexes that these two make, of which only those that it needs are made."""
     if name == "dense":
-        return _dense(corpus)
-    kind, terms = "bm25", token_terms
-    if name == "bm25-words":
-        kind, terms = name, word_terms(corpus.tokenizer)
-    lexical = LexicalRetriever(_lexical_index(corpus, kind, terms), terms, corpus.excluded)
-    return HybridRetriever(_dense(corpus), lexical) if name == "hybrid" else lexical
+        return _dense(corpus, vectors())
+    terms = word_terms(corpus.tokenizer) if name == "bm25-words" else token_terms
+    lexical = LexicalRetriever(words(terms), terms, corpus.excluded)
+    return HybridRetriever(_dense(corpus, vectors()), lexical) if name == "hybrid" else lexical
 
 
-def _dense(corpus: Corpus) -> DenseRetriever:
+def search_stored(corpus: Corpus, finder: Retriever, rows: np.ndarray, k: int) -> Neighbors:
+    """The neighbors of chunks `rows` (Q,) of the corpus itself, by the vectors that it keeps of them."""
+    tokens = corpus.chunks.tokens[rows]
+    if not isinstance(finder, (DenseRetriever, HybridRetriever)):
+        return finder.search(tokens, k, own=rows)
+    vectors = np.asarray(load_array(corpus.folder / "vectors.npy", mapped=True)[rows])
+    if isinstance(finder, DenseRetriever):
+        return finder.search_vectors(vectors, k, own=rows)
+    return finder.search_vectors(tokens, vectors, k, own=rows)
+
+
+def _dense(corpus: Corpus, index: VectorIndex) -> DenseRetriever:
     embedder = load_embedder(corpus.config.embedder, choose_device("auto"))
     if embedder.fingerprint != corpus.manifest["embedder_fingerprint"]:
         raise UserError(
             f"The index of {corpus.name} was made by another version of the embedder {embedder.name}. "
             "Build the corpus anew."
         )
-    index = VectorIndex.load(corpus.folder / "index.faiss", device="cuda" if gpu_available()[0] else "cpu")
     return DenseRetriever(index, embedder, corpus.tokenizer.decode, corpus.excluded)
 
 
@@ -80,7 +102,8 @@ class LoadedRun:
     """A run in memory, ready to write.
 
     `retriever` is the name of the one it reads through, "" for an lm; `swapped` the name of the
-    corpus that was put in place of the one it was trained on, "" where that one is there.
+    corpus that was put in place of the one it was trained on, "" where that one is there; `place` the
+    folder of the corpus that was named when it was loaded, None = none was.
     """
 
     folder: Path
@@ -90,6 +113,16 @@ class LoadedRun:
     database: Database | None
     retriever: str
     swapped: str = ""
+    place: Path | None = None
+
+    @cached_property
+    def bm25(self) -> LexicalRetriever:
+        """BM25 over the token ids of its corpus: its own retriever, or a second opinion, loaded once."""
+        assert self.database is not None
+        retriever = self.database.retriever
+        found = retriever if self.retriever == "bm25" else load_retriever(self.database.corpus, "bm25")
+        assert isinstance(found, LexicalRetriever)
+        return found
 
 
 def load_run(
@@ -120,7 +153,7 @@ def load_run(
             database = Database(there, load_retriever(there, name))
     model = load_model(folder, choose_device(device))
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    return LoadedRun(folder, config, model, tokenizer, database, name, swapped)
+    return LoadedRun(folder, config, model, tokenizer, database, name, swapped, corpus)
 
 
 def write(run: LoadedRun, prompt: str, config: GenerateConfig) -> Iterator[Event | Written]:

@@ -46,11 +46,6 @@ def fact_floors(corpus: Corpus) -> np.ndarray:
     return floors
 
 
-def fact_mask(corpus: Corpus) -> np.ndarray:
-    """Which tokens are of a fact's value: bool (N, C)."""
-    return fact_floors(corpus) > 0
-
-
 def reached_floors(arms: Arms, floors: np.ndarray) -> np.ndarray:
     """The floors of the tokens that retrieval can reach in each window: (W, (L - 1) C); 0 = no fact."""
     rows = arms.windows.rows[:, 1:]

@@ -52,8 +52,10 @@ def match(run: Path, baseline: Path) -> Match:
 
 
 def unfit_control(run: Path, control: Path) -> str:
-    """Why a run trained with random neighbors would be an easy opponent; "" where it is none."""
+    """Why a run is no control, or one that would be an easy opponent; "" where it is a fair one."""
     ours, theirs = read_run_config(run), read_run_config(control)
+    if not theirs.retrieves or theirs.training.neighbor_source != "random":
+        return "it was not trained with random neighbors"
     return _unfit(ours, theirs, tokens_seen(run), tokens_seen(control))
 
 

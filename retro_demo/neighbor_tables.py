@@ -16,10 +16,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from retro_demo.corpus import Corpus, beside, load_array
+from retro_demo.corpus import Corpus, beside
 from retro_demo.events import Event, Progress
-from retro_demo.lexical import HybridRetriever
-from retro_demo.loading import load_retriever
+from retro_demo.loading import load_retriever, search_stored
 from retro_demo.workspace import data_home, derived_folder
 
 FORMAT = "1"
@@ -35,17 +34,12 @@ def prepare_neighbors(corpus: Corpus, retriever: str) -> Iterator[Event]:
     if retriever == "dense" or _kept(corpus, retriever) is not None:
         return
     finder = load_retriever(corpus, retriever)
-    vectors = load_array(corpus.folder / "vectors.npy", mapped=True)
-    tokens, k = corpus.chunks.tokens, corpus.config.num_neighbors
-    ids = np.full((len(tokens), k), -1, np.int32)
-    for start in range(0, len(tokens), BLOCK):
-        rows = np.arange(start, min(start + BLOCK, len(tokens)))
-        if isinstance(finder, HybridRetriever):  # the chunks are embedded already
-            found = finder.search_vectors(tokens[rows], np.asarray(vectors[rows]), k, own=rows)
-        else:
-            found = finder.search(tokens[rows], k, own=rows)
-        ids[rows] = found.ids
-        yield Progress("neighbors", int(rows[-1]) + 1, len(tokens))
+    count, k = len(corpus.chunks), corpus.config.num_neighbors
+    ids = np.full((count, k), -1, np.int32)
+    for start in range(0, count, BLOCK):
+        rows = np.arange(start, min(start + BLOCK, count))
+        ids[rows] = search_stored(corpus, finder, rows, k).ids
+        yield Progress("neighbors", int(rows[-1]) + 1, count)
     about = {"fingerprint": corpus.fingerprint, "format": FORMAT, "hash": _hash(ids)}
     with beside(_path(corpus, retriever)) as unfinished:
         save_file({"ids": ids}, unfinished, metadata=about)

@@ -29,11 +29,6 @@ class Neighbors:
     ids: np.ndarray
     scores: np.ndarray
 
-    @property
-    def num_missing(self) -> int:
-        """How many of the Q * K places found no valid chunk."""
-        return int((self.ids < 0).sum())
-
 
 class Retriever(Protocol):
     """Finds the chunks of one corpus that are nearest to a chunk of tokens."""
@@ -77,10 +72,3 @@ def joined(parts: Sequence[Neighbors], k: int) -> Neighbors:
         np.concatenate([part.ids for part in parts]),
         np.concatenate([part.scores for part in parts]),
     )
-
-
-def recall_at_k(found: Neighbors, exact: Neighbors) -> float:
-    """Share of the exact neighbors that were found, both (Q, K); 1.0 where there are none."""
-    wanted = exact.ids >= 0
-    hit = (exact.ids[:, :, None] == found.ids[:, None, :]).any(axis=2) & wanted
-    return float(hit.sum() / wanted.sum()) if wanted.any() else 1.0

@@ -9,6 +9,8 @@ Shapes: Q query chunks, C chunk length, S tokens of the database, K neighbors, R
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 PAD = 0
@@ -100,21 +102,23 @@ def longest_in_neighbors(chunks: np.ndarray, neighbors: np.ndarray) -> np.ndarra
     rows = max(1, PAIRS // max(1, neighbors[0].size if len(neighbors) else 1))
     for start in range(0, len(chunks), rows):
         part = slice(start, start + rows)
-        longest[part] = _longest_runs(chunks[part], neighbors[part])
+        for ending in runs_ending(chunks[part, None], neighbors[part]):
+            np.maximum(longest[part], ending.max(axis=(1, 2), initial=0), out=longest[part])
     return longest
 
 
-def _longest_runs(chunks: np.ndarray, neighbors: np.ndarray) -> np.ndarray:
-    """As `longest_in_neighbors`: the table of runs that end at a pair of tokens, row by row."""
-    ending = np.zeros(neighbors.shape, dtype=np.int16)  # runs that end at this chunk token, and there
-    longest = np.zeros(len(chunks), dtype=np.int64)
-    for place in range(chunks.shape[1]):
-        token = chunks[:, place, None, None]
+def runs_ending(text: np.ndarray, source: np.ndarray) -> Iterator[np.ndarray]:
+    """For each token t of text (..., T): how many tokens up to it equal those up to each of source (..., R).
+
+    Yields T times an int16 (..., R), broadcast; padding equals nothing.
+    """
+    ending = np.zeros(np.broadcast_shapes(text.shape[:-1], source.shape[:-1]) + source.shape[-1:], np.int16)
+    for place in range(text.shape[-1]):
+        token = text[..., place, None]
         before = np.zeros_like(ending)
         before[..., 1:] = ending[..., :-1]
-        ending = np.where((neighbors == token) & (token != PAD), before + 1, 0).astype(np.int16)
-        np.maximum(longest, ending.max(axis=(1, 2), initial=0), out=longest)
-    return longest
+        ending = np.where((source == token) & (token != PAD), before + 1, 0).astype(np.int16)
+        yield ending
 
 
 def share_in_common(longest: np.ndarray, chunks: np.ndarray) -> np.ndarray:

@@ -12,11 +12,12 @@ import torch
 from retro_demo.batches import RetroBatches
 from retro_demo.building import build_corpus, read_corpus_config
 from retro_demo.checkpoint import (
+    MargeRun,
     RunConfig,
     begin_from,
     freeze_decoder,
     load_state,
-    read_run_config,
+    read_any_config,
     save_state,
     saved_step,
     versions,
@@ -41,6 +42,7 @@ from retro_demo.events import (
 from retro_demo.generate import Database, Written, generate
 from retro_demo.jobs import claim
 from retro_demo.loading import load_database
+from retro_demo.marge_training import train_marge
 from retro_demo.neighbor_tables import neighbor_table, prepare_neighbors
 from retro_demo.retro import RETRO
 from retro_demo.train import Hooks, make_optimizer, train
@@ -127,14 +129,18 @@ def run_training(out: Path, stop: Callable[[], bool], *, device: str | None = No
 
     It goes on on the device that it was begun on, unless another one is named.
     """
-    yield from ensure_sample(read_run_config(out).corpus, stop)
+    config = read_any_config(out)
+    yield from ensure_sample(config.corpus, stop)
     with claim(out):
-        cut_back(out / "events.jsonl", saved_step(out))
-        yield from record(out, _train(out, stop, device))
+        done = saved_step(out)
+        cut_back(out / "events.jsonl", done, goes_on=done < config.training.steps)
+        if isinstance(config, MargeRun):
+            yield from record(out, train_marge(out, config, stop, device))
+        else:
+            yield from record(out, _train(out, config, stop, device))
 
 
-def _train(out: Path, stop: Callable[[], bool], device: str | None) -> Iterator[Event]:
-    config = read_run_config(out)
+def _train(out: Path, config: RunConfig, stop: Callable[[], bool], device: str | None) -> Iterator[Event]:
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.training.seed)
     device = choose_device(device or config.device)

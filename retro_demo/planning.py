@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from retro_demo.batches import check_windows
-from retro_demo.checkpoint import MODELS, RunConfig, differences, read_run_config, versions, write_run_config
+from retro_demo.checkpoint import (
+    MODELS,
+    AnyRun,
+    RunConfig,
+    differences,
+    read_any_config,
+    read_run_config,
+    versions,
+    write_run_config,
+)
 from retro_demo.config import RetroConfig, TrainConfig, knobs
 from retro_demo.corpus import Corpus, file_hash, load_corpus
 from retro_demo.devices import allowed_threads, choose_device
@@ -58,6 +67,8 @@ def make_run_config(
     """
     if model not in MODELS:
         raise UserError(f"There is no model {model!r}; choose one of {', '.join(MODELS)}.")
+    if model == "marge":
+        raise ValueError("a MARGE run is planned by make_marge_config")
     if model == "retrofit" and not base:
         raise UserError(
             "A retrofit teaches a trained lm to read neighbors: name it with --base RUN. "
@@ -133,16 +144,17 @@ def check_base(config: RunConfig, base: str, corpus: Corpus, settings: Mapping[s
             )
 
 
-def prepare_run(out: Path, wanted: RunConfig) -> None:
+def prepare_run(out: Path, wanted: AnyRun) -> None:
     """Write down a new run, or check that a second call means the same one; more steps extend it."""
     if not (out / "config.json").exists():
         corpus = load_corpus(corpus_folder(data_home()[0], wanted.corpus))
-        check_windows(corpus, wanted.training.seq_len, wanted.training.num_neighbors)
+        if isinstance(wanted, RunConfig):
+            check_windows(corpus, wanted.training.seq_len, wanted.training.num_neighbors)
         out.mkdir(parents=True, exist_ok=True)
         corpus.tokenizer.save(out / "tokenizer.json")
         write_run_config(out, wanted)
         return
-    there = read_run_config(out)
+    there = read_any_config(out)
     changed = differences(there, wanted)
     if changed and is_running(out):
         raise UserError(f"{out} is being trained ({'; '.join(changed)}). Stop it first, or wait for its end.")
@@ -161,7 +173,7 @@ def prepare_run(out: Path, wanted: RunConfig) -> None:
 
 def extend_run(out: Path, steps: int) -> None:
     """Let a run go on to more steps; its learning rate follows the longer schedule from here."""
-    there = read_run_config(out)
+    there = read_any_config(out)
     if is_running(out):
         raise UserError(f"{out.name} is being trained. Stop it first, or wait for its end.")
     if steps <= there.training.steps:

@@ -41,16 +41,30 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # the second control: the work and the network of tiny, but nothing to read
     "random": {"neighbor_source": "random"},
-    # paraphrases share few words before the answer: the copying start alone is better here than keys by
-    # the token before and lessons in copying word by word
-    "lookup": {
-        "steps": 400,
-        "eval_every": 200,
-        "shifted_keys": False,
-        "reading": 0.0,
-        "lessons_kept": 0.0,
-    },
+    "lookup": {"steps": 400, "eval_every": 200},
 }
+
+MARGE: dict[str, Any] = {
+    "dim": 96,
+    "beta_start": 20.0,
+    "copying_start": True,
+    "shifted_keys": True,
+    "abstain": True,
+    "passage_len": 96,
+    "batch_tokens": 1536,
+    "evidence_languages": "other",  # where there are several
+    "shard_size": 300,
+    "lr": 3e-3,
+    "warmup": 50,
+    "reading": 0.2,
+    "lessons_kept": 0.1,
+}
+
+MARGE_PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": MARGE | {"steps": 600},
+    "small": MARGE | {"steps": 3000, "refresh_every": 300, "eval_every": 300, "save_every": 100},
+}
+"""The same for MARGE: about two minutes, and about ten, on one quiet core; docs/science.md has the trials."""
 
 BEGUN: dict[str, dict[str, Any]] = {
     "tiny": {"steps": 300, "warmup": 30, "lr": 1.3e-3},

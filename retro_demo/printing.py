@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from retro_demo.evaluate_views import baseline_of
 from retro_demo.events import Event, Finished, Progress, Refined, Retrieved, Started, Step, Token
+from retro_demo.views import NOTHING_FOUND
 
 
 def print_json(event: Event) -> None:
@@ -54,11 +56,12 @@ class Printer:
         if isinstance(event, Finished) and "verdict" in values:
             return evaluation(values)
         if isinstance(event, Finished) and "neighbors" in values:
-            return "\n\n".join(
+            found = "\n\n".join(
                 f"{n['score']:.3f}  {n['title']} (chunk {n['chunk']})\n"
                 f"  N: {n['text']!r}\n  F: {n['continuation']!r}"
                 for n in values["neighbors"]
             )
+            return found or NOTHING_FOUND
         if isinstance(event, Finished):
             values = {
                 name: value for name, value in values.items() if name not in ("document_tokens", "text")
@@ -79,7 +82,7 @@ def explained(values: dict[str, Any]) -> str:
 
 def evaluation(result: dict[str, Any]) -> str:
     """The arms as a table, what would change the verdict, and the verdict as the last line."""
-    against = "baseline" if "baseline" in result["arms"] else "off"
+    against = baseline_of(result)
     lines = [f"{'arm':16} nats/token  bits/byte  minus {against}, 95% interval"]
     for name, arm in result["arms"].items():
         line = f"{name:16} {arm['nats']:10.4f} {arm['bpb']:10.4f}"

@@ -17,7 +17,8 @@ from typing import Any
 
 from safetensors import safe_open
 
-from retro_demo.checkpoint import RunConfig, read_run_config, versions
+from retro_demo.checkpoint import AnyRun, RunConfig, read_any_config, versions
+from retro_demo.corpus import MANIFEST
 from retro_demo.devices import allowed_threads
 from retro_demo.events import read_events
 
@@ -32,9 +33,11 @@ def provenance(run: Path, *, command: str, seconds: float, settings: dict[str, A
     `command` repeats the measurement, `seconds` is how long it took, `settings` are its own knobs.
     Raises UserError where there is no run.
     """
-    config = read_run_config(run)
+    config = read_any_config(run)
     steps, parameters = weights_of(run)
-    places = {"corpus": place_name(config.corpus), "base": place_name(config.base)}
+    places = {"corpus": place_name(config.corpus)}
+    if isinstance(config, RunConfig):
+        places["base"] = place_name(config.base)
     return {
         "run": run.name,
         "model": config.model,
@@ -56,6 +59,28 @@ def provenance(run: Path, *, command: str, seconds: float, settings: dict[str, A
     }
 
 
+def corpus_provenance(
+    folder: Path, *, corpus: str, command: str, seconds: float, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Origin of a figure of a built corpus that no run had a part in, ready for JSON.
+
+    `corpus` is what it is called; command, seconds and settings as in `provenance`.
+    """
+    manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+    return {
+        "corpus": corpus,
+        "corpus_fingerprint": manifest["fingerprint"],
+        "seed": manifest["config"]["seed"],
+        "config": manifest["config"],
+        "code": code_hash(),
+        "versions": versions(),
+        "threads": allowed_threads(),
+        "settings": settings,
+        "seconds": round(seconds, 2),
+        "command": command,
+    }
+
+
 def weights_of(run: Path) -> tuple[int, int]:
     """(step, number of parameters) of the saved weights, read from the file's head; (0, 0) without any."""
     path = run / "model.safetensors"
@@ -66,11 +91,14 @@ def weights_of(run: Path) -> tuple[int, int]:
         return int((file.metadata() or {}).get("step", 0)), sum(sizes)
 
 
-def training_seconds(run: Path, config: RunConfig, steps: int) -> float | None:
+def training_seconds(run: Path, config: AnyRun, steps: int) -> float | None:
     """How long the optimizer steps took, from the speeds on record; None where there is no record.
 
-    A shipped run keeps only some of its steps: their mean stands for all.
+    A shipped run keeps only some of its steps: their mean stands for all. The batches of a MARGE differ
+    in size, so their speeds do not tell.
     """
+    if not isinstance(config, RunConfig):
+        return None
     speeds = [e["tokens_per_second"] for e in read_events(run / "events.jsonl") if e["event"] == "step"]
     if not speeds:
         return None

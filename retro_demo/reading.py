@@ -53,12 +53,13 @@ def with_answers(
     tokens: np.ndarray,
     chunk_len: int,
     vocab_size: int,
-    share: float,
+    share: np.ndarray | float,
     rng: np.random.Generator,
 ) -> np.ndarray:
     """neighbors (B, L, K, R) of tokens (B, T): in a share of the chunks one neighbor holds the answer.
 
-    It takes the place of one of the K at random, moved by up to half a chunk either way.
+    It takes the place of one of the K at random, moved by up to half a chunk either way. The share, a
+    number or (B, L), can differ from chunk to chunk: 0 where a document ends.
     """
     batch, num_chunks, num_neighbors = neighbors.shape[:3]
     shift = rng.integers(-(chunk_len // 2), chunk_len // 2 + 1, (batch, num_chunks))

@@ -52,7 +52,6 @@ def _scores(one: dict) -> str:
     parts = [f"score {one['score']:.2f}"]
     parts += [f"BM25 {one['bm25']:.1f}"] if "bm25" in one else []
     parts += [f"holds {one['shown']:.0%} of the next chunk"] if one.get("shown", 0) >= 0.25 else []
-    parts += ["its own document"] if one.get("same_document") else []
     return " · ".join(parts)
 
 

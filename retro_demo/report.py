@@ -3,6 +3,7 @@
 arms          {name: {nats, bpb, ci, tokens, differences: {reference: {nats, nats_ci, bpb, bpb_ci}}}}
 verdict       the sentence; helps (true, false, null) and next stand beside it
 counts        documents, tokens, bytes, database_tokens, k, queries, queries_short ...
+trained_on    what was left out because a training held it, or could not be checked, in words
 tokens_moved  {reference: {helped, hurt, mean, threshold}}
 leakage       {"database": ..., "neighbors": ...}: bpb by overlap, see leakage.py
 curves        loss by the size of the database and by k, where they were measured
@@ -20,10 +21,11 @@ import numpy as np
 from retro_demo.arm_figures import Sums, arm_figures, tokens_moved
 from retro_demo.arms import Arms, neighbors_missing
 from retro_demo.evaluate_config import EvaluateConfig
-from retro_demo.leakage import leakage, overlaps
+from retro_demo.leakage import Overlaps, leakage
 from retro_demo.loss_table import LossTable
 from retro_demo.matching import Match
 from retro_demo.smaller_databases import Part
+from retro_demo.trained_on import Known
 from retro_demo.verdict import Evidence, verdict
 
 
@@ -37,6 +39,8 @@ class Study:
     database: np.ndarray  # chunk ids in the index
     match: Match | None  # of the baseline, None = there is none
     swapped: str
+    known: Known
+    overlaps: Overlaps
 
 
 def report(study: Study, names: list[str], count: int) -> dict[str, Any]:
@@ -50,6 +54,7 @@ def report(study: Study, names: list[str], count: int) -> dict[str, Any]:
     counts = {
         "documents": len(sums.documents),
         "held_out_documents": len(np.unique(table.windows.document)),
+        "known_documents": study.known.count,
         "windows": count,
         "tokens": int(sums.tokens().sum()),
         "held_out_tokens": int(table.there.sum()),
@@ -67,8 +72,7 @@ def report(study: Study, names: list[str], count: int) -> dict[str, Any]:
     said = verdict(_evidence(study, sums, names, counts))
     tokens = table.tokens.reshape(len(table.windows), -1, table.chunk_len)[:, 1:]
     moved = {other: tokens_moved(sums, other) for other in ("off", "baseline") if other in names}
-    measured = table.windows.rows[:count, 1:]
-    longest = overlaps(corpus.chunks, measured, study.database, arms.tables[arms.own])
+    longest = study.overlaps.of(count, arms.tables[arms.own])
     found = {name: leakage(sums, runs, tokens, names) for name, runs in longest.items()}
     return without_nan(
         {
@@ -80,6 +84,7 @@ def report(study: Study, names: list[str], count: int) -> dict[str, Any]:
             "tokens_moved": moved,
             "leakage": found,
             "curves": {},
+            "trained_on": study.known.words,
             "match": {"words": study.match.words, "unfit": study.match.unfit} if study.match else None,
         }
     )
@@ -88,13 +93,12 @@ def report(study: Study, names: list[str], count: int) -> dict[str, Any]:
 def _evidence(study: Study, sums: Sums, names: list[str], counts: dict[str, Any]) -> Evidence:
     against = {
         other: sums.difference("on", other) if other in names else None
-        for other in ("baseline", "shuffled", "control_random", "off")
+        for other in ("baseline", "shuffled", "control_random")
     }
     return Evidence(
         on_baseline=against["baseline"],
         on_shuffled=against["shuffled"],
         on_control=against["control_random"],
-        on_off=against["off"],
         baseline_bpb=sums.bpb("baseline").value if "baseline" in names else float("nan"),
         documents=counts["documents"],
         tokens=counts["tokens"],
@@ -106,6 +110,7 @@ def _evidence(study: Study, sums: Sums, names: list[str], counts: dict[str, Any]
         unfit=study.match.unfit if study.match else "",
         swapped=study.swapped,
         leaked=counts["held_out_chunks_in_index"],
+        trained_on=study.known.words,
     )
 
 

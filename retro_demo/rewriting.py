@@ -13,6 +13,7 @@ import numpy as np
 
 from retro_demo.editing import Edit, edit_neighbor, fit, replaced, write_on
 from retro_demo.errors import UserError
+from retro_demo.explained import own_document, search_apart, too_close
 from retro_demo.findings import top_words
 from retro_demo.generate import describe_neighbors
 from retro_demo.loading import LoadedRun
@@ -99,23 +100,37 @@ def _rewrite(
 
 
 def candidates(run: LoadedRun, trace: Trace, chunk: int) -> list[dict[str, Any]]:
-    """Chunks of the database that could stand in place of a neighbor: the next in rank, best first."""
+    """Chunks of the database that could stand in place of a neighbor: the next in rank, best first.
+
+    As with what was found, none is too close to the document that the text stands in.
+    """
     assert run.database is not None
+    corpus = run.database.corpus
+    own = own_document(corpus, trace.about)
+    first = None if own is None else np.flatnonzero(corpus.chunks.document == own)[:1]
     query = np.array([trace.ids[chunk * trace.chunk_len : (chunk + 1) * trace.chunk_len]])
     read = {one["chunk"] for one in trace.neighbors[chunk]}
-    found = run.database.retriever.search(query, len(read) + CANDIDATES)
-    described = describe_neighbors(run.database.corpus, found.ids[0], found.scores[0])
+    found = search_apart(run.database, query, len(read) + CANDIDATES, first, too_close(corpus, own))
+    described = describe_neighbors(corpus, found.ids[0], found.scores[0])
     return [one for one in described if one["chunk"] not in read]
 
 
 def edit_json(made: Rewritten) -> dict[str, Any]:
-    """An edit for programs: the proof, KL of each position, the next tokens where it moved most."""
+    """An edit for programs: the proof, KL of each position, the next tokens where it moved most.
+
+    "strip" has the next tokens before, after and without retrieval at each position that can depend on it.
+    """
     edit = made.edit
     shown = edit.first + int(edit.kl[edit.first :].argmax())
-    tops = {
-        name: top_words(made.words, edit.top_ids[place, shown], edit.top_probabilities[place, shown])
-        for place, name in enumerate(("before", "after", "off"))
-    }
+
+    def tops(position: int) -> dict[str, Any]:
+        return {
+            name: top_words(
+                made.words, edit.top_ids[place, position], edit.top_probabilities[place, position]
+            )
+            for place, name in enumerate(("before", "after", "off"))
+        }
+
     return {
         "chunk": edit.chunk,
         "neighbor": edit.neighbor,
@@ -127,7 +142,8 @@ def edit_json(made: Rewritten) -> dict[str, Any]:
         "largest_earlier_difference": edit.largest_before,
         "kl": [round(value, 6) for value in edit.kl.tolist()],
         "position": shown,
-        "top": tops,
+        "top": tops(shown),
+        "strip": [{"position": i} | tops(i) for i in range(edit.first, len(edit.kl))],
         "goes_on_before": made.goes_on_before,
         "goes_on_after": made.goes_on_after,
     }

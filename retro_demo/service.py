@@ -16,13 +16,12 @@ from typing import Any
 
 from retro_demo import jobs
 from retro_demo.building import SHIPPED_TOKENIZERS, prepare_corpus
-from retro_demo.checkpoint import RunConfig, read_run_config, write_run_config
+from retro_demo.checkpoint import RunConfig, read_any_config, write_run_config
 from retro_demo.config import CorpusConfig
 from retro_demo.corpus import MANIFEST, file_hash
 from retro_demo.errors import UserError
-from retro_demo.knobs import knobs
-from retro_demo.planning import decoder_shape, extend_run, make_run_config, prepare_run
-from retro_demo.presets import PRESETS, preset_settings
+from retro_demo.marge_planning import plan_run
+from retro_demo.planning import extend_run, prepare_run
 from retro_demo.workspace import (
     SAMPLE,
     SAMPLES,
@@ -125,7 +124,7 @@ def start_run(
     """
     check_running(workspace)
     place = built_corpus(workspace, corpus)
-    wanted = make_run_config(
+    wanted = plan_run(
         model,
         corpus if corpus.startswith(SAMPLE) else str(place),
         preset=preset,
@@ -152,18 +151,9 @@ def bases(workspace: Workspace, corpus: str) -> list[str]:
         run
         for run, folder in folders.items()
         if (folder / "model.safetensors").exists()
-        and not read_run_config(folder).retrieves
+        and not read_any_config(folder).retrieves
         and file_hash(folder / "tokenizer.json") == file_hash(tokenizer)
     ]
-
-
-def starting_settings(workspace: Workspace, model: str, preset: str, base: str) -> dict[str, Any]:
-    """What a form of knobs shows for a model, a preset and a base ("" for none)."""
-    settings = preset_settings(model, preset, begun=bool(base))
-    if not base:
-        return settings
-    network = read_run_config(workspace.run(base)).network
-    return {"enc_dim": network.dim} | settings | decoder_shape(network)
 
 
 def built_corpus(workspace: Workspace, corpus: str) -> Path:
@@ -231,9 +221,19 @@ def follow(folder: Path) -> Iterator[jobs.JobStatus]:
         time.sleep(LOOK_SECONDS)
 
 
+def readable_runs(workspace: Workspace) -> list[str]:
+    """Ids of the runs of the RETRO family that have weights: those that write and explain on the page."""
+    return [
+        run
+        for run in workspace.runs()
+        if (workspace.run(run) / "model.safetensors").exists()
+        and isinstance(read_any_config(workspace.run(run)), RunConfig)
+    ]
+
+
 def wait_for_corpus(workspace: Workspace, run: str) -> Iterator[jobs.JobStatus]:
     """Follow the build of the corpus that a run reads, while it goes on; nothing where it is done."""
-    config = read_run_config(workspace.run(run))
+    config = read_any_config(workspace.run(run))
     folder = corpus_folder(workspace.home, config.corpus)
     if config.model != "lm" and config.corpus.startswith(SAMPLE) and not is_built(folder):
         _start_building(prepare_sample(workspace.home, config.corpus.removeprefix(SAMPLE)))
@@ -246,7 +246,7 @@ def rename_corpus(workspace: Workspace, old: str, new: str) -> str:
     name = workspace.rename("corpora", old, new)
     for run in workspace.runs():
         folder = workspace.run(run)
-        config = read_run_config(folder)
+        config = read_any_config(folder)
         if config.corpus == before:
             write_run_config(folder, replace(config, corpus=str(workspace.corpus(name))))
     return name
@@ -256,7 +256,7 @@ def delete_corpus(workspace: Workspace, corpus: str) -> None:
     """Remove a corpus; raises UserError while runs of the workspace read it, which it would orphan."""
     place = str(workspace.corpus(corpus))
     own = [run for run in workspace.runs() if not run.startswith(SAMPLE)]
-    if readers := [run for run in own if read_run_config(workspace.run(run)).corpus == place]:
+    if readers := [run for run in own if read_any_config(workspace.run(run)).corpus == place]:
         raise UserError(
             f"The corpus {corpus} is read by {len(readers)} of your runs ({', '.join(readers[:5])}), "
             "which could neither write nor train without it. Delete them first."
@@ -281,26 +281,6 @@ def corpus_title(corpus: str) -> str:
 
 def corpus_of_run(workspace: Workspace, run: str) -> tuple[str, Path]:
     """Title and folder of the corpus that a run was trained on."""
-    corpus = read_run_config(workspace.run(run)).corpus
+    corpus = read_any_config(workspace.run(run)).corpus
     folder = corpus_folder(workspace.home, corpus)
     return (corpus_title(corpus) if corpus.startswith(SAMPLE) else folder.name), folder
-
-
-def changed_settings(config: RunConfig) -> list[tuple[str, Any]]:
-    """The knobs of a run that differ from its preset, with their values."""
-    usual = (
-        preset_settings(config.model, config.preset, begun=bool(config.base))
-        if config.preset in PRESETS
-        else {}
-    )
-    if config.base:
-        usual = usual | decoder_shape(config.network) | {"enc_dim": config.network.dim}
-    changed = []
-    for part in (config.training, config.network):
-        for knob in knobs(part):
-            value = getattr(part, knob.name)
-            # an lm has no cross-attention by its nature, not by a setting
-            matched = config.model == "lm" and knob.name == "cca_layers"
-            if value != usual.get(knob.name, knob.default) and not matched:
-                changed.append((knob.name, value))
-    return changed

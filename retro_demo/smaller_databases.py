@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from retro_demo.corpus import Corpus, load_array
-from retro_demo.devices import choose_device
-from retro_demo.embedding import load_embedder
-from retro_demo.index import DenseRetriever, VectorIndex
-from retro_demo.lexical import HybridRetriever, LexicalIndex, LexicalRetriever, token_terms, word_terms
+from retro_demo.index import VectorIndex
+from retro_demo.lexical import LexicalIndex, Terms
+from retro_demo.loading import retriever_over, search_stored
 
 
 @dataclass(frozen=True)
@@ -39,25 +38,15 @@ def part_of_database(corpus: Corpus, percent: int, seed: int) -> Part:
 
 def search_part(corpus: Corpus, retriever: str, part: Part, queries: np.ndarray, k: int) -> np.ndarray:
     """A table (N, k) of chunk ids, -1 = none, filled for the chunk ids `queries` (Q,)."""
-    tokens = corpus.chunks.tokens[queries]
-    dense, lexical = None, None
-    if retriever in ("dense", "hybrid"):
-        vectors = load_array(corpus.folder / "vectors.npy", mapped=True)
-        index = VectorIndex.build(np.asarray(vectors[part.ids]), part.ids.astype(np.int64), factory="Flat")
-        embedder = load_embedder(corpus.config.embedder, choose_device("auto"))
-        dense = DenseRetriever(index, embedder, corpus.tokenizer.decode, corpus.excluded)
-        asked = np.asarray(vectors[queries])
-    if retriever != "dense":
-        terms = word_terms(corpus.tokenizer) if retriever == "bm25-words" else token_terms
-        words = LexicalIndex.build([terms(row) for row in corpus.chunks.tokens[part.ids]], part.ids)
-        lexical = LexicalRetriever(words, terms, corpus.excluded)
-    if dense is None:
-        assert lexical is not None
-        found = lexical.search(tokens, k, own=queries)
-    elif lexical is None:
-        found = dense.search_vectors(asked, k, own=queries)
-    else:
-        found = HybridRetriever(dense, lexical).search_vectors(tokens, asked, k, own=queries)
+
+    def vectors() -> VectorIndex:
+        stored = load_array(corpus.folder / "vectors.npy", mapped=True)[part.ids]
+        return VectorIndex.build(np.asarray(stored), part.ids.astype(np.int64), factory="Flat")
+
+    def words(terms: Terms) -> LexicalIndex:
+        return LexicalIndex.build([terms(row) for row in corpus.chunks.tokens[part.ids]], part.ids)
+
+    finder = retriever_over(corpus, retriever, vectors, words)
     table = np.full((len(corpus.chunks), k), -1, dtype=np.int64)
-    table[queries] = found.ids
+    table[queries] = search_stored(corpus, finder, queries, k).ids
     return table

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,11 +30,15 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop asks of its caller: the arms' losses, a save, and whether to stop."""
+    """What the loop asks of its caller: the arms' losses, a save, and whether to stop.
+
+    `refresh` comes before the batch of each step and once behind the last one: MARGE re-indexes there.
+    """
 
     evaluate: Callable[[int], Evaluated]
     save: Callable[[int], None]
     stop: Callable[[], bool]
+    refresh: Callable[[int], Iterable[Event]] = lambda step: ()
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -73,9 +77,10 @@ def train(
     Raises UserError when the loss is no longer a number; what was saved before stays.
     """
     device = next(model.parameters()).device
-    if start == 0:
-        yield hooks.evaluate(0)
     for step in range(start, config.steps):
+        yield from hooks.refresh(step)
+        if step == 0:
+            yield hooks.evaluate(0)
         begun = time.perf_counter()
         batch = batches.train_batch(step).to(device)
         loss, norm = _optimizer_step(model, batch, optimizer, learning_rate(step, config), config.clip)
@@ -88,6 +93,8 @@ def train(
         done = step + 1
         yield Step(done, loss, learning_rate(step, config), round(speed, 1), norm)
         last = done == config.steps
+        if last:
+            yield from hooks.refresh(done)
         if last or done % config.eval_every == 0:
             yield hooks.evaluate(done)
         stopping = hooks.stop()

@@ -24,7 +24,6 @@ class Evidence:
     on_baseline: Difference | None
     on_shuffled: Difference | None
     on_control: Difference | None  # a run trained with random neighbors, reading random ones
-    on_off: Difference | None
     baseline_bpb: float
     documents: int
     tokens: int
@@ -36,6 +35,7 @@ class Evidence:
     unfit: str = ""
     swapped: str = ""
     leaked: int = 0  # held-out chunks that stand in the index
+    trained_on: str = ""  # of another corpus: what the training held of it, in words
 
 
 @dataclass(frozen=True)
@@ -66,50 +66,64 @@ def _claim(e: Evidence) -> tuple[bool | None, str]:
         )
     if e.on_shuffled is None:
         return None, "Not decided: the neighbors of another sequence (shuffled) were not measured."
-    if not _less(e.on_shuffled):
+    if more(e.on_shuffled):
         return False, (
-            "Retrieval does not help: the neighbors of another sequence do no worse than the right ones "
-            f"(difference {_said(e.on_shuffled)}), so what the neighbors say is not used."
+            "Retrieval does not help: the neighbors of another sequence do better than the right ones "
+            f"(difference {said(e.on_shuffled)}), so what the neighbors say is not used."
+        )
+    hurts = e.on_baseline is not None and not e.unfit and more(e.on_baseline)
+    if not less(e.on_shuffled) and not hurts:
+        return None, (
+            "Retrieval is not shown to help: the neighbors could not be told apart from those of another "
+            f"sequence (difference {said(e.on_shuffled)}, which holds 0), so it is not shown that what they "
+            "say is used."
         )
     if e.on_baseline is None:
         return None, (
             "Not decided: no matched baseline yet. The neighbors beat those of another sequence "
-            f"({_said(e.on_shuffled)}), which shows that they are read, not that reading them is better than "
+            f"({said(e.on_shuffled)}), which shows that they are read, not that reading them is better than "
             "a plain model."
         )
     if e.unfit:
         return None, (f"Not decided: the baseline is no match, {e.unfit}. Against it {_against_baseline(e)}.")
-    if not _less(e.on_baseline):
-        hurts = _more(e.on_baseline)
+    if not less(e.on_baseline):
         claim = "Retrieval does not help, it hurts" if hurts else "Retrieval is not shown to help"
-        return False if hurts else None, (
-            f"{claim}: {_against_baseline(e)}. The neighbors do beat those of another "
-            f"sequence ({_said(e.on_shuffled)}), but that alone is no gain."
+        return (
+            False if hurts else None,
+            f"{claim}: {_against_baseline(e)}. {_against_shuffled(e.on_shuffled)}",
         )
-    if e.on_control is not None and not _less(e.on_control):
+    if e.on_control is not None and more(e.on_control):
         return False, (
             f"Retrieval does not help: {_against_baseline(e)}, but a run trained with random neighbors does "
-            f"as well (difference {_said(e.on_control)}), so it is not what they say that helps."
+            f"better (difference {said(e.on_control)}), so it is not what they say that helps."
+        )
+    if e.on_control is not None and not less(e.on_control):
+        return None, (
+            f"Retrieval is not shown to help: {_against_baseline(e)}, but the run could not be told apart "
+            f"from one trained with random neighbors (difference {said(e.on_control)}, which holds 0), so it "
+            "is not shown that what they say helps."
         )
     control = ""
     if e.on_control is not None:
-        control = f", and a run trained with random neighbors ({_said(e.on_control)})"
+        control = f", and a run trained with random neighbors ({said(e.on_control)})"
     return True, (
         f"Retrieval helps: {_against_baseline(e)}. The neighbors also beat those of another sequence "
-        f"({_said(e.on_shuffled)}){control}."
+        f"({said(e.on_shuffled)}){control}."
     )
 
 
-def _less(difference: Difference) -> bool:
+def less(difference: Difference) -> bool:
     """Whether the whole interval is below 0."""
     return difference.bpb.high is not None and difference.bpb.high < 0
 
 
-def _more(difference: Difference) -> bool:
+def more(difference: Difference) -> bool:
+    """Whether the whole interval is above 0."""
     return difference.bpb.low is not None and difference.bpb.low > 0
 
 
-def _said(difference: Difference) -> str:
+def said(difference: Difference) -> str:
+    """The difference in bits per byte with its interval, in words."""
     bpb = difference.bpb
     return f"{bpb.value:+.4f}, {LEVEL}% interval {bpb.low:+.4f} to {bpb.high:+.4f} bits per byte"
 
@@ -118,10 +132,21 @@ def _against_baseline(e: Evidence) -> str:
     """How the run compares with the baseline, in words."""
     assert e.on_baseline is not None
     share = e.on_baseline.bpb.value / e.baseline_bpb
-    if _less(e.on_baseline) or _more(e.on_baseline):
+    if less(e.on_baseline) or more(e.on_baseline):
         words = f"the run needs {abs(share):.1%} {'fewer' if share < 0 else 'more'} bits per byte than"
-        return f"{words} the baseline ({_said(e.on_baseline)})"
-    return f"the run cannot be told from the baseline (difference {_said(e.on_baseline)}, which holds 0)"
+        return f"{words} the baseline ({said(e.on_baseline)})"
+    return f"the run cannot be told from the baseline (difference {said(e.on_baseline)}, which holds 0)"
+
+
+def _against_shuffled(difference: Difference) -> str:
+    """What the neighbors are worth beside those of another sequence, where that makes no gain."""
+    if less(difference):
+        beaten = f"The neighbors do beat those of another sequence ({said(difference)})"
+        return f"{beaten}, but that alone is no gain."
+    return (
+        f"The neighbors could not be told apart from those of another sequence ({said(difference)}, which "
+        "holds 0)."
+    )
 
 
 def _measured_on(e: Evidence) -> str:
@@ -135,6 +160,8 @@ def _measured_on(e: Evidence) -> str:
         words += f" {e.match}."
     if e.swapped:
         words += f" Hot swap: the run was trained on another corpus than {e.swapped}."
+    if e.trained_on:
+        words += f" {e.trained_on}"
     return words
 
 
@@ -158,6 +185,6 @@ def _next(e: Evidence, helps: bool | None) -> tuple[str, ...]:
         steps.append("More held-out tokens: the intervals become narrower.")
     if helps is not False:
         steps.append("Other seeds: one training may be lucky; three would tell.")
-    if helps is False:
+    if helps is False or (e.on_shuffled is not None and not less(e.on_shuffled)):
         steps.append("A run that has learned to read: the oracle arm shows whether it can copy at all.")
     return tuple(steps)

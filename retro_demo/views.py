@@ -24,6 +24,12 @@ NEIGHBOR_COLORS = ("#1f9678", "#b0569e", "#a8830f", "#7468d4", "#5a7f8c", "#9462
 _TEMPLATE = str.maketrans({"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;"})
 
 
+NOTHING_FOUND = (
+    "Nothing was found: no chunk of the index shares a word or token with this text. Try other words, or the "
+    "dense retriever, which goes by meaning and always finds some."
+)
+
+
 def esc(text: object) -> str:
     """Text as HTML that shows it, whatever it holds."""
     return html.escape(str(text)).translate(_TEMPLATE)
@@ -40,6 +46,11 @@ def color(place: int) -> str:
 
 def neighbor_color(place: int) -> str:
     return NEIGHBOR_COLORS[place % len(NEIGHBOR_COLORS)]
+
+
+def language_name(language: str) -> str:
+    """A document's language as it is shown: documents need not name one."""
+    return language or "none given"
 
 
 def size(num_bytes: int) -> str:
@@ -66,15 +77,14 @@ def note(text: str, kind: str = "") -> str:
     return f'<p class="note {esc(kind)}">{esc(text)}</p>'
 
 
-def trail(corpus: str, stats: Mapping[str, Any] | None, run: str, gap: float | None) -> str:
-    """The line at the top: corpus > index > run > text."""
+def trail(corpus: str, stats: Mapping[str, Any] | None, run: str, worth: str) -> str:
+    """The line at the top: corpus > index > run, with its worth (HTML, "" = unknown) > text."""
     count = f" ({stats['documents']:,} documents)" if stats else " (being prepared)"
     index = f"{stats['embedder']}, {stats['index']}" if stats else "..."
-    worth = f", on/off {term('gap')} {gap:+.2f} nat" if gap is not None else ""
     parts = [
         f"{term('corpus')}: <b>{esc(corpus)}</b>{count}",
         f"{term('index')}: <b>{esc(index)}</b>",
-        f"{term('run')}: <b>{esc(run.removeprefix('sample:'))}</b>{worth}",
+        f"{term('run')}: <b>{esc(run.removeprefix('sample:'))}</b>{worth and ', '}{worth}",
         "text",
     ]
     return '<nav class="trail">' + " <i>›</i> ".join(f"<span>{p}</span>" for p in parts) + "</nav>"
@@ -101,7 +111,7 @@ def table(head: str, rows: Sequence[str]) -> str:
 def found_html(neighbors: Sequence[Mapping[str, Any]]) -> str:
     """What a search found."""
     if not neighbors:
-        return note("Nothing was found.")
+        return note(NOTHING_FOUND)
     return "".join(neighbor_card(neighbor, place) for place, neighbor in enumerate(neighbors))
 
 

@@ -54,6 +54,11 @@ SAMPLES = {
         ASSETS / "factbook2015" / "factbook2015.jsonl.gz",
         CorpusConfig(tokenizer="factbook", chunk_len=32),
     ),
+    "udhr44": Sample(
+        "Human rights in 44 languages",
+        ASSETS / "udhr44" / "udhr44.jsonl.gz",
+        CorpusConfig(holdout=0.2),
+    ),
     "lookup": Sample(
         "Lookup world", LookupConfig(), CorpusConfig(chunk_len=32, vocab_size=4096), at_start=False
     ),

@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from retro_demo.config import GenerateConfig
 from retro_demo.events import Retrieved, Token
-from retro_demo.explain_config import ExplainConfig
-from retro_demo.explained import add_bm25, describe, with_origin
+from retro_demo.explained import add_bm25, describe, look_up, with_origin
 from retro_demo.findings import as_json
 from retro_demo.generate import Written
 from retro_demo.knobs import to_json
@@ -92,7 +92,10 @@ def make_trace(
     chunk_len = run.model.config.chunk_len
     if database is not None:
         whole = np.array(written.tokens[: len(written.tokens) // chunk_len * chunk_len], dtype=np.int64)
-        add_bm25(database, whole.reshape(-1, chunk_len), written.retrieved)
+        add_bm25(run, whole.reshape(-1, chunk_len), written.retrieved)
+        if len(written.retrieved) < len(whole) // chunk_len:  # the text ended before its last chunk was read
+            last = look_up(run, written.tokens, config, None)[len(written.retrieved) :]
+            written = replace(written, retrieved=[*written.retrieved, *last])
     about = describe(run, name, run.tokenizer.decode(written.tokens), written.retrieved) | {
         "prompt": prompt,
         "config": to_json(config),
@@ -101,8 +104,7 @@ def make_trace(
         "tokens_per_second": round(len(written.probabilities) / max(seconds, 1e-9), 1),
     }
     made = trace(run.model, run.tokenizer, written, database, about)
-    reading = ExplainConfig(retriever=run.retriever, num_neighbors=min(config.num_neighbors, 10))
-    return with_origin(made, run, reading, begun)
+    return with_origin(made, run, config, begun)
 
 
 def write_sides(
@@ -116,9 +118,12 @@ def write_sides(
             yield dict(sides)
 
 
-def export_trace(kept: Trace, path: Path) -> None:
-    """Write a trace as one JSON file for people: weights as their mean over heads, rounded."""
-    values = as_json(kept)
+def export_trace(kept: Trace, path: Path, edit: dict[str, Any] | None = None) -> None:
+    """Write a trace as one JSON file for people: weights as their mean over heads, rounded.
+
+    What followed from another neighbor (see rewriting.edit_json) stands under "edit".
+    """
+    values = as_json(kept) | ({"edit": edit} if edit else {})
     if kept.neighbors:
         mean = kept.weights.mean(dim=2)  # (layers, L, C, K, R)
         values["attention_mean_over_heads"] = [

@@ -157,6 +157,12 @@ def test_an_arm_of_k_neighbors_shows_the_first_k(arms):
     assert arms.ids("k4", which).shape[-1] == 4
 
 
+@pytest.mark.parametrize("name", ["hybrid", "db5", "onn", "baseline"])
+def test_an_arm_without_a_table_is_an_error_and_not_the_runs_own_retriever(arms, name):
+    with pytest.raises(KeyError, match=name):
+        arms.ids(name, everything(arms))
+
+
 def test_queries_with_fewer_than_k_neighbors_are_counted(arms):
     table = arms.tables["dense"].copy()
     chunk = arms.windows.rows[0, 0]

@@ -14,6 +14,7 @@ from urllib.request import urlopen
 
 import pytest
 from evaluation_helpers import make_run
+from marge_helpers import built, make_marge_run, translated
 from playwright.sync_api import Page, expect
 from test_browser import LONG, ROOT, browser  # noqa: F401 (a fixture)
 
@@ -28,6 +29,8 @@ def space(tmp_path_factory, half_held_out) -> Workspace:
     space = Workspace.open(tmp_path_factory.mktemp("home"), new_code())
     make_run(space.folder / "runs" / "reader", half_held_out.folder, "retro", seed=1)
     make_run(space.folder / "runs" / "plain", half_held_out.folder, "lm", seed=1)
+    translations = built(tmp_path_factory.mktemp("corpora") / "three", translated())
+    make_marge_run(space.folder / "runs" / "several", translations.folder)
     return space
 
 
@@ -112,7 +115,7 @@ def test_a_visitor_measures_reloads_stops_goes_on_and_downloads(browser, url, sp
     assert result["verdict"].startswith(claim.inner_text())
     for plot in ("#arms-plot", "#leakage", "#buckets", "#database-sizes"):
         expect(page.locator(f"{plot} .js-plotly-plot").first).to_be_visible(timeout=LONG)
-    page.get_by_text("its ten nearest neighbors").click()
+    page.get_by_text("its stored neighbors").click()
     page.get_by_text("The curve as a table").click()
     row = page.locator("table", has_text="of these new").locator("tbody tr").last
     expect(row).to_contain_text(f"{result['leakage']['neighbors']['chunks'][-1]:,}", timeout=LONG)
@@ -122,4 +125,44 @@ def test_a_visitor_measures_reloads_stops_goes_on_and_downloads(browser, url, sp
     assert kept["arms"] == result["arms"]
     assert kept["provenance"]["seed"] == 1
     assert str(space.home) not in json.dumps(kept)
+    page.close()
+
+
+def test_a_visitor_measures_a_marge_and_sees_its_arms_and_not_those_of_a_retro(browser, url, space):  # noqa: F811
+    page = opened(browser, url, space.folder.name)
+    page.get_by_role("tab", name="Evaluate", exact=True).click()
+    field = page.locator("#evaluate-run input")
+    expect(field).not_to_have_value("", timeout=LONG)
+    field.click()
+    page.get_by_role("option", name="several", exact=True).click()
+    expect(page.locator("#evaluate-baseline input")).to_have_value("none yet", timeout=LONG)
+    page.locator("#evaluate").click()
+    expect(page.locator("#evaluate-status .badge")).to_have_text("finished", timeout=LONG)
+    folder = evaluations.shown_evaluation(space, "several")
+    assert folder is not None
+    result = evaluations.latest_result(jobs.status(folder))
+    assert result is not None
+    claim = page.locator("#verdict .claim")
+    expect(claim).to_have_text("Its own evidence helps: it beats evidence drawn at random", timeout=LONG)
+    expect(page.locator("#arms-plot .js-plotly-plot")).to_contain_text("shuffled relevance", timeout=LONG)
+    page.get_by_text("The arms as a table").click()
+    row = page.locator("#arms-table tr", has_text="own evidence only")
+    expect(row).to_contain_text(f"{result['arms']['own']['bpb']:.4f}", timeout=LONG)
+    expect(page.locator("#across-languages")).to_contain_text("24.0 candidates")
+    expect(page.locator("#betas")).to_contain_text("20.000")
+    expect(page.get_by_text("Is it copying?")).to_be_hidden()
+    expect(page.locator("#train-baseline")).to_be_hidden()
+    with page.expect_download() as waiting:
+        page.locator("#evaluate-download").click()
+    kept = json.loads(Path(waiting.value.path()).read_text())
+    assert kept["arms"] == result["arms"]
+    assert str(space.home) not in json.dumps(kept)
+
+    field.click()
+    page.get_by_role("option", name="reader", exact=True).click()
+    expect(page.locator("#evaluate-baseline input")).to_have_value("plain", timeout=LONG)
+    page.locator("#knob-max_tokens input").fill("300")
+    page.locator("#evaluate").click()
+    expect(page.get_by_text("Is it copying?")).to_be_visible(timeout=2 * LONG)
+    expect(page.locator("#betas")).to_be_hidden()
     page.close()

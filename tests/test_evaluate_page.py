@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from evaluation_helpers import make_run
 from gradio_client import Client
 from gradio_client.exceptions import AppError
+from marge_helpers import built, make_marge_run, translated
 
 from retro_demo import evaluations, jobs, service
 from retro_demo.errors import UserError
@@ -43,6 +45,8 @@ def workspace(home, code, half_held_out) -> Workspace:
     make_run(space.folder / "runs" / "plain", corpus, "lm", seed=1)
     make_run(space.folder / "runs" / "brief", corpus, "lm", seed=1, steps=3)
     make_run(space.folder / "runs" / "chance", corpus, "retro", neighbor_source="random")
+    translations = built(home.parent / "three", translated())
+    make_marge_run(space.folder / "runs" / "several", translations.folder)
     return space
 
 
@@ -76,9 +80,25 @@ def test_the_endpoint_measures_and_ends_with_a_verdict_that_names_no_folder(clie
     assert any(event["event"] == "refined" for event in events)
 
 
+def test_the_endpoint_measures_a_marge_without_any_baseline(client, code):
+    job = client.submit(code, "several", "", "", "", 0, 0, api_name="/evaluate")
+    job.result(timeout=240)
+    last = job.outputs()[-1]
+
+    assert last["event"] == "finished"
+    assert {"on", "own", "random", "off", "shuffled"} <= set(last["arms"])
+    assert last["helps"] is True
+    assert "/workspaces/" not in json.dumps(last)
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
-    [(("plain", ""), "plain lm"), (("reader", "reader"), "retrieves too"), (("nobody", ""), "no run")],
+    [
+        (("plain", ""), "plain lm"),
+        (("reader", "reader"), "retrieves too"),
+        (("nobody", ""), "no run"),
+        (("several", "plain"), "--baseline means nothing here"),
+    ],
 )
 def test_the_endpoint_says_what_is_wrong_in_a_sentence(client, code, values, words):
     with pytest.raises(AppError, match=words):
@@ -140,6 +160,22 @@ def test_an_evaluation_is_deleted_with_its_run(workspace, half_held_out):
     workspace.delete("runs", "gone")
 
     assert not folder.exists()
+
+
+def test_the_figures_of_a_run_are_those_on_its_own_corpus_and_never_those_of_a_swapped_one(
+    workspace, half_held_out
+):
+    make_run(workspace.folder / "runs" / "both", half_held_out.folder, "retro", seed=1)
+    shutil.copytree(half_held_out.folder, workspace.folder / "corpora" / "twin")
+    assert evaluations.measured(workspace, "both") is None
+
+    own = finished(evaluations.start_evaluation(workspace, "both", QUICK, baseline="plain"))
+    assert evaluations.measured(workspace, "both") == evaluations.latest_result(own)
+
+    folder = evaluations.start_evaluation(workspace, "both", QUICK, baseline="plain", corpus="twin")
+    assert evaluations.latest_result(finished(folder)) is not None
+    assert evaluations.shown_evaluation(workspace, "both") == folder
+    assert evaluations.measured(workspace, "both") is None
 
 
 def test_stopping_what_does_not_run_does_nothing(workspace):

@@ -83,6 +83,21 @@ def test_the_curve_its_histogram_and_the_table_show_the_same(result, against):
     assert table.count('class="few"') == sum(leakage["greyed"])
 
 
+def test_the_differences_to_the_baseline_are_drawn_where_the_curves_lie_on_one_line(result):
+    leakage = result["leakage"]["database"]
+    figure = evaluate_figures.leakage_figure(leakage)
+
+    drawn = {trace["name"]: trace["y"] for trace in figure.data if trace["name"]}
+    last = drawn["retrieval on, difference"][-1]
+    assert last == pytest.approx(leakage["bpb"]["on"][-1] - leakage["bpb"]["baseline"][-1])
+    assert last == pytest.approx(result["arms"]["on"]["differences"]["baseline"]["bpb"])
+    assert "matched baseline, difference" not in drawn
+    bare = {**leakage, "bpb": {arm: leakage["bpb"][arm] for arm in ("off", "on")}}
+    assert evaluate_figures.leakage_differences(bare)[0] == "off"
+    empty = {**leakage, "bpb": {arm: [None, *values[1:]] for arm, values in leakage["bpb"].items()}}
+    assert evaluate_figures.leakage_differences(empty)[1]["on"][0] is None
+
+
 def test_a_bin_of_few_chunks_is_pale(result):
     leakage = copy.deepcopy(result["leakage"]["database"])
     leakage["greyed"] = [False] * 5 + [True]
@@ -112,6 +127,22 @@ def test_database_sizes_and_k_are_drawn_where_they_were_measured(result, kind, c
     assert list(figure.data[0]["y"]) == [point["bpb"] for point in curves[kind]]
     assert len(curves[kind]) == count
     assert evaluate_views.curves_table(curves).count("<tr") == 1 + 4
+
+
+@pytest.mark.parametrize("kind", ["database_sizes", "neighbor_counts"])
+def test_a_slider_moves_along_the_measured_sizes_and_says_the_figures_of_each(result, kind):
+    curves = result["curves"]
+    figure = evaluate_figures.curve_figure(curves, kind)
+
+    steps = figure.layout.sliders[0].steps
+    assert len(steps) == len(curves[kind])
+    for step, point in zip(steps, curves[kind], strict=True):
+        place, words, (ring,) = step.args
+        assert place["y"] == [[point["bpb"]]]
+        assert f"{point['bpb']:.4f} bits per byte" in words["title.text"]
+        assert f"{point['difference']['bpb']:+.4f}" in words["title.text"]
+        assert figure.data[ring].mode == "markers"
+    assert figure.layout.title.text == steps[-1].args[1]["title.text"]
 
 
 def test_without_a_baseline_the_line_is_off_and_the_missing_control_is_said(result):

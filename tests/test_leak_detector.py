@@ -1,7 +1,8 @@
 """The strongest test for leaks: where nothing can be foretold, retrieval must not help.
 
-The corpus is random letters, so no neighbor says anything of what follows. A network that has learned
-to read (its oracle arm shows that it has) would use whatever leaked into its neighbors.
+The corpus is random letters, so whatever is retrieved says nothing of what follows: its neighbors are
+random by nature. A network that has learned to read (its oracle arm shows that it has) would use whatever
+leaked into them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ TRAINING = {"steps": 400, "seq_len": 64, "batch_size": 16, "lr": 4e-3, "warmup":
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """Arms of a run that was taught to read on random letters and then shown random neighbors."""
+    """Arms of a run that was taught to read on random letters, where what is retrieved is random."""
     folder = tmp_path_factory.mktemp("noise")
     rng = np.random.default_rng(0)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz012345"))
@@ -35,7 +36,7 @@ def measured(tmp_path_factory):
         patch.setenv("RETRO_DEMO_HOME", str(folder / "home"))
         prepare_corpus(folder / "corpus", [write_jsonl(folder / "noise.jsonl", rows)], config)
         list(build_corpus(folder / "corpus"))
-        settings = NETWORK | TRAINING | {"reading": 1.0, "neighbor_source": "random", "eval_every": 400}
+        settings = NETWORK | TRAINING | {"reading": 1.0, "eval_every": 400}
         run = make_run_config("retro", str(folder / "corpus"), settings=settings, device="cpu")
         prepare_run(folder / "run", run)
         list(run_training(folder / "run", lambda: False))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import retro_demo.leakage as leakage_module
 from retro_demo.arm_figures import Sums, arm_figures, tokens_moved
 from retro_demo.arms import held_out_windows
-from retro_demo.leakage import ALPHAS, FEW_CHUNKS, leakage, overlaps
+from retro_demo.leakage import ALPHAS, FEW_CHUNKS, Overlaps, leakage
 from retro_demo.loss_table import LossTable
 from retro_demo.overlap import share_in_common
 
@@ -40,7 +41,8 @@ def database(corpus) -> np.ndarray:
 
 
 def found(corpus, table, ids) -> dict[str, np.ndarray]:
-    return overlaps(corpus.chunks, table.windows.rows[:, 1:], ids, corpus.neighbor_ids)
+    measured = table.windows.rows[:, 1:]
+    return Overlaps(corpus.chunks, measured, ids).of(len(measured), corpus.neighbor_ids)
 
 
 def test_bpb_is_nats_over_ln_2_and_the_bytes_of_the_original_text(half_held_out, table, sums):
@@ -130,11 +132,35 @@ def test_a_run_goes_over_two_chunks_of_a_document_but_never_over_its_end(half_he
     own = np.array([[len(chunks)]])
     table_of_none = np.full((len(made), 1), -1)
 
-    joined = overlaps(made, own, np.array([first, first + 1]), table_of_none)["database"]
-    apart = overlaps(made, own, np.array([first, second + 5]), table_of_none)["database"]
+    joined = Overlaps(made, own, np.array([first, first + 1])).of(1, table_of_none)["database"]
+    apart = Overlaps(made, own, np.array([first, second + 5])).of(1, table_of_none)["database"]
 
     assert joined[0, 0] == 8
     assert apart[0, 0] < 8
+
+
+def test_what_is_asked_for_round_by_round_is_found_once_and_is_the_same(half_held_out, table, monkeypatch):
+    calls = []
+    for name in ("longest_in_text", "longest_in_neighbors"):
+        plain = getattr(leakage_module, name)
+
+        def counted(chunks, other, name=name, plain=plain):
+            calls.append((name, len(chunks)))
+            return plain(chunks, other)
+
+        monkeypatch.setattr(leakage_module, name, counted)
+    measured, ids = table.windows.rows[:, 1:], database(half_held_out)
+    growing = Overlaps(half_held_out.chunks, measured, ids)
+
+    rounds = [growing.of(count, half_held_out.neighbor_ids) for count in (3, 3, 9, len(measured))]
+
+    sizes = {name: [n for called, n in calls if called == name and n] for name, _ in calls}
+    assert sizes["longest_in_text"] == [(measured >= 0).sum()]
+    assert sum(sizes["longest_in_neighbors"]) == (measured >= 0).sum()
+    whole = Overlaps(half_held_out.chunks, measured, ids).of(len(measured), half_held_out.neighbor_ids)
+    for one in rounds:
+        for name, runs in one.items():
+            assert (runs == whole[name][: len(runs)]).all()
 
 
 def test_tokens_helped_and_hurt_are_counted_beyond_a_tenth_of_a_nat(table):

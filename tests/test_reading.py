@@ -67,6 +67,23 @@ def test_a_lesson_takes_one_place_of_a_chunk_and_leaves_the_others():
     assert np.array_equal(with_answers(real, tokens, C, 100, 0.0, np.random.default_rng(1)), real)
 
 
+def test_no_neighbor_acts_for_the_last_chunk_of_a_document_not_even_a_lesson(small_corpus):
+    settings = {"seq_len": 32, "batch_size": 8, "num_neighbors": 2, "retrieves": True, "seed": 0}
+    taught = RetroBatches(small_corpus, **settings, reading_steps=1000)
+    chunks = small_corpus.chunks
+    last = np.unique(chunks.tokens[~chunks.has_continuation(np.arange(len(chunks)))], axis=0)
+    ended = 0
+
+    for step in range(6):
+        batch = taught.train_batch(step)
+        own = batch.tokens.numpy().reshape(8, 4, 8)[:, :-1]
+        ends = (own[:, :, None] == last).all(axis=-1).any(axis=-1)
+        read = (batch.neighbors.numpy() != 0).any(axis=(-1, -2))
+        assert (read == ~ends).all()
+        ended += ends.sum()
+    assert ended > 3
+
+
 def test_lessons_stop_at_their_last_step_and_are_a_function_of_seed_and_step(small_corpus):
     settings = {"seq_len": 32, "batch_size": 3, "num_neighbors": 2, "retrieves": True, "seed": 0}
     plain = RetroBatches(small_corpus, **settings)

@@ -77,6 +77,11 @@ def test_a_retrofit_reads_neighbors_and_has_learned_to(base, retrofit, small_fol
     with torch.inference_mode():
         on, off = model(batch.tokens[:, :-1], batch.neighbors), model(batch.tokens[:, :-1])
     assert not torch.allclose(on, off)
+    arms = [event["arms"] for event in events_of(retrofit) if event["event"] == "evaluated"]
+    gains = [one["off"]["nats"] - one["on"]["nats"] for one in arms]
+    # beginning with step 0: the frozen base stays what it was, and on held-out text reading is worth more
+    assert arms[-1]["off"] == arms[0]["off"]
+    assert gains[-1] > gains[0] + 0.02
 
 
 def test_a_retrofit_changes_no_weight_of_its_base_and_every_matrix_of_the_reader(base, retrofit):

@@ -25,7 +25,6 @@ GOOD = Evidence(
     on_baseline=BETTER,
     on_shuffled=BETTER,
     on_control=BETTER,
-    on_off=BETTER,
     baseline_bpb=1.0,
     documents=39,
     tokens=50_000,
@@ -65,13 +64,6 @@ def test_help_is_claimed_exactly_where_every_control_allows_it():
             assert open_ == (said.helps is None), said
 
 
-@pytest.mark.parametrize("off", ANY)
-def test_beating_off_plays_no_part_in_the_claim(off):
-    assert verdict(replace(GOOD, on_off=off)) == verdict(GOOD)
-    assert verdict(replace(GOOD, on_off=off, on_baseline=SAME)).helps is None
-    assert verdict(replace(GOOD, on_off=off, on_baseline=WORSE)).helps is False
-
-
 def test_a_claim_names_its_intervals_and_what_it_stands_on():
     sentence = verdict(GOOD).sentence
 
@@ -108,16 +100,27 @@ def test_a_baseline_that_does_not_match_is_said_and_its_difference_still_shown()
     [
         ({"on_baseline": SAME}, "cannot be told from the baseline"),
         ({"on_baseline": WORSE}, "it hurts: the run needs 3.0% more bits per byte"),
-        ({"on_shuffled": SAME}, "another sequence do no worse"),
-        ({"on_control": SAME}, "trained with random neighbors does as well"),
+        ({"on_shuffled": SAME}, "could not be told apart from those of another sequence"),
+        ({"on_shuffled": WORSE}, "what the neighbors say is not used"),
+        ({"on_shuffled": SAME, "on_baseline": WORSE}, "it hurts: the run needs 3.0% more bits per byte"),
+        ({"on_control": SAME}, "could not be told apart from one trained with random neighbors"),
+        ({"on_control": WORSE}, "a run trained with random neighbors does better"),
         ({"documents": 2}, "2 held-out documents are too few"),
         ({"leaked": 12}, "12 held-out chunks stand in the index"),
         ({"swapped": "factbook2026"}, "another corpus than factbook2026"),
+        ({"trained_on": "Two documents were left out."}, "Two documents were left out."),
         ({"tokens": 200_000}, "200,000 tokens, all of them"),
     ],
 )
 def test_the_reason_is_said(changed, words):
     assert words in verdict(replace(GOOD, **changed)).sentence
+
+
+@pytest.mark.parametrize("control", ["on_baseline", "on_shuffled", "on_control"])
+def test_an_interval_that_holds_zero_decides_nothing_and_only_one_above_zero_says_no(control):
+    assert verdict(replace(GOOD, **{control: SAME})).helps is None
+    assert "not used" not in verdict(replace(GOOD, **{control: SAME})).sentence
+    assert verdict(replace(GOOD, **{control: WORSE})).helps is False
 
 
 def test_without_intervals_nothing_is_claimed():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import html
 import json
 import re
@@ -140,14 +141,14 @@ PAGES = {
     "sides": lambda: text_views.sides_html({"on": WRITING}),
     "intro": lambda: text_views.intro(TRACE, example=True),
     "given": lambda: text_views.intro(small_trace(given=True, source=CANARY, database=CANARY), example=False),
-    "trail": lambda: views.trail(CANARY, STATS, CANARY, 0.1),
+    "trail": lambda: views.trail(CANARY, STATS, CANARY, job_views.worth(status(EVALUATED), None)),
     "found": lambda: views.found_html([neighbor()]),
     "note": lambda: views.note(CANARY),
     "statistics": lambda: job_views.corpus_statistics(STATS),
     "build": lambda: job_views.build_status(
         status({"event": "failed", "error": CANARY}, state="failed"), CANARY
     ),
-    "run": lambda: job_views.run_status(status(step(1), state="interrupted"), CANARY, 10, 64),
+    "run": lambda: job_views.run_status(status(step(1), state="interrupted"), CANARY, 10, None),
     "arms": lambda: job_views.arms_html(status(EVALUATED)),
     "corpora": lambda: job_views.corpora_table([(CANARY, "finished", 3, 10)]),
     "runs": lambda: job_views.runs_table([(CANARY, "failed", CANARY, CANARY, 10)]),
@@ -205,6 +206,15 @@ def test_the_linked_view_has_every_token_and_the_one_that_would_come_next():
     assert len(re.findall(r'<section class="found"', page)) == 3
 
 
+def test_beside_the_effects_the_page_says_that_they_are_of_ranks():
+    sections = explain_views.linked(TRACE).split('<section class="found"')[1:]
+
+    with_effects = [section for section in sections if 'class="card"' in section]
+    assert with_effects
+    assert all("all neighbors of the same rank in the text" in section for section in with_effects)
+    assert "rank" in GLOSSARY["effect"]
+
+
 def test_the_browser_gets_the_gain_of_each_token_and_the_place_it_was_copied_from():
     data = data_of(explain_views.linked(TRACE))
 
@@ -232,6 +242,30 @@ def test_an_edit_shows_each_position_that_can_depend_on_it_and_no_other():
     assert len(re.findall('class="early"', page)) == C - 1
     assert re.findall(r'data-after="(\d+)">', page) == ["4"]
     assert "F was cut by 3 tokens" in page
+
+
+@pytest.mark.parametrize(
+    ("rho", "words"),
+    [
+        (0.9, "Attention agrees with"),
+        (0.4, "in part"),
+        (0.1, "tells little of"),
+        (-0.29, "tells little of"),
+        (-0.38, "runs against"),
+        (None, "too few neighbors"),
+    ],
+)
+def test_attention_is_said_to_agree_with_effect_only_as_far_as_the_correlation_goes(rho, words):
+    said = explain_views.agreement_words(rho)
+
+    assert words in said
+    assert ("Attention agrees" in said) == (rho is not None and rho >= explain_views.TELLS)
+    assert rho is None or f"{rho:.2f}" in said
+
+
+def test_a_finding_names_what_it_compares_with():
+    assert "against the same text with retrieval off" in explain_views.finding(TRACE)
+    assert "matched baseline" in explain_views.finding(TRACE)
 
 
 def test_two_texts_part_at_their_first_difference():
@@ -266,6 +300,24 @@ def test_a_loss_curve_of_many_steps_is_thinned():
 def test_the_gap_is_off_minus_on():
     assert job_views.gap_of(status(EVALUATED)) == pytest.approx(0.5)
     assert job_views.gap_of(status(step(1))) is None
+
+
+def test_what_a_run_is_worth_names_where_the_figure_is_from():
+    on = {"differences": {"off": {"nats": -0.0347, "bpb": -0.0147}}}
+    measured = {"arms": {"on": on}, "counts": {"tokens": 60071}, "match": None}
+    beside_baseline = copy.deepcopy(measured) | {"match": {"words": "", "unfit": ""}}
+    beside_baseline["arms"]["on"]["differences"]["baseline"] = {"nats": 0.0004, "bpb": 0.0002}
+
+    assert "+0.50 nat" in job_views.worth(status(EVALUATED), None)
+    assert "held-out tokens measured in training" in job_views.worth(status(EVALUATED), None)
+    assert "+0.0347 nat" in job_views.worth(status(EVALUATED), measured)
+    assert "60,071 held-out tokens measured on Evaluate, no matched baseline" in job_views.worth(
+        status(EVALUATED), measured
+    )
+    assert "on minus matched baseline +0.0002" in job_views.worth(status(EVALUATED), beside_baseline)
+    unfit = beside_baseline | {"match": {"words": "", "unfit": "it is smaller"}}
+    assert "no matched baseline" in job_views.worth(status(EVALUATED), unfit)
+    assert job_views.worth(status(step(1)), None) == ""
 
 
 def test_a_trace_is_exported_as_json_with_its_weights(tmp_path):

@@ -14,14 +14,16 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from retro_demo import evaluations, jobs, service
-from retro_demo.checkpoint import read_run_config
+from retro_demo.checkpoint import MargeRun, read_any_config
 from retro_demo.config import CorpusConfig, GenerateConfig
 from retro_demo.errors import UserError
 from retro_demo.evaluate_config import EvaluateConfig
+from retro_demo.evidence_series import reindexes
 from retro_demo.explain_config import ExplainConfig
 from retro_demo.explained import explain_text
 from retro_demo.findings import as_json
 from retro_demo.library import Library
+from retro_demo.marge_writing import grown, ids_of, refuse_evidence, refuse_retriever
 from retro_demo.rewriting import edit_by_values, edit_json
 from retro_demo.search import search as search_corpus
 from retro_demo.ui.form import shows_errors
@@ -72,14 +74,15 @@ def add_endpoints(library: Library) -> None:
         base: str = "",
     ) -> dict:
         """Start training and return at once: {"run": id}. steps 0 means as many as the preset says;
-        base is the run whose weights it begins with (a retrofit needs one)."""
+        base is the run whose weights it begins with (a retrofit needs one). model is lm, retro, retrofit
+        or marge."""
         settings = {"seed": _whole(seed)} | ({"steps": _whole(steps)} if steps else {})
         run = service.start_run(Workspace.open(home, workspace), corpus, model, preset, settings, base=base)
         return {"run": run}
 
     def run_status(workspace: str, run: str) -> dict:
         """How a run stands: state, step, steps, losses of all steps, the last held-out measurement
-        (arms), the error of a failed one."""
+        (arms), the error of a failed one; of a marge also its re-indexes with their figures, and beta."""
         folder = Workspace.open(home, workspace).run(run)
         status = jobs.status(folder)
         steps, measured, failed = (status.of_kind(k) for k in ("step", "evaluated", "failed"))
@@ -87,10 +90,12 @@ def add_endpoints(library: Library) -> None:
             "run": run,
             "state": status.state,
             "step": steps[-1]["step"] if steps else 0,
-            "steps": read_run_config(folder).training.steps,
+            "steps": read_any_config(folder).training.steps,
             "losses": [step["loss"] for step in steps],
             "arms": measured[-1]["arms"] if measured else {},
             "sample": measured[-1].get("sample", "") if measured else "",
+            "reindexes": reindexes(status),
+            "beta": measured[-1].get("about", {}).get("beta", []) if measured else [],
             "error": without_folders(failed[-1]["error"]) if failed else "",
         }
 
@@ -110,10 +115,13 @@ def add_endpoints(library: Library) -> None:
         retrieval: str = "on",
         retriever: str = "",
         corpus: str = "",
+        language: str = "",
+        evidence: str = "",
     ) -> Iterator[dict]:
         """Write text with a run. Yields {"text", "new_tokens", "done": false} as it grows; the last has
         "done": true, the full text and the neighbors of each chunk. retrieval is on, off or shuffled;
-        retriever and corpus name others than those of the training, and "swapped" then says so."""
+        retriever and corpus name others than those of the training, and "swapped" then says so. A MARGE
+        writes in a language, from evidence: ids of documents with commas between, none: its own choice."""
         space = Workspace.open(home, workspace)
         config = GenerateConfig(
             max_new_tokens=_whole(max_new_tokens),
@@ -127,6 +135,12 @@ def add_endpoints(library: Library) -> None:
         folder = space.run(run)
         for _ in service.wait_for_corpus(space, run):
             yield {"text": "", "new_tokens": 0, "done": False}
+        if isinstance(read_any_config(folder), MargeRun):
+            marge = library.marge(folder)
+            refuse_retriever(corpus, retriever)
+            yield from grown(marge, prompt, config, language, ids_of(evidence), run)
+            return
+        refuse_evidence(language, evidence)
         other = service.built_corpus(space, corpus) if corpus else None
         loaded = library.run(folder, other, retriever)
         for writing in watch_writing(loaded, run, prompt, config, lambda: False):
@@ -150,7 +164,8 @@ def add_endpoints(library: Library) -> None:
     ) -> Iterator[dict]:
         """Measure whether retrieval helps a run, against a matched baseline (the id of an lm) and a
         control (a run trained with random neighbors). Yields events: `refined` after each round, and
-        `finished` with arms, verdict, counts, leakage and provenance. It goes on if you leave."""
+        `finished` with arms, verdict, counts, leakage and provenance. A MARGE needs neither: its arms are
+        other evidence and relevance. It goes on if you leave."""
         space = Workspace.open(home, workspace)
         config = EvaluateConfig(max_tokens=_whole(max_tokens), seed=_whole(seed))
         folder = evaluations.start_evaluation(

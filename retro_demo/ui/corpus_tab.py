@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from retro_demo import job_views, jobs, service, views
+from retro_demo import downloads, job_views, jobs, service, views
 from retro_demo.config import RETRIEVERS, CorpusConfig
 from retro_demo.errors import UserError
 from retro_demo.library import Library
 from retro_demo.search import search
-from retro_demo.ui.form import CHEAP, PRIVATE, QUIET, Form, once_known, shows_errors, stop_and_resume, sure
+from retro_demo.ui.form import (
+    CHEAP,
+    PRIVATE,
+    QUIET,
+    Form,
+    json_file,
+    once_known,
+    shows_errors,
+    stop_and_resume,
+    sure,
+)
 from retro_demo.workspace import SAMPLE, SAMPLES, Workspace, disk_use
 
 FILE_TYPES = [".txt", ".md", ".jsonl", ".csv", ".pdf", ".zip", ".gz"]
@@ -53,6 +64,12 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
                 stop = gr.Button("Stop", size="sm", elem_id="stop-building")
                 resume = gr.Button("Resume", size="sm", elem_id="resume-building")
             stats = gr.HTML(elem_id="statistics")
+            stats_file = gr.DownloadButton(
+                "Download the statistics and where they come from (JSON)",
+                size="sm",
+                visible=False,
+                elem_id="download-statistics",
+            )
     gr.HTML(
         f"<h2>Try a search</h2><p class='caption'>The nearest {views.term('chunk', 'chunks')} of the "
         f"chosen corpus, each with its {views.term('continuation')}. The {views.term('retriever')} "
@@ -74,6 +91,12 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
         count = gr.Number(4, label="How many", precision=0, elem_id="count", min_width=90)
         find = gr.Button("Search", elem_id="search", min_width=90)
     found = gr.HTML(elem_id="found")
+    found_file = gr.DownloadButton(
+        "Download what was found and where it comes from (JSON)",
+        size="sm",
+        visible=False,
+        elem_id="download-found",
+    )
     with gr.Accordion("All corpora, disk use, rename, delete", open=False):
         listing = gr.HTML(elem_id="corpora")
         with gr.Row(elem_classes="actions"):
@@ -94,19 +117,21 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
 
     def follow_now(code: str, one: str | None, before: str) -> list[Any]:
         """The values of `followed`; figures are drawn anew only when they changed."""
+        hidden = gr.DownloadButton(visible=False)
         if not one:
-            return ["", "", *stop_and_resume(""), gr.Timer(active=False), ""]
+            return ["", "", hidden, *stop_and_resume(""), gr.Timer(active=False), ""]
         workspace = Workspace.open(home, code)
         if one not in workspace.corpora():
             gone = views.note("Choose a corpus from the list.")
-            return ["", gone, *stop_and_resume(""), gr.Timer(active=False), ""]
+            return ["", gone, hidden, *stop_and_resume(""), gr.Timer(active=False), ""]
         now, built = state_of(workspace, one)
         mark = f"{one} {now.state} {len(now.events)} {built is not None}"
         if mark == before:
-            return [*[gr.skip()] * 4, gr.Timer(active=now.state == "running"), before]
+            return [*[gr.skip()] * 5, gr.Timer(active=now.state == "running"), before]
         return [
             job_views.build_status(now, service.corpus_title(one)),
             job_views.corpus_statistics(built),
+            hidden if built is None else _download("statistics.json", _statistics(workspace, one, built)),
             *stop_and_resume(now.state),
             gr.Timer(active=now.state == "running"),
             mark,
@@ -158,9 +183,16 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
             raise UserError(f"{one} is not being built.")
 
     @shows_errors
-    def look_up(code: str, one: str, words: str, by: str, k: float | None) -> str:
-        database = library.corpus(service.built_corpus(Workspace.open(home, code), one), by)
-        return views.found_html(search(database.corpus, database.retriever, words, int(k or 0)))
+    def look_up(code: str, one: str, words: str, by: str, k: float | None) -> list[Any]:
+        folder, count = service.built_corpus(Workspace.open(home, code), one), int(k or 0)
+        database = library.corpus(folder, by)
+        begun = time.perf_counter()
+        near = search(database.corpus, database.retriever, words, count)
+        seconds = time.perf_counter() - begun
+        kept = downloads.search_json(
+            folder, one, text=words, retriever=by, k=count, found=near, seconds=seconds
+        )
+        return [views.found_html(near), _download("search.json", kept)]
 
     @shows_errors
     def call_it(code: str, one: str, wanted: str) -> list[Any]:
@@ -173,7 +205,7 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
         service.delete_corpus(Workspace.open(home, code), one)
         return refreshed(code, None)
 
-    followed = [status, stats, stop, resume, timer, shown_before]
+    followed = [status, stats, stats_file, stop, resume, timer, shown_before]
     all_of_it = [corpus, listing, *followed]
     build.click(begin, [visitor, files, name, *form.inputs], all_of_it, **CHEAP)
     resume.click(go_on, [visitor, corpus], all_of_it, **CHEAP)
@@ -184,7 +216,7 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
         [find.click, query.submit],
         look_up,
         [visitor, corpus, query, finder, count],
-        found,
+        [found, found_file],
         concurrency_limit=2,
         **PRIVATE,
     )
@@ -192,3 +224,11 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
     delete.click(remove, [visitor, corpus, answer], all_of_it, js=sure("corpus"), **CHEAP)
     for begun in (arrival.then, tab.select):
         begun(refresh, [visitor, corpus], all_of_it, **QUIET)
+
+
+def _statistics(workspace: Workspace, one: str, built: dict[str, Any]) -> dict[str, Any]:
+    return downloads.corpus_json(workspace.corpus(one), one, built)
+
+
+def _download(name: str, values: dict[str, Any]) -> gr.DownloadButton:
+    return gr.DownloadButton(value=json_file(name, values), visible=True)

@@ -1,23 +1,31 @@
-"""The Evaluate tab: does retrieval help, by how much, where, and is it copying?"""
+"""The Evaluate tab: does retrieval help, by how much, where, and is it copying?
+
+A MARGE has its own arms, and what its encoder finds across languages in place of copies.
+"""
 
 from __future__ import annotations
 
-import json
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.utils import get_upload_folder
 
-from retro_demo import evaluate_figures, evaluate_views, evaluations, jobs, views
+from retro_demo import (
+    evaluate_figures,
+    evaluate_views,
+    evaluations,
+    jobs,
+    marge_evaluate_views,
+    service,
+    views,
+)
 from retro_demo.evaluate_config import EvaluateConfig
 from retro_demo.evaluation_request import read_request
 from retro_demo.library import Library
-from retro_demo.ui.form import CHEAP, QUIET, Form, once_known, shows_errors, stop_and_resume
-from retro_demo.workspace import SAMPLE, Workspace, without_folders
+from retro_demo.ui.form import CHEAP, QUIET, Form, json_file, once_known, shows_errors, stop_and_resume
+from retro_demo.workspace import SAMPLE, Workspace, is_built, without_folders
 
-AGAINST = [("the whole database", "database"), ("its ten nearest neighbors", "neighbors")]
+OWN_CORPUS = "the corpus of its training"
+AGAINST = [("the whole database", "database"), ("its stored neighbors", "neighbors")]
 
 
 def evaluate_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: Any) -> None:
@@ -30,7 +38,9 @@ def evaluate_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
             gr.HTML("<h2>Measure a run against its controls</h2>")
-            run = gr.Dropdown([], label="Run", info="Runs that read neighbors.", elem_id="evaluate-run")
+            run = gr.Dropdown(
+                [], label="Run", info="Runs that read neighbors, or evidence (MARGE).", elem_id="evaluate-run"
+            )
             baseline = gr.Dropdown(
                 [],
                 label="Matched baseline",
@@ -39,6 +49,13 @@ def evaluate_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
             )
             control = gr.Dropdown(
                 [], label="Control", elem_id="evaluate-control", info="A run trained with random neighbors."
+            )
+            corpus = gr.Dropdown(
+                [(OWN_CORPUS, "")],
+                value="",
+                label="Measured on",
+                elem_id="evaluate-corpus",
+                info="Another corpus is a hot swap: its held-out text, with its database to read.",
             )
             with gr.Row(elem_classes="knobs"):
                 form.show(main=True)
@@ -59,35 +76,45 @@ def evaluate_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
             train = gr.Button("Train the matched baseline", visible=False, elem_id="train-baseline")
             trained = gr.HTML()
     with gr.Column(visible=False) as more:
-        gr.HTML("<h2>Is it copying?</h2>")
-        against = gr.Radio(
-            AGAINST,
-            value="database",
-            label="Overlap of the predicted chunk with",
-            elem_id="overlap-with",
-            info="The database tells whether a text was leaked; the neighbors are what the paper measures.",
-        )
-        with gr.Row():
+        with gr.Column(visible=False) as marge, gr.Row():
             with gr.Column(min_width=320):
-                leak = gr.Plot(show_label=False, container=False, elem_id="leakage")
-                gr.HTML(
-                    "<p class='caption'>Loss on the chunks that overlap at most so much; the last point is "
-                    "all of them. Pale: fewer than 30 chunks.</p>"
-                )
-                with gr.Accordion("The curve as a table", open=False):
-                    leak_table = gr.HTML()
+                gr.HTML("<h2>Does it find other languages?</h2>")
+                across = gr.HTML(elem_id="across-languages")
             with gr.Column(min_width=320):
-                buckets = gr.Plot(show_label=False, container=False, elem_id="buckets")
-                gr.HTML("<p class='caption'>Above 0 retrieval helps. Pale: fewer than 30 chunks.</p>")
-                with gr.Accordion("The gain as a table", open=False):
-                    buckets_table = gr.HTML()
-        gr.HTML("<h2>More or less to read</h2>")
-        curve_note = gr.HTML()
-        with gr.Row():
-            sizes = gr.Plot(show_label=False, container=False, visible=False, elem_id="database-sizes")
-            numbers = gr.Plot(show_label=False, container=False, visible=False, elem_id="neighbor-counts")
-        with gr.Accordion("Database sizes and k as a table", open=False):
-            curve_table = gr.HTML()
+                gr.HTML("<h2>How much relevance weighs</h2>")
+                betas = gr.HTML(elem_id="betas")
+        with gr.Column(visible=False) as copies:
+            gr.HTML("<h2>Is it copying?</h2>")
+            against = gr.Radio(
+                AGAINST,
+                value="database",
+                label="Overlap of the predicted chunk with",
+                elem_id="overlap-with",
+                info="The database tells whether a text was leaked; the neighbors are what the paper "
+                "measures.",
+            )
+            with gr.Row():
+                with gr.Column(min_width=320):
+                    leak = gr.Plot(show_label=False, container=False, elem_id="leakage")
+                    gr.HTML(
+                        "<p class='caption'>Loss on the chunks that overlap at most so much, and its "
+                        "difference to the dashed line; the last point is all of them. Pale: fewer than 30 "
+                        "chunks.</p>"
+                    )
+                    with gr.Accordion("The curve as a table", open=False):
+                        leak_table = gr.HTML()
+                with gr.Column(min_width=320):
+                    buckets = gr.Plot(show_label=False, container=False, elem_id="buckets")
+                    gr.HTML("<p class='caption'>Above 0 retrieval helps. Pale: fewer than 30 chunks.</p>")
+                    with gr.Accordion("The gain as a table", open=False):
+                        buckets_table = gr.HTML()
+            gr.HTML("<h2>More or less to read</h2>")
+            curve_note = gr.HTML()
+            with gr.Row():
+                sizes = gr.Plot(show_label=False, container=False, visible=False, elem_id="database-sizes")
+                numbers = gr.Plot(show_label=False, container=False, visible=False, elem_id="neighbor-counts")
+            with gr.Accordion("Database sizes and k as a table", open=False):
+                curve_table = gr.HTML()
         origin = gr.HTML()
         command = gr.Textbox(
             label="The command that measures the same",
@@ -130,7 +157,15 @@ def evaluate_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
     def nothing() -> list[Any]:
         """nexts ... download, while there are no figures."""
         hidden = [gr.Plot(visible=False), evaluate_views.arms_caption(None), "", gr.Column(visible=False)]
-        return ["", gr.Button(visible=False), *hidden, *[gr.skip()] * 11]
+        return ["", gr.Button(visible=False), *hidden, *[gr.skip()] * 15]
+
+    def own_part(result: dict[str, Any], which: str) -> list[Any]:
+        """marge ... curve_table: what only a MARGE shows, or only a run that reads neighbors."""
+        if "beta" in result:
+            shown = [marge_evaluate_views.across_html(result), marge_evaluate_views.beta_html(result)]
+            return [gr.Column(visible=True), *shown, gr.Column(visible=False), *[gr.skip()] * 8]
+        copied = [*overlap_now(result, which), *curves_now(result)]
+        return [gr.Column(visible=False), "", "", gr.Column(visible=True), *copied]
 
     def follow_now(code: str, one: str | None, which: str, before: str) -> list[Any]:
         """The values of `followed`; drawn anew only when something changed."""
@@ -154,7 +189,7 @@ def evaluate_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
         buttons = stop_and_resume("" if folder.name == "evaluation" else now.state)
         progress = evaluate_views.evaluation_status(now)
         if mark == before:
-            return [gr.skip(), progress, *buttons, *[gr.skip()] * 17, going, before]
+            return [gr.skip(), progress, *buttons, *[gr.skip()] * 21, going, before]
         if result is None:
             return [evaluate_views.verdict_html(None), progress, *buttons, *nothing(), going, mark]
         rounds = now.of_kind("refined")
@@ -166,16 +201,15 @@ def evaluate_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
             progress,
             *buttons,
             evaluate_views.next_html(result),
-            gr.Button(visible=result["match"] is None or bool(result["match"]["unfit"])),
+            gr.Button(visible="match" in result and (not result["match"] or bool(result["match"]["unfit"]))),
             gr.Plot(evaluate_figures.arms_figure(result), visible=True),
             evaluate_views.arms_caption(result),
             evaluate_views.arms_table(result),
             gr.Column(visible=True),
-            *overlap_now(result, which),
-            *curves_now(result),
+            *own_part(result, which),
             evaluate_views.origin_html(result),
             without_folders(read_request(folder).command()),
-            _file(result),
+            json_file("evaluation.json", result),
             going,
             mark,
         ]
@@ -186,7 +220,7 @@ def evaluate_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
 
     @once_known
     def arrive(code: str, which: str) -> list[Any]:
-        """run, baseline, control, then what `follow_now` gives."""
+        """run, baseline, control, corpus, then what `follow_now` gives."""
         known = evaluations.readers(Workspace.open(home, code))
         first = next(iter(known), None)
         named = gr.Dropdown(_named(known), value=first)
@@ -196,7 +230,7 @@ def evaluate_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
     def refresh(code: str, one: str | None, which: str, before: str) -> list[Any]:
         """As `arrive`; what the visitor has chosen stays, and an arrival under way is left to end."""
         if not before:
-            return [gr.skip()] * (3 + len(followed))
+            return [gr.skip()] * (4 + len(followed))
         known = evaluations.readers(Workspace.open(home, code))
         if one not in known:
             return arrive(code, which)
@@ -204,18 +238,20 @@ def evaluate_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
         return [gr.Dropdown(_named(known)), *choices, *follow_now(code, one, which, "")]
 
     def comparable(code: str, one: str) -> list[tuple[list[tuple[str, str]], str]]:
-        """The baselines and the controls for a run, each with the one to choose ("" = none)."""
+        """The baselines, controls and corpora for a run, each with the one to choose ("" = none)."""
         workspace = Workspace.open(home, code)
         lms, others = evaluations.baselines(workspace, one), evaluations.controls(workspace, one)
         words = [(_called(each, why), each) for each, why in lms]
         fits = next((each for each, why in lms if not why), "")
+        built = [(service.corpus_title(c), c) for c in workspace.corpora() if is_built(workspace.corpus(c))]
         return [
             ([("none yet", ""), *words], fits),
             ([("none", ""), *_named(others)], next(iter(others), "")),
+            ([(OWN_CORPUS, ""), *built], ""),
         ]
 
     def offered(code: str, one: str | None) -> list[Any]:
-        found = comparable(code, one) if one else [([], None), ([], None)]
+        found = comparable(code, one) if one else [([], None), ([], None), ([(OWN_CORPUS, "")], "")]
         return [gr.Dropdown(choices, value=value) for choices, value in found]
 
     @once_known
@@ -223,10 +259,10 @@ def evaluate_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
         return [*offered(code, one), *follow_now(code, one, which, "")]
 
     @shows_errors
-    def begin(code: str, one: str, base: str, other: str, which: str, *values: Any) -> list[Any]:
+    def begin(code: str, one: str, base: str, other: str, place: str, which: str, *values: Any) -> list[Any]:
         config = EvaluateConfig(**form.read(values))
-        workspace = Workspace.open(home, code)
-        evaluations.start_evaluation(workspace, one or "", config, baseline=base or "", control=other or "")
+        against = {"baseline": base or "", "control": other or "", "corpus": place or ""}
+        evaluations.start_evaluation(Workspace.open(home, code), one or "", config, **against)
         return follow_now(code, one, which, "")
 
     @shows_errors
@@ -244,18 +280,32 @@ def evaluate_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
         return views.note(f"{name} is being trained: follow it on the Train tab, then evaluate again.")
 
     followed = [verdict, status, stop, resume, nexts, train, arms, arms_caption, arms_table, more]
-    followed += [leak, leak_table, buckets, buckets_table, curve_note, sizes, numbers, curve_table]
+    followed += [
+        marge,
+        across,
+        betas,
+        copies,
+        leak,
+        leak_table,
+        buckets,
+        buckets_table,
+        curve_note,
+        sizes,
+        numbers,
+        curve_table,
+    ]
     followed += [origin, command, download, timer, shown_before]
     chosen = [visitor, run, against]
-    start.click(begin, [visitor, run, baseline, control, against, *form.inputs], followed, **CHEAP)
+    start.click(begin, [visitor, run, baseline, control, corpus, against, *form.inputs], followed, **CHEAP)
     stop.click(end, [visitor, run], None, **QUIET)
     resume.click(go_on, chosen, followed, **CHEAP)
     train.click(train_it, [visitor, run], trained, **CHEAP)
-    run.input(choose, chosen, [baseline, control, *followed], **QUIET)
+    compared = [baseline, control, corpus]
+    run.input(choose, chosen, [*compared, *followed], **QUIET)
     against.input(follow, [*chosen, gr.State("")], followed, **QUIET)
     timer.tick(follow, [*chosen, shown_before], followed, **QUIET)
-    arrival.then(arrive, [visitor, against], [run, baseline, control, *followed], **QUIET)
-    tab.select(refresh, [*chosen, shown_before], [run, baseline, control, *followed], **QUIET)
+    arrival.then(arrive, [visitor, against], [run, *compared, *followed], **QUIET)
+    tab.select(refresh, [*chosen, shown_before], [run, *compared, *followed], **QUIET)
 
 
 def _named(runs: list[str]) -> list[tuple[str, str]]:
@@ -264,12 +314,3 @@ def _named(runs: list[str]) -> list[tuple[str, str]]:
 
 def _called(run: str, unfit: str) -> str:
     return run.removeprefix(SAMPLE) + (f" (no match: {unfit})" if unfit else "")
-
-
-def _file(result: dict[str, Any]) -> str:
-    """The figures as a file that Gradio may hand out: it must lie among its own uploads."""
-    folder = Path(get_upload_folder())
-    folder.mkdir(parents=True, exist_ok=True)
-    path = Path(tempfile.mkdtemp(dir=folder)) / "evaluation.json"
-    path.write_text(without_folders(json.dumps(result, indent=1)), encoding="utf-8")
-    return str(path)

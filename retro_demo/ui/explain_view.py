@@ -14,7 +14,7 @@ from retro_demo import explain_views, kept_traces, reading_views, rewriting, ser
 from retro_demo.errors import UserError
 from retro_demo.library import Library
 from retro_demo.loading import LoadedRun
-from retro_demo.rewriting import Rewritten
+from retro_demo.rewriting import Rewritten, edit_json
 from retro_demo.tracing import Trace
 from retro_demo.ui.form import PRIVATE, QUIET, once_known, shows_errors
 from retro_demo.workspace import SAMPLE, Workspace
@@ -95,7 +95,9 @@ def explain_view(library: Library, visitor: gr.BrowserState, trace_id: gr.Browse
     with gr.Accordion("All numbers as a table", open=False):
         numbers = gr.HTML(elem_id="numbers")
     download = gr.DownloadButton(
-        "Download the text with all numbers and where they come from (JSON)", size="sm", elem_id="download"
+        "Download the text with all numbers, the edit and where they come from (JSON)",
+        size="sm",
+        elem_id="download",
     )
 
     def shown(code: str, name: str) -> Trace:
@@ -148,11 +150,11 @@ def explain_view(library: Library, visitor: gr.BrowserState, trace_id: gr.Browse
             views.note(words),
             *texts,
             gr.Dropdown(options, value=taken),
-            _edited(trace, made, token),
+            *_edited(trace, made, token),
         ]
 
     @shows_errors
-    def read_instead(code: str, name: str, at: tuple[int, int, int], n: str, f: str) -> str:
+    def read_instead(code: str, name: str, at: tuple[int, int, int], n: str, f: str) -> list[Any]:
         trace = shown(code, name)
         made = rewriting.rewrite(run_of(code, trace), trace, at[0], at[1], n or "", f or "")
         return _edited(trace, made, at[2])
@@ -160,32 +162,34 @@ def explain_view(library: Library, visitor: gr.BrowserState, trace_id: gr.Browse
     @shows_errors
     def read_other(code: str, name: str, at: tuple[int, int, int], chunk: int | None) -> list[Any]:
         if chunk is None:
-            return [gr.skip()] * 3
+            return [gr.skip()] * 4
         trace = shown(code, name)
         run = run_of(code, trace)
         made = rewriting.swap(run, trace, at[0], at[1], int(chunk))
-        return [*rewriting.neighbor_texts(run, made.edit.after), _edited(trace, made, at[2])]
+        return [*rewriting.neighbor_texts(run, made.edit.after), *_edited(trace, made, at[2])]
 
     model: dict[str, Any] = PRIVATE | {"concurrency_id": "model", "concurrency_limit": 1}
     known = [visitor, trace_id]
+    edited = [changed, download]
     opened = linked.select(
-        act, known, [editor, place, said, n_text, f_text, other, changed], show_progress="hidden", **model
+        act, known, [editor, place, said, n_text, f_text, other, *edited], show_progress="hidden", **model
     )
     opened.success(None, js=TO_EDITOR)
-    reread.click(read_instead, [*known, place, n_text, f_text], changed, **model)
-    other.input(read_other, [*known, place, other], [n_text, f_text, changed], **model)
+    reread.click(read_instead, [*known, place, n_text, f_text], edited, **model)
+    other.input(read_other, [*known, place, other], [n_text, f_text, *edited], **model)
     gr.on([layer.input, head.input], look, [*known, layer, head], heat, **QUIET)
     return ExplainView([intro, linked, layer, head, heat, editor, changed, timeline, numbers, download])
 
 
-def _edited(trace: Trace, made: Rewritten | None, token: int) -> str:
-    return "" if made is None else reading_views.edit_html(trace, made, token)
+def _edited(trace: Trace, made: Rewritten | None, token: int) -> list[str]:
+    """What an edit changed, and the download with it (without one: as it was found)."""
+    return ["" if made is None else reading_views.edit_html(trace, made, token), _file(trace, made)]
 
 
-def _file(trace: Trace) -> str:
+def _file(trace: Trace, made: Rewritten | None = None) -> str:
     """The trace as a file that Gradio may hand out: it must lie among its own uploads."""
     folder = Path(get_upload_folder())
     folder.mkdir(parents=True, exist_ok=True)
     path = Path(tempfile.mkdtemp(dir=folder)) / "trace.json"
-    export_trace(trace, path)
+    export_trace(trace, path, edit_json(made) if made is not None else None)
     return str(path)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import json
 import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from retro_demo.errors import UserError
 from retro_demo.knobs import knobs
@@ -23,7 +27,8 @@ class Form:
     """Widgets for the knobs of some configs, in the order of the fields; each is made once.
 
     Call `show` inside a layout for the knobs that shall stand there. `inputs` are the widgets made
-    so far, and `read` takes their values in that order. `choices` narrows what the page offers.
+    so far, and `read` takes their values in that order. `choices` narrows what the page offers, `only`
+    which knobs there are; `prefix` stands before their ids where two forms hold the same knobs.
     """
 
     def __init__(
@@ -31,8 +36,12 @@ class Form:
         *configs: type,
         values: Mapping[str, Any] | None = None,
         choices: Mapping[str, Sequence[str]] | None = None,
+        only: Collection[str] | None = None,
+        prefix: str = "",
     ) -> None:
-        self.knobs = {knob.name: knob for config in configs for knob in knobs(config)}
+        every = {knob.name: knob for config in configs for knob in knobs(config)}
+        self.knobs = {name: knob for name, knob in every.items() if only is None or name in only}
+        self.prefix = prefix
         self.values = dict(values or {})
         self.choices: dict[str, Sequence[str]] = dict(choices or {})
         self.widgets: dict[str, Any] = {}
@@ -42,7 +51,7 @@ class Form:
         for name, knob in self.knobs.items():
             if knob.metadata["main"] == main and name not in without and name not in self.widgets:
                 choices = self.choices.get(name) or knob.metadata["choices"]
-                self.widgets[name] = _widget(knob, self.values.get(name, knob.default), choices)
+                self.widgets[name] = _widget(knob, self.values.get(name, knob.default), choices, self.prefix)
 
     @property
     def inputs(self) -> list[Any]:
@@ -59,9 +68,9 @@ class Form:
         return [_shown(settings.get(name, self.knobs[name].default)) for name in self.widgets]
 
 
-def _widget(knob: dataclasses.Field[Any], value: Any, choices: Sequence[str]) -> Any:
+def _widget(knob: dataclasses.Field[Any], value: Any, choices: Sequence[str], prefix: str) -> Any:
     meta = knob.metadata
-    said = {"label": meta["label"], "info": meta["help"], "elem_id": f"knob-{knob.name}"}
+    said = {"label": meta["label"], "info": meta["help"], "elem_id": f"{prefix}knob-{knob.name}"}
     if choices:
         return gr.Radio([(name or "as in training", name) for name in choices], value=value, **said)
     if isinstance(knob.default, bool):
@@ -126,6 +135,14 @@ def shows_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
 
 def once_known(handler: Callable[..., Any]) -> Callable[..., Any]:
     """A look at things that waits for the visitor's code, which a page has a moment after loading."""
+    if inspect.isgeneratorfunction(handler):
+
+        @functools.wraps(handler)
+        def stream(code: str, *values: Any, **named: Any) -> Any:
+            if code:
+                yield from handler(code, *values, **named)
+
+        return shows_errors(stream)
 
     @functools.wraps(handler)
     def look(code: str, *values: Any, **named: Any) -> Any:
@@ -161,6 +178,15 @@ def stop_and_resume(state: str) -> list[gr.Button]:
     """The two buttons of a job: each can be pressed where it would do something."""
     can_go_on = state in ("stopped", "failed", "interrupted", "new")
     return [gr.Button(interactive=state == "running"), gr.Button(interactive=can_go_on)]
+
+
+def json_file(name: str, values: Any) -> str:
+    """Values as a file that Gradio may hand out: it must lie among its own uploads."""
+    folder = Path(get_upload_folder())
+    folder.mkdir(parents=True, exist_ok=True)
+    path = Path(tempfile.mkdtemp(dir=folder)) / name
+    path.write_text(without_folders(json.dumps(values, indent=1)), encoding="utf-8")
+    return str(path)
 
 
 def sure(kind: str) -> str:

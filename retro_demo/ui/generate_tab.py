@@ -9,13 +9,14 @@ from typing import Any
 
 import gradio as gr
 
-from retro_demo import explained, job_views, jobs, kept_traces, service, text_views, views
+from retro_demo import evaluations, explained, job_views, jobs, kept_traces, service, text_views, views
 from retro_demo.config import GenerateConfig
 from retro_demo.errors import UserError
 from retro_demo.explain_config import MOST_NEIGHBORS, ExplainConfig
 from retro_demo.library import Library
 from retro_demo.loading import LoadedRun
 from retro_demo.tracing import Trace
+from retro_demo.ui.evidence_writing import evidence_writing
 from retro_demo.ui.explain_view import explain_view
 from retro_demo.ui.form import CHEAP, PRIVATE, QUIET, Form, once_known, shows_errors
 from retro_demo.workspace import SAMPLE, Workspace, is_built
@@ -72,6 +73,8 @@ def generate_tab(
             with gr.Row(elem_classes="actions"):
                 explain = gr.Button("Explain this text", variant="primary", elem_id="explain")
                 again = gr.Button("Read the text below this way", elem_id="again")
+        with gr.Tab("From evidence (MARGE)", id="from-evidence") as inner:
+            evidence_writing(inner, library, visitor, arrival)
     with gr.Row(elem_classes="actions"):
         speed = gr.HTML(elem_id="speed", min_height=28)
     view = explain_view(library, visitor, trace_id)
@@ -177,7 +180,7 @@ def generate_tab(
     @once_known
     def refresh(code: str, kept: str, now: str | None, other: str) -> list[Any]:
         workspace = Workspace.open(home, code)
-        runs = [r for r in workspace.runs() if (workspace.run(r) / "model.safetensors").exists()]
+        runs = service.readable_runs(workspace)
         chosen = now if now in runs else None
         if chosen is None:  # the run whose text is shown, else the first
             trace = kept_traces.shown_trace(workspace, kept)[1]
@@ -199,8 +202,8 @@ def generate_tab(
             return [views.note("No run yet: train one on the Train tab."), gr.Dropdown([], value=None)]
         workspace = Workspace.open(home, code)
         title, folder = service.corpus_of_run(workspace, name)
-        gap = job_views.gap_of(jobs.status(workspace.run(name)))
-        line = views.trail(title, service.statistics(folder), name, gap)
+        worth = job_views.worth(jobs.status(workspace.run(name)), evaluations.measured(workspace, name))
+        line = views.trail(title, service.statistics(folder), name, worth)
         return [line, gr.Dropdown(explained.held_out_documents(folder), value=None)]
 
     @once_known

@@ -13,11 +13,13 @@ import gradio as gr
 from gradio import themes
 
 from retro_demo import service, views
+from retro_demo.checkpoint import MargeRun, read_any_config
 from retro_demo.errors import UserError
 from retro_demo.library import Library
 from retro_demo.ui.api import add_endpoints
 from retro_demo.ui.corpus_tab import corpus_tab
 from retro_demo.ui.evaluate_tab import evaluate_tab
+from retro_demo.ui.evidence_tab import evidence_tab
 from retro_demo.ui.form import QUIET, shows_errors
 from retro_demo.ui.generate_tab import generate_tab
 from retro_demo.ui.train_tab import train_tab
@@ -35,7 +37,7 @@ log = logging.getLogger(__name__)
 ASSETS = Path(__file__).resolve().parent.parent.parent / "assets"
 TITLE = "retro_demo: language models that look things up"
 LEAD = (
-    "<h1>retro_demo</h1><p class='lead'>Train a small RETRO on your own texts, let it write, "
+    "<h1>retro_demo</h1><p class='lead'>Train a small RETRO or MARGE on your own texts, let it write, "
     "and see what it looked up and what it read.</p>"
 )
 
@@ -74,6 +76,8 @@ def build_app(home: Path, warning: str = "") -> tuple[gr.Blocks, Callable[[], No
                 train_tab(tab, library, visitor, arrival)
             with gr.Tab("Evaluate", id="evaluate") as tab:
                 evaluate_tab(tab, library, visitor, arrival)
+            with gr.Tab("Evidence", id="evidence") as tab:
+                evidence_tab(tab, library, visitor, arrival)
         _workspace_drawer(home, visitor, arrival)
         add_endpoints(library)
     return demo.queue(max_size=256, api_open=False), lambda: _prepare(library)
@@ -124,7 +128,10 @@ def _prepare(library: Library) -> None:
                     for _ in service.follow(sample_folder(library.home, name)):
                         pass
             for config in sorted(CHECKPOINTS.glob("*/config.json")):
-                library.run(config.parent)
+                if isinstance(read_any_config(config.parent), MargeRun):
+                    continue  # its corpus is prepared for the first who asks for it
+                if (run := library.run(config.parent)).database is not None:
+                    _ = run.bm25  # every explanation asks it
         except UserError as error:  # the page says the same to whoever asks for the run
             log.warning("the shipped run is not ready: %s", error)
 

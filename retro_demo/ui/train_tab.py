@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
-import shlex
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from retro_demo import figures, job_views, jobs, service, views
-from retro_demo.checkpoint import read_run_config
+from retro_demo import downloads, figures, job_views, jobs, run_settings, service, views
+from retro_demo.checkpoint import MargeRun, read_any_config
 from retro_demo.config import RetroConfig, TrainConfig
 from retro_demo.errors import UserError
 from retro_demo.knobs import knobs
 from retro_demo.library import Library, count_parameters
-from retro_demo.presets import PRESETS
-from retro_demo.ui.form import CHEAP, QUIET, Form, once_known, shows_errors, stop_and_resume, sure
+from retro_demo.marge_config import EvidenceConfig, MargeConfig
+from retro_demo.marge_planning import marge_settings
+from retro_demo.presets import MARGE_PRESETS, PRESETS
+from retro_demo.ui.evidence_live import evidence_live
+from retro_demo.ui.form import CHEAP, QUIET, Form, json_file, once_known, shows_errors, stop_and_resume, sure
 from retro_demo.workspace import SAMPLE, Workspace, disk_use, is_built
+
+DOWNLOAD = "Download the curve, the table and where they come from (JSON)"
 
 
 def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: Any) -> None:
     """Build the tab and wire it."""
     home = library.home
     form = Form(TrainConfig, RetroConfig, values=PRESETS["tiny"])
+    own_form = Form(
+        TrainConfig,
+        EvidenceConfig,
+        MargeConfig,
+        values=MARGE_PRESETS["tiny"],
+        only=marge_settings(),
+        prefix="marge-",
+    )
     shown_before = gr.State("")
     timer = gr.Timer(1.0, active=False)
     with gr.Row():
@@ -30,12 +44,14 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
             gr.HTML("<h2>Train a model</h2>")
             corpus = gr.Dropdown([], label="Corpus", info="Built ones only.", elem_id="train-corpus")
             model = gr.Radio(
-                [("retrofit (recommended)", "retrofit"), "retro", "lm"],
+                [("retrofit (recommended)", "retrofit"), "retro", "lm", "marge"],
                 value="retrofit",
                 label="Model",
                 elem_id="model",
-                info="retrofit teaches a finished lm to read neighbors and changes nothing else, so what "
-                "retrieval is worth can be read off; retro learns all at once; lm reads none.",
+                info="retrofit teaches a finished lm to read neighbors and changes nothing else: with "
+                "retrieval off it stays that lm. What retrieval is worth tells only its matched baseline "
+                "(Evaluate); retro learns all at once; lm reads none; marge finds its own evidence and "
+                "learns to find it better.",
             )
             base = gr.Dropdown(
                 [],
@@ -52,10 +68,16 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
                 info="Sets all knobs: tiny for minutes, small for an hour, base for a GPU.",
             )
             estimate = gr.HTML(elem_id="estimate", min_height=48)
-            with gr.Row(elem_classes="knobs"):
-                form.show(main=True)
-            with gr.Accordion("All knobs", open=False), gr.Row(elem_classes="knobs"):
-                form.show(main=False)
+            with gr.Column() as knobs_of_retro:
+                with gr.Row(elem_classes="knobs"):
+                    form.show(main=True)
+                with gr.Accordion("All knobs", open=False), gr.Row(elem_classes="knobs"):
+                    form.show(main=False)
+            with gr.Column(visible=False) as knobs_of_marge:
+                with gr.Row(elem_classes="knobs"):
+                    own_form.show(main=True)
+                with gr.Accordion("All knobs", open=False), gr.Row(elem_classes="knobs"):
+                    own_form.show(main=False)
             name = gr.Textbox(
                 label="Name of the run",
                 max_lines=1,
@@ -71,9 +93,11 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
                 resume = gr.Button("Resume", size="sm", elem_id="resume-training")
             curve = gr.Plot(show_label=False, container=False, elem_id="loss")
             arms = gr.HTML(elem_id="arms", min_height=80)
+            live = evidence_live()
             command = gr.Textbox(
                 label="The command that does the same", buttons=["copy"], interactive=False, elem_id="command"
             )
+            download = gr.DownloadButton(DOWNLOAD, size="sm", interactive=False, elem_id="train-download")
     with gr.Accordion("All runs, disk use, train longer, rename, delete", open=False):
         listing = gr.HTML(elem_id="runs")
         with gr.Row(elem_classes="actions"):
@@ -91,15 +115,15 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
         if not one or one not in workspace.runs():
             empty = views.note("No run yet. Choose a corpus, a model and a preset, and start training.")
             hidden, still = gr.Plot(visible=False), gr.Timer(active=False)
-            return [empty, hidden, "", "", *stop_and_resume(""), still, ""]
+            no_file = gr.DownloadButton(DOWNLOAD, interactive=False)
+            return [empty, hidden, "", *live.hidden, "", no_file, *stop_and_resume(""), still, ""]
         folder = workspace.run(one)
         now = jobs.status(folder)
         going = gr.Timer(active=now.state == "running")
         mark = f"{one} {now.state} {len(now.events)}"
         if mark == before:
-            return [*[gr.skip()] * 6, going, before]
-        config = read_run_config(folder)
-        size = config.training.batch_size * config.training.seq_len
+            return [*[gr.skip()] * 12, going, before]
+        config = read_any_config(folder)
         drawn = gr.Plot(figures.loss_curve(now, one), visible=True)
         if not now.of_kind("step"):
             drawn = gr.Plot(visible=False)
@@ -108,11 +132,13 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
                 replace(now, state="shipped") if one.startswith(SAMPLE) else now,
                 one,
                 config.training.steps,
-                size,
+                run_settings.seconds_left(folder, config, now),
             ),
             drawn,
             job_views.arms_html(now),
-            command_of(one, config),
+            *(live.values(now, one) if isinstance(config, MargeRun) else live.hidden),
+            run_settings.command_of(one, config),
+            _download(folder, now, run_settings.command_of(one, config)),
             *stop_and_resume("" if one.startswith(SAMPLE) else now.state),
             going,
             mark,
@@ -127,7 +153,7 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
         chosen = one if one in names else next(iter(own + names), None)
         rows = []
         for each in names:
-            now, config = jobs.status(workspace.run(each)), read_run_config(workspace.run(each))
+            now, config = jobs.status(workspace.run(each)), read_any_config(workspace.run(each))
             done = now.of_kind("step")
             steps = f"{done[-1]['step'] if done else 0:,} of {config.training.steps:,}"
             used = disk_use(workspace.run(each))
@@ -154,23 +180,47 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
     @once_known
     def offer_bases(code: str, place: str | None, kind: str, chosen: str | None) -> Any:
         """The runs that can be begun from; a retrofit needs one, the others may begin from scratch."""
+        if kind == "marge":
+            return gr.Dropdown([("none: begin from scratch", "")], value="", visible=False)
         known = service.bases(Workspace.open(home, code), place) if place else []
         none = [] if kind == "retrofit" else [("none: begin from scratch", "")]
         offered = none + [(run.removeprefix(SAMPLE), run) for run in known]
         values = [value for _, value in offered]
         keep = kind == "retrofit" and chosen in values
-        return gr.Dropdown(offered, value=chosen if keep else next(iter(values), None))
+        return gr.Dropdown(offered, value=chosen if keep else next(iter(values), None), visible=True)
+
+    @shows_errors
+    def adapt(kind: str, size: str) -> list[Any]:
+        """preset, knobs_of_retro, knobs_of_marge: each model has its own."""
+        known = MARGE_PRESETS if kind == "marge" else PRESETS
+        chosen = size if size in known else "tiny"
+        of_its_own = kind == "marge"
+        return [
+            gr.Radio(list(known), value=chosen),
+            gr.Column(visible=not of_its_own),
+            gr.Column(visible=of_its_own),
+        ]
 
     @shows_errors
     def fill(code: str, kind: str, size: str, chosen: str | None) -> list[Any]:
-        return form.fill(service.starting_settings(Workspace.open(home, code), kind, size, chosen or ""))
+        workspace, begun_from = Workspace.open(home, code), "" if kind == "marge" else chosen or ""
+        settings = run_settings.starting_settings(workspace, kind, size, begun_from)
+        if kind == "marge":
+            return [gr.skip()] * len(form.inputs) + own_form.fill(settings)
+        return form.fill(settings) + [gr.skip()] * len(own_form.inputs)
+
+    def read_knobs(kind: str, values: Sequence[Any]) -> dict[str, Any]:
+        """The settings of the model that was chosen, of the widgets of both forms."""
+        count = len(form.inputs)
+        return own_form.read(values[count:]) if kind == "marge" else form.read(values[:count])
 
     @shows_errors
     def begin(
         code: str, place: str, kind: str, size: str, wanted: str, chosen: str | None, *values: Any
     ) -> list[Any]:
-        workspace, settings = Workspace.open(home, code), form.read(values)
-        run_id = service.start_run(workspace, place or "", kind, size, settings, wanted, chosen or "")
+        workspace, settings = Workspace.open(home, code), read_knobs(kind, values)
+        begun_from = "" if kind == "marge" else chosen or ""
+        run_id = service.start_run(workspace, place or "", kind, size, settings, wanted, begun_from)
         return refreshed(code, run_id, place)
 
     @shows_errors
@@ -182,12 +232,13 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
                 "warning",
             )
         try:  # half-typed knobs are no mistake yet: say it in place, without a toast
-            settings = form.read(values)
-            shape = {k.name: settings[k.name] for k in knobs(RetroConfig)}
-            network = RetroConfig(**shape | ({"cca_layers": ()} if kind == "lm" else {}))
+            settings = read_knobs(kind, values)
+            shape = MargeConfig if kind == "marge" else RetroConfig
+            chosen = {k.name: settings[k.name] for k in knobs(shape)}
+            network = shape(**chosen | ({"cca_layers": ()} if kind == "lm" else {}))
         except UserError as error:
             return views.note(str(error), "warning")
-        tokens = settings["batch_size"] * settings["seq_len"]
+        tokens = settings["batch_tokens"] if kind == "marge" else settings["batch_size"] * settings["seq_len"]
         return job_views.estimate(count_parameters(network), settings["steps"], tokens, kind, size)
 
     @shows_errors
@@ -215,10 +266,11 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
         Workspace.open(home, code).delete("runs", one)
         return refreshed(code, None)
 
-    followed = [status, curve, arms, command, stop, resume, timer, shown_before]
+    followed = [status, curve, arms, *live.outputs, command, download, stop, resume, timer, shown_before]
+    widgets = [*form.inputs, *own_form.inputs]
     all_of_it = [corpus, run, listing, *followed]
     chosen = [visitor, run, corpus]
-    start.click(begin, [visitor, corpus, model, preset, name, base, *form.inputs], all_of_it, **CHEAP)
+    start.click(begin, [visitor, corpus, model, preset, name, base, *widgets], all_of_it, **CHEAP)
     stop.click(end, [visitor, run], None, **QUIET)
     resume.click(go_on, chosen, all_of_it, **CHEAP)
     longer.click(lengthen, [*chosen, more], all_of_it, **CHEAP)
@@ -227,26 +279,23 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
     run.input(follow, [visitor, run, gr.State("")], followed, **QUIET)
     timer.tick(follow, [visitor, run, shown_before], followed, **QUIET)
     planned = [visitor, model, preset, base]
-    gr.on([preset.input, base.change], fill, planned, form.inputs, **QUIET)
+    gr.on([preset.input, base.change], fill, planned, widgets, **QUIET)
     # another model may begin from other runs, and has other settings even with the same base
     offered = [visitor, corpus, model, base]
-    model.input(offer_bases, offered, base, **QUIET).then(fill, planned, form.inputs, **QUIET)
+    adapted = model.input(adapt, [model, preset], [preset, knobs_of_retro, knobs_of_marge], **QUIET)
+    adapted.then(offer_bases, offered, base, **QUIET).then(fill, planned, widgets, **QUIET)
     corpus.change(offer_bases, offered, base, **QUIET)
-    guessed = [model, preset, base, *form.inputs]
-    changes = [model.input, base.change, *(widget.change for widget in form.inputs)]
+    guessed = [model, preset, base, *widgets]
+    changes = [model.input, base.change, *(widget.change for widget in widgets)]
     gr.on(changes, guess, guessed, estimate, **QUIET)
     arrival.then(guess, guessed, estimate, **QUIET)
     for begun in (arrival.then, tab.select):
         begun(refresh, chosen, all_of_it, **QUIET)
 
 
-def command_of(run: str, config: Any) -> str:
-    """The command line that trains the same run again, in a folder of its own."""
-    words = [".venv/bin/python", "-m", "retro_demo", "train", config.model, "--corpus", config.corpus]
-    words += ["--out", f"{run.removeprefix(SAMPLE)}-again", "--preset", config.preset]
-    if config.base:
-        words += ["--base", config.base]
-    for name, value in service.changed_settings(config):
-        shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        words += [f"--{name.replace('_', '-')}", shown]
-    return shlex.join(words)
+def _download(folder: Path, now: jobs.JobStatus, command: str) -> gr.DownloadButton:
+    """Curve and table of a run as a file; while it trains there would be another one every second."""
+    if now.state == "running":
+        return gr.DownloadButton(f"{DOWNLOAD}: once it stops", interactive=False)
+    values = downloads.training_json(folder, now, command)
+    return gr.DownloadButton(DOWNLOAD, value=json_file("training.json", values), interactive=True)

@@ -1,0 +1,52 @@
+"""Command-line flags, made from the configs."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any
+
+from retro_demo.knobs import knobs
+
+
+def add_flags(parser: argparse.ArgumentParser, *configs: type) -> None:
+    """One flag for each knob; a flag that is not given is None, so that presets can be told apart.
+
+    A knob that several configs have (the width, say) is one flag, described where it comes first.
+    """
+    known: set[str] = set()
+    for config in configs:
+        fields = [knob for knob in knobs(config) if knob.name not in known]
+        known |= {knob.name for knob in fields}
+        _add_group(parser.add_argument_group(config.__name__), fields)
+
+
+def _add_group(group: Any, fields: list[dataclasses.Field[Any]]) -> None:
+    for knob in fields:
+        default = knob.default
+        kind = {tuple: numbers, bool: truth}.get(type(default), type(default))
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        group.add_argument(
+            f"--{knob.name.replace('_', '-')}",
+            type=kind,
+            metavar=kind.__name__.upper(),
+            help=f"{knob.metadata['help']} Default: {shown or 'none'}.".replace("%", "%%"),
+        )
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """A list such as 2,4."""
+    return tuple(int(part) for part in text.split(",") if part.strip())
+
+
+def truth(text: str) -> bool:
+    """true or false."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() == "true"
+
+
+def given(options: argparse.Namespace, *configs: type) -> dict[str, Any]:
+    """The knobs of configs that were set on the command line."""
+    values = {knob.name: getattr(options, knob.name) for config in configs for knob in knobs(config)}
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,320 @@
+"""MARGE: documents written anew from other documents, whose relevance the model learns itself.
+
+Token ids in, logits out. Nothing here knows of text, files, indexes or training. One encoder reads
+targets and evidence: after its first layers the state of its first token is the embedding of the
+document, after all of them the states are what the decoder reads. The relevance of evidence z for a
+target x is the cosine of their embeddings, in the loss as in the index.
+
+Source: Lewis et al. 2020, "Pre-training via paraphrasing", section 2. Where it is silent: rotary
+positions, counted in each document from 0; the first token's own embedding begins as zeros.
+
+Shapes: B batch of targets, T tokens, M evidence, S evidence length, N documents, D width, V tokens of
+text and languages. Evidence that the whole batch shares has 1 in place of B.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from retro_demo.attention import KeysValues, Memory, key_mask
+from retro_demo.blocks import draw_copying_weights, draw_weights, make_norm
+from retro_demo.distillation import distillation, looked
+from retro_demo.errors import UserError
+from retro_demo.marge_config import MargeConfig
+from retro_demo.marge_layers import Evidence, EvidenceLayer, PlainLayer, Read
+
+EPS = 1e-5  # where a mean of scores is over what masks leave: they may leave nothing
+
+
+class MargeBatch(NamedTuple):
+    """What one step reads: targets (B, T) and the evidence (M, S) of all of them, padded with pad_id."""
+
+    targets: Tensor
+    evidence: Tensor
+
+    @property
+    def tokens(self) -> Tensor:
+        """What is learned to be written (B, T)."""
+        return self.targets
+
+    def to(self, device: torch.device) -> MargeBatch:
+        return MargeBatch(*(part.to(device, non_blocking=True) for part in self))
+
+
+class MargeOutput(NamedTuple):
+    """logits (B, T, V); relevance (B, M) of the evidence; the loss of attention distillation, if any."""
+
+    logits: Tensor
+    relevance: Tensor
+    distill_loss: Tensor | None
+
+
+@dataclass
+class WriteCache:
+    """The evidence, and what the tokens so far leave behind for the next one; see `MARGE.extend`."""
+
+    relevance: Tensor  # (B, M)
+    seen: Tensor  # (B, 1, M * S)
+    contexts: list[KeysValues]  # by layer with evidence
+    memories: dict[str, Memory] = field(default_factory=lambda: defaultdict(Memory))
+    length: int = 0
+
+
+class MARGE(nn.Module):
+    """The multilingual autoencoder that retrieves and generates: `MARGE(config)(targets, evidence)`."""
+
+    def __init__(self, config: MargeConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.num_tokens, config.dim)
+        if config.absolute_positions:
+            self.encoder_positions = nn.Embedding(config.absolute_positions, config.dim)
+            self.decoder_positions = nn.Embedding(config.absolute_positions, config.dim)
+        self.first = nn.Parameter(torch.zeros(config.dim))
+        self.encoder_layers = nn.ModuleList(
+            PlainLayer(config, config.enc_ff_mult, config.enc_attn_dropout) for _ in range(config.enc_depth)
+        )
+        self.base_layers = nn.ModuleList(
+            PlainLayer(config, config.ff_mult, config.dec_attn_dropout) for _ in range(config.base_depth)
+        )
+        self.layers = nn.ModuleList(EvidenceLayer(config) for _ in range(config.dec_depth))
+        self.norm_evidence = make_norm(config, config.dim) if config.final_norm else nn.Identity()
+        self.norm = make_norm(config, config.dim) if config.final_norm else nn.Identity()
+        if not config.tied_output:
+            self.to_logits = nn.Linear(config.dim, config.num_tokens)
+        draw_weights(self, config.enc_depth + config.base_depth + config.dec_depth)
+        if config.copying_start:
+            for layer in self.evidence_layers():
+                draw_copying_weights(layer.read)
+
+    def evidence_layers(self) -> list[EvidenceLayer]:
+        """The decoder layers that read evidence, in order."""
+        return cast(list[EvidenceLayer], list(self.layers))
+
+    def betas(self) -> list[float]:
+        """How much relevance weighs, for each layer that reads evidence."""
+        return [layer.read.beta.item() for layer in self.evidence_layers()]
+
+    def present(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Where a token stands (N, T): what the mask says, and what is not padding."""
+        if not self.config.blind_padding:
+            return torch.ones_like(tokens).bool() if mask is None else mask.bool()
+        there = tokens != self.config.pad_id
+        return there if mask is None else there & mask.bool()
+
+    def encode(self, tokens: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """tokens (N, S), mask (N, S) True where one stands -> states (N, S, D), embeddings (N, D)."""
+        x, attends = self._encoder_start(tokens, mask)
+        x = self._encode_through(x, attends, 0, self.config.retrieval_depth)
+        embeddings = x[:, 0]
+        x = self._encode_through(x, attends, self.config.retrieval_depth, self.config.enc_depth)
+        return self.norm_evidence(x[:, 1:]), embeddings
+
+    def embed(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """tokens (N, S) -> embeddings (N, D), as long as they come; costs the first layers only."""
+        x, attends = self._encoder_start(tokens, mask)
+        return self._encode_through(x, attends, 0, self.config.retrieval_depth)[:, 0]
+
+    def _encoder_start(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The first token and the embedded ones (N, 1 + S, D), and who may look at whom."""
+        present = self._readable(tokens, mask)
+        x = self._embedded(tokens)
+        if self.config.absolute_positions:
+            x = x + self.encoder_positions(self._places(0, tokens.shape[1]))
+        x = torch.cat([self.first.expand(len(x), 1, -1), x], dim=1)
+        return x, self._mask(F.pad(present, (1, 0), value=True))
+
+    def _readable(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Where the encoder sees a token (N, S): a document's language is no part of what it says."""
+        return self.present(tokens, mask) & (tokens < self.config.vocab_size)
+
+    def _encode_through(self, x: Tensor, attends: Tensor, first: int, last: int) -> Tensor:
+        places = torch.arange(x.shape[1], device=x.device)
+        for layer in cast(list[PlainLayer], list(self.encoder_layers))[first:last]:
+            x = x + layer.attend(layer.norm_attend(x), places, attends)
+            x = x + layer.think(layer.norm_think(x))
+        return x
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        return x * self.config.dim**0.5 if self.config.scale_embeddings else x
+
+    def _places(self, start: int, count: int) -> Tensor:
+        """Positions start ... start + count - 1; raises UserError where learned ones do not reach."""
+        most = self.config.absolute_positions
+        if most and start + count > most:
+            raise UserError(
+                f"The text has {start + count} tokens, but this model has positions for {most}. Shorten it."
+            )
+        return torch.arange(start, start + count, device=self.embedding.weight.device)
+
+    def _mask(self, present: Tensor, causal: Tensor | None = None) -> Tensor:
+        """present (N, S) -> who looks at whom (N, 1, S, S).
+
+        With `blind_padding` padding looks as any token does, else at nothing; nothing looks at it.
+        """
+        if self.config.blind_padding:
+            seen = key_mask(present)
+        else:
+            seen = (present[:, None, :] & present[:, :, None])[:, None]
+        return seen if causal is None else seen & causal
+
+    def encode_evidence(self, evidence: Tensor, mask: Tensor | None = None) -> Evidence:
+        """evidence (M, S), shared by the batch, or (B, M, S), each target's own -> Evidence."""
+        if evidence.ndim == 2:
+            evidence = evidence[None]
+            mask = None if mask is None else mask[None]
+        batch = len(evidence)
+        flat = rearrange(evidence, "b m s -> (b m) s")
+        flat_mask = None if mask is None else rearrange(mask, "b m s -> (b m) s")
+        states, embeddings = self.encode(flat, flat_mask)
+        return Evidence(
+            rearrange(states, "(b m) s d -> b m s d", b=batch),
+            rearrange(self._readable(flat, flat_mask), "(b m) s -> b m s", b=batch),
+            rearrange(embeddings, "(b m) d -> b m d", b=batch),
+        )
+
+    def relevance(self, target_embeds: Tensor, evidence_embeds: Tensor) -> Tensor:
+        """target_embeds (B, D), evidence_embeds (B or 1, M, D), as `embed` gives them -> f (B, M)."""
+        return self._match(F.normalize(target_embeds, dim=-1), evidence_embeds)
+
+    def _match(self, target_embeds: Tensor, evidence_embeds: Tensor) -> Tensor:
+        """The same of embeddings as they come: with dot their length counts, the target's too."""
+        if self.config.relevance == "cosine":
+            target_embeds = F.normalize(target_embeds, dim=-1)
+            evidence_embeds = F.normalize(evidence_embeds, dim=-1)
+        return (evidence_embeds @ target_embeds[:, :, None]).squeeze(-1)
+
+    def forward(
+        self,
+        targets: Tensor,
+        evidence: Tensor | None,
+        *,
+        target_mask: Tensor | None = None,
+        evidence_mask: Tensor | None = None,
+        target_embeds: Tensor | None = None,
+        relevance: Tensor | None = None,
+        visible: Tensor | None = None,
+    ) -> MargeOutput:
+        """targets (B, T), evidence (M, S) or each target's own (B, M, S), or None -> MargeOutput.
+
+        logits[:, t] predict token t + 1 from the tokens up to t. Masks are True where a token stands
+        (default: where it is not padding). `target_embeds` (B, D): default the targets' own, of length 1;
+        `relevance` (B, M) takes the place of the computed one; `visible` (B, M) says which evidence
+        each target may see (default: all of it).
+        """
+        present = self.present(targets, target_mask)
+        if evidence is None:
+            evidence = targets.new_full((0, 1), self.config.pad_id)
+        encoded = self.encode_evidence(evidence, evidence_mask)
+        if relevance is None:
+            if target_embeds is None:
+                target_embeds = F.normalize(self.embed(targets, target_mask), dim=-1)
+            relevance = self._match(target_embeds, encoded.embeddings)
+        seen = self._seen(encoded.present, len(targets), visible)
+        rows = present[:, :, None]
+        if not self.config.blind_padding:
+            seen, rows = seen & rows, torch.ones_like(rows)
+        steps = self._places(0, targets.shape[1])
+        attends = self._mask(present, causal=steps[:, None] >= steps)
+        x = self._decoder_start(targets, steps)
+        for layer in cast(list[PlainLayer], list(self.base_layers)):
+            x = x + layer.attend(layer.norm_attend(x), steps, attends)
+            x = x + layer.think(layer.norm_think(x))
+        looks, masked = [], self.config.blind_padding or evidence_mask is not None
+        for layer in self.evidence_layers():
+            read = Read(layer.read.keys_values(encoded.states), relevance, seen)
+            x, scores = self._through(layer, x, steps, attends, read)
+            if self.config.distill and relevance.shape[1]:
+                eps = EPS / len(self.layers) * masked
+                looks.append(looked(self.config.distill_from, scores, encoded.present, seen, rows, eps))
+        sharp = sum(self.betas()) / len(self.layers) if self.config.distill_from == "mass" and looks else 1.0
+        distill_loss = distillation(torch.stack(looks), relevance * sharp, visible) if looks else None
+        return MargeOutput(self.logits(x), relevance, distill_loss)
+
+    def _seen(self, present: Tensor, batch: int, visible: Tensor | None) -> Tensor:
+        """present (B or 1, M, S), visible (B, M) -> what each target sees of the evidence (B, 1, M * S)."""
+        present = present.expand(batch, -1, -1)
+        if visible is not None:
+            present = present & visible[:, :, None]
+        return rearrange(present, "b m s -> b 1 (m s)")
+
+    def _decoder_start(self, tokens: Tensor, places: Tensor) -> Tensor:
+        x = self._embedded(tokens)
+        return x + self.decoder_positions(places) if self.config.absolute_positions else x
+
+    def _through(
+        self,
+        layer: EvidenceLayer,
+        x: Tensor,
+        places: Tensor,
+        attends: Tensor,
+        read: Read,
+        memory: Memory | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """One layer with evidence: x (B, T, D) -> (B, T, D), and the scores of its look (B, H, T, M * S)."""
+        x = x + layer.attend(layer.norm_attend(x), places, attends, memory)
+        if self.config.extra_ff:
+            x = x + layer.ponder(layer.norm_ponder(x))
+        look, scores = layer.read(layer.norm_read(x), places, read)
+        x = x + look
+        return x + layer.think(layer.norm_think(x)), scores
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (B, T, D) -> (B, T, V)."""
+        hidden = self.norm(hidden)
+        return hidden @ self.embedding.weight.T if self.config.tied_output else self.to_logits(hidden)
+
+    def begin(self, encoded: Evidence, relevance: Tensor, visible: Tensor | None = None) -> WriteCache:
+        """Get ready to write from evidence of this relevance (B, M): its keys and values, made once."""
+        contexts = [layer.read.keys_values(encoded.states) for layer in self.evidence_layers()]
+        return WriteCache(relevance, self._seen(encoded.present, len(relevance), visible), contexts)
+
+    def extend(self, tokens: Tensor, cache: WriteCache) -> Tensor:
+        """Read tokens (B, n) after those in the cache -> logits (B, n, V), equal to `forward`'s."""
+        count = tokens.shape[1]
+        places = self._places(cache.length, count)
+        everything = torch.arange(cache.length + count, device=tokens.device)
+        attends = (everything <= places[:, None])[None, None]
+        x = self._decoder_start(tokens, places)
+        for number, layer in enumerate(cast(list[PlainLayer], list(self.base_layers))):
+            memory = cache.memories[f"base {number}"]
+            x = x + layer.attend(layer.norm_attend(x), places, attends, memory)
+            x = x + layer.think(layer.norm_think(x))
+        for number, layer in enumerate(self.evidence_layers()):
+            read = Read(cache.contexts[number], cache.relevance, cache.seen)
+            x, _ = self._through(layer, x, places, attends, read, cache.memories[f"evidence {number}"])
+        cache.length += count
+        return self.logits(x)
+
+    def token_losses(self, targets: Tensor, evidence: Tensor | None, **how: Tensor | None) -> Tensor:
+        """targets (B, T) -> loss of each token after the first (B, T - 1), in nats; padding costs 0.
+
+        `how` is what `forward` takes by name.
+        """
+        return self._token_losses(targets, self(targets, evidence, **how).logits)
+
+    def _token_losses(self, targets: Tensor, logits: Tensor) -> Tensor:
+        losses = F.cross_entropy(
+            rearrange(logits[:, :-1], "b t v -> (b t) v"),
+            rearrange(targets[:, 1:], "b t -> (b t)"),
+            ignore_index=self.config.pad_id,
+            reduction="none",
+        )
+        return rearrange(losses, "(b t) -> b t", b=len(targets))
+
+    def loss(self, batch: MargeBatch) -> tuple[Tensor, dict[str, float]]:
+        """Mean loss of the batch's tokens in nats, with that of distillation; figures to report beside it."""
+        out = self(batch.targets, batch.evidence)
+        losses = self._token_losses(batch.targets, out.logits)
+        loss = losses.sum() / (batch.targets[:, 1:] != self.config.pad_id).sum().clamp(min=1)
+        if out.distill_loss is None:
+            return loss, {}
+        return loss + self.config.distill * out.distill_loss, {"distill": out.distill_loss.item()}

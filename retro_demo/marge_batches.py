@@ -1,0 +1,191 @@
+"""What a MARGE batch is: targets with the evidence that the model itself finds for them.
+
+Every `refresh_every` steps all training passages are embedded with the encoder as it is then, the
+most relevant pairs of each shard are kept, and batches are cut from them until the next time. What
+was found is kept in the run folder, so a run that is resumed reads the very batches that it would
+have read; a re-index that a kill undid is made again from the same weights.
+
+Shapes: P passages, S passage length, D width, M evidence.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from retro_demo.corpus import Corpus
+from retro_demo.cross_lingual import recall, scripts_of
+from retro_demo.errors import UserError
+from retro_demo.events import Reindexed
+from retro_demo.evidence import Pairs, find_pairs, pair_figures, shuffled_pairs
+from retro_demo.evidence_store import Reindexing, load_reindexing, save_reindexing, shown_rows
+from retro_demo.marge import MARGE, MargeBatch
+from retro_demo.marge_config import EvidenceConfig
+from retro_demo.passages import cut_passages
+from retro_demo.reading import MOST_CORRUPTED, corrupt, reading_share
+from retro_demo.subgraphs import Subgraph, make_subgraphs
+
+LESSONS = 3  # chance of its own
+EMBED_TOKENS = 16_384  # in one forward of the encoder
+
+
+@torch.inference_mode()
+def embed_passages(model: MARGE, tokens: np.ndarray) -> np.ndarray:
+    """tokens (P, S), padded -> embeddings of length 1, float32 (P, D), as the loss has them.
+
+    In eval mode and with masks, so padding and dropout change nothing; short passages go together.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    pad = model.config.pad_id
+    lengths = (tokens != pad).sum(axis=1)
+    order = np.argsort(lengths, kind="stable")
+    vectors = np.zeros((len(tokens), model.config.dim), dtype=np.float32)
+    at = 0
+    while at < len(order):
+        count = max(1, EMBED_TOKENS // max(1, int(lengths[order[at : at + 256]].max(initial=1))))
+        rows = order[at : at + min(count, 256)]
+        part = torch.from_numpy(tokens[rows, : max(1, lengths[rows].max())]).to(device)
+        vectors[rows] = torch.nn.functional.normalize(model.embed(part), dim=-1).float().cpu().numpy()
+        at += len(rows)
+    model.train(was_training)
+    return vectors
+
+
+class MargeBatches:
+    """Training batches of one corpus, refreshed with the encoder; a function of seed, step and weights."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        languages: tuple[str, ...],
+        config: EvidenceConfig,
+        *,
+        seed: int,
+        steps: int,
+        reading_steps: int = 0,
+        lessons_kept: float = 0.0,
+    ) -> None:
+        """`languages`: those that the model has tokens for.
+
+        Over the first `reading_steps` steps lessons fade out to the share `lessons_kept` of the
+        targets: copies of a target with up to half of its tokens overwritten, among the evidence.
+        """
+        # the control with random evidence has nothing to read, so it gets no lessons either
+        taught = config.evidence_source == "retrieved"
+        self.reading_steps, self.lessons_kept = (reading_steps, lessons_kept) if taught else (0, 0.0)
+        self.vocab_size = corpus.tokenizer.vocab_size
+        self.passages = cut_passages(corpus, config.passage_len, languages)
+        self.config, self.seed, self.steps = config, seed, steps
+        self.candidates = ~self.passages.held_out
+        self.targets = self.candidates & ~self.passages.database_only
+        if config.first_passages:
+            self.targets &= self.passages.place == 0
+        self.scripts = scripts_of(corpus, languages)
+        self.found: Reindexing | None = None  # the last re-index that batches come from
+        self._epoch: tuple[tuple[int, int], list[Subgraph]] | None = None
+        self._sizes: dict[tuple[int, int], int] = {}
+
+    def due(self, step: int) -> bool:
+        """Whether there is a re-index before `step` (from 0); the one behind all steps is to be looked at."""
+        return step % self.config.refresh_every == 0 or step == self.steps
+
+    def refresh(self, step: int, model: MARGE, folder: Path) -> Reindexed:
+        """Embed all passages anew, find their evidence and keep both in `folder`; at step 0, too.
+
+        Raises UserError where no passage has any evidence.
+        """
+        begun = time.perf_counter()
+        vectors = embed_passages(model, self.passages.tokens)
+        pairs = find_pairs(
+            vectors,
+            self.passages,
+            self.config,
+            targets=self.targets,
+            candidates=self.candidates,
+            seed=self.seed,
+        )
+        if not len(pairs.target):
+            raise UserError(
+                f"No passage of this corpus has evidence: of {len(self.passages.document)} none may be "
+                "evidence for another. Add documents, or allow evidence from the same document or language."
+            )
+        if step > 0:  # a resumed run may not have it in memory
+            self.resume(step - 1, folder)
+        before = self.found.pairs if step > 0 and self.found else None
+        figures = pair_figures(pairs, self.passages, self.targets, before)
+        figures |= {"beta": model.betas(), "seconds": round(time.perf_counter() - begun, 3)}
+        across = recall(vectors, self.passages, self.passages.held_out, self.scripts)
+        across.pop("languages", None)
+        cells = across.pop("matrix", None)
+        matrix = None if cells is None else np.array(cells, dtype=np.float32)  # NaN where there is no pair
+        rows = shown_rows(self.passages.place)
+        figures |= {"recall": across}
+        found = Reindexing(step, pairs, rows, vectors[rows], figures, matrix)
+        save_reindexing(folder, found)
+        if step < self.steps:  # the one behind the last step is only looked at
+            self.found = found
+        return Reindexed(step, found.figures)
+
+    def resume(self, step: int, folder: Path) -> bool:
+        """Take up the evidence that the batch of `step` comes from; False where it has to be found anew."""
+        last = step // self.config.refresh_every * self.config.refresh_every
+        if self.found is None or self.found.step != last:
+            self.found = load_reindexing(folder, last)
+        return self.found is not None
+
+    def train_batch(self, step: int) -> MargeBatch:
+        """The batch of optimizer step `step`: a subgraph of the pairs found last, each target once."""
+        assert self.found is not None, "evidence is found before batches are read"
+        number = step - self.found.step
+        epoch = 0
+        while number >= (size := self._size_of(epoch)):
+            number -= size
+            epoch += 1
+        graph = self._subgraphs(self.found.pairs, epoch)[number]
+        batch = self.batch(graph.targets, graph.evidence)
+        share = reading_share(step, self.reading_steps, self.lessons_kept)
+        return self._with_lessons(batch, share, step) if share else batch
+
+    def _with_lessons(self, batch: MargeBatch, share: float, step: int) -> MargeBatch:
+        """Put overwritten copies of a share of the targets among the evidence."""
+        rng = np.random.default_rng([self.seed, LESSONS, step])
+        targets = batch.targets.numpy()
+        taught = targets[rng.random(len(targets)) < share]
+        noise = MOST_CORRUPTED * rng.random((len(taught), 1))
+        copies = np.concatenate([taught[:, :1], corrupt(taught[:, 1:], noise, self.vocab_size, rng)], axis=1)
+        width = max(copies.shape[1], batch.evidence.shape[1])
+        parts = [batch.evidence, torch.from_numpy(copies)]
+        wide = [torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts]
+        return MargeBatch(batch.targets, torch.cat(wide))
+
+    def _size_of(self, epoch: int) -> int:
+        """How many batches an epoch of the last re-index has; counted once."""
+        assert self.found is not None
+        key = (self.found.step, epoch)
+        if key not in self._sizes:
+            self._sizes[key] = len(self._subgraphs(self.found.pairs, epoch))
+        return self._sizes[key]
+
+    def _subgraphs(self, pairs: Pairs, epoch: int) -> list[Subgraph]:
+        assert self.found is not None
+        key = (self.found.step, epoch)
+        if self._epoch is None or self._epoch[0] != key:
+            seed = int(np.random.default_rng([self.seed, *key]).integers(2**31))
+            if self.config.evidence_source == "random":
+                pairs = shuffled_pairs(pairs, self.passages, self.config, seed)
+            self._epoch = key, make_subgraphs(pairs, self.passages, self.config, seed)
+        return self._epoch[1]
+
+    def batch(self, targets: np.ndarray, evidence: np.ndarray) -> MargeBatch:
+        """Passage ids of targets and evidence -> their tokens, no wider than the longest of each."""
+        return MargeBatch(self._rows(targets), self._rows(evidence))
+
+    def _rows(self, ids: np.ndarray) -> torch.Tensor:
+        tokens = self.passages.tokens[ids]
+        width = max(1, int((tokens != 0).sum(axis=1).max(initial=1)))
+        return torch.from_numpy(tokens[:, :width])

@@ -1,0 +1,227 @@
+"""Write a passage with MARGE: from evidence that was chosen, or that its own encoder finds.
+
+This module knows models and corpora, not the page. Relevance is computed from what stands of the
+passage: of an empty one nothing can be said, so chosen evidence is then all alike relevant.
+
+Shapes: P passages, D width, M evidence, S evidence length.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from retro_demo.checkpoint import MargeRun, load_marge, read_marge_config
+from retro_demo.config import GenerateConfig
+from retro_demo.corpus import Corpus
+from retro_demo.devices import choose_device
+from retro_demo.errors import UserError
+from retro_demo.events import Event, Retrieved, Token
+from retro_demo.generate import Written, next_token
+from retro_demo.marge import MARGE
+from retro_demo.marge_batches import embed_passages
+from retro_demo.marge_training import load_own_corpus
+from retro_demo.passages import Passages, cut_passages
+from retro_demo.tokenizer import TextStream, Tokenizer
+
+
+@dataclass(frozen=True)
+class LoadedMarge:
+    """A MARGE run in memory, its passages embedded by its own encoder: vectors (P, D) of length 1."""
+
+    folder: Path
+    config: MargeRun
+    model: MARGE
+    tokenizer: Tokenizer
+    corpus: Corpus
+    passages: Passages
+    vectors: np.ndarray
+
+
+def load_marge_run(folder: Path, device: str = "auto") -> LoadedMarge:
+    """Read a run and its corpus, and embed its passages; raises UserError where they do not fit."""
+    config = read_marge_config(folder)
+    corpus = load_own_corpus(config)
+    model = load_marge(folder, choose_device(device))
+    passages = cut_passages(corpus, config.evidence.passage_len, config.network.languages)
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    vectors = embed_passages(model, passages.tokens)
+    return LoadedMarge(folder, config, model, tokenizer, corpus, passages, vectors)
+
+
+def choose_passages(run: LoadedMarge, documents: Sequence[str]) -> np.ndarray:
+    """All passages (M,) of the documents with these ids; raises UserError for an unknown one."""
+    known = {document.id: i for i, document in enumerate(run.corpus.documents)}
+    if strange := [name for name in documents if name not in known]:
+        raise UserError(
+            f"{run.corpus.name} has no document {strange[0][:80]!r}. Give ids such as "
+            f"{run.corpus.documents[0].id!r}, separated by commas."
+        )
+    return np.flatnonzero(np.isin(run.passages.document, [known[name] for name in documents]))
+
+
+def find_passages(run: LoadedMarge, tokens: Sequence[int], count: int) -> np.ndarray:
+    """The passages (count,) that are most relevant to a text of these tokens, best first, never the same."""
+    text = np.array([[*tokens]], dtype=np.int64)
+    scores = run.vectors @ embed_passages(run.model, text)[0]
+    own = [token for token in tokens[1:] if token != run.tokenizer.eos_id]
+    for passage in np.flatnonzero(run.passages.lengths >= len(own)):
+        there = run.passages.tokens[passage, 1:]
+        if there[(there != 0) & (there != run.tokenizer.eos_id)].tolist() == own:
+            scores[passage] = -np.inf
+    best = np.argsort(-scores, kind="stable")[:count]
+    return best[np.isfinite(scores[best])]
+
+
+def first_token(run: LoadedMarge, language: str) -> int:
+    """The token of a language that the run knows; raises UserError for another."""
+    known = run.config.network.languages
+    if language not in known:
+        raise UserError(
+            f"This run writes no {language!r}. Choose one of {', '.join(filter(None, known)) or 'none'}."
+        )
+    return run.config.network.vocab_size + known.index(language)
+
+
+def describe_passages(run: LoadedMarge, ids: np.ndarray, relevance: np.ndarray) -> list[dict[str, Any]]:
+    """Passage ids and relevance (M,) -> a dict for each: passage, document, title, language, score, text."""
+    described = []
+    for passage, score in zip(ids.tolist(), relevance.tolist(), strict=True):
+        document = run.corpus.documents[run.passages.document[passage]]
+        described.append(
+            {
+                "passage": passage,
+                "document": document.id,
+                "title": document.title,
+                "language": document.lang,
+                "score": round(score, 4),
+                "text": run.tokenizer.decode(run.passages.tokens[passage, 1:].tolist()),
+            }
+        )
+    return described
+
+
+def write_from_evidence(
+    run: LoadedMarge,
+    prompt: str,
+    config: GenerateConfig,
+    *,
+    language: str = "",
+    documents: Sequence[str] = (),
+) -> Iterator[Event | Written]:
+    """Yield a Retrieved with the evidence, Token events as the passage grows, and at the end one Written.
+
+    `documents` are ids of evidence to write from; none: the prompt finds its own (retrieval "shuffled"
+    takes random passages, "off" none). `language`: default the run's first. Raises UserError where
+    there is neither prompt nor evidence, or the text does not fit a passage.
+    """
+    start = [first_token(run, language or run.config.network.languages[0]), *run.tokenizer.encode(prompt)]
+    room = run.config.evidence.passage_len - len(start)
+    if len(start) == 1 and not documents:
+        raise UserError("There is neither a prompt nor evidence. Begin the text, or choose documents.")
+    if room < config.max_new_tokens:
+        raise UserError(
+            f"The prompt has {len(start) - 1} tokens and you ask for {config.max_new_tokens} more, but a "
+            f"passage of this run has {run.config.evidence.passage_len - 1}. Ask for at most {max(0, room)}."
+        )
+    begun = time.perf_counter()
+    ids = _evidence(run, start, config, documents)
+    device = run.model.embedding.weight.device
+    with torch.inference_mode():
+        shown = run.passages.tokens[ids] if len(ids) else np.zeros((0, 1), dtype=np.int64)
+        encoded = run.model.encode_evidence(torch.from_numpy(shown).to(device))
+        target = torch.tensor([start], device=device)
+        relevance = run.model.relevance(run.model.embed(target), encoded.embeddings)
+        if len(start) == 1:
+            relevance = torch.zeros_like(relevance)
+        cache = run.model.begin(encoded, relevance)
+    described = describe_passages(run, ids, relevance[0].float().cpu().numpy())
+    retrieved = Retrieved(0, described, round(1000 * (time.perf_counter() - begun), 2))
+    yield retrieved
+    generator = torch.Generator().manual_seed(config.seed)
+    stream, text = TextStream(run.tokenizer), ""
+    written, probabilities = start[1:], []
+    part = start
+    for _ in range(config.max_new_tokens):
+        with torch.inference_mode():
+            logits = run.model.extend(torch.tensor([part], device=device), cache)[0, -1]
+            logits[run.model.config.pad_id] = float("-inf")
+            logits[run.model.config.vocab_size :] = float("-inf")  # a language is no text
+        chosen, probability = next_token(logits, config, generator)
+        if chosen == run.tokenizer.eos_id:
+            break
+        written.append(chosen)
+        probabilities.append(probability)
+        piece = stream.push(chosen)
+        text += piece
+        yield Token(chosen, piece, probability)
+        if config.stop and config.stop in text:
+            break
+        part = [chosen]
+    yield Written(written, len(start) - 1, probabilities, [retrieved])
+
+
+def refuse_retriever(corpus: str, retriever: str) -> None:
+    """Raise UserError where another corpus or retriever is named for a MARGE."""
+    if corpus or retriever:
+        raise UserError(
+            "A MARGE finds evidence in its own corpus by itself. Leave the corpus and the retriever out."
+        )
+
+
+def refuse_evidence(language: str, evidence: str) -> None:
+    """Raise UserError where evidence or a language is chosen for another model."""
+    if language or evidence:
+        raise UserError("Only a MARGE writes from chosen evidence or in a chosen language. Leave these out.")
+
+
+def ids_of(evidence: str) -> list[str]:
+    """The ids in a text such as "udhr/01/eng, udhr/02/eng"."""
+    return [name.strip() for name in evidence.split(",") if name.strip()]
+
+
+def grown(
+    run: LoadedMarge,
+    prompt: str,
+    config: GenerateConfig,
+    language: str,
+    documents: Sequence[str],
+    name: str,
+) -> Iterator[dict[str, Any]]:
+    """A generation as the HTTP endpoint tells it: {"text", "new_tokens", "done"}, the evidence at its end."""
+    begun = time.perf_counter()
+    pieces: list[str] = []
+    for event in write_from_evidence(run, prompt, config, language=language, documents=documents):
+        if isinstance(event, Token):
+            pieces.append(event.text)
+            yield {"text": prompt + "".join(pieces), "new_tokens": len(pieces), "done": False}
+        elif isinstance(event, Written):
+            chunks = [{"chunk": e.chunk, "ms": e.ms, "neighbors": e.neighbors} for e in event.retrieved]
+            yield {
+                "text": run.tokenizer.decode(event.tokens),
+                "new_tokens": len(event.tokens) - event.prompt_tokens,
+                "run": name,
+                "seconds": round(time.perf_counter() - begun, 3),
+                "chunks": chunks,
+                "done": True,
+            }
+
+
+def _evidence(
+    run: LoadedMarge, start: list[int], config: GenerateConfig, documents: Sequence[str]
+) -> np.ndarray:
+    """Ids (M,) of the passages to write from."""
+    if config.retrieval == "off":
+        return np.zeros(0, dtype=np.int64)
+    chosen = choose_passages(run, documents) if documents else None
+    count = config.num_neighbors or max(1, round(run.config.evidence.evidence_per_target))
+    if config.retrieval == "shuffled":
+        count = count if chosen is None else len(chosen)
+        return np.random.default_rng(config.seed).permutation(len(run.passages))[:count]
+    return find_passages(run, start, count) if chosen is None else chosen

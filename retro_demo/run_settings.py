@@ -1,0 +1,80 @@
+"""A run's settings as the page shows them: where a form begins, what differs from a preset, its command."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+from retro_demo.checkpoint import AnyRun, MargeRun, RunConfig, read_run_config
+from retro_demo.jobs import JobStatus
+from retro_demo.knobs import knobs
+from retro_demo.marge_planning import marge_settings
+from retro_demo.planning import decoder_shape
+from retro_demo.presets import MARGE_PRESETS, PRESETS, preset_settings
+from retro_demo.workspace import SAMPLE, Workspace
+
+
+def starting_settings(workspace: Workspace, model: str, preset: str, base: str) -> dict[str, Any]:
+    """What a form of knobs shows for a model, a preset and a base ("" for none)."""
+    if model == "marge":
+        return dict(MARGE_PRESETS[preset])
+    settings = preset_settings(model, preset, begun=bool(base))
+    if not base:
+        return settings
+    network = read_run_config(workspace.run(base)).network
+    return {"enc_dim": network.dim} | settings | decoder_shape(network)
+
+
+def changed_settings(config: AnyRun) -> list[tuple[str, Any]]:
+    """The knobs of a run that differ from its preset, with their values."""
+    if isinstance(config, MargeRun):
+        usual, own = MARGE_PRESETS.get(config.preset, {}), marge_settings()
+        parts = (config.training, config.evidence, config.network)
+        chosen = [(part, knob) for part in parts for knob in knobs(part) if own.get(knob.name) is type(part)]
+    else:
+        usual = (
+            preset_settings(config.model, config.preset, begun=bool(config.base))
+            if config.preset in PRESETS
+            else {}
+        )
+        if config.base:
+            usual = usual | decoder_shape(config.network) | {"enc_dim": config.network.dim}
+        chosen = [(part, knob) for part in (config.training, config.network) for knob in knobs(part)]
+    changed = []
+    for part, knob in chosen:
+        value = getattr(part, knob.name)
+        # an lm has no cross-attention by its nature, not by a setting
+        matched = config.model == "lm" and knob.name == "cca_layers"
+        if value != usual.get(knob.name, knob.default) and not matched:
+            changed.append((knob.name, value))
+    return changed
+
+
+def seconds_left(folder: Path, config: AnyRun, status: JobStatus) -> float | None:
+    """How long a running training will still take at its speed so far; None where that is not known."""
+    started, done = status.of_kind("started"), status.of_kind("step")
+    if status.state != "running" or not started or not done or done[-1]["step"] <= started[-1]["step"]:
+        return None
+    more, steps = config.training.steps - done[-1]["step"], done[-20:]
+    if isinstance(config, RunConfig):
+        tokens = config.training.batch_size * config.training.seq_len
+        speeds = sorted(step["tokens_per_second"] for step in steps)
+        return more * tokens / max(speeds[len(speeds) // 2], 1e-9)
+    pid = folder / "pid"  # written when the process began; a re-index and a measurement cost time, too
+    if not pid.exists():
+        return None
+    return more * (time.time() - pid.stat().st_mtime) / (done[-1]["step"] - started[-1]["step"])
+
+
+def command_of(run: str, config: AnyRun) -> str:
+    """The command line that trains the same run again, in a folder of its own."""
+    words = [".venv/bin/python", "-m", "retro_demo", "train", config.model, "--corpus", config.corpus]
+    words += ["--out", f"{run.removeprefix(SAMPLE)}-again", "--preset", config.preset]
+    if not isinstance(config, MargeRun) and config.base:
+        words += ["--base", config.base]
+    for name, value in changed_settings(config):
+        shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        words += [f"--{name.replace('_', '-')}", shown]
+    return shlex.join(words)

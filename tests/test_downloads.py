@@ -1,0 +1,83 @@
+"""What the Train, Corpus and Generate tabs hand out: the figures shown, with where they come from."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import pytest
+from conftest import records, write_jsonl
+from test_train import advance, prepare, steps
+
+from retro_demo import cli, jobs, service
+from retro_demo.building import build_corpus, prepare_corpus
+from retro_demo.checkpoint import read_any_config
+from retro_demo.config import CorpusConfig
+from retro_demo.corpus import load_corpus
+from retro_demo.downloads import build_command, corpus_json, search_json, training_json
+from retro_demo.loading import load_retriever
+from retro_demo.run_settings import command_of
+from retro_demo.search import search
+
+
+def test_the_curve_and_the_held_out_table_are_those_of_the_training_with_their_origin(tmp_path, small_folder):
+    run = prepare(tmp_path / "run", small_folder)
+    events = advance(run)
+    command = command_of("run", read_any_config(run))
+
+    kept = json.loads(json.dumps(training_json(run, jobs.status(run), command)))
+
+    assert [one["loss"] for one in kept["losses"]] == [event["loss"] for event in steps(events)]
+    measured = [event["arms"] for event in events if event["event"] == "evaluated"]
+    assert [one["arms"] for one in kept["held_out"]] == measured
+    origin = kept["provenance"]
+    assert origin["steps"] == 12
+    assert origin["seed"] == 0
+    assert origin["corpus_fingerprint"] == load_corpus(small_folder).fingerprint
+    assert origin["seconds"] > 0
+    assert origin["command"] == command
+    assert {"code", "versions", "config"} <= set(origin)
+
+
+def test_statistics_carry_the_fingerprint_and_the_command_that_builds_the_same_corpus(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    source = write_jsonl(tmp_path / "places.jsonl", records())
+    config = CorpusConfig(chunk_len=8, vocab_size=400, num_neighbors=4)
+    prepare_corpus(tmp_path / "places", [source], config)
+    list(build_corpus(tmp_path / "places"))
+    statistics = service.statistics(tmp_path / "places")
+    assert statistics is not None
+
+    kept = json.loads(json.dumps(corpus_json(tmp_path / "places", "places", statistics)))
+    again = shlex.split(kept["provenance"]["command"])
+
+    assert kept["statistics"] == statistics
+    assert again[:3] == ["python", "-m", "retro_demo"]
+    assert cli.main([*again[3:], "--json"]) == 0
+    capsys.readouterr()
+    rebuilt = load_corpus(tmp_path / "places-again").fingerprint
+    assert kept["provenance"]["corpus_fingerprint"] == rebuilt
+
+
+def test_a_sample_is_named_and_not_built_of_files(small_folder):
+    assert build_command(small_folder, "sample:factbook2015")[3:5] == ["search", "sample:factbook2015"]
+
+
+@pytest.mark.parametrize("text", ["Coastline of Kestrel", "--exports: fish"])
+def test_a_search_is_kept_with_the_command_that_finds_the_same(small_folder, monkeypatch, capsys, text):
+    corpus = load_corpus(small_folder)
+    found = search(corpus, load_retriever(corpus, "bm25"), text, 3)
+    name = small_folder.name
+
+    kept = search_json(small_folder, name, text=text, retriever="bm25", k=3, found=found, seconds=0.25)
+
+    assert kept["found"] == found
+    assert kept["provenance"]["seconds"] == 0.25
+    assert kept["provenance"]["corpus_fingerprint"] == corpus.fingerprint
+    monkeypatch.chdir(small_folder.parent)
+    words = shlex.split(kept["provenance"]["command"])[3:]
+    assert cli.main([words[0], "--json", *words[1:]]) == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["neighbors"] == json.loads(json.dumps(found))

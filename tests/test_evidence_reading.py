@@ -1,0 +1,139 @@
+"""One target and its evidence: what is found, what its attention adds up to, and what an edit does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from evidence_helpers import HOSTILE, build_translated, train_marge_run
+
+from retro_demo import evidence_figures, evidence_views
+from retro_demo.errors import UserError
+from retro_demo.evidence_export import matrix_json, reading_json
+from retro_demo.evidence_reading import edit_evidence, read_evidence
+from retro_demo.evidence_run import corpus_of, reindexing, targets_of
+from retro_demo.evidence_sample import choose_sample
+from retro_demo.evidence_series import reindexes
+from retro_demo.jobs import status
+from retro_demo.marge_batches import embed_passages
+from retro_demo.marge_writing import LoadedMarge, load_marge_run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("marge")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RETRO_DEMO_HOME", str(place / "home"))
+        return train_marge_run(place / "run", build_translated(place / "corpus"))
+
+
+@pytest.fixture(scope="module")
+def run(folder) -> LoadedMarge:
+    loaded = load_marge_run(folder, "cpu")
+    model = loaded.model
+    torch.manual_seed(0)
+    with torch.no_grad():  # larger than after six steps: evidence must matter
+        for weight in model.parameters():
+            if weight.ndim == 2:
+                weight += 0.2 * torch.randn_like(weight)
+    return replace(loaded, vectors=embed_passages(model, loaded.passages.tokens))
+
+
+@pytest.fixture(scope="module")
+def target(run) -> int:
+    return targets_of(corpus_of(run), held_out=True)[0][1]
+
+
+def test_the_evidence_of_a_held_out_passage_may_be_held_out_and_that_of_a_training_passage_not(run, target):
+    passages = run.passages
+    wide = read_evidence(run, target, 32)
+    training = targets_of(corpus_of(run), held_out=False)[0][1]
+
+    assert passages.held_out[wide.ids].any()
+    assert not passages.held_out[read_evidence(run, training, 32).ids].any()
+    for reading in (wide, read_evidence(run, training, 32)):
+        assert passages.document[reading.target] not in passages.document[reading.ids]
+        assert (np.diff(reading.relevance) <= 1e-5).all()
+
+
+def test_the_mass_of_all_evidence_adds_up_to_one_in_each_layer_and_none_falls_on_languages(run, target):
+    reading = read_evidence(run, target, 4)
+
+    assert reading.mass.shape == (2, 4)
+    np.testing.assert_allclose(reading.mass.sum(axis=1), 1, atol=1e-5)
+    assert reading.weights[..., 0].max() == 0  # the language token
+    lengths = (reading.evidence != 0).sum(axis=1)
+    heats = [reading.heat(piece, None, None) for piece in range(4)]
+    assert [heat.shape for heat in heats] == [(len(reading.tokens) - 1, n - 1) for n in lengths]
+    np.testing.assert_allclose(sum(heat.sum(axis=1) for heat in heats), 1, atol=1e-5)
+    np.testing.assert_allclose(reading.heat(1, 0, 1), reading.weights[0, 1, :, 1, 1 : lengths[1]])
+
+
+def test_removing_a_piece_gives_the_loss_of_a_reading_without_it(run, target):
+    reading = read_evidence(run, target, 3)
+    tokens = torch.from_numpy(reading.tokens)[None]
+    with torch.inference_mode():
+        left = run.model.token_losses(tokens, torch.from_numpy(np.delete(reading.evidence, 1, axis=0)))
+        none = run.model.token_losses(tokens, None)
+
+    assert reading.without[1] == pytest.approx(float(left.mean()), abs=1e-5)
+    assert reading.loss_none == pytest.approx(float(none.mean()), abs=1e-5)
+    removed = edit_evidence(run, reading, 1, "  ")
+    assert removed.loss == (reading.loss, reading.without[1])
+    assert removed.relevance[1] is None
+
+
+def test_an_edit_that_changes_nothing_changes_nothing_and_another_text_is_embedded_anew(run, target):
+    reading = read_evidence(run, target, 3)
+    same = edit_evidence(run, reading, 0, corpus_of(run).text(int(reading.ids[0])))
+    other = edit_evidence(run, reading, 0, "ka1 111 ka2 222")
+    itself = edit_evidence(run, reading, 0, corpus_of(run).text(target))
+
+    assert same.loss[1] == pytest.approx(reading.loss, abs=1e-6)
+    assert same.relevance[1] == pytest.approx(reading.relevance[0], abs=1e-6)
+    assert same.cut == 0
+    assert other.loss[1] != pytest.approx(reading.loss, abs=1e-4)
+    assert other.relevance[1] is not None
+    assert itself.relevance[1] is not None
+    assert itself.relevance[1] > 0.99  # its language aside, it is the target
+
+
+def test_an_edit_that_is_too_long_says_how_much_was_cut(run, target):
+    reading = read_evidence(run, target, 2)
+    edit = edit_evidence(run, reading, 0, "ka1 111 " * 60)
+
+    assert edit.tokens == run.passages.tokens.shape[1]
+    assert edit.cut > 0
+    assert f"{edit.cut} were cut off" in evidence_views.edit_html(edit)
+
+
+@pytest.mark.parametrize(("target", "words"), [(-1, "no passage -1"), (10**6, "no passage 1000000")])
+def test_a_passage_that_is_none_is_refused_in_a_sentence(run, target, words):
+    with pytest.raises(UserError, match=words):
+        read_evidence(run, target, 2)
+
+
+def test_what_the_page_shows_of_a_run_escapes_all_text_and_exports_as_json(folder, run, target):
+    source, reading = corpus_of(run), read_evidence(run, target, 3)
+    first, now = reindexing(folder, 0), reindexing(folder, 6)
+    sample = choose_sample(source.passages, now.rows, held_out=True, order="group")
+    shown = [
+        evidence_views.target_html(reading, source),
+        evidence_views.evidence_table(reading, source),
+        evidence_views.reindex_log(status(folder)),
+        evidence_figures.agreement_figure(reading, source, None).to_json() or "",
+    ]
+
+    assert not any(HOSTILE in text or "<img" in text for text in shown)
+    rows = reindexes(status(folder))
+    assert [row["step"] for row in rows] == [0, 3, 6]
+    kept = json.loads(json.dumps(matrix_json(folder, source, sample, first, now, rows)))
+    assert len(kept["relevance"]) == len(kept["documents"]) == len(sample.ids)
+    assert kept["provenance"]["steps"] == 6
+    told = json.loads(json.dumps(reading_json(folder, source, reading)))
+    assert [one["relevance"] for one in told["evidence"]] == reading.relevance.tolist()
+    assert str(folder.parent) not in json.dumps([kept, told])

@@ -1,0 +1,191 @@
+"""What the Evidence tab draws: samples, ranks, centered values, the map and the lines, against plain code."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from passage_helpers import made
+
+from retro_demo.errors import UserError
+from retro_demo.evidence import Pairs
+from retro_demo.evidence_sample import (
+    MOST,
+    Sample,
+    centered,
+    choose_sample,
+    first_plane,
+    movement,
+    nearest_of_group,
+    ranks,
+    relevance_matrix,
+)
+from retro_demo.evidence_series import beta_series, pair_series, recall_series, reindexes
+from retro_demo.evidence_store import Reindexing
+from retro_demo.jobs import JobStatus
+from retro_demo.marge_config import EvidenceConfig
+
+
+def found(vectors, step: int = 0) -> Reindexing:
+    vectors = np.asarray(vectors, dtype=np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    none = np.zeros(0, dtype=np.int64)
+    return Reindexing(step, Pairs(none, none, none), np.arange(len(vectors)), vectors.astype(np.float16), {})
+
+
+def many(groups: int, languages: int, held_out=None):
+    """One document for each group and language, of one passage."""
+    size = groups * languages
+    return made(
+        np.arange(size),
+        group=np.repeat(np.arange(groups), languages),
+        language=np.tile(np.arange(languages), groups),
+        held_out=held_out,
+    )
+
+
+def test_a_sample_takes_whole_groups_in_the_same_languages_and_no_more_than_fit():
+    passages = many(30, 8)
+    sample = choose_sample(passages, np.arange(240), held_out=False, order="group")
+
+    assert len(sample.ids) <= MOST
+    blocks = [set(passages.language[sample.ids[passages.group[sample.ids] == g]]) for g in range(30)]
+    shown = [block for block in blocks if block]
+    assert len(shown) >= 6
+    assert all(block == shown[0] for block in shown)
+
+
+@pytest.mark.parametrize("order", ["group", "language"])
+def test_borders_stand_where_another_group_or_language_begins(order):
+    passages = many(4, 3)
+    sample = choose_sample(passages, np.arange(12), held_out=False, order=order)
+
+    assert sample.borders(passages) == ([3, 6, 9] if order == "group" else [4, 8])
+
+
+def test_where_nothing_belongs_together_documents_are_spread_evenly_and_have_no_borders():
+    passages = made(np.arange(200))
+    sample = choose_sample(passages, np.arange(200), held_out=False, order="group")
+
+    assert len(sample.ids) == MOST
+    assert (sample.ids[0], sample.ids[-1]) == (0, 199)
+    assert sample.borders(passages) == []
+
+
+def test_a_document_is_shown_once_by_its_first_kept_passage():
+    passages = made([0, 0, 1, 1, 2], place=[0, 1, 0, 1, 0])
+    sample = choose_sample(passages, np.array([1, 2, 3, 4]), held_out=False, order="group")
+
+    assert sorted(sample.ids.tolist()) == [1, 2, 4]
+
+
+def test_held_out_and_training_documents_are_never_mixed():
+    held_out = np.arange(12) < 3
+    passages = many(4, 3, held_out=held_out)
+
+    for wanted in (True, False):
+        sample = choose_sample(passages, np.arange(12), held_out=wanted, order="group")
+        assert (held_out[sample.ids] == wanted).all()
+
+
+def test_chosen_languages_are_the_only_ones_and_none_left_is_said_in_a_sentence():
+    passages = many(4, 3)
+    sample = choose_sample(passages, np.arange(12), held_out=False, order="group", languages=["b"])
+
+    assert set(passages.language[sample.ids]) == {1}
+    with pytest.raises(UserError, match="no held-out documents in b"):
+        choose_sample(passages, np.arange(12), held_out=True, order="group", languages=["b"])
+
+
+def test_the_matrix_holds_cosines_and_blanks_where_something_may_be_no_evidence():
+    passages = made([0, 1, 2, 3], language=[0, 0, 1, 1], content=[0, 1, 2, 0])
+    vectors = np.random.default_rng(0).normal(size=(4, 5))
+    sample = Sample(np.arange(4), "group")
+    matrix = relevance_matrix(found(vectors), sample, passages, EvidenceConfig())
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    blank = np.isnan(matrix)
+    assert blank.tolist() == [
+        [True, False, False, True],
+        [False, True, False, False],
+        [False, False, True, False],
+        [True, False, False, True],
+    ]
+    np.testing.assert_allclose(matrix[~blank], (unit @ unit.T)[~blank], atol=2e-3)
+    others = relevance_matrix(found(vectors), sample, passages, EvidenceConfig(evidence_languages="other"))
+    assert np.isnan(others[0, 1])
+    assert not np.isnan(others[0, 2])
+
+
+def test_ranks_count_from_the_most_relevant_of_each_row_and_leave_blanks_out():
+    matrix = np.array([[np.nan, 0.2, 0.9], [0.5, np.nan, 0.5], [0.1, 0.3, np.nan]])
+
+    np.testing.assert_array_equal(ranks(matrix), [[np.nan, 2, 1], [1, np.nan, 1], [2, 1, np.nan]])
+
+
+def test_centering_takes_away_what_rows_and_columns_have_in_common():
+    rng = np.random.default_rng(1)
+    own = rng.normal(size=(6, 6))
+    own -= own.mean(axis=0, keepdims=True)
+    own -= own.mean(axis=1, keepdims=True)
+    common = rng.normal(size=(6, 1)) + rng.normal(size=(1, 6))
+
+    np.testing.assert_allclose(centered(own + common), own, atol=1e-5)
+
+
+def test_the_nearest_of_the_own_group_are_counted_among_those_that_have_one():
+    passages = made([0, 1, 2, 3, 4], group=[0, 0, 1, 1, 2])
+    matrix = np.full((5, 5), 0.1)
+    matrix[0, 1] = matrix[2, 3] = 0.9
+    matrix[1, 4] = matrix[3, 0] = 0.9
+    np.fill_diagonal(matrix, np.nan)
+
+    assert nearest_of_group(matrix, Sample(np.arange(5), "group"), passages) == (2, 4)
+
+
+def test_the_map_keeps_the_axes_of_the_first_reindex():
+    rng = np.random.default_rng(2)
+    start = rng.normal(size=(40, 6)) * np.array([5, 3, 1, 1, 0.5, 0.5])
+    end = start + 0.5 * rng.normal(size=start.shape)
+    first, now = found(start), found(end, step=10)
+    sample = Sample(np.arange(5), "group")
+    moved = movement(first, now, sample)
+
+    plane = first_plane(first)
+    np.testing.assert_allclose(plane.axes @ plane.axes.T, np.eye(2), atol=1e-5)
+    unit = now.vectors[:5].astype(float)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    np.testing.assert_allclose(moved["after"], (unit - plane.mean) @ plane.axes.T, atol=1e-4)
+    still = movement(first, first, sample)
+    np.testing.assert_allclose(still["before"], still["after"])
+    assert still["moved"] == 0
+    assert 0 < moved["share_after"] < moved["share_before"] <= 1
+
+
+def test_the_lines_hold_what_the_events_say_and_the_untrained_figure_as_a_reference():
+    def event(step, recall, **more):
+        across = {"recall_at_1": recall, "mrr": 0.5, "chance": 0.1, "queries": 4, "pairs": 9}
+        figures = {"pairs": 20, "targets_with_evidence": 6, "targets_resting": 2, "beta": [1.0, 2.0]}
+        return {
+            "event": "reindexed",
+            "step": step,
+            "figures": figures | {"recall": across, "across_languages": 0.7} | more,
+        }
+
+    status = JobStatus("finished", [event(0, 0.2), event(5, 0.6, churn=0.3)], "")
+    rows = reindexes(status)
+
+    assert [row["pairs"] for row in rows] == [20, 20]  # those of training, not the searches of the recall
+    assert recall_series(rows)["recall@1"] == [(0, 0.2), (5, 0.6)]
+    assert recall_series(rows)["untrained recall@1"] == [(0, 0.2), (5, 0.2)]
+    assert pair_series(rows)["churn"] == [(5, 0.3)]
+    assert pair_series(rows)["targets resting"] == [(0, 0.25), (5, 0.25)]
+    assert pair_series(rows)["pairs across languages"] == [(0, 0.7), (5, 0.7)]
+    assert beta_series(status) == {"layer 1": [(0, 1.0), (5, 1.0)], "layer 2": [(0, 2.0), (5, 2.0)]}
+
+
+def test_a_run_without_groups_in_two_languages_has_no_recall_and_still_its_pairs():
+    figures = {"pairs": 20, "targets_with_evidence": 6, "targets_resting": 2, "recall": {}}
+    rows = reindexes(JobStatus("running", [{"event": "reindexed", "step": 0, "figures": figures}], ""))
+
+    assert not any(recall_series(rows).values())
+    assert pair_series(rows)["targets resting"] == [(0, 0.25)]

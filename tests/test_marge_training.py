@@ -1,0 +1,308 @@
+"""MARGE runs: batches, re-indexing, and going on across one."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_jsonl
+from safetensors.torch import load_file
+
+from retro_demo.building import build_corpus, prepare_corpus
+from retro_demo.checkpoint import load_marge, read_marge_config, read_run_config, saved_step
+from retro_demo.config import CorpusConfig
+from retro_demo.corpus import load_corpus
+from retro_demo.errors import UserError
+from retro_demo.events import read_events
+from retro_demo.evidence_store import load_reindexing, reindexed_steps
+from retro_demo.marge import MARGE
+from retro_demo.marge_batches import MargeBatches, embed_passages
+from retro_demo.marge_planning import plan_run
+from retro_demo.pipeline import run_training
+from retro_demo.planning import extend_run, prepare_run
+
+SETTINGS = {
+    "dim": 16,
+    "num_heads": 2,
+    "enc_depth": 2,
+    "retrieval_depth": 1,
+    "base_depth": 1,
+    "dec_depth": 1,
+    "passage_len": 24,
+    "refresh_every": 4,
+    "batch_tokens": 160,
+    "evidence_per_target": 3.0,
+    "steps": 10,
+    "warmup": 2,
+    "lr": 2e-3,
+    "eval_every": 5,
+    "eval_tokens": 200,
+    "save_every": 3,
+    "dropout": 0.1,
+}
+
+
+def rows() -> list[dict[str, str]]:
+    """The same 24 items in two languages that share names and figures, and nothing else."""
+    rng = random.Random(0)
+    words = {lang: ["".join(rng.choices("bdfgklmnprst", k=4)) for _ in range(40)] for lang in ("xx", "yy")}
+    made = []
+    for item in range(24):
+        names = [f"N{rng.randrange(1000)}" for _ in range(6)]
+        for lang, own in words.items():
+            text = " ".join(f"{rng.choice(own)} {name} {rng.choice(own)}" for name in names)
+            made.append({"id": f"{item}-{lang}", "lang": lang, "group": str(item), "text": text})
+    return made
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("two-languages")
+    config = CorpusConfig(chunk_len=16, vocab_size=400, holdout=0.25)
+    prepare_corpus(out / "corpus", [write_jsonl(out / "rows.jsonl", rows())], config)
+    list(build_corpus(out / "corpus"))
+    return out / "corpus"
+
+
+def prepare(out: Path, corpus: Path, **changes) -> Path:
+    prepare_run(out, plan_run("marge", str(corpus), settings=SETTINGS | changes, device="cpu"))
+    return out
+
+
+def advance(out: Path, stop_after: int | None = None) -> list[dict]:
+    events: list[dict] = []
+    for event in run_training(out, lambda: stop_after is not None and len(of(events, "step")) >= stop_after):
+        events.append(event.to_json())
+    return events
+
+
+def of(events: list[dict], kind: str) -> list[dict]:
+    return [event for event in events if event["event"] == kind]
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    first, second = (load_file(folder / "model.safetensors") for folder in (one, other))
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def make_batches(folder: Path, **changes) -> tuple[MargeBatches, MARGE]:
+    config = plan_run("marge", str(folder), settings=SETTINGS | changes)
+    corpus = load_corpus(folder)
+    torch.manual_seed(0)
+    batches = MargeBatches(corpus, config.network.languages, config.evidence, seed=0, steps=10)  # pyright: ignore
+    return batches, MARGE(config.network)  # pyright: ignore
+
+
+def test_a_run_re_indexes_before_its_first_step_on_time_and_behind_its_last(tmp_path, folder):
+    events = advance(prepare(tmp_path / "run", folder))
+
+    assert [event["step"] for event in of(events, "step")] == list(range(1, 11))
+    assert (
+        [event["step"] for event in of(events, "reindexed")]
+        == [0, 4, 8, 10]
+        == reindexed_steps(tmp_path / "run")
+    )
+    assert set(of(events, "evaluated")[0]["arms"]) == {"on", "random", "off"}
+    assert len(of(events, "evaluated")[-1]["about"]["beta"]) == 1
+    assert events[-1]["event"] == "finished"
+    assert read_events(tmp_path / "run" / "events.jsonl") == json.loads(json.dumps(events))
+    figures = of(events, "reindexed")[-1]["figures"]
+    assert {"pairs", "targets_resting", "churn", "beta", "seconds"} <= set(figures)
+    assert 0 <= figures["recall"]["recall_at_1"] <= 1
+    assert "churn" not in of(events, "reindexed")[0]["figures"]
+
+
+@pytest.mark.parametrize("stop_after", [2, 4, 6, 8])
+def test_a_stopped_run_goes_on_to_the_weights_of_one_never_stopped(tmp_path, folder, stop_after):
+    advance(prepare(tmp_path / "whole", folder))
+    first = advance(prepare(tmp_path / "cut", folder), stop_after=stop_after)
+    second = advance(tmp_path / "cut")
+
+    assert first[-1] == {"event": "stopped", "step": stop_after}
+    assert of(second, "step")[0]["step"] == stop_after + 1
+    assert same_weights(tmp_path / "whole", tmp_path / "cut")
+    recorded = [read_events(tmp_path / name / "events.jsonl") for name in ("whole", "cut")]
+    for kind in ("step", "reindexed"):
+        assert [e["step"] for e in of(recorded[1], kind)] == [e["step"] for e in of(recorded[0], kind)]
+    told = [
+        [(e["figures"]["pairs"], e["figures"].get("churn")) for e in of(r, "reindexed")] for r in recorded
+    ]
+    assert told[0] == told[1]
+
+
+def test_a_run_killed_with_kill_9_goes_on_across_a_re_index_bit_for_bit(tmp_path, folder):
+    changes = {"steps": 40, "refresh_every": 7, "save_every": 4}
+    for name in ("whole", "cut"):
+        prepare(tmp_path / name, folder, **changes)
+    command = [sys.executable, "-m", "retro_demo", "train", "--json", "--out"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, stdout=subprocess.DEVNULL, timeout=250)
+    process = subprocess.Popen([*command, str(tmp_path / "cut")], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        told = json.loads(line)
+        if told["event"] == "reindexed" and told["step"] == 21:  # saved at 20, re-indexed at 21, then killed
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait()
+    assert 20 <= saved_step(tmp_path / "cut") < 40
+
+    subprocess.run([*command, str(tmp_path / "cut")], check=True, stdout=subprocess.DEVNULL, timeout=250)
+
+    assert same_weights(tmp_path / "whole", tmp_path / "cut")
+    recorded = [read_events(tmp_path / name / "events.jsonl") for name in ("whole", "cut")]
+    assert [e["loss"] for e in of(recorded[0], "step")] == [e["loss"] for e in of(recorded[1], "step")]
+    assert [e["step"] for e in of(recorded[1], "reindexed")] == [0, 7, 14, 21, 28, 35, 40]
+
+
+def test_what_the_last_re_index_found_can_be_lost_and_is_then_found_anew_with_a_warning(tmp_path, folder):
+    advance(prepare(tmp_path / "run", folder), stop_after=6)
+    (tmp_path / "run" / "evidence" / "000004.safetensors").unlink()
+    events = advance(tmp_path / "run")
+    assert "not bit for bit" in of(events, "warned")[0]["text"]
+    assert events[-1]["event"] == "finished"
+
+
+def test_re_indexing_is_deterministic_keeps_the_encoder_as_it_is_and_masks_padding(tmp_path, folder):
+    batches, model = make_batches(folder)
+    model.train()
+    before = torch.get_rng_state()
+    batches.refresh(0, model, tmp_path)
+    again, _ = make_batches(folder)
+    again.refresh(0, model, tmp_path / "..")
+    assert model.training
+    assert torch.equal(before, torch.get_rng_state())
+    assert batches.found is not None
+    assert again.found is not None
+    for name in ("target", "evidence", "relevance"):
+        np.testing.assert_array_equal(getattr(batches.found.pairs, name), getattr(again.found.pairs, name))
+    # what stands in the index is the embedding of each passage by itself, in eval mode, without its padding
+    vectors = embed_passages(model, batches.passages.tokens)
+    assert len(vectors) == len(batches.passages)
+    short = int(np.argmin(batches.passages.lengths))
+    alone = torch.from_numpy(batches.passages.tokens[short : short + 1, : batches.passages.lengths[short]])
+    own = torch.nn.functional.normalize(model.eval().embed(alone), dim=-1)[0]
+    np.testing.assert_allclose(vectors[short], own.detach().numpy(), atol=1e-5)
+    # and it is the relevance of the loss
+    batch = batches.train_batch(0)
+    pairs = batches.found.pairs
+    f = model(batch.targets, batch.evidence).relevance.detach().numpy()
+    assert np.abs(f).max() <= 1 + 1e-6
+    np.testing.assert_allclose(
+        pairs.relevance[:5],
+        (vectors[pairs.target[:5]] * vectors[pairs.evidence[:5]]).sum(axis=1),
+        atol=1e-4,
+    )
+
+
+def test_no_target_is_its_own_evidence_and_nothing_held_out_is_read(tmp_path, folder):
+    batches, model = make_batches(folder)
+    batches.refresh(0, model, tmp_path)
+    held_out = {tuple(row[row != 0]) for row in batches.passages.tokens[batches.passages.held_out]}
+    for step in range(12):
+        batch = batches.train_batch(step)
+        targets, evidence = (
+            {tuple(row[row != 0].tolist()) for row in part} for part in (batch.targets, batch.evidence)
+        )
+        assert targets
+        assert evidence
+        assert not targets & evidence
+        assert not (targets | evidence) & held_out
+
+
+def test_lessons_are_overwritten_copies_of_targets_and_fade_out(tmp_path, folder):
+    config = plan_run("marge", str(folder), settings=SETTINGS)
+    batches = MargeBatches(
+        load_corpus(folder),
+        config.network.languages,
+        config.evidence,
+        seed=0,
+        steps=10,
+        reading_steps=4,  # pyright: ignore
+    )
+    batches.refresh(0, MARGE(config.network), tmp_path)  # pyright: ignore
+    plain, _ = make_batches(folder)
+    plain.resume(0, tmp_path)
+    first, without = batches.train_batch(0), plain.train_batch(0)
+    assert torch.equal(first.targets, without.targets)
+    copies = first.evidence[len(without.evidence) :]
+    assert len(copies) == len(first.targets)  # at step 0 every target has one
+    width = min(copies.shape[1], first.targets.shape[1])
+    alike = ((copies[:, :width] == first.targets[:, :width]) & (copies[:, :width] != 0)).sum(dim=1)
+    there = (first.targets != 0).sum(dim=1)
+    assert (alike >= there / 3).all()
+    assert (alike < there).any()
+    assert torch.equal(batches.train_batch(4).evidence, plain.train_batch(4).evidence)
+
+
+def test_random_evidence_is_as_much_and_not_what_was_found(tmp_path, folder):
+    batches, model = make_batches(folder)
+    batches.refresh(0, model, tmp_path)
+    control, _ = make_batches(folder, evidence_source="random")
+    control.resume(0, tmp_path)
+    found = {tuple(row.tolist()) for step in range(6) for row in batches.train_batch(step).evidence}
+    assert any(
+        not torch.equal(batches.train_batch(step).evidence, control.train_batch(step).evidence)
+        for step in range(6)
+    )
+    assert found
+
+
+def test_a_finished_run_can_be_trained_longer(tmp_path, folder):
+    advance(prepare(tmp_path / "run", folder))
+    extend_run(tmp_path / "run", 14)
+    events = advance(tmp_path / "run")
+    assert [event["step"] for event in of(events, "step")] == [11, 12, 13, 14]
+    assert [event["step"] for event in of(events, "reindexed")] == [12, 14]
+    extend_run(tmp_path / "run", 18)  # it ended with a re-index that is due again: it stands there once
+    advance(tmp_path / "run")
+    extend_run(tmp_path / "run", 16 + 4)
+    advance(tmp_path / "run")
+    steps = [e["step"] for e in of(read_events(tmp_path / "run" / "events.jsonl"), "reindexed")]
+    assert len(steps) == len(set(steps))
+    assert {0, 4, 8, 12, 16, 20} <= set(steps)
+
+
+def test_the_weights_load_and_the_configs_of_other_models_are_refused(tmp_path, folder):
+    advance(prepare(tmp_path / "run", folder, steps=2))
+    assert load_marge(tmp_path / "run").config == read_marge_config(tmp_path / "run").network
+    assert read_marge_config(tmp_path / "run").network.languages == ("xx", "yy")
+    with pytest.raises(UserError, match="is a MARGE"):
+        read_run_config(tmp_path / "run")
+    found = load_reindexing(tmp_path / "run", 0)
+    assert found is not None
+    assert len(found.rows) == len(found.vectors)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"num_neighbors": 4}, "no setting num_neighbors"),
+        ({"passage_len": 2}, "passage_len is 2"),
+        ({"evidence_languages": "none"}, "choose one of any, other"),
+    ],
+)
+def test_a_setting_that_means_nothing_to_marge_is_refused(folder, settings, sentence):
+    with pytest.raises(UserError, match=sentence):
+        plan_run("marge", str(folder), settings=settings)
+
+
+def test_a_base_and_an_unknown_preset_are_refused(folder):
+    with pytest.raises(UserError, match="begins with no other run"):
+        plan_run("marge", str(folder), base="sample:factbook-lm")
+    with pytest.raises(UserError, match="has no preset 'huge'"):
+        plan_run("marge", str(folder), preset="huge")
+
+
+def test_a_corpus_without_any_possible_evidence_is_said(tmp_path, folder):
+    batches, model = make_batches(folder, evidence_languages="other")
+    batches.passages = replace(batches.passages, language=np.zeros_like(batches.passages.language))
+    with pytest.raises(UserError, match="No passage of this corpus has evidence"):
+        batches.refresh(0, model, tmp_path)
