@@ -11,7 +11,7 @@ from retro_demo.checkpoint import MargeRun, read_any_config, read_marge_config
 from retro_demo.corpus import Corpus
 from retro_demo.errors import UserError
 from retro_demo.evidence_store import Reindexing, load_reindexing
-from retro_demo.marge_training import load_own_corpus
+from retro_demo.loading import load_own_corpus
 from retro_demo.marge_writing import LoadedMarge
 from retro_demo.passages import Passages, cut_passages
 from retro_demo.workspace import Workspace

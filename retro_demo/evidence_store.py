@@ -7,7 +7,6 @@ ones, first passages of documents before others. Each file is written beside its
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from retro_demo.corpus import beside
 from retro_demo.errors import UserError
 from retro_demo.evidence import Pairs
 
@@ -58,13 +58,12 @@ def save_reindexing(folder: Path, found: Reindexing) -> None:
     }
     if found.matrix is not None:
         tensors["matrix"] = found.matrix
-    beside = path.with_name(path.name + ".tmp")
-    save_file(
-        {name: np.ascontiguousarray(array) for name, array in tensors.items()},
-        beside,
-        metadata={"step": str(found.step), "figures": json.dumps(found.figures)},
-    )
-    os.replace(beside, path)
+    with beside(path) as unfinished:
+        save_file(
+            {name: np.ascontiguousarray(array) for name, array in tensors.items()},
+            unfinished,
+            metadata={"step": str(found.step), "figures": json.dumps(found.figures)},
+        )
 
 
 def load_reindexing(folder: Path, step: int) -> Reindexing | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from retro_demo.checkpoint import RunConfig, load_model, read_run_config
+from retro_demo.checkpoint import AnyRun, RunConfig, load_model, read_run_config
 from retro_demo.config import RETRIEVERS, GenerateConfig
 from retro_demo.corpus import Corpus, load_array, load_corpus
 from retro_demo.devices import choose_device
@@ -85,8 +85,8 @@ def _lexical_index(corpus: Corpus, kind: str, terms: Terms) -> LexicalIndex:
     return index
 
 
-def load_database(config: RunConfig, retriever: str = "") -> Database:
-    """The corpus of a run with its retriever, or another one; raises UserError where it changed since."""
+def load_own_corpus(config: AnyRun) -> Corpus:
+    """The corpus of a run of any model; raises UserError where it changed since."""
     corpus = load_corpus(corpus_folder(data_home()[0], config.corpus))
     if corpus.fingerprint != config.corpus_fingerprint:
         raise UserError(
@@ -94,6 +94,12 @@ def load_database(config: RunConfig, retriever: str = "") -> Database:
             f"{config.corpus_fingerprint}, it is {corpus.fingerprint}). Put the old one back, "
             "or train a new run on this one."
         )
+    return corpus
+
+
+def load_database(config: RunConfig, retriever: str = "") -> Database:
+    """The corpus of a run with its retriever, or another one; raises UserError where it changed since."""
+    corpus = load_own_corpus(config)
     return Database(corpus, load_retriever(corpus, retriever or config.training.retriever))
 
 

@@ -27,12 +27,12 @@ from retro_demo.editions import load_edition, prepare_edition
 from retro_demo.errors import UserError
 from retro_demo.evaluation_request import Request
 from retro_demo.events import Event, Finished, Progress, Refined, Started, Stopped, Warned
+from retro_demo.loading import load_own_corpus
 from retro_demo.loss_table import LossTable
 from retro_demo.marge import MARGE
 from retro_demo.marge_arms import TARGETS, EvidenceArms
 from retro_demo.marge_batches import embed_passages
 from retro_demo.marge_evaluate_report import MargeStudy, marge_report
-from retro_demo.marge_training import load_own_corpus
 from retro_demo.passages import Passages, cut_passages
 from retro_demo.provenance import code_hash, place_name, provenance
 from retro_demo.trained_on import Known, known_documents

@@ -8,27 +8,13 @@ from pathlib import Path
 import torch
 
 from retro_demo.checkpoint import MargeRun, load_state, save_state, versions
-from retro_demo.corpus import Corpus, load_corpus
 from retro_demo.devices import choose_device
-from retro_demo.errors import UserError
 from retro_demo.events import ENDINGS, Evaluated, Event, Finished, Started, Warned
+from retro_demo.loading import load_own_corpus
 from retro_demo.marge import MARGE
 from retro_demo.marge_arms import EvidenceArms, measure_live
 from retro_demo.marge_batches import MargeBatches, embed_passages
 from retro_demo.train import Hooks, make_optimizer, train
-from retro_demo.workspace import corpus_folder, data_home
-
-
-def load_own_corpus(config: MargeRun) -> Corpus:
-    """The corpus of a run; raises UserError where it changed since."""
-    corpus = load_corpus(corpus_folder(data_home()[0], config.corpus))
-    if corpus.fingerprint != config.corpus_fingerprint:
-        raise UserError(
-            f"The corpus {corpus.name} has changed since this run was trained (it was "
-            f"{config.corpus_fingerprint}, it is {corpus.fingerprint}). Put the old one back, "
-            "or train a new run on this one."
-        )
-    return corpus
 
 
 def train_marge(out: Path, config: MargeRun, stop: Callable[[], bool], device: str | None) -> Iterator[Event]:

@@ -24,9 +24,9 @@ from retro_demo.devices import choose_device
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Retrieved, Token
 from retro_demo.generate import Written, next_token
+from retro_demo.loading import load_own_corpus
 from retro_demo.marge import MARGE
 from retro_demo.marge_batches import embed_passages
-from retro_demo.marge_training import load_own_corpus
 from retro_demo.passages import Passages, cut_passages
 from retro_demo.tokenizer import TextStream, Tokenizer
 
