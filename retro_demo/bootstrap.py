@@ -8,7 +8,9 @@ Shapes: D documents, B resamples.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -16,6 +18,8 @@ LEVEL = 95
 MIN_DOCUMENTS = 6
 """Fewer documents carry no claim: 5 that all lean one way do so by chance once in 32, which is more
 than the 2.5% that a two-sided 95% interval leaves on that side."""
+FEW_DOCUMENTS = 20
+"""Below, percentile intervals are clearly too narrow (10% at 20, 30% at 6) and are expanded; see `tail`."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,22 @@ def draws(documents: int, resamples: int, seed: int) -> np.ndarray:
     return rng.multinomial(documents, np.full(documents, 1 / documents), size=resamples).astype(np.float64)
 
 
+def tail(documents: int) -> float:
+    """The percentage of the draws that an interval leaves on either side.
+
+    For few documents less than 2.5: a mean of n values misses by the root of n / (n - 1) times t
+    quantiles of n - 1 degrees of freedom where percentiles of draws allow for normal ones (Hesterberg
+    2015, section 4.3.1: the expanded percentile interval). t by its series in 1 / (n - 1), good to 0.2%
+    from six documents on.
+    """
+    if documents >= FEW_DOCUMENTS:
+        return (100 - LEVEL) / 2
+    z, free = NormalDist().inv_cdf((100 + LEVEL) / 200), documents - 1
+    t = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
+    t += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * free**3)
+    return 100 * NormalDist().cdf(-math.sqrt(documents / free) * t)
+
+
 def ratio(above: np.ndarray, below: np.ndarray, drawn: np.ndarray) -> Estimate:
     """sum(above) / sum(below) over documents (D,), with the percentile interval over the draws (B, D).
 
@@ -56,6 +76,5 @@ def ratio(above: np.ndarray, below: np.ndarray, drawn: np.ndarray) -> Estimate:
     drawn_values = tops[bottoms > 0] / bottoms[bottoms > 0]
     if not len(drawn_values):
         return Estimate(value, None, None)
-    tail = (100 - LEVEL) / 2
-    low, high = np.percentile(drawn_values, [tail, 100 - tail])
+    low, high = np.percentile(drawn_values, [tail(len(above)), 100 - tail(len(above))])
     return Estimate(value, float(low), float(high))

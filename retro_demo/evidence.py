@@ -21,6 +21,7 @@ from retro_demo.passages import Passages
 
 # Memory needs a limit on what one target can hold: many times the average, so that it hardly ever binds.
 MOST_OVER_AVERAGE, MOST_BEYOND = 8, 16
+CHANCE_SAMPLE = 500
 
 
 @dataclass(frozen=True)
@@ -93,17 +94,53 @@ def find_pairs(
     return Pairs(pairs[0].astype(np.int64), pairs[1].astype(np.int64), pairs[2].astype(np.float32))
 
 
-def shuffled_pairs(pairs: Pairs, passages: Passages, config: EvidenceConfig, seed: int) -> Pairs:
-    """The same targets with evidence that was found for others, at random: the control without content.
+def random_pairs(
+    pairs: Pairs,
+    passages: Passages,
+    config: EvidenceConfig,
+    *,
+    candidates: np.ndarray,
+    shard_seed: int,
+    seed: int,
+) -> Pairs:
+    """The control without content: each target keeps its number of pairs, with evidence drawn at random.
 
-    A pair that the rules forbid, or that is there already, is left out. Relevance is 0: nothing is claimed.
+    Drawn from the candidates (P,) of its own shard, as `find_pairs` cuts it with `shard_seed`, by the
+    same rules and never from its own group; from all shards where its own holds none of another group.
+    A target for which there are fewer has fewer. Relevance is 0: nothing is claimed.
     """
-    evidence = np.random.default_rng([seed, 3]).permutation(pairs.evidence)
-    allowed = ~_forbidden(passages, config, pairs.target, evidence[:, None])[:, 0]
-    if config.evidence_languages == "other":
-        allowed &= passages.language[pairs.target] != passages.language[evidence]
-    kept = np.unique(np.stack([pairs.target[allowed], evidence[allowed]]), axis=1)
-    return Pairs(kept[0], kept[1], np.zeros(kept.shape[1], dtype=np.float32))
+    rng = np.random.default_rng([seed, 3])
+    shards = shard(passages, config, shard_seed)
+    everywhere = np.flatnonzero(candidates)
+    among = {number: everywhere[shards[everywhere] == number] for number in np.unique(shards[pairs.target])}
+    drawn = []
+    for target, count in zip(*np.unique(pairs.target, return_counts=True), strict=True):
+        for ids in (among[shards[target]], everywhere):
+            allowed = ids[other_groups(passages, config, target, ids)]
+            if len(allowed):
+                break
+        drawn.append(np.sort(rng.choice(allowed, min(count, len(allowed)), replace=False)))
+    sizes = [len(one) for one in drawn]
+    evidence = np.concatenate([*drawn, np.zeros(0, dtype=np.int64)])
+    return Pairs(np.repeat(np.unique(pairs.target), sizes), evidence, np.zeros(len(evidence), np.float32))
+
+
+def chance_of_group(
+    pairs: Pairs, passages: Passages, config: EvidenceConfig, *, candidates: np.ndarray, shard_seed: int
+) -> float:
+    """The share of pairs within a group, were each target's drawn at random from what it may have.
+
+    A mean over the targets of the pairs, CHANCE_SAMPLE of them at most, spread evenly.
+    """
+    shards = shard(passages, config, shard_seed)
+    targets = np.unique(pairs.target)
+    targets = targets[np.unique(np.linspace(0, len(targets) - 1, CHANCE_SAMPLE).astype(int))]
+    shares = []
+    for target in targets:
+        ids = np.flatnonzero(candidates & (shards == shards[target]))
+        ids = ids[~forbidden(passages, config, target[None], ids[None])[0]]
+        shares.append(np.mean(passages.group[ids] == passages.group[target]))
+    return float(np.mean(shares))
 
 
 def nearest(
@@ -165,7 +202,7 @@ def _search(
             continue
 
         def excluded(part: np.ndarray, ids: np.ndarray, own: np.ndarray = targets[rows]) -> np.ndarray:
-            return _forbidden(passages, config, own[part], ids)
+            return forbidden(passages, config, own[part], ids)
 
         index = VectorIndex.build(vectors[among], among)
         found = search_allowed(index, vectors[targets[rows]], k, excluded)
@@ -191,12 +228,25 @@ def _searches(
         )
 
 
-def _forbidden(passages: Passages, config: EvidenceConfig, own: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Which of ids (Q, K) may not be evidence for the passages own (Q,), whatever the language."""
-    same = passages.content[ids] == passages.content[own][:, None]  # itself among them
-    if config.same_document:
-        return same
-    return same | (passages.document[ids] == passages.document[own][:, None])
+def forbidden(passages: Passages, config: EvidenceConfig, own: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Which of ids (Q, K), or (1, K) for all, may not be evidence for the passages own (Q,): bool (Q, K).
+
+    A passage itself and its text; its document unless `same_document`; its language where
+    `evidence_languages` is "other".
+    """
+    own = own[:, None]
+    never = passages.content[ids] == passages.content[own]  # itself among them
+    if not config.same_document:
+        never = never | (passages.document[ids] == passages.document[own])
+    if config.evidence_languages == "other":
+        never = never | (passages.language[ids] == passages.language[own])
+    return never
+
+
+def other_groups(passages: Passages, config: EvidenceConfig, target: int, ids: np.ndarray) -> np.ndarray:
+    """Which of ids (K,) may be evidence for a passage and are not of its group: evidence without content."""
+    never = forbidden(passages, config, np.array([target]), ids[None])[0]
+    return ~never & (passages.group[ids] != passages.group[target])
 
 
 def _normalized(embeddings: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from retro_demo.errors import UserError
+from retro_demo.evidence import forbidden
 from retro_demo.evidence_store import Reindexing
 from retro_demo.marge_config import EvidenceConfig
 from retro_demo.passages import Passages
@@ -89,20 +90,7 @@ def relevance_matrix(
 ) -> np.ndarray:
     """Relevance of evidence (column) for target (row), float32 (N, N); NaN where it may be no evidence."""
     vectors = vectors_of(found, sample.ids)
-    return np.where(may_be_evidence(sample, passages, config), vectors @ vectors.T, np.nan)
-
-
-def may_be_evidence(sample: Sample, passages: Passages, config: EvidenceConfig) -> np.ndarray:
-    """Whether column may be evidence for row, bool (N, N), by the rules of evidence.find_pairs."""
-    content, document, language = (
-        of[sample.ids] for of in (passages.content, passages.document, passages.language)
-    )
-    allowed = content[:, None] != content
-    if not config.same_document:
-        allowed &= document[:, None] != document
-    if config.evidence_languages == "other":
-        allowed &= language[:, None] != language
-    return allowed
+    return np.where(forbidden(passages, config, sample.ids, sample.ids[None]), np.nan, vectors @ vectors.T)
 
 
 def ranks(matrix: np.ndarray) -> np.ndarray:

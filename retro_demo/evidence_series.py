@@ -48,6 +48,7 @@ def pair_series(rows: list[dict[str, Any]]) -> Series:
         "targets resting": _points(rows, "resting"),
         "pairs across languages": _points(rows, "across_languages"),
         "pairs of one group": _points(rows, "same_group"),
+        "of one group by chance": _points(rows, "same_group_by_chance"),
     }
 
 

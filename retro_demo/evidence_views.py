@@ -24,6 +24,7 @@ TABLE_COLUMNS = (
     ("resting", "resting"),
     ("across languages", "across_languages"),
     ("one group", "same_group"),
+    ("by chance", "same_group_by_chance"),
 )
 
 

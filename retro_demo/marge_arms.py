@@ -2,7 +2,7 @@
 
     on            its own evidence, found by its own encoder; a batch of targets shares theirs
     own           each target sees only what was found for it
-    random        passages drawn at random in place of what was found
+    random        passages of other groups, drawn at random, in place of what was found
     off           no evidence at all
     beta_0        relevance weighs nothing
     uniform       all evidence is as relevant as the mean; the softmax cannot tell it from beta_0
@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from retro_demo.evidence import nearest
+from retro_demo.evidence import nearest, other_groups
 from retro_demo.marge import MARGE, WriteCache
 from retro_demo.marge_config import EvidenceConfig
 from retro_demo.passages import Passages
@@ -98,7 +98,7 @@ class EvidenceArms:
         found = self._searched(self._allows_own_document(arm), which)
         if arm != "random":
             return found
-        # one draw for each target, the same for every model: any other passage that could be evidence
+        # one draw for each target, the same for every model, of all that could be evidence in other groups
         drawn = np.stack([self._drawn(one) for one in self.targets[which]])
         return np.where(found >= 0, drawn, -1)
 
@@ -120,16 +120,9 @@ class EvidenceArms:
 
     def _drawn(self, target: int) -> np.ndarray:
         rng = np.random.default_rng([self.seed, 6, target])
-        p, config = self.passages, self.config
-        allowed = p.content != p.content[target]
-        if config.same_document:
-            allowed[target] = False
-        else:
-            allowed &= p.document != p.document[target]
-        if config.evidence_languages == "other":
-            allowed &= p.language != p.language[target]
-        ids = rng.permutation(np.flatnonzero(allowed))[: self.k]
-        return np.concatenate([ids, np.full(self.k - len(ids), -1, dtype=np.int64)])
+        everything = np.arange(len(self.passages))
+        ids = rng.permutation(everything[other_groups(self.passages, self.config, target, everything)])
+        return np.concatenate([ids[: self.k], np.full(max(0, self.k - len(ids)), -1, dtype=np.int64)])
 
     @torch.inference_mode()
     def losses(self, model: MARGE, arms: Iterable[str], which: np.ndarray) -> dict[str, np.ndarray]:

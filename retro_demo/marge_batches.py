@@ -20,7 +20,7 @@ from retro_demo.corpus import Corpus
 from retro_demo.cross_lingual import recall, scripts_of
 from retro_demo.errors import UserError
 from retro_demo.events import Reindexed
-from retro_demo.evidence import Pairs, find_pairs, pair_figures, shuffled_pairs
+from retro_demo.evidence import Pairs, chance_of_group, find_pairs, pair_figures, random_pairs
 from retro_demo.evidence_store import Reindexing, load_reindexing, save_reindexing, shown_rows
 from retro_demo.marge import MARGE, MargeBatch
 from retro_demo.marge_config import EvidenceConfig
@@ -118,22 +118,28 @@ class MargeBatches:
             self.resume(step - 1, folder)
         before = self.found.pairs if step > 0 and self.found else None
         figures = pair_figures(pairs, self.passages, self.targets, before)
-        figures |= {"beta": model.betas(), "seconds": round(time.perf_counter() - begun, 3)}
+        figures["same_group_by_chance"] = chance_of_group(
+            pairs, self.passages, self.config, candidates=self.candidates, shard_seed=self.seed
+        )
         across = recall(vectors, self.passages, self.passages.held_out, self.scripts)
         across.pop("languages", None)
         cells = across.pop("matrix", None)
         matrix = None if cells is None else np.array(cells, dtype=np.float32)  # NaN where there is no pair
         rows = shown_rows(self.passages.place)
-        figures |= {"recall": across}
+        figures |= {"recall": across, "beta": model.betas(), "seconds": round(time.perf_counter() - begun, 3)}
         found = Reindexing(step, pairs, rows, vectors[rows], figures, matrix)
         save_reindexing(folder, found)
         if step < self.steps:  # the one behind the last step is only looked at
             self.found = found
         return Reindexed(step, found.figures)
 
+    def last_due(self, step: int) -> int:
+        """Before which step the evidence of the batch of `step` was found."""
+        return step // self.config.refresh_every * self.config.refresh_every
+
     def resume(self, step: int, folder: Path) -> bool:
         """Take up the evidence that the batch of `step` comes from; False where it has to be found anew."""
-        last = step // self.config.refresh_every * self.config.refresh_every
+        last = self.last_due(step)
         if self.found is None or self.found.step != last:
             self.found = load_reindexing(folder, last)
         return self.found is not None
@@ -177,7 +183,14 @@ class MargeBatches:
         if self._epoch is None or self._epoch[0] != key:
             seed = int(np.random.default_rng([self.seed, *key]).integers(2**31))
             if self.config.evidence_source == "random":
-                pairs = shuffled_pairs(pairs, self.passages, self.config, seed)
+                pairs = random_pairs(
+                    pairs,
+                    self.passages,
+                    self.config,
+                    candidates=self.candidates,
+                    shard_seed=self.seed,
+                    seed=seed,
+                )
             self._epoch = key, make_subgraphs(pairs, self.passages, self.config, seed)
         return self._epoch[1]
 

@@ -117,7 +117,7 @@ class EvidenceAttention(nn.Module):
         self.to_q = nn.Linear(config.dim, config.dim, bias=False)
         self.to_kv = nn.Linear(config.dim, 2 * config.dim, bias=False)
         self.to_out = nn.Linear(config.dim, config.dim, bias=config.biases)
-        self.beta = nn.Parameter(torch.tensor(config.beta_start))
+        self.beta = nn.Parameter(torch.tensor(float(config.beta_start)))
         self.null_k = nn.Parameter(torch.zeros(config.dim)) if config.abstain else None
         self.shifted_keys = config.shifted_keys
         self.scale = shape.dim_head**-0.5 if shape.scale is None else shape.scale

@@ -48,7 +48,7 @@ def train_marge(out: Path, config: MargeRun, stop: Callable[[], bool], device: s
             f"What the last re-index before step {start} found is gone from the run's folder: it goes on "
             "with a new one, and not bit for bit."
         )
-        yield batches.refresh(start, model, out)
+        yield batches.refresh(batches.last_due(start), model, out)
     widths = corpus.bytes_of_tokens()
 
     def refresh(step: int) -> Iterator[Event]:

@@ -67,7 +67,10 @@ def choose_passages(run: LoadedMarge, documents: Sequence[str]) -> np.ndarray:
 
 
 def find_passages(run: LoadedMarge, tokens: Sequence[int], count: int) -> np.ndarray:
-    """The passages (count,) that are most relevant to a text of these tokens, best first, never the same."""
+    """The passages (count,) that are most relevant to a text of these tokens, best first, never the same.
+
+    Where the run was trained with evidence in other languages only, so is what is found.
+    """
     text = np.array([[*tokens]], dtype=np.int64)
     scores = run.vectors @ embed_passages(run.model, text)[0]
     own = [token for token in tokens[1:] if token != run.tokenizer.eos_id]
@@ -75,6 +78,8 @@ def find_passages(run: LoadedMarge, tokens: Sequence[int], count: int) -> np.nda
         there = run.passages.tokens[passage, 1:]
         if there[(there != 0) & (there != run.tokenizer.eos_id)].tolist() == own:
             scores[passage] = -np.inf
+    if run.config.evidence.evidence_languages == "other":
+        scores[run.passages.tokens[:, 0] == tokens[0]] = -np.inf
     best = np.argsort(-scores, kind="stable")[:count]
     return best[np.isfinite(scores[best])]
 

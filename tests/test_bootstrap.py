@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retro_demo.bootstrap import draws, ratio
+from retro_demo.bootstrap import draws, ratio, tail
 
 
 def documents(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -20,11 +20,11 @@ def test_the_figure_is_the_mean_over_tokens_not_over_documents():
 
 
 def test_the_interval_is_that_of_a_plain_loop_over_resamples():
-    nats, tokens = documents(12)
-    drawn = draws(12, 500, seed=3)
+    nats, tokens = documents(30)
+    drawn = draws(30, 500, seed=3)
     values = []
     for counts in drawn.astype(int):
-        chosen = np.repeat(np.arange(12), counts)
+        chosen = np.repeat(np.arange(30), counts)
         values.append(nats[chosen].sum() / tokens[chosen].sum())
 
     found = ratio(nats, tokens, drawn)
@@ -43,6 +43,30 @@ def test_about_95_of_100_intervals_hold_the_truth():
         hits += found.low <= 2.0 <= found.high
 
     assert 176 <= hits <= 198  # percentile intervals of 40 documents are a little short
+
+
+@pytest.mark.parametrize("count", [6, 10])
+def test_about_95_of_100_intervals_of_few_documents_hold_the_truth(count):
+    hits = short = 0
+    for seed in range(400):
+        values = np.random.default_rng(seed).normal(2.0, 0.6, count)
+        drawn = draws(count, 2000, seed)
+        found = ratio(values, np.ones(count), drawn)
+        assert found.low is not None
+        assert found.high is not None
+        hits += found.low <= 2.0 <= found.high
+        low, high = np.percentile(drawn @ values / count, [2.5, 97.5])
+        short += low <= 2.0 <= high
+
+    assert 368 <= hits <= 392
+    assert short < hits - 10  # plain percentiles promise too much
+
+
+def test_the_tail_of_six_documents_is_that_of_the_table_of_t():
+    # t(5) = 2.5706, t(9) = 2.2622: Phi(-sqrt(6 / 5) t) and Phi(-sqrt(10 / 9) t)
+    assert tail(6) == pytest.approx(0.2432, rel=0.02)
+    assert tail(10) == pytest.approx(0.8545, rel=0.01)
+    assert tail(20) == 2.5
 
 
 def test_a_paired_difference_is_far_sharper_than_the_figures_it_is_between():

@@ -7,7 +7,7 @@ import pytest
 from passage_helpers import drawn, made
 
 from retro_demo import index
-from retro_demo.evidence import Pairs, find_pairs, nearest, pair_figures, shard
+from retro_demo.evidence import Pairs, chance_of_group, find_pairs, nearest, pair_figures, random_pairs, shard
 from retro_demo.marge_config import EvidenceConfig
 
 
@@ -293,3 +293,61 @@ def test_the_figures_of_a_re_index_are_those_counted_by_hand():
     )
     assert "churn" not in pair_figures(pairs, passages, targets, None)
     assert pair_figures(pairs, passages, targets, pairs)["churn"] == 0
+
+
+@pytest.mark.parametrize(("languages", "same_document"), RULES)
+@pytest.mark.parametrize("seed", range(3))
+def test_random_pairs_keep_each_targets_number_and_obey_the_rules_and_never_stay_in_a_group(
+    seed, languages, same_document
+):
+    passages, embeddings, targets, candidates = world(seed, size=240)
+    config = EvidenceConfig(
+        shard_size=60, evidence_per_target=3, evidence_languages=languages, same_document=same_document
+    )
+    pairs = find_pairs(embeddings, passages, config, targets=targets, candidates=candidates, seed=9)
+
+    drawn = random_pairs(pairs, passages, config, candidates=candidates, shard_seed=9, seed=1)
+
+    may = allowed(passages, config, targets, candidates)
+    assert may[drawn.target, drawn.evidence].all()
+    assert not (passages.group[drawn.target] == passages.group[drawn.evidence]).any()
+    shards = shard(passages, config, 9)
+    others = may & (passages.group[:, None] != passages.group)
+    near = others & (shards[:, None] == shards)
+    others[near.any(axis=1)] = near[near.any(axis=1)]  # of the own shard, where it has any
+    assert others[drawn.target, drawn.evidence].all()
+    assert len(drawn) == len(as_set(drawn))
+    wanted = np.minimum(np.bincount(pairs.target, minlength=240), others.sum(axis=1))
+    assert np.bincount(drawn.target, minlength=240).tolist() == wanted.tolist()
+    again = random_pairs(pairs, passages, config, candidates=candidates, shard_seed=9, seed=2)
+    assert as_set(again) != as_set(drawn)
+
+
+def test_a_shard_of_a_single_group_draws_from_the_others():
+    passages = made(np.arange(40), group=np.arange(40) // 20)
+    config = EvidenceConfig(shard_size=20, evidence_per_target=2)
+    everyone = np.ones(40, dtype=bool)
+    embeddings = np.random.default_rng(0).normal(size=(40, 5))
+    pairs = find_pairs(embeddings, passages, config, targets=everyone, candidates=everyone, seed=0)
+    assert (passages.group[pairs.target] == passages.group[pairs.evidence]).all()
+
+    drawn = random_pairs(pairs, passages, config, candidates=everyone, shard_seed=0, seed=0)
+
+    assert len(drawn) == len(pairs)
+    assert (passages.group[drawn.target] != passages.group[drawn.evidence]).all()
+
+
+@pytest.mark.parametrize("languages", ["any", "other"])
+def test_the_chance_of_a_pair_within_a_group_is_that_of_many_draws(languages):
+    passages, embeddings, targets, candidates = world(4, size=200)
+    config = EvidenceConfig(shard_size=50, evidence_per_target=3, evidence_languages=languages)
+    pairs = find_pairs(embeddings, passages, config, targets=targets, candidates=candidates, seed=2)
+
+    chance = chance_of_group(pairs, passages, config, candidates=candidates, shard_seed=2)
+
+    shards = shard(passages, config, 2)
+    may = allowed(passages, config, targets, candidates) & (shards[:, None] == shards)
+    same = passages.group[:, None] == passages.group
+    shares = [same[t, may[t]].mean() for t in np.unique(pairs.target)]
+    assert chance == pytest.approx(np.mean(shares))
+    assert 0 < chance < 1

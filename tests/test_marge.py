@@ -12,6 +12,7 @@ from retro_demo.attention import record_attention
 from retro_demo.errors import UserError
 from retro_demo.marge import MARGE, MargeBatch
 from retro_demo.marge_config import MargeConfig
+from retro_demo.presets import MARGE_PRESETS
 
 V, B, T, M, S = 60, 4, 11, 5, 9
 CONFIG = MargeConfig(
@@ -43,24 +44,33 @@ def draw(*shape: int, seed: int = 1) -> Tensor:
     return tokens
 
 
+PRESET = replace(
+    CONFIG, **{name: MARGE_PRESETS["small"][name] for name in ("beta_start", "shifted_keys", "abstain")}
+)
 MODEL = make_model()
 TARGETS, EVIDENCE = draw(B, T), draw(M, S, seed=2)
 
 
-def test_relevance_is_a_cosine_symmetric_and_one_for_a_document_and_itself():
-    f = MODEL(TARGETS, EVIDENCE).relevance
+@pytest.fixture(params=[CONFIG, PRESET], ids=["as in the paper", "of the presets"])
+def model(request) -> MARGE:
+    """What holds of both networks is asked of both."""
+    return make_model(request.param)
+
+
+def test_relevance_is_a_cosine_symmetric_and_one_for_a_document_and_itself(model: MARGE):
+    f = model(TARGETS, EVIDENCE).relevance
     assert f.shape == (B, M)
     assert f.abs().max() <= 1 + 1e-6
-    torch.testing.assert_close(f, MODEL(EVIDENCE, TARGETS).relevance.T)
-    own = MODEL(TARGETS, TARGETS).relevance
+    torch.testing.assert_close(f, model(EVIDENCE, TARGETS).relevance.T)
+    own = model(TARGETS, TARGETS).relevance
     torch.testing.assert_close(own.diagonal(), torch.ones(B))
     assert own[0, 1] < 0.999
 
 
-def test_the_index_and_the_loss_have_the_same_relevance():
-    vectors = torch.nn.functional.normalize(MODEL.embed(torch.cat([EVIDENCE, EVIDENCE])), dim=-1)
-    targets = torch.nn.functional.normalize(MODEL.embed(TARGETS), dim=-1)
-    torch.testing.assert_close((targets @ vectors.T)[:, :M], MODEL(TARGETS, EVIDENCE).relevance)
+def test_the_index_and_the_loss_have_the_same_relevance(model: MARGE):
+    vectors = torch.nn.functional.normalize(model.embed(torch.cat([EVIDENCE, EVIDENCE])), dim=-1)
+    targets = torch.nn.functional.normalize(model.embed(TARGETS), dim=-1)
+    torch.testing.assert_close((targets @ vectors.T)[:, :M], model(TARGETS, EVIDENCE).relevance)
 
 
 def test_the_embedding_is_the_first_tokens_state_after_the_first_layers_only():
@@ -103,15 +113,29 @@ def test_adding_a_constant_to_all_relevance_of_a_target_changes_nothing():
     )
 
 
-def test_more_relevance_puts_more_attention_on_a_document():
+def test_where_it_may_abstain_more_relevance_of_everything_makes_it_read_more():
+    """The one exception: beside the key that writes nothing a constant is not neutral."""
+    model = make_model(PRESET)
+    f = torch.zeros(B, M)
+
+    def read(relevance: Tensor) -> Tensor:
+        with record_attention(model) as seen:
+            model(TARGETS, EVIDENCE, relevance=relevance)
+        return seen["layers.0.read"].sum(dim=-1)
+
+    assert (read(f - 0.3) < read(f)).all()
+    assert (read(f) < 1).all()
+
+
+def test_more_relevance_puts_more_attention_on_a_document(model: MARGE):
     f = torch.zeros(B, M)
 
     def mass(relevance: Tensor) -> Tensor:
-        with record_attention(MODEL) as seen:
-            MODEL(TARGETS, EVIDENCE, relevance=relevance)
+        with record_attention(model) as seen:
+            model(TARGETS, EVIDENCE, relevance=relevance)
         return seen["layers.0.read"].unflatten(-1, (M, S)).sum(dim=-1)[..., 2]
 
-    assert MODEL.evidence_layers()[0].read.beta > 0
+    assert model.evidence_layers()[0].read.beta > 0
     assert (mass(f + torch.eye(M)[2]) > mass(f)).all()
 
 
@@ -125,55 +149,55 @@ def test_the_scores_are_over_the_root_of_a_heads_width_and_heads_are_as_many_as_
 
 
 @pytest.mark.parametrize("evidence", ["shared", "own"])
-def test_the_order_of_evidence_and_padding_change_nothing(evidence: str):
+def test_the_order_of_evidence_and_padding_change_nothing(model: MARGE, evidence: str):
     order = torch.tensor([3, 0, 4, 1, 2])
     given = EVIDENCE if evidence == "shared" else EVIDENCE.expand(B, -1, -1)
-    logits = MODEL(TARGETS, given).logits
-    torch.testing.assert_close(MODEL(TARGETS, given[..., order, :]).logits, logits, atol=1e-5, rtol=1e-4)
+    logits = model(TARGETS, given).logits
+    torch.testing.assert_close(model(TARGETS, given[..., order, :]).logits, logits, atol=1e-5, rtol=1e-4)
     padded = torch.nn.functional.pad(given, (0, 4))
-    torch.testing.assert_close(MODEL(TARGETS, padded).logits, logits, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(model(TARGETS, padded).logits, logits, atol=1e-5, rtol=1e-4)
     longer = torch.nn.functional.pad(TARGETS, (0, 3))
-    torch.testing.assert_close(MODEL(longer, given).logits[:, :T], logits, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(MODEL.embed(longer), MODEL.embed(TARGETS), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(model(longer, given).logits[:, :T], logits, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(model.embed(longer), model.embed(TARGETS), atol=1e-5, rtol=1e-4)
     # a mask does what padding does
     strange = torch.where(padded == 0, 7, padded)
-    masked = MODEL(TARGETS, strange, evidence_mask=padded != 0)
+    masked = model(TARGETS, strange, evidence_mask=padded != 0)
     torch.testing.assert_close(masked.logits, logits, atol=1e-5, rtol=1e-4)
 
 
-def test_a_document_of_nothing_but_padding_is_an_absent_one():
+def test_a_document_of_nothing_but_padding_is_an_absent_one(model: MARGE):
     more = torch.cat([EVIDENCE, torch.zeros(2, S, dtype=torch.long)])
     torch.testing.assert_close(
-        MODEL(TARGETS, more).logits, MODEL(TARGETS, EVIDENCE).logits, atol=1e-5, rtol=1e-4
+        model(TARGETS, more).logits, model(TARGETS, EVIDENCE).logits, atol=1e-5, rtol=1e-4
     )
-    nothing = MODEL(TARGETS, torch.zeros(2, S, dtype=torch.long))
-    torch.testing.assert_close(nothing.logits, MODEL(TARGETS, None).logits)
+    nothing = model(TARGETS, torch.zeros(2, S, dtype=torch.long))
+    torch.testing.assert_close(nothing.logits, model(TARGETS, None).logits)
     assert nothing.logits.isfinite().all()
 
 
-def test_evidence_that_a_target_may_not_see_is_as_if_it_were_not_there():
+def test_evidence_that_a_target_may_not_see_is_as_if_it_were_not_there(model: MARGE):
     visible = torch.ones(B, M, dtype=torch.bool)
     visible[1, 2:] = False
-    logits = MODEL(TARGETS, EVIDENCE, visible=visible).logits
-    torch.testing.assert_close(logits[1], MODEL(TARGETS[1:2], EVIDENCE[:2]).logits[0], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(logits[0], MODEL(TARGETS, EVIDENCE).logits[0])
+    logits = model(TARGETS, EVIDENCE, visible=visible).logits
+    torch.testing.assert_close(logits[1], model(TARGETS[1:2], EVIDENCE[:2]).logits[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(logits[0], model(TARGETS, EVIDENCE).logits[0])
 
 
-def test_every_target_sees_the_evidence_of_the_whole_batch():
-    losses = MODEL.token_losses(TARGETS, EVIDENCE)
+def test_every_target_sees_the_evidence_of_the_whole_batch(model: MARGE):
+    losses = model.token_losses(TARGETS, EVIDENCE)
     order = torch.tensor([2, 0, 3, 1])
-    torch.testing.assert_close(MODEL.token_losses(TARGETS[order], EVIDENCE), losses[order])
-    without = MODEL.token_losses(TARGETS, EVIDENCE[:-1])  # found for some other target
+    torch.testing.assert_close(model.token_losses(TARGETS[order], EVIDENCE), losses[order])
+    without = model.token_losses(TARGETS, EVIDENCE[:-1])  # found for some other target
     assert (without - losses).abs().sum(dim=1).min() > 1e-4
 
 
-def test_a_token_changes_no_logit_before_it_where_relevance_stays():
-    f = MODEL(TARGETS, EVIDENCE).relevance
-    before = MODEL(TARGETS, EVIDENCE, relevance=f).logits
+def test_a_token_changes_no_logit_before_it_where_relevance_stays(model: MARGE):
+    f = model(TARGETS, EVIDENCE).relevance
+    before = model(TARGETS, EVIDENCE, relevance=f).logits
     for place in range(T):
         changed = TARGETS.clone()
         changed[:, place] = changed[:, place] % (V - 1) + 1
-        after = MODEL(changed, EVIDENCE, relevance=f).logits
+        after = model(changed, EVIDENCE, relevance=f).logits
         torch.testing.assert_close(after[:, :place], before[:, :place])
         assert not torch.allclose(after[:, place], before[:, place])
 
@@ -217,12 +241,12 @@ def test_beta_is_trained():
     assert all(old != new for old, new in zip(before, model.betas(), strict=True))
 
 
-def test_base_layers_know_nothing_of_evidence():
+def test_base_layers_know_nothing_of_evidence(model: MARGE):
     seen: list[Tensor] = []
-    handle = MODEL.base_layers[-1].think.register_forward_hook(lambda *call: seen.append(call[2]))  # pyright: ignore
+    handle = model.base_layers[-1].think.register_forward_hook(lambda *call: seen.append(call[2]))  # pyright: ignore
     try:
-        MODEL(TARGETS, EVIDENCE)
-        MODEL(TARGETS, draw(M, S, seed=3))
+        model(TARGETS, EVIDENCE)
+        model(TARGETS, draw(M, S, seed=3))
     finally:
         handle.remove()
     assert torch.equal(seen[0], seen[1])
@@ -235,11 +259,11 @@ def test_there_are_as_many_layers_of_each_kind_as_asked():
 
 
 @pytest.mark.parametrize("layout", ["shared", "own"])
-def test_written_piece_by_piece_the_logits_are_those_of_one_reading(layout: str):
+def test_written_piece_by_piece_the_logits_are_those_of_one_reading(model: MARGE, layout: str):
     given = EVIDENCE if layout == "shared" else torch.stack([EVIDENCE.roll(i, 0) for i in range(B)])
-    out = MODEL(TARGETS, given)
-    cache = MODEL.begin(MODEL.encode_evidence(given), out.relevance)
-    pieces = [MODEL.extend(TARGETS[:, a:b], cache) for a, b in ((0, 4), (4, 5), (5, 6), (6, T))]
+    out = model(TARGETS, given)
+    cache = model.begin(model.encode_evidence(given), out.relevance)
+    pieces = [model.extend(TARGETS[:, a:b], cache) for a, b in ((0, 4), (4, 5), (5, 6), (6, T))]
     torch.testing.assert_close(torch.cat(pieces, dim=1), out.logits, atol=1e-4, rtol=1e-4)
 
 
@@ -253,17 +277,17 @@ def test_the_language_of_a_document_is_told_to_the_decoder_and_not_to_the_encode
     assert not torch.allclose(MODEL(german, EVIDENCE).logits, MODEL(english, EVIDENCE).logits)
 
 
-def test_the_loss_is_the_mean_over_tokens_that_stand_and_works_in_eval_mode():
+def test_the_loss_is_the_mean_over_tokens_that_stand_and_works_in_eval_mode(model: MARGE):
     padded = TARGETS.clone()
     padded[0, 6:] = 0
-    logits = MODEL(padded, EVIDENCE).logits
+    logits = model(padded, EVIDENCE).logits
     by_hand = [
         -logits[b, t].log_softmax(dim=-1)[padded[b, t + 1]]
         for b in range(B)
         for t in range(T - 1)
         if padded[b, t + 1] != 0
     ]
-    torch.testing.assert_close(MODEL.loss(MargeBatch(padded, EVIDENCE))[0], torch.stack(by_hand).mean())
+    torch.testing.assert_close(model.loss(MargeBatch(padded, EVIDENCE))[0], torch.stack(by_hand).mean())
 
 
 def test_the_first_loss_is_near_that_of_a_guess_and_one_batch_is_learned_by_heart():

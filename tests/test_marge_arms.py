@@ -141,6 +141,19 @@ def test_random_evidence_is_drawn_alike_for_every_model_and_not_by_relevance():
     assert not np.array_equal(one.evidence("random", which), one.evidence("on", which))
 
 
+def test_random_evidence_is_never_of_the_targets_own_group():
+    grouped = replace(PASSAGES, group=PASSAGES.group // 4)
+    arms = EvidenceArms(grouped, VECTORS, CONFIG, seed=3)
+    which = np.arange(len(arms.targets))
+
+    found = arms.evidence("random", which)
+
+    assert (found >= 0).any()
+    assert not (grouped.group[found] == grouped.group[arms.targets][:, None])[found >= 0].any()
+    own = arms.evidence("on", which)
+    assert (grouped.group[own] == grouped.group[arms.targets][:, None])[own >= 0].any()
+
+
 def test_shuffled_relevance_gives_every_passage_that_of_another_one(monkeypatch):
     arms, seen = make_arms(), []
     extend = MODEL.extend

@@ -22,6 +22,7 @@ from retro_demo.config import CorpusConfig
 from retro_demo.corpus import load_corpus
 from retro_demo.errors import UserError
 from retro_demo.events import read_events
+from retro_demo.evidence import random_pairs
 from retro_demo.evidence_store import load_reindexing, reindexed_steps
 from retro_demo.marge import MARGE
 from retro_demo.marge_batches import MargeBatches, embed_passages
@@ -168,6 +169,7 @@ def test_what_the_last_re_index_found_can_be_lost_and_is_then_found_anew_with_a_
     events = advance(tmp_path / "run")
     assert "not bit for bit" in of(events, "warned")[0]["text"]
     assert events[-1]["event"] == "finished"
+    assert (tmp_path / "run" / "evidence" / "000004.safetensors").exists()  # the next resume finds it
 
 
 def test_re_indexing_is_deterministic_keeps_the_encoder_as_it_is_and_masks_padding(tmp_path, folder):
@@ -190,16 +192,10 @@ def test_re_indexing_is_deterministic_keeps_the_encoder_as_it_is_and_masks_paddi
     alone = torch.from_numpy(batches.passages.tokens[short : short + 1, : batches.passages.lengths[short]])
     own = torch.nn.functional.normalize(model.eval().embed(alone), dim=-1)[0]
     np.testing.assert_allclose(vectors[short], own.detach().numpy(), atol=1e-5)
-    # and it is the relevance of the loss
-    batch = batches.train_batch(0)
-    pairs = batches.found.pairs
-    f = model(batch.targets, batch.evidence).relevance.detach().numpy()
-    assert np.abs(f).max() <= 1 + 1e-6
-    np.testing.assert_allclose(
-        pairs.relevance[:5],
-        (vectors[pairs.target[:5]] * vectors[pairs.evidence[:5]]).sum(axis=1),
-        atol=1e-4,
-    )
+    # and the relevance of each pair is the one that the loss has for it
+    pairs, tokens = batches.found.pairs, torch.from_numpy(batches.passages.tokens)
+    f = model(tokens[pairs.target], tokens[pairs.evidence]).relevance.detach().diagonal()
+    np.testing.assert_allclose(pairs.relevance, f.numpy(), atol=1e-5)
 
 
 def test_no_target_is_its_own_evidence_and_nothing_held_out_is_read(tmp_path, folder):
@@ -242,17 +238,30 @@ def test_lessons_are_overwritten_copies_of_targets_and_fade_out(tmp_path, folder
     assert torch.equal(batches.train_batch(4).evidence, plain.train_batch(4).evidence)
 
 
-def test_random_evidence_is_as_much_and_not_what_was_found(tmp_path, folder):
+def test_the_control_reads_as_many_pairs_and_none_of_a_targets_own_item(tmp_path, folder):
     batches, model = make_batches(folder)
     batches.refresh(0, model, tmp_path)
     control, _ = make_batches(folder, evidence_source="random")
     control.resume(0, tmp_path)
-    found = {tuple(row.tolist()) for step in range(6) for row in batches.train_batch(step).evidence}
-    assert any(
-        not torch.equal(batches.train_batch(step).evidence, control.train_batch(step).evidence)
-        for step in range(6)
+    group_of = dict(zip(map(bytes, control.passages.tokens), control.passages.group.tolist(), strict=True))
+
+    def mixed(found: MargeBatches, step: int) -> bool:
+        """Whether a batch holds evidence of the item of one of its targets."""
+        width = control.passages.tokens.shape[1]
+        targets, evidence = (
+            {group_of[bytes(np.pad(row, (0, width - len(row))))] for row in part.numpy()}
+            for part in (found.train_batch(step).targets, found.train_batch(step).evidence)
+        )
+        return bool(targets & evidence)
+
+    assert any(mixed(batches, step) for step in range(4))
+    assert control.found is not None
+    pairs = control.found.pairs
+    drawn = random_pairs(
+        pairs, control.passages, control.config, candidates=control.candidates, shard_seed=0, seed=1
     )
-    assert found
+    assert drawn.target.tolist() == pairs.target.tolist()
+    assert not (control.passages.group[drawn.target] == control.passages.group[drawn.evidence]).any()
 
 
 def test_a_finished_run_can_be_trained_longer(tmp_path, folder):
