@@ -28,7 +28,6 @@ from retro_demo.checkpoint import (
     load_model,
     read_any_config,
     save_weights,
-    saved_step,
     write_run_config,
 )
 from retro_demo.config import GenerateConfig
@@ -37,6 +36,7 @@ from retro_demo.loading import load_run
 from retro_demo.marge_planning import plan_run
 from retro_demo.pipeline import ensure_sample, run_training
 from retro_demo.planning import prepare_run
+from retro_demo.run_state import saved_step
 from retro_demo.workspace import CHECKPOINTS, SAMPLE
 from retro_demo.writing import watch_writing
 

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from retro_demo.building import build_corpus, prepare_corpus
-from retro_demo.checkpoint import load_marge, read_marge_config, saved_step
+from retro_demo.checkpoint import load_marge, read_marge_config
 from retro_demo.config import CorpusConfig
 from retro_demo.corpus import WORD, Corpus, load_corpus
 from retro_demo.cross_lingual import recall, recall_by, scripts_of
@@ -45,6 +45,7 @@ from retro_demo.marge_planning import plan_run
 from retro_demo.passages import Passages, cut_passages, languages_of
 from retro_demo.pipeline import ensure_sample, run_training
 from retro_demo.planning import prepare_run
+from retro_demo.run_state import saved_step
 from retro_demo.workspace import SAMPLE, corpus_folder, data_home
 
 PARTS = ("recall_at_1", "recall_at_1_same_script", "recall_at_1_other_script")

@@ -23,11 +23,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 
 from retro_demo.arms import Arms, held_out_windows
-from retro_demo.checkpoint import load_model, read_run_config, saved_step
+from retro_demo.checkpoint import load_model, read_run_config
 from retro_demo.corpus import load_corpus
 from retro_demo.loss_table import LossTable, read_arm
 from retro_demo.pipeline import ensure_sample, run_training
 from retro_demo.planning import make_run_config, prepare_run
+from retro_demo.run_state import saved_step
 from retro_demo.workspace import corpus_folder, data_home
 
 NO_LESSONS = {"reading": 0.0, "lessons_kept": 0.0}

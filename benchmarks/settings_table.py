@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from retro_demo.change_config import AddConfig, WeighConfig
 from retro_demo.config import CorpusConfig, GenerateConfig, TrainConfig
 from retro_demo.evaluate_config import EvaluateConfig
 from retro_demo.explain_config import ExplainConfig
@@ -18,6 +19,8 @@ from retro_demo.retro_config import RetroConfig
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 VERBS = [
     (CorpusConfig, "build-corpus", "How a corpus is built"),
+    (AddConfig, "add-documents", "How documents join a built corpus"),
+    (WeighConfig, "weigh", "How it is measured what documents are worth to a run"),
     (RetroConfig, "train", "The shape of the network"),
     (TrainConfig, "train", "How a run is trained"),
     (MargeConfig, "train marge", "The shape of a MARGE"),

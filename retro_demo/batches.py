@@ -13,7 +13,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from retro_demo.config import TrainConfig
 from retro_demo.corpus import Corpus
+from retro_demo.distributed import World
 from retro_demo.errors import UserError
 from retro_demo.reading import reading_share, with_answers
 from retro_demo.retro import RetroBatch
@@ -68,6 +70,7 @@ class RetroBatches:
         # what neighbors are drawn from where chance takes the place of the retriever
         self.database = np.flatnonzero(~corpus.held_out[corpus.chunks.document])
         self.windows_per_epoch = max(1, len(self.rows) // self.window)
+        self._epoch: tuple[int, int, np.ndarray] | None = None  # the last one: offset and order of windows
 
     def train_batch(self, step: int) -> RetroBatch:
         """The batch of optimizer step `step`: windows drawn without repetition within an epoch."""
@@ -92,10 +95,12 @@ class RetroBatches:
     def _window(self, draw: int) -> np.ndarray:
         """Chunk ids (L,) of the draw-th window of the run; each epoch begins at another offset."""
         epoch, place = divmod(draw, self.windows_per_epoch)
-        rng = np.random.default_rng([self.seed, epoch])
-        spare = max(1, len(self.rows) - self.windows_per_epoch * self.window + 1)
-        offset = rng.integers(spare)
-        start = offset + rng.permutation(self.windows_per_epoch)[place] * self.window
+        if self._epoch is None or self._epoch[0] != epoch:  # a large corpus has many windows to shuffle
+            rng = np.random.default_rng([self.seed, epoch])
+            spare = max(1, len(self.rows) - self.windows_per_epoch * self.window + 1)
+            self._epoch = epoch, int(rng.integers(spare)), rng.permutation(self.windows_per_epoch)
+        _, offset, order = self._epoch
+        start = offset + order[place] * self.window
         return _padded(self.rows[start : start + self.window], self.window)
 
     def held_out_batches(self, max_tokens: int) -> Iterator[tuple[np.ndarray, RetroBatch]]:
@@ -182,6 +187,15 @@ def check_windows(corpus: Corpus, seq_len: int, num_neighbors: int) -> None:
         raise UserError(
             f"You ask for {num_neighbors} neighbors, but this corpus stores {stored}. "
             "Ask for fewer, or build the corpus with more."
+        )
+
+
+def check_share(config: TrainConfig, world: World) -> None:
+    """Raise UserError where a batch has fewer sequences than there are processes to share it."""
+    if config.batch_size < world.size:
+        raise UserError(
+            f"A batch has {config.batch_size} sequence{'s' * (config.batch_size > 1)}, but {world.size} "
+            f"processes share it: start at most {config.batch_size}, or train a run with a larger batch."
         )
 
 

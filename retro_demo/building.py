@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,32 +24,28 @@ from retro_demo.corpus import (
     MANIFEST,
     TEXT_FILES,
     Chunks,
-    choose_held_out,
-    chunk_documents,
     corpus_fingerprint,
-    excluded,
     file_hash,
     load_array,
-    read_stored_documents,
     save_array,
-    word_ids,
     write_atomically,
-    write_documents,
 )
-from retro_demo.devices import choose_device
-from retro_demo.documents import Document, Limits, parse_fields, read_documents
-from retro_demo.duplicates import Duplicates, find_duplicates
-from retro_demo.embedding import Embedder, load_embedder
+from retro_demo.cutting import read_text
+from retro_demo.devices import allowed_memory, choose_device
+from retro_demo.documents import Document
+from retro_demo.duplicates import Duplicates
+from retro_demo.embedding import load_embedder
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Finished, Progress, Started, Warned
 from retro_demo.index import DenseRetriever, VectorIndex, gpu_available
+from retro_demo.index_files import index_names, open_files, write_index
+from retro_demo.marks import file_mark
+from retro_demo.neighbors import Neighbors
+from retro_demo.recall import Excluded, Recall, measure_recall
 from retro_demo.tokenizer import Tokenizer
+from retro_demo.vectors import embed_chunks
 
-EMBED_BLOCK = 4096
-ENCODE_BLOCK = 256
 SEARCH_BLOCK = 4096
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
-SHIPPED_TOKENIZERS = {"factbook": ASSETS / "factbook_tokenizer.json"}
 
 
 def prepare_corpus(out: Path, sources: Sequence[Path], config: CorpusConfig) -> None:
@@ -83,40 +78,14 @@ def build_corpus(out: Path) -> Iterator[Event]:
     config, sources = read_corpus_config(out)
     yield Started("corpus", about=to_json(config))
     embedder = load_embedder(config.embedder, choose_device("auto"))  # a missing one is said before any work
-    documents, warnings, sections = _read(out, sources, config)
-    yield Progress("read", len(documents), len(documents))
-    duplicates = find_duplicates(word_ids(document.text for document in documents))
-    held_out = choose_held_out(documents, duplicates.cluster, config.holdout, config.seed)
-    if twins := int(np.isin(duplicates.cluster[held_out], duplicates.cluster[~held_out]).sum()):
-        warnings.append(
-            f"{twins} documents that are held out by their field `use` have a near-duplicate elsewhere: "
-            "what is measured on them may be known by heart."
-        )
-    yield Progress("split", len(documents), len(documents))
-    tokenizer = _tokenizer(out, config, [d for d, out_ in zip(documents, held_out, strict=True) if not out_])
-    yield Progress("tokenizer", tokenizer.vocab_size, tokenizer.vocab_size)
-    chunks = _chunks(out, documents, tokenizer, config)
-    yield Progress("chunks", len(chunks), len(chunks))
-    if not chunks.has_continuation(np.arange(len(chunks)))[~held_out[chunks.document]].any():
-        raise UserError(
-            f"Every document fits into one chunk of {config.chunk_len} tokens (the longest has "
-            f"{max(len(d.text) for d in documents)} characters), so neighbors could help no later text. "
-            "Add longer documents, or choose a smaller chunk length."
-        )
-    yield from _embed(out, chunks, tokenizer, embedder)
+    text = yield from read_text(out, config, sources)
+    documents, chunks, held_out, tokenizer = text.documents, text.chunks, text.held_out, text.tokenizer
+    duplicates, warnings, train = text.duplicates, text.warnings, text.train
+    yield from embed_chunks(out, chunks, tokenizer, embedder)
     vectors = load_array(out / "vectors.npy", mapped=True)
-    train = np.flatnonzero(~held_out[chunks.document])
     on_gpu, device_sentence = gpu_available()
-    index = VectorIndex.build(vectors[train], train.astype(np.int64), device="cuda" if on_gpu else "cpu")
-    index.save(out / "index.faiss")
-    yield Progress("index", len(train), len(train))
-    window = config.window if sections else 0
-    retriever = DenseRetriever(
-        index,
-        embedder,
-        tokenizer.decode,
-        lambda own, candidates: excluded(chunks, duplicates.cluster, window, own, candidates),
-    )
+    index, recall = yield from index_chunks(out, vectors, train, text.too_near, "cuda" if on_gpu else "cpu")
+    retriever = DenseRetriever(index, embedder, tokenizer.decode, text.too_near)
     yield from _find_neighbors(out, vectors, retriever, config.num_neighbors)
     missing = (load_array(out / "neighbor_ids.npy") < 0).sum(axis=1)
     if (missing[train] == config.num_neighbors).all():
@@ -130,10 +99,12 @@ def build_corpus(out: Path) -> Iterator[Event]:
             f"{short} of {len(train)} training chunks have fewer than {config.num_neighbors} neighbors "
             "outside their own document and its near-duplicates; the missing ones are masked."
         )
-    for text in warnings:
-        yield Warned(text)
+    for sentence in warnings:
+        yield Warned(sentence)
     statistics = describe(documents, chunks, held_out, duplicates, tokenizer, missing) | {
         "index": index.factory,
+        "shards": index.shards,
+        "recall": recall.to_json(),
         "device": device_sentence,
         "embedder": embedder.name,
         "seconds": round(time.perf_counter() - begun, 2),
@@ -142,14 +113,16 @@ def build_corpus(out: Path) -> Iterator[Event]:
     manifest = {
         "format": 1,
         "fingerprint": corpus_fingerprint(
-            config, {name: hashes[name] for name in TEXT_FILES}, embedder.fingerprint
+            config, {name: hashes[name] for name in TEXT_FILES}, embedder.fingerprint, text.split
         ),
         "embedder_fingerprint": embedder.fingerprint,
+        "marks": {name: file_mark(out / name) for name in ("vectors.npy", *index_names(index.shards))},
         "config": to_json(config),
         "hashes": hashes,
-        "sections": sections,
+        "sections": text.kept["sections"],
         "cluster": duplicates.cluster.tolist(),
         "held_out": held_out.tolist(),
+        "history": text.kept.get("history", []),
         "warnings": warnings,
         "statistics": statistics,
     }
@@ -170,66 +143,26 @@ def read_corpus_config(out: Path) -> tuple[CorpusConfig, list[Path]]:
     return from_json(CorpusConfig, values["config"]), [Path(source) for source in values["sources"]]
 
 
-def _read(out: Path, sources: Sequence[Path], config: CorpusConfig) -> tuple[list[Document], list[str], bool]:
-    """The documents, read once; a later call finds them stored and notices sources that changed."""
-    stored, state = out / "documents.jsonl", out / "reading.json"
-    if state.exists() and not (sources and all(source.exists() for source in sources)):
-        kept = json.loads(state.read_text("utf-8"))
-        return read_stored_documents(stored), kept["warnings"], kept["sections"]
-    limit = config.max_megabytes * 1_000_000
-    reading = read_documents(
-        sources, fields=parse_fields(config.fields), limits=replace(Limits(), total_bytes=limit)
-    )
-    if state.exists() and read_stored_documents(stored) != reading.documents:
-        raise UserError(f"The sources changed since {out.name} was begun. Build them into a new folder.")
-    if not state.exists():
-        write_documents(stored, reading.documents)
-        kept = {"warnings": reading.warnings, "sections": reading.sections}
-        write_atomically(state, json.dumps(kept).encode())
-    return list(reading.documents), list(reading.warnings), reading.sections
+def index_chunks(
+    out: Path, vectors: np.ndarray, train: np.ndarray, too_near: Excluded, device: str, *, shards: int = 1
+) -> Generator[Event, None, tuple[VectorIndex, Recall]]:
+    """Index the vectors of the training chunks, tuned to its measured recall; yields progress.
 
-
-def _tokenizer(out: Path, config: CorpusConfig, training: Sequence[Document]) -> Tokenizer:
-    """The tokenizer of this corpus; a new one learns from the training documents alone."""
-    path = out / "tokenizer.json"
-    if not path.exists():
-        if config.tokenizer == "train":
-            Tokenizer.train((document.text for document in training), config.vocab_size).save(path)
-        else:
-            Tokenizer.load(SHIPPED_TOKENIZERS.get(config.tokenizer, Path(config.tokenizer))).save(path)
-    return Tokenizer.load(path)
-
-
-def _chunks(out: Path, documents: Sequence[Document], tokenizer: Tokenizer, config: CorpusConfig) -> Chunks:
-    tokens, document = out / "chunks.npy", out / "chunk_documents.npy"
-    if not document.exists():
-        encoded: list[np.ndarray] = []
-        for start in range(0, len(documents), ENCODE_BLOCK):  # token ids as Python ints are large
-            part = tokenizer.encode_batch([d.text for d in documents[start : start + ENCODE_BLOCK]])
-            encoded += [np.array(ids, dtype=np.int32) for ids in part]
-        chunks = chunk_documents(encoded, config.chunk_len, tokenizer.eos_id)
-        save_array(tokens, chunks.tokens)
-        save_array(document, chunks.document)
-    return Chunks(load_array(tokens), load_array(document))
-
-
-def _embed(out: Path, chunks: Chunks, tokenizer: Tokenizer, embedder: Embedder) -> Iterator[Event]:
-    """Vectors of all chunks, appended block by block so that a kill costs one block."""
-    path, part = out / "vectors.npy", out / "vectors.part"
-    if path.exists():
-        return
-    row = 4 * embedder.dim
-    done = part.stat().st_size // row if part.exists() else 0
-    with part.open("ab") as file:
-        file.truncate(done * row)
-        while done < len(chunks):
-            texts = [tokenizer.decode(ids) for ids in chunks.tokens[done : done + EMBED_BLOCK].tolist()]
-            file.write(embedder.embed(texts).astype(np.float32).tobytes())
-            file.flush()
-            done += len(texts)
-            yield Progress("embed", done, len(chunks))
-    save_array(path, np.fromfile(part, dtype=np.float32).reshape(-1, embedder.dim))
-    part.unlink()
+    What is there already, of these very vectors, is opened as it was measured.
+    """
+    about, mark = out / "index.json", file_mark(out / "vectors.npy")
+    if about.exists() and (kept := json.loads(about.read_text("utf-8")))["vectors"] == mark:
+        index, recall = open_files(out, device), Recall(**kept["recall"])
+        if recall.probes != index.probes:
+            index.probe(recall.probes)
+        return index, recall
+    about.unlink(missing_ok=True)
+    for done in write_index(out, vectors, train, device, memory=allowed_memory(), shards=shards):
+        yield Progress("index", done, len(train))
+    index = open_files(out, device)
+    recall = measure_recall(index, vectors, train, too_near, tune=True)
+    write_atomically(about, json.dumps({"vectors": mark, "recall": recall.to_json()}).encode())
+    return index, recall
 
 
 def _find_neighbors(out: Path, vectors: np.ndarray, retriever: DenseRetriever, k: int) -> Iterator[Event]:
@@ -238,13 +171,18 @@ def _find_neighbors(out: Path, vectors: np.ndarray, retriever: DenseRetriever, k
         return
     ids, scores = [], []
     for start in range(0, len(vectors), SEARCH_BLOCK):
-        block = np.asarray(vectors[start : start + SEARCH_BLOCK])
-        found = retriever.search_vectors(block, k, own=np.arange(start, start + len(block)))
+        found = search_block(vectors, retriever, k, start, len(vectors))
         ids.append(found.ids.astype(np.int32))
         scores.append(found.scores.astype(np.float32))
-        yield Progress("neighbors", start + len(block), len(vectors))
+        yield Progress("neighbors", start + len(found.ids), len(vectors))
     save_array(out / "neighbor_ids.npy", np.concatenate(ids))
     save_array(out / "neighbor_scores.npy", np.concatenate(scores))
+
+
+def search_block(vectors: np.ndarray, retriever: DenseRetriever, k: int, start: int, stop: int) -> Neighbors:
+    """The neighbors of the chunks from `start` to at most `stop`, a block of them."""
+    block = np.asarray(vectors[start : min(start + SEARCH_BLOCK, stop)])
+    return retriever.search_vectors(block, k, own=np.arange(start, start + len(block)))
 
 
 def describe(

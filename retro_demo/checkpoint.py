@@ -147,7 +147,7 @@ def differences(old: AnyRun, new: AnyRun) -> list[str]:
     if old.model != new.model:
         return [f"model {old.model} -> {new.model}"]
     before, after = _flat(asdict(old)), _flat(asdict(new))
-    aside = {"threads", "device", "corpus", "preset", "lesson_steps"}
+    aside = {"threads", "device", "corpus", "preset", "lesson_steps", "sharded"}
     return [
         f"{name} {before[name]} -> {after[name]}"
         for name in before
@@ -164,51 +164,10 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if not isinstance(value, dict)} | inner
 
 
-def save_state(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Keep everything that the next step depends on."""
-    names = {id(weight): name for name, weight in model.named_parameters()}
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for weight, moments in optimizer.state.items():
-        for kind, value in moments.items():
-            tensors[f"optimizer.{kind}.{names[id(weight)]}"] = value
-    tensors["generator.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["generator.cuda"] = torch.cuda.get_rng_state()
-    # the state comes last: as long as it is the old one, going on makes these weights once more
-    save_weights(folder, model, step)
-    _save(folder / "state.safetensors", tensors, {"step": str(step)})
-
-
-def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Put the last save back into model, optimizer and generators; returns its step (0 = none yet)."""
-    path = folder / "state.safetensors"
-    if not path.exists():
-        return 0
-    tensors, meta = _load(path)
-    model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
-    for name, weight in model.named_parameters():
-        for kind in ("step", "exp_avg", "exp_avg_sq"):
-            if (saved := tensors.get(f"optimizer.{kind}.{name}")) is not None:  # none: it had no gradient
-                optimizer.state[weight][kind] = saved.to(weight.device)
-    torch.set_rng_state(tensors["generator.cpu"])
-    if torch.cuda.is_available() and "generator.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["generator.cuda"])
-    return int(meta["step"])
-
-
-def saved_step(folder: Path) -> int:
-    """The step of the last save, 0 where there is none."""
-    path = folder / "state.safetensors"
-    if not path.exists():
-        return 0
-    with safe_open(path, "pt") as file:
-        return int(file.metadata()["step"])
-
-
 def save_weights(folder: Path, model: nn.Module, step: int, dtype: torch.dtype | None = None) -> None:
     """Write model.safetensors; a `dtype` of float16 halves it, for shipping."""
     tensors = {name: tensor.to(dtype or tensor.dtype) for name, tensor in model.state_dict().items()}
-    _save(folder / "model.safetensors", tensors, {"step": str(step)})
+    save_tensors(folder / "model.safetensors", tensors, {"step": str(step)})
 
 
 def begin_from(model: RETRO, base: Path, expected: str) -> None:
@@ -224,7 +183,7 @@ def begin_from(model: RETRO, base: Path, expected: str) -> None:
             f"The weights of the base run at {base} have changed or are gone since this run was set up. "
             "Put them back, or set up a new run."
         )
-    tensors = {name: tensor.float() for name, tensor in _load(path)[0].items()}
+    tensors = {name: tensor.float() for name, tensor in load_tensors(path)[0].items()}
     missing, strange = model.load_state_dict(tensors, strict=False)
     if strange or any(not is_of_reader(name) for name in missing):
         raise UserError(f"The weights in {path} do not fit the network that they should begin.")
@@ -262,14 +221,15 @@ def _fill(model: nn.Module, folder: Path) -> None:
     path = folder / "model.safetensors"
     if not path.exists():
         raise UserError(f"The run at {folder} has no weights yet. Let it train until its first save.")
-    tensors, _ = _load(path)
+    tensors, _ = load_tensors(path)
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if wanted != {name: tensor.shape for name, tensor in tensors.items()}:
         raise UserError(f"The weights in {path} do not fit the network that config.json describes.")
     model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
 
 
-def _save(path: Path, tensors: Mapping[str, Tensor], meta: dict[str, str]) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: dict[str, str]) -> None:
+    """Write them beside `path`, then in its place."""
     beside = path.with_name(path.name + ".tmp")
     save_file(
         {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
@@ -279,7 +239,8 @@ def _save(path: Path, tensors: Mapping[str, Tensor], meta: dict[str, str]) -> No
     os.replace(beside, path)
 
 
-def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file and what it says of itself; UserError where it cannot be read."""
     try:
         with safe_open(path, "pt") as file:
             meta = file.metadata() or {}

@@ -16,16 +16,14 @@ from typing import Any, NoReturn
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: a busy neighbor core costs less
 
-from retro_demo.building import prepare_corpus
-from retro_demo.checkpoint import MODELS, MargeRun, read_any_config
+from retro_demo.change_verbs import add_change_verbs
+from retro_demo.checkpoint import MargeRun, read_any_config
 from retro_demo.config import (
     RETRIEVERS,
-    CorpusConfig,
     GenerateConfig,
-    RetroConfig,
-    TrainConfig,
 )
 from retro_demo.corpus import load_corpus
+from retro_demo.distributed import launched_rank
 from retro_demo.errors import UserError
 from retro_demo.evaluate_config import EvaluateConfig
 from retro_demo.evaluating import run_evaluation
@@ -36,9 +34,8 @@ from retro_demo.explained import explain_text, explain_written
 from retro_demo.findings import as_json
 from retro_demo.flags import add_flags, given, numbers
 from retro_demo.generate import Written
+from retro_demo.job_verbs import add_job_verbs
 from retro_demo.loading import load_retriever, write
-from retro_demo.marge_config import EvidenceConfig, MargeConfig
-from retro_demo.marge_planning import plan_run
 from retro_demo.marge_writing import (
     ids_of,
     load_marge_run,
@@ -46,9 +43,7 @@ from retro_demo.marge_writing import (
     refuse_retriever,
     write_from_evidence,
 )
-from retro_demo.pipeline import ensure_sample, run_build, run_training
-from retro_demo.planning import extend_run, prepare_run
-from retro_demo.presets import PRESETS
+from retro_demo.pipeline import ensure_sample
 from retro_demo.printing import Printer, print_json
 from retro_demo.ready import ready_run
 from retro_demo.search import search
@@ -63,6 +58,8 @@ def main(arguments: list[str] | None = None, *, stop: Callable[[], bool] = lambd
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)  # also where flags are wrong
     show = print_json if as_json else Printer()
+    if rank := launched_rank():  # one of several processes speaks for all
+        show, as_json = _silent, False
     try:
         options = build_parser().parse_args(arguments)
         if warning := settle_data_home()[1]:
@@ -75,7 +72,7 @@ def main(arguments: list[str] | None = None, *, stop: Callable[[], bool] = lambd
     except UserError as error:
         if as_json:
             print_json(Failed(str(error)))
-        print(error, file=sys.stderr)
+        print(f"process {rank}: {error}" if rank else error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -87,6 +84,10 @@ def main(arguments: list[str] | None = None, *, stop: Callable[[], bool] = lambd
         if as_json:
             print_json(Failed(f"Something went wrong inside the program ({type(error).__name__})."))
         return 1
+
+
+def _silent(event: Event) -> None:
+    pass
 
 
 class _Parser(argparse.ArgumentParser):
@@ -101,16 +102,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog=PROGRAM, description="Retrieval-augmented language models to train and look into.")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
-    build = _verb(verbs, "build-corpus", _build, "read documents, cut them into chunks, embed and index them")
-    build.add_argument(
-        "sources",
-        nargs="*",
-        type=Path,
-        metavar="SOURCE",
-        help="files or folders; none: go on with --out",
-    )
-    build.add_argument("--out", type=Path, required=True, help="folder of the corpus; a second call resumes")
-    add_flags(build, CorpusConfig)
+    add_job_verbs(lambda *what: _verb(verbs, *what))
+    add_change_verbs(lambda *what: _verb(verbs, *what))
 
     find = _verb(verbs, "search", _search, "find the chunks of a corpus that are nearest to a text")
     find.add_argument("corpus", metavar="DIR", help='folder of a corpus, or "sample:factbook2015"')
@@ -121,28 +114,6 @@ def build_parser() -> argparse.ArgumentParser:
     _verb(
         verbs, "prepare", _prepare, "build the sample corpora that ship with the code, where they are not yet"
     )
-
-    train = _verb(verbs, "train", _train, "train a run, or go on with it")
-    train.add_argument(
-        "model",
-        nargs="?",
-        choices=MODELS,
-        metavar="MODEL",
-        help=f"{', '.join(MODELS)}; none: go on with --out",
-    )
-    train.add_argument("--corpus", help='folder of a corpus, or "sample:factbook2015"')
-    train.add_argument("--out", type=Path, required=True, help="folder of the run; a second call resumes")
-    train.add_argument(
-        "--base",
-        help="run (or sample:NAME) whose weights to begin with; a retrofit freezes them, the others train on",
-    )
-    train.add_argument(
-        "--preset", choices=list(PRESETS), help="named settings (default: those of the base, else tiny)"
-    )
-    train.add_argument(
-        "--device", help="auto, cpu, cuda or mps (default: auto, or what the run was begun on)"
-    )
-    add_flags(train, TrainConfig, RetroConfig, EvidenceConfig, MargeConfig)
 
     measure = _verb(verbs, "evaluate", _evaluate, "measure whether retrieval helps, against its controls")
     measure.add_argument("run", nargs="?", metavar="RUN", help="run that retrieves; none: go on with --out")
@@ -190,17 +161,6 @@ def _verb(
     return parser
 
 
-def _build(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
-    if options.sources:
-        prepare_corpus(options.out, options.sources, CorpusConfig(**given(options, CorpusConfig)))
-    elif given(options, CorpusConfig):
-        raise UserError(
-            "Settings go with sources: build-corpus SOURCE... --out DIR. Without sources a build goes on "
-            "as it was begun."
-        )
-    return run_build(options.out, stop)
-
-
 def _prepare(_options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
     wanted = [name for name, sample in SAMPLES.items() if sample.at_start]
     for name in wanted:
@@ -214,33 +174,6 @@ def _search(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[E
     corpus = load_corpus(corpus_folder(data_home()[0], options.corpus))
     neighbors = search(corpus, load_retriever(corpus, options.retriever), options.text, options.k)
     yield Finished({"neighbors": neighbors, "seconds": round(time.perf_counter() - begun, 3)})
-
-
-def _train(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
-    settings = given(options, TrainConfig, RetroConfig, EvidenceConfig, MargeConfig)
-    if options.model:
-        if not options.corpus:
-            raise UserError(
-                f"Name the corpus to train on: train {options.model} --corpus DIR --out {options.out}"
-            )
-        yield from ensure_sample(options.corpus, stop)
-        wanted = plan_run(
-            options.model,
-            options.corpus,
-            preset=options.preset or "",
-            settings=settings,
-            device=options.device or "auto",
-            base=options.base or "",
-        )
-        prepare_run(options.out, wanted)
-    elif options.corpus or options.base or options.preset or set(settings) - {"steps"}:
-        raise UserError(
-            "Settings go with a model: train MODEL --corpus DIR --out RUN. "
-            "Without one a run goes on as it was begun, or to more --steps."
-        )
-    elif settings and settings["steps"] != read_any_config(options.out).training.steps:
-        extend_run(options.out, settings["steps"])
-    yield from run_training(options.out, stop, device=options.device)
 
 
 def _evaluate(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:

@@ -175,6 +175,19 @@ class TrainConfig:
     save_every: int = knob(
         50, "Save every", "Steps between two saves: what a kill can cost.", low=1, high=1_000_000
     )
+    precision: str = knob(
+        "float32",
+        "Precision",
+        "Of the matrix products in training: bfloat16 is for GPUs that have it; weights, norms and loss stay "
+        "in float32, and measurements too.",
+        choices=("float32", "bfloat16"),
+    )
+    sharded: bool = knob(
+        False,
+        "Shard the weights",
+        "Where several processes train the run together: each keeps a part of weights and optimizer state, "
+        "for a network that is too large for one GPU.",
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -125,6 +125,20 @@ def choose_held_out(
     return hold_out([document.group for document in documents], cluster, share, seed)
 
 
+def keep_split(
+    documents: Sequence[Document], cluster: np.ndarray, known: Sequence[bool | None]
+) -> np.ndarray:
+    """Which documents of a changed corpus are held out, bool (D,): those that were, and of the new ones
+    (known: None) those that say so, or that share a group or a near-duplicate with a held-out one."""
+    unit = _joined([document.group for document in documents], cluster)
+    held_out = np.array([side is True for side in known], dtype=bool)
+    joined = np.isin(unit, unit[held_out])
+    for number, (document, side) in enumerate(zip(documents, known, strict=True)):
+        if side is None:
+            held_out[number] = document.use == "held-out" or (not document.use and joined[number])
+    return held_out
+
+
 def _joined(groups: Sequence[str], cluster: np.ndarray) -> np.ndarray:
     """The connected parts (D,) of documents that share a group or a cluster."""
     parent = list(range(len(groups)))
@@ -244,8 +258,11 @@ def _file_hash(path: Path, _changed: int, _size: int) -> str:
     return digest.hexdigest()
 
 
-def corpus_fingerprint(config: CorpusConfig, hashes: dict[str, str], embedder: str) -> str:
-    """What a run remembers of its corpus: the text and all that shapes chunks and neighbors."""
+def corpus_fingerprint(config: CorpusConfig, hashes: dict[str, str], embedder: str, split: str = "") -> str:
+    """What a run remembers of its corpus: the text and all that shapes chunks and neighbors.
+
+    `split` names who is held out, where that is not what the settings draw.
+    """
     shape = [
         config.chunk_len,
         config.holdout,
@@ -253,6 +270,7 @@ def corpus_fingerprint(config: CorpusConfig, hashes: dict[str, str], embedder: s
         config.num_neighbors,
         config.window,
         embedder,
+        *([split] if split else []),
     ]
     return hashlib.sha256(json.dumps([hashes, shape], sort_keys=True).encode()).hexdigest()[:16]
 

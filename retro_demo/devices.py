@@ -34,3 +34,13 @@ def allowed_threads() -> int:
         return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
     except (OSError, ValueError):
         return cores
+
+
+def allowed_memory() -> int:
+    """Bytes of memory that this process may really use: what the machine has and its quota leaves."""
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 32
+    try:
+        quota = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        return there if quota == "max" else min(there, int(quota))
+    except (OSError, ValueError):
+        return there

@@ -78,13 +78,17 @@ def parse_fields(fields: str) -> dict[str, str]:
 
 
 def read_documents(
-    sources: Sequence[Path], *, fields: Mapping[str, str], limits: Limits = DEFAULT_LIMITS
+    sources: Sequence[Path],
+    *,
+    fields: Mapping[str, str],
+    limits: Limits = DEFAULT_LIMITS,
+    least: int = 2,
 ) -> Reading:
     """The documents of files and folders (.txt .md .jsonl .csv .pdf, also in .zip and .gz).
 
     The order is that of the sources, within a folder or archive that of the sorted names. A single
-    document is split into sections, with a warning. Raises UserError on anything that cannot be
-    read; what could be mended or was left out is said in the warnings.
+    document (fewer than `least`) is split into sections, with a warning. Raises UserError on anything
+    that cannot be read; what could be mended or was left out is said in the warnings.
     """
     _check_names(fields)
     if not sources:
@@ -95,7 +99,7 @@ def read_documents(
     if not documents:
         names = ", ".join(source.name or str(source) for source in sources[:5])
         raise UserError(" ".join([f"No text was found in {names}.", *warnings]))
-    if len(documents) > 1:
+    if len(documents) >= least:
         return Reading(documents, warnings, sections=False)
     sections = _split(documents[0])
     warnings.append(

@@ -29,7 +29,7 @@ from retro_demo.errors import UserError
 from retro_demo.evaluate_config import EvaluateConfig
 from retro_demo.evaluation_request import Request, read_request
 from retro_demo.events import Event, Finished, Progress, Refined, Started, Stopped, Warned, cut_back
-from retro_demo.index import VectorIndex
+from retro_demo.index_files import open_index
 from retro_demo.jobs import claim
 from retro_demo.leakage import Overlaps
 from retro_demo.loading import LoadedRun, load_retriever, load_run
@@ -186,8 +186,7 @@ def make_study(arms: Arms, request: Request, loaded: LoadedRun, known: Known) ->
     """The table to fill, the database as it is, and how the baseline compares."""
     windows, corpus = arms.windows, arms.corpus
     table = LossTable(windows, arms.tokens(np.arange(len(windows))), corpus.bytes_of_tokens())
-    index = VectorIndex.load(corpus.folder / "index.faiss")
-    database = np.concatenate([ids for ids, _ in index.blocks()])
+    database = open_index(corpus).ids
     most = table.windows_for(request.settings.rounds(int(table.there.sum()))[-1])
     overlaps = Overlaps(corpus.chunks, windows.rows[:most, 1:], database)
     compared = match(request.folder("run"), request.folder("baseline")) if request.baseline else None

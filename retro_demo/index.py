@@ -13,7 +13,7 @@ import functools
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import faiss
@@ -21,14 +21,13 @@ import numpy as np
 from faiss.contrib.factory_tools import reverse_index_factory
 
 from retro_demo.embedding import Embedder
-from retro_demo.errors import UserError
+from retro_demo.index_parts import blocks_of, checked, empty_index, on_all_gpus, read_part, write_part
 from retro_demo.neighbors import Neighbors, Retriever, joined, rank
 
 GPU_MAX_K = 2048  # FAISS refuses more on a GPU (faiss.gpu limits)
 MAX_FETCH = 2048  # beyond this a scan of the whole index is the cheaper search
 QUERY_BLOCK = 4096
 SCAN_QUERIES, SCAN_ROWS = 256, 16_384  # a scan holds this many scores at a time
-SEED = 1234
 PROBE = """
 import faiss, numpy
 rows = numpy.eye(8, dtype="float32")
@@ -88,19 +87,23 @@ def gpu_available() -> tuple[bool, str]:
 class VectorIndex:
     """Vectors of length 1 and the chunk id of each, searched by inner product (the cosine).
 
-    The index of record is on the CPU; device "cuda" searches a copy of it on all GPUs.
+    One FAISS index, or several (shards) that answer as one. The index of record is on the CPU; device
+    "cuda" searches a copy of it on the GPU, cut into shards where there are several.
     """
 
-    def __init__(self, index: faiss.IndexIDMap, device: str) -> None:
-        """Use `build` or `load`; index maps positions to chunk ids."""
+    def __init__(self, parts: Sequence[faiss.IndexIDMap], device: str) -> None:
+        """Use `build`, `load` or index_files.py; each part maps positions to chunk ids."""
         self.device = device
-        self._index = index
-        self._inner = faiss.downcast_index(index.index)
-        self.factory: str = reverse_index_factory(self._inner)
-        if isinstance(self._inner, faiss.IndexIVF):
-            # Measured with 64 lists: recall@4 .98 of 512 (1e5 vectors), .977 of 4096 (1e6).
-            self._inner.nprobe = min(self._inner.nlist, max(64, self._inner.nlist // 128))
-        self._gpu = _on_all_gpus(index) if device == "cuda" else None
+        self._parts = list(parts)
+        self._inner = [faiss.downcast_index(part.index) for part in parts]
+        self.factory: str = reverse_index_factory(self._inner[0])
+        self._index = parts[0]
+        if len(parts) > 1:
+            # no threads: each part has its own
+            self._index = faiss.IndexShards(parts[0].d, False, False)  # pyright: ignore[reportCallIssue]
+            for part in parts:
+                self._index.add_shard(part)
+        self._gpu = on_all_gpus(self._index) if device == "cuda" else None
 
     @classmethod
     def build(
@@ -114,35 +117,23 @@ class VectorIndex:
         """vectors (N, E), rows of length 1 or 0, and their chunk ids (N,), each below 2**32.
 
         The same input gives the same index: k-means is seeded. Training and adding run on the
-        CPU. Without a factory, `choose_factory` decides.
+        CPU. Without a factory, `choose_factory` decides. See index_files.py for more vectors than
+        memory holds.
         """
-        vectors = _checked(vectors)
         factory = factory or choose_factory(len(vectors), device)
-        inner = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
-        if isinstance(inner, faiss.IndexIVF):
-            inner.cp.seed = SEED
-        index = faiss.IndexIDMap(inner)
-        index.train(vectors)
-        index.add_with_ids(vectors, np.ascontiguousarray(ids, np.int64))
-        return cls(index, device)
+        part = empty_index(vectors, np.arange(len(vectors)), factory, device)
+        part.add_with_ids(checked(vectors), np.ascontiguousarray(ids, np.int64))
+        return cls([part], device)
 
     @classmethod
     def load(cls, path: Path, device: str = "cpu") -> VectorIndex:
         """The index that `save` wrote; UserError where the file is missing or not whole."""
-        sentence = f'The index file "{path}" cannot be read. Build the corpus again.'
-        try:
-            index = faiss.read_index(str(path))
-        except RuntimeError as error:
-            raise UserError(sentence) from error
-        if not isinstance(index, faiss.IndexIDMap):
-            raise UserError(sentence)
-        return cls(index, device)
+        return cls([read_part(path)], device)
 
     def save(self, path: Path) -> None:
         """Write the index to path; an interruption leaves the old file as it was."""
-        partial = path.with_name(path.name + ".tmp")
-        faiss.write_index(self._index, str(partial))
-        partial.replace(path)
+        (part,) = self._parts  # shards have files of their own
+        write_part(path, part)
 
     def __len__(self) -> int:
         return self._index.ntotal
@@ -152,21 +143,49 @@ class VectorIndex:
         """Width E of a vector."""
         return self._index.d
 
+    @property
+    def shards(self) -> int:
+        """How many FAISS indexes answer as one."""
+        return len(self._parts)
+
+    @property
+    def probes(self) -> int:
+        """How many inverted lists a search looks into; 0 where there are none and it looks everywhere."""
+        return self._inner[0].nprobe if isinstance(self._inner[0], faiss.IndexIVF) else 0
+
+    @property
+    def lists(self) -> int:
+        """How many inverted lists there are; 0 where every search is exact or goes through a graph."""
+        return self._inner[0].nlist if isinstance(self._inner[0], faiss.IndexIVF) else 0
+
+    def probe(self, lists: int) -> None:
+        """Look into so many inverted lists from now on; the more, the slower and the nearer to exact."""
+        for inner in self._inner:
+            assert isinstance(inner, faiss.IndexIVF)
+            inner.nprobe = lists
+        if self._gpu is not None:
+            self._gpu = on_all_gpus(self._index)
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The chunk ids (N,) of all stored vectors."""
+        return np.concatenate([faiss.vector_to_array(part.id_map) for part in self._parts])
+
     def search(self, queries: np.ndarray, k: int) -> Neighbors:
         """queries (Q, E) of length 1 or 0 -> the k nearest, exact where the factory is Flat.
 
         More than 2,048 neighbors are searched on the CPU, because FAISS finds no more on a GPU.
         """
         index = self._gpu if self._gpu is not None and k <= GPU_MAX_K else self._index
-        scores, ids = index.search(_checked(queries), k)
+        scores, ids = index.search(checked(queries), k)
         return rank(ids, scores, k)
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """All stored (ids (n,), vectors (n, E)) in blocks; the vectors as the index keeps them."""
-        ids = faiss.vector_to_array(self._index.id_map)
-        for start in range(0, len(ids), SCAN_ROWS):
-            part = ids[start : start + SCAN_ROWS]
-            yield part, self._inner.reconstruct_n(start, len(part))
+        for part, inner in zip(self._parts, self._inner, strict=True):
+            ids = faiss.vector_to_array(part.id_map)
+            for rows in blocks_of(len(ids), SCAN_ROWS):
+                yield ids[rows], inner.reconstruct_n(rows.start, len(ids[rows]))
 
 
 class DenseRetriever(Retriever):
@@ -191,7 +210,7 @@ class DenseRetriever(Retriever):
     def search(self, tokens: np.ndarray, k: int, *, own: np.ndarray | None = None) -> Neighbors:
         """As `Retriever.search`."""
         found = []
-        for rows in _blocks(len(tokens), QUERY_BLOCK):
+        for rows in blocks_of(len(tokens), QUERY_BLOCK):
             texts = [self._decode(row[row != 0].tolist()) for row in tokens[rows]]
             vectors = self._embedder.embed(texts)
             found.append(self.search_vectors(vectors, k, own=None if own is None else own[rows]))
@@ -227,7 +246,7 @@ def search_allowed(
 
     parts = [
         _fetched(index, vectors[rows], k, lambda own, ids, start=rows.start: allowed(own + start, ids))
-        for rows in _blocks(len(vectors), QUERY_BLOCK)
+        for rows in blocks_of(len(vectors), QUERY_BLOCK)
     ]
     return joined(parts, k)
 
@@ -248,45 +267,25 @@ def _fetched(
         if index.factory == "Flat":
             done |= fetch >= len(index)
         open_rows, fetch = open_rows[~done], fetch * 4
-    for part in _blocks(len(open_rows), SCAN_QUERIES):
+    for part in blocks_of(len(open_rows), SCAN_QUERIES):
         rows = open_rows[part]
-        best = _scanned(index, vectors[rows], k, lambda own, ids, rows=rows: allowed(rows[own], ids))
+        best = scan(index.blocks(), vectors[rows], k, lambda own, ids, rows=rows: allowed(rows[own], ids))
         out.ids[rows], out.scores[rows] = best.ids, best.scores
     return out
 
 
-def _scanned(
-    index: VectorIndex, vectors: np.ndarray, k: int, allowed: Callable[[np.ndarray, np.ndarray], np.ndarray]
+def scan(
+    blocks: Iterable[tuple[np.ndarray, np.ndarray]],
+    vectors: np.ndarray,
+    k: int,
+    allowed: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> Neighbors:
-    """The k nearest allowed chunks by looking at all of them, on the CPU."""
+    """The k nearest allowed chunks by looking at all of them, blocks of ids (n,) and vectors (n, E)."""
     best = rank(np.full((len(vectors), 1), -1), np.zeros((len(vectors), 1)), k)
-    for ids, stored in index.blocks():
+    for ids, stored in blocks:
         candidates = np.broadcast_to(ids, (len(vectors), len(ids)))
         valid = allowed(np.arange(len(vectors)), candidates)
         part = rank(np.where(valid, candidates, -1), vectors @ stored.T, k)
         both = [np.hstack(pair) for pair in ((best.ids, part.ids), (best.scores, part.scores))]
         best = rank(both[0], both[1], k)
     return best
-
-
-def _blocks(total: int, size: int) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, total, size))
-
-
-def _checked(vectors: np.ndarray) -> np.ndarray:
-    """The same vectors, contiguous float32; ValueError where a row's length is not 1 or 0."""
-    vectors = np.ascontiguousarray(vectors, np.float32)
-    lengths = np.linalg.norm(vectors, axis=1)
-    if not (np.isclose(lengths, 1, atol=1e-3) | (lengths == 0)).all():
-        raise ValueError("a vector's length is neither 1 nor 0: embed with an Embedder")
-    return vectors
-
-
-def _on_all_gpus(index: faiss.IndexIDMap) -> faiss.Index:
-    """A copy of the index on every GPU; UserError where FAISS has none."""
-    if getattr(faiss, "get_num_gpus", lambda: 0)() == 0:
-        # FAISS would give an empty replica here, which answers nothing.
-        raise UserError('FAISS finds no GPU here for the device "cuda". Choose the device "cpu".')
-    options = faiss.GpuMultipleClonerOptions()
-    options.allowCpuCoarseQuantizer = True  # for an index built on a CPU, with HNSW over the lists
-    return faiss.index_cpu_to_all_gpus(index, options)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from retro_demo.jobs import JobStatus
+from retro_demo.recall import recall_words
 from retro_demo.views import badge, bar, duration, esc, failure, note, size, table, term
 
 STAGES = {
@@ -78,7 +79,8 @@ def corpus_statistics(stats: Mapping[str, Any] | None) -> str:
         f"<figure>{duplicates(stats)}</figure></div>"
         f'<p class="caption">{esc(stats["device"])} {term("index", "Index")}: {esc(stats["index"])}, '
         f"{term('embedder')}: {esc(stats['embedder'])}. {stats['chunks_short_of_neighbors']:,} chunks "
-        f"have fewer neighbors than asked for. Built in {duration(stats['seconds'])}.</p>"
+        f"have fewer neighbors than asked for. {esc(recall_words(stats.get('recall')))} "
+        f"Built in {duration(stats['seconds'])}.</p>"
     )
 
 

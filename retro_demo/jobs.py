@@ -28,12 +28,15 @@ LOG_TAIL = 4000
 
 
 @contextmanager
-def claim(folder: Path) -> Iterator[None]:
-    """Hold the folder while working on it; raises UserError where another process does."""
+def claim(folder: Path, *, patience: float = 2) -> Iterator[None]:
+    """Hold the folder while working on it; raises UserError where another process does.
+
+    `patience`: seconds to wait for that one, -1 for as long as it takes.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")
     try:
-        lock.acquire(timeout=2)  # a follower's look (is_running) holds it for an instant
+        lock.acquire(timeout=patience)  # a follower's look (is_running) holds it for an instant
     except Timeout:
         raise UserError(
             f"{folder} is being worked on by another process. Stop that one first, or wait."

@@ -19,7 +19,9 @@ from retro_demo.errors import UserError
 from retro_demo.events import Event
 from retro_demo.generate import Database, Written, generate
 from retro_demo.index import DenseRetriever, VectorIndex, gpu_available
+from retro_demo.index_files import open_index
 from retro_demo.lexical import HybridRetriever, LexicalIndex, LexicalRetriever, Terms, token_terms, word_terms
+from retro_demo.marks import unchanged
 from retro_demo.neighbors import Neighbors, Retriever
 from retro_demo.retro import RETRO
 from retro_demo.tokenizer import Tokenizer
@@ -38,7 +40,7 @@ def load_retriever(corpus: Corpus, name: str = "dense") -> Retriever:
     return retriever_over(
         corpus,
         name,
-        lambda: VectorIndex.load(corpus.folder / "index.faiss", device=device),
+        lambda: open_index(corpus, device),
         lambda terms: _lexical_index(corpus, "bm25-words" if name == "bm25-words" else "bm25", terms),
     )
 
@@ -59,7 +61,7 @@ def search_stored(corpus: Corpus, finder: Retriever, rows: np.ndarray, k: int) -
     tokens = corpus.chunks.tokens[rows]
     if not isinstance(finder, (DenseRetriever, HybridRetriever)):
         return finder.search(tokens, k, own=rows)
-    vectors = np.asarray(load_array(corpus.folder / "vectors.npy", mapped=True)[rows])
+    vectors = np.asarray(load_array(unchanged(corpus, "vectors.npy"), mapped=True)[rows])
     if isinstance(finder, DenseRetriever):
         return finder.search_vectors(vectors, k, own=rows)
     return finder.search_vectors(tokens, vectors, k, own=rows)

@@ -26,26 +26,13 @@ from torch import Tensor, nn
 from retro_demo.attention import KeysValues, Memory, key_mask
 from retro_demo.blocks import draw_copying_weights, draw_weights, make_norm
 from retro_demo.distillation import distillation, looked
+from retro_demo.distributed import shared_rows
 from retro_demo.errors import UserError
+from retro_demo.marge_batch import MargeBatch, Part
 from retro_demo.marge_config import MargeConfig
 from retro_demo.marge_layers import Evidence, EvidenceLayer, PlainLayer, Read
 
 EPS = 1e-5  # where a mean of scores is over what masks leave: they may leave nothing
-
-
-class MargeBatch(NamedTuple):
-    """What one step reads: targets (B, T) and the evidence (M, S) of all of them, padded with pad_id."""
-
-    targets: Tensor
-    evidence: Tensor
-
-    @property
-    def tokens(self) -> Tensor:
-        """What is learned to be written (B, T)."""
-        return self.targets
-
-    def to(self, device: torch.device) -> MargeBatch:
-        return MargeBatch(*(part.to(device, non_blocking=True) for part in self))
 
 
 class MargeOutput(NamedTuple):
@@ -181,6 +168,11 @@ class MARGE(nn.Module):
             rearrange(embeddings, "(b m) d -> b m d", b=batch),
         )
 
+    def _encode_together(self, evidence: Tensor, part: Part) -> Evidence:
+        """As `encode_evidence` of evidence (M, S), of which each of several processes encodes some."""
+        states, embeddings = shared_rows(self.encode, evidence, part.rank, part.size)
+        return Evidence(states[None], self._readable(evidence, None)[None], embeddings[None])
+
     def relevance(self, target_embeds: Tensor, evidence_embeds: Tensor) -> Tensor:
         """target_embeds (B, D), evidence_embeds (B or 1, M, D), as `embed` gives them -> f (B, M)."""
         return self._match(F.normalize(target_embeds, dim=-1), evidence_embeds)
@@ -202,18 +194,19 @@ class MARGE(nn.Module):
         target_embeds: Tensor | None = None,
         relevance: Tensor | None = None,
         visible: Tensor | None = None,
+        encoded: Evidence | None = None,
     ) -> MargeOutput:
         """targets (B, T), evidence (M, S) or each target's own (B, M, S), or None -> MargeOutput.
 
         logits[:, t] predict token t + 1 from the tokens up to t. Masks are True where a token stands
         (default: where it is not padding). `target_embeds` (B, D): default the targets' own, of length 1;
         `relevance` (B, M) takes the place of the computed one; `visible` (B, M) says which evidence
-        each target may see (default: all of it).
+        each target may see (default: all of it); `encoded` is the evidence, where that is done.
         """
         present = self.present(targets, target_mask)
         if evidence is None:
             evidence = targets.new_full((0, 1), self.config.pad_id)
-        encoded = self.encode_evidence(evidence, evidence_mask)
+        encoded = encoded or self.encode_evidence(evidence, evidence_mask)
         if relevance is None:
             if target_embeds is None:
                 target_embeds = F.normalize(self.embed(targets, target_mask), dim=-1)
@@ -312,9 +305,13 @@ class MARGE(nn.Module):
 
     def loss(self, batch: MargeBatch) -> tuple[Tensor, dict[str, float]]:
         """Mean loss of the batch's tokens in nats, with that of distillation; figures to report beside it."""
-        out = self(batch.targets, batch.evidence)
+        encoded = None if batch.part is None else self._encode_together(batch.evidence, batch.part)
+        out = self(batch.targets, batch.evidence, encoded=encoded)
         losses = self._token_losses(batch.targets, out.logits)
-        loss = losses.sum() / (batch.targets[:, 1:] != self.config.pad_id).sum().clamp(min=1)
+        if batch.part is None:
+            loss, share = losses.sum() / (batch.targets[:, 1:] != self.config.pad_id).sum().clamp(min=1), 1.0
+        else:
+            loss, share = losses.sum() / max(1, batch.part.predicted), batch.part.share
         if out.distill_loss is None:
             return loss, {}
-        return loss + self.config.distill * out.distill_loss, {"distill": out.distill_loss.item()}
+        return loss + share * self.config.distill * out.distill_loss, {"distill": out.distill_loss.item()}

@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from retro_demo.corpus import Corpus
 from retro_demo.cross_lingual import recall, scripts_of
+from retro_demo.distributed import ALONE, World, led
 from retro_demo.errors import UserError
 from retro_demo.events import Reindexed
 from retro_demo.evidence import Pairs, chance_of_group, find_pairs, pair_figures, random_pairs
 from retro_demo.evidence_store import Reindexing, load_reindexing, save_reindexing, shown_rows
-from retro_demo.marge import MARGE, MargeBatch
+from retro_demo.marge import MARGE
+from retro_demo.marge_batch import MargeBatch
 from retro_demo.marge_config import EvidenceConfig
 from retro_demo.passages import cut_passages
 from retro_demo.reading import MOST_CORRUPTED, corrupt, reading_share
@@ -33,10 +36,11 @@ EMBED_TOKENS = 16_384  # in one forward of the encoder
 
 
 @torch.inference_mode()
-def embed_passages(model: MARGE, tokens: np.ndarray) -> np.ndarray:
+def embed_passages(model: MARGE, tokens: np.ndarray, world: World = ALONE) -> np.ndarray:
     """tokens (P, S), padded -> embeddings of length 1, float32 (P, D), as the loss has them.
 
     In eval mode and with masks, so padding and dropout change nothing; short passages go together.
+    Several processes take turns and give the same vectors, to the bit, as one.
     """
     was_training = model.training
     model.eval()
@@ -45,13 +49,15 @@ def embed_passages(model: MARGE, tokens: np.ndarray) -> np.ndarray:
     lengths = (tokens != pad).sum(axis=1)
     order = np.argsort(lengths, kind="stable")
     vectors = np.zeros((len(tokens), model.config.dim), dtype=np.float32)
-    at = 0
+    at = turn = 0
     while at < len(order):
         count = max(1, EMBED_TOKENS // max(1, int(lengths[order[at : at + 256]].max(initial=1))))
         rows = order[at : at + min(count, 256)]
-        part = torch.from_numpy(tokens[rows, : max(1, lengths[rows].max())]).to(device)
-        vectors[rows] = torch.nn.functional.normalize(model.embed(part), dim=-1).float().cpu().numpy()
-        at += len(rows)
+        if turn % world.size == world.rank:
+            part = torch.from_numpy(tokens[rows, : max(1, lengths[rows].max())]).to(device)
+            vectors[rows] = torch.nn.functional.normalize(model.embed(part), dim=-1).float().cpu().numpy()
+        at, turn = at + len(rows), turn + 1
+    world.add_up(vectors)
     model.train(was_training)
     return vectors
 
@@ -94,13 +100,25 @@ class MargeBatches:
         """Whether there is a re-index before `step` (from 0); the one behind all steps is to be looked at."""
         return step % self.config.refresh_every == 0 or step == self.steps
 
-    def refresh(self, step: int, model: MARGE, folder: Path) -> Reindexed:
+    def refresh(self, step: int, model: MARGE, folder: Path, world: World = ALONE) -> Reindexed:
         """Embed all passages anew, find their evidence and keep both in `folder`; at step 0, too.
 
-        Raises UserError where no passage has any evidence.
+        Several processes share the embedding; the leader finds and keeps, the others read what it kept,
+        so that no difference between machines can part them. Raises UserError where no passage has any
+        evidence.
         """
         begun = time.perf_counter()
-        vectors = embed_passages(model, self.passages.tokens)
+        vectors = embed_passages(model, self.passages.tokens, world)
+        with led(world):
+            told = self._found(step, model, vectors, folder, begun) if world.leads else {}
+        if not world.leads and step < self.steps:
+            self.found = load_reindexing(folder, step)
+        return Reindexed(step, told)
+
+    def _found(
+        self, step: int, model: MARGE, vectors: np.ndarray, folder: Path, begun: float
+    ) -> dict[str, Any]:
+        """Find the evidence by the embeddings of all passages and keep both; returns the figures."""
         pairs = find_pairs(
             vectors,
             self.passages,
@@ -131,7 +149,7 @@ class MargeBatches:
         save_reindexing(folder, found)
         if step < self.steps:  # the one behind the last step is only looked at
             self.found = found
-        return Reindexed(step, found.figures)
+        return found.figures
 
     def last_due(self, step: int) -> int:
         """Before which step the evidence of the batch of `step` was found."""

@@ -29,6 +29,8 @@ MARGE_TRAINING = (
     "eval_every",
     "eval_tokens",
     "save_every",
+    "precision",
+    "sharded",
 )
 """The knobs of TrainConfig that mean something to MARGE; its batches follow from EvidenceConfig."""
 

@@ -7,25 +7,34 @@ from pathlib import Path
 
 import torch
 
-from retro_demo.checkpoint import MargeRun, load_state, save_state, versions
+from retro_demo.checkpoint import MargeRun, versions
 from retro_demo.devices import choose_device
+from retro_demo.distributed import ALONE, World, for_measuring, spread
 from retro_demo.events import ENDINGS, Evaluated, Event, Finished, Started, Warned
 from retro_demo.loading import load_own_corpus
 from retro_demo.marge import MARGE
 from retro_demo.marge_arms import EvidenceArms, measure_live
 from retro_demo.marge_batches import MargeBatches, embed_passages
+from retro_demo.run_state import load_state, save_state, saved_processes, saved_step
 from retro_demo.train import Hooks, make_optimizer, train
 
 
-def train_marge(out: Path, config: MargeRun, stop: Callable[[], bool], device: str | None) -> Iterator[Event]:
-    """Advance the run in `out` to its end, yielding what happens; pipeline.py keeps the record."""
-    torch.set_num_threads(config.threads)
+def train_marge(
+    out: Path, config: MargeRun, stop: Callable[[], bool], device: str | None, world: World = ALONE
+) -> Iterator[Event]:
+    """Advance the run in `out` to its end, yielding what happens; pipeline.py keeps the record.
+
+    Of several processes each encodes a part of a batch's evidence for all and has a part of its targets;
+    at a re-index it embeds a part of the passages, whose pairs the first one finds for all.
+    """
+    torch.set_num_threads(world.threads(config.threads))
     torch.manual_seed(config.training.seed)
-    device = choose_device(device or config.device)
+    device = world.device(choose_device(device or config.device))
     model = MARGE(config.network).to(device)
-    optimizer = make_optimizer(model, config.training)
-    corpus = load_own_corpus(config)
     training = config.training
+    learner = spread(model, world, sharded=training.sharded, precision=training.precision)
+    optimizer = make_optimizer(model, training)
+    corpus = load_own_corpus(config)
     batches = MargeBatches(
         corpus,
         config.network.languages,
@@ -35,7 +44,8 @@ def train_marge(out: Path, config: MargeRun, stop: Callable[[], bool], device: s
         reading_steps=config.lesson_steps,
         lessons_kept=training.lessons_kept,
     )
-    start = load_state(out, model, optimizer)  # last: nothing may draw from the generators after it
+    world.seed(training.seed, saved_step(out))
+    start = load_state(out, model, optimizer, world)  # last: nothing may draw from the generators after it
     parameters = sum(weight.numel() for weight in model.parameters())
     about = {"parameters": parameters, "steps": training.steps, "device": device}
     yield Started(config.model, start, about)
@@ -43,32 +53,45 @@ def train_marge(out: Path, config: MargeRun, stop: Callable[[], bool], device: s
         yield Warned(
             "Versions or machine differ from those this run began with: it goes on, but not bit for bit."
         )
-    if start and not batches.due(start) and not batches.resume(start, out):
+    if start and (before := saved_processes(out)) != world.size:
+        yield Warned(other_processes(before, world.size))
+    if start and not batches.due(start) and world.any(not batches.resume(start, out)):
         yield Warned(
             f"What the last re-index before step {start} found is gone from the run's folder: it goes on "
             "with a new one, and not bit for bit."
         )
-        yield batches.refresh(batches.last_due(start), model, out)
+        yield batches.refresh(batches.last_due(start), for_measuring(model), out, world)
     widths = corpus.bytes_of_tokens()
 
     def refresh(step: int) -> Iterator[Event]:
         if batches.due(step):
-            yield batches.refresh(step, model, out)
+            yield batches.refresh(step, for_measuring(model), out, world)
 
     def evaluate(step: int) -> Evaluated:
-        vectors = embed_passages(model, batches.passages.tokens)
+        full = for_measuring(model)
+        vectors = embed_passages(full, batches.passages.tokens, world)
+        if not world.leads:
+            return Evaluated(step, {})
         arms = EvidenceArms(batches.passages, vectors, config.evidence, training.seed)
-        figures = measure_live(model, arms, widths, training.eval_tokens)
-        return Evaluated(step, figures, "", {"beta": model.betas()})
+        figures = measure_live(full, arms, widths, training.eval_tokens)
+        return Evaluated(step, figures, "", {"beta": full.betas()})
 
     hooks = Hooks(
         evaluate=evaluate,
-        save=lambda step: save_state(out, step, model, optimizer),
-        stop=stop,
+        save=lambda step: save_state(out, step, model, optimizer, world),
+        stop=lambda: world.any(stop()),
         refresh=refresh,
     )
     last: Event | None = None
-    for last in train(model, batches, optimizer, training, start=start, hooks=hooks):
+    for last in train(learner, batches, optimizer, training, start=start, hooks=hooks, world=world):
         yield last
     if last is None or last.to_json()["event"] not in ENDINGS:
         yield Finished({"step": training.steps, "parameters": parameters})
+
+
+def other_processes(before: int, now: int) -> str:
+    """What to say where a run goes on with another number of processes."""
+    return (
+        f"This run was trained by {before} process{'es' if before > 1 else ''} and goes on with {now}: the "
+        "same batches, but sums in another order, so not bit for bit."
+    )

@@ -5,26 +5,19 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
-from retro_demo.batches import RetroBatches
-from retro_demo.building import build_corpus, read_corpus_config
-from retro_demo.checkpoint import (
-    MargeRun,
-    RunConfig,
-    begin_from,
-    freeze_decoder,
-    load_state,
-    read_any_config,
-    save_state,
-    saved_step,
-    versions,
-)
+from retro_demo.batches import RetroBatches, check_share
+from retro_demo.building import read_corpus_config
+from retro_demo.changing import carry_out
+from retro_demo.checkpoint import MargeRun, RunConfig, begin_from, freeze_decoder, read_any_config, versions
 from retro_demo.config import GenerateConfig
 from retro_demo.corpus import Corpus
 from retro_demo.devices import choose_device
+from retro_demo.distributed import ALONE, World, for_measuring, led, spread
 from retro_demo.errors import UserError
 from retro_demo.evaluate import measure_arms
 from retro_demo.events import (
@@ -41,10 +34,12 @@ from retro_demo.events import (
 )
 from retro_demo.generate import Database, Written, generate
 from retro_demo.jobs import claim
-from retro_demo.loading import load_database
-from retro_demo.marge_training import train_marge
+from retro_demo.loading import load_database, load_own_corpus
+from retro_demo.marge_training import other_processes, train_marge
 from retro_demo.neighbor_tables import neighbor_table, prepare_neighbors
 from retro_demo.retro import RETRO
+from retro_demo.run_state import load_state, save_state, saved_processes, saved_step
+from retro_demo.sharding import Shard, begun_in_shards, build_shard, check_count, finish_shards
 from retro_demo.train import Hooks, make_optimizer, train
 from retro_demo.workspace import SAMPLE, data_home, is_built, prepare_sample, run_folder
 
@@ -78,11 +73,21 @@ def record(folder: Path, events: Iterable[Event]) -> Iterator[Event]:
 
 
 def run_build(out: Path, stop: Callable[[], bool]) -> Iterator[Event]:
-    """Build the corpus prepared in `out`, alone and on record; a stop costs the stage it is in."""
+    """Build or change the corpus prepared in `out`, alone and on record; a stop costs the stage it is in."""
     read_corpus_config(out)
     with claim(out):
         cut_back(out / "events.jsonl", 0)
-        yield from record(out, _until(stop, build_corpus(out)))
+        yield from record(out, _until(stop, finish_shards(out) if begun_in_shards(out) else carry_out(out)))
+
+
+def run_shard(out: Path, shard: Shard, stop: Callable[[], bool]) -> Iterator[Event]:
+    """Do what there is to do of one shard of the corpus prepared in `out`, on a record of its own."""
+    read_corpus_config(out)
+    check_count(out, shard)
+    folder = shard.folder(out)
+    with claim(folder):
+        cut_back(folder / "events.jsonl", 0)
+        yield from record(folder, _until(stop, build_shard(out, shard)))
 
 
 def _until(stop: Callable[[], bool], events: Iterable[Event]) -> Iterator[Event]:
@@ -124,38 +129,55 @@ def make_batches(config: RunConfig, corpus: Corpus) -> RetroBatches:
     )
 
 
-def run_training(out: Path, stop: Callable[[], bool], *, device: str | None = None) -> Iterator[Event]:
+def run_training(
+    out: Path, stop: Callable[[], bool], *, device: str | None = None, world: World = ALONE
+) -> Iterator[Event]:
     """Advance the run prepared in `out` from wherever it stands to its end, alone and on record.
 
-    It goes on on the device that it was begun on, unless another one is named.
+    It goes on on the device that it was begun on, unless another one is named. Of the processes of a
+    `world`, which share the work, the first one holds the folder and keeps the record.
     """
     config = read_any_config(out)
-    yield from ensure_sample(config.corpus, stop)
-    with claim(out):
-        done = saved_step(out)
-        cut_back(out / "events.jsonl", done, goes_on=done < config.training.steps)
+    with ExitStack() as held:
+        with led(world):
+            if world.leads:
+                yield from ensure_sample(config.corpus, stop)
+                held.enter_context(claim(out))
+                done = saved_step(out)
+                cut_back(out / "events.jsonl", done, goes_on=done < config.training.steps)
         if isinstance(config, MargeRun):
-            yield from record(out, train_marge(out, config, stop, device))
+            events = train_marge(out, config, stop, device, world)
         else:
-            yield from record(out, _train(out, config, stop, device))
+            events = _train(out, config, stop, device, world)
+        yield from record(out, events) if world.leads else events
 
 
-def _train(out: Path, config: RunConfig, stop: Callable[[], bool], device: str | None) -> Iterator[Event]:
-    torch.set_num_threads(config.threads)
+def _train(
+    out: Path, config: RunConfig, stop: Callable[[], bool], device: str | None, world: World
+) -> Iterator[Event]:
+    torch.set_num_threads(world.threads(config.threads))
     torch.manual_seed(config.training.seed)
-    device = choose_device(device or config.device)
+    device = world.device(choose_device(device or config.device))
     model = RETRO(config.network)
     if config.base and not saved_step(out):
         begin_from(model, run_folder(config.base), config.base_weights)
     if config.model == "retrofit":
         freeze_decoder(model)
     model.to(device)
-    optimizer = make_optimizer(model, config.training)
-    database = load_database(config)
-    if config.retrieves:
-        yield from prepare_neighbors(database.corpus, config.training.retriever)
-    batches = make_batches(config, database.corpus)
-    start = load_state(out, model, optimizer)  # last: nothing may draw from the generators after it
+    training = config.training
+    learner = spread(model, world, sharded=training.sharded, precision=training.precision)
+    optimizer = make_optimizer(model, training)
+    database = None
+    with led(world):
+        if world.leads:
+            database = load_database(config)  # only who writes samples needs an index
+            if config.retrieves:
+                yield from prepare_neighbors(database.corpus, training.retriever)
+    corpus = database.corpus if database else load_own_corpus(config)
+    batches = make_batches(config, corpus)
+    check_share(training, world)
+    world.seed(training.seed, saved_step(out))
+    start = load_state(out, model, optimizer, world)  # last: nothing may draw from the generators after it
     parameters = sum(weight.numel() for weight in model.parameters())
     yield Started(
         config.model,
@@ -166,18 +188,27 @@ def _train(out: Path, config: RunConfig, stop: Callable[[], bool], device: str |
         yield Warned(
             "Versions or machine differ from those this run began with: it goes on, but not bit for bit."
         )
-    widths = database.corpus.bytes_of_tokens()
+    if start and (before := saved_processes(out)) != world.size:
+        yield Warned(other_processes(before, world.size))
+    widths = corpus.bytes_of_tokens()
 
     def evaluate(step: int) -> Evaluated:
-        arms = measure_arms(model, batches, widths, config.training.eval_tokens)
-        return Evaluated(step, arms, _sample(model, config, database))
+        full = for_measuring(model)
+        if database is None:  # the leader measures
+            return Evaluated(step, {})
+        arms = measure_arms(full, batches, widths, training.eval_tokens)
+        return Evaluated(step, arms, _sample(full, config, database))
 
-    hooks = Hooks(evaluate=evaluate, save=lambda step: save_state(out, step, model, optimizer), stop=stop)
+    hooks = Hooks(
+        evaluate=evaluate,
+        save=lambda step: save_state(out, step, model, optimizer, world),
+        stop=lambda: world.any(stop()),
+    )
     last: Event | None = None
-    for last in train(model, batches, optimizer, config.training, start=start, hooks=hooks):
+    for last in train(learner, batches, optimizer, training, start=start, hooks=hooks, world=world):
         yield last
     if last is None or last.to_json()["event"] not in ENDINGS:
-        yield Finished({"step": config.training.steps, "parameters": parameters})
+        yield Finished({"step": training.steps, "parameters": parameters})
 
 
 def _sample(model: RETRO, config: RunConfig, database: Database) -> str:

@@ -160,8 +160,10 @@ def prepare_run(out: Path, wanted: AnyRun) -> None:
         raise UserError(f"{out} is being trained ({'; '.join(changed)}). Stop it first, or wait for its end.")
     only_steps = [f"steps {there.training.steps} -> {wanted.training.steps}"]
     if not changed:
-        if there.corpus != wanted.corpus:  # the same corpus at another place
-            write_run_config(out, replace(there, corpus=wanted.corpus))
+        # the same corpus at another place, or the same weights on other machines
+        training = replace(there.training, sharded=wanted.training.sharded)
+        if (moved := replace(there, corpus=wanted.corpus, training=training)) != there:
+            write_run_config(out, moved)
         return
     if changed != only_steps or wanted.training.steps < there.training.steps:
         raise UserError(

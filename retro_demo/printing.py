@@ -7,7 +7,9 @@ from typing import Any
 
 from retro_demo.evaluate_views import baseline_of
 from retro_demo.events import Event, Finished, Progress, Refined, Retrieved, Started, Step, Token
+from retro_demo.recall import recall_words
 from retro_demo.views import NOTHING_FOUND
+from retro_demo.weigh_views import weighed_words
 
 
 def print_json(event: Event) -> None:
@@ -53,6 +55,8 @@ class Printer:
         values = {name: value for name, value in event.to_json().items() if name != "event"}
         if isinstance(event, Finished) and "pairs" in values:
             return explained(values)
+        if isinstance(event, Finished) and "weighed" in values:
+            return weighed(values)
         if isinstance(event, Finished) and "verdict" in values:
             return evaluation(values)
         if isinstance(event, Finished) and "neighbors" in values:
@@ -62,12 +66,17 @@ class Printer:
                 for n in values["neighbors"]
             )
             return found or NOTHING_FOUND
+        said = ""
         if isinstance(event, Finished):
+            if "recall" in values:
+                said = "\n" + recall_words(values.pop("recall"))
             values = {
                 name: value for name, value in values.items() if name not in ("document_tokens", "text")
             }
-        return f"{type(event).__name__.lower()}: " + ", ".join(
-            f"{name} {value}" for name, value in values.items()
+        return (
+            f"{type(event).__name__.lower()}: "
+            + ", ".join(f"{name} {value}" for name, value in values.items())
+            + said
         )
 
 
@@ -78,6 +87,17 @@ def explained(values: dict[str, Any]) -> str:
     lines = [f"{row['gain']:+.2f} nat  token {row['token'] + 1} {row['text']!r}" for row in told]
     figures = {name: value for name, value in values["summary"].items() if value is not None}
     return "\n".join([*lines, ", ".join(f"{name} {value:.4g}" for name, value in figures.items())])
+
+
+def weighed(result: dict[str, Any]) -> str:
+    """The tokens that lose most without the documents, and what is lost over all."""
+    lines = [f"{'lost':>6}  {'gain':>6} to {'gain':>6}  token, after what, because of"]
+    for row in result["rows"]:
+        gains = f"{row['gain_with']:+6.2f} to {row['gain_without']:+6.2f}"
+        lines.append(
+            f"{row['lost']:+6.2f}  {gains}  {row['token']!r} after {row['context']!r}, {row['because']}"
+        )
+    return "\n".join([*lines, weighed_words(result)])
 
 
 def evaluation(result: dict[str, Any]) -> str:

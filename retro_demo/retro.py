@@ -39,14 +39,23 @@ from retro_demo.retro_config import RetroConfig
 
 
 class RetroBatch(NamedTuple):
-    """What one step reads: tokens (B, T + 1) and the neighbors of their whole chunks (B, L, K, R)."""
+    """What one step reads: tokens (B, T + 1) and the neighbors of their whole chunks (B, L, K, R).
+
+    `predicted`: how many tokens the loss is a mean over, where this is a part of a batch.
+    """
 
     tokens: Tensor
     neighbors: Tensor | None
+    predicted: int | None = None
 
     def to(self, device: torch.device) -> RetroBatch:
         neighbors = None if self.neighbors is None else self.neighbors.to(device, non_blocking=True)
-        return RetroBatch(self.tokens.to(device, non_blocking=True), neighbors)
+        return self._replace(tokens=self.tokens.to(device, non_blocking=True), neighbors=neighbors)
+
+    def share(self, rank: int, size: int, pad_id: int = 0) -> RetroBatch:
+        """Every size-th sequence from `rank` on; the losses of all parts add up to the loss of the batch."""
+        neighbors = None if self.neighbors is None else self.neighbors[rank::size]
+        return RetroBatch(self.tokens[rank::size], neighbors, int((self.tokens[:, 1:] != pad_id).sum()))
 
 
 @dataclass
@@ -289,5 +298,7 @@ class RETRO(nn.Module):
 
     def loss(self, batch: RetroBatch) -> tuple[Tensor, dict[str, float]]:
         """Mean loss of the batch's tokens in nats, and figures to report beside it (none here)."""
-        losses = self.token_losses(*batch)
+        losses = self.token_losses(batch.tokens, batch.neighbors)
+        if batch.predicted is not None:
+            return losses.sum() / max(1, batch.predicted), {}
         return losses.sum() / (batch.tokens[:, 1:] != self.config.pad_id).sum().clamp(min=1), {}

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from retro_demo import jobs
-from retro_demo.building import SHIPPED_TOKENIZERS, prepare_corpus
+from retro_demo.building import prepare_corpus
+from retro_demo.changing import is_pending
 from retro_demo.checkpoint import RunConfig, read_any_config, write_run_config
 from retro_demo.config import CorpusConfig
 from retro_demo.corpus import MANIFEST, file_hash
+from retro_demo.cutting import SHIPPED_TOKENIZERS
 from retro_demo.errors import UserError
 from retro_demo.marge_planning import plan_run
 from retro_demo.planning import extend_run, prepare_run
@@ -46,19 +48,22 @@ def start_build(
     check_running(workspace)
     folder = workspace.new_folder("corpora", name or Path(files[0][0]).stem)
     try:
-        sources = folder / "sources"
-        sources.mkdir()
-        copies = []
-        for given, path in files:
-            copy = sources / safe_name(given, {copy.name for copy in copies})
-            shutil.copyfile(path, copy)
-            copies.append(copy)
-        prepare_corpus(folder, copies, config)
+        prepare_corpus(folder, keep_files(files, folder / "sources"), config)
     except BaseException:
         shutil.rmtree(folder)  # nothing was begun
         raise
     jobs.start(folder, "build-corpus")
     return folder.name
+
+
+def keep_files(files: Sequence[tuple[str, Path]], folder: Path) -> list[Path]:
+    """Copies of uploaded files (name, where it lies) in a folder of their own."""
+    folder.mkdir(parents=True)
+    copies: list[Path] = []
+    for given, path in files:
+        copies.append(folder / safe_name(given, {copy.name for copy in copies}))
+        shutil.copyfile(path, copies[-1])
+    return copies
 
 
 def _check_harmless(config: CorpusConfig) -> None:
@@ -103,7 +108,7 @@ def resume_build(workspace: Workspace, corpus: str) -> None:
     folder = workspace.corpus(corpus)
     if corpus.startswith(SAMPLE):
         prepare_sample(workspace.home, corpus.removeprefix(SAMPLE))
-    if is_built(folder):
+    if is_built(folder) and not is_pending(folder):
         raise UserError(f"{corpus_title(corpus)} is built already. There is nothing to resume.")
     check_running(workspace)
     jobs.start(folder, "build-corpus")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -70,28 +71,41 @@ def known_documents(corpus: Corpus, runs: Iterable[Path]) -> Known:
     """Which held-out documents of `corpus` stood in the training of these runs or their bases.
 
     A document counts as known where a training document has its id and title, its words, or nearly its
-    words (duplicates.py). Nothing is compared where all were trained on this very corpus.
+    words (duplicates.py). Nothing is compared where all were trained on this very corpus. Of a corpus that
+    was changed (changing.py), what was forgotten since counts by id and title.
     """
     places, unchecked = trainings(runs)
     places.pop(corpus.fingerprint, None)
     trained: list[Document] = []
+    gone: set[tuple[str, str]] = set()
     for fingerprint, place in places.items():
         try:
             there = load_corpus(corpus_folder(data_home()[0], place))
         except UserError:
             unchecked.append(f"The corpus {place_name(place)} is gone or damaged.")
             continue
-        if there.fingerprint != fingerprint:
+        later = changes_since(there, fingerprint)
+        if later is None:
             unchecked.append(f"The corpus {place_name(place)} has changed since.")
             continue
+        gone |= {(id_, title) for step in later for id_, title in step["forgotten"]}
         unread = there.held_out | there.database_only
         trained += [one for one, out in zip(there.documents, unread, strict=True) if not out]
     known = np.zeros(len(corpus.documents), dtype=bool)
     held_out = np.flatnonzero(corpus.held_out)
     asked = [corpus.documents[number] for number in held_out]
-    if trained and asked:
+    if (trained or gone) and asked:
         cluster = find_duplicates(word_ids([one.text for one in (*trained, *asked)])).cluster
-        named = {(one.id, one.title) for one in trained}
+        named = {(one.id, one.title) for one in trained} | gone
         known[held_out] = np.isin(cluster[len(trained) :], cluster[: len(trained)])
         known[held_out] |= [(one.id, one.title) in named for one in asked]
     return Known(known, tuple(dict.fromkeys(unchecked)))
+
+
+def changes_since(corpus: Corpus, fingerprint: str) -> list[dict[str, Any]] | None:
+    """The changes (changing.py) that made this corpus of the one with that fingerprint, None: none did."""
+    if corpus.fingerprint == fingerprint:
+        return []
+    history = corpus.manifest.get("history", [])
+    first = next((i for i, step in enumerate(history) if step["fingerprint"] == fingerprint), None)
+    return None if first is None else history[first:]

@@ -22,9 +22,10 @@ from pathlib import Path
 
 import platformdirs
 
-from retro_demo.building import ASSETS, SHIPPED_TOKENIZERS, prepare_corpus
+from retro_demo.building import prepare_corpus
 from retro_demo.config import CorpusConfig
 from retro_demo.corpus import MANIFEST, file_hash
+from retro_demo.cutting import ASSETS, SHIPPED_TOKENIZERS
 from retro_demo.embedding import STATIC_FOLDER
 from retro_demo.errors import UserError
 from retro_demo.jobs import is_running

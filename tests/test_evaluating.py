@@ -20,6 +20,7 @@ from retro_demo.evaluate_config import EvaluateConfig
 from retro_demo.evaluating import run_evaluation
 from retro_demo.evaluation_request import Request, prepare_evaluation, usual_folder
 from retro_demo.events import Event, Finished, Progress, Refined, Stopped, Warned, read_events
+from retro_demo.marks import file_mark
 
 QUICK = EvaluateConfig(first_tokens=150, max_tokens=600, resamples=200, corruption=(0, 30))
 CORE = {"baseline", "off", "on", "dense", "bm25", "n_only", "f_only", "random", "shuffled", "wrong_order"}
@@ -196,11 +197,15 @@ def test_a_held_out_document_in_the_index_is_noticed_and_nothing_is_claimed(runs
     index.add_with_ids(np.load(corpus.folder / "vectors.npy")[ids], ids.astype(np.int64))
     request = Request(runs["run"], runs["baseline"], settings=replace(QUICK, max_tokens=0))
     before = result_of(evaluate(tmp_path / "clean", request))
+    manifest = (half_held_out.folder / "corpus.json").read_text()
     try:
         faiss.write_index(index, str(path))
+        marks = {"index.faiss": file_mark(path)}  # as if the corpus had been built with it
+        (half_held_out.folder / "corpus.json").write_text(json.dumps(json.loads(manifest) | {"marks": marks}))
         events = evaluate(tmp_path / "leaky", request)
     finally:
         path.write_bytes(clean)
+        (half_held_out.folder / "corpus.json").write_text(manifest)
     after = result_of(events)
 
     assert after["counts"]["held_out_chunks_in_index"] == len(ids)

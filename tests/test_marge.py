@@ -10,7 +10,8 @@ from torch import Tensor
 
 from retro_demo.attention import record_attention
 from retro_demo.errors import UserError
-from retro_demo.marge import MARGE, MargeBatch
+from retro_demo.marge import MARGE
+from retro_demo.marge_batch import MargeBatch
 from retro_demo.marge_config import MargeConfig
 from retro_demo.presets import MARGE_PRESETS
 

@@ -17,7 +17,7 @@ from conftest import write_jsonl
 from safetensors.torch import load_file
 
 from retro_demo.building import build_corpus, prepare_corpus
-from retro_demo.checkpoint import load_marge, read_marge_config, read_run_config, saved_step
+from retro_demo.checkpoint import load_marge, read_marge_config, read_run_config
 from retro_demo.config import CorpusConfig
 from retro_demo.corpus import load_corpus
 from retro_demo.errors import UserError
@@ -29,6 +29,7 @@ from retro_demo.marge_batches import MargeBatches, embed_passages
 from retro_demo.marge_planning import plan_run
 from retro_demo.pipeline import run_training
 from retro_demo.planning import extend_run, prepare_run
+from retro_demo.run_state import saved_step
 
 SETTINGS = {
     "dim": 16,

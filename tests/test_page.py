@@ -32,6 +32,8 @@ ENDPOINTS = {
     "/generate",
     "/explain",
     "/evaluate",
+    "/change_corpus",
+    "/weigh",
 }
 
 
@@ -329,3 +331,43 @@ def test_a_renamed_corpus_is_still_that_of_its_runs(home, code, built, trained, 
         assert last["done"] is True
     finally:
         service.rename_corpus(workspace, "moved", built["corpus"])
+
+
+def test_a_corpus_is_changed_in_a_copy_over_http_and_a_run_says_what_it_would_miss(
+    client, home, code, built, trained, tmp_path
+):
+    (tmp_path / "new.txt").write_text("Island 99 exports wool and 3 boats of slate.\n" * 40)
+    asked = (
+        code,
+        built["corpus"],
+        [handle_file(tmp_path / "new.txt")],
+        ["island 3.txt"],
+        "database",
+        "changed",
+    )
+    job = client.submit(*asked, api_name="/change_corpus")
+    job.result(timeout=240)
+    done = job.outputs()[-1]
+    workspace = Workspace.open(home, code)
+
+    assert (done["event"], done["corpus"], done["documents"]) == ("finished", "changed", 8)
+    assert len(service.statistics(workspace.corpus(built["corpus"]))["held_out"]) == 8
+    found = client.predict(code, "changed", "boats of slate", 1, api_name="/search")
+    assert found[0]["document"].startswith("new")
+    held_out = service.statistics(workspace.corpus(built["corpus"]))["held_out"]
+    title = f"island {held_out.index(False)}.txt"
+    result = client.predict(code, trained, [title], "Island 5 exports fish and salt. " * 9, api_name="/weigh")
+    assert result["weighed"] == [title]
+    assert result["nats"]["with"] > 0
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "values", "said"),
+    [
+        ("/change_corpus", ("nowhere", [], ["x"]), "There is no corpus 'nowhere'"),
+        ("/change_corpus", ("sample:udhr44", [], ["x"]), "ot built yet"),
+        ("/weigh", ("nowhere", ["x"]), "There is no run 'nowhere'"),
+    ],
+)
+def test_a_change_that_cannot_be_is_answered_with_one_sentence(client, code, endpoint, values, said):
+    assert said in refusal(client, code, *values, endpoint=endpoint)

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from retro_demo import checkpoint
-from retro_demo.checkpoint import load_model, read_run_config, save_state, saved_step
+from retro_demo import run_state
+from retro_demo.checkpoint import load_model, read_run_config
 from retro_demo.config import TrainConfig
 from retro_demo.corpus import load_corpus
 from retro_demo.errors import UserError
@@ -24,6 +24,7 @@ from retro_demo.events import read_events
 from retro_demo.jobs import claim
 from retro_demo.pipeline import make_batches, run_training
 from retro_demo.planning import extend_run, make_run_config, prepare_run
+from retro_demo.run_state import save_state, saved_step
 from retro_demo.train import learning_rate
 
 SETTINGS = {
@@ -173,7 +174,7 @@ def test_a_kill_between_two_files_of_a_save_cannot_mix_two_saves(tmp_path, small
 def test_a_kill_within_the_last_save_still_ends_with_the_last_weights(tmp_path, small_folder):
     advance(prepare(tmp_path / "whole", small_folder))
     out = prepare(tmp_path / "cut", small_folder)
-    real = checkpoint._save
+    real = run_state.save_tensors
 
     def dies(path, tensors, meta):
         if meta["step"] == "12" and dies.calls:
@@ -183,7 +184,7 @@ def test_a_kill_within_the_last_save_still_ends_with_the_last_weights(tmp_path, 
 
     dies.calls = 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "_save", dies)
+        patch.setattr(run_state, "save_tensors", dies)
         with pytest.raises(KeyboardInterrupt):
             advance(out)
 
@@ -266,10 +267,10 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_save(tmp_path,
 
         real = loop._optimizer_step
 
-        def poisoned(model, batch, optimizer, lr, clip):
+        def poisoned(learner, *rest):
             if saved_step(out) == 4:
-                model.embedding.weight.data.fill_(float("nan"))
-            return real(model, batch, optimizer, lr, clip)
+                learner.model.embedding.weight.data.fill_(float("nan"))
+            return real(learner, *rest)
 
         patch.setattr(loop, "_optimizer_step", poisoned)
         with pytest.raises(UserError, match="learning rate below"):

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.utils import get_upload_folder
 
 from retro_demo import evaluations, jobs, service
 from retro_demo.checkpoint import MargeRun, read_any_config
@@ -27,6 +25,7 @@ from retro_demo.marge_writing import grown, ids_of, refuse_evidence, refuse_retr
 from retro_demo.rewriting import edit_by_values, edit_json
 from retro_demo.search import search as search_corpus
 from retro_demo.ui.form import shows_errors
+from retro_demo.ui.uploads import uploaded
 from retro_demo.workspace import Workspace, without_folders
 from retro_demo.writing import watch_writing
 
@@ -47,7 +46,7 @@ def add_endpoints(library: Library) -> None:
         `stopped` or `failed`, with the corpus id under "corpus"."""
         config = CorpusConfig(chunk_len=_whole(chunk_len), holdout=holdout, embedder=embedder)
         space = Workspace.open(home, workspace)
-        corpus = service.start_build(space, [_uploaded(file) for file in files or []], name, config)
+        corpus = service.start_build(space, [uploaded(file) for file in files or []], name, config)
         sent = 0
         for status in service.follow(space.corpus(corpus)):
             for event in status.events[sent:]:
@@ -219,12 +218,3 @@ def add_endpoints(library: Library) -> None:
 def _whole(value: Any) -> Any:
     """8.0 as 8, which is what JSON may have meant; all else as it is, for the config to judge."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _uploaded(file: Any) -> tuple[str, Path]:
-    """Name and place of an uploaded file; raises UserError for what was not uploaded here."""
-    values = file if isinstance(file, dict) else getattr(file, "model_dump", dict)()
-    path = Path(str(values.get("path") or "")).resolve()
-    if not path.is_relative_to(Path(get_upload_folder()).resolve()) or not path.is_file():
-        raise UserError("A file was not uploaded here. Send it with gradio_client's handle_file.")
-    return str(values.get("orig_name") or path.name), path

@@ -10,9 +10,11 @@ import gradio as gr
 
 from retro_demo import downloads, job_views, jobs, service, views
 from retro_demo.config import RETRIEVERS, CorpusConfig
+from retro_demo.corpus_changes import corpus_status
 from retro_demo.errors import UserError
 from retro_demo.library import Library
 from retro_demo.search import search
+from retro_demo.ui.change_section import change_section
 from retro_demo.ui.form import (
     CHEAP,
     PRIVATE,
@@ -97,6 +99,7 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
         visible=False,
         elem_id="download-found",
     )
+    changes = gr.Column()
     with gr.Accordion("All corpora, disk use, rename, delete", open=False):
         listing = gr.HTML(elem_id="corpora")
         with gr.Row(elem_classes="actions"):
@@ -111,9 +114,7 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
 
     def state_of(workspace: Workspace, one: str) -> tuple[jobs.JobStatus, dict[str, Any] | None]:
         folder = workspace.corpus(one)
-        built = service.statistics(folder)
-        status = jobs.status(folder)
-        return (jobs.JobStatus("finished", status.events, "") if built else status), built
+        return corpus_status(folder), service.statistics(folder)
 
     def follow_now(code: str, one: str | None, before: str) -> list[Any]:
         """The values of `followed`; figures are drawn anew only when they changed."""
@@ -207,6 +208,8 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
 
     followed = [status, stats, stats_file, stop, resume, timer, shown_before]
     all_of_it = [corpus, listing, *followed]
+    with changes:
+        change_section(library, visitor, corpus, FILE_TYPES, refreshed, all_of_it)
     build.click(begin, [visitor, files, name, *form.inputs], all_of_it, **CHEAP)
     resume.click(go_on, [visitor, corpus], all_of_it, **CHEAP)
     stop.click(end, [visitor, corpus], None, **QUIET)

@@ -17,6 +17,7 @@ from retro_demo.checkpoint import MargeRun, read_any_config
 from retro_demo.errors import UserError
 from retro_demo.library import Library
 from retro_demo.ui.api import add_endpoints
+from retro_demo.ui.corpus_api import add_corpus_endpoints
 from retro_demo.ui.corpus_tab import corpus_tab
 from retro_demo.ui.evaluate_tab import evaluate_tab
 from retro_demo.ui.evidence_tab import evidence_tab
@@ -80,6 +81,7 @@ def build_app(home: Path, warning: str = "") -> tuple[gr.Blocks, Callable[[], No
                 evidence_tab(tab, library, visitor, arrival)
         _workspace_drawer(home, visitor, arrival)
         add_endpoints(library)
+        add_corpus_endpoints(library)
     return demo.queue(max_size=256, api_open=False), lambda: _prepare(library)
 
 

@@ -1,0 +1,68 @@
+"""The verbs of the command line that change a built corpus, or say what its documents are worth to a run."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Generator, Iterable
+from pathlib import Path
+
+from retro_demo.change_config import AddConfig, WeighConfig
+from retro_demo.changing import prepare_change
+from retro_demo.errors import UserError
+from retro_demo.events import Event, Finished
+from retro_demo.flags import add_flags, given
+from retro_demo.pipeline import ensure_sample, run_build
+from retro_demo.ready import ready_run
+from retro_demo.weighing import weigh
+from retro_demo.workspace import SAMPLE, corpus_folder, data_home, run_folder
+
+
+def add_change_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    """verb: name, function, summary -> the parser of that verb."""
+    add = verb("add-documents", _add, "add documents to a built corpus; what is there is not embedded anew")
+    add.add_argument("corpus", metavar="DIR", help="folder of a built corpus")
+    add.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help="files or folders")
+    add.add_argument("--out", type=Path, help="make the changed corpus here and leave DIR as it is")
+    add_flags(add, AddConfig)
+
+    forget = verb("forget", _forget, "remove documents from a built corpus and from all that it finds")
+    forget.add_argument("corpus", metavar="DIR", help='folder of a built corpus, or "sample:NAME" with --out')
+    forget.add_argument("documents", nargs="+", metavar="DOC", help="ids or titles of documents")
+    forget.add_argument("--out", type=Path, help="make the changed corpus here and leave DIR as it is")
+
+    worth = verb("weigh", _weigh, "say which tokens would lose their gain if documents were forgotten")
+    worth.add_argument("run", type=run_folder, metavar="RUN", help="folder of the run, or sample:NAME")
+    worth.add_argument("documents", nargs="+", metavar="DOC", help="ids or titles of documents")
+    worth.add_argument("--text", default="", help="what to read (default: held-out text that finds them)")
+    worth.add_argument("--corpus", metavar="DIR", help="read another corpus than in training (hot swap)")
+    worth.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    add_flags(worth, WeighConfig)
+
+
+def _add(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
+    base = yield from _base_of_change(options, stop)
+    config = AddConfig(**given(options, AddConfig))
+    yield from run_build(prepare_change(base, options.out, add=options.sources, config=config), stop)
+
+
+def _forget(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
+    base = yield from _base_of_change(options, stop)
+    yield from run_build(prepare_change(base, options.out, forget=options.documents), stop)
+
+
+def _base_of_change(options: argparse.Namespace, stop: Callable[[], bool]) -> Generator[Event, None, Path]:
+    """The folder of the corpus to change; one that ships is changed in another folder only."""
+    if options.corpus.startswith(SAMPLE) and options.out is None:
+        raise UserError(
+            f"{options.corpus} ships with the app and stays as it is. Name a folder for the changed one with "
+            "--out."
+        )
+    yield from ensure_sample(options.corpus, stop)
+    return corpus_folder(data_home()[0], options.corpus)
+
+
+def _weigh(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
+    config = WeighConfig(**given(options, WeighConfig))
+    run = yield from ready_run(options.run, options.device, options.corpus, config.retriever, stop)
+    if run is not None:
+        yield Finished(weigh(run, options.documents, config, options.text))

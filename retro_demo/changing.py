@@ -1,0 +1,236 @@
+"""Documents that join a built corpus or are forgotten: nothing that is there is tokenized or embedded anew.
+
+A change is a build in a folder of its own, which finds done what the corpus had done: tokenizer, chunks
+and vectors of the documents that stay. Duplicates, index and neighbors are found anew from these. The
+folder is a corpus itself (--out), or DIR/change, whose files take the places of the old ones at the end:
+until then the corpus stays as it was, and a kill at any moment is gone on with by build-corpus --out DIR.
+
+The split stays: what was held out stays held out, and what was trained on is never held out.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retro_demo.building import build_corpus
+from retro_demo.change_config import AddConfig
+from retro_demo.config import from_json, to_json
+from retro_demo.corpus import (
+    MANIFEST,
+    Corpus,
+    load_array,
+    load_corpus,
+    save_array,
+    write_atomically,
+    write_documents,
+)
+from retro_demo.cutting import cut
+from retro_demo.documents import Document, Limits, parse_fields, read_documents
+from retro_demo.errors import UserError
+from retro_demo.events import Event, Finished, Progress
+from retro_demo.marks import unchanged
+from retro_demo.vectors import give_vectors
+
+CHANGE = "change"
+OF_THE_JOB = ("config.json", "events.jsonl", "log.txt", "lock", "pid", "sources")
+"""What stays in DIR/change when its files take their places."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is asked of a corpus: sources to add, ids of documents to forget.
+
+    base: its folder, "" for the one that this lies in; fingerprint: its own.
+    """
+
+    base: str
+    fingerprint: str
+    add: tuple[str, ...]
+    forget: tuple[str, ...]
+    settings: dict[str, Any]
+
+
+def prepare_change(
+    base: Path,
+    out: Path | None,
+    *,
+    add: Sequence[Path] = (),
+    forget: Sequence[str] = (),
+    config: AddConfig | None = None,
+) -> Path:
+    """Write down a change of a built corpus, in `out` or (None) in place; returns the folder to build.
+
+    `forget` holds ids or titles. Raises UserError where there is nothing to do, a document is not
+    there, or the folder holds something else.
+    """
+    if not add and not forget:
+        raise UserError("Name what to change: files or folders to add, or documents to forget.")
+    corpus = load_corpus(base)
+    names = find_documents(corpus, forget)
+    sources = tuple(str(path.resolve()) for path in add)
+    place = "" if out is None else str(base.resolve())
+    change = Change(place, corpus.fingerprint, sources, names, to_json(config or AddConfig()))
+    folder = out or base / CHANGE
+    wanted = {"kind": "corpus", "sources": [], "config": to_json(corpus.config), "change": asdict(change)}
+    path = folder / "config.json"
+    if path.exists() and json.loads(path.read_text("utf-8")) != json.loads(json.dumps(wanted)):
+        if out is not None:
+            raise UserError(f"{out} already holds something else. Choose another folder.")
+        raise UserError(
+            f"Another change of {base.name} was begun. Let build-corpus --out {base} finish it first."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(wanted, indent=2) + "\n").encode())
+    return out or base
+
+
+def find_documents(corpus: Corpus, names: Sequence[str]) -> tuple[str, ...]:
+    """The ids of the documents that are meant by ids or titles; UserError where one is not clear."""
+    by_id = {document.id for document in corpus.documents}
+    by_title: dict[str, list[str]] = {}
+    for document in corpus.documents:
+        by_title.setdefault(document.title, []).append(document.id)
+    found: list[str] = []
+    for name in names:
+        ids = [name] if name in by_id else by_title.get(name, [])
+        if len(ids) > 1:
+            raise UserError(
+                f"{len(ids)} documents are called {name!r}: name one by its id ({', '.join(ids[:5])})."
+            )
+        if not ids:
+            near = [one.title for one in corpus.documents if name.lower() in one.title.lower()][:3]
+            hint = f" Do you mean {' or '.join(map(repr, near))}?" if near else ""
+            raise UserError(
+                f"There is no document with the id or title {name[:80]!r} in {corpus.name}.{hint}"
+            )
+        found += ids
+    return tuple(dict.fromkeys(found))
+
+
+def carry_out(out: Path) -> Iterator[Event]:
+    """Build the corpus in `out`, or finish the change of it that was asked for, from wherever it stands."""
+    pending = out / CHANGE
+    if not is_pending(out):
+        yield from _build(out)
+        return
+    try:
+        if not (pending / MANIFEST).exists():
+            # the end is told when the files are in their places
+            yield from (event for event in _build(pending) if not isinstance(event, Finished))
+    except UserError as error:
+        shutil.rmtree(pending)
+        raise UserError(f"{error} The corpus stays as it was.") from error
+    _take_places(out, pending)
+    manifest = json.loads((out / MANIFEST).read_text("utf-8"))
+    yield Finished(manifest["statistics"] | {name: manifest[name] for name in ("fingerprint", "warnings")})
+
+
+def is_pending(out: Path) -> bool:
+    """Whether a change of the corpus in `out` was asked for and is not done."""
+    return any((out / CHANGE / name).exists() for name in ("config.json", MANIFEST))
+
+
+def _build(folder: Path) -> Iterator[Event]:
+    values = json.loads((folder / "config.json").read_text("utf-8"))
+    if "change" in values and not (folder / "reading.json").exists():
+        yield from _carry_over(folder, from_json(Change, values["change"]))
+    yield from build_corpus(folder)
+
+
+def _carry_over(folder: Path, change: Change) -> Iterator[Event]:
+    """Put into `folder` what stays of the corpus and the chunks of the new documents; reading.json last."""
+    corpus = load_corpus(Path(change.base) if change.base else folder.parent)
+    if corpus.fingerprint != change.fingerprint:
+        raise UserError(f"{corpus.name} has changed since this was asked for. Ask again, into a new folder.")
+    stays = ~np.isin([document.id for document in corpus.documents], change.forget)
+    documents = [one for one, stay in zip(corpus.documents, stays, strict=True) if stay]
+    new, warnings = _new_documents(change, corpus, documents)
+    if not new and corpus.held_out[stays].all():
+        raise UserError(f"Without these documents nothing of {corpus.name} is left to retrieve from.")
+    yield Progress("read", len(documents) + len(new), len(documents) + len(new))
+    chunks, rows = corpus.chunks, np.flatnonzero(stays[corpus.chunks.document])
+    number = np.cumsum(stays, dtype=np.int32) - 1  # of a document, where those before it are gone
+    added = cut(new, corpus.tokenizer, corpus.config.chunk_len)
+    tokens = np.concatenate([chunks.tokens[rows], added.tokens])
+    document = np.concatenate([number[chunks.document[rows]], added.document + np.int32(len(documents))])
+    write_documents(folder / "documents.jsonl", [*documents, *new])
+    shutil.copyfile(corpus.folder / "tokenizer.json", folder / "tokenizer.json")
+    save_array(folder / "chunks.npy", tokens)
+    save_array(folder / "chunk_documents.npy", document)
+    vectors = load_array(unchanged(corpus, "vectors.npy"), mapped=True)
+    give_vectors(folder, vectors, rows, len(tokens), corpus.manifest["embedder_fingerprint"])
+    gone = [one for one, stay in zip(corpus.documents, stays, strict=True) if not stay]
+    step = {"fingerprint": corpus.fingerprint, "added": _named(new), "forgotten": _named(gone)}
+    kept = {
+        "warnings": warnings + _twins_left(corpus, stays),
+        "sections": corpus.sections,
+        "held_out": corpus.held_out[stays].tolist() + [None] * len(new),
+        "history": [*corpus.manifest.get("history", []), step],
+    }
+    write_atomically(folder / "reading.json", json.dumps(kept).encode())
+
+
+def _named(documents: Sequence[Document]) -> list[list[str]]:
+    return [[document.id, document.title] for document in documents]
+
+
+def _new_documents(
+    change: Change, corpus: Corpus, stay: Sequence[Document]
+) -> tuple[list[Document], list[str]]:
+    """The documents to add, with warnings; UserError where one has the id of another that is there."""
+    if not change.add:
+        return [], []
+    settings = from_json(AddConfig, change.settings)
+    limits = replace(Limits(), total_bytes=settings.max_megabytes * 1_000_000)
+    fields = parse_fields(settings.fields or corpus.config.fields)
+    reading = read_documents([Path(path) for path in change.add], fields=fields, limits=limits, least=1)
+    there = {document.id: document for document in stay}
+    taken = [one for one in reading.documents if one.id in there and one.text != there[one.id].text]
+    if taken:
+        raise UserError(
+            f"{len(taken)} documents have the id of another one that is in the corpus ({taken[0].id}). "
+            "Forget the old one first, or give the new one another id."
+        )
+    new = [replace(one, use=one.use or settings.use) for one in reading.documents if one.id not in there]
+    warnings = list(reading.warnings)
+    if same := len(reading.documents) - len(new):
+        warnings.append(f"{same} documents were there already, word for word, and were not added again.")
+    if not new:
+        raise UserError("All of these documents are in the corpus already, word for word: nothing to add.")
+    return new, warnings
+
+
+def _twins_left(corpus: Corpus, stays: np.ndarray) -> list[str]:
+    """A warning where the text of a forgotten document stays in a near-duplicate of it."""
+    twins = np.flatnonzero(stays & np.isin(corpus.cluster, corpus.cluster[~stays]))
+    if not len(twins):
+        return []
+    names = ", ".join(corpus.documents[i].title for i in twins[:5])
+    return [
+        f"{len(twins)} near-duplicates of what was forgotten stay ({names}): forget them too to be rid of "
+        "the text."
+    ]
+
+
+def _take_places(out: Path, pending: Path) -> None:
+    """Move the files of a finished change over those of the corpus, the manifest last; can be repeated."""
+    (pending / "config.json").unlink(missing_ok=True)  # its manifest alone says now that it is pending
+    (out / MANIFEST).unlink(missing_ok=True)  # from here on to the last file it is no corpus
+    coming = [path for path in pending.iterdir() if path.name not in (*OF_THE_JOB, MANIFEST)]
+    marks = json.loads((pending / MANIFEST).read_text("utf-8"))["marks"]
+    for path in out.glob("index*.faiss"):
+        if path.name not in marks:
+            path.unlink()
+    for path in coming:
+        path.replace(out / path.name)
+    for path in (*out.glob("*.safetensors"), out / "editions"):  # made from the corpus as it was
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    (pending / MANIFEST).replace(out / MANIFEST)
+    shutil.rmtree(pending)

@@ -1,0 +1,125 @@
+"""What a visitor can ask of a built corpus: documents to add or to forget, and what they are worth to a run.
+
+By ids of a workspace, as service.py; the page and the HTTP endpoints both call these.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from retro_demo import jobs, service
+from retro_demo.change_config import AddConfig, WeighConfig
+from retro_demo.changing import CHANGE, find_documents, is_pending, prepare_change
+from retro_demo.checkpoint import read_any_config, read_run_config
+from retro_demo.corpus import load_corpus, read_stored_documents
+from retro_demo.errors import UserError
+from retro_demo.library import Library
+from retro_demo.weighing import weigh
+from retro_demo.workspace import SAMPLE, Workspace, corpus_folder, is_built
+
+MOST_LISTED = 2000
+
+
+def start_change(
+    workspace: Workspace,
+    corpus: str,
+    *,
+    files: Sequence[tuple[str, Path]] = (),
+    forget: Sequence[str] = (),
+    config: AddConfig | None = None,
+    name: str = "",
+) -> str:
+    """Begin to add files (name, where it lies) to a corpus, or to forget documents; its id.
+
+    `name`: make the changed corpus under this name and leave the other as it is.
+    """
+    base = service.built_corpus(workspace, corpus)
+    if not files and not forget:
+        raise UserError("There is nothing to change. Choose files to add, or documents to forget.")
+    if corpus.startswith(SAMPLE) and not name.strip():
+        raise UserError(
+            f"{service.corpus_title(corpus)} ships with the app and stays as it is. Give the changed corpus "
+            "a name of its own."
+        )
+    service.check_running(workspace)
+    find_documents(load_corpus(base), forget)  # a mistyped title is said before anything is made
+    if name.strip():
+        folder = workspace.new_folder("corpora", name)
+        try:
+            copies = service.keep_files(files, folder / "sources")
+            prepare_change(base, folder, add=copies, forget=forget, config=config)
+        except BaseException:
+            shutil.rmtree(folder)  # nothing was begun
+            raise
+    else:
+        folder = base
+        _check_free(workspace, corpus, base)
+        copies = service.keep_files(files, base / CHANGE / "sources") if files else []
+        prepare_change(base, None, add=copies, forget=forget, config=config)
+    jobs.start(folder, "build-corpus")
+    return folder.name
+
+
+def _check_free(workspace: Workspace, corpus: str, base: Path) -> None:
+    """Raise UserError while something is at work on the corpus, or with it."""
+    if jobs.is_running(base) or is_pending(base):
+        raise UserError(f"{corpus} is being changed already. Wait for its end, or resume it.")
+    runs = [run for run in workspace.runs() if not run.startswith(SAMPLE)]
+    at_work = [
+        run
+        for run in runs
+        if read_any_config(workspace.run(run)).corpus == str(base) and jobs.is_running(workspace.run(run))
+    ]
+    if at_work:
+        raise UserError(
+            f"{at_work[0]} is training on {corpus} and could not go on after a change. Wait for its end, or "
+            "make the changed corpus under another name."
+        )
+    shutil.rmtree(base / CHANGE, ignore_errors=True)  # what a change that was done may have left
+
+
+def corpus_status(folder: Path) -> jobs.JobStatus:
+    """How a build or a change of a corpus stands; a built corpus is finished unless one is going on."""
+    status = jobs.status(folder)
+    if not is_built(folder) or is_pending(folder) or status.state in ("running", "failed"):
+        return status
+    return jobs.JobStatus("finished", status.events, "")
+
+
+def listed_documents(folder: Path) -> list[tuple[str, str]]:
+    """(title, id) of the first documents of a built corpus, in the order of their titles."""
+    documents = read_stored_documents(folder / "documents.jsonl") if is_built(folder) else []
+    named = [(one.title if one.title == one.id else f"{one.title} ({one.id})", one.id) for one in documents]
+    return sorted(named[:MOST_LISTED], key=lambda pair: pair[0].lower())
+
+
+def retrieving_runs(workspace: Workspace) -> list[str]:
+    """Ids of the runs that read neighbors and have weights."""
+    return [run for run in service.readable_runs(workspace) if read_run_config(workspace.run(run)).retrieves]
+
+
+def weigh_documents(
+    library: Library,
+    workspace: Workspace,
+    run: str,
+    documents: Sequence[str],
+    *,
+    text: str = "",
+    corpus: str = "",
+    config: WeighConfig | None = None,
+) -> dict[str, Any]:
+    """What documents are worth to a run, as `weigh`; `corpus` is another one than that of its training."""
+    if run not in service.readable_runs(workspace):
+        raise UserError(f"There is no run {run[:80]!r} that reads neighbors. Choose one from the list.")
+    for _ in service.wait_for_corpus(workspace, run):
+        pass
+    folder = workspace.run(run)
+    other = service.built_corpus(workspace, corpus) if corpus else None
+    if other == corpus_folder(workspace.home, read_run_config(folder).corpus) and other is not None:
+        own = load_corpus(other).fingerprint == read_run_config(folder).corpus_fingerprint
+        other = None if own else other
+    config = config or WeighConfig()
+    return weigh(library.run(folder, other, config.retriever), documents, config, text)

@@ -1,0 +1,143 @@
+"""From sources to chunks: what of a corpus comes before vectors, from wherever it stands in its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retro_demo.config import CorpusConfig
+from retro_demo.corpus import (
+    Chunks,
+    choose_held_out,
+    chunk_documents,
+    excluded,
+    keep_split,
+    load_array,
+    read_stored_documents,
+    save_array,
+    word_ids,
+    write_atomically,
+    write_documents,
+)
+from retro_demo.documents import Document, Limits, parse_fields, read_documents
+from retro_demo.duplicates import Duplicates, find_duplicates
+from retro_demo.errors import UserError
+from retro_demo.events import Event, Progress
+from retro_demo.tokenizer import Tokenizer
+
+ENCODE_BLOCK = 256
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+SHIPPED_TOKENIZERS = {"factbook": ASSETS / "factbook_tokenizer.json"}
+
+
+@dataclass(frozen=True)
+class Text:
+    """What comes before vectors: documents, read, split and cut."""
+
+    documents: list[Document]
+    kept: dict[str, Any]  # reading.json
+    warnings: list[str]
+    duplicates: Duplicates
+    held_out: np.ndarray  # (documents,) bool
+    split: str  # hash of a split that the settings would not draw, "" for one that they do
+    tokenizer: Tokenizer
+    chunks: Chunks
+    window: int  # > 0: sections of one document, so near chunks are not neighbors
+
+    @property
+    def train(self) -> np.ndarray:
+        """The chunks that are indexed."""
+        return np.flatnonzero(~self.held_out[self.chunks.document])
+
+    def too_near(self, own: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        """As corpus.excluded."""
+        return excluded(self.chunks, self.duplicates.cluster, self.window, own, candidates)
+
+
+def read_text(out: Path, config: CorpusConfig, sources: Sequence[Path]) -> Generator[Event, None, Text]:
+    """Read, split and cut the text of a corpus, from wherever that stands, yielding progress."""
+    documents, kept = _read(out, sources, config)
+    warnings = list(kept["warnings"])
+    yield Progress("read", len(documents), len(documents))
+    duplicates = find_duplicates(word_ids(document.text for document in documents))
+    held_out = drawn = choose_held_out(documents, duplicates.cluster, config.holdout, config.seed)
+    if "held_out" in kept:
+        held_out = keep_split(documents, duplicates.cluster, kept["held_out"])
+    split = "" if np.array_equal(held_out, drawn) else hashlib.sha256(held_out.tobytes()).hexdigest()
+    if twins := int(np.isin(duplicates.cluster[held_out], duplicates.cluster[~held_out]).sum()):
+        warnings.append(
+            f"{twins} documents that are held out have a near-duplicate that is not: what is measured on "
+            "them may be known by heart."
+        )
+    yield Progress("split", len(documents), len(documents))
+    tokenizer = _tokenizer(out, config, [d for d, out_ in zip(documents, held_out, strict=True) if not out_])
+    yield Progress("tokenizer", tokenizer.vocab_size, tokenizer.vocab_size)
+    chunks = _chunks(out, documents, tokenizer, config)
+    yield Progress("chunks", len(chunks), len(chunks))
+    if not chunks.has_continuation(np.arange(len(chunks)))[~held_out[chunks.document]].any():
+        raise UserError(
+            f"Every document fits into one chunk of {config.chunk_len} tokens (the longest has "
+            f"{max(len(d.text) for d in documents)} characters), so neighbors could help no later text. "
+            "Add longer documents, or choose a smaller chunk length."
+        )
+    window = config.window if kept["sections"] else 0
+    return Text(documents, kept, warnings, duplicates, held_out, split, tokenizer, chunks, window)
+
+
+def _read(out: Path, sources: Sequence[Path], config: CorpusConfig) -> tuple[list[Document], dict[str, Any]]:
+    """The documents, read once; a later call finds them stored and notices sources that changed.
+
+    With them what is kept in reading.json: warnings, sections, and of a corpus that was changed
+    (changing.py) held_out and history.
+    """
+    stored, state = out / "documents.jsonl", out / "reading.json"
+    if state.exists():
+        kept = json.loads(state.read_text("utf-8"))
+        if "held_out" in kept or not (sources and all(source.exists() for source in sources)):
+            return read_stored_documents(stored), kept
+    limit = config.max_megabytes * 1_000_000
+    reading = read_documents(
+        sources, fields=parse_fields(config.fields), limits=replace(Limits(), total_bytes=limit)
+    )
+    if state.exists() and read_stored_documents(stored) != reading.documents:
+        raise UserError(f"The sources changed since {out.name} was begun. Build them into a new folder.")
+    kept = {"warnings": reading.warnings, "sections": reading.sections}
+    if not state.exists():
+        write_documents(stored, reading.documents)
+        write_atomically(state, json.dumps(kept).encode())
+    return list(reading.documents), kept
+
+
+def _tokenizer(out: Path, config: CorpusConfig, training: Sequence[Document]) -> Tokenizer:
+    """The tokenizer of this corpus; a new one learns from the training documents alone."""
+    path = out / "tokenizer.json"
+    if not path.exists():
+        if config.tokenizer == "train":
+            Tokenizer.train((document.text for document in training), config.vocab_size).save(path)
+        else:
+            Tokenizer.load(SHIPPED_TOKENIZERS.get(config.tokenizer, Path(config.tokenizer))).save(path)
+    return Tokenizer.load(path)
+
+
+def _chunks(out: Path, documents: Sequence[Document], tokenizer: Tokenizer, config: CorpusConfig) -> Chunks:
+    tokens, document = out / "chunks.npy", out / "chunk_documents.npy"
+    if not document.exists():
+        chunks = cut(documents, tokenizer, config.chunk_len)
+        save_array(tokens, chunks.tokens)
+        save_array(document, chunks.document)
+    return Chunks(load_array(tokens), load_array(document))
+
+
+def cut(documents: Sequence[Document], tokenizer: Tokenizer, chunk_len: int) -> Chunks:
+    """The chunks of documents, numbered from 0."""
+    encoded: list[np.ndarray] = []
+    for start in range(0, len(documents), ENCODE_BLOCK):  # token ids as Python ints are large
+        part = tokenizer.encode_batch([d.text for d in documents[start : start + ENCODE_BLOCK]])
+        encoded += [np.array(ids, dtype=np.int32) for ids in part]
+    return chunk_documents(encoded, chunk_len, tokenizer.eos_id)

@@ -1,0 +1,88 @@
+"""The index of a corpus on disk: written block by block, in shards where memory is short, opened mapped.
+
+Owns which files there are and how large a shard is. Vectors may lie on disk too: of those that are
+indexed, one block is in memory at a time, beside the shard that is being filled.
+
+Shapes: E vector width, N vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import faiss
+import numpy as np
+
+from retro_demo.corpus import Corpus
+from retro_demo.index import VectorIndex, choose_factory
+from retro_demo.index_parts import blocks_of, checked, empty_index, read_part, write_part
+from retro_demo.marks import unchanged
+
+INDEX = "index.faiss"
+ADD_ROWS = 65_536
+SHARE_OF_MEMORY = 0.25  # of the machine's, for the shard that is being filled
+
+
+def bytes_per_vector(factory: str, dim: int) -> int:
+    """Bytes that an index of this kind takes for a vector, its chunk id included."""
+    codes = dim if factory.endswith("SQ8") else 4 * dim
+    return codes + 8 + (8 if factory.startswith("IVF") else 0)
+
+
+def index_names(count: int) -> list[str]:
+    """index.faiss, and for more shards index-1.faiss and so on."""
+    return [INDEX, *(f"index-{number}.faiss" for number in range(1, count))]
+
+
+def write_index(
+    folder: Path,
+    vectors: np.ndarray,
+    rows: np.ndarray,
+    device: str,
+    *,
+    memory: int,
+    factory: str | None = None,
+    shards: int = 1,
+) -> Iterator[int]:
+    """Index these rows of vectors (N, E), each under its number, into files of `folder`; yields rows done.
+
+    Where the index would take more than a quarter of `memory` (bytes), or at least so many `shards` are
+    asked for, it is cut into shards, each of which is written before the next is filled. All shards learn
+    from one sample, so that together they answer as one index would. Files of an earlier index are removed.
+    """
+    factory = factory or choose_factory(len(rows), device)
+    fitting = int(SHARE_OF_MEMORY * memory) // bytes_per_vector(factory, vectors.shape[1])
+    size = max(1, min(len(rows), fitting, -(-len(rows) // shards)))
+    size = -(-len(rows) // -(-len(rows) // size))  # shards of equal size
+    empty = empty_index(vectors, rows, factory, device)
+    names = index_names(-(-len(rows) // size))
+    for name, shard in zip(names, blocks_of(len(rows), size), strict=True):
+        part = faiss.clone_index(empty)
+        assert isinstance(part, faiss.IndexIDMap)
+        held = rows[shard]
+        for block in blocks_of(len(held), ADD_ROWS):
+            part.add_with_ids(checked(vectors[held[block]]), held[block].astype(np.int64))
+            yield shard.start + min(block.stop, len(held))
+        write_part(folder / name, part)
+    for path in folder.glob("index*.faiss"):
+        if path.name not in names:
+            path.unlink()
+
+
+def open_files(folder: Path, device: str) -> VectorIndex:
+    """The index that `write_index` wrote; shards are searched on the CPU. Raises UserError as `load` does."""
+    names = index_names(len(list(folder.glob("index*.faiss"))))
+    return VectorIndex([read_part(folder / name) for name in names], device if len(names) == 1 else "cpu")
+
+
+def open_index(corpus: Corpus, device: str = "cpu") -> VectorIndex:
+    """The index of a built corpus as it was measured then; UserError where a file is not the one built."""
+    for name in corpus.manifest.get("marks", {INDEX: ""}):
+        if name.startswith("index"):
+            unchanged(corpus, name)
+    index = open_files(corpus.folder, device)
+    recall = corpus.manifest["statistics"].get("recall")  # early corpora have none
+    if recall is not None and recall["probes"] != index.probes:
+        index.probe(recall["probes"])
+    return index

@@ -1,0 +1,93 @@
+"""What a training goes on from: state.safetensors of a run folder, the same whoever wrote it.
+
+One process can take up what many have left, and the other way round: weights and optimizer moments are
+kept whole, generators for each process.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from retro_demo.checkpoint import load_tensors, save_tensors
+from retro_demo.distributed import ALONE, World, like, whole
+
+
+def save_state(
+    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, world: World = ALONE
+) -> None:
+    """Keep everything that the next step depends on.
+
+    Of several processes all must call: each gives its part, the leader writes, nobody leaves before that.
+    """
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    sources = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for weight, moments in optimizer.state.items():
+        for kind, value in moments.items():
+            sources[f"optimizer.{kind}.{names[id(weight)]}"] = value
+    tensors = {}
+    for name, tensor in sources.items():
+        full = whole(tensor)  # one after the other: they need not all be on the GPU in full
+        if world.leads:
+            tensors[name] = full.detach().cpu()
+    generators = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        generators["cuda"] = torch.cuda.get_rng_state()
+    for kind, generator in generators.items():
+        for rank, own in enumerate(world.gathered(generator)):
+            tensors[_generator(kind, rank)] = own
+    if world.leads:
+        weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+        # the state comes last: as long as it is the old one, going on makes these weights once more
+        save_tensors(folder / "model.safetensors", weights, {"step": str(step)})
+        save_tensors(folder / "state.safetensors", tensors, {"step": str(step), "processes": str(world.size)})
+    world.any(False)
+
+
+def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, world: World = ALONE) -> int:
+    """Put the last save back into model, optimizer and generators; returns its step (0 = none yet).
+
+    A process that the save knows nothing of goes on with the generators that it has.
+    """
+    path = folder / "state.safetensors"
+    if not path.exists():
+        return 0
+    tensors, meta = load_tensors(path)
+    there = model.state_dict()
+    saved = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+    model.load_state_dict({n: like(there[n], t) if n in there else t for n, t in saved.items()})
+    for name, weight in model.named_parameters():
+        for kind in ("step", "exp_avg", "exp_avg_sq"):
+            if (value := tensors.get(f"optimizer.{kind}.{name}")) is not None:  # none: it had no gradient
+                value = like(weight, value) if kind != "step" else value.to(weight.device)
+                optimizer.state[weight][kind] = value
+    if (generator := tensors.get(_generator("cpu", world.rank))) is not None:
+        torch.set_rng_state(generator)
+    if torch.cuda.is_available() and (generator := tensors.get(_generator("cuda", world.rank))) is not None:
+        torch.cuda.set_rng_state(generator)
+    return int(meta["step"])
+
+
+def _generator(kind: str, rank: int) -> str:
+    return f"generator.{kind}.{rank}" if rank else f"generator.{kind}"
+
+
+def saved_step(folder: Path) -> int:
+    """The step of the last save, 0 where there is none."""
+    return int(_saved(folder).get("step", 0))
+
+
+def saved_processes(folder: Path) -> int:
+    """How many processes trained together up to the last save."""
+    return int(_saved(folder).get("processes", 1))
+
+
+def _saved(folder: Path) -> dict[str, str]:
+    path = folder / "state.safetensors"
+    if not path.exists():
+        return {}
+    with safe_open(path, "pt") as file:
+        return file.metadata()

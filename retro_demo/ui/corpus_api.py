@@ -1,0 +1,57 @@
+"""Public HTTP endpoints on built corpora: change one, and say what its documents are worth to a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import gradio as gr
+
+from retro_demo import corpus_changes, service
+from retro_demo.change_config import AddConfig
+from retro_demo.errors import UserError
+from retro_demo.library import Library
+from retro_demo.ui.form import shows_errors
+from retro_demo.ui.uploads import uploaded
+from retro_demo.workspace import Workspace
+
+
+def add_corpus_endpoints(library: Library) -> None:
+    """Publish the endpoints; call inside the Blocks of the page."""
+    home = library.home
+
+    def change_corpus(
+        workspace: str,
+        corpus: str,
+        files: list[gr.FileData] | None = None,
+        forget: list[str] | None = None,
+        use: str = "",
+        name: str = "",
+    ) -> Iterator[dict]:
+        """Add uploaded files to a built corpus, or forget documents (ids or titles), and follow it. Nothing
+        that is there is embedded anew. use is what the new documents are for (training, database, held-out);
+        name makes the changed corpus under another name. Yields events; the last is `finished`, `stopped` or
+        `failed`, with the corpus id under "corpus"."""
+        space = Workspace.open(home, workspace)
+        given = [uploaded(file) for file in files or []]
+        changed = corpus_changes.start_change(
+            space, corpus, files=given, forget=forget or [], config=AddConfig(use=use), name=name
+        )
+        sent = 0
+        for status in service.follow(space.corpus(changed)):
+            for event in status.events[sent:]:
+                yield event | {"corpus": changed}
+            sent = len(status.events)
+        if status.state in ("failed", "interrupted"):
+            failed = status.of_kind("failed")
+            raise UserError(failed[-1]["error"] if failed else "The change was interrupted.")
+
+    def weigh(workspace: str, run: str, documents: list[str], text: str = "", corpus: str = "") -> dict:
+        """Which tokens would lose their gain if documents (ids or titles) were forgotten: in the text, or in
+        held-out text that finds them. Rows with log p with, without and with retrieval off, the nats lost
+        and the document; over all, nats a token; provenance."""
+        space = Workspace.open(home, workspace)
+        return corpus_changes.weigh_documents(library, space, run, documents, text=text, corpus=corpus)
+
+    publish = gr.api  # pyright: ignore[reportPrivateImportUsage]
+    publish(shows_errors(change_corpus), api_name="change_corpus", concurrency_limit=None)
+    publish(shows_errors(weigh), api_name="weigh", concurrency_id="model", concurrency_limit=1)

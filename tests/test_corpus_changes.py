@@ -1,0 +1,124 @@
+"""What a visitor may ask of a corpus: changes as jobs of a workspace, and what is refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from test_jobs import wait_until
+from test_train import prepare
+
+from retro_demo import corpus_changes, jobs, service
+from retro_demo.changing import is_pending, prepare_change
+from retro_demo.checkpoint import read_any_config
+from retro_demo.corpus import load_corpus
+from retro_demo.errors import UserError
+from retro_demo.workspace import Workspace, data_home, new_code
+
+
+@pytest.fixture
+def workspace(small_folder) -> Workspace:
+    opened = Workspace.open(data_home()[0], new_code())
+    shutil.copytree(small_folder, opened.folder / "corpora" / "places")
+    return opened
+
+
+@pytest.fixture
+def new_file(tmp_path) -> tuple[str, Path]:
+    path = tmp_path / "upload"
+    path.write_text("Area of Zorland: 42 square km, estimated in 2001. " * 8)
+    return "zorland.txt", path
+
+
+def test_files_are_added_by_a_job_and_a_second_change_waits_for_it(workspace, new_file):
+    name = corpus_changes.start_change(workspace, "places", files=[new_file])
+
+    assert name == "places"
+    with pytest.raises(UserError, match="being changed already"):
+        corpus_changes.start_change(workspace, "places", forget=["Arden"])
+    for _ in service.follow(workspace.corpus("places")):
+        pass
+    assert corpus_changes.corpus_status(workspace.corpus("places")).state == "finished"
+    assert [d.title for d in load_corpus(workspace.corpus("places")).documents][-1] == "zorland.txt"
+    assert not (workspace.corpus("places") / "change").exists()
+
+
+def test_a_change_under_another_name_leaves_the_corpus_and_is_a_corpus_of_the_workspace(workspace):
+    name = corpus_changes.start_change(workspace, "places", forget=["Arden"], name="Without Arden")
+    for _ in service.follow(workspace.corpus(name)):
+        pass
+
+    assert name == "without-arden"
+    assert len(load_corpus(workspace.corpus(name)).documents) == 13
+    assert len(load_corpus(workspace.corpus("places")).documents) == 14
+    assert ("Arden", "arden") not in [
+        (t.split(" (")[0], i) for t, i in corpus_changes.listed_documents(workspace.corpus(name))
+    ]
+
+
+def test_a_change_that_fails_is_told_and_the_corpus_stays(workspace, tmp_path):
+    (tmp_path / "same").write_text("nothing")
+    (tmp_path / "broken").write_text("{")
+    corpus_changes.start_change(workspace, "places", files=[("broken.jsonl", tmp_path / "broken")])
+    folder = workspace.corpus("places")
+    for _ in service.follow(folder):
+        pass
+
+    status = corpus_changes.corpus_status(folder)
+
+    assert status.state == "failed"
+    assert "The corpus stays as it was" in status.of_kind("failed")[-1]["error"]
+    assert len(load_corpus(folder).documents) == 14
+    with pytest.raises(UserError, match="nothing to resume"):
+        service.resume_build(workspace, "places")
+
+
+def test_a_change_that_was_cut_off_is_resumed(workspace):
+    folder = workspace.corpus("places")
+    prepare_change(folder, None, forget=["Arden"])
+
+    service.resume_build(workspace, "places")
+    for _ in service.follow(folder):
+        pass
+
+    assert len(load_corpus(folder).documents) == 13
+    assert not is_pending(folder)
+
+
+def test_a_corpus_is_not_changed_under_a_run_that_trains_on_it(workspace):
+    run = prepare(
+        workspace.folder / "runs" / "busy",
+        workspace.corpus("places"),
+        steps=100_000,
+        eval_every=100_000,
+        save_every=100_000,
+    )
+    assert read_any_config(run).corpus == str(workspace.corpus("places"))
+    jobs.start(run, "train")
+    try:
+        with pytest.raises(UserError, match="busy is training on places"):
+            corpus_changes.start_change(workspace, "places", forget=["Arden"])
+    finally:
+        wait_until(lambda: jobs.status(run).of_kind("step"))
+        jobs.stop(run)
+        wait_until(lambda: not jobs.is_running(run))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"forget": ["Arden"], "corpus": "nowhere"}, "There is no corpus"),
+        ({}, "nothing to change"),
+        ({"forget": ["Nobody"]}, "no document with the id or title 'Nobody'"),
+        ({"forget": ["Nobody"], "name": "copy"}, "no document with the id or title 'Nobody'"),
+    ],
+)
+def test_what_cannot_be_changed_is_refused_and_leaves_nothing(workspace, values, words):
+    before = workspace.corpora()
+
+    with pytest.raises(UserError, match=words):
+        corpus_changes.start_change(workspace, values.pop("corpus", "places"), **values)
+
+    assert workspace.corpora() == before
+    assert not is_pending(workspace.corpus("places"))

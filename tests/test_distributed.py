@@ -1,0 +1,265 @@
+"""Several processes that train one run: the same losses, one record, stopped and taken up again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from test_marge_training import SETTINGS as MARGE_SETTINGS
+from test_marge_training import folder as two_languages  # noqa: F401
+from test_train import SETTINGS
+from torch import nn
+from torchrun_helpers import largest_difference, of, torchrun, train_together
+
+from retro_demo.batches import check_share
+from retro_demo.checkpoint import read_any_config
+from retro_demo.corpus import load_corpus
+from retro_demo.distributed import Learner, World
+from retro_demo.errors import UserError
+from retro_demo.events import read_events
+from retro_demo.marge_planning import plan_run
+from retro_demo.pipeline import make_batches, run_training
+from retro_demo.planning import prepare_run
+from retro_demo.retro import RETRO, RetroBatch
+from retro_demo.retro_config import RetroConfig
+from retro_demo.run_state import saved_processes, saved_step
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
+LOSS_TOLERANCE = 1e-5  # nats: the processes add the same float32 numbers in another order
+NORM_TOLERANCE = 1e-3  # of the gradient's norm, to which cancelled digits mean more
+WEIGHT_TOLERANCE = 1e-4
+
+
+def prepare(out: Path, corpus: Path, model: str = "retro", **changes) -> Path:
+    usual = MARGE_SETTINGS if model == "marge" else SETTINGS | {"batch_size": 3}
+    base = changes.pop("base", "")
+    settings = usual | {"dropout": 0.0} | changes
+    if base:  # what shapes the decoder is the base's
+        settings = {
+            name: value for name, value in settings.items() if name not in ("dim", "depth", "num_heads")
+        }
+    prepare_run(out, plan_run(model, str(corpus), settings=settings, device="cpu", base=base))
+    return out
+
+
+def alone(out: Path, stop_after: int | None = None) -> list[dict]:
+    events: list[dict] = []
+    for event in run_training(out, lambda: stop_after is not None and len(of(events, "step")) >= stop_after):
+        events.append(event.to_json())
+    return events
+
+
+def assert_same_curve(one: list[dict], other: list[dict]) -> None:
+    first, second = of(one, "step"), of(other, "step")
+    assert [event["step"] for event in first] == [event["step"] for event in second] != []
+    for a, b in zip(first, second, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=LOSS_TOLERANCE)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=NORM_TOLERANCE)
+    assert len({event["loss"] for event in first}) == len(first)  # or there is nothing to compare
+
+
+def assert_same_run(one: Path, other: Path, processes: int) -> None:
+    """Train one alone and the other together, and compare all that they tell and leave."""
+    first, second = alone(one), train_together(other, processes)
+    assert_same_curve(first, second)
+    assert second == read_events(other / "events.jsonl")  # one process speaks and writes
+    assert [event["event"] for event in second] == [event["event"] for event in first]
+    for a, b in zip(of(first, "evaluated"), of(second, "evaluated"), strict=True):
+        assert {arm: told["nats"] for arm, told in a["arms"].items()} == pytest.approx(
+            {arm: told["nats"] for arm, told in b["arms"].items()}, abs=LOSS_TOLERANCE
+        )
+    pairs = [[(e["step"], e["figures"]["pairs"]) for e in of(told, "reindexed")] for told in (first, second)]
+    assert pairs[0] == pairs[1]
+    assert largest_difference(one, other) < WEIGHT_TOLERANCE
+    assert (saved_processes(one), saved_processes(other)) == (1, processes)
+
+
+def test_two_processes_have_the_loss_curve_of_one(tmp_path, small_folder):
+    one, two = (prepare(tmp_path / name, small_folder) for name in ("one", "two"))
+
+    assert_same_run(one, two, 2)
+
+
+def test_a_base_and_its_retrofit_too(tmp_path, small_folder):
+    lm, together = (prepare(tmp_path / name, small_folder, "lm", steps=3) for name in ("lm", "together"))
+    assert_same_run(lm, together, 2)
+    one, two = (
+        prepare(tmp_path / name, small_folder, "retrofit", base=str(lm), steps=6) for name in ("one", "two")
+    )
+
+    assert_same_run(one, two, 2)
+
+
+def test_three_processes_have_the_curve_and_the_evidence_of_one_in_marge(tmp_path, two_languages):  # noqa: F811
+    changes = {"distill": 0.5, "reading": 0.5}
+    one, three = (prepare(tmp_path / name, two_languages, "marge", **changes) for name in ("one", "three"))
+
+    assert_same_run(one, three, 3)
+
+
+def stopped(out: Path, processes: int, step: int, rank: int) -> list[dict]:
+    """Train together, ask the process of this rank to stop at a step, and wait until all have left."""
+    with subprocess.Popen(torchrun(out, processes), stdout=subprocess.PIPE, text=True) as process:
+        seen = until(process, step)
+        os.kill(children(process)[rank], signal.SIGTERM)
+        assert process.stdout is not None
+        return seen + [json.loads(line) for line in process.stdout]
+
+
+def killed(out: Path, processes: int, step: int) -> None:
+    """Train together and kill all of them at a step."""
+    with subprocess.Popen(torchrun(out, processes), stdout=subprocess.PIPE, text=True) as process:
+        until(process, step)
+        for pid in [*children(process), process.pid]:
+            os.kill(pid, signal.SIGKILL)
+
+
+def until(process: subprocess.Popen, step: int) -> list[dict]:
+    """Read the events of a training up to this step."""
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(json.loads(line))
+        if seen[-1]["event"] == "step" and seen[-1]["step"] == step:
+            return seen
+    raise AssertionError(f"the training ended before step {step}")
+
+
+def children(process: subprocess.Popen) -> list[int]:
+    """The trainings that a `torchrun` has started, in the order of their ranks."""
+    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return sorted(int(pid) for pid in listed.split())
+
+
+@needs_proc
+def test_together_a_run_stops_by_any_process_survives_a_kill_and_ends_with_the_same_weights(
+    tmp_path, small_folder
+):
+    changes = {"dropout": 0.1, "steps": 60, "eval_every": 60, "save_every": 5}
+    for name in ("whole", "cut"):
+        prepare(tmp_path / name, small_folder, **changes)
+    train_together(tmp_path / "whole", 2)
+
+    first = stopped(tmp_path / "cut", 2, step=3, rank=1)  # not the one that writes
+    assert first[-1]["event"] == "stopped"
+    assert first[-2] == {"event": "saved", "step": first[-1]["step"]}
+    assert saved_step(tmp_path / "cut") == first[-1]["step"]
+    killed(tmp_path / "cut", 2, step=first[-1]["step"] + 13)
+    assert first[-1]["step"] < saved_step(tmp_path / "cut") < 60
+    train_together(tmp_path / "cut", 2)
+
+    recorded = [of(read_events(tmp_path / name / "events.jsonl"), "step") for name in ("whole", "cut")]
+    assert [e["loss"] for e in recorded[0]] == [e["loss"] for e in recorded[1]]
+    assert largest_difference(tmp_path / "whole", tmp_path / "cut") == 0
+
+
+@needs_proc
+@pytest.mark.parametrize("model", ["retro", "marge"])
+def test_sharded_weights_give_the_same_curve_and_are_taken_up_by_one_process_or_come_from_it(
+    tmp_path,
+    small_folder,
+    two_languages,  # noqa: F811
+    model,
+):
+    corpus = two_languages if model == "marge" else small_folder
+    one = alone(prepare(tmp_path / "one", corpus, model, steps=30, eval_every=10))
+    out = prepare(tmp_path / "sharded", corpus, model, steps=30, eval_every=10, sharded=True)
+
+    # begun by many and ended by one, or the other way round
+    parts = (
+        [stopped(out, 2, step=3, rank=0), alone(out)]
+        if model == "retro"
+        else [alone(out, stop_after=5), train_together(out, 2)]
+    )
+
+    assert all(of(part, "step") for part in parts)
+    assert ["goes on with" in str(of(part, "warned")) for part in parts] == [False, True]
+    assert_same_curve(one, [event for part in parts for event in part])
+    assert largest_difference(tmp_path / "one", out) < WEIGHT_TOLERANCE
+
+
+def test_a_mistake_is_said_once_and_ends_all_processes(tmp_path):
+    done = subprocess.run(torchrun(tmp_path / "no", 2), capture_output=True, text=True, timeout=120)
+
+    assert done.returncode
+    assert len(done.stdout.splitlines()) == 1
+    assert json.loads(done.stdout)["event"] == "failed"
+    assert "There is no run at" in json.loads(done.stdout)["error"]
+    assert done.stderr.count("There is no run at") == 1
+
+
+def test_the_parts_of_a_batch_add_up_to_its_loss_whoever_is_left_without_a_row():
+    torch.manual_seed(0)
+    config = RetroConfig(
+        vocab_size=50, dim=16, depth=2, num_heads=2, cca_layers=(2,), enc_dim=16, chunk_len=4
+    )
+    model = RETRO(config)
+    tokens = torch.randint(1, 50, (3, 17))
+    tokens[0, 9:] = 0  # tokens count, not rows
+    batch = RetroBatch(tokens, torch.randint(1, 50, (3, 3, 2, 8)))
+
+    parts = [model.loss(batch.share(rank, 2))[0] for rank in range(2)]
+
+    torch.testing.assert_close(sum(parts), model.loss(batch)[0])
+    assert abs(parts[0].item() - parts[1].item()) > 0.1
+
+
+def test_a_batch_smaller_than_the_world_is_refused(small_folder, tmp_path):
+    config = read_any_config(prepare(tmp_path / "run", small_folder, batch_size=1))
+
+    with pytest.raises(UserError, match="1 sequence, but 2 processes"):
+        check_share(config.training, World(0, 2))
+
+
+def test_in_half_precision_weights_norms_and_loss_stay_in_float32_and_a_run_learns(tmp_path, small_folder):
+    out = prepare(tmp_path / "half", small_folder, precision="bfloat16", steps=12, lr=2e-3)
+    events = alone(out)
+    full = alone(prepare(tmp_path / "full", small_folder, steps=12, lr=2e-3))
+
+    losses = [[event["loss"] for event in of(part, "step")] for part in (events, full)]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], abs=0.05)
+    model = RETRO(read_any_config(out).network)
+    kinds: dict[str, set] = {"norm": set(), "product": set()}
+    for module in model.modules():
+        kind = {nn.RMSNorm: "norm", nn.Linear: "product"}.get(type(module))
+        if kind:
+            module.register_forward_hook(lambda _m, _i, result, kind=kind: kinds[kind].add(result.dtype))
+    batch = make_batches(read_any_config(out), load_corpus(small_folder)).train_batch(0)
+
+    loss = Learner(model, 1, "bfloat16")(batch)
+    loss.backward()
+
+    assert kinds == {"norm": {torch.float32}, "product": {torch.bfloat16}}
+    assert loss.dtype == torch.float32
+    assert {weight.grad.dtype for weight in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("sharded", [False, True])
+def test_two_gpus_have_the_loss_curve_of_one(tmp_path, small_folder, sharded):
+    runs = [prepare(tmp_path / name, small_folder, sharded=sharded) for name in ("one", "two")]
+    one = [event.to_json() for event in run_training(runs[0], lambda: False, device="cuda")]
+
+    two = train_together(runs[1], 2, "--device", "cuda")
+
+    assert [e["loss"] for e in of(two, "step")] == pytest.approx(
+        [e["loss"] for e in of(one, "step")], abs=1e-3
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() != 1, reason="needs exactly one GPU")
+def test_more_processes_than_gpus_are_refused_with_a_sentence(tmp_path, small_folder):
+    out = prepare(tmp_path / "run", small_folder)
+    done = subprocess.run(
+        torchrun(out, 2, "--device", "cuda"), capture_output=True, text=True, timeout=120, check=False
+    )
+
+    assert "2 processes on a machine with 1 GPUs" in done.stdout + done.stderr
