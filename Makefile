@@ -33,9 +33,9 @@ check: setup
 proof: setup
 	$(BIN)/python -m pytest -m proof --timeout 3600
 
+# Tables of all speeds, under 45 minutes on two quiet cores; one part: python -m benchmarks.NAME
 bench: setup
-	$(BIN)/python -m benchmarks.generation
-	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks
 
 # The shipped checkpoint, from the shipped corpus and the seed below; about an hour on two cores.
 sample: setup

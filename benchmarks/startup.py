@@ -1,25 +1,38 @@
-"""How long a visitor waits: from starting the app to an answering page, and to the first token.
+"""How long a visitor waits, and how much is sent: the page, the first token, the weight of the first load.
 
     .venv/bin/python -m benchmarks.startup [--home FOLDER] [--rounds 3]
 
 Starts app.py on a free port, waits for the page, and asks the shipped run for a few tokens through
-the public endpoint. The first round fills the page cache and builds the sample corpus.
+the public endpoint. The first round fills the page cache and builds the sample corpus, unless --home has it.
+Then a browser with an empty cache opens the page once: requests, bytes over the wire, bytes unpacked.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
+from benchmarks.measuring import Report, options
+from retro_demo.workspace import new_code
+
 ROOT = Path(__file__).resolve().parent.parent
+SETTLE = 3.0  # seconds after the page is drawn in which nothing more may be asked for
+ROWS = {
+    "page": "start to answering page",
+    "first_token_cold": "first token, asked at once",
+    "first_token_warm": "first token after that",
+}
 
 
 def free_port() -> int:
@@ -28,12 +41,9 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def one_round(home: str) -> dict[str, float]:
-    """Seconds to the page, to a first token asked at once, and to a first token when all is warm."""
-    from gradio_client import Client
-
-    from retro_demo.workspace import new_code
-
+@contextmanager
+def served(home: str) -> Iterator[tuple[str, float]]:
+    """Within the block app.py answers at the address; beside it the seconds until it did."""
     port = free_port()
     url = f"http://127.0.0.1:{port}/"
     begun = time.perf_counter()
@@ -49,8 +59,21 @@ def one_round(home: str) -> dict[str, float]:
                 urlopen(url, timeout=1).read()
                 break
             except OSError:
+                if server.poll() is not None:
+                    raise SystemExit(f"app.py ended with {server.returncode} before it answered.") from None
                 time.sleep(0.05)
-        seconds = {"page": time.perf_counter() - begun}
+        yield url, time.perf_counter() - begun
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def one_round(home: str) -> dict[str, float]:
+    """Seconds to the page, to a first token asked at once, and to a first token when all is warm."""
+    from gradio_client import Client
+
+    with served(home) as (url, seconds_to_page):
+        seconds = {"page": seconds_to_page}
         client = Client(url, verbose=False)
         for name in ("first_token_cold", "first_token_warm"):
             asked = time.perf_counter()
@@ -70,20 +93,88 @@ def one_round(home: str) -> dict[str, float]:
             seconds[name] = time.perf_counter() - asked
             job.result()
         return seconds
-    finally:
-        server.terminate()
-        server.wait(20)
+
+
+def installed_browser() -> str | None:
+    """An installed Chromium or Chrome; None: playwright's own."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    return next((found for name in names if (found := shutil.which(name))), None)
+
+
+def page_weight(url: str) -> dict[str, dict[str, float]]:
+    """By kind of file: requests, kB over the wire, kB unpacked; and when the page was drawn, in seconds."""
+    from playwright.sync_api import Error, sync_playwright
+
+    kinds: dict[str, str] = {}
+    requests: Counter[str] = Counter()
+    wire: defaultdict[str, float] = defaultdict(float)
+    unpacked: defaultdict[str, float] = defaultdict(float)
+
+    def asked(event: Any) -> None:
+        kinds[event["requestId"]] = event.get("type", "Other")
+        requests[kinds[event["requestId"]]] += 1
+
+    def note(into: defaultdict[str, float], field: str) -> Any:
+        def listen(event: Any) -> None:
+            into[kinds.get(event["requestId"], "Other")] += event[field] / 1000
+
+        return listen
+
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+        try:
+            browser = playwright.chromium.launch(executable_path=installed_browser(), args=flags)
+        except Error as error:
+            raise SystemExit(
+                f"There is no browser to weigh the page with ({str(error).splitlines()[0]}). "
+                "Install Chromium, or call with --no-browser."
+            ) from error
+        page = browser.new_page()
+        session = page.context.new_cdp_session(page)
+        session.send("Network.enable")
+        session.on("Network.requestWillBeSent", asked)
+        session.on("Network.dataReceived", note(unpacked, "dataLength"))
+        session.on("Network.loadingFinished", note(wire, "encodedDataLength"))
+        begun = time.perf_counter()
+        page.goto(url)
+        page.get_by_role("tab").first.wait_for()
+        drawn = time.perf_counter() - begun
+        page.wait_for_timeout(1000 * SETTLE)
+        browser.close()
+    weights = {
+        kind: {"requests": requests[kind], "wire": round(wire[kind], 1), "unpacked": round(unpacked[kind], 1)}
+        for kind in sorted(requests, key=lambda kind: -wire[kind])
+    }
+    return weights | {"drawn": {"seconds": round(drawn, 2)}}
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--home", default=tempfile.mkdtemp(prefix="retro_demo-startup-"))
-    options.add_argument("--rounds", type=int, default=3)
-    chosen = options.parse_args()
-    rounds = [one_round(chosen.home) for _ in range(chosen.rounds)]
-    for name in rounds[0]:
-        print(f"{name:<18}" + "".join(f"{result[name]:8.2f} s" for result in rounds))
-    print(json.dumps(rounds))
+    parser = options(__doc__, rounds=3)
+    parser.add_argument("--home", default=tempfile.mkdtemp(prefix="retro_demo-startup-"))
+    parser.add_argument("--no-browser", action="store_true", help="do not weigh the page")
+    chosen = parser.parse_args()
+    report = Report("startup")
+    rounds = [one_round(chosen.home) for _ in range(1 if chosen.quick else chosen.rounds)]
+    report.table(
+        "What a visitor waits for:",
+        ("", *(f"round {number}" for number in range(1, len(rounds) + 1))),
+        [(words, *(f"{result[name]:.2f} s" for result in rounds)) for name, words in ROWS.items()],
+    )
+    report.figures["seconds"] = rounds
+    if not chosen.no_browser:
+        with served(chosen.home) as (url, _):
+            weights = page_weight(url)
+        drawn = weights.pop("drawn")["seconds"]
+        rows = [(kind.lower(), *weight.values()) for kind, weight in weights.items()]
+        sums = [round(sum(weight[name] for weight in weights.values()), 1) for name in ("wire", "unpacked")]
+        everything = sum(int(weight["requests"]) for weight in weights.values())
+        report.table(
+            f"The first load of the page, nothing cached, drawn after {drawn} s:",
+            ("kind", "requests", "kB over the wire", "kB unpacked"),
+            [*rows, ("all", everything, *sums)],
+        )
+        report.figures["page"] = weights | {"drawn_seconds": drawn}
+    report.publish(chosen.json)
 
 
 if __name__ == "__main__":

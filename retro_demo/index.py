@@ -22,7 +22,7 @@ from faiss.contrib.factory_tools import reverse_index_factory
 
 from retro_demo.embedding import Embedder
 from retro_demo.index_parts import blocks_of, checked, empty_index, on_all_gpus, read_part, write_part
-from retro_demo.neighbors import Neighbors, Retriever, joined, rank
+from retro_demo.neighbors import SCORE_STEP, Neighbors, Retriever, joined, rank
 
 GPU_MAX_K = 2048  # FAISS refuses more on a GPU (faiss.gpu limits)
 MAX_FETCH = 2048  # beyond this a scan of the whole index is the cheaper search
@@ -283,9 +283,12 @@ def scan(
     """The k nearest allowed chunks by looking at all of them, blocks of ids (n,) and vectors (n, E)."""
     best = rank(np.full((len(vectors), 1), -1), np.zeros((len(vectors), 1)), k)
     for ids, stored in blocks:
-        candidates = np.broadcast_to(ids, (len(vectors), len(ids)))
+        scores = vectors @ stored.T
+        # after the first blocks hardly any chunk is near enough to matter: ranking all is what costs
+        near = (scores >= best.scores[:, -1:] - 2 * SCORE_STEP).any(axis=0)
+        candidates = np.broadcast_to(ids[near], (len(vectors), int(near.sum())))
         valid = allowed(np.arange(len(vectors)), candidates)
-        part = rank(np.where(valid, candidates, -1), vectors @ stored.T, k)
+        part = rank(np.where(valid, candidates, -1), scores[:, near], k)
         both = [np.hstack(pair) for pair in ((best.ids, part.ids), (best.scores, part.scores))]
         best = rank(both[0], both[1], k)
     return best

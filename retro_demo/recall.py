@@ -19,7 +19,7 @@ from retro_demo.neighbors import Neighbors
 
 K = 4
 QUERIES = 256
-AIM = 0.97  # of the sample, so that the recall of all queries is above 0.95
+AIM = 0.95  # of the sample; at 1e6 chunks 0.97 would cost twice the time
 FEWEST_PROBES = 16
 TIE = 3e-6  # scores are rounded to 1e-6
 
@@ -89,7 +89,7 @@ def measure_recall(
         fewest = min(FEWEST_PROBES, index.lists)
         index.probe(fewest)
         while (reached := recall()) < AIM and index.probes < index.lists:
-            index.probe(min(2 * index.probes, index.lists))
+            index.probe(min(-(-3 * index.probes // 2), index.lists))
     else:
         reached = recall()
     stored = np.isin(own, rows)

@@ -1,0 +1,110 @@
+"""The floor of a training step: the time of its matrix products alone.
+
+Record the products of a forward and backward pass, then run these and nothing else on memory that is
+already there: no softmax, norm, copy, optimizer or Python between. Fused attention counts as the products
+it cannot do without: two forward, four backward. Products of one shape and layout share their memory,
+which flatters the floor a little where it stays in a cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+Layout = tuple[torch.Size, tuple[int, ...], torch.dtype]
+
+
+class Product(NamedTuple):
+    """One matrix product, maybe batched: (M, K) @ (K, N) or (G, M, K) @ (G, K, N)."""
+
+    left: Layout
+    right: Layout
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions."""
+        return 2 * self.left[0].numel() * self.right[0][-1]
+
+
+class RecordProducts(TorchDispatchMode):
+    """Within the block, note every matrix product that is computed, backward passes included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products: list[Product] = []
+
+    @property
+    def flops(self) -> int:
+        return sum(product.flops for product in self.products)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in ("mm", "bmm"):
+            self._note(args[0], args[1])
+        elif name in ("addmm", "baddbmm", "_addmm_activation"):
+            self._note(args[1], args[2])
+        elif name.startswith("_scaled_dot_product") and name.endswith("_attention_math"):
+            raise RuntimeError(f"{name} was not taken apart: its products would go uncounted")
+        elif name.startswith("_scaled_dot_product"):
+            self._note_attention(args, "backward" in name)
+        return func(*args, **(kwargs or {}))
+
+    def _note(self, left: Tensor, right: Tensor) -> None:
+        self.products.append(Product(_layout(left), _layout(right)))
+
+    def _note_attention(self, args: Any, backward: bool) -> None:
+        grad, q, k, v = args[:4] if backward else (None, *args[:3])
+        heads, queries, keys = q.shape[:-2].numel(), q.shape[-2], k.shape[-2]
+        q, k, v = (torch.empty(heads, *part.shape[-2:], dtype=q.dtype, device="meta") for part in (q, k, v))
+        weights = torch.empty(heads, queries, keys, dtype=q.dtype, device="meta")
+        if grad is None:
+            pairs = [(q, k.mT), (weights, v)]
+        else:
+            grad = torch.empty(heads, queries, v.shape[-1], dtype=q.dtype, device="meta")
+            pairs = [(weights.mT, grad), (grad, v.mT), (weights, k), (weights.mT, q)]
+        for left, right in pairs:
+            self._note(left, right)
+
+
+def _layout(matrix: Tensor) -> Layout:
+    return matrix.shape, matrix.stride(), matrix.dtype
+
+
+def record_products(step: Callable[[], object]) -> RecordProducts:
+    """Run `step` once and give back what it multiplied."""
+    with RecordProducts() as recorded:
+        step()
+    return recorded
+
+
+def replay(products: list[Product], device: str = "cpu") -> Callable[[], None]:
+    """A function that computes the products in their order, on memory of its own, and nothing else."""
+    memory: dict[Any, Tensor] = {}
+
+    def matrix(role: str, layout: Layout) -> Tensor:
+        if (role, layout) not in memory:
+            shape, strides, dtype = layout
+            size = 1 + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
+            flat = torch.randn(size, device=device).to(dtype)
+            memory[role, layout] = flat.as_strided(shape, strides)
+        return memory[role, layout]
+
+    calls = []
+    for left, right in products:
+        if not (left[0].numel() and right[0].numel()):
+            continue
+        shape = torch.Size([*left[0][:-1], right[0][-1]])
+        out = matrix("out", (shape, torch.empty(shape, device="meta").stride(), left[2]))
+        multiply = torch.mm if len(shape) == 2 else torch.bmm
+        calls.append((multiply, matrix("left", left), matrix("right", right), out))
+
+    @torch.no_grad()
+    def run() -> None:
+        for multiply, left, right, out in calls:
+            multiply(left, right, out=out)
+
+    return run
