@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retro_demo.attention import AttentionShape
+from retro_demo.linear import Linear
 from retro_demo.retro_config import RetroConfig
 
 INIT_STD = 0.02
@@ -96,9 +97,9 @@ def draw_weights(model: nn.Module, depth: int) -> None:
 class CopyingAttention(Protocol):
     """An attention to a context with these projections."""
 
-    to_q: nn.Linear
-    to_kv: nn.Linear
-    to_out: nn.Linear
+    to_q: Linear
+    to_kv: Linear
+    to_out: Linear
 
 
 @torch.no_grad()

@@ -64,7 +64,7 @@ class ChunkedCrossAttention(CrossAttention):
             keys = rearrange(F.pad(keys, (0, 0, 1, 0)), "b h k r p -> b h (k r) p")
         return self.placed(KeysValues(keys, values), places)
 
-    def attend(self, x: Tensor, context: KeysValues, place: int, mask: Tensor) -> Tensor:
+    def attend(self, x: Tensor, context: KeysValues, place: int, mask: Tensor | None) -> Tensor:
         """x (B, T, D): tokens of one attending chunk, the first at `place` in it -> (B, T, D)."""
         positions = self.query_positions(place, x.shape[1], x.device)
         return super().forward(x, context, positions, mask)

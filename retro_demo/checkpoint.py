@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from retro_demo.config import RetroConfig, TrainConfig, from_json
 from retro_demo.corpus import file_hash, write_atomically
 from retro_demo.errors import UserError
+from retro_demo.linear import lay_out_for_writing
 from retro_demo.marge import MARGE
 from retro_demo.marge_config import EvidenceConfig, MargeConfig
 from retro_demo.retro import RETRO
@@ -226,6 +227,7 @@ def _fill(model: nn.Module, folder: Path) -> None:
     if wanted != {name: tensor.shape for name, tensor in tensors.items()}:
         raise UserError(f"The weights in {path} do not fit the network that config.json describes.")
     model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    lay_out_for_writing(model)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: dict[str, str]) -> None:

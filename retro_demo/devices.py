@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -26,14 +27,51 @@ def choose_device(device: str) -> str:
     return device
 
 
-def allowed_threads() -> int:
-    """Cores that this process may really use: what the operating system and its quota leave."""
+def allowed_threads(system: Path = Path("/")) -> int:
+    """Cores that this process may really use: what the operating system and its control groups leave.
+
+    A container sees all cores of its host, but gets no more time than its quota; threads beyond it only
+    wait for one another. `system` is where /proc and /sys are read.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([cores, *(int(quota) for quota in _quotas(system))]))
+
+
+def _quotas(system: Path) -> Iterator[float]:
+    """How many cores the control groups of this process leave it (versions 2 and 1); nothing where all."""
+    root = system / "sys/fs/cgroup"
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+        lines = (system / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        lines = ["0::/"]
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            mounts = [root, root / "unified"]
+        elif "cpu" in controllers.split(","):
+            mounts = [root / "cpu", root / controllers]
+        else:
+            continue
+        for mount in mounts:
+            # a limit of any group above holds too; in a container its own group is mounted as the root
+            inside = mount / path.strip("/")
+            for group in (inside, *inside.parents):
+                if (quota := _quota(group)) is not None:
+                    yield quota
+                if group == mount:
+                    break
+
+
+def _quota(group: Path) -> float | None:
+    """The cores that one control group leaves; None where it sets no limit, or is not there."""
+    try:
+        if (both := group / "cpu.max").exists():
+            quota, period = both.read_text().split()
+        else:
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return None if quota == "max" or int(quota) <= 0 else int(quota) / int(period)
     except (OSError, ValueError):
-        return cores
+        return None
 
 
 def allowed_memory() -> int:

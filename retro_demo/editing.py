@@ -105,8 +105,8 @@ def write_on(
         part = text[:, max(0, start) : start + chunk_len]
         if part.shape[1]:
             seen = read[:, start // chunk_len] if start >= 0 else None
-            logits = model.extend(part, cache, seen)[:, -1]
-    logits = model.extend(text[:, -1:], cache, read[:, chunk])[:, -1]
+            logits = model.next_logits(part, cache, seen)
+    logits = model.next_logits(text[:, -1:], cache, read[:, chunk])
     written: list[list[int]] = [[] for _ in versions]
     for step in range(min(count, chunk_len)):
         logits[:, model.config.pad_id] = float("-inf")
@@ -114,5 +114,5 @@ def write_on(
         for one, token in zip(written, chosen.tolist(), strict=True):
             one.append(token)
         if step + 1 < min(count, chunk_len):
-            logits = model.extend(chosen[:, None], cache)[:, -1]
+            logits = model.next_logits(chosen[:, None], cache)
     return [one[: one.index(eos)] if eos in one else one for one in written]

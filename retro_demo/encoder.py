@@ -12,8 +12,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from retro_demo.attention import CrossAttention, FeedForward, SelfAttention, key_mask
+from retro_demo.attention import CrossAttention, FeedForward, SelfAttention, added, key_mask
 from retro_demo.blocks import attention_shape, make_final_norm, make_norm, residual
+from retro_demo.linear import Linear
 from retro_demo.retro_config import RetroConfig
 
 
@@ -62,7 +63,7 @@ class NeighborEncoder(nn.Module):
         self.from_embedding = (
             nn.Identity()
             if config.enc_dim == config.embed_dim
-            else nn.Linear(config.embed_dim, config.enc_dim, bias=config.biases)
+            else Linear(config.embed_dim, config.enc_dim, bias=config.biases)
         )
         self.norm_states = make_norm(config, config.dim) if config.norm_states else nn.Identity()
         self.layers = nn.ModuleList(
@@ -71,9 +72,7 @@ class NeighborEncoder(nn.Module):
         )
         self.norm = make_final_norm(config, config.enc_dim)
         self.project = (
-            nn.Linear(config.enc_dim, config.dim, bias=config.biases)
-            if config.enc_projection
-            else nn.Identity()
+            Linear(config.enc_dim, config.dim, bias=config.biases) if config.enc_projection else nn.Identity()
         )
 
     def encoder_layers(self) -> list[EncoderLayer]:
@@ -88,7 +87,7 @@ class NeighborEncoder(nn.Module):
         """
         num_neighbors, length = present.shape[1:]
         places = torch.arange(length, device=embedded.device)
-        mask = key_mask(rearrange(present, "n k r -> (n k) r"))
+        mask = added(key_mask(rearrange(present, "n k r -> (n k) r")), embedded)
         states = self.norm_states(states)
         x = rearrange(self.from_embedding(embedded), "n k r e -> (n k) r e")
         for layer in self.encoder_layers():

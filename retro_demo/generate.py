@@ -186,7 +186,7 @@ class _Writer:
         device = self.model.embedding.weight.device
         tokens = torch.tensor([part], device=device)
         there = None if neighbors is None else torch.from_numpy(neighbors)[None].to(device)
-        logits = self.model.extend(tokens, self.cache, there)[0, -1]
+        logits = self.model.next_logits(tokens, self.cache, there)[0]
         logits[self.model.config.pad_id] = float("-inf")  # padding is no text
         return logits
 

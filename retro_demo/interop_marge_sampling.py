@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from retro_demo.marge import MARGE, WriteCache
+from retro_demo.marge import MARGE
+from retro_demo.marge_layers import WriteCache
 
 
 def top_k(logits: Tensor, thres: float = 0.9) -> Tensor:
@@ -62,7 +63,7 @@ def reference_generate(
     for _ in range(seq_len):
         if text.shape[1] > most:
             cache = WriteCache(ready.relevance, ready.seen, ready.contexts)
-        logits = model.extend(text[:, -most:][:, cache.length :], cache)[:, -1]
+        logits = model.next_logits(text[:, -most:][:, cache.length :], cache)
         drawn = gumbel_sample(filter_logits(logits, thres), temperature, generator)
         text = torch.cat([text, drawn[:, None]], dim=1)
         if eos_token is not None and (drawn == eos_token).all():

@@ -73,8 +73,8 @@ def generate_as_reference(
         while (place := cache.length) < tokens.shape[1]:
             chunk, border = divmod(place + 1, chunk_len)
             end = chunk * chunk_len + chunk_len - 1  # where the next attending chunk begins
-            logits = model.extend(tokens[:, place:end], cache, None if border else found[chunk - 1])
-        kept = filter_logits(logits[:, -1], thres)
+            logits = model.next_logits(tokens[:, place:end], cache, None if border else found[chunk - 1])
+        kept = filter_logits(logits, thres)
         tokens = torch.cat([tokens, gumbel_sample(kept, temperature, generator)[:, None]], dim=1)
         ended = tokens == eos_id
         if ended.any(dim=-1).all():

@@ -14,8 +14,6 @@ text and languages. Evidence that the whole batch shares has 1 in place of B.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
 import torch
@@ -23,14 +21,15 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from retro_demo.attention import KeysValues, Memory, key_mask
+from retro_demo.attention import key_mask
 from retro_demo.blocks import draw_copying_weights, draw_weights, make_norm
 from retro_demo.distillation import distillation, looked
 from retro_demo.distributed import shared_rows
 from retro_demo.errors import UserError
+from retro_demo.linear import Linear, linear
 from retro_demo.marge_batch import MargeBatch, Part
 from retro_demo.marge_config import MargeConfig
-from retro_demo.marge_layers import Evidence, EvidenceLayer, PlainLayer, Read
+from retro_demo.marge_layers import Evidence, EvidenceLayer, PlainLayer, WriteCache
 
 EPS = 1e-5  # where a mean of scores is over what masks leave: they may leave nothing
 
@@ -41,17 +40,6 @@ class MargeOutput(NamedTuple):
     logits: Tensor
     relevance: Tensor
     distill_loss: Tensor | None
-
-
-@dataclass
-class WriteCache:
-    """The evidence, and what the tokens so far leave behind for the next one; see `MARGE.extend`."""
-
-    relevance: Tensor  # (B, M)
-    seen: Tensor  # (B, 1, M * S)
-    contexts: list[KeysValues]  # by layer with evidence
-    memories: dict[str, Memory] = field(default_factory=lambda: defaultdict(Memory))
-    length: int = 0
 
 
 class MARGE(nn.Module):
@@ -75,7 +63,7 @@ class MARGE(nn.Module):
         self.norm_evidence = make_norm(config, config.dim) if config.final_norm else nn.Identity()
         self.norm = make_norm(config, config.dim) if config.final_norm else nn.Identity()
         if not config.tied_output:
-            self.to_logits = nn.Linear(config.dim, config.num_tokens)
+            self.to_logits = Linear(config.dim, config.num_tokens)
         draw_weights(self, config.enc_depth + config.base_depth + config.dec_depth)
         if config.copying_start:
             for layer in self.evidence_layers():
@@ -105,9 +93,16 @@ class MARGE(nn.Module):
         return self.norm_evidence(x[:, 1:]), embeddings
 
     def embed(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """tokens (N, S) -> embeddings (N, D), as long as they come; costs the first layers only."""
+        """tokens (N, S) -> embeddings (N, D), as long as they come.
+
+        This costs the first layers only, and the last of them for the first token alone.
+        """
         x, attends = self._encoder_start(tokens, mask)
-        return self._encode_through(x, attends, 0, self.config.retrieval_depth)[:, 0]
+        x = self._encode_through(x, attends, 0, self.config.retrieval_depth - 1)
+        last = cast(PlainLayer, self.encoder_layers[self.config.retrieval_depth - 1])
+        places = torch.arange(x.shape[1], device=x.device)
+        first = x[:, :1] + last.attend.of_first(last.norm_attend(x), places, attends)
+        return (first + last.think(last.norm_think(first)))[:, 0]
 
     def _encoder_start(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The first token and the embedded ones (N, 1 + S, D), and who may look at whom."""
@@ -125,8 +120,7 @@ class MARGE(nn.Module):
     def _encode_through(self, x: Tensor, attends: Tensor, first: int, last: int) -> Tensor:
         places = torch.arange(x.shape[1], device=x.device)
         for layer in cast(list[PlainLayer], list(self.encoder_layers))[first:last]:
-            x = x + layer.attend(layer.norm_attend(x), places, attends)
-            x = x + layer.think(layer.norm_think(x))
+            x = layer(x, places, attends)
         return x
 
     def _embedded(self, tokens: Tensor) -> Tensor:
@@ -219,13 +213,12 @@ class MARGE(nn.Module):
         attends = self._mask(present, causal=steps[:, None] >= steps)
         x = self._decoder_start(targets, steps)
         for layer in cast(list[PlainLayer], list(self.base_layers)):
-            x = x + layer.attend(layer.norm_attend(x), steps, attends)
-            x = x + layer.think(layer.norm_think(x))
+            x = layer(x, steps, attends)
         looks, masked = [], self.config.blind_padding or evidence_mask is not None
         for layer in self.evidence_layers():
-            read = Read(layer.read.keys_values(encoded.states), relevance, seen)
-            x, scores = self._through(layer, x, steps, attends, read)
-            if self.config.distill and relevance.shape[1]:
+            read = layer.read.ready(layer.read.keys_values(encoded.states), relevance, seen)
+            x, scores = layer(x, steps, attends, read)
+            if self.config.distill and relevance.shape[1] and scores is not None:
                 eps = EPS / len(self.layers) * masked
                 looks.append(looked(self.config.distill_from, scores, encoded.present, seen, rows, eps))
         sharp = sum(self.betas()) / len(self.layers) if self.config.distill_from == "mass" and looks else 1.0
@@ -243,27 +236,10 @@ class MARGE(nn.Module):
         x = self._embedded(tokens)
         return x + self.decoder_positions(places) if self.config.absolute_positions else x
 
-    def _through(
-        self,
-        layer: EvidenceLayer,
-        x: Tensor,
-        places: Tensor,
-        attends: Tensor,
-        read: Read,
-        memory: Memory | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """One layer with evidence: x (B, T, D) -> (B, T, D), and the scores of its look (B, H, T, M * S)."""
-        x = x + layer.attend(layer.norm_attend(x), places, attends, memory)
-        if self.config.extra_ff:
-            x = x + layer.ponder(layer.norm_ponder(x))
-        look, scores = layer.read(layer.norm_read(x), places, read)
-        x = x + look
-        return x + layer.think(layer.norm_think(x)), scores
-
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (B, T, D) -> (B, T, V)."""
         hidden = self.norm(hidden)
-        return hidden @ self.embedding.weight.T if self.config.tied_output else self.to_logits(hidden)
+        return linear(hidden, self.embedding.weight) if self.config.tied_output else self.to_logits(hidden)
 
     def begin(self, encoded: Evidence, relevance: Tensor, visible: Tensor | None = None) -> WriteCache:
         """Get ready to write from evidence of this relevance (B, M): its keys and values, made once."""
@@ -272,20 +248,37 @@ class MARGE(nn.Module):
 
     def extend(self, tokens: Tensor, cache: WriteCache) -> Tensor:
         """Read tokens (B, n) after those in the cache -> logits (B, n, V), equal to `forward`'s."""
+        return self.logits(self.read(tokens, cache))
+
+    def next_logits(self, tokens: Tensor, cache: WriteCache) -> Tensor:
+        """The same, but the logits (B, V) after the last of the tokens only."""
+        hidden = self.read(tokens, cache)[:, -1]
+        if not self.config.tied_output:
+            return self.logits(hidden)
+        if cache.output is None:
+            cache.output = self.embedding.weight.t().contiguous()
+        return self.norm(hidden) @ cache.output
+
+    def read(self, tokens: Tensor, cache: WriteCache) -> Tensor:
+        """Read tokens (B, n) after those in the cache -> their last hidden states (B, n, D)."""
         count = tokens.shape[1]
-        places = self._places(cache.length, count)
-        everything = torch.arange(cache.length + count, device=tokens.device)
-        attends = (everything <= places[:, None])[None, None]
+        places, attends = self._places(cache.length, count), None
+        if count > 1:
+            everything = torch.arange(cache.length + count, device=tokens.device)
+            attends = (everything <= places[:, None])[None, None]
+        if not cache.reads:
+            layers = zip(self.evidence_layers(), cache.contexts, strict=True)
+            cache.reads = [
+                layer.read.ready(context, cache.relevance, cache.seen) for layer, context in layers
+            ]
         x = self._decoder_start(tokens, places)
         for number, layer in enumerate(cast(list[PlainLayer], list(self.base_layers))):
-            memory = cache.memories[f"base {number}"]
-            x = x + layer.attend(layer.norm_attend(x), places, attends, memory)
-            x = x + layer.think(layer.norm_think(x))
+            x = layer(x, places, attends, cache.memories[f"base {number}"])
         for number, layer in enumerate(self.evidence_layers()):
-            read = Read(cache.contexts[number], cache.relevance, cache.seen)
-            x, _ = self._through(layer, x, places, attends, read, cache.memories[f"evidence {number}"])
+            memory = cache.memories[f"evidence {number}"]
+            x, _ = layer(x, places, attends, cache.reads[number], memory)
         cache.length += count
-        return self.logits(x)
+        return x
 
     def token_losses(self, targets: Tensor, evidence: Tensor | None, **how: Tensor | None) -> Tensor:
         """targets (B, T) -> loss of each token after the first (B, T - 1), in nats; padding costs 0.

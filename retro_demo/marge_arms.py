@@ -27,8 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from retro_demo.evidence import nearest, other_groups
-from retro_demo.marge import MARGE, WriteCache
+from retro_demo.marge import MARGE
 from retro_demo.marge_config import EvidenceConfig
+from retro_demo.marge_layers import WriteCache
 from retro_demo.passages import Passages
 
 LIVE_ARMS = ("on", "random", "off")

@@ -6,6 +6,8 @@ P head width. Evidence that the whole batch shares has 1 in place of B.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -13,8 +15,19 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from retro_demo.attention import AttentionShape, KeysValues, SelfAttention, rotary_frequencies, rotate
+from retro_demo.attention import (
+    AttentionShape,
+    KeysValues,
+    Memory,
+    SelfAttention,
+    Tap,
+    heads_of,
+    joined,
+    rotary_frequencies,
+    rotate,
+)
 from retro_demo.blocks import make_norm
+from retro_demo.linear import Linear
 from retro_demo.marge_config import MargeConfig
 
 
@@ -27,15 +40,28 @@ class Evidence(NamedTuple):
 
 
 class Read(NamedTuple):
-    """What a layer reads of the evidence: its tokens' keys and values, relevance and mask.
+    """What a layer reads of the evidence: its tokens' keys and values, and what is added to their scores.
 
-    keys, values (B, H, M * S, P); relevance (B, M); seen (B, T or 1, M * S), True where a token of a
-    target may look; documents M.
+    keys, values (B, H, M * S, P); bias (B, 1, T or 1, M * S): beta times relevance, next to minus infinity
+    where a token of a target may not look; anything (B, T or 1, 1), whether it may look anywhere.
     """
 
     context: KeysValues
-    relevance: Tensor
-    seen: Tensor
+    bias: Tensor
+    anything: Tensor
+
+
+@dataclass
+class WriteCache:
+    """The evidence, and what the tokens so far leave behind for the next one; see `MARGE.extend`."""
+
+    relevance: Tensor  # (B, M)
+    seen: Tensor  # (B, 1, M * S)
+    contexts: list[KeysValues]  # by layer with evidence
+    memories: dict[str, Memory] = field(default_factory=lambda: defaultdict(Memory))
+    reads: list[Read] = field(default_factory=list)  # made of these once, by layer
+    output: Tensor | None = None  # (D, V): the output layer, laid out for single tokens
+    length: int = 0
 
 
 def attention_shape(config: MargeConfig, drop_weights: float) -> AttentionShape:
@@ -67,9 +93,9 @@ def make_feed_forward(config: MargeConfig, mult: int) -> nn.Sequential:
     if config.gated:
         inner = int(mult / 3 * 2) * dim
     return nn.Sequential(
-        nn.Linear(dim, 2 * inner if config.gated else inner, bias=config.biases),
+        Linear(dim, 2 * inner if config.gated else inner, bias=config.biases),
         GEGLU() if config.gated else nn.GELU(),
-        nn.Linear(inner, dim, bias=config.biases),
+        Linear(inner, dim, bias=config.biases),
         nn.Dropout(config.dropout),
     )
 
@@ -84,6 +110,13 @@ class PlainLayer(nn.Module):
         self.norm_think = make_norm(config, config.dim)
         self.think = make_feed_forward(config, mult)
 
+    def forward(
+        self, x: Tensor, places: Tensor, attends: Tensor | None, memory: Memory | None = None
+    ) -> Tensor:
+        """x (B, T, D) -> (B, T, D); places, masks and memory are `SelfAttention`'s."""
+        x = x + self.attend(self.norm_attend(x), places, attends, memory)
+        return x + self.think(self.norm_think(x))
+
 
 class EvidenceLayer(nn.Module):
     """A decoder layer that reads the evidence between self-attention and feed-forward."""
@@ -92,13 +125,25 @@ class EvidenceLayer(nn.Module):
         super().__init__()
         self.norm_attend = make_norm(config, config.dim)
         self.attend = SelfAttention(config.dim, attention_shape(config, config.dec_attn_dropout))
-        if config.extra_ff:
+        self.ponders = config.extra_ff
+        if self.ponders:
             self.norm_ponder = make_norm(config, config.dim)
             self.ponder = make_feed_forward(config, config.ff_mult)
         self.norm_read = make_norm(config, config.dim)
         self.read = EvidenceAttention(config)
         self.norm_think = make_norm(config, config.dim)
         self.think = make_feed_forward(config, config.dec_ff_mult)
+
+    def forward(
+        self, x: Tensor, places: Tensor, attends: Tensor | None, read: Read, memory: Memory | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """x (B, T, D) -> (B, T, D), and the scores of its look at the evidence (see `EvidenceAttention`)."""
+        x = x + self.attend(self.norm_attend(x), places, attends, memory)
+        if self.ponders:
+            x = x + self.ponder(self.norm_ponder(x))
+        look, scores = self.read(self.norm_read(x), places, read)
+        x = x + look
+        return x + self.think(self.norm_think(x)), scores
 
 
 class EvidenceAttention(nn.Module):
@@ -114,17 +159,18 @@ class EvidenceAttention(nn.Module):
         super().__init__()
         shape = attention_shape(config, config.dec_attn_dropout)
         self.num_heads = shape.num_heads
-        self.to_q = nn.Linear(config.dim, config.dim, bias=False)
-        self.to_kv = nn.Linear(config.dim, 2 * config.dim, bias=False)
-        self.to_out = nn.Linear(config.dim, config.dim, bias=config.biases)
+        self.to_q = Linear(config.dim, config.dim, bias=False)
+        self.to_kv = Linear(config.dim, 2 * config.dim, bias=False)
+        self.to_out = Linear(config.dim, config.dim, bias=config.biases)
         self.beta = nn.Parameter(torch.tensor(float(config.beta_start)))
         self.null_k = nn.Parameter(torch.zeros(config.dim)) if config.abstain else None
         self.shifted_keys = config.shifted_keys
+        self.gives_scores = config.distill > 0
         self.scale = shape.dim_head**-0.5 if shape.scale is None else shape.scale
         self.empty_reads_all = shape.empty_reads_all
         self.drop_weights = nn.Dropout(shape.drop_weights)
         self.dropout = nn.Dropout(shape.drop_output)
-        self.weights = nn.Identity()  # the tap: see attention.record_attention
+        self.weights = Tap()
         self.register_buffer("frequencies", rotary_frequencies(shape.rotary_dims), persistent=False)
 
     def keys_values(self, states: Tensor) -> KeysValues:
@@ -132,38 +178,50 @@ class EvidenceAttention(nn.Module):
 
         With `shifted_keys` a token is found by the token before it, as in RETRO's cca.py.
         """
-        k, v = rearrange(self.to_kv(states), "b m s (n h p) -> n b h m s p", n=2, h=self.num_heads)
-        if self.shifted_keys:
-            k = F.pad(k[..., :-1, :], (0, 0, 1, 0))
         places = torch.arange(states.shape[2], device=states.device).repeat(states.shape[1])
-        k, v = (rearrange(part, "b h m s p -> b h (m s) p") for part in (k, v))
+        projected = self.to_kv(states)
+        if self.shifted_keys:
+            keys, values = projected.chunk(2, dim=-1)
+            projected = torch.cat([F.pad(keys[:, :, :-1], (0, 0, 1, 0)), values], dim=-1)
+        k, v = heads_of(projected.flatten(1, 2), 2, self.num_heads)
         return KeysValues(rotate(k, places, self.frequencies), v)
 
-    def forward(self, x: Tensor, positions: Tensor, read: Read) -> tuple[Tensor, Tensor]:
+    def ready(self, context: KeysValues, relevance: Tensor, seen: Tensor) -> Read:
+        """Evidence of this relevance (B, M), seen (B, T or 1, M * S) True where a target's token may look."""
+        tokens = context.keys.shape[2] // max(1, relevance.shape[1])  # of each document
+        spread = relevance[:, :, None].expand(-1, -1, tokens).flatten(1)
+        bias = torch.where(seen, (self.beta * spread)[:, None], -torch.finfo(spread.dtype).max)
+        return Read(context, bias[:, None], seen.any(dim=-1, keepdim=True))
+
+    def forward(self, x: Tensor, positions: Tensor, read: Read) -> tuple[Tensor, Tensor | None]:
         """x (B, T, D), positions (T,) -> (B, T, D), zeros where no token of evidence may be seen.
 
-        Beside it the scores of content alone (B, H, T, M * S), before relevance and masks.
+        Beside it the scores of content alone (B, H, T, M * S), before relevance and masks, for distillation.
         """
-        q = rearrange(self.to_q(x), "b t (h p) -> b h t p", h=self.num_heads)
-        q = rotate(q, positions, self.frequencies)
-        scores = self._products(q, read.context.keys.transpose(-1, -2)) * self.scale
-        documents = read.relevance.shape[1]
-        length = scores.shape[-1] // max(1, documents)
-        bias = (self.beta * read.relevance).repeat_interleave(length, dim=1)
-        seen = read.seen[:, None]
-        lowest = -torch.finfo(scores.dtype).max
-        biased = (scores + bias[:, None, None]).masked_fill(~seen, lowest)
-        if self.null_k is not None:  # one more key, which is always seen and has nothing to say
-            null = rearrange(self.null_k, "(h p) -> 1 h p 1", h=self.num_heads)
-            biased = torch.cat([biased, q @ null * self.scale], dim=-1)
-        weights = biased.softmax(dim=-1)[..., : scores.shape[-1]]
+        q = rotate(heads_of(self.to_q(x), 1, self.num_heads)[0], positions, self.frequencies) * self.scale
+        wanted = torch.is_grad_enabled() or self.weights.shown or self.gives_scores
+        if wanted or self.null_k is not None or not read.bias.shape[-1]:
+            out, scores = self._read(q, read)  # fused, the bias would get no gradient
+        else:
+            shape, scores = (len(q), -1, -1, -1), None
+            keys, values = read.context.keys.expand(shape), read.context.values.expand(shape)
+            out = F.scaled_dot_product_attention(q, keys, values, attn_mask=read.bias, scale=1.0)
+        out = self.to_out(joined(out))
         if not self.empty_reads_all:
-            weights = weights * seen
-        weights = self.drop_weights(self.weights(weights))
-        out = self.to_out(rearrange(self._products(weights, read.context.values), "b h t p -> b t (h p)"))
-        if not self.empty_reads_all and self.to_out.bias is not None:
-            out = out * read.seen.any(dim=-1, keepdim=True)
+            out = out * read.anything
         return self.dropout(out), scores
+
+    def _read(self, q: Tensor, read: Read) -> tuple[Tensor, Tensor]:
+        """Attention written out, and its scores: q (B, H, T, P) -> (B, H, T, P), (B, H, T, M * S)."""
+        scores = self._products(q, read.context.keys.transpose(-1, -2))
+        biased = scores + read.bias
+        if self.null_k is not None:  # one more key, which is always seen and has nothing to say
+            null = self.null_k.view(1, self.num_heads, -1, 1)
+            biased = torch.cat([biased, q @ null], dim=-1)
+        weights = biased.softmax(dim=-1)[..., : scores.shape[-1]]
+        if self.weights.shown and not self.empty_reads_all:
+            weights = weights * read.anything[:, None]
+        return self._products(self.drop_weights(self.weights(weights)), read.context.values), scores
 
     def _products(self, left: Tensor, right: Tensor) -> Tensor:
         """left (B, H, T, X) @ right (B or 1, H, X, Y); what is shared is one product, not B of them."""

@@ -155,7 +155,7 @@ def write_from_evidence(
     part = start
     for _ in range(config.max_new_tokens):
         with torch.inference_mode():
-            logits = run.model.extend(torch.tensor([part], device=device), cache)[0, -1]
+            logits = run.model.next_logits(torch.tensor([part], device=device), cache)[0]
             logits[run.model.config.pad_id] = float("-inf")
             logits[run.model.config.vocab_size :] = float("-inf")  # a language is no text
         chosen, probability = next_token(logits, config, generator)

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from retro_demo.attention import KeysValues, Memory, key_mask
+from retro_demo.attention import KeysValues, Memory, added, key_mask
 from retro_demo.blocks import (
     draw_copying_weights,
     draw_deepnet_weights,
@@ -35,6 +35,7 @@ from retro_demo.blocks import (
 from retro_demo.decoder import DecoderLayer
 from retro_demo.encoder import NeighborEncoder
 from retro_demo.errors import UserError
+from retro_demo.linear import Linear, linear
 from retro_demo.retro_config import RetroConfig
 
 
@@ -63,10 +64,11 @@ class DecodeCache:
     """What the tokens so far leave behind for the next one; filled by `RETRO.extend`."""
 
     tokens: Tensor | None = None  # (B, length)
+    output: Tensor | None = None  # (D, V): the output layer, laid out for single tokens
     memories: dict[int, Memory] = field(default_factory=lambda: defaultdict(Memory))  # by layer
     states: Tensor | None = None  # (B, <= C, D): the current chunk at layer min(P), see RETRO.decode
     neighbors: dict[int, KeysValues] = field(default_factory=dict)  # by layer, of the last whole chunk
-    neighbors_present: Tensor | None = None  # (B, K * R)
+    neighbors_present: Tensor | None = None  # (B, K * R); None: everywhere
     retrieving: bool = False  # whether anything was retrieved for any chunk so far
 
     @property
@@ -86,16 +88,14 @@ class RETRO(nn.Module):
         if config.absolute_positions:
             self.positions = nn.Embedding(config.absolute_positions, config.embed_dim)
         same = config.embed_dim == config.dim
-        self.to_decoder = (
-            nn.Identity() if same else nn.Linear(config.embed_dim, config.dim, bias=config.biases)
-        )
+        self.to_decoder = nn.Identity() if same else Linear(config.embed_dim, config.dim, bias=config.biases)
         self.layers = nn.ModuleList(
             DecoderLayer(config, number in config.cca_layers) for number in range(1, config.depth + 1)
         )
         self.norm = make_final_norm(config, config.dim)
         self.encoder = NeighborEncoder(config) if config.cca_layers else None
         if not config.tied_output:
-            self.to_logits = nn.Linear(config.dim, config.vocab_size, bias=config.biases)
+            self.to_logits = Linear(config.dim, config.vocab_size, bias=config.biases)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -136,7 +136,7 @@ class RETRO(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (B, T, D) -> (B, T, V)."""
         if self.config.tied_output:
-            return self.norm(hidden) @ self.embedding.weight.T
+            return linear(self.norm(hidden), self.embedding.weight)
         return self.to_logits(self.norm(hidden))
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -146,11 +146,11 @@ class RETRO(nn.Module):
     def _scaled(self, embedded: Tensor) -> Tensor:
         return embedded * self.config.embed_dim**0.5 if self.config.scale_embeddings else embedded
 
-    def embed_text(self, tokens: Tensor, places: Tensor) -> Tensor:
-        """tokens (B, T) at places (T,) of the text -> what the first layer reads (B, T, D)."""
+    def embed_text(self, tokens: Tensor, places: Tensor, start: int = 0) -> Tensor:
+        """tokens (B, T) at places (T,) = start ... of the text -> what the first layer reads (B, T, D)."""
         x = self.embedding(tokens)
         if most := self.config.absolute_positions:
-            end = int(places[-1]) + 1 if len(places) else 0
+            end = start + tokens.shape[1]
             if end > most:
                 raise UserError(
                     f"The text has {end} tokens, but this model has positions for {most}. Shorten the text."
@@ -171,7 +171,7 @@ class RETRO(nn.Module):
         retrieving = neighbors is not None and self.encoder is not None and neighbors.numel() > 0
         present = self.present(tokens)
         places = torch.arange(length, device=tokens.device)
-        mask = key_mask(present) & (places[:, None] >= places)
+        mask = added(key_mask(present) & (places[:, None] >= places), self.embedding.weight)
         encoded, neighbors_present = None, None
         x = self.embed_text(tokens, places)
         for layer in self.decoder_layers():
@@ -212,7 +212,20 @@ class RETRO(nn.Module):
         return rearrange(encoded, "(b l) k r e -> b l k r e", b=batch), neighbors != self.config.pad_id
 
     def extend(self, tokens: Tensor, cache: DecodeCache, neighbors: Tensor | None = None) -> Tensor:
-        """Read tokens (B, n) after those in the cache -> logits (B, n, V), equal to `forward`'s.
+        """What `read` reads -> logits (B, n, V), equal to `forward`'s."""
+        return self.logits(self.read(tokens, cache, neighbors))
+
+    def next_logits(self, tokens: Tensor, cache: DecodeCache, neighbors: Tensor | None = None) -> Tensor:
+        """The same, but the logits (B, V) after the last of the tokens only."""
+        hidden = self.read(tokens, cache, neighbors)[:, -1]
+        if not self.config.tied_output:
+            return self.logits(hidden)
+        if cache.output is None:
+            cache.output = self.embedding.weight.t().contiguous()
+        return self.norm(hidden) @ cache.output
+
+    def read(self, tokens: Tensor, cache: DecodeCache, neighbors: Tensor | None = None) -> Tensor:
+        """Read tokens (B, n) after those in the cache -> their last hidden states (B, n, D).
 
         All n belong to one attending chunk: the last token of a chunk and what follows up to the
         token before the next chunk's last. When they begin with the last token of a chunk,
@@ -232,13 +245,15 @@ class RETRO(nn.Module):
             self._begin_retrieving(cache)
         cache.tokens = tokens if cache.tokens is None else torch.cat([cache.tokens, tokens], dim=1)
         places = torch.arange(start, start + count, device=tokens.device)
-        everything = torch.arange(start + count, device=tokens.device)
-        itself = everything == places[:, None]
-        seen = self.present(cache.tokens)[:, None, :] | itself
-        mask = (seen & (everything <= places[:, None]))[:, None]
+        if count == 1 and not self.config.mask_padding:
+            mask = None
+        else:
+            everything = torch.arange(start + count, device=tokens.device)
+            seen = self.present(cache.tokens)[:, None, :] | (everything == places[:, None])
+            mask = added((seen & (everything <= places[:, None]))[:, None], self.embedding.weight)
         if border:
             cache.neighbors, cache.neighbors_present = {}, None
-        x = self.embed_text(tokens, places)
+        x = self.embed_text(tokens, places, start)
         first = min(self.config.cca_layers, default=0)
         for number, layer in enumerate(self.decoder_layers(), start=1):
             look_back = partial(layer.attend, positions=places, mask=mask, memory=cache.memories[number])
@@ -246,7 +261,6 @@ class RETRO(nn.Module):
             if number == first:
                 self._keep_states(x, cache, border, neighbors)
             if number in cache.neighbors:
-                assert cache.neighbors_present is not None
                 read = partial(
                     layer.retrieve.attend,
                     context=cache.neighbors[number],
@@ -257,7 +271,7 @@ class RETRO(nn.Module):
             elif layer.retrieves:
                 x = self._without_neighbors(layer, x, cache.retrieving)
             x = residual(x, layer.norm_think, layer.think, self.scale)
-        return self.logits(x)
+        return x
 
     def _begin_retrieving(self, cache: DecodeCache) -> None:
         """Note that neighbors come; in the reference's post-norm this changes the tokens before them."""
@@ -268,7 +282,7 @@ class RETRO(nn.Module):
         cache.tokens, cache.states = None, None
         cache.memories.clear()
         while (start := cache.length) < tokens.shape[1]:
-            self.extend(tokens[:, start : (start + 1) // chunk_len * chunk_len + chunk_len - 1], cache)
+            self.read(tokens[:, start : (start + 1) // chunk_len * chunk_len + chunk_len - 1], cache)
 
     def _keep_states(self, x: Tensor, cache: DecodeCache, border: bool, neighbors: Tensor | None) -> None:
         """Keep the states of the current chunk; at its last token encode its neighbors for all layers."""
@@ -280,7 +294,7 @@ class RETRO(nn.Module):
         end = cache.length - x.shape[1] + 1
         present = self.present(cache.tokens[:, end - chunk_len : end])
         encoded, there = self.encode_neighbors(neighbors[:, None], states[:, :chunk_len], present)
-        cache.neighbors_present = rearrange(there[:, 0], "b k r -> b (k r)")
+        cache.neighbors_present = None if there.all() else rearrange(there[:, 0], "b k r -> b (k r)")
         for number, layer in enumerate(self.decoder_layers(), start=1):
             if layer.retrieves:
                 cache.neighbors[number] = layer.retrieve.neighbor_keys_values(encoded[:, 0])

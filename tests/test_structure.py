@@ -66,6 +66,7 @@ LAYERS = [
     ["passages", "evidence", "subgraphs", "cross_lingual", "evidence_store"],
     ["copying"],
     [
+        "linear",
         "attention",
         "blocks",
         "cca",
