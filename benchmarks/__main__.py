@@ -24,6 +24,8 @@ PARTS = {
     "retrieval_share": 2.0,
     "busy_neighbor": 4.0,
     "startup": 2.0,
+    "embedding": 4.0,
+    "index_scale": 12.0,
 }
 """Minutes that each part may take on 2 quiet cores."""
 BUDGET = 45.0

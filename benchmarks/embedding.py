@@ -1,6 +1,6 @@
 """Chunks a second of our MiniLM against sentence-transformers' `encode` with the same weights, on CPU.
 
-    .venv/bin/python -m benchmarks.embedding [--chunks 512] [--rounds 5] [--out embedding.json]
+    .venv/bin/python -m benchmarks.embedding [--chunks 512] [--rounds 5] [--json FILE]
 
 Both embed the same chunks of the shipped Factbook in one process, in turns A B A B, with the same torch
 and tokenizers and as many threads as the machine allows. The library goes into an environment of the
@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.measuring import Ratio, Report, at_threads
 from retro_demo.devices import allowed_threads
 from retro_demo.documents import read_documents
 from retro_demo.embedding import STATIC_FOLDER, MiniLMEmbedder, find_minilm
@@ -183,13 +184,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=allowed_threads())
     parser.add_argument("--weights", type=Path, help="folder of all-MiniLM-L6-v2 (default: the package's)")
     parser.add_argument("--venv", type=Path, help="environment of the library (default: in the data folder)")
-    parser.add_argument("--out", type=Path, default=Path("embedding.json"))
+    parser.add_argument("--json", help="where the figures go (default: build/benchmarks/embedding.json)")
+    parser.add_argument("--quick", action="store_true", help="few chunks: to see that it works")
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)  # set for the process inside the venv
     options = parser.parse_args()
     if options.model:
         settings = options.chunks, options.tokens, options.rounds, options.threads
         print(json.dumps(compare(options.model, *settings)))
         return
+    if options.quick:
+        options.chunks, options.rounds = 32, 2
     place = data_home()[0] / "benchmarks"
     python = make_environment(options.venv or place / "sentence-transformers")
     origin = write_model(place / "minilm", options.weights)
@@ -197,15 +201,18 @@ def main() -> None:
     command += [f"--{name}={getattr(options, name)}" for name in ("chunks", "tokens", "rounds", "threads")]
     root = Path(__file__).resolve().parent.parent
     done = subprocess.run(command, check=True, cwd=root, stdout=subprocess.PIPE, text=True)
-    result = json.loads(done.stdout.splitlines()[-1]) | {"weights": origin}
-    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print("| embedder | chunks/s | chunks a second of a core |\n|---|---|---|")
-    for name, speed in result["chunks_per_second"].items():
-        print(f"| {name} | {speed} | {result['chunks_per_core_second'][name]} |")
-    for kind in ("clock", "cores"):
-        one = result[kind]
-        print(f"ratio of medians, {kind}: {one['ratio']} (rounds: {one['least']} to {one['most']}; aim 1.3)")
-    print(f"the same vectors to {result['largest_difference']:.1e}; weights: {origin}; {options.out}")
+    report = Report("embedding", figures=json.loads(done.stdout.splitlines()[-1]) | {"weights": origin})
+    found = report.figures
+    speeds = found["chunks_per_second"]
+    rows = [(name, speed, found["chunks_per_core_second"][name]) for name, speed in speeds.items()]
+    what = f"{options.chunks} chunks of {options.tokens} tokens"
+    title = f"{what}, {at_threads(options.threads, 'wall')}, weights: {origin}"
+    report.table(title, ("embedder", "chunks/s", "chunks a second of a core"), rows)
+    for kind, words in (("clock", ""), ("cores", ", time of the cores")):
+        one = Ratio(found[kind]["ratio"], found[kind]["least"], found[kind]["most"])
+        report.aim(f"chunks/s against sentence-transformers{words}", one, least=1.3)
+    print(f"\nThe same vectors to {found['largest_difference']:.1e}.")
+    report.publish(options.json)
 
 
 if __name__ == "__main__":

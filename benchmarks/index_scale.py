@@ -1,6 +1,6 @@
 """The index at 1e3, 1e5 and 1e6 chunks: build time, memory, recall against exact, milliseconds a query.
 
-    .venv/bin/python -m benchmarks.index_scale [--sizes 1000,100000,1000000] [--files MORE...] [--out FILE]
+    .venv/bin/python -m benchmarks.index_scale [--sizes 1000,100000,1000000] [--files MORE...] [--json FILE]
 
 The vectors are those of the static embedder. Text: all that ships (Factbook, human rights) and --files,
 cut into chunks of 64 tokens. Where a size wants more, noisy copies: a chunk in which 30% of the words are
@@ -32,6 +32,7 @@ import faiss
 import numpy as np
 import torch
 
+from benchmarks.measuring import Report
 from retro_demo.corpus import file_hash, load_array
 from retro_demo.devices import allowed_memory, allowed_threads
 from retro_demo.documents import read_documents
@@ -109,7 +110,7 @@ def nothing(_own: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     return np.zeros(candidates.shape, dtype=bool)
 
 
-def measure(path: Path, count: int, real: int, factory: str | None) -> dict[str, object]:
+def measure(path: Path, count: int, real: int, factory: str | None, rounds: int) -> dict[str, object]:
     """Build an index of the first `count` vectors and search in it; `real` of them are no copies."""
     torch.set_num_threads(allowed_threads())
     faiss.omp_set_num_threads(allowed_threads())
@@ -134,8 +135,8 @@ def measure(path: Path, count: int, real: int, factory: str | None) -> dict[str,
             kinds["copies"] = np.sort(real + drawn.permutation(count - real)[:QUERIES])
         recall = {kind: recall_of(index, vectors, rows, chosen) for kind, chosen in kinds.items()}
         queries = np.asarray(vectors[kinds["real"]])
-        batch = timed(lambda: index.search(queries, K)) / len(queries)
-        single = timed(lambda: [index.search(queries[i : i + 1], K) for i in range(100)]) / 100
+        batch = timed(lambda: index.search(queries, K), rounds) / len(queries)
+        single = timed(lambda: [index.search(queries[i : i + 1], K) for i in range(100)], rounds) / 100
     return {
         "chunks": count,
         "real_chunks": min(real, count),
@@ -172,11 +173,11 @@ def recall_of(index: VectorIndex, vectors: np.ndarray, rows: np.ndarray, chosen:
     return float(np.minimum(good.sum(axis=1), K).mean() / K)
 
 
-def timed(search) -> float:
-    """Seconds, the median of 5 after one to warm up."""
+def timed(search, rounds: int) -> float:
+    """Seconds, the median of so many after one to warm up."""
     search()
     seconds = []
-    for _ in range(5):
+    for _ in range(rounds):
         begun = time.perf_counter()
         search()
         seconds.append(time.perf_counter() - begun)
@@ -188,25 +189,27 @@ def main() -> None:
     parser.add_argument("--sizes", default="1000,100000,1000000")
     parser.add_argument("--files", nargs="*", type=Path, default=[], help="more text: .jsonl.gz, .txt ...")
     parser.add_argument("--factories", default="", help="FAISS kinds to measure beside the chosen one")
-    parser.add_argument("--out", type=Path, default=Path("index_scale.json"))
+    parser.add_argument("--rounds", type=int, default=5, help="how often each search is timed")
+    parser.add_argument("--json", help="where the figures go (default: build/benchmarks/index_scale.json)")
+    parser.add_argument("--quick", action="store_true", help="a thousand chunks: to see that it works")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # set for the process of one size
     options = parser.parse_args()
     if options.one:
-        path, count, real, factory = json.loads(options.one)
-        print(json.dumps(measure(Path(path), count, real, factory)))
+        path, count, real, factory, rounds = json.loads(options.one)
+        print(json.dumps(measure(Path(path), count, real, factory, rounds)))
         return
-    sizes = [int(float(size)) for size in options.sizes.split(",")]
+    sizes = [1000] if options.quick else [int(float(size)) for size in options.sizes.split(",")]
     files = [*SHIPPED, *options.files]
     texts = chunk_texts(files)
     name = hashlib.sha256(" ".join(map(file_hash, files)).encode()).hexdigest()[:8]
     path = vectors_on_disk(texts, max(sizes), name)
     heads = ["chunks (real)", "index", "build s", "tuning s", "memory MB", "file MB", "probes"]
     heads += ["recall@4 real", "copies", "ms/query batches", "alone"]
-    print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
-    rows = []
+    report = Report("index_scale")
+    rows, lines = [], []
     for size in sizes:
         for factory in [None, *filter(None, options.factories.split(";"))]:
-            one = json.dumps([str(path), size, len(texts), factory])
+            one = json.dumps([str(path), size, len(texts), factory, options.rounds])
             command = [sys.executable, "-m", "benchmarks.index_scale", "--one", one]
             root = Path(__file__).resolve().parent.parent
             done = subprocess.run(command, check=True, cwd=root, stdout=subprocess.PIPE, text=True)
@@ -218,10 +221,16 @@ def main() -> None:
             cells += [str(row["probes"] or "all"), f"{recall['real']:.3f}"]
             cells += [f"{recall['copies']:.3f}" if "copies" in recall else ""]
             cells += [f"{row['ms_a_query_in_batches']:.3f}", f"{row['ms_a_query_alone']:.2f}"]
-            print(f"| {' | '.join(cells)} |", flush=True)
-    told = {"rows": rows, "text_chunks": len(texts), "replaced_words": REPLACED, "faiss": faiss.__version__}
-    options.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    print(f"\n{len(texts):,} real chunks; figures in {options.out}")
+            lines.append(cells)
+    copies = f"{REPLACED:.0%} of the words of copies replaced"
+    title = f"{len(texts):,} real chunks, {copies}, FAISS {faiss.__version__}"
+    report.table(title, heads, lines)
+    largest = rows[-1]
+    if largest["chunks"] >= 1_000_000:
+        report.aim("recall@4 of a million chunks, real ones asked", largest["recall"]["real"], least=0.95)
+        report.aim("ms a query in batches, a million chunks", largest["ms_a_query_in_batches"], most=1.0)
+    report.figures = {"rows": rows, "text_chunks": len(texts)}
+    report.publish(options.json)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Make the shipped runs: a base, the same base trained on (its matched baseline), a retrofit of it; a MARGE.
 
-    .venv/bin/python -m benchmarks.make_checkpoint [--runs FOLDER] [--threads 1] [--example]
+    .venv/bin/python -m benchmarks.make_checkpoint [--runs FOLDER] [--threads 1] [--only NAME] [--example]
 
 Training resumes where it stands, so the command can be stopped and called again. Each run lands in
 checkpoints/: config, tokenizer, events and weights in float16. The other two begin with the base as it
@@ -104,14 +104,18 @@ def main() -> None:
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("--runs", type=Path, default=Path(tempfile.gettempdir()) / "retro_demo-shipped")
     options.add_argument("--threads", type=int, default=0, help="0: as many as there are")
+    options.add_argument("--only", default="", help="a single run, such as rights-marge")
     options.add_argument("--example", action="store_true", help="only write the example anew")
     chosen = options.parse_args()
     if not chosen.example:
         for wanted in (BASE, MORE, RETROFIT, MARGE):
+            if chosen.only not in ("", wanted.name):
+                continue
             list(ensure_sample(wanted.corpus))
             train(wanted, chosen.runs / wanted.name, chosen.threads)
             ship(chosen.runs / wanted.name, CHECKPOINTS / wanted.name)
-    write_example(RETROFIT.name)
+    if chosen.only in ("", RETROFIT.name):
+        write_example(RETROFIT.name)
 
 
 if __name__ == "__main__":

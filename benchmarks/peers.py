@@ -22,6 +22,7 @@ import torch.nn.functional as F  # isort: skip
 from torch import Tensor, nn
 
 from retro_demo.config import TrainConfig
+from retro_demo.distributed import ALONE, spread
 from retro_demo.events import Evaluated, Step
 from retro_demo.interop import retro_from_reference
 from retro_demo.interop_marge import marge_from_reference
@@ -186,7 +187,7 @@ def marge_step(theirs: Any, batch: MargeBatch) -> Callable[[], float]:
     nn.Module.__init__(wrapper)
     wrapper.model = theirs
     optimizer = torch.optim.AdamW(theirs.parameters(), lr=LR, weight_decay=DECAY)
-    masks = [torch.ones_like(part).bool() for part in batch]
+    masks = [torch.ones_like(part).bool() for part in batch[:2]]
     data = (batch.targets, masks[0], batch.evidence, masks[1])
     theirs.train()
     return lambda: _plain_step(optimizer, lambda: wrapper(data))
@@ -215,16 +216,11 @@ def our_step(model: nn.Module, batch: Any, *, half: bool = False) -> Callable[[]
     config = TrainConfig(
         steps=FOREVER, warmup=0, lr=LR, weight_decay=DECAY, eval_every=FOREVER, save_every=FOREVER
     )
-    hooks = Hooks(evaluate=lambda step: Evaluated(step, {}), save=lambda step: None, stop=lambda: False)
+    hooks = Hooks(evaluate=lambda step: (Evaluated(step, {}),), save=lambda step: None, stop=lambda: False)
     optimizer = make_optimizer(model, config)
-    events = train(model, OneBatch(batch), optimizer, config, start=0, hooks=hooks)
-    device = next(model.parameters()).device.type
-
-    def step() -> float:
-        with torch.autocast(device, torch.bfloat16, enabled=half):
-            return next(event.loss for event in events if isinstance(event, Step))
-
-    return step
+    learner = spread(model, ALONE, sharded=False, precision="bfloat16" if half else "float32")
+    events = train(learner, OneBatch(batch), optimizer, config, start=0, hooks=hooks)
+    return lambda: next(event.loss for event in events if isinstance(event, Step))
 
 
 @contextlib.contextmanager

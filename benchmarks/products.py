@@ -2,13 +2,15 @@
 
 Record the products of a forward and backward pass, then run these and nothing else on memory that is
 already there: no softmax, norm, copy, optimizer or Python between. Fused attention counts as the products
-it cannot do without: two forward, four backward. Products of one shape and layout share their memory,
-which flatters the floor a little where it stays in a cache.
+it cannot do without: two forward, four backward. A product runs by the library that computed it (linear.py
+has oneDNN where that is the faster one), so the floor is the machine's and not MKL's. Products of one shape
+and layout share their memory, which flatters the floor a little where it stays in a cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +25,7 @@ class Product(NamedTuple):
 
     left: Layout
     right: Layout
+    onednn: bool = False
 
     @property
     def flops(self) -> int:
@@ -47,14 +50,16 @@ class RecordProducts(TorchDispatchMode):
             self._note(args[0], args[1])
         elif name in ("addmm", "baddbmm", "_addmm_activation"):
             self._note(args[1], args[2])
+        elif name == "_linear_pointwise":  # oneDNN: x and the weight of a linear layer
+            self._note(args[0], args[1].mT, onednn=True)
         elif name.startswith("_scaled_dot_product") and name.endswith("_attention_math"):
             raise RuntimeError(f"{name} was not taken apart: its products would go uncounted")
         elif name.startswith("_scaled_dot_product"):
             self._note_attention(args, "backward" in name)
         return func(*args, **(kwargs or {}))
 
-    def _note(self, left: Tensor, right: Tensor) -> None:
-        self.products.append(Product(_layout(left), _layout(right)))
+    def _note(self, left: Tensor, right: Tensor, onednn: bool = False) -> None:
+        self.products.append(Product(_layout(left), _layout(right), onednn))
 
     def _note_attention(self, args: Any, backward: bool) -> None:
         grad, q, k, v = args[:4] if backward else (None, *args[:3])
@@ -93,18 +98,21 @@ def replay(products: list[Product], device: str = "cpu") -> Callable[[], None]:
             memory[role, layout] = flat.as_strided(shape, strides)
         return memory[role, layout]
 
-    calls = []
-    for left, right in products:
+    calls: list[Callable[[], Tensor]] = []
+    for left, right, onednn in products:
         if not (left[0].numel() and right[0].numel()):
+            continue
+        first, second = matrix("left", left), matrix("right", right)
+        if onednn:  # it knows no place for its result
+            calls.append(partial(torch.ops.mkldnn._linear_pointwise, first, second.mT, None, "none", [], ""))
             continue
         shape = torch.Size([*left[0][:-1], right[0][-1]])
         out = matrix("out", (shape, torch.empty(shape, device="meta").stride(), left[2]))
-        multiply = torch.mm if len(shape) == 2 else torch.bmm
-        calls.append((multiply, matrix("left", left), matrix("right", right), out))
+        calls.append(partial(torch.mm if len(shape) == 2 else torch.bmm, first, second, out=out))
 
     @torch.no_grad()
     def run() -> None:
-        for multiply, left, right, out in calls:
-            multiply(left, right, out=out)
+        for multiply in calls:
+            multiply()
 
     return run

@@ -23,7 +23,8 @@ from urllib.request import urlopen
 from playwright.sync_api import Browser, Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
-TABS = ("Generate", "Corpus", "Train", "Evaluate")
+TABS = ("Generate", "Corpus", "Train", "Evaluate", "Evidence")
+PLOTS = "#loss:visible, #evidence-status:visible"  # of the tabs whose plots come after a while
 
 
 @contextmanager
@@ -64,7 +65,7 @@ def visit(browser: Browser, url: str, width: int, scheme: str) -> Page:
 def settle(page: Page) -> None:
     """Let drawing come to rest; plots come last."""
     page.wait_for_timeout(1500)
-    if page.locator("#loss:visible").count():
+    if page.locator(PLOTS).count():
         page.locator(".js-plotly-plot:visible").first.wait_for(timeout=60_000)
         page.wait_for_timeout(1000)
 

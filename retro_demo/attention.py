@@ -45,8 +45,10 @@ class KeysValues(NamedTuple):
 class Memory:
     """The keys and values of all tokens that a layer has read so far; grows with every reading."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: int = 0) -> None:
+        """`room`: how many tokens will be read, where that is known: then nothing is ever copied."""
         self.length = 0
+        self._first_room = room
         self._room: KeysValues | None = None  # (B, H, >= length, P): a token is written where it stays
 
     def append(self, new: KeysValues) -> KeysValues:
@@ -59,9 +61,10 @@ class Memory:
         return KeysValues(*(room[:, :, : self.length] for room in self._room))
 
     def _with_room(self, new: KeysValues, begun: int) -> KeysValues:
-        """Twice the room that is needed, so that what was read is seldom copied."""
+        """The room that was asked for, then twice what is needed, so that what was read is seldom copied."""
         batch, heads, _, width = new.keys.shape
-        rooms = KeysValues(*(part.new_empty(batch, heads, 2 * self.length, width) for part in new))
+        room = self._first_room if self._first_room >= self.length else 2 * self.length
+        rooms = KeysValues(*(part.new_empty(batch, heads, room, width) for part in new))
         if self._room is not None:
             for room, before in zip(rooms, self._room, strict=True):
                 room[:, :, :begun] = before[:, :, :begun]
@@ -155,9 +158,8 @@ class SelfAttention(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """q (B, H, T, P), k and v (B, H, S, P), all at their positions -> (B, T, D)."""
-        if (
-            self.empty_reads_all and mask is not None
-        ):  # a query of zeros likes everything alike, and learns nothing from it
+        if self.empty_reads_all and mask is not None:
+            # a query of zeros likes everything alike, and learns nothing from it
             empty = ~mask.any(dim=-1, keepdim=True)
             q, mask = q.masked_fill(empty, 0.0), mask | empty
         dropped = self.drop_weights if self.training else 0.0

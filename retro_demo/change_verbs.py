@@ -58,7 +58,13 @@ def _base_of_change(options: argparse.Namespace, stop: Callable[[], bool]) -> Ge
             "--out."
         )
     yield from ensure_sample(options.corpus, stop)
-    return corpus_folder(data_home()[0], options.corpus)
+    home = data_home()[0]
+    base = corpus_folder(home, options.corpus)
+    if options.out is None and base.resolve().is_relative_to((home / "samples").resolve()):
+        raise UserError(
+            f"{base.name} is a sample that all share. Name a folder for the changed one with --out."
+        )
+    return base
 
 
 def _weigh(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:

@@ -39,6 +39,7 @@ from retro_demo.job_verbs import add_job_verbs
 from retro_demo.loading import load_retriever, write
 from retro_demo.marge_writing import (
     ids_of,
+    likely_language,
     load_marge_run,
     refuse_evidence,
     refuse_retriever,
@@ -214,9 +215,10 @@ def _generate_from_evidence(
     refuse_retriever(options.corpus or "", config.retriever)
     yield from ensure_sample(read_any_config(options.run).corpus, stop)
     run = load_marge_run(options.run, options.device)
-    documents = ids_of(options.evidence)
-    writing = write_from_evidence(run, options.prompt, config, language=options.language, documents=documents)
-    yield from _told(writing, run.tokenizer, {"language": options.language}, stop)
+    documents = ids_of(run, options.evidence)
+    language = options.language or likely_language(run, options.prompt, documents)
+    writing = write_from_evidence(run, options.prompt, config, language=language, documents=documents)
+    yield from _told(writing, run.tokenizer, {"language": language}, stop)
 
 
 def _told(

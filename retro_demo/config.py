@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from retro_demo.errors import UserError
 from retro_demo.knobs import check_ranges, from_json, knob, knobs, to_json
 from retro_demo.retro_config import RetroConfig
 
@@ -188,9 +189,19 @@ class TrainConfig:
         "Where several processes train the run together: each keeps a part of weights and optimizer state, "
         "for a network that is too large for one GPU.",
     )
+    compile: bool = knob(
+        False,
+        "Compile",
+        "Training steps are compiled first, which takes from half a minute to some minutes each time that a "
+        "run starts or goes on: for long runs on GPUs. On CPUs a step gains about a tenth.",
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.compile and self.sharded:
+            raise UserError(
+                "compile and sharded are both on, but sharded weights are not compiled: leave one."
+            )
 
 
 @dataclass(frozen=True)
@@ -219,8 +230,8 @@ class GenerateConfig:
     retrieval: str = knob(
         "on",
         "Retrieval",
-        "on: neighbors at each chunk border; off: none; shuffled: those of another chunk, drawn at "
-        "random from the corpus, as a control.",
+        "on: neighbors at each chunk border (MARGE: evidence for the passage); off: none; shuffled: those of "
+        "another chunk (MARGE: as many passages), drawn at random from the corpus, as a control.",
         choices=("on", "off", "shuffled"),
         main=True,
     )
@@ -231,7 +242,11 @@ class GenerateConfig:
         choices=("", *RETRIEVERS),
     )
     num_neighbors: int = knob(
-        0, "Neighbors", "Neighbors of each chunk; 0 means as many as in training.", low=0, high=100
+        0,
+        "Neighbors",
+        "Neighbors of each chunk (MARGE: pieces of evidence for the text); 0 means as many as in training.",
+        low=0,
+        high=100,
     )
     stop: str = knob("", "Stop at", "Writing ends once this text has appeared; empty means never.")
 

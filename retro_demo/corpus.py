@@ -131,12 +131,10 @@ def keep_split(
     """Which documents of a changed corpus are held out, bool (D,): those that were, and of the new ones
     (known: None) those that say so, or that share a group or a near-duplicate with a held-out one."""
     unit = _joined([document.group for document in documents], cluster)
-    held_out = np.array([side is True for side in known], dtype=bool)
+    new = np.array([side is None for side in known])
+    held_out = np.array([side is True for side in known]) | (new & [d.use == "held-out" for d in documents])
     joined = np.isin(unit, unit[held_out])
-    for number, (document, side) in enumerate(zip(documents, known, strict=True)):
-        if side is None:
-            held_out[number] = document.use == "held-out" or (not document.use and joined[number])
-    return held_out
+    return held_out | (new & joined & [not d.use for d in documents])
 
 
 def _joined(groups: Sequence[str], cluster: np.ndarray) -> np.ndarray:

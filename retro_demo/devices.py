@@ -34,11 +34,15 @@ def allowed_threads(system: Path = Path("/")) -> int:
     wait for one another. `system` is where /proc and /sys are read.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([cores, *(int(quota) for quota in _quotas(system))]))
+    quotas = (_quota(group) for group in _groups(system, "cpu"))
+    return max(1, min([cores, *(int(quota) for quota in quotas if quota is not None)]))
 
 
-def _quotas(system: Path) -> Iterator[float]:
-    """How many cores the control groups of this process leave it (versions 2 and 1); nothing where all."""
+def _groups(system: Path, controller: str) -> Iterator[Path]:
+    """The control groups of this process that a controller (cpu, memory) has a say in, versions 2 and 1.
+
+    A limit of any group above holds too; in a container its own group is mounted as the root.
+    """
     root = system / "sys/fs/cgroup"
     try:
         lines = (system / "proc/self/cgroup").read_text().splitlines()
@@ -48,16 +52,14 @@ def _quotas(system: Path) -> Iterator[float]:
         _, controllers, path = line.split(":", 2)
         if not controllers:
             mounts = [root, root / "unified"]
-        elif "cpu" in controllers.split(","):
-            mounts = [root / "cpu", root / controllers]
+        elif controller in controllers.split(","):
+            mounts = [root / controller, root / controllers]
         else:
             continue
         for mount in mounts:
-            # a limit of any group above holds too; in a container its own group is mounted as the root
             inside = mount / path.strip("/")
             for group in (inside, *inside.parents):
-                if (quota := _quota(group)) is not None:
-                    yield quota
+                yield group
                 if group == mount:
                     break
 
@@ -74,11 +76,18 @@ def _quota(group: Path) -> float | None:
         return None
 
 
-def allowed_memory() -> int:
-    """Bytes of memory that this process may really use: what the machine has and its quota leaves."""
+def allowed_memory(system: Path = Path("/")) -> int:
+    """Bytes of memory that this process may really use: what the machine and its control groups leave."""
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 32
-    try:
-        quota = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        return there if quota == "max" else min(there, int(quota))
-    except (OSError, ValueError):
-        return there
+    limits = (_memory_limit(group) for group in _groups(system, "memory"))
+    return min([there, *(limit for limit in limits if limit is not None)])
+
+
+def _memory_limit(group: Path) -> int | None:
+    """The bytes that one control group leaves; None where it sets no limit, or is not there."""
+    for name in ("memory.max", "memory.limit_in_bytes"):
+        try:
+            return int((group / name).read_text())
+        except (OSError, ValueError):
+            continue
+    return None

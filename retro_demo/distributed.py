@@ -155,13 +155,23 @@ class Learner(nn.Module):
         return loss * self.size
 
 
-def spread(model: nn.Module, world: World, *, sharded: bool, precision: str) -> nn.Module:
+def spread(
+    model: nn.Module,
+    world: World,
+    *,
+    sharded: bool,
+    precision: str,
+    compiled: Callable[[nn.Module], None] | None = None,
+) -> nn.Module:
     """The model as the loop calls it, its weights the leader's in every process.
 
     With `sharded` each process keeps a part of weights, gradients and optimizer state and borrows the
-    rest layer by layer (FSDP); without, all of it (DDP). One process shares with nobody.
+    rest layer by layer (FSDP); without, all of it (DDP). One process shares with nobody. `compiled`
+    compiles what each process does by itself.
     """
     learner = Learner(model, world.size, precision)
+    if compiled is not None:
+        compiled(learner)
     if world.size == 1:
         return learner
     if sharded:
@@ -174,7 +184,7 @@ def spread(model: nn.Module, world: World, *, sharded: bool, precision: str) -> 
 def _sharded(learner: Learner) -> nn.Module:
     """Shard the weights in place: attention to itself and feed-forward layers one by one, then the rest."""
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     device = next(learner.parameters()).device
     for weight in [*learner.parameters(), *learner.buffers()]:
@@ -183,6 +193,8 @@ def _sharded(learner: Learner) -> nn.Module:
     for name, part in learner.named_modules():
         if name.endswith((".attend", ".think")):  # what has a forward of its own, with most of the weights
             fully_shard(part, mesh=mesh)
+            if hasattr(part, "of_first"):  # called beside forward, so it has to gather the weights too
+                register_fsdp_forward_method(part, "of_first")
     single = {weight for weight in learner.parameters() if weight.ndim == 0}  # there is nothing to share
     for weight in single:
         weight.register_post_accumulate_grad_hook(_average_gradient)

@@ -35,7 +35,7 @@ def measure_arms(
         batch = batch.to(device)
         for arm in arms:
             losses = model.token_losses(batch.tokens, batch.neighbors if arm == "on" else None)
-            nats[arm] += losses[:, first:].double().sum().item()
+            nats[arm] += losses[:, first:].cpu().double().sum().item()
         targets = batch.tokens[:, 1:][:, first:]
         tokens += int((targets != pad).sum())
         size += int(width[targets].sum())

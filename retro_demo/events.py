@@ -32,6 +32,9 @@ class Started(Event):
     about: dict[str, Any] = field(default_factory=dict)
 
 
+MEASURING = "measuring held-out loss, tokens"  # the stage of a run between its steps
+
+
 @dataclass(frozen=True)
 class Progress(Event):
     """A job without steps moves on: `done` of `total` units of `stage`."""

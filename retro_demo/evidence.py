@@ -243,6 +243,11 @@ def forbidden(passages: Passages, config: EvidenceConfig, own: np.ndarray, ids: 
     return never
 
 
+def in_evidence_set(passages: Passages, config: EvidenceConfig) -> np.ndarray:
+    """Which passages may be evidence for anything, bool (P,)."""
+    return passages.database_only if config.evidence_set == "database" else np.ones(len(passages), dtype=bool)
+
+
 def other_groups(passages: Passages, config: EvidenceConfig, target: int, ids: np.ndarray) -> np.ndarray:
     """Which of ids (K,) may be evidence for a passage and are not of its group: evidence without content."""
     never = forbidden(passages, config, np.array([target]), ids[None])[0]

@@ -72,6 +72,7 @@ def reading_json(folder: Path, source: MargeCorpus, reading: EvidenceReading) ->
         "target": source.about(reading.target) | {"text": source.text(reading.target)},
         "loss": reading.loss,
         "loss_without_any": reading.loss_none,
+        "loss_with_random_evidence": reading.loss_random,
         "beta": reading.betas,
         "evidence": [
             source.about(int(passage))

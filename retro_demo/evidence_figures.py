@@ -89,13 +89,13 @@ def block_name(source: MargeCorpus, sample: Sample, place: int) -> str:
 def curves(
     series: Mapping[str, Sequence[tuple[float, float]]], x_title: str, y_title: str, key: str
 ) -> go.Figure:
-    """Lines with dots; those whose name begins with "chance" or "untrained" are dashed and gray."""
+    """Lines with dots; gray and named at the line are those of chance (dotted) and the untrained (dashed)."""
     figure = go.Figure()
     drawn = 0
     for name, points in series.items():
         if not points:
             continue
-        plain = name.startswith(("chance", "untrained"))
+        plain = "chance" in name or name.startswith("untrained")
         x, y = np.array(points, dtype=np.float32).T
         figure.add_scatter(
             x=x,
@@ -105,12 +105,18 @@ def curves(
             line={
                 "color": GRAY if plain else color(drawn),
                 "width": 1.5,
-                "dash": "dash" if plain else "solid",
+                "dash": "solid" if not plain else "dot" if "chance" in name else "dash",
             },
             marker={"size": 7, "symbol": SYMBOLS[drawn % len(SYMBOLS)]},
             hovertemplate=f"{esc(name)}, step %{{x}}: %{{y:.3f}}<extra></extra>",
+            showlegend=not plain,
         )
         drawn += not plain
+        if plain:  # a legend of all lines would leave little of the picture on a phone
+            at, side = (-1, "right") if "chance" in name else (0, "left")
+            figure.add_annotation(
+                x=x[at], y=y[at], text=esc(name), xanchor=side, yanchor="bottom", showarrow=False
+            )
     figure.update_yaxes(automargin=True)
     return figure_layout(
         figure,

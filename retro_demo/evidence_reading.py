@@ -13,12 +13,13 @@ from einops import rearrange
 
 from retro_demo.attention import record_attention
 from retro_demo.errors import UserError
-from retro_demo.evidence import nearest
+from retro_demo.evidence import nearest, other_groups
 from retro_demo.evidence_run import corpus_of
 from retro_demo.explain import rank_correlation
 from retro_demo.marge_writing import LoadedMarge
 
 MOST_EVIDENCE = 32
+RANDOM_DRAWS = 4  # of evidence without content, for the mean
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class EvidenceReading:
     without: np.ndarray
     """float (M,): the loss with that piece of evidence removed"""
     loss_none: float
+    loss_random: float | None
+    """with as many passages of other groups, mean of RANDOM_DRAWS; None where none of them may be evidence"""
     betas: list[float]
 
     @property
@@ -120,7 +123,8 @@ def read_evidence(run: LoadedMarge, target: int, count: int) -> EvidenceReading:
         weights=weights,
         loss=float(losses[0]),
         without=losses[1:],
-        loss_none=_loss_alone(run, tokens),
+        loss_none=_loss(run, tokens, None),
+        loss_random=_loss_random(run, target, tokens, np.flatnonzero(candidates), len(ids)),
         betas=run.model.betas(),
     )
 
@@ -186,15 +190,30 @@ def _losses(
             weights = rearrange(stacked, "l h t (m s) -> l h t m s", m=len(evidence))
     assert relevance is not None
     assert weights is not None
-    return np.array(losses), relevance.double().cpu().numpy(), weights.double().cpu().numpy()
+    return np.array(losses), relevance.cpu().double().numpy(), weights.cpu().double().numpy()
 
 
 @torch.inference_mode()
-def _loss_alone(run: LoadedMarge, tokens: np.ndarray) -> float:
-    target = torch.from_numpy(tokens)[None].to(run.model.embedding.weight.device)
-    return _mean_loss(run.model(target, None).logits, target)
+def _loss(run: LoadedMarge, tokens: np.ndarray, evidence: np.ndarray | None) -> float:
+    """tokens (T,), evidence (M, S) or None for none -> mean loss."""
+    device = run.model.embedding.weight.device
+    target = torch.from_numpy(tokens)[None].to(device)
+    pieces = None if evidence is None else torch.from_numpy(evidence).to(device)
+    return _mean_loss(run.model(target, pieces).logits, target)
+
+
+def _loss_random(
+    run: LoadedMarge, target: int, tokens: np.ndarray, candidates: np.ndarray, count: int
+) -> float | None:
+    """Mean loss with `count` of the candidates (ids) of other groups in place of the evidence: no content."""
+    others = candidates[other_groups(run.passages, run.config.evidence, target, candidates)]
+    if not len(others):
+        return None
+    rng = np.random.default_rng([RANDOM_DRAWS, target])
+    draws = [rng.choice(others, min(count, len(others)), replace=False) for _ in range(RANDOM_DRAWS)]
+    return float(np.mean([_loss(run, tokens, run.passages.tokens[ids]) for ids in draws]))
 
 
 def _mean_loss(logits: torch.Tensor, target: torch.Tensor) -> float:
     """logits (1, T, V), target (1, T) -> nats a token."""
-    return float(torch.nn.functional.cross_entropy(logits[0, :-1].double(), target[0, 1:]))
+    return float(torch.nn.functional.cross_entropy(logits[0, :-1].cpu().double(), target[0, 1:].cpu()))

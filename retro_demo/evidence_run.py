@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from retro_demo.checkpoint import MargeRun, read_any_config, read_marge_config
 from retro_demo.corpus import Corpus
+from retro_demo.documents import Document
 from retro_demo.errors import UserError
 from retro_demo.evidence_store import Reindexing, load_reindexing
 from retro_demo.loading import load_own_corpus
 from retro_demo.marge_writing import LoadedMarge
 from retro_demo.passages import Passages, cut_passages
 from retro_demo.workspace import Workspace
+
+MOST_CHOICES = 2000  # in one list to choose from
 
 
 @dataclass(frozen=True)
@@ -76,21 +81,68 @@ def marge_runs(workspace: Workspace) -> list[str]:
     return [run for run in workspace.runs() if isinstance(read_any_config(workspace.run(run)), MargeRun)]
 
 
-def targets_of(source: MargeCorpus, *, held_out: bool, most: int = 500) -> list[tuple[str, int]]:
-    """(what it is called, passage) of first passages that are held out, or not; evenly chosen where many."""
+@dataclass(frozen=True)
+class Choices:
+    """A list to choose from: (what it is called, value), evenly chosen of `total` where these are many."""
+
+    offered: list[tuple[str, Any]]
+    total: int
+
+    @property
+    def cut(self) -> str:
+        """What is missing, in a sentence; "" where nothing is."""
+        if len(self.offered) == self.total:
+            return ""
+        return f"{len(self.offered):,} of {self.total:,} are listed, evenly chosen."
+
+
+def targets_of(
+    source: MargeCorpus, *, held_out: bool, languages: Sequence[str] = (), most: int = MOST_CHOICES
+) -> Choices:
+    """First passages that are held out, or not, in some languages (none: in all); values are passage ids."""
     passages = source.passages
     kind = passages.held_out if held_out else ~passages.held_out & ~passages.database_only
+    if languages:
+        known = [passages.languages.index(name) for name in languages if name in passages.languages]
+        kind = kind & np.isin(passages.language, known)
     ids = np.flatnonzero(kind & (passages.place == 0))
-    ids = ids[np.unique(np.linspace(0, len(ids) - 1, min(len(ids), most)).astype(int))]
-    about = [(int(i), source.about(int(i))) for i in ids]
-    return [(f"{one['name']} · {one['title']}"[:90], i) for i, one in about]
+    about = [(int(i), source.about(int(i))) for i in _spread(ids, most)]
+    return Choices([(f"{one['name']} · {one['title']}"[:90], i) for i, one in about], len(ids))
 
 
-def documents_of(source: MargeCorpus, most: int = 1000) -> list[tuple[str, str]]:
-    """(what it is called, id) of documents to write from; evenly chosen where there are more than `most`."""
-    documents = source.corpus.documents
-    places = np.unique(np.linspace(0, len(documents) - 1, min(len(documents), most)).astype(int))
-    return [(f"{documents[i].id} · {documents[i].title}"[:90], documents[i].id) for i in places]
+def documents_of(source: MargeCorpus, language: str | None = None, most: int = MOST_CHOICES) -> Choices:
+    """Documents to write from, in a language (None: in all); values are their ids."""
+    found = [one for one in source.corpus.documents if language is None or one.lang == language]
+    shown = [found[i] for i in _spread(np.arange(len(found)), most)]
+    return Choices([(f"{one.id} · {one.title}"[:90], one.id) for one in shown], len(found))
+
+
+def example_evidence(source: MargeCorpus) -> tuple[str, list[str]]:
+    """A language to write in and ids of evidence to begin with: a held-out text, from another language.
+
+    The longest text that is held out (else of any) and stands in a group of several languages, an English
+    one where there is any; its evidence is the text of the group with most words in common.
+    """
+    corpus = source.corpus
+    groups: dict[str, list[Document]] = {}
+    for one in corpus.documents:
+        groups.setdefault(one.group, []).append(one)
+    whole = {name: texts for name, texts in groups.items() if len({one.lang for one in texts}) > 1}
+    held_out = [one for one, held in zip(corpus.documents, corpus.held_out, strict=True) if held]
+    fit = [one for one in held_out if one.group in whole] or [
+        one for texts in whole.values() for one in texts
+    ]
+    if not fit:  # nothing is told in two languages: any text is evidence
+        return corpus.documents[0].lang, [corpus.documents[0].id]
+    written = max(fit, key=lambda one: (one.lang == "en", len(one.text)))
+    words = set(written.text.split())
+    others = [one for one in whole[written.group] if one.lang != written.lang]
+    return written.lang, [max(others, key=lambda one: len(words & set(one.text.split()))).id]
+
+
+def _spread(ids: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of the ids (N,), evenly chosen."""
+    return ids[np.unique(np.linspace(0, len(ids) - 1, min(len(ids), most)).astype(int))]
 
 
 def reindexing(folder: Path, step: int) -> Reindexing:

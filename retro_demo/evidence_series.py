@@ -12,8 +12,8 @@ Series = dict[str, list[tuple[float, float]]]
 FOUND = {
     "recall_at_1": "recall@1",
     "mrr": "MRR",
-    "recall_at_1_same_script": "recall@1, one script",
-    "recall_at_1_other_script": "recall@1, two scripts",
+    "recall_at_1_same_script": "one script",
+    "recall_at_1_other_script": "two scripts",
     "chance": "chance",
 }
 """Figures of cross_lingual.recall that are drawn, and what they are called."""
@@ -37,7 +37,7 @@ def recall_series(rows: list[dict[str, Any]]) -> Series:
     series = {FOUND[key]: _points(rows, key) for key in FOUND}
     if untrained := series["recall@1"][:1]:
         last = rows[-1]["step"]
-        series["untrained recall@1"] = [(untrained[0][0], untrained[0][1]), (last, untrained[0][1])]
+        series["untrained"] = [(untrained[0][0], untrained[0][1]), (last, untrained[0][1])]
     return series
 
 
@@ -45,10 +45,10 @@ def pair_series(rows: list[dict[str, Any]]) -> Series:
     """What became of the pairs of target and evidence, as shares."""
     return {
         "churn": _points(rows, "churn"),
-        "targets resting": _points(rows, "resting"),
-        "pairs across languages": _points(rows, "across_languages"),
-        "pairs of one group": _points(rows, "same_group"),
-        "of one group by chance": _points(rows, "same_group_by_chance"),
+        "resting": _points(rows, "resting"),
+        "across languages": _points(rows, "across_languages"),
+        "one group": _points(rows, "same_group"),
+        "one group by chance": _points(rows, "same_group_by_chance"),
     }
 
 

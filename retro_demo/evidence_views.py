@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from retro_demo.evidence_reading import EvidenceEdit, EvidenceReading
+from retro_demo.evidence_reading import RANDOM_DRAWS, EvidenceEdit, EvidenceReading
 from retro_demo.evidence_run import MargeCorpus
 from retro_demo.evidence_sample import Sample
 from retro_demo.evidence_series import reindexes
@@ -140,16 +140,33 @@ def target_html(reading: EvidenceReading | None, source: MargeCorpus) -> str:
     if reading is None:
         return note("Choose a target: its evidence is found with the weights of the last save, and read.")
     about = source.about(reading.target)
-    gain = reading.loss_none - reading.loss
-    verdict = "helps" if gain > 0 else "does not help"
     betas = ", ".join(f"{beta:.3f}" for beta in reading.betas)
     return (
-        f'<p class="finding">Together the evidence <b>{verdict}</b>: {term("loss")} {reading.loss:.4f} nats '
-        f"a token with it, {reading.loss_none:.4f} with none ({gain:+.4f}). {term('beta')} by layer: {betas}."
-        "</p>"
+        f'<p class="finding">{_worth(reading)}</p>'
+        f'<p class="caption">One target only: <b>Evaluate</b> tells whether it is so over all held-out ones. '
+        f"{term('beta')} by layer: {betas}.</p>"
         f'<article class="card"><header><b>{esc(about["title"])}</b>'
         f"<span>{esc(language_name(about['language']))}</span><span>{esc(about['name'])}</span></header>"
         f'<p dir="auto">{esc(source.text(reading.target))}</p></article>'
+    )
+
+
+def _worth(reading: EvidenceReading) -> str:
+    """What the evidence is worth, apart from what any evidence is worth."""
+    said = f"{term('loss', 'Loss')} <b>{reading.loss:.4f}</b> nats a token with its evidence"
+    none = f"<b>{reading.loss_none:.4f}</b> with {term('no evidence', 'none')}"
+    if reading.loss_random is None:
+        return (
+            f"{said}, {none} ({reading.loss_none - reading.loss:+.4f}). No other group may be its evidence: "
+            "whether that is owed to what the evidence says is not known."
+        )
+    worth = reading.loss_random - reading.loss
+    verdict = "helps" if worth > 0 else "does not help"
+    return (
+        f"{said}, <b>{reading.loss_random:.4f}</b> with {term('random evidence', 'as many passages')} of "
+        f"other groups (mean of {RANDOM_DRAWS} draws), {none}. What it says <b>{verdict}</b> here: "
+        f"{worth:+.4f} nats a token; such other evidence is worth "
+        f"{reading.loss_none - reading.loss_random:+.4f} against none."
     )
 
 
@@ -226,11 +243,16 @@ def found_evidence(passages: Sequence[Mapping[str, Any]], milliseconds: float) -
     cards = "".join(
         f'<article class="card" style="--own:{neighbor_color(place)}"><header><b>{place + 1} '
         f"{esc(one['title'] or one['document'])}</b><span>{esc(language_name(one['language']))}</span>"
-        f"<span>{esc(one['document'])}</span><span>{term('relevance')} {one['score']:+.3f}</span></header>"
+        f"<span>{esc(one['document'])}</span><span>{term('relevance')} {_relevance(one['score'])}</span>"
+        "</header>"
         f'<p dir="auto">{esc(one["text"])}</p></article>'
         for place, one in enumerate(passages)
     )
     return f'<p class="caption">Its evidence, found in {milliseconds:.0f} ms.</p>{cards}'
+
+
+def _relevance(score: float | None) -> str:
+    return "not computed: there is no beginning to compare" if score is None else f"{score:+.3f}"
 
 
 def written_html(prompt: str, text: str, tokens: int | None = None) -> str:

@@ -101,7 +101,7 @@ def losses_of(log_probabilities: Tensor, tokens: np.ndarray) -> np.ndarray:
     """(B, T, V), tokens (T,) -> the loss of each next token (B, T) in nats; the last is NaN."""
     following = torch.from_numpy(tokens[1:].astype(np.int64)).to(log_probabilities.device)
     picked = log_probabilities[:, :-1].gather(-1, following.expand(len(log_probabilities), -1)[..., None])
-    losses = -picked[..., 0].double().cpu().numpy()
+    losses = -picked[..., 0].cpu().double().numpy()
     return np.pad(losses, ((0, 0), (0, 1)), constant_values=np.nan)
 
 

@@ -8,6 +8,7 @@ Shapes: T tokens, L chunks, C chunk length, K neighbors, R = 2 C neighbor length
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from retro_demo.attention import Memory
 from retro_demo.config import GenerateConfig
 from retro_demo.corpus import Corpus
 from retro_demo.errors import UserError
@@ -75,18 +77,20 @@ def next_token(logits: Tensor, config: GenerateConfig, generator: torch.Generato
     """
     probabilities = logits.float().softmax(dim=-1)
     if config.temperature < COLDEST:
-        chosen = int(logits.argmax())
-        return chosen, probabilities[chosen].item()
+        best = logits.argmax()
+        chosen, probability = torch.stack([best.double(), probabilities.take(best).double()]).tolist()
+        return int(chosen), probability
     ranked, order = (logits.float() / config.temperature).softmax(dim=-1).sort(descending=True, stable=True)
     before = ranked.cumsum(dim=-1) - ranked
     kept = before < config.top_p
     if config.top_k:
         kept[config.top_k :] = False
     kept[0] = True
-    # drawn on the CPU: the same seed writes the same text on every device
-    place = torch.multinomial((ranked * kept).cpu(), 1, generator=generator)
-    chosen = int(order[place])
-    return chosen, probabilities[chosen].item()
+    # drawn on the CPU: the same seed writes the same text on every device. One copy brings all that is
+    # needed of a token, because each makes the host wait for the device; float32 holds ids up to 2^24
+    weights, ids, own = torch.stack([ranked * kept, order.float(), probabilities[order]]).cpu()
+    place = int(torch.multinomial(weights, 1, generator=generator))
+    return int(ids[place]), own[place].item()
 
 
 def generate(
@@ -126,6 +130,7 @@ def generate(
         None if config.retrieval == "off" else database,
         config.num_neighbors or num_neighbors,
         np.random.default_rng(config.seed) if config.retrieval == "shuffled" else None,
+        len(ids) + config.max_new_tokens,
     )
     generator = torch.Generator().manual_seed(config.seed)
     stream, text = TextStream(tokenizer), ""
@@ -155,12 +160,13 @@ class _Writer:
         database: Database | None,
         num_neighbors: int,
         shuffle: np.random.Generator | None,
+        room: int,
     ) -> None:
         self.model = model
         self.shuffle = shuffle
         self.database = database if model.config.cca_layers else None
         self.num_neighbors = num_neighbors
-        self.cache = DecodeCache()
+        self.cache = DecodeCache(memories=defaultdict(lambda: Memory(room)))
         self.tokens: list[int] = []
         self.retrieved: list[Retrieved] = []
 

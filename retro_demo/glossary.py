@@ -28,7 +28,7 @@ GLOSSARY: dict[str, str] = {
     "near-duplicate": "A document that is almost the same as another; the two never help each other.",
     "run": "One training of one model: its settings, weights and history in a folder.",
     "checkpoint": "The weights of a run as they were saved at a step.",
-    "preset": "A named set of sizes and settings: tiny for minutes, small for an hour, base for a GPU.",
+    "preset": "A named set of sizes and settings: tiny for minutes, larger ones for longer or for a GPU.",
     "step": "One update of the weights from one batch of sequences.",
     "loss": "How surprised the model is by the next token, in nats; lower is better.",
     "nat": "The unit of surprise with the natural logarithm; 0.69 nat is one bit.",

@@ -76,6 +76,8 @@ def _build(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Ev
             "Settings go with sources: build-corpus SOURCE... --out DIR. Without sources a build goes on "
             "as it was begun."
         )
+    if options.ray is not None and options.shard:
+        raise UserError("--ray builds all shards by itself: leave --shard out, or --ray.")
     if options.ray is not None:
         return build_on_ray(options.out, options.ray)
     return run_shard(options.out, options.shard, stop) if options.shard else run_build(options.out, stop)

@@ -145,18 +145,29 @@ def run_status(status: JobStatus, title: str, steps: int, left: float | None) ->
     """A run in words: state, step, loss, speed and how many seconds are left, if that is known."""
     done = status.of_kind("step")
     started = status.of_kind("started")
+    doing = _doing(status)
     head = f"<h3>{esc(title.removeprefix('sample:'))} {badge(status.state)}</h3>"
     if not done:
-        words = "The process starts: it reads the corpus." if status.state == "running" else ""
+        words = doing or ("The process starts: it reads the corpus." if status.state == "running" else "")
         return head + (bar(0, words) if words else "") + failure(status)
     last = done[-1]
     rate = float(np.median([step["tokens_per_second"] for step in done[-20:]]))
     words = f"step {last['step']:,} of {steps:,} · loss {_recent(done):.3f} nats · {rate:,.0f} tokens/s"
+    if doing:
+        words += f" · {doing}"
     if left is not None:
         words += f" · about {duration(left)} left"
     if started and (about := started[-1].get("about")):
         words += f" · {about.get('parameters', 0) / 1e6:.1f} M parameters on {about.get('device', '')}"
     return head + bar(last["step"] / max(steps, 1), words) + failure(status)
+
+
+def _doing(status: JobStatus) -> str:
+    """What a run that is at work does beside its steps, "" where it makes steps."""
+    last = status.events[-1] if status.events else {}
+    if status.state != "running" or last.get("event") != "progress":
+        return ""
+    return f"{last['stage']}: {last['done']:,} of {last['total']:,}"
 
 
 def _recent(done: Sequence[Mapping[str, Any]]) -> float:
@@ -184,7 +195,7 @@ def arms_html(status: JobStatus) -> str:
     text = ""
     if sample := last.get("sample"):
         head = f'<p class="caption">What it writes at step {last["step"]:,}</p>'
-        text = f'{head}<div class="sample">{esc(sample)}</div>'
+        text = f'{head}<div class="sample" dir="auto">{esc(sample)}</div>'
     return figures + text
 
 
@@ -233,6 +244,8 @@ def estimate(parameters: int, steps: int, tokens_a_step: int, model: str, preset
         "small": "about an hour on two cores",
         "base": "a run for a GPU",
     }
+    if model == "marge":
+        usual = {"tiny": "about two minutes on one core", "small": "about twelve minutes on one core"}
     most = "at most " if model == "marge" else ""
     return (
         f'<p class="estimate"><b>{parameters / 1e6:.2f} M</b> {term("parameters")} · <b>{steps:,}</b> '

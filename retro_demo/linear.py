@@ -2,7 +2,8 @@
 
 PyTorch leaves float32 products on CPUs to MKL, which runs AMD processors at half their width. Where these
 have AVX-512, oneDNN from the same wheel takes its place: up to 2.3 times as many products a second.
-Anything else (GPUs, other number types, autocast) is `F.linear` as everywhere.
+Anything else (GPUs, other number types, autocast) is `F.linear` as everywhere, and so is what is compiled:
+Inductor chooses its own products.
 
 Shapes: N rows, D width in, E width out.
 """
@@ -26,12 +27,16 @@ def prefers_onednn() -> bool:
     """Whether this is a processor that MKL does not serve well; always the same on one machine."""
     if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # private: a build of torch may lack it
+        return False
     about = Path("/proc/cpuinfo")
     return "AuthenticAMD" in (about.read_text() if about.exists() else platform.processor())
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., D) @ weight (E, D) transposed, plus bias (E,) -> (..., E)."""
+    if torch.compiler.is_compiling():
+        return F.linear(x, weight, bias)
     plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
     many = x.numel() > FEW_ROWS * x.shape[-1]
     if not (plain and many and prefers_onednn()) or torch.is_autocast_enabled("cpu"):

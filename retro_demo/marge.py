@@ -14,6 +14,7 @@ text and languages. Evidence that the whole batch shares has 1 in place of B.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import NamedTuple, cast
 
 import torch
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from retro_demo.attention import key_mask
+from retro_demo.attention import Memory, key_mask
 from retro_demo.blocks import draw_copying_weights, draw_weights, make_norm
 from retro_demo.distillation import distillation, looked
 from retro_demo.distributed import shared_rows
@@ -176,7 +177,8 @@ class MARGE(nn.Module):
         if self.config.relevance == "cosine":
             target_embeds = F.normalize(target_embeds, dim=-1)
             evidence_embeds = F.normalize(evidence_embeds, dim=-1)
-        return (evidence_embeds @ target_embeds[:, :, None]).squeeze(-1)
+        with torch.autocast(target_embeds.device.type, enabled=False):  # as exact as in the index
+            return (evidence_embeds @ target_embeds[:, :, None]).squeeze(-1)
 
     def forward(
         self,
@@ -241,10 +243,16 @@ class MARGE(nn.Module):
         hidden = self.norm(hidden)
         return linear(hidden, self.embedding.weight) if self.config.tied_output else self.to_logits(hidden)
 
-    def begin(self, encoded: Evidence, relevance: Tensor, visible: Tensor | None = None) -> WriteCache:
-        """Get ready to write from evidence of this relevance (B, M): its keys and values, made once."""
+    def begin(
+        self, encoded: Evidence, relevance: Tensor, visible: Tensor | None = None, room: int = 0
+    ) -> WriteCache:
+        """Get ready to write from evidence of this relevance (B, M): its keys and values, made once.
+
+        `room`: how many tokens there will be, where that is known.
+        """
         contexts = [layer.read.keys_values(encoded.states) for layer in self.evidence_layers()]
-        return WriteCache(relevance, self._seen(encoded.present, len(relevance), visible), contexts)
+        seen = self._seen(encoded.present, len(relevance), visible)
+        return WriteCache(relevance, seen, contexts, defaultdict(lambda: Memory(room)))
 
     def extend(self, tokens: Tensor, cache: WriteCache) -> Tensor:
         """Read tokens (B, n) after those in the cache -> logits (B, n, V), equal to `forward`'s."""
@@ -296,7 +304,7 @@ class MARGE(nn.Module):
         )
         return rearrange(losses, "(b t) -> b t", b=len(targets))
 
-    def loss(self, batch: MargeBatch) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: MargeBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss of the batch's tokens in nats, with that of distillation; figures to report beside it."""
         encoded = None if batch.part is None else self._encode_together(batch.evidence, batch.part)
         out = self(batch.targets, batch.evidence, encoded=encoded)
@@ -307,4 +315,4 @@ class MARGE(nn.Module):
             loss, share = losses.sum() / max(1, batch.part.predicted), batch.part.share
         if out.distill_loss is None:
             return loss, {}
-        return loss + share * self.config.distill * out.distill_loss, {"distill": out.distill_loss.item()}
+        return loss + share * self.config.distill * out.distill_loss, {"distill": out.distill_loss.detach()}

@@ -18,7 +18,7 @@ S passage length, D width, V tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -26,7 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from retro_demo.evidence import nearest, other_groups
+from retro_demo.events import MEASURING, Progress
+from retro_demo.evidence import in_evidence_set, nearest, other_groups
 from retro_demo.marge import MARGE
 from retro_demo.marge_config import EvidenceConfig
 from retro_demo.marge_layers import WriteCache
@@ -75,7 +76,7 @@ class EvidenceArms:
         if left_out is not None:
             held_out = held_out & ~left_out
         self.targets = np.random.default_rng([seed, 5]).permutation(np.flatnonzero(held_out))  # (Q,)
-        self.everything = np.ones(len(passages.document), dtype=bool)
+        self.candidates = in_evidence_set(passages, config)  # (P,)
         self._found: dict[bool, np.ndarray] = {}  # same document allowed or not -> ids (Q, K)
 
     def batches(self, count: int | None = None) -> list[np.ndarray]:
@@ -116,13 +117,13 @@ class EvidenceArms:
         missing = which[table[which, 0] == NOT_SEARCHED]
         if len(missing):
             rule, asking = replace(self.config, same_document=same_document), self.targets[missing]
-            table[missing], _ = nearest(self.vectors, self.passages, rule, asking, self.everything, self.k)
+            table[missing], _ = nearest(self.vectors, self.passages, rule, asking, self.candidates, self.k)
         return table[which]
 
     def _drawn(self, target: int) -> np.ndarray:
         rng = np.random.default_rng([self.seed, 6, target])
-        everything = np.arange(len(self.passages))
-        ids = rng.permutation(everything[other_groups(self.passages, self.config, target, everything)])
+        candidates = np.flatnonzero(self.candidates)
+        ids = rng.permutation(candidates[other_groups(self.passages, self.config, target, candidates)])
         return np.concatenate([ids[: self.k], np.full(max(0, self.k - len(ids)), -1, dtype=np.int64)])
 
     @torch.inference_mode()
@@ -199,15 +200,19 @@ def _read(model: MARGE, targets: Tensor, shown: WriteCache) -> Tensor:
 
 def measure_live(
     model: MARGE, arms: EvidenceArms, bytes_of_tokens: np.ndarray, max_tokens: int
-) -> dict[str, dict[str, float]]:
+) -> Generator[Progress, None, dict[str, dict[str, float]]]:
     """Loss of the arms on, random and off on about so many held-out tokens; empty where none are held out.
 
-    bytes_of_tokens (V,) of the text's tokens: bpb = nats / (ln 2 * bytes of the original text).
+    bytes_of_tokens (V,) of the text's tokens: bpb = nats / (ln 2 * bytes of the original text). Yields how
+    far it is, at each tenth.
     """
     totals = {arm: 0.0 for arm in LIVE_ARMS}
     tokens = size = 0
     model.eval()
     before = np.cumsum(arms.passages.lengths[arms.targets] - 1)
+    total = min(max_tokens, int(before[-1])) if len(before) else 0
+    tenths = 0
+    yield Progress(MEASURING, 0, total)
     arms.search(LIVE_ARMS, min(len(arms.targets), int(np.searchsorted(before, max_tokens)) + TARGETS))
     for which in arms.batches():
         if tokens >= max_tokens:
@@ -217,6 +222,9 @@ def measure_live(
             totals[arm] += float(losses.sum(dtype=np.float64))
         tokens += int((written != 0).sum())
         size += int(bytes_of_tokens[written].sum())
+        if 10 * tokens // total > tenths:
+            tenths = 10 * tokens // total
+            yield Progress(MEASURING, min(tokens, total), total)
     if not tokens:
         return {}
     return {

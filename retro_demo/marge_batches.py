@@ -22,7 +22,14 @@ from retro_demo.cross_lingual import recall, scripts_of
 from retro_demo.distributed import ALONE, World, led
 from retro_demo.errors import UserError
 from retro_demo.events import Reindexed
-from retro_demo.evidence import Pairs, chance_of_group, find_pairs, pair_figures, random_pairs
+from retro_demo.evidence import (
+    Pairs,
+    chance_of_group,
+    find_pairs,
+    in_evidence_set,
+    pair_figures,
+    random_pairs,
+)
 from retro_demo.evidence_store import Reindexing, load_reindexing, save_reindexing, shown_rows
 from retro_demo.marge import MARGE
 from retro_demo.marge_batch import MargeBatch
@@ -87,8 +94,9 @@ class MargeBatches:
         self.vocab_size = corpus.tokenizer.vocab_size
         self.passages = cut_passages(corpus, config.passage_len, languages)
         self.config, self.seed, self.steps = config, seed, steps
-        self.candidates = ~self.passages.held_out
-        self.targets = self.candidates & ~self.passages.database_only
+        trained_on = ~self.passages.held_out
+        self.targets = trained_on & ~self.passages.database_only
+        self.candidates = trained_on & in_evidence_set(self.passages, config)
         if config.first_passages:
             self.targets &= self.passages.place == 0
         self.scripts = scripts_of(corpus, languages)
@@ -159,7 +167,10 @@ class MargeBatches:
         """Take up the evidence that the batch of `step` comes from; False where it has to be found anew."""
         last = self.last_due(step)
         if self.found is None or self.found.step != last:
-            self.found = load_reindexing(folder, last)
+            try:
+                self.found = load_reindexing(folder, last)
+            except UserError:  # damaged is as good as lost
+                self.found = None
         return self.found is not None
 
     def train_batch(self, step: int) -> MargeBatch:

@@ -207,6 +207,13 @@ class EvidenceConfig:
         "many pairs and no content.",
         choices=("retrieved", "random"),
     )
+    evidence_set: str = knob(
+        "all",
+        "Evidence among",
+        "all: every text that is not held out, so targets are evidence for one another; database: only texts "
+        'whose use is "database", so that targets and evidence are two sets.',
+        choices=("all", "database"),
+    )
     language_weight: float = knob(
         100.0,
         "Weight across languages",

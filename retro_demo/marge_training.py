@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from retro_demo.checkpoint import MargeRun, versions
+from retro_demo.config import GenerateConfig
 from retro_demo.devices import choose_device
 from retro_demo.distributed import ALONE, World, for_measuring, spread
-from retro_demo.events import ENDINGS, Evaluated, Event, Finished, Started, Warned
+from retro_demo.events import ENDINGS, Evaluated, Event, Finished, Progress, Started, Warned
+from retro_demo.generate import Written
 from retro_demo.loading import load_own_corpus
 from retro_demo.marge import MARGE
 from retro_demo.marge_arms import EvidenceArms, measure_live
 from retro_demo.marge_batches import MargeBatches, embed_passages
+from retro_demo.marge_writing import LoadedMarge, write_from_evidence
 from retro_demo.run_state import load_state, save_state, saved_processes, saved_step
 from retro_demo.train import Hooks, make_optimizer, train
+
+SAMPLE_TOKENS = 24
+SAMPLE_PROMPT_TOKENS = 12
 
 
 def train_marge(
@@ -57,24 +64,27 @@ def train_marge(
         yield Warned(other_processes(before, world.size))
     if start and not batches.due(start) and world.any(not batches.resume(start, out)):
         yield Warned(
-            f"What the last re-index before step {start} found is gone from the run's folder: it goes on "
-            "with a new one, and not bit for bit."
+            f"What the last re-index before step {start} found is gone from the run's folder, or damaged: it "
+            "goes on with a new one, and not bit for bit."
         )
         yield batches.refresh(batches.last_due(start), for_measuring(model), out, world)
     widths = corpus.bytes_of_tokens()
 
     def refresh(step: int) -> Iterator[Event]:
         if batches.due(step):
+            yield Progress("embedding passages anew", 0, len(batches.passages))
             yield batches.refresh(step, for_measuring(model), out, world)
 
-    def evaluate(step: int) -> Evaluated:
+    def evaluate(step: int) -> Iterator[Event]:
         full = for_measuring(model)
         vectors = embed_passages(full, batches.passages.tokens, world)
         if not world.leads:
-            return Evaluated(step, {})
+            yield Evaluated(step, {})
+            return
         arms = EvidenceArms(batches.passages, vectors, config.evidence, training.seed)
-        figures = measure_live(full, arms, widths, training.eval_tokens)
-        return Evaluated(step, figures, "", {"beta": full.betas()})
+        figures = yield from measure_live(full, arms, widths, training.eval_tokens)
+        run = LoadedMarge(out, config, full, corpus.tokenizer, corpus, batches.passages, vectors)
+        yield Evaluated(step, figures, _sample(run, arms), {"beta": full.betas()})
 
     hooks = Hooks(
         evaluate=evaluate,
@@ -87,6 +97,33 @@ def train_marge(
         yield last
     if last is None or last.to_json()["event"] not in ENDINGS:
         yield Finished({"step": training.steps, "parameters": parameters})
+
+
+def _sample(run: LoadedMarge, arms: EvidenceArms) -> str:
+    """How the run goes on with the first words of a held-out passage, from the evidence it finds for it.
+
+    Greedy, and so without chance: the generators of the training stay where they are.
+    """
+    if not len(arms.targets):
+        return ""
+    run.model.eval()
+    passages, target = run.passages, int(arms.targets[0])
+    tokens = passages.tokens[target]
+    first = tokens[1 : 1 + min(SAMPLE_PROMPT_TOKENS, int(passages.lengths[target]) // 2)]
+    prompt = run.tokenizer.decode(first.tolist()).rstrip("\ufffd")  # a letter may be cut
+    room = tokens.shape[0] - 1 - len(run.tokenizer.encode(prompt))
+    found = arms.evidence("on", np.array([0]))[0]
+    if not prompt or room < 1:
+        return ""
+    *_, written = write_from_evidence(
+        run,
+        prompt,
+        GenerateConfig(max_new_tokens=min(SAMPLE_TOKENS, room), temperature=0.0),
+        language=passages.languages[passages.language[target]],
+        passages=found[found >= 0],
+    )
+    assert isinstance(written, Written)
+    return run.tokenizer.decode(written.tokens)
 
 
 def other_processes(before: int, now: int) -> str:

@@ -23,12 +23,15 @@ from retro_demo.corpus import Corpus
 from retro_demo.devices import choose_device
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Retrieved, Token
+from retro_demo.evidence import in_evidence_set
 from retro_demo.generate import Written, next_token
 from retro_demo.loading import load_own_corpus
 from retro_demo.marge import MARGE
 from retro_demo.marge_batches import embed_passages
 from retro_demo.passages import Passages, cut_passages
 from retro_demo.tokenizer import TextStream, Tokenizer
+
+MOST_CHOSEN = 64  # passages: more than a batch of training holds, and within a few seconds
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,20 @@ def load_marge_run(folder: Path, device: str = "auto") -> LoadedMarge:
 
 
 def choose_passages(run: LoadedMarge, documents: Sequence[str]) -> np.ndarray:
-    """All passages (M,) of the documents with these ids; raises UserError for an unknown one."""
+    """All passages (M,) of the documents with these ids; raises UserError for unknown ones and too many."""
     known = {document.id: i for i, document in enumerate(run.corpus.documents)}
     if strange := [name for name in documents if name not in known]:
         raise UserError(
             f"{run.corpus.name} has no document {strange[0][:80]!r}. Give ids such as "
             f"{run.corpus.documents[0].id!r}, separated by commas."
         )
-    return np.flatnonzero(np.isin(run.passages.document, [known[name] for name in documents]))
+    chosen = np.flatnonzero(np.isin(run.passages.document, [known[name] for name in documents]))
+    if len(chosen) > MOST_CHOSEN:
+        raise UserError(
+            f"The chosen documents have {len(chosen):,} passages; a text is written from at most "
+            f"{MOST_CHOSEN}. Choose fewer documents."
+        )
+    return chosen
 
 
 def find_passages(run: LoadedMarge, tokens: Sequence[int], count: int) -> np.ndarray:
@@ -78,10 +87,34 @@ def find_passages(run: LoadedMarge, tokens: Sequence[int], count: int) -> np.nda
         there = run.passages.tokens[passage, 1:]
         if there[(there != 0) & (there != run.tokenizer.eos_id)].tolist() == own:
             scores[passage] = -np.inf
-    if run.config.evidence.evidence_languages == "other":
-        scores[run.passages.tokens[:, 0] == tokens[0]] = -np.inf
+    scores[~_may_be_found(run, tokens[0])] = -np.inf
     best = np.argsort(-scores, kind="stable")[:count]
     return best[np.isfinite(scores[best])]
+
+
+def _may_be_found(run: LoadedMarge, language_token: int) -> np.ndarray:
+    """Which passages the run takes for evidence of a text in this language, bool (P,), as in training."""
+    may = in_evidence_set(run.passages, run.config.evidence)
+    if run.config.evidence.evidence_languages == "other":
+        may = may & (run.passages.tokens[:, 0] != language_token)
+    return may
+
+
+def likely_language(run: LoadedMarge, prompt: str, documents: Sequence[str]) -> str:
+    """What to write in where nobody says: the language of the passage most like the prompt.
+
+    Without a prompt that of the first chosen document. The encoder does not see what language a text
+    is marked with, so like is told by what stands in it.
+    """
+    known = run.config.network.languages
+    if len(known) == 1 or not (prompt or documents):
+        return known[0]
+    if prompt:
+        tokens = np.array([[run.config.network.vocab_size, *run.tokenizer.encode(prompt)]], dtype=np.int64)
+        like = int((run.vectors @ embed_passages(run.model, tokens)[0]).argmax())
+    else:
+        like = int(choose_passages(run, documents[:1])[0])
+    return known[run.passages.language[like]]
 
 
 def first_token(run: LoadedMarge, language: str) -> int:
@@ -94,10 +127,16 @@ def first_token(run: LoadedMarge, language: str) -> int:
     return run.config.network.vocab_size + known.index(language)
 
 
-def describe_passages(run: LoadedMarge, ids: np.ndarray, relevance: np.ndarray) -> list[dict[str, Any]]:
-    """Passage ids and relevance (M,) -> a dict for each: passage, document, title, language, score, text."""
+def describe_passages(
+    run: LoadedMarge, ids: np.ndarray, relevance: np.ndarray | None
+) -> list[dict[str, Any]]:
+    """Passage ids and relevance (M,) -> a dict for each: passage, document, title, language, score, text.
+
+    The score is None where no relevance was computed.
+    """
     described = []
-    for passage, score in zip(ids.tolist(), relevance.tolist(), strict=True):
+    scores = [None] * len(ids) if relevance is None else relevance.round(4).tolist()
+    for passage, score in zip(ids.tolist(), scores, strict=True):
         document = run.corpus.documents[run.passages.document[passage]]
         described.append(
             {
@@ -105,7 +144,7 @@ def describe_passages(run: LoadedMarge, ids: np.ndarray, relevance: np.ndarray) 
                 "document": document.id,
                 "title": document.title,
                 "language": document.lang,
-                "score": round(score, 4),
+                "score": score,
                 "text": run.tokenizer.decode(run.passages.tokens[passage, 1:].tolist()),
             }
         )
@@ -119,24 +158,38 @@ def write_from_evidence(
     *,
     language: str = "",
     documents: Sequence[str] = (),
+    passages: np.ndarray | None = None,
 ) -> Iterator[Event | Written]:
     """Yield a Retrieved with the evidence, Token events as the passage grows, and at the end one Written.
 
     `documents` are ids of evidence to write from; none: the prompt finds its own (retrieval "shuffled"
-    takes random passages, "off" none). `language`: default the run's first. Raises UserError where
-    there is neither prompt nor evidence, or the text does not fit a passage.
+    takes random passages, "off" none); `passages` are ids (M,) in place of all that. `language`: default
+    the likely one. A text ends where its passage is full, at the latest. Raises UserError where there is
+    neither prompt nor evidence, no room, or evidence is chosen and refused or counted, too.
     """
-    start = [first_token(run, language or run.config.network.languages[0]), *run.tokenizer.encode(prompt)]
+    if not isinstance(prompt, str):
+        raise UserError(f"The prompt is {prompt!r}, which is no text. Give a text, or nothing.")
+    language = language or likely_language(run, prompt, documents)
+    start = [first_token(run, language), *run.tokenizer.encode(prompt)]
     room = run.config.evidence.passage_len - len(start)
+    if documents and config.retrieval == "off":
+        raise UserError(
+            "Evidence is chosen and retrieval is off. Leave the evidence out, or turn retrieval on."
+        )
+    if documents and config.num_neighbors:
+        raise UserError(
+            f"Evidence is chosen, and {config.num_neighbors} pieces are asked for. All passages of the "
+            "chosen documents are read: leave the number out, or choose no evidence."
+        )
     if len(start) == 1 and not documents:
         raise UserError("There is neither a prompt nor evidence. Begin the text, or choose documents.")
-    if room < config.max_new_tokens:
+    if room < 1:
         raise UserError(
-            f"The prompt has {len(start) - 1} tokens and you ask for {config.max_new_tokens} more, but a "
-            f"passage of this run has {run.config.evidence.passage_len - 1}. Ask for at most {max(0, room)}."
+            f"The prompt has {len(start) - 1} tokens, but a passage of this run has "
+            f"{run.config.evidence.passage_len - 1}: nothing can follow. Shorten it."
         )
     begun = time.perf_counter()
-    ids = _evidence(run, start, config, documents)
+    ids = _evidence(run, start, config, documents) if passages is None else passages
     device = run.model.embedding.weight.device
     with torch.inference_mode():
         shown = run.passages.tokens[ids] if len(ids) else np.zeros((0, 1), dtype=np.int64)
@@ -145,15 +198,17 @@ def write_from_evidence(
         relevance = run.model.relevance(run.model.embed(target), encoded.embeddings)
         if len(start) == 1:
             relevance = torch.zeros_like(relevance)
-        cache = run.model.begin(encoded, relevance)
-    described = describe_passages(run, ids, relevance[0].float().cpu().numpy())
+        most = min(room, config.max_new_tokens)
+        cache = run.model.begin(encoded, relevance, room=len(start) + most)
+    known = None if len(start) == 1 else relevance[0].float().cpu().numpy()
+    described = describe_passages(run, ids, known)
     retrieved = Retrieved(0, described, round(1000 * (time.perf_counter() - begun), 2))
     yield retrieved
     generator = torch.Generator().manual_seed(config.seed)
     stream, text = TextStream(run.tokenizer), ""
     written, probabilities = start[1:], []
     part = start
-    for _ in range(config.max_new_tokens):
+    for _ in range(most):
         with torch.inference_mode():
             logits = run.model.next_logits(torch.tensor([part], device=device), cache)[0]
             logits[run.model.config.pad_id] = float("-inf")
@@ -186,8 +241,16 @@ def refuse_evidence(language: str, evidence: str) -> None:
         raise UserError("Only a MARGE writes from chosen evidence or in a chosen language. Leave these out.")
 
 
-def ids_of(evidence: str) -> list[str]:
-    """The ids in a text such as "udhr/01/eng, udhr/02/eng"."""
+def ids_of(run: LoadedMarge, evidence: object) -> list[str]:
+    """The ids in a text such as "udhr/01/eng, udhr/02/eng", or in a list; an id may hold a comma itself."""
+    if isinstance(evidence, list) and all(isinstance(name, str) for name in evidence):
+        return evidence
+    if not isinstance(evidence, str):
+        raise UserError(
+            f"The evidence is {evidence!r}. Give ids of documents with commas between, or a list."
+        )
+    if any(evidence.strip() == document.id for document in run.corpus.documents):
+        return [evidence.strip()]
     return [name.strip() for name in evidence.split(",") if name.strip()]
 
 
@@ -228,5 +291,6 @@ def _evidence(
     count = config.num_neighbors or max(1, round(run.config.evidence.evidence_per_target))
     if config.retrieval == "shuffled":
         count = count if chosen is None else len(chosen)
-        return np.random.default_rng(config.seed).permutation(len(run.passages))[:count]
+        candidates = np.flatnonzero(_may_be_found(run, start[0]))
+        return np.random.default_rng(config.seed).permutation(candidates)[:count]
     return find_passages(run, start, count) if chosen is None else chosen

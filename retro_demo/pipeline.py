@@ -12,8 +12,9 @@ import torch
 
 from retro_demo.batches import RetroBatches, check_share
 from retro_demo.building import read_corpus_config
-from retro_demo.changing import carry_out
+from retro_demo.changing import carry_out, is_pending
 from retro_demo.checkpoint import MargeRun, RunConfig, begin_from, freeze_decoder, read_any_config, versions
+from retro_demo.compiling import compile_loss, no_compiler
 from retro_demo.config import GenerateConfig
 from retro_demo.corpus import Corpus
 from retro_demo.devices import choose_device
@@ -22,10 +23,12 @@ from retro_demo.errors import UserError
 from retro_demo.evaluate import measure_arms
 from retro_demo.events import (
     ENDINGS,
+    MEASURING,
     Evaluated,
     Event,
     Failed,
     Finished,
+    Progress,
     Started,
     Stopped,
     Warned,
@@ -77,7 +80,9 @@ def run_build(out: Path, stop: Callable[[], bool]) -> Iterator[Event]:
     read_corpus_config(out)
     with claim(out):
         cut_back(out / "events.jsonl", 0)
-        yield from record(out, _until(stop, finish_shards(out) if begun_in_shards(out) else carry_out(out)))
+        # a change that was cut off comes first: its corpus was whole, however it was built
+        in_shards = begun_in_shards(out) and not is_pending(out)
+        yield from record(out, _until(stop, finish_shards(out) if in_shards else carry_out(out)))
 
 
 def run_shard(out: Path, shard: Shard, stop: Callable[[], bool]) -> Iterator[Event]:
@@ -165,7 +170,14 @@ def _train(
         freeze_decoder(model)
     model.to(device)
     training = config.training
-    learner = spread(model, world, sharded=training.sharded, precision=training.precision)
+    problem = no_compiler(device) if training.compile else ""
+    learner = spread(
+        model,
+        world,
+        sharded=training.sharded,
+        precision=training.precision,
+        compiled=compile_loss if training.compile and not problem else None,
+    )
     optimizer = make_optimizer(model, training)
     database = None
     with led(world):
@@ -184,6 +196,8 @@ def _train(
         start,
         {"parameters": parameters, "steps": config.training.steps, "device": device},
     )
+    if problem:
+        yield Warned(problem)
     if start and config.versions != versions():
         yield Warned(
             "Versions or machine differ from those this run began with: it goes on, but not bit for bit."
@@ -192,12 +206,14 @@ def _train(
         yield Warned(other_processes(before, world.size))
     widths = corpus.bytes_of_tokens()
 
-    def evaluate(step: int) -> Evaluated:
+    def evaluate(step: int) -> Iterator[Event]:
         full = for_measuring(model)
         if database is None:  # the leader measures
-            return Evaluated(step, {})
+            yield Evaluated(step, {})
+            return
+        yield Progress(MEASURING, 0, training.eval_tokens)
         arms = measure_arms(full, batches, widths, training.eval_tokens)
-        return Evaluated(step, arms, _sample(full, config, database))
+        yield Evaluated(step, arms, _sample(full, config, database))
 
     hooks = Hooks(
         evaluate=evaluate,

@@ -64,7 +64,7 @@ MARGE_PRESETS: dict[str, dict[str, Any]] = {
     "tiny": MARGE | {"steps": 600},
     "small": MARGE | {"steps": 3000, "refresh_every": 300, "eval_every": 300, "save_every": 100},
 }
-"""The same for MARGE: about two minutes, and about ten, on one quiet core; docs/science.md has the trials."""
+"""The same for MARGE: about two minutes, and about twelve, on one core; docs/science.md has the trials."""
 
 BEGUN: dict[str, dict[str, Any]] = {
     "tiny": {"steps": 300, "warmup": 30, "lr": 1.3e-3},

@@ -48,7 +48,9 @@ class Printer:
                 else ""
             )
         if isinstance(event, Retrieved):
-            found = "; ".join(f"{n['title']} ({n['score']:.2f})" for n in event.neighbors) or "none"
+            scores = ["no score" if n["score"] is None else f"{n['score']:.2f}" for n in event.neighbors]
+            named = zip(event.neighbors, scores, strict=True)
+            found = "; ".join(f"{n['title']} ({score})" for n, score in named) or "none"
             return f"  [chunk {event.chunk + 1}: {found}]"
         if isinstance(event, Refined):
             return f"round {event.round} of {event.rounds}: {event.result['verdict']}"

@@ -42,21 +42,22 @@ from retro_demo.retro_config import RetroConfig
 class RetroBatch(NamedTuple):
     """What one step reads: tokens (B, T + 1) and the neighbors of their whole chunks (B, L, K, R).
 
-    `predicted`: how many tokens the loss is a mean over, where this is a part of a batch.
+    `predicted` (): how many tokens the loss is a mean over, where this is a part of a batch.
     """
 
     tokens: Tensor
     neighbors: Tensor | None
-    predicted: int | None = None
+    predicted: Tensor | None = None
 
     def to(self, device: torch.device) -> RetroBatch:
         neighbors = None if self.neighbors is None else self.neighbors.to(device, non_blocking=True)
-        return self._replace(tokens=self.tokens.to(device, non_blocking=True), neighbors=neighbors)
+        predicted = None if self.predicted is None else self.predicted.to(device, non_blocking=True)
+        return RetroBatch(self.tokens.to(device, non_blocking=True), neighbors, predicted)
 
     def share(self, rank: int, size: int, pad_id: int = 0) -> RetroBatch:
         """Every size-th sequence from `rank` on; the losses of all parts add up to the loss of the batch."""
         neighbors = None if self.neighbors is None else self.neighbors[rank::size]
-        return RetroBatch(self.tokens[rank::size], neighbors, int((self.tokens[:, 1:] != pad_id).sum()))
+        return RetroBatch(self.tokens[rank::size], neighbors, (self.tokens[:, 1:] != pad_id).sum())
 
 
 @dataclass
@@ -314,5 +315,5 @@ class RETRO(nn.Module):
         """Mean loss of the batch's tokens in nats, and figures to report beside it (none here)."""
         losses = self.token_losses(batch.tokens, batch.neighbors)
         if batch.predicted is not None:
-            return losses.sum() / max(1, batch.predicted), {}
+            return losses.sum() / batch.predicted.clamp(min=1), {}
         return losses.sum() / (batch.tokens[:, 1:] != self.config.pad_id).sum().clamp(min=1), {}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from retro_demo.config import TrainConfig
 from retro_demo.distributed import ALONE, LOST, World, clip_gradients
 from retro_demo.errors import UserError
-from retro_demo.events import Evaluated, Event, Saved, Step, Stopped
+from retro_demo.events import Event, Saved, Step, Stopped
 
 LR_FLOOR = 0.1  # the cosine ends at a tenth (RETRO section 3.1)
 PEER_GONE = re.compile(r"closed by peer|reset by peer|Broken pipe|Timed out waiting|remote process")
@@ -33,13 +33,13 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop asks of its caller: the arms' losses, a save, and whether to stop.
+    """What the loop asks of its caller: the arms' losses (an Evaluated at the end), a save, whether to stop.
 
     Where several processes train together, all of them call each of these at the same place.
     `refresh` comes before the batch of each step and once behind the last one: MARGE re-indexes there.
     """
 
-    evaluate: Callable[[int], Evaluated]
+    evaluate: Callable[[int], Iterable[Event]]
     save: Callable[[int], None]
     stop: Callable[[], bool]
     refresh: Callable[[int], Iterable[Event]] = lambda step: ()
@@ -88,7 +88,7 @@ def train(
     for step in range(start, config.steps):
         yield from hooks.refresh(step)
         if step == 0:
-            yield hooks.evaluate(0)
+            yield from hooks.evaluate(0)
         begun = time.perf_counter()
         batch = batches.train_batch(step)
         own = (batch if world.size == 1 else batch.share(world.rank, world.size)).to(device)
@@ -106,7 +106,7 @@ def train(
         if last:
             yield from hooks.refresh(done)
         if last or done % config.eval_every == 0:
-            yield hooks.evaluate(done)
+            yield from hooks.evaluate(done)
         stopping = hooks.stop()
         if last or stopping or done % config.save_every == 0:
             hooks.save(done)

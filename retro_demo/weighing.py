@@ -55,6 +55,8 @@ def weigh(run: LoadedRun, documents: Sequence[str], config: WeighConfig, text: s
     begun = time.perf_counter()
     if run.database is None:
         raise UserError(f"{run.folder.name} is a plain language model (lm): it reads no documents.")
+    if not documents:
+        raise UserError("No document is named. Name those to weigh.")
     corpus = run.database.corpus
     names = find_documents(corpus, documents)
     numbers = np.flatnonzero(np.isin([one.id for one in corpus.documents], names))

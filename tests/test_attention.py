@@ -73,3 +73,17 @@ def test_looking_at_attention_changes_nothing_but_rounding_also_where_nothing_is
             assert fused[1].abs().max() == 0
         assert layer(x, read, torch.arange(4), mask).isfinite().all()
         assert torch.equal(layer(x, read, torch.arange(4), mask), fused), "nobody looks any more"
+
+
+def test_a_memory_whose_room_is_known_stays_in_one_place_and_another_grows():
+    torch.manual_seed(0)
+    parts = [KeysValues(torch.randn(1, 2, n, 4), torch.randn(1, 2, n, 4)) for n in (5, 1, 1, 3, 9)]
+    whole = KeysValues(*(torch.cat(tensors, dim=2) for tensors in zip(*parts, strict=True)))
+    for room, places in ((19, 1), (6, 3), (0, 2)):
+        memory, seen = Memory(room), set()
+        for part in parts:
+            read = memory.append(part)
+            seen.add(read.keys.data_ptr())
+        assert len(seen) == places
+        assert torch.equal(read.keys, whole.keys)
+        assert torch.equal(read.values, whole.values)

@@ -21,6 +21,7 @@ from benchmarks.generation import TableRetriever, added_up, agreement, our_text,
 from benchmarks.measuring import Others, Ratio, Report, markdown, ratio, take_turns
 from benchmarks.peers import QUICK_MARGE, QUICK_RETRO, our_step
 from benchmarks.products import record_products, replay
+from retro_demo import linear
 from retro_demo.marge import MARGE
 from retro_demo.retro import RETRO
 
@@ -77,7 +78,7 @@ def test_fused_attention_counts_as_two_products_forward_and_four_backward():
 
 def test_the_floor_computes_what_was_recorded_and_nothing_else():
     model = RETRO(QUICK_RETRO.config())
-    tokens, neighbors = QUICK_RETRO.random_batch()
+    tokens, neighbors, *_ = QUICK_RETRO.random_batch()
     recorded = record_products(lambda: model(tokens[:, :-1], neighbors).sum().backward())
 
     again = record_products(replay(recorded.products))
@@ -86,17 +87,21 @@ def test_the_floor_computes_what_was_recorded_and_nothing_else():
     assert any(product.left[1][-1] != 1 for product in recorded.products)  # transposed ones stay so
 
 
-def test_the_recorder_knows_all_products_of_both_models():
+def test_the_recorder_knows_all_products_of_both_models(monkeypatch):
+    chosen = linear.prefers_onednn()
     for model, batch in (
         (RETRO(QUICK_RETRO.config()), QUICK_RETRO.random_batch()),
         (MARGE(QUICK_MARGE.config()), QUICK_MARGE.random_batch()),
     ):
+        monkeypatch.setattr(linear, "prefers_onednn", lambda: False)  # torch's counter does not know it
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # attention taken apart
             with FlopCounterMode(display=False) as counter:
                 model.loss(batch)[0].backward()
             apart = record_products(lambda model=model, batch=batch: model.loss(batch)[0].backward())
+        monkeypatch.setattr(linear, "prefers_onednn", lambda: chosen)
         fused = record_products(lambda model=model, batch=batch: model.loss(batch)[0].backward())
 
+        assert any(product.onednn for product in fused.products) == chosen
         assert apart.flops == counter.get_total_flops() == fused.flops
 
 

@@ -18,7 +18,8 @@ from conftest import SMALL, records, write_jsonl
 
 from retro_demo.building import build_corpus, prepare_corpus
 from retro_demo.config import CorpusConfig
-from retro_demo.corpus import Chunks, chunk_documents, excluded, hold_out, load_corpus
+from retro_demo.corpus import Chunks, chunk_documents, excluded, hold_out, keep_split, load_corpus
+from retro_demo.documents import Document
 from retro_demo.errors import UserError
 from retro_demo.events import Finished, Progress, Warned
 from retro_demo.loading import load_retriever
@@ -312,3 +313,10 @@ def test_the_manifest_is_plain_json(small_folder):
 
     assert manifest["statistics"]["documents"] == 14
     assert sum(manifest["statistics"]["document_tokens"]) == manifest["statistics"]["tokens"]
+
+
+def test_a_new_document_goes_with_the_side_of_its_group_new_ones_too():
+    rows = [Document(str(i), "", "", "text", group) for i, group in enumerate("aabbc")]
+    documents = [rows[0], rows[1], replace(rows[2], use="held-out"), rows[3], rows[4]]
+    known = [True, None, None, None, None]
+    assert keep_split(documents, np.arange(5), known).tolist() == [True, True, True, True, False]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from retro_demo.devices import allowed_threads
+from retro_demo.devices import allowed_memory, allowed_threads
 
 HALF = {"cpu.max": "50000 100000\n"}
 ONE = {"cpu.max": "100000 100000\n"}
@@ -61,3 +61,15 @@ def test_without_control_groups_the_cores_of_the_process_count(tmp_path):
 def test_a_process_bound_to_few_cores_gets_no_more_threads(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5}, raising=False)
     assert allowed_threads(system(tmp_path, "0::/\n", {"": {"cpu.max": "400000 100000\n"}})) == 2
+
+
+@pytest.mark.parametrize(
+    ("groups", "files"),
+    [
+        ("0::/jobs/one\n", {"jobs/one": {"memory.max": "max\n"}, "jobs": {"memory.max": "1000000\n"}}),
+        ("5:memory:/slurm/job\n", {"memory/slurm/job": {"memory.limit_in_bytes": "1000000\n"}}),
+    ],
+)
+def test_a_limit_of_the_group_or_of_one_above_it_bounds_the_memory(tmp_path, groups, files):
+    assert allowed_memory(system(tmp_path, groups, files)) == 1_000_000
+    assert allowed_memory(tmp_path / "nowhere") > 1_000_000

@@ -22,6 +22,8 @@ from retro_demo.corpus import load_corpus
 from retro_demo.distributed import Learner, World
 from retro_demo.errors import UserError
 from retro_demo.events import read_events
+from retro_demo.marge import MARGE
+from retro_demo.marge_config import MargeConfig
 from retro_demo.marge_planning import plan_run
 from retro_demo.pipeline import make_batches, run_training
 from retro_demo.planning import prepare_run
@@ -47,9 +49,11 @@ def prepare(out: Path, corpus: Path, model: str = "retro", **changes) -> Path:
     return out
 
 
-def alone(out: Path, stop_after: int | None = None) -> list[dict]:
+def alone(out: Path, stop_after: int | None = None, device: str = "cpu") -> list[dict]:
     events: list[dict] = []
-    for event in run_training(out, lambda: stop_after is not None and len(of(events, "step")) >= stop_after):
+    for event in run_training(
+        out, lambda: stop_after is not None and len(of(events, "step")) >= stop_after, device=device
+    ):
         events.append(event.to_json())
     return events
 
@@ -85,6 +89,7 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path, small_folder):
     assert_same_run(one, two, 2)
 
 
+@pytest.mark.proof
 def test_a_base_and_its_retrofit_too(tmp_path, small_folder):
     lm, together = (prepare(tmp_path / name, small_folder, "lm", steps=3) for name in ("lm", "together"))
     assert_same_run(lm, together, 2)
@@ -227,8 +232,8 @@ def test_in_half_precision_weights_norms_and_loss_stay_in_float32_and_a_run_lear
     model = RETRO(read_any_config(out).network)
     kinds: dict[str, set] = {"norm": set(), "product": set()}
     for module in model.modules():
-        kind = {nn.RMSNorm: "norm", nn.Linear: "product"}.get(type(module))
-        if kind:
+        kind = "norm" if isinstance(module, nn.RMSNorm) else "product"
+        if isinstance(module, nn.RMSNorm | nn.Linear):
             module.register_forward_hook(lambda _m, _i, result, kind=kind: kinds[kind].add(result.dtype))
     batch = make_batches(read_any_config(out), load_corpus(small_folder)).train_batch(0)
 
@@ -263,3 +268,17 @@ def test_more_processes_than_gpus_are_refused_with_a_sentence(tmp_path, small_fo
     )
 
     assert "2 processes on a machine with 1 GPUs" in done.stdout + done.stderr
+
+
+def test_in_half_precision_relevance_is_as_exact_as_in_the_index():
+    torch.manual_seed(0)
+    model = MARGE(MargeConfig(vocab_size=50, languages=("a",), dim=32))
+    targets, evidence = torch.randint(1, 50, (3, 9)), torch.randint(1, 50, (5, 9))
+    exact = model.relevance(model.embed(targets), model.embed(evidence)[None])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.relevance(model.embed(targets).detach(), model.embed(evidence).detach()[None])
+        same = model.relevance(model.embed(targets), model.embed(targets)[None])
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(same.diagonal(), torch.ones(3), atol=1e-6, rtol=0)
+    assert not torch.equal(found.bfloat16().float(), found)
+    torch.testing.assert_close(found, exact, atol=0.03, rtol=0)

@@ -12,15 +12,17 @@ import torch
 from evidence_helpers import HOSTILE, build_translated, train_marge_run
 
 from retro_demo import evidence_figures, evidence_views
+from retro_demo.config import GenerateConfig
 from retro_demo.errors import UserError
 from retro_demo.evidence_export import matrix_json, reading_json
 from retro_demo.evidence_reading import edit_evidence, read_evidence
-from retro_demo.evidence_run import corpus_of, reindexing, targets_of
+from retro_demo.evidence_run import corpus_of, documents_of, example_evidence, reindexing, targets_of
 from retro_demo.evidence_sample import choose_sample
 from retro_demo.evidence_series import reindexes
+from retro_demo.generate import Written
 from retro_demo.jobs import status
 from retro_demo.marge_batches import embed_passages
-from retro_demo.marge_writing import LoadedMarge, load_marge_run
+from retro_demo.marge_writing import LoadedMarge, load_marge_run, write_from_evidence
 
 
 @pytest.fixture(scope="module")
@@ -45,19 +47,46 @@ def run(folder) -> LoadedMarge:
 
 @pytest.fixture(scope="module")
 def target(run) -> int:
-    return targets_of(corpus_of(run), held_out=True)[0][1]
+    return targets_of(corpus_of(run), held_out=True).offered[0][1]
 
 
 def test_the_evidence_of_a_held_out_passage_may_be_held_out_and_that_of_a_training_passage_not(run, target):
     passages = run.passages
     wide = read_evidence(run, target, 32)
-    training = targets_of(corpus_of(run), held_out=False)[0][1]
+    training = targets_of(corpus_of(run), held_out=False).offered[0][1]
 
     assert passages.held_out[wide.ids].any()
     assert not passages.held_out[read_evidence(run, training, 32).ids].any()
     for reading in (wide, read_evidence(run, training, 32)):
         assert passages.document[reading.target] not in passages.document[reading.ids]
         assert (np.diff(reading.relevance) <= 1e-5).all()
+
+
+def test_every_document_and_target_can_be_chosen_by_its_language_and_what_is_cut_is_said(run):
+    source = corpus_of(run)
+    every = {one.id for one in source.corpus.documents}
+    by_language = [documents_of(source, name) for name in source.passages.languages]
+
+    assert {value for _, value in documents_of(source).offered} == every
+    assert {value for choices in by_language for _, value in choices.offered} == every
+    assert not documents_of(source).cut
+    assert f"4 of {len(every)} are listed" in documents_of(source, most=4).cut
+    for held_out in (True, False):
+        whole = targets_of(source, held_out=held_out)
+        parts = [targets_of(source, held_out=held_out, languages=[n]) for n in source.passages.languages]
+        assert sorted(p for part in parts for p in part.offered) == sorted(whole.offered)
+        assert targets_of(source, held_out=held_out, most=2).cut.startswith(f"2 of {whole.total} are")
+
+
+def test_the_example_writes_a_held_out_text_from_one_in_another_language(run):
+    language, ids = example_evidence(corpus_of(run))
+    known = {one.id: (one, held) for one, held in zip(run.corpus.documents, run.corpus.held_out, strict=True)}
+
+    assert all(known[name][1] and known[name][0].lang != language for name in ids)
+    assert ids
+    config = GenerateConfig(max_new_tokens=3)
+    *_, last = write_from_evidence(run, "", config, language=language, documents=ids)
+    assert isinstance(last, Written)
 
 
 def test_the_mass_of_all_evidence_adds_up_to_one_in_each_layer_and_none_falls_on_languages(run, target):
@@ -71,6 +100,20 @@ def test_the_mass_of_all_evidence_adds_up_to_one_in_each_layer_and_none_falls_on
     assert [heat.shape for heat in heats] == [(len(reading.tokens) - 1, n - 1) for n in lengths]
     np.testing.assert_allclose(sum(heat.sum(axis=1) for heat in heats), 1, atol=1e-5)
     np.testing.assert_allclose(reading.heat(1, 0, 1), reading.weights[0, 1, :, 1, 1 : lengths[1]])
+
+
+def test_evidence_is_measured_against_as_many_passages_of_other_groups_and_the_page_says_so(run, target):
+    reading, again = (read_evidence(run, target, 3) for _ in range(2))
+    shown = evidence_views.target_html(reading, corpus_of(run))
+    assert reading.loss_random is not None
+    assert again.loss_random == reading.loss_random not in (reading.loss, reading.loss_none)
+    assert f"{reading.loss_random:.4f}" in shown
+    assert ("does not help" in shown) == (reading.loss_random <= reading.loss)
+
+    alone = replace(run.passages, group=np.zeros_like(run.passages.group))
+    unknown = read_evidence(replace(run, passages=alone), target, 3)
+    assert unknown.loss_random is None
+    assert "is not known" in evidence_views.target_html(unknown, corpus_of(run))
 
 
 def test_removing_a_piece_gives_the_loss_of_a_reading_without_it(run, target):

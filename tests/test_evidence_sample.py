@@ -8,6 +8,7 @@ from passage_helpers import made
 
 from retro_demo.errors import UserError
 from retro_demo.evidence import Pairs
+from retro_demo.evidence_figures import curves
 from retro_demo.evidence_sample import (
     MOST,
     Sample,
@@ -176,10 +177,10 @@ def test_the_lines_hold_what_the_events_say_and_the_untrained_figure_as_a_refere
 
     assert [row["pairs"] for row in rows] == [20, 20]  # those of training, not the searches of the recall
     assert recall_series(rows)["recall@1"] == [(0, 0.2), (5, 0.6)]
-    assert recall_series(rows)["untrained recall@1"] == [(0, 0.2), (5, 0.2)]
+    assert recall_series(rows)["untrained"] == [(0, 0.2), (5, 0.2)]
     assert pair_series(rows)["churn"] == [(5, 0.3)]
-    assert pair_series(rows)["targets resting"] == [(0, 0.25), (5, 0.25)]
-    assert pair_series(rows)["pairs across languages"] == [(0, 0.7), (5, 0.7)]
+    assert pair_series(rows)["resting"] == [(0, 0.25), (5, 0.25)]
+    assert pair_series(rows)["across languages"] == [(0, 0.7), (5, 0.7)]
     assert beta_series(status) == {"layer 1": [(0, 1.0), (5, 1.0)], "layer 2": [(0, 2.0), (5, 2.0)]}
 
 
@@ -188,4 +189,13 @@ def test_a_run_without_groups_in_two_languages_has_no_recall_and_still_its_pairs
     rows = reindexes(JobStatus("running", [{"event": "reindexed", "step": 0, "figures": figures}], ""))
 
     assert not any(recall_series(rows).values())
-    assert pair_series(rows)["targets resting"] == [(0, 0.25)]
+    assert pair_series(rows)["resting"] == [(0, 0.25)]
+
+
+def test_lines_to_compare_with_are_named_at_themselves_and_told_apart_without_color():
+    series = {"recall@1": [(0, 0.2), (5, 0.6)], "chance": [(0, 0.1)], "untrained": [(0, 0.2), (5, 0.2)]}
+    figure = curves(series, "step", "recall@1", "run")
+
+    assert [line.name for line in figure.data if line.showlegend] == ["recall@1"]
+    assert [note.text for note in figure.layout.annotations] == ["chance", "untrained"]
+    assert len({line.line.dash for line in figure.data}) == 3

@@ -303,3 +303,16 @@ def test_a_trace_is_read_back_as_it_was_saved(tmp_path, model, small_corpus):
     torch.testing.assert_close(again.weights, kept.weights, atol=1e-3, rtol=0)
     assert again.neighbors == kept.neighbors
     assert again.tokens == kept.tokens
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_gpu_is_waited_for_once_a_token_which_is_the_one_of_the_cpu(temperature):
+    logits, config = torch.randn(500), GenerateConfig(temperature=temperature, top_k=40)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+        there = next_token(logits.cuda(), config, torch.Generator().manual_seed(3))
+    copies = sum(event.count for event in seen.key_averages() if "Memcpy DtoH" in event.key)
+
+    assert copies == 1
+    assert there == pytest.approx(next_token(logits, config, torch.Generator().manual_seed(3)))

@@ -128,7 +128,7 @@ def test_an_earlier_index_leaves_no_shard_behind(tmp_path):
 def test_a_corpus_in_shards_gives_the_neighbors_of_one_index(tmp_path, small_folder, monkeypatch):
     folder = tmp_path / "c"
     shutil.copytree(small_folder, folder)
-    for name in ("neighbor_ids.npy", "neighbor_scores.npy", "corpus.json"):
+    for name in ("neighbor_ids.npy", "neighbor_scores.npy", "corpus.json", "index.json"):
         (folder / name).unlink()
     monkeypatch.setattr("retro_demo.building.allowed_memory", lambda: 500_000)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -70,3 +73,15 @@ def test_laying_out_changes_no_name_shape_or_value_and_the_layer_can_still_be_tr
     first.backward()
     optimizer.step()
     assert model(x).square().mean() < first
+
+
+def test_a_torch_without_the_private_product_is_left_to_its_own(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(Path, "exists", lambda _: True)
+    monkeypatch.setattr(Path, "read_text", lambda _: "vendor_id: AuthenticAMD")
+    assert linear_module.prefers_onednn.__wrapped__() == hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
+
+    assert not linear_module.prefers_onednn.__wrapped__()

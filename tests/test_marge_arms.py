@@ -10,6 +10,7 @@ import torch
 from passage_helpers import made
 
 from retro_demo import marge_arms
+from retro_demo.events import Progress
 from retro_demo.marge import MARGE
 from retro_demo.marge_arms import ARMS, TARGETS, EvidenceArms, measure_live
 from retro_demo.marge_batches import embed_passages
@@ -208,16 +209,28 @@ def test_what_is_left_out_is_no_target_and_stays_evidence():
     assert left_out[arms.evidence("on", np.arange(3))].any()
 
 
+def measured(arms: EvidenceArms, bytes_of_tokens: np.ndarray, most: int) -> tuple[list[Progress], dict]:
+    """What `measure_live` tells on its way, and its figures."""
+    live, told = measure_live(MODEL, arms, bytes_of_tokens, max_tokens=most), []
+    while True:
+        try:
+            told.append(next(live))
+        except StopIteration as end:
+            return told, end.value
+
+
 def test_the_live_figures_are_the_losses_of_the_same_arms():
     arms = make_arms()
     bytes_of_tokens = np.where(np.arange(VOCAB) == 0, 0, 3)
-    live = measure_live(MODEL, arms, bytes_of_tokens, max_tokens=10**9)
+    progress, live = measured(arms, bytes_of_tokens, 10**9)
     tokens = int((PASSAGES.tokens[arms.targets][:, 1:] != 0).sum())
     total = {arm: 0.0 for arm in ("on", "random", "off")}
     for which in arms.batches():
         for arm, losses in make_arms().losses(MODEL, total, which).items():
             total[arm] += float(losses.sum(dtype=np.float64))
 
+    assert [progress[0].done, progress[-1].done] == [0, tokens]
+    assert 1 < len(progress) <= 11
     assert set(live) == set(total)
     for arm, values in live.items():
         assert values["tokens"] == tokens
@@ -228,4 +241,4 @@ def test_the_live_figures_are_the_losses_of_the_same_arms():
 def test_without_held_out_passages_there_are_no_live_figures():
     none = replace(PASSAGES, held_out=np.zeros(len(PASSAGES), dtype=bool))
 
-    assert measure_live(MODEL, EvidenceArms(none, VECTORS, CONFIG, 0), np.ones(VOCAB), 100) == {}
+    assert measured(EvidenceArms(none, VECTORS, CONFIG, 0), np.ones(VOCAB), 100)[1] == {}

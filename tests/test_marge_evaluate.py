@@ -15,7 +15,7 @@ from marge_helpers import LANGUAGES, built, make_marge_run, translated
 
 from retro_demo import cli, evaluate_figures, evaluate_views, evaluations, marge_evaluate_views
 from retro_demo.arm_figures import Difference
-from retro_demo.bootstrap import Estimate, draws
+from retro_demo.bootstrap import Estimate, draws, tail
 from retro_demo.checkpoint import load_marge
 from retro_demo.corpus import Corpus
 from retro_demo.errors import UserError
@@ -136,7 +136,7 @@ def test_intervals_draw_whole_groups_as_translations_are_alike(measured, corpus)
     gap = np.bincount(groups, (on.astype(np.float64) - off).sum(axis=1))
     tokens = np.bincount(groups, (passages.tokens[targets][:, 1:] != 0).sum(axis=1))
     drawn = draws(len(gap), QUICK.resamples, QUICK.seed)
-    low, high = np.percentile((drawn @ gap) / (drawn @ tokens), [2.5, 97.5])
+    low, high = np.percentile((drawn @ gap) / (drawn @ tokens), [tail(len(gap)), 100 - tail(len(gap))])
     result = result_of(events)
 
     assert result["counts"]["groups"] == len(gap) == 10

@@ -114,6 +114,9 @@ def test_a_run_re_indexes_before_its_first_step_on_time_and_behind_its_last(tmp_
     )
     assert set(of(events, "evaluated")[0]["arms"]) == {"on", "random", "off"}
     assert len(of(events, "evaluated")[-1]["about"]["beta"]) == 1
+    assert all(0 < len(event["sample"]) < 400 for event in of(events, "evaluated"))
+    kinds = [event["event"] for event in events]
+    assert [kinds[i - 1] for i, kind in enumerate(kinds) if kind == "evaluated"] == ["progress"] * 3
     assert events[-1]["event"] == "finished"
     assert read_events(tmp_path / "run" / "events.jsonl") == json.loads(json.dumps(events))
     figures = of(events, "reindexed")[-1]["figures"]
@@ -164,13 +167,20 @@ def test_a_run_killed_with_kill_9_goes_on_across_a_re_index_bit_for_bit(tmp_path
     assert [e["step"] for e in of(recorded[1], "reindexed")] == [0, 7, 14, 21, 28, 35, 40]
 
 
-def test_what_the_last_re_index_found_can_be_lost_and_is_then_found_anew_with_a_warning(tmp_path, folder):
+@pytest.mark.parametrize("how", ["lost", "damaged"])
+def test_what_the_last_re_index_found_can_be_lost_and_is_then_found_anew_with_a_warning(
+    tmp_path, folder, how
+):
     advance(prepare(tmp_path / "run", folder), stop_after=6)
-    (tmp_path / "run" / "evidence" / "000004.safetensors").unlink()
+    found = tmp_path / "run" / "evidence" / "000004.safetensors"
+    if how == "lost":
+        found.unlink()
+    else:
+        found.write_bytes(found.read_bytes()[:100])
     events = advance(tmp_path / "run")
     assert "not bit for bit" in of(events, "warned")[0]["text"]
     assert events[-1]["event"] == "finished"
-    assert (tmp_path / "run" / "evidence" / "000004.safetensors").exists()  # the next resume finds it
+    assert load_reindexing(tmp_path / "run", 4) is not None  # the next resume finds it
 
 
 def test_re_indexing_is_deterministic_keeps_the_encoder_as_it_is_and_masks_padding(tmp_path, folder):
@@ -314,5 +324,32 @@ def test_a_base_and_an_unknown_preset_are_refused(folder):
 def test_a_corpus_without_any_possible_evidence_is_said(tmp_path, folder):
     batches, model = make_batches(folder, evidence_languages="other")
     batches.passages = replace(batches.passages, language=np.zeros_like(batches.passages.language))
+    with pytest.raises(UserError, match="No passage of this corpus has evidence"):
+        batches.refresh(0, model, tmp_path)
+
+
+def test_targets_and_evidence_can_be_two_sets(tmp_path, folder):
+    documents = [
+        row | {"use": "database" if int(row["id"].split("-")[0]) % 2 else "training"} for row in rows()
+    ]
+    source = write_jsonl(tmp_path / "two.jsonl", documents)
+    prepare_corpus(tmp_path / "two", [source], CorpusConfig(chunk_len=16, vocab_size=300, num_neighbors=2))
+    list(build_corpus(tmp_path / "two"))
+
+    apart, model = make_batches(tmp_path / "two", evidence_set="database")
+    apart.refresh(0, model, tmp_path)
+
+    assert apart.found is not None
+    pairs, only = apart.found.pairs, apart.passages.database_only
+    assert only[pairs.evidence].all()
+    assert not only[pairs.target].any()
+    mixed, _ = make_batches(tmp_path / "two")
+    mixed.refresh(0, model, tmp_path)
+    assert mixed.found is not None
+    assert not only[mixed.found.pairs.evidence].all()
+
+
+def test_a_run_whose_evidence_is_to_be_for_the_database_needs_some(tmp_path, folder):
+    batches, model = make_batches(folder, evidence_set="database")
     with pytest.raises(UserError, match="No passage of this corpus has evidence"):
         batches.refresh(0, model, tmp_path)

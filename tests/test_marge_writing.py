@@ -15,7 +15,16 @@ from retro_demo.config import GenerateConfig
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Retrieved, Token
 from retro_demo.generate import Written
-from retro_demo.marge_writing import LoadedMarge, find_passages, load_marge_run, write_from_evidence
+from retro_demo.marge_writing import (
+    LoadedMarge,
+    choose_passages,
+    find_passages,
+    ids_of,
+    likely_language,
+    load_marge_run,
+    write_from_evidence,
+)
+from retro_demo.passages import Passages
 
 GREEDY = GenerateConfig(max_new_tokens=8, temperature=0.0)
 
@@ -68,7 +77,9 @@ def test_chosen_documents_are_the_evidence_and_nothing_else_is(run):
     events, _ = written(run, "", documents=["3-xx", "5-yy"], language="xx")
     assert isinstance(events[0], Retrieved)
     assert {neighbor["document"] for neighbor in events[0].neighbors} == {"3-xx", "5-yy"}
-    assert {neighbor["score"] for neighbor in events[0].neighbors} == {0.0}  # nothing stands there to compare
+    assert {neighbor["score"] for neighbor in events[0].neighbors} == {
+        None
+    }  # nothing stands there to compare
 
 
 def test_another_language_another_text_and_another_seed_another_draw(run):
@@ -104,7 +115,10 @@ def test_a_passage_is_never_evidence_for_itself(run):
         ("", {}, "neither a prompt nor evidence"),
         ("N7", {"language": "zz"}, "writes no 'zz'"),
         ("", {"documents": ["nowhere"]}, "has no document 'nowhere'"),
-        ("word " * 40, {}, "Ask for at most 0"),
+        ("word " * 40, {}, "nothing can follow. Shorten it"),
+        ("N7", {"documents": [str(n) for n in range(99)]}, "has no document '0'"),
+        ("", {"documents": ["3-xx"], "config": replace(GREEDY, retrieval="off")}, "retrieval is off"),
+        ("", {"documents": ["3-xx"], "config": replace(GREEDY, num_neighbors=2)}, "2 pieces are asked for"),
     ],
 )
 def test_what_cannot_be_written_is_said(run, prompt, how, sentence):
@@ -121,3 +135,46 @@ def test_the_command_line_writes_from_chosen_evidence_in_a_language(run, capsys)
     assert '"event": "finished"' in told
     assert main(["generate", path, "--prompt", "N7", "--retriever", "bm25", *flags]) == 2
     assert main(["generate", "sample:factbook-lm", "--prompt", "N7", "--language", "yy", *flags]) == 2
+
+
+def test_a_text_ends_where_its_passage_is_full(run):
+    _, last = written(run, "N7", replace(GREEDY, max_new_tokens=128), language="xx")
+    assert len(last.tokens) <= run.config.evidence.passage_len - 1
+
+
+def test_where_no_language_is_named_it_is_that_of_what_is_most_like_the_prompt(run):
+    for document in run.corpus.documents[:12]:
+        found = likely_language(run, " ".join(document.text.split()[:8]), [])
+        assert found in run.config.network.languages
+    texts = [document for document in run.corpus.documents[:12] if document.lang == "yy"]
+    right = sum(likely_language(run, document.text, []) == "yy" for document in texts)
+    assert right > len(texts) / 2
+    assert likely_language(run, "", [texts[0].id, "3-xx"]) == "yy"
+
+
+def test_too_many_chosen_passages_are_refused_in_a_sentence(run):
+    everything = [document.id for document in run.corpus.documents] * 2
+    with pytest.raises(UserError, match="at most 64"):
+        choose_passages(replace(run, passages=twice(run.passages)), everything)
+
+
+def twice(passages: Passages) -> Passages:
+    """All passages two times: more than may be chosen."""
+    fields = ("tokens", "document", "place", "language", "group", "content", "held_out", "database_only")
+    return replace(passages, **{name: np.concatenate([getattr(passages, name)] * 2) for name in fields})
+
+
+def test_ids_come_with_commas_between_or_as_a_list_and_may_hold_a_comma(run):
+    assert ids_of(run, " 3-xx, 5-yy ,") == ["3-xx", "5-yy"]
+    assert ids_of(run, ["3-xx", "5-yy"]) == ["3-xx", "5-yy"]
+    first = replace(run.corpus.documents[0], id="a,1")
+    other = replace(run, corpus=replace(run.corpus, documents=[first, *run.corpus.documents[1:]]))
+    assert ids_of(other, "a,1") == ["a,1"]
+    for bad in (5, None, [3]):
+        with pytest.raises(UserError, match="Give ids of documents"):
+            ids_of(run, bad)
+
+
+def test_a_prompt_that_is_no_text_is_refused_in_a_sentence(run):
+    with pytest.raises(UserError, match="The prompt is 5, which is no text"):
+        written(run, 5, language="xx")  # pyright: ignore[reportArgumentType]

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from conftest import SMALL, records, write_jsonl
 
-from retro_demo import building, sharding, vectors
+from retro_demo import building, changing, sharding, vectors
 from retro_demo.building import build_corpus, prepare_corpus
-from retro_demo.corpus import KEPT_FILES, load_corpus
+from retro_demo.changing import prepare_change
+from retro_demo.cli import main
+from retro_demo.corpus import KEPT_FILES, MANIFEST, load_corpus
 from retro_demo.errors import UserError
 from retro_demo.events import read_events
 from retro_demo.index_files import open_files, write_index
@@ -222,3 +224,33 @@ def test_a_corpus_built_at_once_has_one_index_file_and_no_shards(prepared, small
     list(build_corpus(prepared))
 
     assert_same_corpus(prepared, small_folder, 1)
+
+
+def test_a_change_of_a_corpus_built_in_shards_that_was_cut_off_is_gone_on_with(
+    prepared, small_blocks, tmp_path, monkeypatch
+):
+    for number in (1, 2, 1, 2):
+        list(run_shard(prepared, Shard(number, 2), lambda: False))
+    names = [document.id for document in load_corpus(prepared).documents]
+    prepare_change(prepared, None, forget=[names[3]])
+
+    def killed(out: Path, pending: Path) -> None:
+        """The first lines of _take_places: from here to its end the folder is no corpus."""
+        (pending / "config.json").unlink()
+        (out / MANIFEST).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(changing, "_take_places", killed)
+        with pytest.raises(KeyboardInterrupt):
+            list(run_build(prepared, lambda: False))
+    list(run_build(prepared, lambda: False))
+
+    left = [document.id for document in load_corpus(prepared).documents]
+    assert left == [name for name in names if name != names[3]]
+
+
+def test_ray_and_a_shard_of_ones_own_do_not_go_together(tmp_path, capsys):
+    flags = ["--out", str(tmp_path / "c"), "--ray", "2", "--shard", "1/2"]
+    assert main(["build-corpus", *flags]) == 2
+    assert "leave --shard out" in capsys.readouterr().err

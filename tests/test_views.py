@@ -336,3 +336,29 @@ def test_each_term_of_the_glossary_is_one_sentence():
     for sentence in GLOSSARY.values():
         assert sentence.endswith(".")
         assert sentence[0].isupper()
+
+
+def test_a_run_says_what_it_does_beside_its_steps():
+    progress = {
+        "event": "progress",
+        "stage": "measuring held-out loss, tokens",
+        "done": 4000,
+        "total": 20_000,
+    }
+    words = "measuring held-out loss, tokens: 4,000 of 20,000"
+    before = status({"event": "started"}, progress, state="running")
+    assert words in job_views.run_status(before, "run", 10, None)
+    between = status(step(1), progress, state="running")
+    assert words in job_views.run_status(between, "run", 10, None)
+    for now in (
+        status(step(1), progress, step(2), state="running"),
+        status(step(1), progress, state="stopped"),
+    ):
+        assert "measuring" not in job_views.run_status(now, "run", 10, None)
+
+
+def test_the_estimate_of_each_model_is_that_of_its_own_presets():
+    of_marge = job_views.estimate(10**6, 3000, 1536, "marge", "small")
+    assert "twelve minutes" in of_marge
+    assert "hour" not in of_marge
+    assert "hour" in job_views.estimate(10**6, 4500, 1024, "retro", "small")

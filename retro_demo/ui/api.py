@@ -137,7 +137,7 @@ def add_endpoints(library: Library) -> None:
         if isinstance(read_any_config(folder), MargeRun):
             marge = library.marge(folder)
             refuse_retriever(corpus, retriever)
-            yield from grown(marge, prompt, config, language, ids_of(evidence), run)
+            yield from grown(marge, prompt, config, language, ids_of(marge, evidence), run)
             return
         refuse_evidence(language, evidence)
         other = service.built_corpus(space, corpus) if corpus else None

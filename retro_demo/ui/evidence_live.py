@@ -26,9 +26,10 @@ class EvidenceLive:
         """Values of `outputs` for a run as it stands."""
         rows = reindexes(status)
         found = recall_series(rows)
-        drawn = evidence_figures.curves(found, "step", "recall, MRR", run)
+        drawn = evidence_figures.curves(found, "step", "recall@1, MRR", run)
         return [
             gr.Column(visible=True),
+            gr.Column(visible=bool(rows)),  # before the first re-index there is nothing to draw
             gr.Plot(drawn, visible=True) if any(found.values()) else gr.Plot(visible=False),
             evidence_figures.curves(pair_series(rows), "step", "share", run),
             evidence_figures.curves(beta_series(status), "step", "beta", run),
@@ -44,9 +45,10 @@ def evidence_live() -> EvidenceLive:
             f"{views.term('recall@1')} and {views.term('MRR')} of held-out documents in other languages; the "
             "Evidence tab shows the documents.</p>"
         )
-        recall = gr.Plot(show_label=False, container=False, elem_id="train-recall")
-        pairs = gr.Plot(show_label=False, container=False, elem_id="train-pairs")
-        gr.HTML(f"<h3>{views.term('beta')}, layer by layer</h3>")
-        betas = gr.Plot(show_label=False, container=False, elem_id="train-beta")
+        with gr.Column(visible=False) as pictures:
+            recall = gr.Plot(show_label=False, container=False, elem_id="train-recall")
+            pairs = gr.Plot(show_label=False, container=False, elem_id="train-pairs")
+            gr.HTML(f"<h3>{views.term('beta')}, layer by layer</h3>")
+            betas = gr.Plot(show_label=False, container=False, elem_id="train-beta")
         log = gr.HTML(elem_id="reindex-log")
-    return EvidenceLive([inside, recall, pairs, betas, log])
+    return EvidenceLive([inside, pictures, recall, pairs, betas, log])

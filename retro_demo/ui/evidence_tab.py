@@ -56,7 +56,7 @@ def evidence_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
             value=[],
             multiselect=True,
             label="Languages",
-            info="Empty: chosen evenly.",
+            info="Of pictures and targets. Empty: all, chosen evenly.",
             elem_id="evidence-languages",
             min_width=220,
         )
@@ -136,7 +136,7 @@ def evidence_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
         recall = recall_series(rows)
         shown = gr.Plot(visible=False)
         if any(recall.values()):
-            shown = gr.Plot(evidence_figures.curves(recall, "step", "recall, MRR", name), visible=True)
+            shown = gr.Plot(evidence_figures.curves(recall, "step", "recall@1, MRR", name), visible=True)
         return [
             shown,
             evidence_figures.curves(pair_series(rows), "step", "share", name),
@@ -218,7 +218,7 @@ def evidence_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
         if not name:
             return [gr.skip()] * (len(pictures) + len(target.outputs))
         source = library.marge_corpus(Workspace.open(home, code).run(name))
-        offered = targets_of(source, held_out=how == "held-out")
+        offered = targets_of(source, held_out=how == "held-out", languages=some or [])
         return [*drawn(code, name, how, some, *look), *target.fresh(offered, source)]
 
     @once_known
@@ -249,8 +249,8 @@ def evidence_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
     looks = [visitor, run, kind, languages, order, values, at, by]
     chosen = run.input(choose, [visitor, run, kind, order, values, by], everything, **CHEAP)
     at.input(redraw, looks, pictures, trigger_mode="always_last", **QUIET)
-    gr.on([order.input, values.input, by.input, languages.input], redraw, looks, pictures, **QUIET)
-    kind.input(other_documents, looks, [*pictures, *target.outputs], **QUIET)
+    gr.on([order.input, values.input, by.input], redraw, looks, pictures, **QUIET)
+    gr.on([kind.input, languages.input], other_documents, looks, [*pictures, *target.outputs], **QUIET)
     watched = [visitor, run, seen, at, kind, languages, order, values, by]
     timer.tick(follow, watched, everything, **QUIET)
     listed = [visitor, run, seen]

@@ -12,12 +12,13 @@ from retro_demo import evidence_figures, evidence_views
 from retro_demo.errors import UserError
 from retro_demo.evidence_export import reading_json
 from retro_demo.evidence_reading import MOST_EVIDENCE, EvidenceReading, edit_evidence
-from retro_demo.evidence_run import MargeCorpus
+from retro_demo.evidence_run import Choices, MargeCorpus
 from retro_demo.library import Library
 from retro_demo.ui.form import PRIVATE, json_file, once_known, shows_errors
 from retro_demo.workspace import Workspace
 
 MEAN = "mean"
+TARGETS = "First passages of documents."
 ROWS = 48  # tokens of the target in one heatmap
 
 
@@ -27,12 +28,18 @@ class EvidenceTarget:
 
     outputs: list[Any]
 
-    def fresh(self, targets: list[tuple[str, int]], source: MargeCorpus) -> list[Any]:
+    def fresh(self, targets: Choices, source: MargeCorpus) -> list[Any]:
         """Values of `outputs`: nothing is read before it is asked for."""
         count = min(MOST_EVIDENCE, max(1, round(source.config.evidence.evidence_per_target)))
         network = source.config.network
         return [
-            gr.Dropdown(targets, value=targets[0][1] if targets else None),
+            gr.Dropdown(
+                targets.offered,
+                value=targets.offered[0][1] if targets.offered else None,
+                info=f"{TARGETS} {targets.cut} Choose languages above to see the others."
+                if targets.cut
+                else TARGETS,
+            ),
             gr.Slider(value=count),
             gr.Dropdown([MEAN, *map(str, range(1, network.dec_depth + 1))], value=MEAN),
             gr.Dropdown([MEAN, *map(str, range(1, network.num_heads + 1))], value=MEAN),
@@ -45,9 +52,7 @@ def evidence_target(library: Library, visitor: gr.BrowserState, run: gr.Dropdown
     """Build the view and wire it."""
     home = library.home
     with gr.Row(elem_classes="knobs"):
-        target = gr.Dropdown(
-            [], label="Target", info="First passages of documents.", elem_id="evidence-target", min_width=260
-        )
+        target = gr.Dropdown([], label="Target", info=TARGETS, elem_id="evidence-target", min_width=260)
         count = gr.Slider(1, MOST_EVIDENCE, 8, step=1, label="Pieces of evidence", elem_id="evidence-count")
         read = gr.Button("Find and read its evidence", variant="primary", elem_id="read-evidence")
     said = gr.HTML(elem_id="evidence-read", min_height=60)

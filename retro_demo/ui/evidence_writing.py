@@ -12,7 +12,7 @@ from retro_demo.config import GenerateConfig
 from retro_demo.errors import UserError
 from retro_demo.events import Retrieved, Token
 from retro_demo.evidence_reading import MOST_EVIDENCE
-from retro_demo.evidence_run import documents_of, marge_runs
+from retro_demo.evidence_run import MargeCorpus, documents_of, example_evidence, marge_runs
 from retro_demo.generate import Written
 from retro_demo.library import Library
 from retro_demo.marge_writing import write_from_evidence
@@ -20,7 +20,9 @@ from retro_demo.ui.form import PRIVATE, QUIET, Form, once_known, shows_errors
 from retro_demo.workspace import SAMPLE, Workspace
 
 KNOBS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
+ALL = "every language"
 KINDS = [("relevant", "on"), ("drawn at random", "shuffled"), ("none", "off")]
+EVIDENCE = "All passages of these documents, held out or not. Empty: found by the run itself."
 
 
 def evidence_writing(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: Any) -> None:
@@ -39,14 +41,27 @@ def evidence_writing(tab: gr.Tab, library: Library, visitor: gr.BrowserState, ar
         language = gr.Dropdown(
             [], label="Language to write", info="Of those in training.", elem_id="marge-write-language"
         )
-    documents = gr.Dropdown(
-        [],
-        value=[],
-        multiselect=True,
-        label="Evidence",
-        info="All passages of these documents, held out or not. Empty: found by the run itself.",
-        elem_id="marge-write-documents",
-    )
+    with gr.Row(elem_classes="knobs"):
+        among = gr.Dropdown(
+            [ALL],
+            value=ALL,
+            label="Look among",
+            info="Which documents the list beside this offers.",
+            elem_id="marge-write-among",
+            scale=1,
+            min_width=180,
+        )
+        documents = gr.Dropdown(
+            [],
+            value=[],
+            multiselect=True,
+            allow_custom_value=True,
+            label="Evidence",
+            info=EVIDENCE,
+            elem_id="marge-write-documents",
+            scale=3,
+            min_width=260,
+        )
     prompt = gr.Textbox(label="Beginning", lines=2, max_lines=6, elem_id="marge-write-prompt")
     with gr.Row(elem_classes="knobs"):
         kind = gr.Radio(
@@ -62,7 +77,7 @@ def evidence_writing(tab: gr.Tab, library: Library, visitor: gr.BrowserState, ar
             0,
             step=1,
             label="Pieces of evidence",
-            info="Of those that are found; 0: as in training.",
+            info="Of those that it finds itself; 0: as in training.",
             elem_id="marge-write-count",
         )
         form.show(main=True)
@@ -79,7 +94,10 @@ def evidence_writing(tab: gr.Tab, library: Library, visitor: gr.BrowserState, ar
         code: str, name: str | None, tongue: str | None, chosen: list[str], words: str, *values: Any
     ) -> Iterator[list[Any]]:
         which, many, *others = values
-        config = GenerateConfig(**form.read(others), retrieval=which, num_neighbors=int(many))
+        # what is chosen is neither counted nor left out by what else the form says
+        chosen = [] if which == "off" else chosen or []
+        count = 0 if chosen else int(many)
+        config = GenerateConfig(**form.read(others), retrieval=which, num_neighbors=count)
         workspace = Workspace.open(home, code)
         if not name:
             raise UserError("There is no MARGE yet. Train one on the Train tab.")
@@ -88,7 +106,7 @@ def evidence_writing(tab: gr.Tab, library: Library, visitor: gr.BrowserState, ar
             yield [job_views.waiting(build, "The corpus is being prepared"), gr.skip()]
         yield ['<p class="speed" role="status">Loading the run and embedding its passages.</p>', gr.skip()]
         loaded, text = library.marge(workspace.run(name)), ""
-        asked = {"language": tongue or "", "documents": chosen or []}
+        asked = {"language": tongue or "", "documents": chosen}
         for step in write_from_evidence(loaded, words or "", config, **asked):
             if isinstance(step, Retrieved):
                 yield [gr.skip(), evidence_views.found_evidence(step.neighbors, step.ms)]
@@ -102,13 +120,31 @@ def evidence_writing(tab: gr.Tab, library: Library, visitor: gr.BrowserState, ar
 
     @once_known
     def offer(code: str, name: str | None) -> list[Any]:
-        """language, documents; nothing while the corpus is not built."""
+        """language, among, documents, with an example; nothing while the corpus is not built."""
         workspace = Workspace.open(home, code)
         if not name or service.statistics(service.corpus_of_run(workspace, name)[1]) is None:
-            return [gr.Dropdown([], value=None), gr.Dropdown([], value=[])]
+            return [gr.Dropdown([], value=None), gr.Dropdown([ALL], value=ALL), gr.Dropdown([], value=[])]
         source = library.marge_corpus(workspace.run(name))
         known = [(views.language_name(each), each) for each in source.config.network.languages]
-        return [gr.Dropdown(known, value=known[0][1]), gr.Dropdown(documents_of(source), value=[])]
+        tongue, chosen = example_evidence(source)
+        return [
+            gr.Dropdown(known, value=tongue),
+            gr.Dropdown([ALL, *known], value=ALL),
+            gr.Dropdown(**listed(source, ALL), value=chosen),
+        ]
+
+    def listed(source: MargeCorpus, tongue: str) -> dict[str, Any]:
+        """Documents to choose from in a language, or in all, and what to say of those left out."""
+        found = documents_of(source, None if tongue == ALL else tongue)
+        more = f" {found.cut} Others: type their id." if found.cut else ""
+        return {"choices": found.offered, "info": EVIDENCE + more}
+
+    @once_known
+    def narrow(code: str, name: str | None, tongue: str) -> Any:
+        """documents: others to choose from; what is chosen stays."""
+        if not name:
+            return gr.skip()
+        return gr.Dropdown(**listed(library.marge_corpus(Workspace.open(home, code).run(name)), tongue))
 
     @once_known
     def refresh(code: str, now: str | None) -> list[Any]:
@@ -116,7 +152,7 @@ def evidence_writing(tab: gr.Tab, library: Library, visitor: gr.BrowserState, ar
         chosen = now if now in names else next(iter(names), None)
         named = gr.Dropdown([(each.removeprefix(SAMPLE), each) for each in names], value=chosen)
         if chosen is not None and chosen == now:
-            return [named, gr.skip(), gr.skip()]
+            return [named, gr.skip(), gr.skip(), gr.skip()]
         return [named, *offer(code, chosen)]
 
     model: dict[str, Any] = PRIVATE | {
@@ -127,6 +163,8 @@ def evidence_writing(tab: gr.Tab, library: Library, visitor: gr.BrowserState, ar
     asked = [visitor, run, language, documents, prompt, kind, count, *form.inputs]
     go.click(write, asked, [said, found], **model).failure(lambda: "", None, said, **QUIET)
     stop.click(lambda code: library.ask_to_stop(code), visitor, None, **QUIET)
-    run.input(offer, [visitor, run], [language, documents], **QUIET)
-    tab.select(refresh, [visitor, run], [run, language, documents], **QUIET)
-    arrival.then(refresh, [visitor, run], [run, language, documents], **QUIET)
+    offered = [language, among, documents]
+    run.input(offer, [visitor, run], offered, **QUIET)
+    among.input(narrow, [visitor, run, among], documents, **QUIET)
+    tab.select(refresh, [visitor, run], [run, *offered], **QUIET)
+    arrival.then(refresh, [visitor, run], [run, *offered], **QUIET)

@@ -32,7 +32,7 @@ def generate_tab(
     home = library.home
     form, reading = Form(GenerateConfig), Form(ExplainConfig)
     trace_id = gr.BrowserState("", storage_key="retro-demo-trace", secret="only an id")
-    with gr.Row(elem_classes="knobs"):
+    with gr.Row(elem_classes="knobs") as above:
         run = gr.Dropdown([], label="Run", info="Which model writes or reads.", elem_id="run", min_width=220)
         corpus = gr.Dropdown(
             [("the corpus of its training", "")],
@@ -43,7 +43,7 @@ def generate_tab(
             min_width=220,
         )
     with gr.Tabs(elem_id="ways"):
-        with gr.Tab("Write a text", id="write"):
+        with gr.Tab("Write a text", id="write") as plain:
             prompt = gr.Textbox(
                 PROMPT, label="Prompt", lines=2, max_lines=8, elem_id="prompt", info="How the text begins."
             )
@@ -62,7 +62,7 @@ def generate_tab(
                 with gr.Row(elem_classes="actions"):
                     compare = gr.Button("Write all three", elem_id="compare")
                 sides = gr.HTML(elem_id="compared")
-        with gr.Tab("Explain a given text", id="explain"):
+        with gr.Tab("Explain a given text", id="explain") as given_text:
             document = gr.Dropdown(
                 [], label="A held-out document of the corpus", elem_id="document", info="Fills the box below."
             )
@@ -75,9 +75,10 @@ def generate_tab(
                 again = gr.Button("Read the text below this way", elem_id="again")
         with gr.Tab("From evidence (MARGE)", id="from-evidence") as inner:
             evidence_writing(inner, library, visitor, arrival)
-    with gr.Row(elem_classes="actions"):
-        speed = gr.HTML(elem_id="speed", min_height=28)
-    view = explain_view(library, visitor, trace_id)
+    with gr.Column() as below:
+        with gr.Row(elem_classes="actions"):
+            speed = gr.HTML(elem_id="speed", min_height=28)
+        view = explain_view(library, visitor, trace_id)
     everything = [speed, *view.outputs]
 
     def show(code: str, name: str) -> list[Any]:
@@ -236,11 +237,19 @@ def generate_tab(
     )
     compares.failure(lambda: "", None, speed, **QUIET)
     stop.click(lambda code: library.ask_to_stop(code), visitor, None, **QUIET)
+    for way in (plain, given_text, inner):  # a MARGE has runs and evidence of its own
+        way.select(lambda own=way is inner: _shown_or_not(not own), None, [above, below], **QUIET)
     run.input(place, [visitor, run], [trail, document], **QUIET)
     document.input(fill, [visitor, run, document], given, **QUIET)
     for begun in (arrival.then, tab.select):
         begun(refresh, [*shown, run, corpus], [run, corpus, trail, document], **QUIET)
     arrival.then(shows_errors(restore), shown, [*everything, prompt, *form.inputs], **QUIET)
+
+
+def _shown_or_not(shown: bool) -> list[Any]:
+    """The run above the ways to write and the text below them; hidden, both stay in the page as they are."""
+    visible = True if shown else "hidden"
+    return [gr.Row(visible=visible), gr.Column(visible=visible)]
 
 
 def _slider(reading: Form) -> gr.Slider:

@@ -22,6 +22,8 @@ from retro_demo.ui.evidence_live import evidence_live
 from retro_demo.ui.form import CHEAP, QUIET, Form, json_file, once_known, shows_errors, stop_and_resume, sure
 from retro_demo.workspace import SAMPLE, Workspace, disk_use, is_built
 
+SIZES = "Sets all knobs: tiny for minutes, small for an hour, base for a GPU."
+MARGE_SIZES = "Sets all knobs: tiny for about two minutes, small for about twelve."
 DOWNLOAD = "Download the curve, the table and where they come from (JSON)"
 
 
@@ -65,7 +67,7 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
                 value="tiny",
                 label="Preset",
                 elem_id="preset",
-                info="Sets all knobs: tiny for minutes, small for an hour, base for a GPU.",
+                info=SIZES,
             )
             estimate = gr.HTML(elem_id="estimate", min_height=48)
             with gr.Column() as knobs_of_retro:
@@ -122,7 +124,7 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
         going = gr.Timer(active=now.state == "running")
         mark = f"{one} {now.state} {len(now.events)}"
         if mark == before:
-            return [*[gr.skip()] * 12, going, before]
+            return [*[gr.skip()] * (len(followed) - 2), going, before]
         config = read_any_config(folder)
         drawn = gr.Plot(figures.loss_curve(now, one), visible=True)
         if not now.of_kind("step"):
@@ -196,7 +198,7 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
         chosen = size if size in known else "tiny"
         of_its_own = kind == "marge"
         return [
-            gr.Radio(list(known), value=chosen),
+            gr.Radio(list(known), value=chosen, info=MARGE_SIZES if of_its_own else SIZES),
             gr.Column(visible=not of_its_own),
             gr.Column(visible=of_its_own),
         ]
