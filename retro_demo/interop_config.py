@@ -5,12 +5,13 @@ Source: github.com/lucidrains/RETRO-pytorch (MIT), version 0.3.9; written anew.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import nn
 
 from retro_demo.errors import UserError
+from retro_demo.interop_weights import check_shape
 from retro_demo.retro_config import RetroConfig
 
 TURNING = 32  # dimensions of a head that turn with its position: the first ones, and a head has no fewer
@@ -159,14 +160,5 @@ def reference_arguments(config: RetroConfig) -> dict[str, Any]:
     arguments |= {"gated_rmsnorm": config.norm == "gated_rms", "use_deepnet": config.residual != "pre"}
     if config.norm == "layer" and not arguments["use_deepnet"]:
         arguments["norm_klass"] = nn.LayerNorm
-    try:
-        nearest = asdict(reference_config(**arguments))
-        other = [f"{name} is {value!r}" for name, value in asdict(config).items() if nearest[name] != value]
-    except UserError as error:
-        other = [str(error)]
-    if other:
-        raise UserError(
-            f"RETRO-pytorch has no network like this one: {', '.join(other)}. Only models of its own "
-            "shape, as retro_from_reference makes them, can be written for it."
-        )
+    check_shape(config, lambda: reference_config(**arguments), "RETRO-pytorch", "retro_from_reference")
     return arguments

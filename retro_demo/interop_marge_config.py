@@ -6,10 +6,11 @@ Source: github.com/lucidrains/marge-pytorch (MIT), version 0.2.9; written anew.
 from __future__ import annotations
 
 import math
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from retro_demo.errors import UserError
+from retro_demo.interop_weights import check_shape
 from retro_demo.marge_config import MargeConfig
 
 BASE_DEPTH = 4  # decoder layers without evidence: always built, and counted into its `dec_depth`
@@ -138,14 +139,5 @@ def reference_arguments(config: MargeConfig) -> dict[str, Any]:
     """
     arguments = {theirs: getattr(config, ours) for theirs, ours in OUR_NAMES.items()}
     arguments |= {"dec_depth": config.dec_depth + BASE_DEPTH, "distill_attn": config.distill > 0}
-    try:
-        nearest = asdict(reference_config(**arguments))
-        other = [f"{name} is {value!r}" for name, value in asdict(config).items() if nearest[name] != value]
-    except UserError as error:
-        other = [str(error)]
-    if other:
-        raise UserError(
-            f"marge-pytorch has no network like this one: {', '.join(other)}. Only models of its own "
-            "shape, as marge_from_reference makes them, can be written for it."
-        )
+    check_shape(config, lambda: reference_config(**arguments), "marge-pytorch", "marge_from_reference")
     return arguments

@@ -1,12 +1,31 @@
-"""Whether somebody else's weights fit one of our networks; for both references."""
+"""Whether somebody else's weights fit one of our networks, and its shape theirs; for both references."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
 
 from torch import Tensor
 
 from retro_demo.errors import UserError
+
+
+def check_shape(config: Any, nearest: Callable[[], Any], package: str, maker: str) -> None:
+    """Raise UserError unless a network of the reference's `package` computes what ours of this config does.
+
+    nearest: makes the config of the reference's network that is nearest; UserError where there is none.
+    """
+    try:
+        theirs = asdict(nearest())
+        other = [f"{name} is {value!r}" for name, value in asdict(config).items() if theirs[name] != value]
+    except UserError as error:
+        other = [str(error)]
+    if other:
+        raise UserError(
+            f"{package} has no network like this one: {', '.join(other)}. Only models of its own "
+            f"shape, as {maker} makes them, can be written for it."
+        )
 
 
 def check_fit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:

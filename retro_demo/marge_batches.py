@@ -103,6 +103,16 @@ class MargeBatches:
         self.found: Reindexing | None = None  # the last re-index that batches come from
         self._epoch: tuple[tuple[int, int], list[Subgraph]] | None = None
         self._sizes: dict[tuple[int, int], int] = {}
+        self._embedded: tuple[int, np.ndarray] | None = None  # step, (P, D)
+
+    def embeddings(self, step: int, model: MARGE, world: World = ALONE) -> np.ndarray:
+        """Embeddings (P, D) of all passages by the weights before `step`.
+
+        Where a measurement and a re-index meet they share them: nothing is embedded twice.
+        """
+        if self._embedded is None or self._embedded[0] != step:
+            self._embedded = step, embed_passages(model, self.passages.tokens, world)
+        return self._embedded[1]
 
     def due(self, step: int) -> bool:
         """Whether there is a re-index before `step` (from 0); the one behind all steps is to be looked at."""
@@ -116,7 +126,7 @@ class MargeBatches:
         evidence.
         """
         begun = time.perf_counter()
-        vectors = embed_passages(model, self.passages.tokens, world)
+        vectors = self.embeddings(step, model, world)
         with led(world):
             told = self._found(step, model, vectors, folder, begun) if world.leads else {}
         if not world.leads and step < self.steps:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from retro_demo.checkpoint import MargeRun, versions
+from retro_demo.checkpoint import MargeRun
 from retro_demo.config import GenerateConfig
 from retro_demo.devices import choose_device
 from retro_demo.distributed import ALONE, World, for_measuring, spread
@@ -17,9 +17,9 @@ from retro_demo.generate import Written
 from retro_demo.loading import load_own_corpus
 from retro_demo.marge import MARGE
 from retro_demo.marge_arms import EvidenceArms, measure_live
-from retro_demo.marge_batches import MargeBatches, embed_passages
+from retro_demo.marge_batches import MargeBatches
 from retro_demo.marge_writing import LoadedMarge, write_from_evidence
-from retro_demo.run_state import load_state, save_state, saved_processes, saved_step
+from retro_demo.run_state import load_state, otherwise, save_state, saved_step
 from retro_demo.train import Hooks, make_optimizer, train
 
 SAMPLE_TOKENS = 24
@@ -56,12 +56,8 @@ def train_marge(
     parameters = sum(weight.numel() for weight in model.parameters())
     about = {"parameters": parameters, "steps": training.steps, "device": device}
     yield Started(config.model, start, about)
-    if start and config.versions != versions():
-        yield Warned(
-            "Versions or machine differ from those this run began with: it goes on, but not bit for bit."
-        )
-    if start and (before := saved_processes(out)) != world.size:
-        yield Warned(other_processes(before, world.size))
+    if start:
+        yield from otherwise(out, config.versions, world)
     if start and not batches.due(start) and world.any(not batches.resume(start, out)):
         yield Warned(
             f"What the last re-index before step {start} found is gone from the run's folder, or damaged: it "
@@ -77,7 +73,7 @@ def train_marge(
 
     def evaluate(step: int) -> Iterator[Event]:
         full = for_measuring(model)
-        vectors = embed_passages(full, batches.passages.tokens, world)
+        vectors = batches.embeddings(step, full, world)
         if not world.leads:
             yield Evaluated(step, {})
             return
@@ -124,11 +120,3 @@ def _sample(run: LoadedMarge, arms: EvidenceArms) -> str:
     )
     assert isinstance(written, Written)
     return run.tokenizer.decode(written.tokens)
-
-
-def other_processes(before: int, now: int) -> str:
-    """What to say where a run goes on with another number of processes."""
-    return (
-        f"This run was trained by {before} process{'es' if before > 1 else ''} and goes on with {now}: the "
-        "same batches, but sums in another order, so not bit for bit."
-    )

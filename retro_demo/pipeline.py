@@ -13,7 +13,7 @@ import torch
 from retro_demo.batches import RetroBatches, check_share
 from retro_demo.building import read_corpus_config
 from retro_demo.changing import carry_out, is_pending
-from retro_demo.checkpoint import MargeRun, RunConfig, begin_from, freeze_decoder, read_any_config, versions
+from retro_demo.checkpoint import MargeRun, RunConfig, begin_from, freeze_decoder, read_any_config
 from retro_demo.compiling import compile_loss, no_compiler
 from retro_demo.config import GenerateConfig
 from retro_demo.corpus import Corpus
@@ -38,10 +38,10 @@ from retro_demo.events import (
 from retro_demo.generate import Database, Written, generate
 from retro_demo.jobs import claim
 from retro_demo.loading import load_database, load_own_corpus
-from retro_demo.marge_training import other_processes, train_marge
+from retro_demo.marge_training import train_marge
 from retro_demo.neighbor_tables import neighbor_table, prepare_neighbors
 from retro_demo.retro import RETRO
-from retro_demo.run_state import load_state, save_state, saved_processes, saved_step
+from retro_demo.run_state import load_state, otherwise, save_state, saved_step
 from retro_demo.sharding import Shard, begun_in_shards, build_shard, check_count, finish_shards
 from retro_demo.train import Hooks, make_optimizer, train
 from retro_demo.workspace import SAMPLE, data_home, is_built, prepare_sample, run_folder
@@ -198,12 +198,8 @@ def _train(
     )
     if problem:
         yield Warned(problem)
-    if start and config.versions != versions():
-        yield Warned(
-            "Versions or machine differ from those this run began with: it goes on, but not bit for bit."
-        )
-    if start and (before := saved_processes(out)) != world.size:
-        yield Warned(other_processes(before, world.size))
+    if start:
+        yield from otherwise(out, config.versions, world)
     widths = corpus.bytes_of_tokens()
 
     def evaluate(step: int) -> Iterator[Event]:

@@ -6,14 +6,16 @@ kept whole, generators for each process.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from torch import nn
 
-from retro_demo.checkpoint import load_tensors, save_tensors
+from retro_demo.checkpoint import load_tensors, save_tensors, versions
 from retro_demo.distributed import ALONE, World, like, whole
+from retro_demo.events import Warned
 
 
 def save_state(
@@ -91,3 +93,16 @@ def _saved(folder: Path) -> dict[str, str]:
         return {}
     with safe_open(path, "pt") as file:
         return file.metadata()
+
+
+def otherwise(out: Path, begun_with: dict[str, str], world: World) -> Iterator[Warned]:
+    """What a run that goes on does otherwise than before, where that parts it from one that never stopped."""
+    if begun_with != versions():
+        yield Warned(
+            "Versions or machine differ from those this run began with: it goes on, but not bit for bit."
+        )
+    if (before := saved_processes(out)) != world.size:
+        yield Warned(
+            f"This run was trained by {before} process{'es' if before > 1 else ''} and goes on with "
+            f"{world.size}: the same batches, but sums in another order, so not bit for bit."
+        )

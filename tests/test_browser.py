@@ -7,18 +7,15 @@ import os
 import random
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from urllib.parse import urlparse
-from urllib.request import urlopen
 
 import pytest
+from page_helpers import served_app
 from playwright.sync_api import Error, Page, expect, sync_playwright
 
-ROOT = Path(__file__).resolve().parent.parent
 CANARY = '<img src=x onerror="window.canary=1">{{canary}}${canary}'
 LONG = 180_000  # milliseconds: other work may use the cores
 
@@ -60,28 +57,8 @@ def browser():
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
     folder = tmp_path_factory.mktemp("app")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = os.environ | {
-        "RETRO_DEMO_HOME": str(folder / "home"),
-        "GRADIO_TEMP_DIR": str(folder / "uploads"),
-    }
-    command = [sys.executable, str(ROOT / "app.py"), "--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen(command, env=env)
-    address = f"http://127.0.0.1:{port}/"
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            urlopen(address + "config", timeout=2).close()
-            break
-        except OSError:
-            if server.poll() is not None or time.monotonic() > deadline:
-                pytest.fail("The app did not answer within two minutes.")
-            time.sleep(0.3)
-    yield address
-    server.terminate()
-    server.wait(20)
+    with served_app(folder / "home", folder / "uploads") as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
 from evaluation_helpers import make_run
 from marge_helpers import built, make_marge_run, translated
+from page_helpers import served_app
 from playwright.sync_api import Page, expect
-from test_browser import LONG, ROOT, browser  # noqa: F401 (a fixture)
+from test_browser import LONG, browser  # noqa: F401 (a fixture)
 
 from retro_demo import evaluations, jobs
 from retro_demo.workspace import Workspace, new_code
@@ -36,28 +31,8 @@ def space(tmp_path_factory, half_held_out) -> Workspace:
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory, space) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = os.environ | {
-        "RETRO_DEMO_HOME": str(space.home),
-        "GRADIO_TEMP_DIR": str(tmp_path_factory.mktemp("uploads")),
-    }
-    command = [sys.executable, str(ROOT / "app.py"), "--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen(command, env=env)
-    address = f"http://127.0.0.1:{port}/"
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            urlopen(address + "config", timeout=2).close()
-            break
-        except OSError:
-            if server.poll() is not None or time.monotonic() > deadline:
-                pytest.fail("The app did not answer within two minutes.")
-            time.sleep(0.3)
-    yield address
-    server.terminate()
-    server.wait(20)
+    with served_app(space.home, tmp_path_factory.mktemp("uploads")) as address:
+        yield address
 
 
 def opened(browser, url: str, code: str) -> Page:  # noqa: F811

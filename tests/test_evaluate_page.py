@@ -12,11 +12,11 @@ from evaluation_helpers import make_run
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from marge_helpers import built, make_marge_run, translated
+from page_helpers import opened_client, page_home
 
 from retro_demo import evaluations, jobs, service
 from retro_demo.errors import UserError
 from retro_demo.evaluate_config import EvaluateConfig
-from retro_demo.ui.page import build_app
 from retro_demo.workspace import Workspace, new_code
 
 QUICK = EvaluateConfig(first_tokens=150, max_tokens=300, resamples=200, prepend="off")
@@ -24,12 +24,8 @@ QUICK = EvaluateConfig(first_tokens=150, max_tokens=300, resamples=200, prepend=
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("page")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RETRO_DEMO_HOME", str(folder / "home"))
-        patch.setenv("GRADIO_TEMP_DIR", str(folder / "uploads"))
-        (folder / "home").mkdir()
-        yield folder / "home"
+    with page_home(tmp_path_factory.mktemp("page")) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +48,8 @@ def workspace(home, code, half_held_out) -> Workspace:
 
 @pytest.fixture(scope="module")
 def client(home, workspace) -> Iterator[Client]:
-    demo, _ = build_app(home)
-    _, address, _ = demo.launch(
-        prevent_thread_lock=True, quiet=True, ssr_mode=False, run_history=False, enable_monitoring=False
-    )
-    opened = Client(address, verbose=False)
-    yield opened
-    opened.close()
-    demo.close()
+    with opened_client(home) as opened:
+        yield opened
 
 
 def finished(folder: Path) -> jobs.JobStatus:

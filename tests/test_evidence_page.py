@@ -10,6 +10,7 @@ from evaluation_helpers import make_run
 from evidence_helpers import TINY, build_translated, train_marge_run
 from gradio_client import Client
 from gradio_client.exceptions import AppError
+from page_helpers import opened_client, page_home
 
 from retro_demo import jobs, run_settings, service
 from retro_demo.checkpoint import read_any_config, read_marge_config
@@ -20,18 +21,13 @@ from retro_demo.library import Library, count_parameters
 from retro_demo.marge_planning import marge_settings
 from retro_demo.presets import MARGE_PRESETS
 from retro_demo.run_settings import command_of
-from retro_demo.ui.page import build_app
 from retro_demo.workspace import Workspace, new_code
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("page")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RETRO_DEMO_HOME", str(folder / "home"))
-        patch.setenv("GRADIO_TEMP_DIR", str(folder / "uploads"))
-        (folder / "home").mkdir()
-        yield folder / "home"
+    with page_home(tmp_path_factory.mktemp("page")) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +41,8 @@ def space(home) -> Workspace:
 
 @pytest.fixture(scope="module")
 def client(home, space) -> Iterator[Client]:
-    demo, _ = build_app(home)
-    _, address, _ = demo.launch(
-        prevent_thread_lock=True, quiet=True, ssr_mode=False, run_history=False, enable_monitoring=False
-    )
-    opened = Client(address, verbose=False)
-    yield opened
-    opened.close()
-    demo.close()
+    with opened_client(home) as opened:
+        yield opened
 
 
 def test_the_endpoints_train_a_marge_and_tell_its_reindexes(client, space):

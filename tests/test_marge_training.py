@@ -16,6 +16,7 @@ import torch
 from conftest import write_jsonl
 from safetensors.torch import load_file
 
+from retro_demo import marge_batches
 from retro_demo.building import build_corpus, prepare_corpus
 from retro_demo.checkpoint import load_marge, read_marge_config, read_run_config
 from retro_demo.config import CorpusConfig
@@ -353,3 +354,20 @@ def test_a_run_whose_evidence_is_to_be_for_the_database_needs_some(tmp_path, fol
     batches, model = make_batches(folder, evidence_set="database")
     with pytest.raises(UserError, match="No passage of this corpus has evidence"):
         batches.refresh(0, model, tmp_path)
+
+
+def test_where_a_measurement_and_a_re_index_meet_the_passages_are_embedded_once(
+    tmp_path, folder, monkeypatch
+):
+    plain, embedded = marge_batches.embed_passages, []
+
+    def counted(model, tokens, *others):
+        embedded.append(len(tokens))
+        return plain(model, tokens, *others)
+
+    monkeypatch.setattr(marge_batches, "embed_passages", counted)
+    events = advance(prepare(tmp_path / "run", folder, steps=8, refresh_every=4, eval_every=4))
+
+    steps = {event["step"] for kind in ("reindexed", "evaluated") for event in of(events, kind)}
+    assert steps == {0, 4, 8}
+    assert len(embedded) == 3

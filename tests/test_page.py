@@ -13,6 +13,7 @@ from urllib.request import Request, urlopen
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from page_helpers import page_home
 from starlette.middleware import Middleware
 
 from retro_demo import service
@@ -39,12 +40,8 @@ ENDPOINTS = {
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("page")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RETRO_DEMO_HOME", str(folder / "home"))
-        patch.setenv("GRADIO_TEMP_DIR", str(folder / "uploads"))
-        (folder / "home").mkdir()
-        yield folder / "home"
+    with page_home(tmp_path_factory.mktemp("page")) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="module")

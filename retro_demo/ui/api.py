@@ -25,7 +25,7 @@ from retro_demo.marge_writing import grown, ids_of, refuse_evidence, refuse_retr
 from retro_demo.rewriting import edit_by_values, edit_json
 from retro_demo.search import search as search_corpus
 from retro_demo.ui.form import shows_errors
-from retro_demo.ui.uploads import uploaded
+from retro_demo.ui.uploads import followed, uploaded
 from retro_demo.workspace import Workspace, without_folders
 from retro_demo.writing import watch_writing
 
@@ -47,14 +47,7 @@ def add_endpoints(library: Library) -> None:
         config = CorpusConfig(chunk_len=_whole(chunk_len), holdout=holdout, embedder=embedder)
         space = Workspace.open(home, workspace)
         corpus = service.start_build(space, [uploaded(file) for file in files or []], name, config)
-        sent = 0
-        for status in service.follow(space.corpus(corpus)):
-            for event in status.events[sent:]:
-                yield event | {"corpus": corpus}
-            sent = len(status.events)
-        if status.state in ("failed", "interrupted"):
-            failed = status.of_kind("failed")
-            raise UserError(failed[-1]["error"] if failed else "The build was interrupted.")
+        yield from followed(space, corpus, "build")
 
     def search(workspace: str, corpus: str, text: str, k: int = 4, retriever: str = "dense") -> list[dict]:
         """The k chunks of a corpus that are nearest to the text: document, title, score, text and

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 
 import gradio as gr
 
-from retro_demo import corpus_changes, service
+from retro_demo import corpus_changes
 from retro_demo.change_config import AddConfig
-from retro_demo.errors import UserError
 from retro_demo.library import Library
 from retro_demo.ui.form import shows_errors
-from retro_demo.ui.uploads import uploaded
+from retro_demo.ui.uploads import followed, uploaded
 from retro_demo.workspace import Workspace
 
 
@@ -36,14 +35,7 @@ def add_corpus_endpoints(library: Library) -> None:
         changed = corpus_changes.start_change(
             space, corpus, files=given, forget=forget or [], config=AddConfig(use=use), name=name
         )
-        sent = 0
-        for status in service.follow(space.corpus(changed)):
-            for event in status.events[sent:]:
-                yield event | {"corpus": changed}
-            sent = len(status.events)
-        if status.state in ("failed", "interrupted"):
-            failed = status.of_kind("failed")
-            raise UserError(failed[-1]["error"] if failed else "The change was interrupted.")
+        yield from followed(space, changed, "change")
 
     def weigh(workspace: str, run: str, documents: list[str], text: str = "", corpus: str = "") -> dict:
         """Which tokens would lose their gain if documents (ids or titles) were forgotten: in the text, or in

@@ -1,13 +1,31 @@
-"""Files that a program sent to the HTTP endpoints."""
+"""What the HTTP endpoints share: files that a program sent, and the events of a corpus in the making."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from gradio.utils import get_upload_folder
 
+from retro_demo import service
 from retro_demo.errors import UserError
+from retro_demo.workspace import Workspace
+
+
+def followed(space: Workspace, corpus: str, what: str) -> Iterator[dict[str, Any]]:
+    """The events of the job that builds or changes a corpus, its id with each, until it ends.
+
+    Raises UserError where it fails; `what` is what it does, as in "The build was interrupted."
+    """
+    sent = 0
+    for status in service.follow(space.corpus(corpus)):
+        for event in status.events[sent:]:
+            yield event | {"corpus": corpus}
+        sent = len(status.events)
+    if status.state in ("failed", "interrupted"):
+        failed = status.of_kind("failed")
+        raise UserError(failed[-1]["error"] if failed else f"The {what} was interrupted.")
 
 
 def uploaded(file: Any) -> tuple[str, Path]:
