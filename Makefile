@@ -21,14 +21,17 @@ $(VENV)/ready: requirements.txt requirements-dev.txt
 	-$(BIN)/python -m retro_demo prepare  # or the app does it, in the background
 	touch $@
 
+# Two files of tests at a time: most of them wait, or work on one core
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 proof: setup
 	$(BIN)/python -m pytest -m proof --timeout 3600

@@ -22,7 +22,7 @@ from retro_demo.evidence_series import beta_series, pair_series, recall_series, 
 from retro_demo.evidence_store import reindexed_steps
 from retro_demo.library import Library
 from retro_demo.ui.evidence_target import evidence_target
-from retro_demo.ui.form import CHEAP, QUIET, json_file, once_known
+from retro_demo.ui.form import CHEAP, QUIET, json_file, once_known, relisted
 from retro_demo.workspace import SAMPLE, Workspace
 
 NO_RUN = (
@@ -196,7 +196,7 @@ def evidence_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
         """The runs to choose from, and the state that makes `choose` begin: nothing is redrawn twice."""
         names = marge_runs(Workspace.open(home, code))
         chosen = now if now in names else next(iter(names), None)
-        named = gr.Dropdown([(each.removeprefix(SAMPLE), each) for each in names], value=chosen)
+        named = relisted([(each.removeprefix(SAMPLE), each) for each in names], now, chosen)
         same = chosen is not None and before.rpartition(" ")[0] == chosen
         return [named, gr.skip() if same else "" if chosen else views.note(NO_RUN)]
 
@@ -247,7 +247,6 @@ def evidence_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
     curves = [found, pairs, betas, lines_table]
     everything = [kind, languages, status, body, timer, seen, at, *curves, *pictures, *target.outputs]
     looks = [visitor, run, kind, languages, order, values, at, by]
-    chosen = run.input(choose, [visitor, run, kind, order, values, by], everything, **CHEAP)
     at.input(redraw, looks, pictures, trigger_mode="always_last", **QUIET)
     gr.on([order.input, values.input, by.input], redraw, looks, pictures, **QUIET)
     gr.on([kind.input, languages.input], other_documents, looks, [*pictures, *target.outputs], **QUIET)
@@ -259,6 +258,9 @@ def evidence_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
     begun = tab.select(arrive, listed, [run, status], **QUIET).then(
         choose_once, [*listed, kind, order, values, by], everything, **CHEAP
     )
+    # a run that is chosen while another is still being opened is the one that is shown
+    looked = [visitor, run, kind, order, values, by]
+    chosen = run.input(choose, looked, everything, cancels=[begun], **CHEAP)
     for looking in (chosen, begun):
         looking.failure(lambda: "", None, status, **QUIET)
 

@@ -16,7 +16,7 @@ from retro_demo.evidence_run import MargeCorpus, documents_of, example_evidence,
 from retro_demo.generate import Written
 from retro_demo.library import Library
 from retro_demo.marge_writing import write_from_evidence
-from retro_demo.ui.form import PRIVATE, QUIET, Form, once_known, shows_errors
+from retro_demo.ui.form import PRIVATE, QUIET, Form, once_known, relisted, shows_errors
 from retro_demo.workspace import SAMPLE, Workspace
 
 KNOBS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
@@ -150,7 +150,7 @@ def evidence_writing(tab: gr.Tab, library: Library, visitor: gr.BrowserState, ar
     def refresh(code: str, now: str | None) -> list[Any]:
         names = marge_runs(Workspace.open(home, code))
         chosen = now if now in names else next(iter(names), None)
-        named = gr.Dropdown([(each.removeprefix(SAMPLE), each) for each in names], value=chosen)
+        named = relisted([(each.removeprefix(SAMPLE), each) for each in names], now, chosen)
         if chosen is not None and chosen == now:
             return [named, gr.skip(), gr.skip(), gr.skip()]
         return [named, *offer(code, chosen)]

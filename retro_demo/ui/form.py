@@ -174,6 +174,14 @@ CHEAP: dict[str, Any] = PRIVATE | {"concurrency_limit": None, "show_progress": "
 """For handlers that cost little: visitors need not wait for each other."""
 
 
+def relisted(choices: Sequence[Any], now: Any, chosen: Any) -> gr.Dropdown:
+    """A dropdown with other choices. Its value is sent only where it has to change.
+
+    A visitor may have chosen something else while the answer was on its way; that stays.
+    """
+    return gr.Dropdown(choices) if chosen == now else gr.Dropdown(choices, value=chosen)
+
+
 def stop_and_resume(state: str) -> list[gr.Button]:
     """The two buttons of a job: each can be pressed where it would do something."""
     can_go_on = state in ("stopped", "failed", "interrupted", "new")

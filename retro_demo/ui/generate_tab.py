@@ -18,7 +18,7 @@ from retro_demo.loading import LoadedRun
 from retro_demo.tracing import Trace
 from retro_demo.ui.evidence_writing import evidence_writing
 from retro_demo.ui.explain_view import explain_view
-from retro_demo.ui.form import CHEAP, PRIVATE, QUIET, Form, once_known, shows_errors
+from retro_demo.ui.form import CHEAP, PRIVATE, QUIET, Form, once_known, relisted, shows_errors
 from retro_demo.workspace import SAMPLE, Workspace, is_built
 from retro_demo.writing import watch_writing, write_sides
 
@@ -191,8 +191,8 @@ def generate_tab(
         corpora = [c for c in workspace.corpora() if is_built(workspace.corpus(c))]
         reads = [("the corpus of its training", ""), *((service.corpus_title(c), c) for c in corpora)]
         return [
-            gr.Dropdown(choices, value=chosen),
-            gr.Dropdown(reads, value=other if other in corpora else ""),
+            relisted(choices, now, chosen),
+            relisted(reads, other, other if other in corpora else ""),
             *place(code, chosen),
         ]
 
