@@ -39,6 +39,7 @@ from retro_demo.config import GenerateConfig
 from retro_demo.generate import next_token
 from retro_demo.interop_marge_sampling import reference_generate
 from retro_demo.interop_sampling import generate_as_reference
+from retro_demo.linear import lay_out_for_writing
 from retro_demo.marge import MARGE
 from retro_demo.retro import RETRO, DecodeCache
 
@@ -116,8 +117,8 @@ def our_text(
         while (place := cache.length) < tokens.shape[1]:
             chunk, inside = divmod(place + 1, chunk_len)
             found = None if inside else retrieve(tokens[:, place + 1 - chunk_len : place + 1])
-            logits = model.extend(tokens[:, place : (chunk + 1) * chunk_len - 1], cache, found)
-        chosen, _ = next_token(logits[0, -1], config, chance)
+            logits = model.next_logits(tokens[:, place : (chunk + 1) * chunk_len - 1], cache, found)
+        chosen, _ = next_token(logits[0], config, chance)
         tokens = torch.cat([tokens, torch.tensor([[chosen]])], dim=1)
         tick()
     return tokens[0, prompt.shape[1] :].tolist()
@@ -140,15 +141,22 @@ def our_passage(
     model: MARGE, prompt: Tensor, count: int, evidence: Tensor, tick: Tick = lambda: None
 ) -> list[int]:
     """What MARGE writes after `prompt` (1, T) from evidence (1, M, S), all of it alike relevant."""
-    cache = model.begin(model.encode_evidence(evidence), torch.ones(evidence.shape[:2]))
+    room = prompt.shape[1] + count
+    cache = model.begin(model.encode_evidence(evidence), torch.ones(evidence.shape[:2]), room=room)
     config, chance = GenerateConfig(), torch.Generator().manual_seed(SEED)
     part, written = prompt, []
     while len(written) < count:
-        chosen, _ = next_token(model.extend(part, cache)[0, -1], config, chance)
+        chosen, _ = next_token(model.next_logits(part, cache)[0], config, chance)
         written.append(chosen)
         part = torch.tensor([[chosen]])
         tick()
     return written
+
+
+def as_loaded(*models: nn.Module) -> None:
+    """Lay the weights out as those of a run that was read from its folder are."""
+    for model in models:
+        lay_out_for_writing(model)
 
 
 def retro_sides(sizes: RetroSizes, prompt: int, count: int) -> Sides:
@@ -157,6 +165,7 @@ def retro_sides(sizes: RetroSizes, prompt: int, count: int) -> Sides:
     theirs = reference_retro(sizes)
     never_end(theirs, theirs.to_logits)
     same, ours, retrieve = same_retro(theirs, sizes), RETRO(sizes.config()).eval(), TableRetriever(sizes)
+    as_loaded(same, ours)
     start, writer = random_text(sizes.vocab, 1, prompt), reference_writer(theirs, sizes, retrieve)
 
     def same_text() -> list[int]:
@@ -181,6 +190,7 @@ def marge_sides(sizes: MargeSizes, prompt: int, count: int) -> Sides:
     theirs = reference_marge(sizes)
     never_end(theirs, theirs.decoder.net.to_logits)
     same, ours = same_marge(theirs, sizes), MARGE(sizes.config()).eval()
+    as_loaded(same, ours)
     evidence, start = sizes.random_batch().evidence[:1], random_text(sizes.vocab, 1, prompt)
     relevance = torch.ones(evidence.shape[:2])
     with torch.no_grad():

@@ -43,7 +43,7 @@ from retro_demo.writing import watch_writing
 CORPUS = "sample:factbook2015"
 RIGHTS = "sample:udhr44"
 SEED = 0
-PROMPT = "Introduction\n\nBackground: The islands became independent in 1975."
+PROMPT = "Geography\n\nLocation: Oceania, islands in the South Pacific Ocean"
 EXAMPLE = GenerateConfig()  # so a click on Generate writes it again
 
 

@@ -26,6 +26,7 @@ from retro_demo.neighbors import Retriever
 from retro_demo.retro import RETRO, DecodeCache
 from retro_demo.tokenizer import TextStream, Tokenizer
 
+FEW = 512  # likeliest tokens, in which sampling looks first
 COLDEST = 1e-4  # below it logits over temperature leave the range of float32
 
 
@@ -80,7 +81,7 @@ def next_token(logits: Tensor, config: GenerateConfig, generator: torch.Generato
         best = logits.argmax()
         chosen, probability = torch.stack([best.double(), probabilities.take(best).double()]).tolist()
         return int(chosen), probability
-    ranked, order = (logits.float() / config.temperature).softmax(dim=-1).sort(descending=True, stable=True)
+    ranked, order = _ranked((logits.float() / config.temperature).softmax(dim=-1), config.top_p)
     before = ranked.cumsum(dim=-1) - ranked
     kept = before < config.top_p
     if config.top_k:
@@ -89,8 +90,24 @@ def next_token(logits: Tensor, config: GenerateConfig, generator: torch.Generato
     # drawn on the CPU: the same seed writes the same text on every device. One copy brings all that is
     # needed of a token, because each makes the host wait for the device; float32 holds ids up to 2^24
     weights, ids, own = torch.stack([ranked * kept, order.float(), probabilities[order]]).cpu()
-    place = int(torch.multinomial(weights, 1, generator=generator))
+    shares = weights.double().cumsum(dim=0)
+    drawn = torch.rand(1, dtype=torch.float64, generator=generator) * shares[-1]
+    place = min(int(torch.searchsorted(shares, drawn, right=True)), int(weights.count_nonzero()) - 1)
     return int(ids[place]), own[place].item()
+
+
+def _ranked(probabilities: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """probabilities (V,) -> the highest, best first, ties by id, with more than `top_p` of all; their ids.
+
+    On a CPU sorting a whole vocabulary takes longer than some layers, and what is drawn is nearly always
+    among the first few. A GPU sorts it at once, and is not to be asked whether a few were enough.
+    """
+    if probabilities.device.type == "cpu" and len(probabilities) > FEW:
+        few = probabilities.topk(FEW).indices.sort().values  # by id, so that a stable sort keeps ties so
+        ranked, places = probabilities[few].sort(descending=True, stable=True)
+        if ranked[:-1].sum() > top_p and ranked[-2] > ranked[-1]:
+            return ranked[:-1], few[places[:-1]]
+    return probabilities.sort(descending=True, stable=True)
 
 
 def generate(

@@ -223,6 +223,31 @@ def test_top_p_keeps_the_smallest_set_that_holds_the_share():
     assert draws(GenerateConfig(temperature=1.0, top_p=1.0), logits) == {0, 1, 2, 3}
 
 
+@pytest.mark.parametrize("top_p", [0.3, 0.95, 1.0])
+@pytest.mark.parametrize("top_k", [0, 40])
+def test_a_draw_from_a_large_vocabulary_is_that_from_all_of_it_sorted(monkeypatch, top_p, top_k):
+    """Ties included: a float16 model gives many tokens the same logit."""
+    config = GenerateConfig(temperature=0.9, top_p=top_p, top_k=top_k)
+    rows = torch.randn(40, 3000, generator=torch.Generator().manual_seed(5)).mul(4).half().float()
+
+    def drawn():
+        generator = torch.Generator().manual_seed(3)
+        return [next_token(row, config, generator)[0] for row in rows]
+
+    looked_at_few = drawn()
+    monkeypatch.setattr("retro_demo.generate.FEW", 3000)
+    assert looked_at_few == drawn()
+
+
+def test_tokens_are_drawn_as_often_as_is_likely():
+    generator = torch.Generator().manual_seed(0)
+    config = GenerateConfig(temperature=1.0, top_p=1.0)
+    seen = [next_token(logits_of(0.2, 0.5, 0.3), config, generator)[0] for _ in range(4000)]
+
+    shares = torch.bincount(torch.tensor(seen)) / len(seen)
+    torch.testing.assert_close(shares, torch.tensor([0.2, 0.5, 0.3]), atol=0.03, rtol=0)
+
+
 def test_the_reported_probability_is_the_models_own():
     chosen, probability = next_token(
         logits_of(0.2, 0.8), GenerateConfig(temperature=0.3), torch.Generator().manual_seed(0)

@@ -22,7 +22,7 @@ from retro_demo.ui.form import CHEAP, PRIVATE, QUIET, Form, once_known, relisted
 from retro_demo.workspace import SAMPLE, Workspace, is_built
 from retro_demo.writing import watch_writing, write_sides
 
-PROMPT = "Introduction\n\nBackground: The islands became independent in 1975."
+PROMPT = "Geography\n\nLocation: Oceania, islands in the South Pacific Ocean"
 
 
 def generate_tab(
