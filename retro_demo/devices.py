@@ -27,6 +27,13 @@ def choose_device(device: str) -> str:
     return device
 
 
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on a device; to a GPU from pinned memory, so that the host need not wait for the copy."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def allowed_threads(system: Path = Path("/")) -> int:
     """Cores that this process may really use: what the operating system and its control groups leave.
 

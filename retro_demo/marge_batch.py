@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from retro_demo.devices import sent
+
 
 class Part(NamedTuple):
     """What one of `size` processes has of a batch: its share of the targets; predicted tokens of all."""
@@ -36,8 +38,7 @@ class MargeBatch(NamedTuple):
         return self.targets
 
     def to(self, device: torch.device) -> MargeBatch:
-        targets, evidence = (part.to(device, non_blocking=True) for part in self[:2])
-        return self._replace(targets=targets, evidence=evidence)
+        return self._replace(targets=sent(self.targets, device), evidence=sent(self.evidence, device))
 
     def share(self, rank: int, size: int, pad_id: int = 0) -> MargeBatch:
         """Every size-th target from `rank` on, with all evidence; the parts' losses add up to the batch's.

@@ -87,6 +87,7 @@ def train_marge(
         save=lambda step: save_state(out, step, model, optimizer, world),
         stop=lambda: world.any(stop()),
         refresh=refresh,
+        due=batches.due,
     )
     last: Event | None = None
     for last in train(learner, batches, optimizer, training, start=start, hooks=hooks, world=world):

@@ -33,6 +33,7 @@ from retro_demo.blocks import (
     residual,
 )
 from retro_demo.decoder import DecoderLayer
+from retro_demo.devices import sent
 from retro_demo.encoder import NeighborEncoder
 from retro_demo.errors import UserError
 from retro_demo.linear import Linear, linear
@@ -50,9 +51,9 @@ class RetroBatch(NamedTuple):
     predicted: Tensor | None = None
 
     def to(self, device: torch.device) -> RetroBatch:
-        neighbors = None if self.neighbors is None else self.neighbors.to(device, non_blocking=True)
-        predicted = None if self.predicted is None else self.predicted.to(device, non_blocking=True)
-        return RetroBatch(self.tokens.to(device, non_blocking=True), neighbors, predicted)
+        neighbors = None if self.neighbors is None else sent(self.neighbors, device)
+        predicted = None if self.predicted is None else sent(self.predicted, device)
+        return RetroBatch(sent(self.tokens, device), neighbors, predicted)
 
     def share(self, rank: int, size: int, pad_id: int = 0) -> RetroBatch:
         """Every size-th sequence from `rank` on; the losses of all parts add up to the loss of the batch."""

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -37,12 +38,14 @@ class Hooks:
 
     Where several processes train together, all of them call each of these at the same place.
     `refresh` comes before the batch of each step and once behind the last one: MARGE re-indexes there.
+    Where it is `due`, the batch of that step cannot be made before.
     """
 
     evaluate: Callable[[int], Iterable[Event]]
     save: Callable[[int], None]
     stop: Callable[[], bool]
     refresh: Callable[[int], Iterable[Event]] = lambda step: ()
+    due: Callable[[int], bool] = lambda step: False
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -85,21 +88,35 @@ def train(
     whole. Raises UserError when the loss is no longer a number; what was saved before stays.
     """
     device = next(learner.parameters()).device
+
+    def begun_batch(step: int) -> tuple[int, Any]:
+        """How many tokens a step predicts, and this process' part of its batch, on its way to the device."""
+        batch = batches.train_batch(step)
+        own = batch if world.size == 1 else batch.share(world.rank, world.size)
+        return batch.tokens[:, 1:].numel(), own.to(device)
+
+    def batch_after(step: int) -> tuple[int, Any] | None:
+        """The batch of the next step, where there is one and nothing comes between that may change it."""
+        following = step + 1
+        return None if following == config.steps or hooks.due(following) else begun_batch(following)
+
+    ahead: tuple[int, Any] | None = None
     for step in range(start, config.steps):
         yield from hooks.refresh(step)
         if step == 0:
             yield from hooks.evaluate(0)
         begun = time.perf_counter()
-        batch = batches.train_batch(step)
-        own = (batch if world.size == 1 else batch.share(world.rank, world.size)).to(device)
+        tokens, own = ahead or begun_batch(step)
         rate = learning_rate(step, config)
-        loss, norm = _optimizer_step(learner, own, optimizer, rate, config.clip, world)
+        loss, norm, ahead = _optimizer_step(
+            learner, own, optimizer, rate, config.clip, world, partial(batch_after, step)
+        )
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise UserError(
                 f"The loss became {loss} (gradient {norm}) at step {step + 1}. The last save is kept; train "
                 f"a new run with a learning rate below {config.lr:g}."
             )
-        speed = batch.tokens[:, 1:].numel() / (time.perf_counter() - begun)
+        speed = tokens / (time.perf_counter() - begun)
         done = step + 1
         yield Step(done, loss, rate, round(speed, 1), norm)
         last = done == config.steps
@@ -123,8 +140,12 @@ def _optimizer_step(
     lr: float,
     clip: float,
     world: World = ALONE,
-) -> tuple[float, float]:
-    """One step; returns loss (nats, of all processes' parts) and the gradient's norm before clipping."""
+    meanwhile: Callable[[], Any] = lambda: None,
+) -> tuple[float, float, Any]:
+    """One step; gives back loss (nats, of all processes' parts) and the gradient's norm before clipping.
+
+    The third is what `meanwhile` gives, which runs while a GPU still works on the gradient.
+    """
     learner.train()
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -136,8 +157,9 @@ def _optimizer_step(
         if world.size > 1 and PEER_GONE.search(str(error)):
             raise UserError(LOST) from error
         raise
+    gained = meanwhile()
     norm = clip_gradients(learner, clip)
     loss = world.sum(own.item()) / world.size
     if math.isfinite(loss) and math.isfinite(norm):  # else the weights would be lost before the loop says so
         optimizer.step()
-    return loss, norm
+    return loss, norm, gained
