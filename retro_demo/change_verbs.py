@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Generator, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from retro_demo.change_config import AddConfig, WeighConfig
@@ -11,10 +12,11 @@ from retro_demo.changing import prepare_change
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Finished
 from retro_demo.flags import add_flags, given
+from retro_demo.jobs import claim
 from retro_demo.pipeline import ensure_sample, run_build
 from retro_demo.ready import ready_run
 from retro_demo.weighing import weigh
-from retro_demo.workspace import SAMPLE, corpus_folder, data_home, run_folder
+from retro_demo.workspace import SAMPLE, corpus_folder, data_home, is_built, run_folder
 
 
 def add_change_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
@@ -42,12 +44,21 @@ def add_change_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
 def _add(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
     base = yield from _base_of_change(options, stop)
     config = AddConfig(**given(options, AddConfig))
-    yield from run_build(prepare_change(base, options.out, add=options.sources, config=config), stop)
+    with _held(base, options.out):
+        folder = prepare_change(base, options.out, add=options.sources, config=config)
+    yield from run_build(folder, stop)
 
 
 def _forget(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
     base = yield from _base_of_change(options, stop)
-    yield from run_build(prepare_change(base, options.out, forget=options.documents), stop)
+    with _held(base, options.out):
+        folder = prepare_change(base, options.out, forget=options.documents)
+    yield from run_build(folder, stop)
+
+
+def _held(base: Path, out: Path | None) -> AbstractContextManager[None]:
+    """The corpus held while a change of it in place is written down: none may be going on."""
+    return claim(base) if out is None and is_built(base) else nullcontext()
 
 
 def _base_of_change(options: argparse.Namespace, stop: Callable[[], bool]) -> Generator[Event, None, Path]:

@@ -4,6 +4,8 @@ A change is a build in a folder of its own, which finds done what the corpus had
 and vectors of the documents that stay. Duplicates, index and neighbors are found anew from these. The
 folder is a corpus itself (--out), or DIR/change, whose files take the places of the old ones at the end:
 until then the corpus stays as it was, and a kill at any moment is gone on with by build-corpus --out DIR.
+From then on the text of the corpus is documents.jsonl alone, and nothing in DIR holds what was forgotten:
+uploads in DIR/sources go with it, since each may hold several documents.
 
 The split stays: what was held out stays held out, and what was trained on is never held out.
 """
@@ -39,8 +41,11 @@ from retro_demo.marks import unchanged
 from retro_demo.vectors import give_vectors
 
 CHANGE = "change"
-OF_THE_JOB = ("config.json", "events.jsonl", "log.txt", "lock", "pid", "sources")
+SOURCES = "sources"  # copies of uploads
+OF_THE_JOB = ("config.json", "events.jsonl", "log.txt", "lock", "pid", SOURCES)
 """What stays in DIR/change when its files take their places."""
+OF_THE_PAST = ("*.safetensors", "*.part", "*.tmp", "*.joined", "editions", "shards")
+"""Made from the corpus as it was, or left there by a kill."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +89,18 @@ def prepare_change(
         if out is not None:
             raise UserError(f"{out} already holds something else. Choose another folder.")
         raise UserError(
-            f"Another change of {base.name} was begun. Let build-corpus --out {base} finish it first."
+            f"Another change of {base.name} was begun. Let build-corpus --out {base} finish it first, or "
+            f"remove {path.parent} to drop it."
         )
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(wanted, indent=2) + "\n").encode())
     return out or base
+
+
+def base_of_change(folder: Path) -> Path | None:
+    """The corpus that another one is, or was, made from by a change, None where it was built from sources."""
+    change = json.loads((folder / "config.json").read_text("utf-8")).get("change")
+    return Path(change["base"]) if change and change["base"] else None
 
 
 def find_documents(corpus: Corpus, names: Sequence[str]) -> tuple[str, ...]:
@@ -115,18 +127,30 @@ def find_documents(corpus: Corpus, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def carry_out(out: Path) -> Iterator[Event]:
-    """Build the corpus in `out`, or finish the change of it that was asked for, from wherever it stands."""
+    """Build the corpus in `out`, or finish the change of it that was asked for, from wherever it stands.
+
+    A change that cannot be made of this corpus is dropped; one that fails later, as where the embedder is
+    not to be found, stays to be gone on with. Either way the corpus stays as it was.
+    """
     pending = out / CHANGE
     if not is_pending(out):
-        yield from _build(out)
+        yield from _begin(out)
+        yield from build_corpus(out)
         return
-    try:
-        if not (pending / MANIFEST).exists():
+    if not (pending / MANIFEST).exists():
+        try:
+            yield from _begin(pending)
+        except UserError as error:
+            shutil.rmtree(pending)
+            raise UserError(f"{error} The corpus stays as it was.") from error
+        try:
             # the end is told when the files are in their places
-            yield from (event for event in _build(pending) if not isinstance(event, Finished))
-    except UserError as error:
-        shutil.rmtree(pending)
-        raise UserError(f"{error} The corpus stays as it was.") from error
+            yield from (event for event in build_corpus(pending) if not isinstance(event, Finished))
+        except UserError as error:
+            raise UserError(
+                f"{error} The corpus stays as it was. The change is kept: resume it when that is mended, or "
+                "ask for another one."
+            ) from error
     _take_places(out, pending)
     manifest = json.loads((out / MANIFEST).read_text("utf-8"))
     yield Finished(manifest["statistics"] | {name: manifest[name] for name in ("fingerprint", "warnings")})
@@ -137,11 +161,12 @@ def is_pending(out: Path) -> bool:
     return any((out / CHANGE / name).exists() for name in ("config.json", MANIFEST))
 
 
-def _build(folder: Path) -> Iterator[Event]:
-    values = json.loads((folder / "config.json").read_text("utf-8"))
+def _begin(folder: Path) -> Iterator[Event]:
+    """Put what stays of a changed corpus in place, where `folder` is to be one and that is not done."""
+    path = folder / "config.json"
+    values = json.loads(path.read_text("utf-8")) if path.exists() else {}
     if "change" in values and not (folder / "reading.json").exists():
         yield from _carry_over(folder, from_json(Change, values["change"]))
-    yield from build_corpus(folder)
 
 
 def _carry_over(folder: Path, change: Change) -> Iterator[Event]:
@@ -167,9 +192,15 @@ def _carry_over(folder: Path, change: Change) -> Iterator[Event]:
     vectors = load_array(unchanged(corpus, "vectors.npy"), mapped=True)
     give_vectors(folder, vectors, rows, len(tokens), corpus.manifest["embedder_fingerprint"])
     gone = [one for one, stay in zip(corpus.documents, stays, strict=True) if not stay]
-    step = {"fingerprint": corpus.fingerprint, "added": _named(new), "forgotten": _named(gone)}
+    uploads, told = _uploads(corpus.folder) if gone and not change.base else ([], [])
+    step = {
+        "fingerprint": corpus.fingerprint,
+        "added": _named(new),
+        "forgotten": _named(gone),
+        "sources_removed": uploads,
+    }
     kept = {
-        "warnings": warnings + _twins_left(corpus, stays),
+        "warnings": warnings + _twins_left(corpus, stays) + told,
         "sections": corpus.sections,
         "held_out": corpus.held_out[stays].tolist() + [None] * len(new),
         "history": [*corpus.manifest.get("history", []), step],
@@ -219,18 +250,36 @@ def _twins_left(corpus: Corpus, stays: np.ndarray) -> list[str]:
     ]
 
 
+def _uploads(corpus: Path) -> tuple[list[str], list[str]]:
+    """The names of the files in DIR/sources, which go with what is forgotten, and a sentence that says so.
+
+    A folder of that name that a person built from is theirs, and stays.
+    """
+    folder = corpus / SOURCES
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if not names:
+        return [], []
+    if str(folder.resolve()) in json.loads((corpus / "config.json").read_text("utf-8"))["sources"]:
+        return [], [f"The files in {SOURCES}, which the corpus was built from, may hold what was forgotten."]
+    return names, [
+        f"The files that the corpus was built from ({', '.join(names[:5])}) were removed with what was "
+        "forgotten: the text that stays is kept without them."
+    ]
+
+
 def _take_places(out: Path, pending: Path) -> None:
     """Move the files of a finished change over those of the corpus, the manifest last; can be repeated."""
     (pending / "config.json").unlink(missing_ok=True)  # its manifest alone says now that it is pending
     (out / MANIFEST).unlink(missing_ok=True)  # from here on to the last file it is no corpus
     coming = [path for path in pending.iterdir() if path.name not in (*OF_THE_JOB, MANIFEST)]
-    marks = json.loads((pending / MANIFEST).read_text("utf-8"))["marks"]
+    manifest = json.loads((pending / MANIFEST).read_text("utf-8"))
     for path in out.glob("index*.faiss"):
-        if path.name not in marks:
+        if path.name not in manifest["marks"]:
             path.unlink()
     for path in coming:
         path.replace(out / path.name)
-    for path in (*out.glob("*.safetensors"), out / "editions"):  # made from the corpus as it was
+    past = [*OF_THE_PAST, *([SOURCES] if manifest["history"][-1].get("sources_removed") else [])]
+    for path in [path for name in past for path in out.glob(name)]:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     (pending / MANIFEST).replace(out / MANIFEST)
     shutil.rmtree(pending)

@@ -261,15 +261,8 @@ def corpus_fingerprint(config: CorpusConfig, hashes: dict[str, str], embedder: s
 
     `split` names who is held out, where that is not what the settings draw.
     """
-    shape = [
-        config.chunk_len,
-        config.holdout,
-        config.seed,
-        config.num_neighbors,
-        config.window,
-        embedder,
-        *([split] if split else []),
-    ]
+    shape = [config.chunk_len, config.holdout, config.seed, config.num_neighbors, config.window, embedder]
+    shape += [split] if split else []
     return hashlib.sha256(json.dumps([hashes, shape], sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -281,18 +274,20 @@ def load_corpus(folder: Path) -> Corpus:
         raise UserError(
             f"The corpus at {folder} is not built to its end. Run build-corpus --out {folder} to go on."
         )
+    written = (folder / MANIFEST).read_bytes()
     try:
-        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        manifest = json.loads(written)
         hashes = {name: manifest["hashes"][name] for name in KEPT_FILES}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{MANIFEST} of the corpus at {folder} is damaged. Build the corpus anew.") from error
     for name in KEPT_FILES:
         if not (folder / name).exists() or file_hash(folder / name) != hashes[name]:
+            _check_unchanged(folder, written)
             raise UserError(
                 f"{name} of the corpus at {folder} has changed since it was built. Build the corpus anew."
             )
     documents = read_stored_documents(folder / "documents.jsonl")
-    return Corpus(
+    corpus = Corpus(
         folder=folder,
         config=from_json(CorpusConfig, manifest["config"]),
         tokenizer=Tokenizer.load(folder / "tokenizer.json"),
@@ -306,6 +301,14 @@ def load_corpus(folder: Path) -> Corpus:
         neighbor_scores=load_array(folder / "neighbor_scores.npy"),
         manifest=manifest,
     )
+    _check_unchanged(folder, written)
+    return corpus
+
+
+def _check_unchanged(folder: Path, written: bytes) -> None:
+    """UserError where the manifest is another: a change takes it away first and puts the new one last."""
+    if not (folder / MANIFEST).exists() or (folder / MANIFEST).read_bytes() != written:
+        raise UserError(f"The corpus {folder.name} was changed while it was being read. Try again.")
 
 
 def load_array(path: Path, *, mapped: bool = False) -> np.ndarray:

@@ -6,16 +6,17 @@ By ids of a workspace, as service.py; the page and the HTTP endpoints both call 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from retro_demo import jobs, service
 from retro_demo.change_config import AddConfig, WeighConfig
-from retro_demo.changing import CHANGE, find_documents, is_pending, prepare_change
+from retro_demo.changing import CHANGE, SOURCES, base_of_change, find_documents, is_pending, prepare_change
 from retro_demo.checkpoint import read_any_config, read_run_config
 from retro_demo.corpus import load_corpus, read_stored_documents
 from retro_demo.errors import UserError
+from retro_demo.evaluations import evaluations_reading
 from retro_demo.library import Library
 from retro_demo.weighing import weigh
 from retro_demo.workspace import SAMPLE, Workspace, corpus_folder, is_built
@@ -49,36 +50,47 @@ def start_change(
     if name.strip():
         folder = workspace.new_folder("corpora", name)
         try:
-            copies = service.keep_files(files, folder / "sources")
+            copies = service.keep_files(files, folder / SOURCES)
             prepare_change(base, folder, add=copies, forget=forget, config=config)
         except BaseException:
             shutil.rmtree(folder)  # nothing was begun
             raise
-    else:
-        folder = base
+        jobs.start(folder, "build-corpus")
+        return folder.name
+    with jobs.asking(base):
         _check_free(workspace, corpus, base)
-        copies = service.keep_files(files, base / CHANGE / "sources") if files else []
+        shutil.rmtree(base / CHANGE, ignore_errors=True)  # what one that failed or was done may have left
+        copies = service.keep_files(files, base / CHANGE / SOURCES) if files else []
         prepare_change(base, None, add=copies, forget=forget, config=config)
-    jobs.start(folder, "build-corpus")
-    return folder.name
+        jobs.start(base, "build-corpus")
+    return base.name
 
 
 def _check_free(workspace: Workspace, corpus: str, base: Path) -> None:
-    """Raise UserError while something is at work on the corpus, or with it."""
-    if jobs.is_running(base) or is_pending(base):
+    """Raise UserError while something is at work on the corpus, or reads it; a change that failed is not."""
+    if jobs.is_running(base) or (is_pending(base) and jobs.status(base).state != "failed"):
         raise UserError(f"{corpus} is being changed already. Wait for its end, or resume it.")
-    runs = [run for run in workspace.runs() if not run.startswith(SAMPLE)]
-    at_work = [
-        run
-        for run in runs
-        if read_any_config(workspace.run(run)).corpus == str(base) and jobs.is_running(workspace.run(run))
-    ]
-    if at_work:
+    if reader := next(_readers(workspace, base), ""):
         raise UserError(
-            f"{at_work[0]} is training on {corpus} and could not go on after a change. Wait for its end, or "
-            "make the changed corpus under another name."
+            f"{reader} {corpus} and could not go on after a change. Wait for its end, or make the changed "
+            "corpus under another name."
         )
-    shutil.rmtree(base / CHANGE, ignore_errors=True)  # what a change that was done may have left
+
+
+def _readers(workspace: Workspace, base: Path) -> Iterator[str]:
+    """What of the workspace is at work and reads the corpus, as the beginning of a sentence."""
+    runs = [run for run in workspace.runs() if jobs.is_running(workspace.run(run))]
+    for run in runs:
+        if read_any_config(workspace.run(run)).corpus == str(base):
+            yield f"{run} is training on"
+    for run in evaluations_reading(workspace, base):
+        yield f"An evaluation of {run} reads"
+    if any(map(jobs.is_running, base.glob("editions/*"))):
+        yield "A run with another tokenizer is about to read"
+    for one in workspace.corpora():
+        folder = workspace.corpus(one)
+        if jobs.is_running(folder) and base_of_change(folder) == base.resolve():
+            yield f"{one} is being made from"
 
 
 def corpus_status(folder: Path) -> jobs.JobStatus:

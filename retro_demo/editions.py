@@ -17,6 +17,7 @@ from retro_demo.building import build_corpus, prepare_corpus
 from retro_demo.corpus import Corpus, beside, load_corpus
 from retro_demo.events import Event, Progress, Warned
 from retro_demo.jobs import claim
+from retro_demo.marks import check_current
 from retro_demo.tokenizer import Tokenizer
 from retro_demo.workspace import data_home, derived_folder, is_built
 
@@ -41,6 +42,7 @@ def prepare_edition(corpus: Corpus, run: Path, chunk_len: int) -> Iterator[Event
     folder = edition_folder(corpus, run, chunk_len)
     if is_built(folder):
         return
+    check_current(corpus)
     with claim(folder):
         for source in (*(corpus.folder / name for name in COPIED), run / "tokenizer.json"):
             with beside(folder / source.name) as copy:

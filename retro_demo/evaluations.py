@@ -16,6 +16,7 @@ from retro_demo.errors import UserError
 from retro_demo.evaluate_config import EvaluateConfig
 from retro_demo.evaluation_request import Request, prepare_evaluation, read_request
 from retro_demo.matching import baseline_settings, match, unfit_control
+from retro_demo.trained_on import trainings
 from retro_demo.workspace import SAMPLE, Workspace
 
 KEPT = 6  # evaluations of one run; older ones go
@@ -109,6 +110,17 @@ def stop_evaluation(workspace: Workspace, run: str) -> bool:
     """Ask the running evaluation of a run to keep what it has and leave; False where none is running."""
     running = [f for f in _by_age(folder_of_evaluations(workspace, run)) if jobs.is_running(f)]
     return bool(running) and jobs.stop(running[-1])
+
+
+def evaluations_reading(workspace: Workspace, corpus: Path) -> list[str]:
+    """Runs whose evaluation is running and reads this corpus: as database, or as that of a training."""
+    found = []
+    for place in ("runs/*/evaluations/*", "evaluations/*/*"):
+        for request in [read_request(f) for f in workspace.folder.glob(place) if jobs.is_running(f)]:
+            places, _ = trainings([request.folder(name) for name in request.runs])
+            if str(corpus) in (request.corpus, *places.values()):
+                found.append(request.folder("run").name)
+    return found
 
 
 def latest_result(status: jobs.JobStatus) -> dict[str, Any] | None:

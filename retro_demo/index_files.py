@@ -17,7 +17,7 @@ import numpy as np
 from retro_demo.corpus import Corpus
 from retro_demo.index import VectorIndex, choose_factory
 from retro_demo.index_parts import blocks_of, checked, empty_index, read_part, write_part
-from retro_demo.marks import unchanged
+from retro_demo.marks import check_current, unchanged
 
 INDEX = "index.faiss"
 ADD_ROWS = 65_536
@@ -82,6 +82,7 @@ def open_index(corpus: Corpus, device: str = "cpu") -> VectorIndex:
         if name.startswith("index"):
             unchanged(corpus, name)
     index = open_files(corpus.folder, device)
+    check_current(corpus)  # shards of two states are no index
     recall = corpus.manifest["statistics"].get("recall")  # early corpora have none
     if recall is not None and recall["probes"] != index.probes:
         index.probe(recall["probes"])

@@ -49,6 +49,13 @@ def claim(folder: Path, *, patience: float = 2) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def asking(folder: Path) -> Iterator[None]:
+    """Look at a folder, write down what is wanted of it and start the job, before anybody else may."""
+    with FileLock(folder / "asking.lock"):
+        yield
+
+
 def start(folder: Path, verb: str) -> None:
     """Start `python -m retro_demo VERB --out FOLDER` on its own; its config is in the folder."""
     if is_running(folder):

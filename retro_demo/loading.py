@@ -21,7 +21,7 @@ from retro_demo.generate import Database, Written, generate
 from retro_demo.index import DenseRetriever, VectorIndex, gpu_available
 from retro_demo.index_files import open_index
 from retro_demo.lexical import HybridRetriever, LexicalIndex, LexicalRetriever, Terms, token_terms, word_terms
-from retro_demo.marks import unchanged
+from retro_demo.marks import check_current, unchanged
 from retro_demo.neighbors import Neighbors, Retriever
 from retro_demo.retro import RETRO
 from retro_demo.tokenizer import Tokenizer
@@ -83,6 +83,7 @@ def _lexical_index(corpus: Corpus, kind: str, terms: Terms) -> LexicalIndex:
         return kept
     rows = np.flatnonzero(~corpus.held_out[corpus.chunks.document])
     index = LexicalIndex.build([terms(row) for row in corpus.chunks.tokens[rows]], rows)
+    check_current(corpus)
     index.save(path, corpus.fingerprint)
     return index
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
 
-from retro_demo.corpus import Corpus
+from retro_demo.corpus import MANIFEST, Corpus
 from retro_demo.errors import UserError
 
 PARTS, PART_BYTES = 64, 4096
@@ -22,6 +23,13 @@ def file_mark(path: Path) -> str:
             file.seek(start)
             digest.update(file.read(PART_BYTES))
     return digest.hexdigest()[:16]
+
+
+def check_current(corpus: Corpus) -> None:
+    """Raise UserError where the folder holds another state by now: nothing of this one belongs there."""
+    path = corpus.folder / MANIFEST
+    if not path.exists() or json.loads(path.read_text("utf-8"))["fingerprint"] != corpus.fingerprint:
+        raise UserError(f"The corpus {corpus.name} was changed after it was read. Read it again.")
 
 
 def unchanged(corpus: Corpus, name: str) -> Path:

@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from retro_demo.corpus import Corpus, beside
 from retro_demo.events import Event, Progress
 from retro_demo.loading import load_retriever, search_stored
+from retro_demo.marks import check_current
 from retro_demo.workspace import data_home, derived_folder
 
 FORMAT = "1"
@@ -41,6 +42,7 @@ def prepare_neighbors(corpus: Corpus, retriever: str) -> Iterator[Event]:
         ids[rows] = search_stored(corpus, finder, rows, k).ids
         yield Progress("neighbors", int(rows[-1]) + 1, count)
     about = {"fingerprint": corpus.fingerprint, "format": FORMAT, "hash": _hash(ids)}
+    check_current(corpus)
     with beside(_path(corpus, retriever)) as unfinished:
         save_file({"ids": ids}, unfinished, metadata=about)
 

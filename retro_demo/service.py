@@ -16,7 +16,7 @@ from typing import Any
 
 from retro_demo import jobs
 from retro_demo.building import prepare_corpus
-from retro_demo.changing import is_pending
+from retro_demo.changing import SOURCES, is_pending
 from retro_demo.checkpoint import RunConfig, read_any_config, write_run_config
 from retro_demo.config import CorpusConfig
 from retro_demo.corpus import MANIFEST, file_hash
@@ -48,7 +48,7 @@ def start_build(
     check_running(workspace)
     folder = workspace.new_folder("corpora", name or Path(files[0][0]).stem)
     try:
-        prepare_corpus(folder, keep_files(files, folder / "sources"), config)
+        prepare_corpus(folder, keep_files(files, folder / SOURCES), config)
     except BaseException:
         shutil.rmtree(folder)  # nothing was begun
         raise
@@ -129,6 +129,10 @@ def start_run(
     """
     check_running(workspace)
     place = built_corpus(workspace, corpus)
+    if jobs.is_running(place):
+        raise UserError(
+            f"{corpus_title(corpus)} is being changed, and a run of before could not go on. Wait."
+        )
     wanted = plan_run(
         model,
         corpus if corpus.startswith(SAMPLE) else str(place),

@@ -13,7 +13,8 @@ import pytest
 from conftest import PLACES, SMALL, records, write_jsonl
 from test_train import advance, prepare
 
-from retro_demo import changing
+from retro_demo import building, changing
+from retro_demo import corpus as corpus_module
 from retro_demo.building import build_corpus, prepare_corpus
 from retro_demo.change_config import AddConfig
 from retro_demo.changing import carry_out, is_pending, prepare_change
@@ -23,7 +24,9 @@ from retro_demo.corpus import load_corpus
 from retro_demo.embedding import StaticEmbedder
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Finished, Progress, Retrieved, Warned
+from retro_demo.jobs import claim
 from retro_demo.loading import load_retriever, load_run, write
+from retro_demo.neighbor_tables import prepare_neighbors
 from retro_demo.trained_on import known_documents
 
 NEW = [{"id": "zorland", "title": "Zorland", "text": records(seed=5)[0]["text"].replace("Arden", "Zorland")}]
@@ -112,6 +115,118 @@ def test_what_was_forgotten_is_found_by_no_retriever(tmp_path, corpus_folder):
         ids = load_retriever(after, name).search(queries, 4).ids
         titles = {after.documents[d].title for d in after.chunks.document[ids[ids >= 0]]}
         assert before.documents[number].title not in titles
+
+
+def with_uploads(folder: Path) -> Path:
+    """The corpus as the page builds it, its sources copied into its folder."""
+    (folder / "sources").mkdir()
+    config = json.loads((folder / "config.json").read_text())
+    copy = shutil.copyfile(config["sources"][0], folder / "sources" / "places.jsonl")
+    (folder / "config.json").write_text(json.dumps(config | {"sources": [str(copy)]}))
+    return folder
+
+
+def test_nothing_in_the_folder_holds_what_was_forgotten(tmp_path, corpus_folder):
+    """Uploads, what a kill left and what was made of the corpus as it was; only names are kept."""
+    folder = with_uploads(corpus_folder)
+    before = load_corpus(folder)
+    number = int(np.flatnonzero(~before.held_out)[0])
+    one = before.documents[number]
+    first = before.chunks.tokens[before.chunks.document == number][0]
+    vector = np.load(folder / "vectors.npy")[before.chunks.document == number][0]
+    for name in ("bm25", "bm25-words", "hybrid"):
+        load_retriever(before, name)
+        for _ in prepare_neighbors(before, name):
+            pass
+    (folder / "shards" / "1-of-2").mkdir(parents=True)
+    for left in (
+        "documents.jsonl.tmp",
+        "bm25.safetensors.12ab.tmp",
+        "vectors.part",
+        "shards/1-of-2/chunks.npy",
+    ):
+        shutil.copyfile(folder / "documents.jsonl", folder / left)
+    signs = [one.text[:40].encode(), first.tobytes(), vector.tobytes()]
+    holders = {path.name for path in holding(folder, signs)}
+    assert {"places.jsonl", "documents.jsonl", "chunks.npy", "vectors.npy", "index.faiss"} <= holders
+
+    events = changed(folder, forget=[one.id])
+
+    assert not holding(folder, signs)
+    assert not (folder / "sources").exists()
+    assert not list(folder.glob("*.safetensors"))
+    manifest = load_corpus(folder).manifest
+    assert manifest["history"][-1]["sources_removed"] == ["places.jsonl"]
+    assert any("(places.jsonl) were removed" in e.text for e in events if isinstance(e, Warned))
+    list(carry_out(folder))  # a later build needs none of it
+    assert load_corpus(folder).fingerprint == manifest["fingerprint"]
+
+
+def holding(folder: Path, signs: list[bytes]) -> list[Path]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return [path for path in files if any(sign in path.read_bytes() for sign in signs)]
+
+
+def test_uploads_stay_where_nothing_is_forgotten_and_a_folder_of_ones_own_always(tmp_path, corpus_folder):
+    folder = with_uploads(corpus_folder)
+
+    changed(folder, add=source(tmp_path))
+    assert (folder / "sources" / "places.jsonl").exists()
+
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"sources": [str(folder / "sources")]}))
+    events = changed(folder, forget=["Arden"])
+    assert (folder / "sources" / "places.jsonl").exists()
+    assert any("may hold what was forgotten" in event.text for event in events if isinstance(event, Warned))
+
+
+def test_a_change_that_fails_late_is_kept_and_gone_on_with(tmp_path, corpus_folder, monkeypatch):
+    """As where the weights of the embedder are not there today: what was asked and uploaded is not lost."""
+
+    def missing(name: str, device: str = "cpu"):
+        raise UserError("The weights are not on this machine.")
+
+    fingerprint = load_corpus(corpus_folder).fingerprint
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "load_embedder", missing)
+        with pytest.raises(UserError, match="The corpus stays as it was. The change is kept"):
+            changed(corpus_folder, add=source(tmp_path), forget=["Arden"])
+    assert load_corpus(corpus_folder).fingerprint == fingerprint
+    assert is_pending(corpus_folder)
+
+    list(carry_out(corpus_folder))
+
+    assert "zorland" in sides(corpus_folder)
+    assert "arden" not in sides(corpus_folder)
+
+
+@pytest.mark.parametrize("when", ["before it is hashed", "after it is hashed"])
+def test_a_corpus_that_is_changed_while_it_is_read_is_not_mixed(tmp_path, corpus_folder, monkeypatch, when):
+    real = {name: getattr(corpus_module, name) for name in ("file_hash", "read_stored_documents")}
+    name = "file_hash" if when == "before it is hashed" else "read_stored_documents"
+
+    def slow(path: Path):
+        monkeypatch.setattr(corpus_module, name, real[name])
+        changed(corpus_folder, forget=["Arden"])
+        return real[name](path)
+
+    monkeypatch.setattr(corpus_module, name, slow)
+
+    with pytest.raises(UserError, match="was changed while it was being read. Try again"):
+        load_corpus(corpus_folder)
+    load_corpus(corpus_folder)
+
+
+def test_what_a_reader_of_before_would_keep_is_not_put_into_the_changed_corpus(corpus_folder):
+    """A loaded run makes its BM25 index when it is first wanted: of text that may be forgotten by then."""
+    before = load_corpus(corpus_folder)
+    changed(corpus_folder, forget=["Arden"])
+
+    for name in ("bm25", "bm25-words", "hybrid", "dense"):
+        with pytest.raises(UserError, match="changed after it was read|not the one that was built"):
+            load_retriever(before, name)
+
+    assert not list(corpus_folder.glob("*.safetensors*"))
 
 
 def test_adding_and_forgetting_the_same_document_gives_the_corpus_of_before(tmp_path, corpus_folder):
@@ -306,6 +421,15 @@ def test_held_out_documents_that_were_trained_on_before_they_were_forgotten_are_
     known = known_documents(after, [run])
     assert not known.unchecked
     assert [d.id for d, there in zip(after.documents, known.documents, strict=True) if there] == [one.id]
+
+
+def test_the_verb_writes_nothing_into_a_corpus_that_is_worked_on(corpus_folder, capsys):
+    """A change that was asked for while another took its places would be lost without a word."""
+    with claim(corpus_folder):
+        assert main(["forget", str(corpus_folder), "Arden"]) == 2
+
+    assert "being worked on" in capsys.readouterr().err
+    assert not is_pending(corpus_folder)
 
 
 def test_the_verbs_change_a_corpus_and_refuse_to_change_a_shipped_one(tmp_path, corpus_folder, capsys):

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from test_jobs import wait_until
-from test_train import prepare
+from test_train import advance, prepare
 
 from retro_demo import corpus_changes, jobs, service
 from retro_demo.changing import is_pending, prepare_change
 from retro_demo.checkpoint import read_any_config
 from retro_demo.corpus import load_corpus
 from retro_demo.errors import UserError
+from retro_demo.evaluation_request import Request, prepare_evaluation
+from retro_demo.events import Failed, append_event
 from retro_demo.workspace import Workspace, data_home, new_code
 
 
@@ -72,6 +76,88 @@ def test_a_change_that_fails_is_told_and_the_corpus_stays(workspace, tmp_path):
     assert len(load_corpus(folder).documents) == 14
     with pytest.raises(UserError, match="nothing to resume"):
         service.resume_build(workspace, "places")
+
+
+def test_of_two_changes_asked_for_at_once_one_begins_and_the_other_is_told(workspace, monkeypatch):
+    """Both look before either has written: the uploads and the wish of one must not become the other's."""
+    both, answers = threading.Barrier(2, timeout=30), []
+    look = corpus_changes.find_documents
+
+    def together(corpus, names):
+        both.wait()
+        return look(corpus, names)
+
+    def ask(title: str) -> None:
+        try:
+            answers.append(corpus_changes.start_change(workspace, "places", forget=[title]))
+        except UserError as error:
+            answers.append(str(error))
+
+    monkeypatch.setattr(corpus_changes, "find_documents", together)
+    monkeypatch.setattr(corpus_changes, "prepare_change", slowly(corpus_changes.prepare_change))
+    threads = [threading.Thread(target=ask, args=(title,)) for title in ("Arden", "Belmont")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert "places" in answers
+    assert sum("being changed already" in answer for answer in answers) == 1
+    for _ in service.follow(workspace.corpus("places")):
+        pass
+    assert len(load_corpus(workspace.corpus("places")).documents) == 13
+
+
+def slowly(real):
+    def late(*values, **named):
+        time.sleep(0.3)  # long enough for the other thread to look
+        return real(*values, **named)
+
+    return late
+
+
+def test_a_change_that_failed_gives_way_to_another(workspace):
+    folder = workspace.corpus("places")
+    prepare_change(folder, None, forget=["Arden"])
+    append_event(folder / "events.jsonl", Failed("The weights are not on this machine."))
+
+    corpus_changes.start_change(workspace, "places", forget=["Belmont"])
+    for _ in service.follow(folder):
+        pass
+
+    titles = [document.title for document in load_corpus(folder).documents]
+    assert "Arden" in titles
+    assert "Belmont" not in titles
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_corpus_is_not_changed_under_an_evaluation_that_reads_it(workspace, tmp_path, named):
+    """As the database that was named, or as what the run was trained on."""
+    own = workspace.corpus("places")
+    other = Path(shutil.copytree(own, workspace.folder / "corpora" / "other"))
+    run = prepare(workspace.folder / "runs" / "done", other if named else own, seq_len=64)
+    advance(run)
+    request = Request(str(run), corpus=str(own) if named else "")
+    folder = run / "evaluations" / request.key
+    prepare_evaluation(folder, request)
+
+    with jobs.claim(folder), pytest.raises(UserError, match="An evaluation of done reads places"):
+        corpus_changes.start_change(workspace, "places", forget=["Arden"])
+
+    corpus_changes.start_change(workspace, "places", forget=["Arden"])  # it has ended
+    with pytest.raises(UserError, match="places is being changed"):
+        service.start_run(workspace, "places", "retro", "tiny", {})
+    for _ in service.follow(own):
+        pass
+    assert len(load_corpus(own).documents) == 13
+
+
+def test_a_corpus_is_not_changed_under_one_that_is_made_from_it(workspace):
+    copy = workspace.new_folder("corpora", "copy")
+    prepare_change(workspace.corpus("places"), copy, forget=["Arden"])
+
+    with jobs.claim(copy), pytest.raises(UserError, match="copy is being made from places"):
+        corpus_changes.start_change(workspace, "places", forget=["Arden"])
 
 
 def test_a_change_that_was_cut_off_is_resumed(workspace):

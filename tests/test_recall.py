@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -96,6 +97,7 @@ def test_a_search_uses_what_was_measured(small_folder, tmp_path):
     rows = np.flatnonzero(~corpus.held_out[corpus.chunks.document])
     vectors = np.load(small_folder / "vectors.npy")
     VectorIndex.build(vectors[rows], rows, factory="IVF4,Flat").save(tmp_path / "index.faiss")
+    shutil.copyfile(small_folder / "corpus.json", tmp_path / "corpus.json")
     manifest = corpus.manifest | {"marks": {}}
     manifest["statistics"] = manifest["statistics"] | {"recall": {"probes": 3}}
     index = open_index(replace(corpus, folder=tmp_path, manifest=manifest | {"marks": {"index.faiss": None}}))
