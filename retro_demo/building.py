@@ -38,7 +38,7 @@ from retro_demo.embedding import load_embedder
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Finished, Progress, Started, Warned
 from retro_demo.index import DenseRetriever, VectorIndex, gpu_available
-from retro_demo.index_files import index_names, open_files, write_index
+from retro_demo.index_files import index_names, open_files, where_searched, write_index
 from retro_demo.marks import file_mark
 from retro_demo.neighbors import Neighbors
 from retro_demo.recall import Excluded, Recall, measure_recall
@@ -105,7 +105,7 @@ def build_corpus(out: Path) -> Iterator[Event]:
         "index": index.factory,
         "shards": index.shards,
         "recall": recall.to_json(),
-        "device": device_sentence,
+        "device": where_searched(index, on_gpu, device_sentence),
         "embedder": embedder.name,
         "seconds": round(time.perf_counter() - begun, 2),
     }

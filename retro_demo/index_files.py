@@ -35,6 +35,22 @@ def index_names(count: int) -> list[str]:
     return [INDEX, *(f"index-{number}.faiss" for number in range(1, count))]
 
 
+def plan_index(
+    total: int, dim: int, device: str, *, memory: int, factory: str | None = None, shards: int = 1
+) -> tuple[str, int]:
+    """The kind of index for so many vectors, and how many of them make a shard (all but the last are equal).
+
+    Where the index would take more than a quarter of `memory` (bytes), or at least so many `shards` are asked
+    for, it is cut. Shards are searched on the CPU, so then it is the kind that suits a CPU.
+    """
+    kind = factory or choose_factory(total, device)
+    fitting = int(SHARE_OF_MEMORY * memory) // bytes_per_vector(kind, dim)
+    size = max(1, min(total, fitting, -(-total // shards)))
+    if size < total and device != "cpu":
+        return plan_index(total, dim, "cpu", memory=memory, factory=factory, shards=shards)
+    return kind, -(-total // -(-total // size))
+
+
 def write_index(
     folder: Path,
     vectors: np.ndarray,
@@ -47,14 +63,12 @@ def write_index(
 ) -> Iterator[int]:
     """Index these rows of vectors (N, E), each under its number, into files of `folder`; yields rows done.
 
-    Where the index would take more than a quarter of `memory` (bytes), or at least so many `shards` are
-    asked for, it is cut into shards, each of which is written before the next is filled. All shards learn
+    Its kind and shards are those of `plan_index`; each shard is written before the next is filled. All learn
     from one sample, so that together they answer as one index would. Files of an earlier index are removed.
+    On "cuda" k-means runs on the GPUs, wherever the index is searched then.
     """
-    factory = factory or choose_factory(len(rows), device)
-    fitting = int(SHARE_OF_MEMORY * memory) // bytes_per_vector(factory, vectors.shape[1])
-    size = max(1, min(len(rows), fitting, -(-len(rows) // shards)))
-    size = -(-len(rows) // -(-len(rows) // size))  # shards of equal size
+    dim = vectors.shape[1]
+    factory, size = plan_index(len(rows), dim, device, memory=memory, factory=factory, shards=shards)
     empty = empty_index(vectors, rows, factory, device)
     names = index_names(-(-len(rows) // size))
     for name, shard in zip(names, blocks_of(len(rows), size), strict=True):
@@ -74,6 +88,13 @@ def open_files(folder: Path, device: str) -> VectorIndex:
     """The index that `write_index` wrote; shards are searched on the CPU. Raises UserError as `load` does."""
     names = index_names(len(list(folder.glob("index*.faiss"))))
     return VectorIndex([read_part(folder / name) for name in names], device if len(names) == 1 else "cpu")
+
+
+def where_searched(index: VectorIndex, on_gpu: bool, sentence: str) -> str:
+    """What `gpu_available` said, unless the index is in shards, which no GPU is given."""
+    if not on_gpu or index.device == "cuda":
+        return sentence
+    return f"FAISS searches on the CPU: the index is in {index.shards} shards, and a GPU gets one index only."
 
 
 def open_index(corpus: Corpus, device: str = "cpu") -> VectorIndex:

@@ -29,8 +29,7 @@ def empty_index(vectors: np.ndarray, rows: np.ndarray, factory: str, device: str
         inner.cp.seed = SEED
         # Measured with 64 lists: recall@4 .98 of 512 (1e5 vectors), .977 of 4096 (1e6). recall.py tunes it.
         inner.nprobe = min(inner.nlist, max(64, inner.nlist // 128))
-        drawn = np.random.default_rng(SEED).permutation(len(rows))[: ROWS_PER_LIST * inner.nlist]
-        sample = checked(vectors[rows[np.sort(drawn)]])
+        sample = checked(vectors[rows[drawn(len(rows), ROWS_PER_LIST * inner.nlist, seed=SEED)]])
         if device == "cuda":
             nearest = on_all_gpus(faiss.IndexFlatIP(vectors.shape[1]))
             inner.clustering_index = nearest
@@ -83,6 +82,12 @@ def on_all_gpus(index: faiss.Index) -> faiss.Index:
     options.allowCpuCoarseQuantizer = True  # for an index built on a CPU, with HNSW over the lists
     options.shard = count > 1
     return faiss.index_cpu_to_all_gpus(index, options)
+
+
+def drawn(total: int, most: int, *, seed: int) -> np.ndarray:
+    """At most so many of the numbers below `total`, in order; few of many take memory for the few alone."""
+    generator = np.random.default_rng(seed)
+    return np.sort(generator.choice(total, min(most, total), replace=False, shuffle=False))
 
 
 def blocks_of(total: int, size: int) -> Iterator[slice]:

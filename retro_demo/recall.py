@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from retro_demo.index import SCAN_ROWS, VectorIndex, scan, search_allowed
-from retro_demo.index_parts import blocks_of
+from retro_demo.index_parts import blocks_of, drawn
 from retro_demo.neighbors import Neighbors
 
 K = 4
@@ -68,9 +68,9 @@ def measure_recall(
     Looked for are chunks drawn from all N, without what `excluded` (own (q,), candidates (q, k') -> bool)
     keeps from them. `tune`: set the inverted lists to look into to the fewest that reach AIM.
     """
-    drawn = np.random.default_rng(0).permutation(len(vectors))[:QUERIES]
-    sample = np.asarray(vectors[np.sort(drawn)])
-    own = np.sort(drawn)[sample.any(axis=1)]
+    own = drawn(len(vectors), QUERIES, seed=0)
+    sample = np.asarray(vectors[own])
+    own = own[sample.any(axis=1)]
     sample = sample[sample.any(axis=1)]
 
     def exclude(places: np.ndarray, candidates: np.ndarray) -> np.ndarray:

@@ -20,7 +20,14 @@ from retro_demo.devices import allowed_memory
 from retro_demo.embedding import STATIC_FOLDER, StaticEmbedder
 from retro_demo.errors import UserError
 from retro_demo.index import VectorIndex, gpu_available, search_allowed
-from retro_demo.index_files import bytes_per_vector, index_names, open_files, open_index, write_index
+from retro_demo.index_files import (
+    bytes_per_vector,
+    index_names,
+    open_files,
+    open_index,
+    plan_index,
+    write_index,
+)
 from retro_demo.loading import load_retriever, search_stored
 
 PLENTY = 1 << 34
@@ -141,6 +148,35 @@ def test_a_corpus_in_shards_gives_the_neighbors_of_one_index(tmp_path, small_fol
     assert np.array_equal(
         load_retriever(corpus).search(query, 5).ids, load_retriever(whole).search(query, 5).ids
     )
+
+
+@pytest.mark.parametrize(
+    ("total", "memory", "shards", "kind", "size"),
+    [
+        (1_000_000, PLENTY, 1, "Flat", 1_000_000),  # of the GPU
+        (1_000_000, PLENTY, 4, "IVF4096,SQ8", 250_000),
+        (4_000_000, PLENTY, 1, "IVF4096,SQ8", 4_000_000),  # the lists of the GPU would not fit in one
+        (40_000_000, PLENTY, 1, "IVF16384_HNSW32,SQ8", 10_000_000),
+    ],
+)
+def test_what_is_cut_into_shards_is_of_the_kind_that_suits_the_cpu_which_searches_it(
+    total, memory, shards, kind, size
+):
+    assert plan_index(total, 384, "cuda", memory=memory, shards=shards) == (kind, size)
+
+
+def test_a_corpus_in_shards_is_never_said_to_be_searched_on_a_gpu(tmp_path, small_folder, monkeypatch):
+    folder = tmp_path / "c"
+    shutil.copytree(small_folder, folder)
+    for name in ("neighbor_ids.npy", "neighbor_scores.npy", "corpus.json", "index.json"):
+        (folder / name).unlink()
+    monkeypatch.setattr("retro_demo.building.allowed_memory", lambda: 500_000)
+    monkeypatch.setattr("retro_demo.building.gpu_available", lambda: (True, "FAISS searches on 1 GPU."))
+
+    list(build_corpus(folder))
+
+    said = load_corpus(folder).manifest["statistics"]["device"]
+    assert said.startswith("FAISS searches on the CPU: the index is in 2 shards")
 
 
 @pytest.mark.parametrize("name", ["index.faiss", "vectors.npy"])

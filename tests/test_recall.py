@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from retro_demo.corpus import load_corpus
 from retro_demo.events import Finished
 from retro_demo.index import VectorIndex
 from retro_demo.index_files import open_index
+from retro_demo.index_parts import drawn
 from retro_demo.job_views import corpus_statistics
 from retro_demo.printing import Printer
 from retro_demo.recall import AIM, measure_recall, recall_words
@@ -110,3 +112,18 @@ def test_less_than_everything_is_never_shown_as_everything():
 
     assert "finds 99.9%" in recall_words(values)
     assert "was not measured" in recall_words(None)
+
+
+def test_a_sample_of_very_many_takes_memory_for_itself_alone():
+    tracemalloc.start()
+    few = drawn(10**9, 1000, seed=1)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert len(np.unique(few)) == 1000
+    assert few.min() >= 0
+    assert few.max() < 10**9
+    assert (np.diff(few) > 0).all()
+    assert most < 1e6
+    assert drawn(5, 9, seed=1).tolist() == [0, 1, 2, 3, 4]
+    assert np.array_equal(few, drawn(10**9, 1000, seed=1))
