@@ -8,6 +8,7 @@ has all weights, and FSDP, where each has a part of them. This module knows no m
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from retro_demo.errors import UserError
 
 Model = TypeVar("Model", bound=nn.Module)
 PATIENCE = timedelta(hours=2)  # the others wait so long while the leader builds a sample or measures
+PEER_GONE = re.compile(
+    r"closed by peer|reset by peer|Broken pipe|[Tt]imed out|pair closure|Connection refused|remote process"
+)
 LOST = (
     "Another process of this training is gone. What was saved last is kept: start all of them again, with "
     "the same command, to go on from there."
@@ -65,7 +69,8 @@ class World:
         if self.size == 1:
             return [tensor]
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        dist.all_gather(parts, tensor)
+        with noticing_loss():
+            dist.all_gather(parts, tensor)
         return parts
 
     def device(self, device: str) -> str:
@@ -93,11 +98,23 @@ class World:
 ALONE = World()
 
 
-def _reduce(tensor: Tensor) -> None:
+@contextmanager
+def noticing_loss() -> Iterator[None]:
+    """A block in which processes speak to each other: that one of them is gone becomes a UserError.
+
+    Any other error, such as too little memory or a wrong shape, stays what it is.
+    """
     try:
-        dist.all_reduce(tensor)
+        yield
     except RuntimeError as error:
-        raise UserError(LOST) from error
+        if isinstance(error, dist.DistNetworkError) or PEER_GONE.search(str(error)):
+            raise UserError(LOST) from error
+        raise
+
+
+def _reduce(tensor: Tensor) -> None:
+    with noticing_loss():
+        dist.all_reduce(tensor)
 
 
 def launched_rank() -> int:

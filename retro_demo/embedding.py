@@ -51,7 +51,11 @@ class Embedder(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of what the vectors depend on: an index keeps it to refuse strangers."""
+        """SHA-256 (hex) of what the vectors depend on: an index keeps it to refuse strangers.
+
+        Not of who multiplies: by MKL or oneDNN cosines of MiniLM differ by 6e-7, less than scores are rounded
+        by, and 300 queries found the same 4 of 1,000 chunks.
+        """
         ...
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:

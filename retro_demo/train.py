@@ -7,7 +7,6 @@ models lives there.
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,12 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from retro_demo.config import TrainConfig
-from retro_demo.distributed import ALONE, LOST, World, clip_gradients
+from retro_demo.distributed import ALONE, World, clip_gradients, noticing_loss
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Saved, Step, Stopped
 
 LR_FLOOR = 0.1  # the cosine ends at a tenth (RETRO section 3.1)
-PEER_GONE = re.compile(r"closed by peer|reset by peer|Broken pipe|Timed out waiting|remote process")
 
 
 class Batches(Protocol):
@@ -150,15 +148,11 @@ def _optimizer_step(
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.zero_grad(set_to_none=True)
-    try:
+    with noticing_loss():
         own: Tensor = learner(batch)
         own.backward()
-    except RuntimeError as error:
-        if world.size > 1 and PEER_GONE.search(str(error)):
-            raise UserError(LOST) from error
-        raise
-    gained = meanwhile()
-    norm = clip_gradients(learner, clip)
+        gained = meanwhile()
+        norm = clip_gradients(learner, clip)
     loss = world.sum(own.item()) / world.size
     if math.isfinite(loss) and math.isfinite(norm):  # else the weights would be lost before the loop says so
         optimizer.step()

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from torchrun_helpers import largest_difference, of, torchrun, train_together
 from retro_demo.batches import check_share
 from retro_demo.checkpoint import read_any_config
 from retro_demo.corpus import load_corpus
-from retro_demo.distributed import Learner, World
+from retro_demo.distributed import Learner, World, noticing_loss
 from retro_demo.errors import UserError
 from retro_demo.events import read_events
 from retro_demo.marge import MARGE
@@ -105,6 +106,52 @@ def test_three_processes_have_the_curve_and_the_evidence_of_one_in_marge(tmp_pat
     one, three = (prepare(tmp_path / name, two_languages, "marge", **changes) for name in ("one", "three"))
 
     assert_same_run(one, three, 3)
+
+
+TOGETHER = """
+import os, sys
+import numpy as np
+from retro_demo.distributed import joined
+with joined() as world:
+    told = []
+    for numbers in (np.zeros(2, np.int16), np.zeros(2)):  # gloo adds no int16; the second needs both
+        if world.rank == 1 and numbers.dtype == float:
+            os._exit(0)
+        try:
+            world.add_up(numbers)
+        except Exception as error:
+            told.append(type(error).__name__)
+    print(*told, flush=True)
+"""
+
+
+def test_a_process_that_is_gone_is_told_as_that_and_a_fault_of_the_program_as_itself(tmp_path):
+    (tmp_path / "together.py").write_text(TOGETHER)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+
+    done = subprocess.run(
+        [*launcher, str(tmp_path / "together.py")], capture_output=True, text=True, timeout=250
+    )
+
+    assert done.stdout.split() == ["RuntimeError", "UserError"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("message", "gone"),
+    [
+        ("pair.cc:553] Connection closed by peer [127.0.0.1]:1413.", True),
+        ("unbound_buffer.cc:81] Timed out waiting 1000ms for recv operation to complete", True),
+        ("ncclRemoteError: ... a remote process exiting prematurely", True),
+        ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.", False),
+        ("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)", False),
+        ("CUDA out of memory. Tried to allocate 2.00 GiB.", False),
+    ],
+)
+def test_what_engines_say_is_told_apart(message, gone):
+    with pytest.raises(UserError if gone else RuntimeError) as told, noticing_loss():
+        raise RuntimeError(message)
+
+    assert ("start all of them again" in str(told.value)) == gone
 
 
 def stopped(out: Path, processes: int, step: int, rank: int) -> list[dict]:

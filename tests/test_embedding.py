@@ -7,7 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch.nn import functional as F
 
+from retro_demo import linear
 from retro_demo.embedding import (
     STATIC_FOLDER,
     MiniLMEmbedder,
@@ -16,6 +19,7 @@ from retro_demo.embedding import (
     load_embedder,
 )
 from retro_demo.errors import UserError
+from retro_demo.minilm import MiniLM
 
 TEXTS = ["The river floods in spring.", "Inflation rose to 4.5% in 2014.", "", "a"]
 
@@ -134,6 +138,38 @@ def test_sentence_transformers_that_is_not_installed_is_refused_with_the_command
 
     with pytest.raises(UserError, match="pip install sentence-transformers"):
         load_embedder("st:all-mpnet-base-v2")
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+def test_who_multiplies_for_minilm_is_decided_where_it_is_for_linear_layers(monkeypatch):
+    """And either way the vectors are the same up to rounding, so an index needs no other fingerprint."""
+    weights, ids = random_weights(), torch.arange(1, 31).view(2, 15)
+    outs = {}
+    for onednn in (True, False):
+        monkeypatch.setattr(linear, "prefers_onednn", lambda answer=onednn: answer)
+        model = MiniLM(weights)
+        assert bool(model._packed) == onednn
+        outs[onednn] = F.normalize(model(ids), dim=1)
+
+    assert (outs[True] - outs[False]).abs().max() < 1e-5
+
+
+def random_weights() -> dict[str, torch.Tensor]:
+    """Tensors by the names and shapes of all-MiniLM-L6-v2, with a small vocabulary."""
+    torch.manual_seed(0)
+    shapes = {
+        f"embeddings.{kind}_embeddings.weight": (40, 384) for kind in ("word", "position", "token_type")
+    }
+    shapes |= {f"embeddings.LayerNorm.{kind}": (384,) for kind in ("weight", "bias")}
+    for number in range(MiniLM.num_layers):
+        layer = f"encoder.layer.{number}"
+        parts = {f"attention.self.{role}": (384, 384) for role in ("query", "key", "value")}
+        parts |= {"attention.output.dense": (384, 384), "intermediate.dense": (1536, 384)}
+        for name, shape in (parts | {"output.dense": (384, 1536)}).items():
+            shapes |= {f"{layer}.{name}.weight": shape, f"{layer}.{name}.bias": shape[:1]}
+        for name in ("attention.output.LayerNorm", "output.LayerNorm"):
+            shapes |= {f"{layer}.{name}.{kind}": (384,) for kind in ("weight", "bias")}
+    return {name: 0.05 * torch.randn(shape) for name, shape in shapes.items()}
 
 
 def test_minilm_gives_the_scores_of_its_model_card(minilm):

@@ -43,6 +43,7 @@ LAYERS = [
         "formats",
         "documents",
         "duplicates",
+        "linear",
         "minilm",
         "overlap",
         "bootstrap",
@@ -67,7 +68,6 @@ LAYERS = [
     ["passages", "evidence", "subgraphs", "cross_lingual", "evidence_store"],
     ["copying"],
     [
-        "linear",
         "attention",
         "blocks",
         "cca",
