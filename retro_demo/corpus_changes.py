@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from retro_demo.weighing import weigh
 from retro_demo.workspace import SAMPLE, Workspace, corpus_folder, is_built
 
 MOST_LISTED = 2000
+MOST_WEIGHED = 50  # each is one more reading of every passage that finds it
 
 
 def start_change(
@@ -103,9 +105,19 @@ def corpus_status(folder: Path) -> jobs.JobStatus:
 
 def listed_documents(folder: Path) -> list[tuple[str, str]]:
     """(title, id) of the first documents of a built corpus, in the order of their titles."""
-    documents = read_stored_documents(folder / "documents.jsonl") if is_built(folder) else []
+    if not is_built(folder):
+        return []
+    path = folder / "documents.jsonl"
+    at = path.stat()
+    return list(_listed(path, at.st_mtime_ns, at.st_size))
+
+
+@lru_cache(maxsize=64)
+def _listed(path: Path, _changed: int, _size: int) -> tuple[tuple[str, str], ...]:
+    """As `listed_documents`, read once as long as the file stays as it is: it may be large."""
+    documents = read_stored_documents(path)[:MOST_LISTED]
     named = [(one.title if one.title == one.id else f"{one.title} ({one.id})", one.id) for one in documents]
-    return sorted(named[:MOST_LISTED], key=lambda pair: pair[0].lower())
+    return tuple(sorted(named, key=lambda pair: pair[0].lower()))
 
 
 def retrieving_runs(workspace: Workspace) -> list[str]:
@@ -126,6 +138,11 @@ def weigh_documents(
     """What documents are worth to a run, as `weigh`; `corpus` is another one than that of its training."""
     if run not in service.readable_runs(workspace):
         raise UserError(f"There is no run {run[:80]!r} that reads neighbors. Choose one from the list.")
+    if len(documents) > MOST_WEIGHED:
+        raise UserError(
+            f"{len(documents):,} documents are named; here at most {MOST_WEIGHED} are weighed at a time. "
+            "Name fewer, or use the command line."
+        )
     for _ in service.wait_for_corpus(workspace, run):
         pass
     folder = workspace.run(run)

@@ -21,8 +21,8 @@ from retro_demo.arms import held_out_windows
 from retro_demo.change_config import WeighConfig
 from retro_demo.changing import find_documents
 from retro_demo.errors import UserError
-from retro_demo.explain import log_probabilities, losses_of
-from retro_demo.explained import document_of, place_of, search_apart, too_close
+from retro_demo.explain import ROWS, log_probabilities, losses_of
+from retro_demo.explained import document_of, place_of, too_close
 from retro_demo.generate import Database
 from retro_demo.knobs import to_json
 from retro_demo.loading import LoadedRun
@@ -151,6 +151,24 @@ def _held_out(
     return passages, figures
 
 
+def _ranked(database: Database, passage: Passage, numbers: np.ndarray, k: int, chunk_len: int) -> np.ndarray:
+    """The nearest chunks of each chunk of a passage: ids (L, F), best first, -1 = none.
+
+    So many that k which may be read are left without these documents, where there are as many: what would
+    be found without any of them follows from one search.
+    """
+    corpus = database.corpus
+    queries = passage.tokens[: len(passage.tokens) // chunk_len * chunk_len].reshape(-1, chunk_len)
+    banned = passage.banned | np.isin(corpus.chunks.document, numbers)
+    fetch = min(4 * k, len(banned))
+    while True:
+        ids = database.retriever.search(queries, fetch, own=passage.own).ids
+        left = ((ids >= 0) & ~banned[ids]).sum(axis=1)
+        if ((left >= k) | (ids[:, -1] < 0)).all() or fetch == len(banned):
+            return np.pad(ids, ((0, 0), (0, max(0, k - fetch))), constant_values=-1)
+        fetch = min(4 * fetch, len(banned))
+
+
 def _weigh_passage(
     run: LoadedRun, database: Database, passage: Passage, numbers: np.ndarray, k: int
 ) -> tuple[list[dict[str, Any]], np.ndarray]:
@@ -158,23 +176,25 @@ def _weigh_passage(
     corpus, chunk_len = database.corpus, run.model.config.chunk_len
     tokens = passage.tokens
 
+    there = _ranked(database, passage, numbers, k, chunk_len)  # (L, F)
+
     def neighbors(without: np.ndarray) -> np.ndarray:
         """The neighbors (L, k) that the database gives where these documents are not in it."""
-        banned = passage.banned | np.isin(corpus.chunks.document, without)
-        ids = np.full((len(tokens) // chunk_len, k), -1, dtype=np.int64)
-        for place in range(len(ids)):
-            query = tokens[None, place * chunk_len : (place + 1) * chunk_len]
-            own = None if passage.own is None else passage.own[[place]]
-            got = search_apart(database, query, k, own, banned).ids[0]
-            ids[place, : len(got)] = got
-        return ids
+        gone = (there < 0) | passage.banned[there] | np.isin(corpus.chunks.document[there], without)
+        first = np.argsort(gone, axis=1, kind="stable")[:, :k]  # those that stay, in their order
+        return np.take_along_axis(np.where(gone, -1, there), first, axis=1)
 
     given = neighbors(np.zeros(0, dtype=np.int64))
     read = np.where(given >= 0, corpus.chunks.document[given], -1)  # (L, k) documents
     present = np.intersect1d(numbers, read)
     alone = [neighbors(np.array([number])) for number in present] if len(present) > 1 else []
     reads = np.stack([given, neighbors(numbers), *alone])
-    losses = losses_of(log_probabilities(run.model, tokens, corpus.chunks.with_continuation(reads)), tokens)
+    losses = np.concatenate(
+        [
+            losses_of(log_probabilities(run.model, tokens, corpus.chunks.with_continuation(part)), tokens)
+            for part in np.split(reads, range(ROWS, len(reads), ROWS))
+        ]
+    )
     off = losses_of(log_probabilities(run.model, tokens, None), tokens)[0]
     which = np.argmax(losses[2:] - losses[0], axis=0) if alone else np.zeros(len(tokens), dtype=int)
     shown = np.arange(chunk_len - 1, len(tokens) - 1)

@@ -12,12 +12,13 @@ from test_jobs import wait_until
 from test_train import advance, prepare
 
 from retro_demo import corpus_changes, jobs, service
-from retro_demo.changing import is_pending, prepare_change
+from retro_demo.changing import carry_out, is_pending, prepare_change
 from retro_demo.checkpoint import read_any_config
 from retro_demo.corpus import load_corpus
 from retro_demo.errors import UserError
 from retro_demo.evaluation_request import Request, prepare_evaluation
 from retro_demo.events import Failed, append_event
+from retro_demo.library import Library
 from retro_demo.workspace import Workspace, data_home, new_code
 
 
@@ -59,6 +60,32 @@ def test_a_change_under_another_name_leaves_the_corpus_and_is_a_corpus_of_the_wo
     assert ("Arden", "arden") not in [
         (t.split(" (")[0], i) for t, i in corpus_changes.listed_documents(workspace.corpus(name))
     ]
+
+
+def test_the_titles_to_choose_from_are_read_once_for_each_state_of_a_corpus(workspace, monkeypatch):
+    reads = []
+    read = corpus_changes.read_stored_documents
+    monkeypatch.setattr(
+        corpus_changes, "read_stored_documents", lambda path: reads.append(path) or read(path)
+    )
+    folder = workspace.corpus("places")
+
+    first = corpus_changes.listed_documents(folder)
+    assert corpus_changes.listed_documents(folder) == first
+    assert len(reads) == 1
+
+    list(carry_out(prepare_change(folder, None, forget=["Arden"])))
+    assert [id_ for _, id_ in corpus_changes.listed_documents(folder)] == [
+        id_ for _, id_ in first if id_ != "arden"
+    ]
+
+
+def test_more_documents_than_are_weighed_at_a_time_are_refused_with_both_numbers(workspace):
+    prepare(workspace.folder / "runs" / "done", workspace.corpus("places"), seq_len=64)
+    advance(workspace.run("done"))
+
+    with pytest.raises(UserError, match="51 documents are named; here at most 50"):
+        corpus_changes.weigh_documents(Library(workspace.home), workspace, "done", ["Arden"] * 51)
 
 
 def test_a_change_that_fails_is_told_and_the_corpus_stays(workspace, tmp_path):

@@ -358,6 +358,38 @@ def test_a_corpus_is_changed_in_a_copy_over_http_and_a_run_says_what_it_would_mi
     assert result["nats"]["with"] > 0
 
 
+def test_a_corpus_is_changed_in_place_over_http_and_every_search_follows(client, home, code, files, tmp_path):
+    """The server has searched the corpus as it was; nothing of that is remembered, or left in its folder."""
+    sent = [handle_file(path) for path in files]
+    client.submit(code, sent, "shifting", 8, 0.2, "static", api_name="/build_corpus").result(timeout=240)
+    folder = Workspace.open(home, code).corpus("shifting")
+    title = f"island {service.statistics(folder)['held_out'].index(False)}.txt"
+    text = (files[0].parent / title).read_text()[:60]
+    for retriever in ("dense", "bm25", "hybrid"):
+        before = client.predict(code, "shifting", text, 50, retriever, api_name="/search")
+        assert title in {row["title"] for row in before}
+    (tmp_path / "new.txt").write_text("Island 99 exports wool and 3 boats of slate.\n" * 40)
+
+    job = client.submit(
+        code, "shifting", [handle_file(tmp_path / "new.txt")], [title], api_name="/change_corpus"
+    )
+    job.result(timeout=240)
+
+    done = job.outputs()[-1]
+    assert (done["event"], done["corpus"], done["documents"]) == ("finished", "shifting", 8)
+    for retriever in ("dense", "bm25", "hybrid"):
+        after = client.predict(code, "shifting", text, 50, retriever, api_name="/search")
+        assert title not in {row["title"] for row in after}
+        found = client.predict(code, "shifting", "boats of slate", 1, retriever, api_name="/search")
+        assert found[0]["title"] == "new.txt"
+    assert not (folder / "sources").exists()
+    assert not [path for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
+
+
+def test_more_documents_than_are_weighed_at_a_time_are_refused_over_http(client, code, trained):
+    assert "here at most 50" in refusal(client, code, trained, ["island 1.txt"] * 51, endpoint="/weigh")
+
+
 @pytest.mark.parametrize(
     ("endpoint", "values", "said"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -248,6 +249,31 @@ def test_a_change_of_a_corpus_built_in_shards_that_was_cut_off_is_gone_on_with(
 
     left = [document.id for document in load_corpus(prepared).documents]
     assert left == [name for name in names if name != names[3]]
+
+
+@pytest.mark.parametrize(("memory", "shards"), [(1 << 34, 1), (500_000, 2)])
+def test_a_corpus_in_shards_is_added_to_and_forgotten_from_as_a_whole_one(
+    prepared, small_folder, small_blocks, tmp_path, monkeypatch, memory, shards
+):
+    """Its index is made anew, in as many shards as memory asks for by then, and none of before is left."""
+    for number in (1, 2, 3, 1, 2, 3):
+        list(run_shard(prepared, Shard(number, 3), lambda: False))
+    whole = Path(shutil.copytree(small_folder, tmp_path / "whole"))
+    new = [
+        {"id": "zorland", "title": "Zorland", "text": records(seed=5)[0]["text"].replace("Arden", "Zorland")}
+    ]
+    asked = {"add": [write_jsonl(tmp_path / "new.jsonl", new)], "forget": ["Arden", "Galt"]}
+    list(run_build(prepare_change(whole, None, **asked), lambda: False))
+    monkeypatch.setattr("retro_demo.building.allowed_memory", lambda: memory)
+
+    list(run_build(prepare_change(prepared, None, **asked), lambda: False))
+
+    assert not (prepared / "shards").exists()
+    assert_same_corpus(prepared, whole, shards)
+    corpus = load_corpus(prepared)
+    titles = [document.title for document in corpus.documents]
+    assert "Zorland" in titles
+    assert not {"Arden", "Galt"} & set(titles)
 
 
 def test_ray_and_a_shard_of_ones_own_do_not_go_together(tmp_path, capsys):

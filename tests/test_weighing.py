@@ -9,7 +9,7 @@ import pytest
 from conftest import records, write_jsonl
 from test_explained import SETTINGS
 
-from retro_demo import cli
+from retro_demo import cli, weighing
 from retro_demo.building import build_corpus, prepare_corpus
 from retro_demo.change_config import WeighConfig
 from retro_demo.changing import carry_out, prepare_change
@@ -17,13 +17,14 @@ from retro_demo.config import CorpusConfig
 from retro_demo.errors import UserError
 from retro_demo.events import Finished
 from retro_demo.explain_config import ExplainConfig
-from retro_demo.explained import explain_text
+from retro_demo.explained import explain_text, search_apart
+from retro_demo.index import DenseRetriever
 from retro_demo.loading import LoadedRun, load_run
 from retro_demo.pipeline import run_training
 from retro_demo.planning import make_run_config, prepare_run
 from retro_demo.printing import Printer, weighed
 from retro_demo.weigh_views import weighed_html, weighed_words
-from retro_demo.weighing import weigh
+from retro_demo.weighing import Passage, weigh
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,43 @@ def test_what_would_be_lost_is_what_is_lost_when_it_is_forgotten(run, tmp_path):
     assert result["chunks_reading"] > 0
     assert [row["lost"] for row in result["rows"]] == pytest.approx(lost, abs=1e-5)
     assert max(lost) > 1e-3  # or this test says nothing
+
+
+def test_a_passage_is_searched_once_however_many_documents_are_weighed(run, monkeypatch):
+    searches = []
+    search = DenseRetriever.search
+    monkeypatch.setattr(
+        DenseRetriever,
+        "search",
+        lambda self, tokens, k, **own: searches.append(len(tokens)) or search(self, tokens, k, **own),
+    )
+
+    result = weigh(run, read_most(run, 5), WeighConfig(), held_out_text(run))
+
+    assert result["chunks_reading"] > 0
+    assert len(searches) <= 2 * result["passages"]  # twice where many of the nearest may not be read
+    assert max(searches) > 1
+
+
+def test_the_neighbors_without_some_documents_are_those_that_one_search_for_them_gives(run):
+    """The k nearest that stay, for every chunk of held-out text and any of the documents."""
+    assert run.database is not None
+    corpus, retriever = run.database.corpus, run.database.retriever
+    rows = np.flatnonzero(corpus.held_out[corpus.chunks.document])[:40]
+    named = [corpus.documents.index(d) for d in corpus.documents if d.title in read_most(run, 6)]
+    passage = Passage("", corpus.chunks.tokens[rows].reshape(-1), rows, np.zeros(len(corpus.chunks), bool))
+
+    ranked = weighing._ranked(run.database, passage, np.array(named), 3, 8)
+
+    for row, ids in zip(rows, ranked, strict=True):
+        banned = np.isin(corpus.chunks.document, named)
+        apart = search_apart(run.database, corpus.chunks.tokens[[row]], 3, np.array([row]), banned).ids[0]
+        kept = ids[(ids >= 0) & ~banned[ids]][:3]
+        assert kept.tolist() == apart.tolist()
+        assert (
+            ids[:3].tolist()
+            == retriever.search(corpus.chunks.tokens[[row]], 3, own=row[None]).ids[0].tolist()
+        )
 
 
 def test_each_row_adds_up_and_stands_in_order(run):
