@@ -12,14 +12,14 @@ from retro_demo.checkpoint import MargeRun
 from retro_demo.config import GenerateConfig
 from retro_demo.devices import choose_device
 from retro_demo.distributed import ALONE, World, for_measuring, spread
-from retro_demo.events import ENDINGS, Evaluated, Event, Finished, Progress, Started, Warned
+from retro_demo.events import Evaluated, Event, Progress, Warned
 from retro_demo.generate import Written
 from retro_demo.loading import load_own_corpus
 from retro_demo.marge import MARGE
 from retro_demo.marge_arms import EvidenceArms, measure_live
 from retro_demo.marge_batches import MargeBatches
 from retro_demo.marge_writing import LoadedMarge, write_from_evidence
-from retro_demo.run_state import load_state, otherwise, save_state, saved_step
+from retro_demo.run_state import go_on, save_state
 from retro_demo.train import Hooks, make_optimizer, train
 
 SAMPLE_TOKENS = 24
@@ -51,13 +51,7 @@ def train_marge(
         reading_steps=config.lesson_steps,
         lessons_kept=training.lessons_kept,
     )
-    world.seed(training.seed, saved_step(out))
-    start = load_state(out, model, optimizer, world)  # last: nothing may draw from the generators after it
-    parameters = sum(weight.numel() for weight in model.parameters())
-    about = {"parameters": parameters, "steps": training.steps, "device": device}
-    yield Started(config.model, start, about)
-    if start:
-        yield from otherwise(out, config.versions, world)
+    start = yield from go_on(out, config, model, optimizer, device, world)
     if start and not batches.due(start) and world.any(not batches.resume(start, out)):
         yield Warned(
             f"What the last re-index before step {start} found is gone from the run's folder, or damaged: it "
@@ -89,11 +83,7 @@ def train_marge(
         refresh=refresh,
         due=batches.due,
     )
-    last: Event | None = None
-    for last in train(learner, batches, optimizer, training, start=start, hooks=hooks, world=world):
-        yield last
-    if last is None or last.to_json()["event"] not in ENDINGS:
-        yield Finished({"step": training.steps, "parameters": parameters})
+    yield from train(learner, batches, optimizer, training, start=start, hooks=hooks, world=world)
 
 
 def _sample(run: LoadedMarge, arms: EvidenceArms) -> str:

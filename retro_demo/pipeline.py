@@ -22,14 +22,12 @@ from retro_demo.distributed import ALONE, World, for_measuring, led, spread
 from retro_demo.errors import UserError
 from retro_demo.evaluate import measure_arms
 from retro_demo.events import (
-    ENDINGS,
     MEASURING,
     Evaluated,
     Event,
     Failed,
     Finished,
     Progress,
-    Started,
     Stopped,
     Warned,
     append_event,
@@ -41,7 +39,7 @@ from retro_demo.loading import load_database, load_own_corpus
 from retro_demo.marge_training import train_marge
 from retro_demo.neighbor_tables import neighbor_table, prepare_neighbors
 from retro_demo.retro import RETRO
-from retro_demo.run_state import load_state, otherwise, save_state, saved_step
+from retro_demo.run_state import go_on, save_state, saved_step
 from retro_demo.sharding import Shard, begun_in_shards, build_shard, check_count, finish_shards
 from retro_demo.train import Hooks, make_optimizer, train
 from retro_demo.workspace import SAMPLE, data_home, is_built, prepare_sample, run_folder
@@ -188,18 +186,9 @@ def _train(
     corpus = database.corpus if database else load_own_corpus(config)
     batches = make_batches(config, corpus)
     check_share(training, world)
-    world.seed(training.seed, saved_step(out))
-    start = load_state(out, model, optimizer, world)  # last: nothing may draw from the generators after it
-    parameters = sum(weight.numel() for weight in model.parameters())
-    yield Started(
-        config.model,
-        start,
-        {"parameters": parameters, "steps": config.training.steps, "device": device},
-    )
+    start = yield from go_on(out, config, model, optimizer, device, world)
     if problem:
         yield Warned(problem)
-    if start:
-        yield from otherwise(out, config.versions, world)
     widths = corpus.bytes_of_tokens()
 
     def evaluate(step: int) -> Iterator[Event]:
@@ -216,11 +205,7 @@ def _train(
         save=lambda step: save_state(out, step, model, optimizer, world),
         stop=lambda: world.any(stop()),
     )
-    last: Event | None = None
-    for last in train(learner, batches, optimizer, training, start=start, hooks=hooks, world=world):
-        yield last
-    if last is None or last.to_json()["event"] not in ENDINGS:
-        yield Finished({"step": training.steps, "parameters": parameters})
+    yield from train(learner, batches, optimizer, training, start=start, hooks=hooks, world=world)
 
 
 def _sample(model: RETRO, config: RunConfig, database: Database) -> str:

@@ -6,16 +6,16 @@ kept whole, generators for each process.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from torch import nn
 
-from retro_demo.checkpoint import load_tensors, save_tensors, versions
+from retro_demo.checkpoint import AnyRun, load_tensors, save_tensors, versions
 from retro_demo.distributed import ALONE, World, like, whole
-from retro_demo.events import Warned
+from retro_demo.events import Event, Started, Warned
 
 
 def save_state(
@@ -95,7 +95,24 @@ def _saved(folder: Path) -> dict[str, str]:
         return file.metadata()
 
 
-def otherwise(out: Path, begun_with: dict[str, str], world: World) -> Iterator[Warned]:
+def go_on(
+    out: Path, config: AnyRun, model: nn.Module, optimizer: torch.optim.Optimizer, device: str, world: World
+) -> Generator[Event, None, int]:
+    """Put back the last save of the run in `out` and tell what begins; the step it goes on from.
+
+    From here to the loop nothing may draw from the generators.
+    """
+    world.seed(config.training.seed, saved_step(out))
+    start = load_state(out, model, optimizer, world)
+    parameters = sum(weight.numel() for weight in model.parameters())
+    about = {"parameters": parameters, "steps": config.training.steps, "device": device}
+    yield Started(config.model, start, about)
+    if start:
+        yield from _otherwise(out, config.versions, world)
+    return start
+
+
+def _otherwise(out: Path, begun_with: dict[str, str], world: World) -> Iterator[Warned]:
     """What a run that goes on does otherwise than before, where that parts it from one that never stopped."""
     if begun_with != versions():
         yield Warned(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from retro_demo.config import TrainConfig
 from retro_demo.distributed import ALONE, World, clip_gradients, noticing_loss
 from retro_demo.errors import UserError
-from retro_demo.events import Event, Saved, Step, Stopped
+from retro_demo.events import Event, Finished, Saved, Step, Stopped
 
 LR_FLOOR = 0.1  # the cosine ends at a tenth (RETRO section 3.1)
 
@@ -129,6 +129,8 @@ def train(
         if stopping and not last:
             yield Stopped(done)
             return
+    parameters = sum(weight.numel() for weight in learner.parameters())
+    yield Finished({"step": config.steps, "parameters": parameters})
 
 
 def _optimizer_step(
