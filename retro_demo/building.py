@@ -43,7 +43,7 @@ from retro_demo.marks import file_mark
 from retro_demo.neighbors import Neighbors
 from retro_demo.recall import Excluded, Recall, measure_recall
 from retro_demo.tokenizer import Tokenizer
-from retro_demo.vectors import embed_chunks
+from retro_demo.vectors import embed_chunks, take_given
 
 SEARCH_BLOCK = 4096
 
@@ -81,6 +81,7 @@ def build_corpus(out: Path) -> Iterator[Event]:
     text = yield from read_text(out, config, sources)
     documents, chunks, held_out, tokenizer = text.documents, text.chunks, text.held_out, text.tokenizer
     duplicates, warnings, train = text.duplicates, text.warnings, text.train
+    yield from take_given(out, chunks, tokenizer, embedder)
     yield from embed_chunks(out, chunks, tokenizer, embedder)
     vectors = load_array(out / "vectors.npy", mapped=True)
     on_gpu, device_sentence = gpu_available()

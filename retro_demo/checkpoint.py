@@ -5,6 +5,7 @@
     state.safetensors     weights, optimizer and generators of the last save, for going on
     events.jsonl          all that happened
     tokenizer.json        the tokenizer of the corpus
+    imported.json         where the run came from elsewhere (importing.py)
 
 Each file is written beside itself and renamed. `state.safetensors` alone is the truth on going on,
 so a kill between two files cannot mix two saves. Nothing is ever unpickled.
@@ -34,6 +35,7 @@ from retro_demo.marge_config import EvidenceConfig, MargeConfig
 from retro_demo.retro import RETRO
 
 FORMAT = 1
+IMPORTED = "imported.json"
 MODELS = ("lm", "retro", "retrofit", "marge")
 
 

@@ -49,6 +49,7 @@ from retro_demo.pipeline import ensure_sample
 from retro_demo.printing import Printer, print_json
 from retro_demo.ready import ready_run
 from retro_demo.search import search
+from retro_demo.share_verbs import add_share_verbs
 from retro_demo.tokenizer import Tokenizer
 from retro_demo.workspace import SAMPLE, SAMPLES, corpus_folder, data_home, run_folder, settle_data_home
 
@@ -106,6 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_job_verbs(lambda *what: _verb(verbs, *what))
     add_change_verbs(lambda *what: _verb(verbs, *what))
+    add_share_verbs(lambda *what: _verb(verbs, *what))
 
     find = _verb(verbs, "search", _search, "find the chunks of a corpus that are nearest to a text")
     find.add_argument("corpus", metavar="DIR", help='folder of a corpus, or "sample:factbook2015"')

@@ -39,7 +39,7 @@ from retro_demo.loading import load_database, load_own_corpus
 from retro_demo.marge_training import train_marge
 from retro_demo.neighbor_tables import neighbor_table, prepare_neighbors
 from retro_demo.retro import RETRO
-from retro_demo.run_state import go_on, save_state, saved_step
+from retro_demo.run_state import check_goes_on, go_on, save_state, saved_step
 from retro_demo.sharding import Shard, begun_in_shards, build_shard, check_count, finish_shards
 from retro_demo.train import Hooks, make_optimizer, train
 from retro_demo.workspace import SAMPLE, data_home, is_built, prepare_sample, run_folder
@@ -145,6 +145,7 @@ def run_training(
         with led(world):
             if world.leads:
                 yield from ensure_sample(config.corpus, stop)
+                check_goes_on(out)
                 held.enter_context(claim(out))
                 done = saved_step(out)
                 cut_back(out / "events.jsonl", done, goes_on=done < config.training.steps)

@@ -13,8 +13,9 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from retro_demo.checkpoint import AnyRun, load_tensors, save_tensors, versions
+from retro_demo.checkpoint import IMPORTED, AnyRun, load_tensors, save_tensors, versions
 from retro_demo.distributed import ALONE, World, like, whole
+from retro_demo.errors import UserError
 from retro_demo.events import Event, Started, Warned
 
 
@@ -75,6 +76,15 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
 
 def _generator(kind: str, rank: int) -> str:
     return f"generator.{kind}.{rank}" if rank else f"generator.{kind}"
+
+
+def check_goes_on(folder: Path) -> None:
+    """Raise UserError where a run came from elsewhere without its state: it would begin anew, over its weights."""
+    if (folder / IMPORTED).exists() and not (folder / "state.safetensors").exists():
+        raise UserError(
+            f"{folder.name} was imported without its optimizer state, so it cannot be trained on. Import an "
+            "export that was made --with-state, or train a new run."
+        )
 
 
 def saved_step(folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 vectors.part  a .npy whose last rows are not there yet; it becomes vectors.npy
 vectors.json  what they are made from: another embedder, tokenizer or other chunks are refused
+given.npy     those that came with an import: taken over where a sample shows them to be these
 
 Shapes: E vector width, N chunks.
 """
@@ -17,13 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
-from retro_demo.corpus import Chunks, file_hash, write_atomically
+from retro_demo.corpus import Chunks, file_hash, load_array, write_atomically
 from retro_demo.embedding import Embedder
 from retro_demo.errors import UserError
-from retro_demo.events import Event, Progress
+from retro_demo.events import Event, Progress, Warned
 from retro_demo.tokenizer import Tokenizer
 
 EMBED_BLOCK = 4096
+GIVEN = "given.npy"
+SAMPLED, FARTHEST = 64, 0.01  # chunks embedded anew, and how far off a given number may be
 COPY_ROWS = 65_536
 
 
@@ -78,6 +81,37 @@ def give_vectors(out: Path, vectors: np.ndarray, rows: np.ndarray, total: int, e
         os.fsync(file.fileno())
     about = {"made_from": sources_of(out, embedder), "given": len(rows)}
     write_atomically(out / "vectors.json", json.dumps(about).encode())
+
+
+def take_given(out: Path, chunks: Chunks, tokenizer: Tokenizer, embedder: Embedder) -> Iterator[Event]:
+    """Take over the vectors that an import left, where they are what the embedder makes of these chunks.
+
+    Looked at are all lengths and a sample of the directions. Where they are not, all is embedded anew,
+    and a warning says so.
+    """
+    path = out / GIVEN
+    if not path.exists():
+        return
+    given = load_array(path, mapped=True)
+    if given.shape == (len(chunks), embedder.dim) and _alike(given, chunks, tokenizer, embedder):
+        give_vectors(out, given, np.arange(len(given)), len(given), embedder.fingerprint)
+    else:
+        yield Warned(
+            "The vectors that came with this corpus are not what its embedder makes of its text here, so all "
+            "chunks are embedded anew."
+        )
+    path.unlink()
+
+
+def _alike(given: np.ndarray, chunks: Chunks, tokenizer: Tokenizer, embedder: Embedder) -> bool:
+    for start in range(0, len(given), COPY_ROWS):
+        with np.errstate(over="ignore", invalid="ignore"):
+            lengths = np.linalg.norm(given[start : start + COPY_ROWS], axis=1)
+        if not (np.isclose(lengths, 1, atol=1e-3) | (lengths == 0)).all():  # also where it is no number
+            return False
+    rows = np.unique(np.linspace(0, len(given) - 1, SAMPLED).astype(np.int64))
+    made = embedder.embed([tokenizer.decode(ids) for ids in chunks.tokens[rows].tolist()])
+    return bool((np.abs(made - given[rows]).max(axis=1) < FARTHEST).all())
 
 
 def sources_of(out: Path, embedder: str) -> str:

@@ -147,7 +147,8 @@ LAYERS = [
         "downloads",
         "weighing",
     ],
-    ["evaluations", "corpus_changes"],
+    ["sharing", "share_records", "share_checks", "model_card", "exporting", "importing", "hub"],
+    ["evaluations", "corpus_changes", "shares"],
     [
         "views",
         "text_views",
@@ -160,7 +161,7 @@ LAYERS = [
         "weigh_views",
     ],
     ["evaluate_figures", "evidence_views", "evidence_figures"],
-    ["flags", "printing", "change_verbs", "job_verbs"],
+    ["flags", "printing", "change_verbs", "job_verbs", "share_verbs"],
     ["cli", "ui"],
 ]
 """Lowest first; a module imports from its own layer and those before it."""

@@ -1,0 +1,197 @@
+"""The model card of an export: README.md with YAML front matter, honest figures and how to repeat them.
+
+It says what was measured with its intervals, and just as plainly what was not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from retro_demo.checkpoint import AnyRun, MargeRun, RunConfig
+from retro_demo.cutting import ASSETS
+from retro_demo.provenance import NOT_COMPARABLE, place_name, weights_of
+from retro_demo.sharing import CorpusNote
+
+LANGUAGE = re.compile(r"[a-z]{2,3}")
+LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,40}")
+KIND = {
+    "lm": "plain language model (the matched baseline of a RETRO: the same decoder, which reads nothing)",
+    "retro": "RETRO (Borgeaud et al. 2022), trained with its neighbors from scratch",
+    "retrofit": "RETRO (Borgeaud et al. 2022), a plain model that was taught to read neighbors",
+    "marge": "MARGE (Lewis et al. 2020), which writes a document anew from others that it finds",
+}
+ARMS = {
+    "on": "retrieval on",
+    "off": "retrieval off",
+    "shuffled": "neighbors of another sequence",
+    "random": "random evidence",
+    "own": "each target's own evidence alone",
+    "beta_0": "relevance without weight",
+    "baseline": "matched baseline (an lm)",
+    "control": "trained with random neighbors",
+}
+
+
+def model_card(
+    name: str,
+    run: Path,
+    config: AnyRun,
+    corpus: CorpusNote,
+    *,
+    result: Mapping[str, Any] | None,
+    events: list[dict[str, Any]],
+    license: str,
+    has: frozenset[str],
+    imported: bool,
+) -> str:
+    """README.md of an export; `result` are the figures of an evaluation of these weights, None = none.
+
+    `has`: "corpus" and "state" where they are along.
+    """
+    parts = [
+        _front(config, license),
+        f"# {plain(name)}\n\nA small {KIND[config.model]}, made with retro_demo.",
+        _origin(run, config, corpus, imported),
+        _figures(config, result, events),
+        _not_measured(config, result),
+        _data(corpus, "corpus" in has),
+        _use(name, config, has),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def plain(text: str) -> str:
+    """A text of a user as Markdown that shows it and does nothing."""
+    one_line = " ".join(text.split())[:200]
+    return re.sub(r"([\\`*_{}\[\]()<>#|!~$&])", r"\\\1", one_line)
+
+
+def _front(config: AnyRun, license: str) -> str:
+    languages = config.network.languages if isinstance(config, MargeRun) else ()
+    known = [one for one in languages if LANGUAGE.fullmatch(one)]
+    kind = "marge" if isinstance(config, MargeRun) else "retro"
+    lines = ["---", f"license: {license}", "library_name: retro_demo"]
+    lines += ["language:", *(f'- "{one}"' for one in known)] if known else []  # "no" would be a truth value
+    lines += [] if isinstance(config, MargeRun) else ["pipeline_tag: text-generation"]
+    lines += ["tags:", f"- {kind}", "- retrieval-augmented", "- small-model", "---"]
+    return "\n".join(lines)
+
+
+def _origin(run: Path, config: AnyRun, corpus: CorpusNote, imported: bool) -> str:
+    step, parameters = weights_of(run)
+    training = config.training
+    rows = {
+        "Parameters": f"{parameters:,}",
+        "Steps": f"{step:,} of {training.steps:,}",
+        "Seed": str(training.seed),
+        "Preset": plain(config.preset),
+        "Trained on": f"{plain(corpus.title)} (fingerprint {plain(corpus.fingerprint)})",
+        "Machine": f"{plain(config.device)}, {config.threads} threads, "
+        + ", ".join(f"{plain(k)} {plain(v)}" for k, v in config.versions.items()),
+    }
+    if isinstance(config, RunConfig):
+        tokens = step * training.batch_size * training.seq_len
+        rows["Tokens read in training"] = f"{tokens:,} (batch {training.batch_size}, {training.seq_len} each)"
+        if config.retrieves:
+            rows["Neighbors"] = f"{training.num_neighbors} of each chunk, by {training.retriever}"
+        if config.base:
+            rows["Begun with"] = f"{plain(place_name(config.base))} (weights {config.base_weights[:16]})"
+    table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+    note = (
+        "\n\nThis run was imported before it was exported here: its record is as its maker gave it, and "
+        "nobody here saw the training."
+        if imported
+        else ""
+    )
+    return f"## What it is\n\n{table}\n\n{NOT_COMPARABLE}{note}"
+
+
+def _figures(config: AnyRun, result: Mapping[str, Any] | None, events: list[dict[str, Any]]) -> str:
+    if result is not None:
+        rows = [
+            f"| {ARMS.get(name, plain(name))} | {arm['bpb']:.4f} | {_interval(arm)} | {arm['nats']:.4f} |"
+            for name, arm in result["arms"].items()
+            if arm.get("bpb") is not None and arm.get("nats") is not None
+        ]
+        counts = result.get("counts", {})
+        tokens = f"{counts['tokens']:,}" if "tokens" in counts else "an unknown number of"
+        head = (
+            f"Measured on {tokens} held-out tokens of {counts.get('documents', '?')} documents; intervals: "
+            "bootstrap over documents.\n\n"
+            "| Arm | Bits a byte | 95% interval | Nats a token |\n|---|---|---|---|\n"
+        )
+        return f"## Held-out loss\n\n{head}" + "\n".join(rows) + f"\n\n{plain_sentence(result['verdict'])}"
+    measured = [event for event in events if event["event"] == "evaluated" and event["arms"]]
+    if not measured:
+        return "## Held-out loss\n\nNothing was measured."
+    arms = measured[-1]["arms"]
+    rows = [f"| {ARMS.get(n, plain(n))} | {arm['bpb']:.4f} | {arm['nats']:.4f} |" for n, arm in arms.items()]
+    return (
+        f"## Held-out loss\n\nMeasured while training, at step {measured[-1]['step']:,}, on a part of the "
+        "held-out text: without intervals and without a matched baseline, so it does not say whether "
+        "retrieval is worth its cost.\n\n| Arm | Bits a byte | Nats a token |\n|---|---|---|\n"
+    ) + "\n".join(rows)
+
+
+def plain_sentence(text: str) -> str:
+    """A verdict as Markdown: as long as it is, on one line."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~$&])", r"\\\1", " ".join(text.split()))
+
+
+def _interval(arm: Mapping[str, Any]) -> str:
+    found = arm.get("ci")
+    whole = isinstance(found, (list, tuple)) and all(isinstance(end, (int, float)) for end in found)
+    return f"{found[0]:.4f} to {found[1]:.4f}" if whole and found else "too few documents"
+
+
+def _not_measured(config: AnyRun, result: Mapping[str, Any] | None) -> str:
+    wanted = {"lm": (), "marge": ("on", "off", "random", "shuffled")}
+    arms = result["arms"] if result is not None else {}
+    missing = [
+        ARMS[arm]
+        for arm in wanted.get(config.model, ("on", "off", "shuffled", "baseline", "control"))
+        if arm not in arms
+    ]
+    lines = [f"- An evaluation with intervals: {', '.join(missing)}."] if missing else []
+    lines += ["- Other seeds: this is one training." if config.model != "lm" else "- Other seeds."]
+    lines += [
+        "- Whether what it writes is true, fair or safe: it is not. It makes up facts, and repeats what "
+        "stands in its corpus.",
+        "- Any other corpus, language or task than the held-out part of its own corpus.",
+    ]
+    return "## What was not measured\n\n" + "\n".join(lines)
+
+
+def _data(corpus: CorpusNote, along: bool) -> str:
+    notice = ASSETS / corpus.shipped / "NOTICE"
+    if corpus.shipped == "lookup":
+        terms = "Made-up facts that retro_demo writes itself; there is nothing to license."
+    elif corpus.shipped and notice.exists():
+        terms = notice.read_text("utf-8").strip()
+        terms = "\n".join(f"> {line}".rstrip() for line in terms.splitlines())
+    else:
+        terms = (
+            "The texts are its maker's. Their license is not known to the program that wrote this card; "
+            "whoever shares it must say so here, and must be allowed to share them."
+        )
+    where = "It is in the folder `corpus`." if along else "It is not in this export."
+    return f"## The corpus\n\n{plain(corpus.title)}, fingerprint `{plain(corpus.fingerprint)}`. {where}\n\n{terms}"
+
+
+def _use(name: str, config: AnyRun, has: frozenset[str]) -> str:
+    run = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
+    lines = [
+        f"python -m retro_demo import EXPORT --as {run}     # EXPORT: this folder, a clone of it, or its .zip",
+        f'python -m retro_demo generate {run} --prompt "Some words"',
+    ]
+    if config.retrieves:
+        lines.append(f"python -m retro_demo evaluate {run}     # measure it yourself")
+    more = "A larger number of `--steps` trains it on: `train --out RUN --steps N`." if "state" in has else ""
+    more = more or "It has no optimizer state, so it cannot be trained on as it was."
+    if "corpus" not in has and config.retrieves:
+        more += " Where its corpus is missing, name another one with `--corpus`."
+    config_note = "`config.json` holds every setting and the seed; with the corpus they repeat the training."
+    return "## Use\n\n```\n" + "\n".join(lines) + f"\n```\n\n{more} {config_note}"
