@@ -90,7 +90,7 @@ def export_run(
 
 
 def export_corpus(corpus: Path, out: Path, title: str = "") -> Manifest:
-    """Write a built corpus to the folder `out`, which must not be there yet; `title`: "sample:NAME" of one."""
+    """Write a built corpus to the folder `out`, not there yet; `title`: "sample:NAME" of a sample."""
     if is_running(corpus):
         raise UserError(f"{corpus.name} is being worked on. Stop that first, or wait for its end.")
     loaded = load_corpus(corpus)

@@ -6,8 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+import huggingface_hub  # its parts load on first use, which only who pushes waits for
 
 from retro_demo.errors import UserError
 from retro_demo.sharing import MANIFEST
@@ -17,7 +16,7 @@ TOKEN = re.compile(r"[!-~]{8,400}")
 SAID = {
     401: "the token is wrong or has expired",
     403: "the token may not write there; make one with write access to that repository",
-    404: "there is no such repository or owner",
+    404: "there is no such owner or repository",
     413: "a file is too large for the Hub",
     429: "there were too many requests; wait a few minutes",
 }
@@ -28,7 +27,7 @@ def own_token() -> str:
 
     Never for a visitor of the page: on a server it would be its owner's.
     """
-    token = get_token()
+    token = huggingface_hub.get_token()
     if not token:
         raise UserError(
             "There is no token for the Hub. Make one with write access at huggingface.co/settings/tokens and "
@@ -42,29 +41,37 @@ def push(export: Path, repo: str, token: str, *, private: bool) -> str:
 
     The Hub is HF_ENDPOINT's, else huggingface.co. Raises UserError with what the Hub answered.
     """
-    if not REPO.fullmatch(repo):
-        raise UserError(f"The repository is {repo[:120]!r}; give it as OWNER/NAME.")
-    if not TOKEN.fullmatch(token):
-        raise UserError("The token is no token of the Hub: it has 8 or more letters, digits or signs.")
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import disable_progress_bars  # pyright: ignore[reportPrivateImportUsage]
+
+    check_address(repo, token)
     if not (export / MANIFEST).exists():
         raise UserError(f"{export.name} is no export. Make one with: export RUN --out DIR")
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token)
+    disable_progress_bars()
+    # the HTTPError of the client that this version of the library uses: httpx or httpx2
+    cut_off: type[Exception] = HfHubHTTPError.__bases__[0]  # pyright: ignore[reportAssignmentType]
+    api = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token)
     try:
         url = api.create_repo(repo, repo_type="model", private=private, exist_ok=True)
         api.upload_folder(
-            repo_id=repo,
-            folder_path=export,
-            repo_type="model",
-            commit_message="Add a run of retro_demo",
+            repo_id=repo, folder_path=export, repo_type="model", commit_message="Add a run of retro_demo"
         )
     except HfHubHTTPError as error:
-        code = error.response.status_code if error.response is not None else 0
+        code = error.response.status_code
         raise UserError(f"The Hub refused {repo} ({code}): {SAID.get(code, 'try again later')}.") from None
-    except (HFValidationError, LocalTokenNotFoundError, ValueError) as error:
-        raise UserError(f"The Hub cannot take {repo} ({type(error).__name__}). Check the name.") from None
-    except (OSError, RuntimeError) as error:  # no way there, or it broke off
+    except ValueError:  # what the library itself finds wrong with a name or an answer
+        raise UserError(f"The Hub cannot take {repo}. Check the name, and try again.") from None
+    except (cut_off, OSError, RuntimeError) as error:
         raise UserError(
             f"The Hub at {api.endpoint} was not reached, or the upload broke off ({type(error).__name__}). "
             "Check the connection and push again: what is there already is not sent twice."
         ) from None
     return str(url)
+
+
+def check_address(repo: str, token: str) -> None:
+    """Raise UserError where a repository or token cannot be one; no message holds a token."""
+    if not REPO.fullmatch(repo):
+        raise UserError(f"The repository is {repo[:120]!r}; give it as OWNER/NAME.")
+    if not TOKEN.fullmatch(token):
+        raise UserError("That is no token of the Hub. Make one at huggingface.co/settings/tokens.")

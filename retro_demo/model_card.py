@@ -178,13 +178,14 @@ def _data(corpus: CorpusNote, along: bool) -> str:
             "whoever shares it must say so here, and must be allowed to share them."
         )
     where = "It is in the folder `corpus`." if along else "It is not in this export."
-    return f"## The corpus\n\n{plain(corpus.title)}, fingerprint `{plain(corpus.fingerprint)}`. {where}\n\n{terms}"
+    said = f"{plain(corpus.title)}, fingerprint `{plain(corpus.fingerprint)}`. {where}"
+    return f"## The corpus\n\n{said}\n\n{terms}"
 
 
 def _use(name: str, config: AnyRun, has: frozenset[str]) -> str:
     run = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
     lines = [
-        f"python -m retro_demo import EXPORT --as {run}     # EXPORT: this folder, a clone of it, or its .zip",
+        f"python -m retro_demo import EXPORT --as {run}     # EXPORT: this folder, a clone or .zip of it",
         f'python -m retro_demo generate {run} --prompt "Some words"',
     ]
     if config.retrieves:

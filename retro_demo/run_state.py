@@ -79,7 +79,7 @@ def _generator(kind: str, rank: int) -> str:
 
 
 def check_goes_on(folder: Path) -> None:
-    """Raise UserError where a run came from elsewhere without its state: it would begin anew, over its weights."""
+    """Raise UserError where a run was imported without its state: it would begin anew, over its weights."""
     if (folder / IMPORTED).exists() and not (folder / "state.safetensors").exists():
         raise UserError(
             f"{folder.name} was imported without its optimizer state, so it cannot be trained on. Import an "

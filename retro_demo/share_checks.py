@@ -26,6 +26,7 @@ from retro_demo.sharing import read_json
 from retro_demo.tokenizer import Tokenizer
 
 HEADER_BYTES = 16_000_000
+SAID_CHARS = 300
 WIDTH = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "U8": 1}
 GENERATOR = re.compile(r"generator\.(cpu|cuda)(\.[1-9][0-9]{0,3})?")
 LANGUAGE = re.compile(r"[A-Za-z0-9_-]{0,32}")
@@ -84,7 +85,7 @@ def read_head(path: Path) -> Head:
         if not all(isinstance(text, str) for text in notes.values()):
             raise ValueError("notes")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{sentence}: its head is damaged ({error}). Export anew.") from error
+        raise UserError(f"{sentence}: its head is damaged ({str(error)[:80]}). Export anew.") from error
     end = 0
     for start, stop in sorted(places):
         if start != end:
@@ -104,8 +105,13 @@ def check_config(folder: Path) -> AnyRun:
     try:
         config = read_any_config(folder)
         _check_plain(config)
+    except UserError as error:  # what a stranger wrote may be long, and where it lies for now means nothing
+        said = str(error).replace(f"{folder}/", "")
+        raise UserError(said if len(said) < SAID_CHARS else f"{said[:SAID_CHARS]} ...") from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"config.json is not the config of a run ({error}). Export the run anew.") from error
+        raise UserError(
+            f"config.json is not the config of a run ({str(error)[:80]}). Export the run anew."
+        ) from error
     if isinstance(config, MargeRun):
         languages = config.network.languages
         whole = isinstance(languages, tuple) and len(languages) <= 1000
@@ -146,7 +152,7 @@ def shapes_of(config: AnyRun) -> dict[str, tuple[int, ...]]:
         with torch.device("meta"):
             model = MARGE(config.network) if isinstance(config, MargeRun) else RETRO(config.network)
     except (ValueError, AssertionError, RuntimeError, IndexError, TypeError, ZeroDivisionError) as error:
-        raise UserError(f"config.json describes no network that can be made ({error}).") from error
+        raise UserError(f"config.json describes no network that can be made ({str(error)[:200]}).") from error
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 

@@ -23,6 +23,7 @@ from retro_demo.ui.evaluate_tab import evaluate_tab
 from retro_demo.ui.evidence_tab import evidence_tab
 from retro_demo.ui.form import QUIET, shows_errors
 from retro_demo.ui.generate_tab import generate_tab
+from retro_demo.ui.share_api import add_share_endpoints
 from retro_demo.ui.train_tab import train_tab
 from retro_demo.workspace import (
     CHECKPOINTS,
@@ -82,6 +83,7 @@ def build_app(home: Path, warning: str = "") -> tuple[gr.Blocks, Callable[[], No
         _workspace_drawer(home, visitor, arrival)
         add_endpoints(library)
         add_corpus_endpoints(library)
+        add_share_endpoints(library)
     return demo.queue(max_size=256, api_open=False), lambda: _prepare(library)
 
 

@@ -20,6 +20,7 @@ from retro_demo.marge_planning import marge_settings
 from retro_demo.presets import MARGE_PRESETS, PRESETS
 from retro_demo.ui.evidence_live import evidence_live
 from retro_demo.ui.form import CHEAP, QUIET, Form, json_file, once_known, shows_errors, stop_and_resume, sure
+from retro_demo.ui.share_section import share_section
 from retro_demo.workspace import SAMPLE, Workspace, disk_use, is_built
 
 SIZES = "Sets all knobs: tiny for minutes, small for an hour, base for a GPU."
@@ -272,6 +273,7 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
     widgets = [*form.inputs, *own_form.inputs]
     all_of_it = [corpus, run, listing, *followed]
     chosen = [visitor, run, corpus]
+    share_section(library, visitor, run, refreshed, all_of_it)
     start.click(begin, [visitor, corpus, model, preset, name, base, *widgets], all_of_it, **CHEAP)
     stop.click(end, [visitor, run], None, **QUIET)
     resume.click(go_on, chosen, all_of_it, **CHEAP)

@@ -1,0 +1,134 @@
+"""What a visitor shares: a run as a .zip, somebody's .zip as a run or corpus, a run pushed to the Hub."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from retro_demo import jobs, service
+from retro_demo.archives import Limits
+from retro_demo.errors import UserError
+from retro_demo.evaluations import folder_of_evaluations
+from retro_demo.exporting import export_run, write_zip
+from retro_demo.hub import check_address, push
+from retro_demo.importing import (
+    MISSING,
+    Checked,
+    checked_export,
+    corpus_here,
+    name_of_corpus,
+    take_corpus,
+    take_run,
+)
+from retro_demo.workspace import SAMPLE, Workspace, is_built
+
+LIMITS = Limits(total_bytes=1_000_000_000)
+
+
+def export_zip(
+    workspace: Workspace,
+    run: str,
+    folder: Path,
+    *,
+    with_corpus: bool = False,
+    with_state: bool = False,
+    license: str = "unknown",
+) -> Path:
+    """Write a run of the workspace, or a shipped one, as a .zip into `folder`; its path."""
+    path = folder / f"{workspace.run(run).name}.zip"
+    with tempfile.TemporaryDirectory(dir=workspace.folder, prefix=".export-") as scratch:
+        out = Path(scratch) / "export"
+        _export(workspace, run, out, with_corpus=with_corpus, with_state=with_state, license=license)
+        write_zip(out, path)
+    return path
+
+
+def push_run(
+    workspace: Workspace,
+    run: str,
+    repo: str,
+    token: str,
+    *,
+    with_corpus: bool = False,
+    with_state: bool = False,
+    license: str = "unknown",
+    private: bool = True,
+) -> str:
+    """Export a run and push it to the Hub with the visitor's own token, never the server's; its address."""
+    check_address(repo, token)
+    with tempfile.TemporaryDirectory(dir=workspace.folder, prefix=".export-") as scratch:
+        out = Path(scratch) / "export"
+        _export(workspace, run, out, with_corpus=with_corpus, with_state=with_state, license=license)
+        return push(out, repo, token, private=private)
+
+
+def _export(
+    workspace: Workspace, run: str, out: Path, *, with_corpus: bool, with_state: bool, license: str
+) -> None:
+    folder = workspace.run(run)
+    if with_corpus:
+        for _ in service.wait_for_corpus(workspace, run):
+            pass
+    export_run(
+        folder,
+        out,
+        with_corpus=with_corpus,
+        with_state=with_state,
+        license=license or "unknown",
+        evaluations=folder_of_evaluations(workspace, run),
+    )
+
+
+def import_zip(workspace: Workspace, file: tuple[str, Path], name: str = "") -> dict[str, Any]:
+    """Check an uploaded .zip (name, where it lies) and make it a run or a corpus of the workspace.
+
+    Returns kind, run and corpus (ids; "" = none), and what is missing or still being built, in words.
+    """
+    given, path = file
+    if not given.lower().endswith(".zip"):
+        raise UserError(f"{given[:80]!r} is no .zip. Choose the .zip of an export.")
+    with checked_export(path, workspace.folder, LIMITS) as export:
+        return _take(workspace, export, name or export.manifest.name)
+
+
+def _take(workspace: Workspace, export: Checked, name: str) -> dict[str, Any]:
+    corpora = {corpus: workspace.corpus(corpus) for corpus in workspace.corpora()}
+    here = corpus_here(export, [folder for folder in corpora.values() if is_built(folder)])
+    corpus = next((one for one, folder in corpora.items() if folder == here), "")
+    notes = []
+    if export.corpus is not None and not corpus:
+        service.check_running(workspace)
+        corpus = _begin_corpus(workspace, export, name)
+        notes.append("Its corpus is being indexed now: follow that on the Corpus tab.")
+    if export.config is None:
+        notes += [] if notes else [f"This corpus is here already, as {service.corpus_title(corpus)}."]
+        return {"kind": "corpus", "run": "", "corpus": corpus, "notes": notes}
+    place = None if not corpus or corpus.startswith(SAMPLE) else workspace.corpus(corpus)
+    named = corpus if corpus.startswith(SAMPLE) else name_of_corpus(export, place)
+    if named.startswith(MISSING):
+        notes.append(
+            f"Its corpus, {export.manifest.corpus.title}, is not in the export and not in this workspace: "
+            "where the run reads one, choose another."
+        )
+    if not (export.folder / "state.safetensors").exists():
+        notes.append("It came without its optimizer state, so it cannot be trained on.")
+    folder = workspace.new_folder("runs", name)
+    try:
+        take_run(export, folder, named, [workspace.run(run) for run in workspace.runs()])
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+    return {"kind": "run", "run": folder.name, "corpus": corpus, "notes": notes}
+
+
+def _begin_corpus(workspace: Workspace, export: Checked, name: str) -> str:
+    folder = workspace.new_folder("corpora", export.manifest.corpus.title if export.config else name)
+    try:
+        take_corpus(export, folder)
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+    jobs.start(folder, "build-corpus")
+    return folder.name

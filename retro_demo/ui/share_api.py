@@ -1,0 +1,48 @@
+"""Public HTTP endpoints that share: a run as a .zip, and a .zip as a run or corpus."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import gradio as gr
+from gradio.utils import get_upload_folder
+
+from retro_demo import shares
+from retro_demo.library import Library
+from retro_demo.ui.form import shows_errors
+from retro_demo.ui.uploads import uploaded
+from retro_demo.workspace import Workspace
+
+
+def add_share_endpoints(library: Library) -> None:
+    """Publish the endpoints; call inside the Blocks of the page."""
+    home = library.home
+
+    def export_run(
+        workspace: str, run: str, with_corpus: bool = False, with_state: bool = False, license: str = ""
+    ) -> gr.FileData:
+        """A run as a .zip to download: weights, tokenizer, config and a card with its figures; where asked
+        its corpus (the texts) and the optimizer state from which a training goes on."""
+        uploads = Path(get_upload_folder())
+        uploads.mkdir(parents=True, exist_ok=True)
+        path = shares.export_zip(
+            Workspace.open(home, workspace),
+            run,
+            Path(tempfile.mkdtemp(dir=uploads)),
+            with_corpus=bool(with_corpus),
+            with_state=bool(with_state),
+            license=license,
+        )
+        return gr.FileData(path=str(path), orig_name=path.name)
+
+    def import_run(workspace: str, file: gr.FileData, name: str = "") -> dict:
+        """Check the .zip of an export and make it a run or corpus of the workspace. Returns kind, run and
+        corpus (ids) and notes: what is missing, or is being indexed."""
+        return shares.import_zip(Workspace.open(home, workspace), uploaded(file), name)
+
+    publish = gr.api  # pyright: ignore[reportPrivateImportUsage]
+    for endpoint in (export_run, import_run):
+        publish(
+            shows_errors(endpoint), api_name=endpoint.__name__, concurrency_id="share", concurrency_limit=2
+        )

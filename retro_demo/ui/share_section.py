@@ -1,0 +1,120 @@
+"""On the Train tab: a run as a .zip for others, a .zip of others as a run, and the Hub."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.utils import get_upload_folder
+
+from retro_demo import shares, views
+from retro_demo.errors import UserError
+from retro_demo.library import Library
+from retro_demo.ui.form import CHEAP, PRIVATE, shows_errors
+from retro_demo.workspace import Workspace
+
+ONE_AT_A_TIME: dict[str, Any] = PRIVATE | {"concurrency_id": "share", "concurrency_limit": 2}
+
+
+def share_section(
+    library: Library,
+    visitor: gr.BrowserState,
+    run: gr.Dropdown,
+    refreshed: Callable[[str, str | None], list[Any]],
+    all_of_it: list[Any],
+) -> None:
+    """Build the section and wire it; `refreshed` gives the values of `all_of_it` for a run."""
+    home = library.home
+    with gr.Accordion("Share: export, import, push to the Hub", open=False, elem_id="share"), gr.Row():
+        with gr.Column(min_width=320):
+            gr.HTML(
+                "<p class='caption'>An export is a .zip of the chosen run: weights, tokenizer, settings "
+                "and a card with its figures and what was not measured. Nothing of this server's folders "
+                "is in it.</p>"
+            )
+            along = gr.CheckboxGroup(
+                [("its corpus (the texts!)", "corpus"), ("what a training goes on from", "state")],
+                label="Take along",
+                elem_id="share-along",
+                info="Share texts only where you may.",
+            )
+            license = gr.Textbox(
+                label="License",
+                max_lines=1,
+                elem_id="share-license",
+                info="Short name for the card, such as mit or cc-by-4.0. Empty: unknown.",
+            )
+            make = gr.Button("Export the chosen run", elem_id="export-run")
+            made = gr.DownloadButton("Download", size="sm", visible=False, elem_id="download-export")
+        with gr.Column(min_width=320):
+            file = gr.File(label="An export (.zip)", file_types=[".zip"], elem_id="import-file", height=120)
+            name = gr.Textbox(
+                label="Name here",
+                max_lines=1,
+                elem_id="import-name",
+                info="Empty: the one in the export.",
+            )
+            bring = gr.Button("Import", elem_id="import-run")
+            brought = gr.HTML(elem_id="imported")
+        with gr.Column(min_width=320):
+            repo = gr.Textbox(label="Repository", max_lines=1, elem_id="push-repo", info="OWNER/NAME")
+            token = gr.Textbox(
+                label="Your token",
+                type="password",
+                max_lines=1,
+                elem_id="push-token",
+                info="With write access. It is used once, for this push, and neither kept nor logged.",
+            )
+            private = gr.Checkbox(True, label="Private repository", elem_id="push-private")
+            push = gr.Button("Push the chosen run", elem_id="push-run")
+            pushed = gr.HTML(elem_id="pushed")
+
+    @shows_errors
+    def export(code: str, one: str | None, what: list[str], terms: str) -> Any:
+        uploads = Path(get_upload_folder())
+        uploads.mkdir(parents=True, exist_ok=True)
+        path = shares.export_zip(
+            Workspace.open(home, code),
+            one or "",
+            Path(tempfile.mkdtemp(dir=uploads)),
+            with_corpus="corpus" in what,
+            with_state="state" in what,
+            license=terms.strip(),
+        )
+        megabytes = path.stat().st_size / 1e6
+        return gr.DownloadButton(f"Download {path.name} ({megabytes:.1f} MB)", value=str(path), visible=True)
+
+    @shows_errors
+    def bring_in(code: str, one: str | None, path: str | None, wanted: str) -> list[Any]:
+        if not path:
+            raise UserError("There is nothing to import. Choose the .zip of an export first.")
+        result = shares.import_zip(Workspace.open(home, code), (Path(path).name, Path(path)), wanted.strip())
+        what = f"The run {result['run']} is yours now." if result["run"] else "The corpus is taken in."
+        said = views.note(" ".join([what, *result["notes"]]))
+        return [said, None, *refreshed(code, result["run"] or one)]
+
+    @shows_errors
+    def push_it(
+        code: str, one: str | None, where: str, secret: str, hidden: bool, what: list[str], terms: str
+    ) -> str:
+        url = shares.push_run(
+            Workspace.open(home, code),
+            one or "",
+            where.strip(),
+            secret.strip(),
+            with_corpus="corpus" in what,
+            with_state="state" in what,
+            license=terms.strip(),
+            private=bool(hidden),
+        )
+        return views.note(f"It is at {url} now.")
+
+    chosen = [visitor, run]
+    run.change(lambda: gr.DownloadButton(visible=False), None, made, **CHEAP)
+    make.click(export, [*chosen, along, license], made, **ONE_AT_A_TIME)
+    bring.click(bring_in, [*chosen, file, name], [brought, file, *all_of_it], **ONE_AT_A_TIME)
+    pressed = push.click(push_it, [*chosen, repo, token, private, along, license], pushed, **ONE_AT_A_TIME)
+    pressed.then(lambda: "", None, token, **CHEAP)  # also where it failed: no page keeps a token
