@@ -12,6 +12,8 @@ from typing import Any
 
 from retro_demo.checkpoint import AnyRun, MargeRun, RunConfig
 from retro_demo.cutting import ASSETS
+from retro_demo.evaluate_views import ARM_NAMES, arm_name, arms_in_order
+from retro_demo.marge_evaluate_report import NAMES
 from retro_demo.provenance import NOT_COMPARABLE, place_name, weights_of
 from retro_demo.sharing import CorpusNote
 
@@ -23,16 +25,10 @@ KIND = {
     "retrofit": "RETRO (Borgeaud et al. 2022), a plain model that was taught to read neighbors",
     "marge": "MARGE (Lewis et al. 2020), which writes a document anew from others that it finds",
 }
-ARMS = {
-    "on": "retrieval on",
-    "off": "retrieval off",
-    "shuffled": "neighbors of another sequence",
-    "random": "random evidence",
-    "own": "each target's own evidence alone",
-    "beta_0": "relevance without weight",
-    "baseline": "matched baseline (an lm)",
-    "control": "trained with random neighbors",
-}
+WANTED = {"lm": (), "marge": ("on", "off", "random", "shuffled")}
+"""The arms without which a claim about retrieval stands on nothing, where they are not `WANTED_OF_RETRO`."""
+
+WANTED_OF_RETRO = ("on", "off", "shuffled", "baseline", "control_random")
 
 
 def model_card(
@@ -110,25 +106,31 @@ def _origin(run: Path, config: AnyRun, corpus: CorpusNote, imported: bool) -> st
 
 
 def _figures(config: AnyRun, result: Mapping[str, Any] | None, events: list[dict[str, Any]]) -> str:
+    names = NAMES if isinstance(config, MargeRun) else ARM_NAMES
     if result is not None:
+        arms = {name: result["arms"][name] for name in arms_in_order(result)}
         rows = [
-            f"| {ARMS.get(name, plain(name))} | {arm['bpb']:.4f} | {_interval(arm)} | {arm['nats']:.4f} |"
-            for name, arm in result["arms"].items()
+            f"| {arm_name(name, names)} | {arm['bpb']:.4f} | {_interval(arm)} | {arm['nats']:.4f} |"
+            for name, arm in arms.items()
             if arm.get("bpb") is not None and arm.get("nats") is not None
         ]
-        counts = result.get("counts", {})
-        tokens = f"{counts['tokens']:,}" if "tokens" in counts else "an unknown number of"
+        counts = result["counts"]
         head = (
-            f"Measured on {tokens} held-out tokens of {counts.get('documents', '?')} documents; intervals: "
-            "bootstrap over documents.\n\n"
+            f"Measured on {counts['tokens']:,} held-out tokens of {counts['documents']:,} documents; the "
+            "intervals are drawn anew from the documents (bootstrap).\n\n"
             "| Arm | Bits a byte | 95% interval | Nats a token |\n|---|---|---|---|\n"
         )
-        return f"## Held-out loss\n\n{head}" + "\n".join(rows) + f"\n\n{plain_sentence(result['verdict'])}"
+        said = plain_sentence(result["verdict"])
+        command = plain_sentence(result.get("provenance", {}).get("command", ""))
+        made = f"\n\nMeasured with: {command}" if command else ""
+        return f"## Held-out loss\n\n{head}" + "\n".join(rows) + f"\n\n{said}{made}"
     measured = [event for event in events if event["event"] == "evaluated" and event["arms"]]
     if not measured:
         return "## Held-out loss\n\nNothing was measured."
-    arms = measured[-1]["arms"]
-    rows = [f"| {ARMS.get(n, plain(n))} | {arm['bpb']:.4f} | {arm['nats']:.4f} |" for n, arm in arms.items()]
+    rows = [
+        f"| {names.get(name, plain(name))} | {arm['bpb']:.4f} | {arm['nats']:.4f} |"
+        for name, arm in measured[-1]["arms"].items()
+    ]
     return (
         f"## Held-out loss\n\nMeasured while training, at step {measured[-1]['step']:,}, on a part of the "
         "held-out text: without intervals and without a matched baseline, so it does not say whether "
@@ -148,18 +150,14 @@ def _interval(arm: Mapping[str, Any]) -> str:
 
 
 def _not_measured(config: AnyRun, result: Mapping[str, Any] | None) -> str:
-    wanted = {"lm": (), "marge": ("on", "off", "random", "shuffled")}
+    names = NAMES if isinstance(config, MargeRun) else ARM_NAMES
     arms = result["arms"] if result is not None else {}
-    missing = [
-        ARMS[arm]
-        for arm in wanted.get(config.model, ("on", "off", "shuffled", "baseline", "control"))
-        if arm not in arms
-    ]
-    lines = [f"- An evaluation with intervals: {', '.join(missing)}."] if missing else []
-    lines += ["- Other seeds: this is one training." if config.model != "lm" else "- Other seeds."]
+    missing = [names[arm] for arm in WANTED.get(config.model, WANTED_OF_RETRO) if arm not in arms]
+    lines = [f"- With intervals: {', '.join(missing)}."] if missing else []
     lines += [
-        "- Whether what it writes is true, fair or safe: it is not. It makes up facts, and repeats what "
-        "stands in its corpus.",
+        "- Other seeds: this is one training.",
+        "- Whether what it writes is true, fair or safe. Expect made-up facts, and passages of its corpus "
+        "word for word.",
         "- Any other corpus, language or task than the held-out part of its own corpus.",
     ]
     return "## What was not measured\n\n" + "\n".join(lines)

@@ -91,15 +91,15 @@ def _push(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Eve
 
 def _needed(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
     """Build the sample corpus that is to go along, where it is not built."""
-    if options.run.removeprefix(SAMPLE) in SAMPLES and options.run.startswith(SAMPLE):
+    if _is_sample(options.run):
         yield from ensure_sample(options.run, stop)
     elif options.with_corpus and not (Path(options.run) / CORPUS_MANIFEST).exists():
         yield from ensure_sample(read_any_config(run_folder(options.run)).corpus, stop)
 
 
 def _write(options: argparse.Namespace, out: Path) -> Manifest:
-    is_sample = options.run.startswith(SAMPLE) and options.run.removeprefix(SAMPLE) in SAMPLES
-    corpus = corpus_folder(data_home()[0], options.run)
+    is_sample = _is_sample(options.run)
+    corpus = corpus_folder(data_home()[0], options.run) if is_sample else Path(options.run)
     if is_sample or (corpus / CORPUS_MANIFEST).exists():
         if options.with_corpus or options.with_state:
             raise UserError(f"{options.run} is a corpus: leave --with-corpus and --with-state out.")
@@ -111,6 +111,11 @@ def _write(options: argparse.Namespace, out: Path) -> Manifest:
         with_state=options.with_state,
         license=options.license,
     )
+
+
+def _is_sample(name: str) -> bool:
+    """Whether a sample corpus is meant; a run that ships has another name."""
+    return name.startswith(SAMPLE) and name.removeprefix(SAMPLE) in SAMPLES
 
 
 def _told(manifest: Manifest) -> dict[str, object]:

@@ -35,6 +35,8 @@ ENDPOINTS = {
     "/evaluate",
     "/change_corpus",
     "/weigh",
+    "/export_run",
+    "/import_run",
 }
 
 

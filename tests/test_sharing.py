@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from marge_helpers import translated
+from safetensors.torch import load_file, save_file
 from test_train import advance, prepare, same_weights
 
 from retro_demo import cli
@@ -295,3 +297,50 @@ def test_the_same_export_is_the_same_zip(tmp_path, trained):
 
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
     assert zipfile.ZipFile(tmp_path / "one.zip").testzip() is None
+
+
+def test_the_card_shows_the_figures_with_their_intervals_and_what_is_missing(tmp_path, capsys):
+    told(capsys, "export", "sample:factbook-retrofit", "--out", tmp_path / "out", "--license", "mit")
+
+    card = (tmp_path / "out" / "README.md").read_text()
+
+    front = yaml.safe_load(card.split("---")[1])
+    assert (front["license"], front["library_name"]) == ("mit", "retro_demo")
+    assert "| retrieval on | 0.8690 | 0.8060 to 0.9353 | 2.0577 |" in card
+    assert "| matched baseline (lm) | 0.8689 | 0.8075 to 0.9343 | 2.0573 |" in card
+    assert "Retrieval is not shown to help" in card
+    assert "With intervals: control, random neighbors." in card
+    assert "in the public domain" in card
+
+
+def test_the_card_of_a_run_that_was_not_evaluated_says_so(trained, tmp_path):
+    export_run(trained, tmp_path / "out")
+
+    card = (tmp_path / "out" / "README.md").read_text()
+
+    assert "without intervals and without a matched baseline" in card
+    missing = "retrieval on, retrieval off, shuffled, matched baseline (lm), control, random neighbors"
+    assert f"With intervals: {missing}." in card
+    assert "license is not known" in card.replace("\n", " ")
+    assert not (tmp_path / "out" / "evaluation.json").exists()
+
+
+def test_figures_of_other_weights_stay_out_of_the_card(tmp_path, capsys):
+    shipped = Path(cli.__file__).resolve().parent.parent / "checkpoints" / "factbook-retrofit"
+    other = shutil.copytree(shipped, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    first = next(iter(weights))
+    save_file(weights | {first: weights[first] + 1}, other / "model.safetensors", metadata={"step": "1000"})
+
+    told(capsys, "export", other, "--out", tmp_path / "out")
+
+    assert "Measured while training" in (tmp_path / "out" / "README.md").read_text()
+    assert not (tmp_path / "out" / "evaluation.json").exists()
+
+
+def test_a_name_with_markup_does_nothing_in_the_card(trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "<script>alert(1)</script>".replace("/", "_"))
+
+    export_run(run, tmp_path / "out")
+
+    assert "<script" not in (tmp_path / "out" / "README.md").read_text().replace(r"\<script", "")

@@ -147,8 +147,7 @@ LAYERS = [
         "downloads",
         "weighing",
     ],
-    ["sharing", "share_records", "share_checks", "model_card", "exporting", "importing", "hub"],
-    ["evaluations", "corpus_changes", "shares"],
+    ["evaluations", "corpus_changes"],
     [
         "views",
         "text_views",
@@ -161,6 +160,7 @@ LAYERS = [
         "weigh_views",
     ],
     ["evaluate_figures", "evidence_views", "evidence_figures"],
+    ["sharing", "share_records", "share_checks", "model_card", "exporting", "importing", "hub", "shares"],
     ["flags", "printing", "change_verbs", "job_verbs", "share_verbs"],
     ["cli", "ui"],
 ]

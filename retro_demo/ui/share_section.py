@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,9 @@ def share_section(
     @shows_errors
     def push_it(
         code: str, one: str | None, where: str, secret: str, hidden: bool, what: list[str], terms: str
-    ) -> str:
+    ) -> Iterator[list[Any]]:
+        """pushed, token: no page keeps a token, whatever comes of the push."""
+        yield ["", ""]
         url = shares.push_run(
             Workspace.open(home, code),
             one or "",
@@ -110,11 +112,11 @@ def share_section(
             license=terms.strip(),
             private=bool(hidden),
         )
-        return views.note(f"It is at {url} now.")
+        yield [views.note(f"It is at {url} now."), ""]
 
     chosen = [visitor, run]
     run.change(lambda: gr.DownloadButton(visible=False), None, made, **CHEAP)
     make.click(export, [*chosen, along, license], made, **ONE_AT_A_TIME)
     bring.click(bring_in, [*chosen, file, name], [brought, file, *all_of_it], **ONE_AT_A_TIME)
-    pressed = push.click(push_it, [*chosen, repo, token, private, along, license], pushed, **ONE_AT_A_TIME)
-    pressed.then(lambda: "", None, token, **CHEAP)  # also where it failed: no page keeps a token
+    told = [*chosen, repo, token, private, along, license]
+    push.click(push_it, told, [pushed, token], **ONE_AT_A_TIME)

@@ -1,0 +1,77 @@
+"""Sharing in a real browser: a .zip comes in, goes out with its card, and a push forgets the token."""
+
+from __future__ import annotations
+
+import zipfile
+
+import pytest
+from playwright.sync_api import expect
+from test_browser import LONG, browser  # noqa: F401 (a fixture)
+from test_evaluate_browser import opened
+from test_sharing import TINY
+
+from retro_demo import jobs, service
+from retro_demo.exporting import write_zip
+from retro_demo.workspace import Workspace, new_code
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory) -> Workspace:
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RETRO_DEMO_HOME", str(home))
+        return Workspace.open(home, new_code())
+
+
+@pytest.fixture(scope="module")
+def url(space, tmp_path_factory):
+    from page_helpers import served_app
+
+    yield from _served(served_app(space.home, tmp_path_factory.mktemp("uploads")))
+
+
+def _served(app):
+    with app as address:
+        yield address
+
+
+def test_a_visitor_imports_a_run_exports_it_and_a_push_forgets_the_token(tmp_path, browser, url, space):  # noqa: F811
+    write_zip(TINY, tmp_path / "tiny.zip")
+    page = opened(browser, url, space.folder.name)
+    page.get_by_role("tab", name="Train", exact=True).click()
+    expect(page.locator("#train-run input")).not_to_have_value("", timeout=LONG)
+    page.locator("#share button").first.click()
+
+    page.locator("#import-file input[type=file]").set_input_files(tmp_path / "tiny.zip")
+    expect(page.locator("#import-file")).to_contain_text("tiny.zip", timeout=LONG)
+    page.locator("#import-run").click()
+    expect(page.locator("#imported")).to_contain_text("The run tiny is yours now", timeout=LONG)
+    expect(page.locator("#train-run input")).to_have_value("tiny", timeout=LONG)
+    expect(page.locator("#run-status .badge")).to_have_text("finished", timeout=LONG)
+    for _ in service.follow(space.corpus("places")):
+        pass
+    assert jobs.status(space.corpus("places")).state == "finished"
+
+    page.locator("#share-along label", has_text="its corpus").click()
+    page.locator("#export-run").click()
+    button = page.locator("#download-export")
+    expect(button).to_contain_text("Download tiny.zip", timeout=LONG)
+    with page.expect_download() as started:
+        button.click()
+    with zipfile.ZipFile(started.value.path()) as archive:
+        assert "corpus/documents.jsonl" in archive.namelist()
+        assert archive.read("model.safetensors") == (TINY / "model.safetensors").read_bytes()
+
+    token = page.locator("#push-token input")
+    assert token.get_attribute("type") == "password"
+    token.fill("hf_secretOfTheVisitor")
+    page.locator("#push-repo input, #push-repo textarea").first.fill("nonsense")
+    page.locator("#push-run").click()
+    expect(page.get_by_text("give it as OWNER/NAME")).to_be_visible(timeout=LONG)
+    expect(token).to_have_value("", timeout=LONG)
+    page.screenshot(path=str(tmp_path / "share.png"), full_page=True)
+    page.close()
+    kept = [path for path in space.home.rglob("*") if path.is_file()]
+    assert not [path for path in kept if b"hf_secretOfTheVisitor" in path.read_bytes()]
