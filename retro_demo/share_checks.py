@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from tokenize import TokenError  # numpy mends heads of Python 2 with it
 
 import numpy as np
 import torch
@@ -270,5 +271,7 @@ def check_vectors(path: Path) -> None:
             rest = path.stat().st_size - file.tell()
         if kind != np.float32 or in_columns or len(shape) != 2 or rest != 4 * shape[0] * shape[1]:
             raise ValueError(f"{kind} {shape}")
-    except (ValueError, TypeError, SyntaxError, EOFError) as error:
-        raise UserError(f"{path.name} is no array of vectors ({error}). Export the corpus anew.") from error
+    except (ValueError, TypeError, SyntaxError, EOFError, TokenError) as error:
+        raise UserError(
+            f"{path.name} is no array of vectors ({str(error)[:80]}). Export the corpus anew."
+        ) from error

@@ -165,6 +165,10 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
         write("corpus/vectors.npy", npy(np.array([{}], dtype=object), True)),
         "no array of vectors",
     ),
+    "vectors whose head never ends": (
+        write("corpus/vectors.npy", npy(np.zeros((3, 4), np.float32)).replace(b"}", b"(")),
+        "no array of vectors",
+    ),
     "vectors of another kind": (write("corpus/vectors.npy", npy(np.zeros((3, 4)))), "no array of vectors"),
 }
 
