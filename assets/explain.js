@@ -4,6 +4,7 @@
 const BLUE = '47, 111, 190', ORANGE = '214, 103, 28', VIOLET = '124, 92, 191', TEAL = '22, 138, 128';
 let data = null, by = 'gain', chosen = 0, filter = null;
 
+const calm = matchMedia('(prefers-reduced-motion: reduce)');
 const all = (selector) => [...element.querySelectorAll(selector)];
 const make = (tag, words, kind) => {
   const made = document.createElement(tag);
@@ -159,7 +160,7 @@ const mark = (t, go) => {
   if (!found.length) return;
   const box = found[0].closest('p');
   box.scrollTop = found[0].offsetTop - box.clientHeight / 2;
-  if (go) found[0].scrollIntoView({block: 'center', behavior: 'smooth'});
+  if (go) found[0].scrollIntoView({block: 'center', behavior: calm.matches ? 'auto' : 'smooth'});
 };
 const choose = (t, {focus = false, tell = true} = {}) => {
   if (!data) return;

@@ -32,9 +32,13 @@ const draw = () => {
     const box = document.createElement('figure');
     const title = document.createElement('figcaption');
     title.textContent = `${k + 1} ${neighbor.title}`;
-    title.style.color = data.colors[k];
+    title.style.borderLeft = `4px solid ${data.colors[k]}`;  // as text the color would be too pale
+    title.style.paddingLeft = '0.4rem';
     const scroll = document.createElement('div');
     scroll.className = 'scroll';
+    scroll.tabIndex = 0;
+    scroll.setAttribute('role', 'group');
+    scroll.setAttribute('aria-label', `Attention to neighbor ${k + 1}; the arrow keys scroll it`);
     const canvas = document.createElement('canvas');
     const height = rows * CELL_HEIGHT + FOOT, ratio = window.devicePixelRatio || 1;
     canvas.width = (LABEL + wide) * ratio;

@@ -11,8 +11,9 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from retro_demo import plot_words
 from retro_demo.evaluate_views import arm_name, arms_in_order, baseline_of, names_of
-from retro_demo.figures import FONT, GRAY, GRID
+from retro_demo.figures import FONT, GRAY, GRID, described
 from retro_demo.views import color
 
 ARM_COLORS = {"on": color(0), "off": color(1), "baseline": GRAY, "shuffled": color(2)}
@@ -53,8 +54,9 @@ def arms_figure(result: Mapping[str, Any]) -> go.Figure:
         )
     figure.add_vline(x=line, line={"color": GRAY, "width": 1.5, "dash": "dash"})
     figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False)
+    told = {arm_name(name, called): arms[name]["bpb"] for name in shown}
     return _layout(
-        figure,
+        described(figure, plot_words.arms_words(told, arm_name(reference, called))),
         height=64 + 26 * len(shown),
         margin={"l": 8, "r": 14, "t": 8, "b": 44},
         xaxis_title="bits per byte",  # longer words are cut on a phone
@@ -126,6 +128,8 @@ def leakage_figure(leakage: Mapping[str, Any]) -> go.Figure:
     figure.update_yaxes(title_standoff=4)
     figure.update_xaxes(title_text="overlap at most", row=3, col=1)
     figure.update_xaxes(type="category")
+    told = {CURVE_NAMES[arm]: values for arm, values in leakage["bpb"].items()}
+    described(figure, plot_words.overlap_words(names, told, sum(leakage["chunks_per_bin"])))
     return _layout(figure, height=500, margin={"l": 56, "r": 12, "t": 64, "b": 48}, legend=LEGEND)
 
 
@@ -174,8 +178,9 @@ def buckets_figure(leakage: Mapping[str, Any]) -> go.Figure:
             hovertemplate="%{x}: %{y:+.4f} nats a token<extra></extra>",
         )
     figure.add_hline(y=0, line={"color": GRAY, "width": 1})
+    told = "baseline" if any("baseline" in bucket["gain"] for bucket in buckets) else "off"
     return _layout(
-        figure,
+        described(figure, plot_words.gains_words(buckets, told)),
         height=300,
         margin={"l": 60, "r": 12, "t": 30, "b": 48},
         yaxis_title="gain (nats a token)",
@@ -229,8 +234,11 @@ def curve_figure(curves: Mapping[str, Any], kind: str) -> go.Figure:
         hoverinfo="skip",
     )
     figure.update_xaxes(type="log" if by_size else "linear", tickvals=x, ticktext=[str(v) for v in x])
+    told = {f"{v}%" if by_size else f"k = {v}": value for v, value in zip(x, y, strict=True)}
+    beside = {CURVE_NAMES.get(arm, arm): value for arm, value in curves["flat"].items()}
+    what = "database size" if by_size else "number of neighbors"
     return _layout(
-        figure,
+        described(figure, plot_words.points_words(what, told, beside)),
         height=380,
         margin={"l": 60, "r": 12, "t": 52, "b": 60},
         title={"text": chosen_words(points[last], curves, by_size), "font": {"size": 12}, "x": 0.02},

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from retro_demo import plot_words
 from retro_demo.evidence_reading import EvidenceReading
 from retro_demo.evidence_run import MargeCorpus
 from retro_demo.evidence_sample import Sample
-from retro_demo.figures import GRAY, figure_layout
+from retro_demo.figures import GRAY, described, figure_layout
 from retro_demo.views import color, esc, language_name
 
 BLUE = [[0.0, "rgba(47,111,190,.03)"], [0.35, "rgba(47,111,190,.28)"], [1.0, "rgba(47,111,190,1)"]]
@@ -70,7 +71,10 @@ def matrix_figure(
     figure_layout(figure, height=560, margin={"l": 74, "r": 8, "t": 12, "b": 74}, showlegend=False)
     figure.update_xaxes(**axis, title="evidence", tickangle=-45, showgrid=False)
     figure.update_yaxes(**axis | {"range": [count - 0.5, -0.5]}, title="target", showgrid=False)
-    return figure
+    plain = [source.about(int(i))["name"] for i in sample.ids]
+    described(figure, plot_words.matrix_words(relevance, plain))
+    # a click on a row shows that target (assets/plots.js, assets/matrix.js)
+    return figure.update_layout(meta=figure.layout.meta | {"targets": sample.ids.tolist()})
 
 
 def full_color(values: np.ndarray) -> float:
@@ -119,7 +123,7 @@ def curves(
             )
     figure.update_yaxes(automargin=True)
     return figure_layout(
-        figure,
+        described(figure, plot_words.lines_words(y_title, x_title, series)),
         height=260,
         uirevision=key,
         margin=MARGINS,
@@ -165,7 +169,7 @@ def map_figure(moved: Mapping[str, Any], sample: Sample, source: MargeCorpus, by
             hovertemplate="%{text}<extra></extra>",
         )
     return figure_layout(
-        figure,
+        described(figure, plot_words.map_words(after, moved["moved"])),
         height=420,
         margin=MARGINS,
         xaxis_title="first axis",
@@ -198,7 +202,8 @@ def agreement_figure(reading: EvidenceReading, source: MargeCorpus, layer: int |
         showlegend=False,
     )
     figure.update_yaxes(tickformat=".0%", rangemode="tozero")
-    return figure
+    words = plot_words.agreement_words(reading.relevance, reading.mass_of(layer), reading.agreement(layer))
+    return described(figure, words)
 
 
 def heat_figure(weights: np.ndarray, rows: Sequence[str], columns: Sequence[str], first: int) -> go.Figure:
@@ -225,4 +230,4 @@ def heat_figure(weights: np.ndarray, rows: Sequence[str], columns: Sequence[str]
     }
     figure.update_xaxes(**plain, tickangle=-60)
     figure.update_yaxes(**plain, autorange="reversed")
-    return figure
+    return described(figure, plot_words.heat_words(weights, rows, columns))

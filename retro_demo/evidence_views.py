@@ -86,7 +86,8 @@ def matrix_caption(nearest: tuple[int, int], first: tuple[int, int], step: int, 
         f"{term('group')} for <b>{nearest[0]} of {nearest[1]}</b> targets; with the untrained encoder "
         f"<b>{first[0]} of {first[1]}</b>.</p>"
         '<p class="caption">A row is a target, a column a document as evidence for it, lines are the borders '
-        "between groups or languages. Blank: what may not be its evidence, such as the target itself.</p>"
+        "between groups or languages. Blank: what may not be its evidence, such as the target itself. A click "
+        "on a row, or on a target in the table below, shows what that target reads.</p>"
     )
 
 
@@ -104,7 +105,8 @@ def matrix_table(values: np.ndarray, relevance: np.ndarray, sample: Sample, sour
             for at in order
             if not np.isnan(relevance[row, at])
         )
-        rows.append(f"<tr><th>{esc(name)}</th>{cells}</tr>")
+        show = f'<button type="button" data-target="{int(sample.ids[row])}">{esc(name)}</button>'
+        rows.append(f"<tr><th>{show}</th>{cells}</tr>")
     return table(head, rows)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from retro_demo import plot_words
 from retro_demo.jobs import JobStatus
 from retro_demo.views import color
 
@@ -48,6 +49,11 @@ def figure_layout(figure: go.Figure, **more: Any) -> go.Figure:
     return figure
 
 
+def described(figure: go.Figure, words: str) -> go.Figure:
+    """The figure with the sentence that assets/plots.js gives to those who cannot see it."""
+    return figure.update_layout(meta={"alt": words})
+
+
 def loss_curve(status: JobStatus, run: str) -> go.Figure:
     """Training loss thin and smoothed, held-out loss with retrieval on and off as dots."""
     done = status.of_kind("step")
@@ -55,12 +61,14 @@ def loss_curve(status: JobStatus, run: str) -> go.Figure:
     loss = np.array([step["loss"] for step in done], dtype=np.float32)
     few = thin(steps, MOST_POINTS // 2)
     figure = go.Figure()
+    told: dict[str, list[tuple[float, float]]] = {}
     if len(steps):
         lines = {"mode": "lines", "hovertemplate": "step %{x}: %{y:.3f}<extra></extra>"}
         figure.add_scatter(
             x=steps[few], y=loss[few], name="train", line={"color": GRAY, "width": 1}, opacity=0.45, **lines
         )
         mean = smooth(loss).astype(np.float32)
+        told["training, smoothed,"] = [(float(steps[at]), float(mean[at])) for at in (0, -1)]
         figure.add_scatter(
             x=steps[few], y=mean[few], name="train, smoothed", line={"color": GRAY, "width": 2.5}, **lines
         )
@@ -72,6 +80,7 @@ def loss_curve(status: JobStatus, run: str) -> go.Figure:
         points = [(event["step"], event["arms"][arm]["nats"]) for event in measured if arm in event["arms"]]
         few = thin(np.arange(len(points)), MOST_POINTS // 4)
         if points:
+            told[name] = points
             x, y = np.array(points, dtype=np.float32)[few].T
             figure.add_scatter(
                 x=x,
@@ -82,7 +91,7 @@ def loss_curve(status: JobStatus, run: str) -> go.Figure:
                 hovertemplate=f"{arm}, step %{{x}}: %{{y:.4f}}<extra></extra>",
             )
     return figure_layout(
-        figure,
+        described(figure, plot_words.lines_words("loss in nats a token", "step", told)),
         height=340,
         uirevision=run,
         margin={"l": 52, "r": 12, "t": 12, "b": 44},

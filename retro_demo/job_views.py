@@ -96,8 +96,12 @@ def histogram(lengths: Sequence[int], held_out: Sequence[bool] | None, bins: int
         f'style="height:{100 * n / top:.0f}%"><u style="height:{100 * h / max(n, 1):.0f}%"></u></i>'
         for n, h, low, high in zip(counts, below, edges[:-1], edges[1:], strict=True)
     )
+    said = (
+        f"Histogram of the lengths of {len(values):,} documents: from {values.min():,.0f} to {values.max():,.0f} "
+        f"tokens, half of them below {np.median(values):,.0f}."
+    )
     return (
-        f'<div class="histogram" role="img" aria-label="Histogram of document lengths">{bars}</div>'
+        f'<div class="histogram" role="img" aria-label="{said}">{bars}</div>'
         f'<div class="ends"><span>{edges[0]:,.0f}</span><span>{edges[-1]:,.0f}</span></div>'
     )
 

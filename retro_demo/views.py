@@ -24,6 +24,7 @@ NEIGHBOR_COLORS = ("#1f9678", "#b0569e", "#a8830f", "#7468d4", "#5a7f8c", "#9462
 _TEMPLATE = str.maketrans({"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;"})
 
 
+TABLE = "A table; the arrow keys scroll it where it is larger than its frame"
 NOTHING_FOUND = (
     "Nothing was found: no chunk of the index shares a word or token with this text. Try other words, or the "
     "dense retriever, which goes by meaning and always finds some."
@@ -105,7 +106,7 @@ def neighbor_card(neighbor: Mapping[str, Any], place: int) -> str:
 def table(head: str, rows: Sequence[str]) -> str:
     """A table that scrolls within itself; head and rows are HTML."""
     body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return f'<div class="scroll"><table>{body}</table></div>'
+    return f'<div class="scroll" tabindex="0" role="group" aria-label="{TABLE}"><table>{body}</table></div>'
 
 
 def found_html(neighbors: Sequence[Mapping[str, Any]]) -> str:
@@ -135,7 +136,7 @@ def bar(share: float, words: str) -> str:
     percent = 100 * min(max(share, 0.0), 1.0)
     return (
         f'<div class="progress" role="progressbar" aria-valuemin="0" aria-valuemax="100" '
-        f'aria-valuenow="{percent:.0f}"><i style="width:{percent:.1f}%"></i></div>'
+        f'aria-valuenow="{percent:.0f}" aria-label="{esc(words)}"><i style="width:{percent:.1f}%"></i></div>'
         f'<p class="caption">{esc(words)}</p>'
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -25,6 +26,7 @@ from retro_demo.ui.evidence_target import evidence_target
 from retro_demo.ui.form import CHEAP, QUIET, json_file, once_known, relisted
 from retro_demo.workspace import SAMPLE, Workspace
 
+MATRIX = Path(__file__).resolve().parent.parent.parent / "assets" / "matrix.js"
 NO_RUN = (
     "No MARGE yet. It learns to find its own evidence: train one on the Train tab (model: marge), "
     "best on a corpus with the same texts in several languages."
@@ -76,9 +78,10 @@ def evidence_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
                     0, 1, 0, step=1, label="Re-index (0: untrained)", elem_id="evidence-at", interactive=True
                 )
                 matrix = gr.Plot(show_label=False, container=False, elem_id="evidence-matrix")
-                caption = gr.HTML(elem_id="evidence-caption")
+                choose_target = MATRIX.read_text("utf-8")
+                caption = gr.HTML(elem_id="evidence-caption", js_on_load=choose_target)
                 with gr.Accordion("The most relevant documents as a table", open=False):
-                    matrix_table = gr.HTML(elem_id="evidence-table")
+                    matrix_table = gr.HTML(elem_id="evidence-table", js_on_load=choose_target)
             with gr.Column(scale=2, min_width=320):
                 gr.HTML("<h2>Over the re-indexes</h2>")
                 found = gr.Plot(show_label=False, container=False, elem_id="evidence-recall")
@@ -98,7 +101,7 @@ def evidence_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
             elem_id="evidence-download",
         )
         gr.HTML("<h2>One target and what it reads</h2>")
-        target = evidence_target(library, visitor, run)
+        target = evidence_target(library, visitor, run, (kind, languages), [caption, matrix_table])
 
     def drawn(code: str, name: str, how: str, some: list[str], *look: Any) -> list[Any]:
         """The values of `pictures` for a run, a kind of documents, languages, and order ... by."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +12,14 @@ from retro_demo import evidence_figures, evidence_views
 from retro_demo.errors import UserError
 from retro_demo.evidence_export import reading_json
 from retro_demo.evidence_reading import MOST_EVIDENCE, EvidenceReading, edit_evidence
-from retro_demo.evidence_run import Choices, MargeCorpus
+from retro_demo.evidence_run import Choices, MargeCorpus, targets_of
 from retro_demo.library import Library
-from retro_demo.ui.form import PRIVATE, json_file, once_known, shows_errors
+from retro_demo.ui.form import PRIVATE, QUIET, json_file, once_known, shows_errors
 from retro_demo.workspace import Workspace
 
 MEAN = "mean"
 TARGETS = "First passages of documents."
+TO_TARGET = "() => document.querySelector('#evidence-target')?.scrollIntoView({block: 'start'})"
 ROWS = 48  # tokens of the target in one heatmap
 
 
@@ -48,8 +49,15 @@ class EvidenceTarget:
         ]
 
 
-def evidence_target(library: Library, visitor: gr.BrowserState, run: gr.Dropdown) -> EvidenceTarget:
-    """Build the view and wire it."""
+def evidence_target(
+    library: Library,
+    visitor: gr.BrowserState,
+    run: gr.Dropdown,
+    documents: tuple[gr.Radio, gr.Dropdown],
+    pickers: Sequence[gr.HTML],
+) -> EvidenceTarget:
+    """Build the view and wire it. `documents` are which targets are offered (kind, languages); a `select` of a
+    picker names one of them (assets/matrix.js)."""
     home = library.home
     with gr.Row(elem_classes="knobs"):
         target = gr.Dropdown([], label="Target", info=TARGETS, elem_id="evidence-target", min_width=260)
@@ -121,6 +129,19 @@ def evidence_target(library: Library, visitor: gr.BrowserState, run: gr.Dropdown
             evidence_figures.heat_figure(weights[start : start + ROWS], rows, columns, start + 1),
         ]
 
+    @shows_errors
+    def pick(code: str, name: str | None, how: str, some: list[str], event: gr.EventData) -> gr.Dropdown:
+        """target: the one whose row was chosen, also where there are too many to list."""
+        if not name:
+            raise UserError("There is no run yet. Choose one first.")
+        source, which = library.marge_corpus(Workspace.open(home, code).run(name)), int(event.passage)
+        offered = targets_of(source, held_out=how == "held-out", languages=some or []).offered
+        if not 0 <= which < len(source.passages.tokens):
+            raise UserError(f"There is no passage {which} in this corpus. Choose a target from the list.")
+        if which not in [value for _, value in offered]:
+            offered = [(source.about(which)["name"], which), *offered]
+        return gr.Dropdown(offered, value=which)
+
     @once_known
     def look_up(code: str, name: str | None, which: int | None, many: int, *look: Any) -> Iterator[list[Any]]:
         waiting = (
@@ -172,6 +193,11 @@ def evidence_target(library: Library, visitor: gr.BrowserState, run: gr.Dropdown
     }
     for begun in (read.click, target.input, count.release):
         begun(look_up, [*asked, layer, head], shown, **model).failure(lambda: "", None, said, **PRIVATE)
+    for place in pickers:
+        picked = place.select(pick, [visitor, run, *documents], target, **QUIET)
+        picked.success(None, js=TO_TARGET).then(look_up, [*asked, layer, head], shown, **model).failure(
+            lambda: "", None, said, **PRIVATE
+        )
     looks = [*asked, layer, head, piece, part]
     gr.on([layer.input, head.input, part.input], look, looks, pictures, **model)
     piece.input(look_at_piece, looks, [*pictures, text, changed], **model)

@@ -22,7 +22,9 @@ from retro_demo.writing import export_trace
 
 ASSETS = Path(__file__).resolve().parent.parent.parent / "assets"
 MEAN = "mean"
-TO_EDITOR = "() => document.querySelector('#editor')?.scrollIntoView({block: 'nearest', behavior: 'smooth'})"
+TO_EDITOR = """() => document.querySelector('#editor')?.scrollIntoView({
+  block: 'nearest', behavior: matchMedia('(prefers-reduced-motion: reduce)').matches ? 'auto' : 'smooth',
+})"""
 
 # a bar of the strip shows the predictions after its position
 SHOW_POSITION = """

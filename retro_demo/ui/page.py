@@ -55,6 +55,10 @@ def theme() -> themes.Base:
         spacing_size="sm",
         font=plain,
         font_mono=mono,
+    ).set(  # white on it, and it on white, have a contrast of 5.2 to 1; the 500 of the theme only 3.7
+        color_accent="*primary_600",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
     )
 
 
@@ -64,7 +68,7 @@ def build_app(home: Path, warning: str = "") -> tuple[gr.Blocks, Callable[[], No
     with gr.Blocks(title=TITLE, delete_cache=(600, 3600), analytics_enabled=False) as demo:
         # storage key and secret are both fixed, or visitors would lose their work with each restart
         visitor = gr.BrowserState("", storage_key="retro-demo-workspace", secret=_secret(home))
-        gr.HTML(LEAD, elem_id="lead")
+        gr.HTML(LEAD, elem_id="lead", js_on_load=(ASSETS / "plots.js").read_text("utf-8"))
         if warning:
             gr.HTML(views.note(warning, "warning"))
         trail = gr.HTML(elem_id="trail", min_height=30)

@@ -1,0 +1,114 @@
+"""The page for everybody, in a real browser: axe-core on every tab, phones, keyboard, pictures in words.
+
+axe-core comes with the package axe-playwright-python, so nothing is fetched. Parts of Gradio's own pass
+as well as ours, so no rule and no element is excused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from importlib import resources
+
+import pytest
+from playwright.sync_api import Page, expect
+from test_browser import LONG, browser  # noqa: F401 (a fixture)
+from test_evaluate_browser import opened, url  # noqa: F401 (a fixture)
+from test_evidence_browser import space  # noqa: F401 (a fixture)
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+
+WAYS = ("Write a text", "Explain a given text", "From evidence (MARGE)")
+TABS = ("Corpus", "Train", "Evaluate", "Evidence")
+OPEN_ALL = """() => {
+  const closed = [...document.querySelectorAll('button.label-wrap:not(.open)')].filter(b => b.offsetParent);
+  closed.forEach(b => b.click());
+  document.querySelectorAll('details').forEach(d => { d.open = true; });
+  return closed.length;
+}"""
+AUDIT = """async () => {
+  const found = await axe.run(document, {
+    runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa'], resultTypes: ['violations']});
+  return found.violations.flatMap(v => v.nodes.map(n => `${v.id}: ${n.html.slice(0, 200)}`));
+}"""
+PICTURES = """() => [...document.querySelectorAll('.js-plotly-plot')].filter(p => p.offsetParent)
+  .map(p => p.querySelector('.main-svg[role=img]')?.getAttribute('aria-label') ?? '')"""
+
+
+def shown_ways(page: Page) -> list[tuple[str, Callable[[], None]]]:
+    """Each tab, and each way of the first one, with what brings it to rest on the page."""
+
+    def go(*names: str, rest: str = "") -> Callable[[], None]:
+        def show() -> None:
+            for name in names:
+                page.get_by_role("tab", name=name, exact=True).click()
+            if rest:
+                expect(page.locator(rest).first).to_be_visible(timeout=LONG)
+
+        return show
+
+    rests = {
+        "Corpus": "#corpora tbody tr",
+        "Train": "#loss .main-svg[role=img]",
+        "Evaluate": "#leakage .main-svg[role=img]",
+        "Evidence": "#evidence-map .main-svg[role=img]",
+    }
+    ways = [(way, go("Generate", way)) for way in WAYS]
+    return ways + [(tab, go(tab, rest="" if tab == "Corpus" else rests[tab])) for tab in TABS]
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+def test_no_tab_breaks_a_rule_of_wcag_or_is_too_wide_and_each_picture_says_its_figures(
+    browser,  # noqa: F811
+    url,  # noqa: F811
+    space,  # noqa: F811
+    scheme,
+    width,
+):
+    page = opened(browser, url, space.folder.name)
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    page.goto(f"{url}?__theme={scheme}")
+    expect(page.locator("#linked .card:visible").first).to_be_visible(timeout=LONG)
+    page.add_script_tag(content=(resources.files("axe_playwright_python") / "axe.min.js").read_text("utf-8"))
+    broken: dict[str, list[str]] = {}
+    for name, show in shown_ways(page):
+        show()
+        while page.evaluate(OPEN_ALL):
+            page.wait_for_timeout(300)  # what stands in an accordion is made when it opens
+        if name == "Evidence":
+            page.locator("#read-evidence").click()
+            expect(page.locator("#evidence-heat .main-svg[role=img]")).to_be_visible(timeout=LONG)
+        if found := page.evaluate(AUDIT):
+            broken[name] = found
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+        for words in page.evaluate(PICTURES):
+            assert re.search(r"\d", words), (name, words)
+    assert broken == {}
+    page.close()
+
+
+def test_a_row_of_the_matrix_and_a_key_on_its_table_show_what_that_target_reads(browser, url, space):  # noqa: F811
+    page = opened(browser, url, space.folder.name)
+    page.get_by_role("tab", name="Evidence", exact=True).click()
+    expect(page.locator("#evidence-map .main-svg[role=img]")).to_be_visible(timeout=LONG)
+    chosen, said = page.locator("#evidence-target input"), page.locator("#evidence-read")
+    before = chosen.input_value()
+    cells = page.locator("#evidence-matrix .nsewdrag").first
+    cells.scroll_into_view_if_needed()
+    box = cells.bounding_box()
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.95 * box["height"])
+    page.mouse.down()
+    page.mouse.up()
+    expect(chosen).not_to_have_value(before, timeout=LONG)
+    expect(said).to_contain_text("nats a token with its evidence", timeout=LONG)
+    clicked = chosen.input_value()
+
+    page.get_by_text("The most relevant documents as a table").click()
+    first = page.locator("#evidence-table button").first
+    name = first.inner_text()
+    assert not clicked.startswith(name)
+    first.focus()
+    page.keyboard.press("Enter")
+    expect(chosen).to_have_value(re.compile(re.escape(name)), timeout=LONG)
+    page.close()
