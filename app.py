@@ -20,7 +20,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from retro_demo.errors import UserError
-from retro_demo.ui.page import ASSETS, build_app, theme
+from retro_demo.ui.page import ASSETS, HEAD, build_app, theme
 from retro_demo.ui.security import SecurityHeaders
 from retro_demo.workspace import settle_data_home
 
@@ -63,6 +63,7 @@ def serve(demo: gr.Blocks, host: str | None, port: int | None) -> str:
         ssr_mode=False,
         pwa=False,
         theme=theme(),
+        head=HEAD,
         css_paths=[ASSETS / "style.css"],
         app_kwargs={"middleware": [Middleware(SecurityHeaders)]},
     )

@@ -86,8 +86,8 @@ def matrix_caption(nearest: tuple[int, int], first: tuple[int, int], step: int, 
         f"{term('group')} for <b>{nearest[0]} of {nearest[1]}</b> targets; with the untrained encoder "
         f"<b>{first[0]} of {first[1]}</b>.</p>"
         '<p class="caption">A row is a target, a column a document as evidence for it, lines are the borders '
-        "between groups or languages. Blank: what may not be its evidence, such as the target itself. A click "
-        "on a row, or on a target in the table below, shows what that target reads.</p>"
+        "between groups or languages. Blank: what may not be its evidence, such as the target itself. A "
+        "click on a row, or on a target in the table below, shows what that target reads.</p>"
     )
 
 

@@ -97,8 +97,8 @@ def histogram(lengths: Sequence[int], held_out: Sequence[bool] | None, bins: int
         for n, h, low, high in zip(counts, below, edges[:-1], edges[1:], strict=True)
     )
     said = (
-        f"Histogram of the lengths of {len(values):,} documents: from {values.min():,.0f} to {values.max():,.0f} "
-        f"tokens, half of them below {np.median(values):,.0f}."
+        f"Histogram of the lengths of {len(values):,} documents: from {values.min():,.0f} to "
+        f"{values.max():,.0f} tokens, half of them below {np.median(values):,.0f}."
     )
     return (
         f'<div class="histogram" role="img" aria-label="{said}">{bars}</div>'

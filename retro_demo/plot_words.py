@@ -15,10 +15,10 @@ Points = Sequence[tuple[float, float]]
 
 def lines_words(what: str, x: str, series: Mapping[str, Points]) -> str:
     """Lines of (x, y) points: where each begins and ends."""
+    ends = {name: (points[0], points[-1]) for name, points in series.items() if len(points)}
     told = [
-        f"{name} from {points[0][1]:.3f} at {x} {points[0][0]:g} to {points[-1][1]:.3f} at {x} {points[-1][0]:g}"
-        for name, points in series.items()
-        if len(points)
+        f"{name} from {first[1]:.3f} at {x} {first[0]:g} to {last[1]:.3f} at {x} {last[0]:g}"
+        for name, (first, last) in ends.items()
     ]
     return f"Lines of {what} by {x}: {'; '.join(told)}." if told else f"Lines of {what} by {x}; no point yet."
 

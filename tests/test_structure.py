@@ -153,6 +153,7 @@ LAYERS = [
         "text_views",
         "explain_views",
         "reading_views",
+        "plot_words",
         "figures",
         "job_views",
         "evaluate_views",

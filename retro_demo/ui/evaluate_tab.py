@@ -22,6 +22,7 @@ from retro_demo.evaluate_config import EvaluateConfig
 from retro_demo.evaluation_request import read_request
 from retro_demo.library import Library
 from retro_demo.ui.form import CHEAP, QUIET, Form, json_file, once_known, shows_errors, stop_and_resume
+from retro_demo.ui.visit import copy_link
 from retro_demo.workspace import SAMPLE, Workspace, is_built, without_folders
 
 OWN_CORPUS = "the corpus of its training"
@@ -63,9 +64,11 @@ def evaluate_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
                 form.show(main=False)
             start = gr.Button("Evaluate", variant="primary", elem_id="evaluate")
             status = gr.HTML(elem_id="evaluate-status", min_height=60)
+            linked = gr.HTML()
             with gr.Row(elem_classes="actions"):
                 stop = gr.Button("Stop", size="sm", elem_id="stop-evaluation")
                 resume = gr.Button("Resume", size="sm", elem_id="resume-evaluation")
+                copy_link("evaluate", run, linked)
         with gr.Column(scale=3, min_width=320):
             gr.HTML("<h2>The arms</h2>")
             arms = gr.Plot(show_label=False, container=False, elem_id="arms-plot")
@@ -219,10 +222,10 @@ def evaluate_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
         return follow_now(code, one, which, before)
 
     @once_known
-    def arrive(code: str, which: str) -> list[Any]:
+    def arrive(code: str, one: str | None, which: str) -> list[Any]:
         """run, baseline, control, corpus, then what `follow_now` gives."""
         known = evaluations.readers(Workspace.open(home, code))
-        first = next(iter(known), None)
+        first = one if one in known else next(iter(known), None)
         named = gr.Dropdown(_named(known), value=first)
         return [named, *offered(code, first), *follow_now(code, first, which, "")]
 
@@ -233,7 +236,7 @@ def evaluate_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
             return [gr.skip()] * (4 + len(followed))
         known = evaluations.readers(Workspace.open(home, code))
         if one not in known:
-            return arrive(code, which)
+            return arrive(code, None, which)
         choices = [gr.Dropdown(found) for found, _ in comparable(code, one)]
         return [gr.Dropdown(_named(known)), *choices, *follow_now(code, one, which, "")]
 
@@ -280,20 +283,8 @@ def evaluate_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
         return views.note(f"{name} is being trained: follow it on the Train tab, then evaluate again.")
 
     followed = [verdict, status, stop, resume, nexts, train, arms, arms_caption, arms_table, more]
-    followed += [
-        marge,
-        across,
-        betas,
-        copies,
-        leak,
-        leak_table,
-        buckets,
-        buckets_table,
-        curve_note,
-        sizes,
-        numbers,
-        curve_table,
-    ]
+    followed += [marge, across, betas, copies, leak, leak_table, buckets, buckets_table]
+    followed += [curve_note, sizes, numbers, curve_table]
     followed += [origin, command, download, timer, shown_before]
     chosen = [visitor, run, against]
     start.click(begin, [visitor, run, baseline, control, corpus, against, *form.inputs], followed, **CHEAP)
@@ -304,7 +295,9 @@ def evaluate_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
     run.input(choose, chosen, [*compared, *followed], **QUIET)
     against.input(follow, [*chosen, gr.State("")], followed, **QUIET)
     timer.tick(follow, [*chosen, shown_before], followed, **QUIET)
-    arrival.then(arrive, [visitor, against], [run, *compared, *followed], **QUIET)
+    arrival = arrival.opening(tab, run)
+    arrival.naming(tab, run)
+    arrival.then(arrive, chosen, [run, *compared, *followed], **QUIET)
     tab.select(refresh, [*chosen, shown_before], [run, *compared, *followed], **QUIET)
 
 

@@ -24,6 +24,7 @@ from retro_demo.evidence_store import reindexed_steps
 from retro_demo.library import Library
 from retro_demo.ui.evidence_target import evidence_target
 from retro_demo.ui.form import CHEAP, QUIET, json_file, once_known, relisted
+from retro_demo.ui.visit import copy_link
 from retro_demo.workspace import SAMPLE, Workspace
 
 MATRIX = Path(__file__).resolve().parent.parent.parent / "assets" / "matrix.js"
@@ -63,6 +64,9 @@ def evidence_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
             min_width=220,
         )
     status = gr.HTML(elem_id="evidence-status")
+    linked = gr.HTML()
+    with gr.Row(elem_classes="actions"):
+        copy_link("evidence", run, linked)
     with gr.Column(visible=False) as body:
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
@@ -256,6 +260,8 @@ def evidence_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
     watched = [visitor, run, seen, at, kind, languages, order, values, by]
     timer.tick(follow, watched, everything, **QUIET)
     listed = [visitor, run, seen]
+    arrival = arrival.opening(tab, run)
+    arrival.naming(tab, run)
     arrival.then(arrive, listed, [run, status], **QUIET)
     # figures are drawn for those who look at them
     begun = tab.select(arrive, listed, [run, status], **QUIET).then(

@@ -56,8 +56,11 @@ def evidence_target(
     documents: tuple[gr.Radio, gr.Dropdown],
     pickers: Sequence[gr.HTML],
 ) -> EvidenceTarget:
-    """Build the view and wire it. `documents` are which targets are offered (kind, languages); a `select` of a
-    picker names one of them (assets/matrix.js)."""
+    """Build the view and wire it.
+
+    `documents` say which targets are offered (kind, languages); a `select` of a picker names one of them
+    (assets/matrix.js).
+    """
     home = library.home
     with gr.Row(elem_classes="knobs"):
         target = gr.Dropdown([], label="Target", info=TARGETS, elem_id="evidence-target", min_width=260)

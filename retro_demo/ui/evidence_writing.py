@@ -22,11 +22,13 @@ from retro_demo.workspace import SAMPLE, Workspace
 KNOBS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
 ALL = "every language"
 KINDS = [("relevant", "on"), ("drawn at random", "shuffled"), ("none", "off")]
+EXAMPLES = "Beginnings to try: a click writes on"
+BEGINNINGS = [["Everyone has the right to"], ["No one shall be"], ["The family is"]]
 EVIDENCE = "All passages of these documents, held out or not. Empty: found by the run itself."
 
 
-def evidence_writing(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: Any) -> None:
-    """Build the form and wire it; `tab` is the one that it stands in."""
+def evidence_writing(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: Any) -> gr.Dropdown:
+    """Build the form and wire it; `tab` is the one that it stands in. Gives back the choice of the run."""
     home = library.home
     form = Form(GenerateConfig, values={"max_new_tokens": 40}, only=KNOBS, prefix="marge-write-")
     gr.HTML(
@@ -62,7 +64,16 @@ def evidence_writing(tab: gr.Tab, library: Library, visitor: gr.BrowserState, ar
             scale=3,
             min_width=260,
         )
-    prompt = gr.Textbox(label="Beginning", lines=2, max_lines=6, elem_id="marge-write-prompt")
+    prompt = gr.Textbox(
+        label="Beginning",
+        lines=2,
+        max_lines=6,
+        elem_id="marge-write-prompt",
+        info="How the passage begins; it may be empty.",
+    )
+    examples = gr.Dataset(
+        components=["textbox"], samples=BEGINNINGS, label=EXAMPLES, elem_id="marge-examples", type="values"
+    )
     with gr.Row(elem_classes="knobs"):
         kind = gr.Radio(
             KINDS,
@@ -147,13 +158,20 @@ def evidence_writing(tab: gr.Tab, library: Library, visitor: gr.BrowserState, ar
         return gr.Dropdown(**listed(library.marge_corpus(Workspace.open(home, code).run(name)), tongue))
 
     @once_known
-    def refresh(code: str, now: str | None) -> list[Any]:
+    def arrive(code: str, now: str | None) -> list[Any]:
         names = marge_runs(Workspace.open(home, code))
         chosen = now if now in names else next(iter(names), None)
         named = relisted([(each.removeprefix(SAMPLE), each) for each in names], now, chosen)
-        if chosen is not None and chosen == now:
-            return [named, gr.skip(), gr.skip(), gr.skip()]
         return [named, *offer(code, chosen)]
+
+    @once_known
+    def refresh(code: str, now: str | None) -> list[Any]:
+        """As `arrive`; for a run that is still there, what was chosen stays."""
+        names = marge_runs(Workspace.open(home, code))
+        if now not in names:
+            return arrive(code, now)
+        named = relisted([(each.removeprefix(SAMPLE), each) for each in names], now, now)
+        return [named, gr.skip(), gr.skip(), gr.skip()]
 
     model: dict[str, Any] = PRIVATE | {
         "concurrency_id": "model",
@@ -161,10 +179,14 @@ def evidence_writing(tab: gr.Tab, library: Library, visitor: gr.BrowserState, ar
         "show_progress": "hidden",
     }
     asked = [visitor, run, language, documents, prompt, kind, count, *form.inputs]
-    go.click(write, asked, [said, found], **model).failure(lambda: "", None, said, **QUIET)
+    picked = examples.click(lambda row: row[0], examples, prompt, **QUIET)
+    for begun in (go.click, picked.then):
+        begun(write, asked, [said, found], **model).failure(lambda: "", None, said, **QUIET)
     stop.click(lambda code: library.ask_to_stop(code), visitor, None, **QUIET)
     offered = [language, among, documents]
+    arrival = arrival.opening(tab, run)
     run.input(offer, [visitor, run], offered, **QUIET)
     among.input(narrow, [visitor, run, among], documents, **QUIET)
     tab.select(refresh, [visitor, run], [run, *offered], **QUIET)
-    arrival.then(refresh, [visitor, run], [run, *offered], **QUIET)
+    arrival.then(arrive, [visitor, run], [run, *offered], **QUIET)
+    return run

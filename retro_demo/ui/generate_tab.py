@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from retro_demo import evaluations, explained, job_views, jobs, kept_traces, service, text_views, views
+from retro_demo import explained, job_views, kept_traces, service, text_views, views
 from retro_demo.config import GenerateConfig
 from retro_demo.errors import UserError
 from retro_demo.explain_config import MOST_NEIGHBORS, ExplainConfig
@@ -19,10 +19,18 @@ from retro_demo.tracing import Trace
 from retro_demo.ui.evidence_writing import evidence_writing
 from retro_demo.ui.explain_view import explain_view
 from retro_demo.ui.form import CHEAP, PRIVATE, QUIET, Form, once_known, relisted, shows_errors
+from retro_demo.ui.visit import copy_link, trail_line
 from retro_demo.workspace import SAMPLE, Workspace, is_built
 from retro_demo.writing import watch_writing, write_sides
 
+NO_RUN = "No run yet: train one on the Train tab."
 PROMPT = "Geography\n\nLocation: Oceania, islands in the South Pacific Ocean"
+EXAMPLES = [
+    [PROMPT],
+    ["Geography\n\nLocation: Western Africa, bordering the North Atlantic Ocean"],
+    ["Economy - overview: The country exports coffee, tea and gold"],
+    ["Government type: parliamentary democracy"],
+]
 
 
 def generate_tab(
@@ -47,13 +55,22 @@ def generate_tab(
             prompt = gr.Textbox(
                 PROMPT, label="Prompt", lines=2, max_lines=8, elem_id="prompt", info="How the text begins."
             )
+            examples = gr.Dataset(
+                components=["textbox"],
+                samples=EXAMPLES,
+                label="Prompts to try: a click writes on",
+                elem_id="examples",
+                type="values",
+            )
             with gr.Row(elem_classes="knobs"):
                 form.show(main=True)
             with gr.Accordion("More settings", open=False), gr.Row():
                 form.show(main=False)
+            linked = gr.HTML()
             with gr.Row(elem_classes="actions"):
                 go = gr.Button("Generate", variant="primary", elem_id="generate")
                 stop = gr.Button("Stop", elem_id="stop-generating")
+                copy_link("generate", run, linked)
             with gr.Accordion("Side by side: on, off, shuffled", open=False, elem_id="sides"):
                 gr.HTML(
                     f"<p class='caption'>The same prompt and seed three times. Only what on does better than "
@@ -74,7 +91,7 @@ def generate_tab(
                 explain = gr.Button("Explain this text", variant="primary", elem_id="explain")
                 again = gr.Button("Read the text below this way", elem_id="again")
         with gr.Tab("From evidence (MARGE)", id="from-evidence") as inner:
-            evidence_writing(inner, library, visitor, arrival)
+            marge = evidence_writing(inner, library, visitor, arrival)
     with gr.Column() as below:
         with gr.Row(elem_classes="actions"):
             speed = gr.HTML(elem_id="speed", min_height=28)
@@ -179,7 +196,9 @@ def generate_tab(
                 yield [gr.skip(), keep(code, explained.explain_again(step, trace, config), other)]
 
     @once_known
-    def refresh(code: str, kept: str, now: str | None, other: str) -> list[Any]:
+    def refresh(
+        code: str, kept: str, now: str | None, other: str, of_marge: bool, found: str | None
+    ) -> list[Any]:
         workspace = Workspace.open(home, code)
         runs = service.readable_runs(workspace)
         chosen = now if now in runs else None
@@ -193,19 +212,25 @@ def generate_tab(
         return [
             relisted(choices, now, chosen),
             relisted(reads, other, other if other in corpora else ""),
-            *place(code, chosen),
+            top_line(code, of_marge, chosen, found),
+            place(code, chosen)[1],
         ]
 
     @once_known
     def place(code: str, name: str | None) -> list[Any]:
         """The line at the top and the held-out documents, for the chosen run."""
         if not name:
-            return [views.note("No run yet: train one on the Train tab."), gr.Dropdown([], value=None)]
+            return [views.note(NO_RUN), gr.Dropdown([], value=None)]
         workspace = Workspace.open(home, code)
-        title, folder = service.corpus_of_run(workspace, name)
-        worth = job_views.worth(jobs.status(workspace.run(name)), evaluations.measured(workspace, name))
-        line = views.trail(title, service.statistics(folder), name, worth)
-        return [line, gr.Dropdown(explained.held_out_documents(folder), value=None)]
+        folder = service.corpus_of_run(workspace, name)[1]
+        documents = gr.Dropdown(explained.held_out_documents(folder), value=None)
+        return [trail_line(workspace, name), documents]
+
+    @once_known
+    def top_line(code: str, of_marge: bool, name: str | None, found: str | None) -> str:
+        """The line at the top: it names the run of the way to write that is in view."""
+        shown_run = found if of_marge else name
+        return trail_line(Workspace.open(home, code), shown_run) if shown_run else views.note(NO_RUN)
 
     @once_known
     def fill(code: str, name: str, number: int | None) -> Any:
@@ -215,21 +240,25 @@ def generate_tab(
             service.corpus_of_run(Workspace.open(home, code), name)[1], int(number)
         )
 
+    of_marge = gr.State(False)  # whether the way to write that is in view is that of a MARGE
+    arrival = arrival.opening(tab, run)
     shown = [visitor, trace_id]
     model: dict[str, Any] = PRIVATE | {
         "concurrency_id": "model",
         "concurrency_limit": 1,
         "show_progress": "hidden",
     }
-    linked = view.outputs[1]
-    writes = go.click(write, [visitor, run, corpus, prompt, *form.inputs], [linked, speed, trace_id], **model)
+    text = view.outputs[1]
+    picked = examples.click(lambda row: row[0], examples, prompt, **QUIET)
+    asked, written = [visitor, run, corpus, prompt, *form.inputs], [text, speed, trace_id]
+    writes, tried = (begun(write, asked, written, **model) for begun in (go.click, picked.then))
     reads = explain.click(
         explain_given, [visitor, run, corpus, given, *reading.inputs], [speed, trace_id], **model
     )
     rereads = again.click(
         explain_shown, [visitor, trace_id, corpus, *reading.inputs], [speed, trace_id], **model
     )
-    for begun in (writes, reads, rereads):
+    for begun in (writes, tried, reads, rereads):
         begun.success(shows_errors(show), shown, everything, **CHEAP)
         begun.failure(lambda: "", None, speed, **QUIET)
     compares = compare.click(
@@ -238,11 +267,16 @@ def generate_tab(
     compares.failure(lambda: "", None, speed, **QUIET)
     stop.click(lambda code: library.ask_to_stop(code), visitor, None, **QUIET)
     for way in (plain, given_text, inner):  # a MARGE has runs and evidence of its own
-        way.select(lambda own=way is inner: _shown_or_not(not own), None, [above, below], **QUIET)
+        own = way is inner
+        turned = way.select(
+            lambda own=own: [*_shown_or_not(not own), own], None, [above, below, of_marge], **QUIET
+        )
+        turned.then(top_line, [visitor, of_marge, run, marge], trail, **QUIET)
+    marge.input(top_line, [visitor, of_marge, run, marge], trail, **QUIET)
     run.input(place, [visitor, run], [trail, document], **QUIET)
     document.input(fill, [visitor, run, document], given, **QUIET)
     for begun in (arrival.then, tab.select):
-        begun(refresh, [*shown, run, corpus], [run, corpus, trail, document], **QUIET)
+        begun(refresh, [*shown, run, corpus, of_marge, marge], [run, corpus, trail, document], **QUIET)
     arrival.then(shows_errors(restore), shown, [*everything, prompt, *form.inputs], **QUIET)
 
 

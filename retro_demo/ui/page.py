@@ -25,6 +25,7 @@ from retro_demo.ui.form import QUIET, shows_errors
 from retro_demo.ui.generate_tab import generate_tab
 from retro_demo.ui.share_api import add_share_endpoints
 from retro_demo.ui.train_tab import train_tab
+from retro_demo.ui.visit import NOWHERE, Arrival, asked_for
 from retro_demo.workspace import (
     CHECKPOINTS,
     CODE,
@@ -38,6 +39,11 @@ log = logging.getLogger(__name__)
 
 ASSETS = Path(__file__).resolve().parent.parent.parent / "assets"
 TITLE = "retro_demo: language models that look things up"
+# what style.css cannot reach, because Gradio confines its rules to what stands inside the page
+HEAD = """<style>
+.dark { --color-accent: var(--primary-500); }
+@media (max-width: 640px) { .gradio-container > .main.app { padding: 0.6rem 0.8rem !important; } }
+</style>"""
 LEAD = (
     "<h1>retro_demo</h1><p class='lead'>Train a small RETRO or MARGE on your own texts, let it write, "
     "and see what it looked up and what it read.</p>"
@@ -72,7 +78,10 @@ def build_app(home: Path, warning: str = "") -> tuple[gr.Blocks, Callable[[], No
         if warning:
             gr.HTML(views.note(warning, "warning"))
         trail = gr.HTML(elem_id="trail", min_height=30)
-        arrival = demo.load(_arrive, visitor, visitor, **QUIET)
+        link = gr.State(NOWHERE)
+        known = demo.load(_arrive, visitor, visitor, **QUIET)
+        asked = known.then(_asked(home), visitor, link, **QUIET)
+        arrival = Arrival(asked, home, visitor, link, trail)
         with gr.Tabs():
             with gr.Tab("Generate", id="generate") as tab:
                 generate_tab(tab, library, visitor, arrival, trail)
@@ -94,6 +103,16 @@ def build_app(home: Path, warning: str = "") -> tuple[gr.Blocks, Callable[[], No
 def _arrive(code: Any) -> Any:
     """A visitor without a good code gets a new one; what comes from a browser is not believed."""
     return code if isinstance(code, str) and CODE.fullmatch(code) else new_code()
+
+
+def _asked(home: Path) -> Callable[..., Any]:
+    """What the address of the page asks for: ?run=NAME&tab=TAB."""
+
+    @shows_errors
+    def ask(code: str, request: gr.Request) -> dict[str, str]:
+        return asked_for(Workspace.open(home, code), request.query_params)
+
+    return ask
 
 
 def _secret(home: Path) -> str:

@@ -21,6 +21,7 @@ from retro_demo.presets import MARGE_PRESETS, PRESETS
 from retro_demo.ui.evidence_live import evidence_live
 from retro_demo.ui.form import CHEAP, QUIET, Form, json_file, once_known, shows_errors, stop_and_resume, sure
 from retro_demo.ui.share_section import share_section
+from retro_demo.ui.visit import copy_link
 from retro_demo.workspace import SAMPLE, Workspace, disk_use, is_built
 
 SIZES = "Sets all knobs: tiny for minutes, small for an hour, base for a GPU."
@@ -91,9 +92,11 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
         with gr.Column(scale=3, min_width=320):
             run = gr.Dropdown([], label="Run", info="Yours and the shipped ones.", elem_id="train-run")
             status = gr.HTML(elem_id="run-status", min_height=92)
+            linked = gr.HTML()
             with gr.Row(elem_classes="actions"):
                 stop = gr.Button("Stop", size="sm", elem_id="stop-training")
                 resume = gr.Button("Resume", size="sm", elem_id="resume-training")
+                copy_link("train", run, linked)
             curve = gr.Plot(show_label=False, container=False, elem_id="loss")
             arms = gr.HTML(elem_id="arms", min_height=80)
             live = evidence_live()
@@ -280,6 +283,8 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
     longer.click(lengthen, [*chosen, more], all_of_it, **CHEAP)
     rename.click(call_it, [*chosen, new_name], all_of_it, **CHEAP)
     delete.click(remove, [visitor, run, answer], all_of_it, js=sure("run"), **CHEAP)
+    arrival = arrival.opening(tab, run)
+    arrival.naming(tab, run)
     run.input(follow, [visitor, run, gr.State("")], followed, **QUIET)
     timer.tick(follow, [visitor, run, shown_before], followed, **QUIET)
     planned = [visitor, model, preset, base]

@@ -1,0 +1,101 @@
+"""A visit: the address that asks for a run and a tab, links to give away, and the line at the top."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from retro_demo import evaluations, job_views, jobs, service, views
+from retro_demo.checkpoint import MargeRun, read_any_config
+from retro_demo.ui.form import QUIET, once_known
+from retro_demo.workspace import SAMPLE, Workspace
+
+NOWHERE = {"tab": "", "run": ""}
+TABS = ("generate", "train", "evaluate", "evidence")
+COPY = """run => {
+  const link = `${location.origin}${location.pathname}?run=${encodeURIComponent(run ?? '')}&tab=TAB`;
+  navigator.clipboard?.writeText(link).catch(() => {});
+  const words = run ? `Copied, where the browser allows it: <code>${link}</code>. It opens this run: ` +
+    'one of yours in your workspace only, a shipped one for everybody.'
+    : 'There is no run yet to link to. Train one first.';
+  return `<p class="caption" role="status">${words}</p>`;
+}"""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """The event after which the visitor is known, and what the address asks for."""
+
+    event: Any
+    home: Path
+    visitor: gr.BrowserState
+    link: gr.State
+    """{"tab", "run"}, both empty where the address names none"""
+    trail: gr.HTML
+
+    def then(self, *event: Any, **how: Any) -> Any:
+        return self.event.then(*event, **how)
+
+    def opening(self, tab: gr.Tab, run: gr.Dropdown) -> Arrival:
+        """The arrival after a link to `tab` (and the tabs around it) was followed: `run` holds its run."""
+        around: list[tuple[Any, Any]] = []
+        inner: Any = tab
+        while inner is not None:
+            if isinstance(inner, gr.Tab):
+                around.append((inner.parent, inner.id))
+            inner = inner.parent
+
+        def follow(link: dict[str, str]) -> list[Any]:
+            if link["tab"] != tab.id:
+                return [gr.skip()] * (1 + len(around))
+            chosen = gr.Dropdown([link["run"]], value=link["run"])
+            return [chosen, *(gr.Tabs(selected=one) for _, one in around)]
+
+        outputs = [run, *(tabs for tabs, _ in around)]
+        event = self.event.then(follow, self.link, outputs, **QUIET)
+        return Arrival(event, self.home, self.visitor, self.link, self.trail)
+
+    def naming(self, tab: gr.Tab, run: gr.Dropdown) -> None:
+        """Let the line at the top name the run of this tab while it is the one in view."""
+
+        @once_known
+        def name_it(code: str, name: str | None) -> Any:
+            return trail_line(Workspace.open(self.home, code), name) if name else gr.skip()
+
+        for begun in (tab.select, run.input):
+            begun(name_it, [self.visitor, run], self.trail, **QUIET)
+
+
+def asked_for(workspace: Workspace, query: Any) -> dict[str, str]:
+    """The tab and run that an address asks for (a stranger's query); a warning where there are none such."""
+    name, tab = str(query.get("run", ""))[:200], str(query.get("tab", "train"))[:40]
+    if not name:
+        return NOWHERE
+    known = workspace.runs()
+    run = next((one for one in (name, SAMPLE + name) if one in known), "")
+    if not run or tab not in TABS:
+        what = f"the run “{views.esc(name)}”" if not run else f"the tab “{views.esc(tab)}”"
+        gr.Warning(
+            f"The link names {what}, which is not here. Choose a run from the lists; for one of another "
+            "workspace open that workspace first, with its code, at the foot of the page."
+        )
+        return NOWHERE
+    if tab == "generate" and isinstance(read_any_config(workspace.run(run)), MargeRun):
+        tab = "from-evidence"
+    return {"tab": tab, "run": run}
+
+
+def copy_link(tab: str, run: gr.Dropdown, said: gr.HTML) -> None:
+    """A button that copies a link to the chosen run on this tab; it holds no workspace code."""
+    button = gr.Button("Copy a link to this run", size="sm", elem_id=f"link-{tab}")
+    button.click(None, run, said, js=COPY.replace("TAB", tab))
+
+
+def trail_line(workspace: Workspace, name: str) -> str:
+    """The line at the top for a run: its corpus, its index, and what it is worth."""
+    title, folder = service.corpus_of_run(workspace, name)
+    worth = job_views.worth(jobs.status(workspace.run(name)), evaluations.measured(workspace, name))
+    return views.trail(title, service.statistics(folder), name, worth)
