@@ -1,4 +1,4 @@
-"""Serve the page: `python app.py [--host HOST] [--port PORT]`.
+"""Serve the page: `python app.py [--host HOST] [--port PORT] [--mcp]`.
 
 Without flags host and port come from Gradio's own environment, as on a Hugging Face Space.
 """
@@ -15,6 +15,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: fresh memory c
 import argparse
 import logging
 import sys
+from importlib.metadata import PackageNotFoundError, version
 
 import gradio as gr
 from starlette.middleware import Middleware
@@ -29,6 +30,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Serve the page of retro_demo.")
     parser.add_argument("--host", help="address to listen on (default: Gradio's, 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen on (default: Gradio's, 7860)")
+    parser.add_argument("--mcp", action="store_true", help="also serve the HTTP endpoints as tools (MCP)")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
@@ -36,19 +38,38 @@ def main() -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    if options.mcp and (missing := mcp_missing()):
+        print(missing, file=sys.stderr)
+        return 2
     demo, prepare = build_app(home, warning)
     try:
-        local_url = serve(demo, options.host, options.port)
+        local_url = serve(demo, options.host, options.port, mcp=options.mcp)
     except (OSError, OverflowError) as error:
         print(f"The page cannot be served there ({error}). Choose another --port or --host.", file=sys.stderr)
         return 2
     print(f"retro_demo is at {local_url} and keeps its data in {home}", flush=True)
+    if options.mcp:
+        print(f"Its tools for MCP clients are at {local_url}gradio_api/mcp/", flush=True)
     prepare()
     demo.block_thread()
     return 0
 
 
-def serve(demo: gr.Blocks, host: str | None, port: int | None) -> str:
+def mcp_missing() -> str:
+    """Why --mcp cannot be had here, and what to do; "" where it can."""
+    try:
+        found = version("mcp")
+    except PackageNotFoundError:
+        found = ""
+    if found and int(found.split(".")[0]) < 2:
+        return ""
+    seen = (
+        f"mcp {found} is installed, which gradio cannot use" if found else "the package mcp is not installed"
+    )
+    return f"--mcp cannot be had: {seen}. Run pip install -r requirements-mcp.txt, or leave --mcp out."
+
+
+def serve(demo: gr.Blocks, host: str | None, port: int | None, *, mcp: bool = False) -> str:
     """Start serving in the background; returns the address."""
     _, local_url, _ = demo.launch(
         server_name=host,
@@ -62,6 +83,7 @@ def serve(demo: gr.Blocks, host: str | None, port: int | None) -> str:
         footer_links=["api", "settings"],
         ssr_mode=False,
         pwa=False,
+        mcp_server=mcp,  # the environment alone does not open it
         theme=theme(),
         head=HEAD,
         css_paths=[ASSETS / "style.css"],

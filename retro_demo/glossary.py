@@ -76,6 +76,17 @@ GLOSSARY: dict[str, str] = {
     "attention": "The share of the attention of the target's tokens that fell on a piece of evidence.",
     "Spearman": "Agreement of two orders: 1 if they are the same, -1 if reversed, 0 if unrelated.",
     "PCA": "The directions in which the embeddings differ most.",
+    "passage": "A stretch of a document of fixed length: what a MARGE writes and reads in one piece.",
+    "encoder": "The part of a network that turns what is read into vectors; the decoder reads these.",
+    "decoder": "The part of a network that writes: it predicts the next token from all before it.",
+    "embedding": "The vector of a text: texts that say alike things have vectors of like direction.",
+    "rank": "The place in an order by likeness: 1 is the most alike.",
+    "learning rate": "How far each step changes the weights.",
+    "batch": "The sequences that one step learns from at the same time.",
+    "resume": "To go on from the last save with the very weights that an unbroken training would have.",
+    "fingerprint": "A short code of a content: where it differs, the content was changed.",
+    "overfitting": "Learning the training text by heart: its loss falls while that of held-out text rises.",
+    "centered": "Relevance minus what the target and the document have in common with all others.",
     "workspace": "Your own corner of this app; its code is the only key to it.",
 }
 

@@ -62,7 +62,7 @@ def matrix_words(relevance: np.ndarray, names: Sequence[str]) -> str:
     count = len(names)
     if np.isnan(relevance).all():
         return f"Matrix of {count} targets and as many documents; none of them may be evidence."
-    row, column = np.unravel_index(np.nanargmax(relevance), relevance.shape)
+    row, column = divmod(int(np.nanargmax(relevance)), relevance.shape[1])
     return (
         f"Matrix of {count} targets (rows) and as many documents as evidence (columns): relevance f from "
         f"{np.nanmin(relevance):.4f} to {np.nanmax(relevance):.4f}, highest for target {names[row]} and "
@@ -94,7 +94,7 @@ def heat_words(weights: np.ndarray, rows: Sequence[str], columns: Sequence[str])
     said = f"Attention of {len(rows)} tokens of the target to {len(columns)} tokens of the evidence"
     if not weights.size:
         return f"{said}."
-    row, column = np.unravel_index(weights.argmax(), weights.shape)
+    row, column = divmod(int(weights.argmax()), weights.shape[1])
     return (
         f"{said}: the highest weight is {weights[row, column]:.4f}, of “{rows[row]}” on “{columns[column]}”; "
         f"a token reads {weights.sum(axis=1).mean():.1%} of its attention here on average."

@@ -10,7 +10,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from retro_demo.glossary import explain
+from retro_demo.glossary import GLOSSARY, explain
 from retro_demo.jobs import JobStatus
 from retro_demo.workspace import without_folders
 
@@ -39,6 +39,12 @@ def esc(text: object) -> str:
 def term(word: str, shown: str = "") -> str:
     """A word with its explanation at hand."""
     return f'<abbr tabindex="0" title="{esc(explain(word))}">{esc(shown or word)}</abbr>'
+
+
+def glossary() -> str:
+    """All words of the field, each with its sentence."""
+    words = "".join(f"<dt>{esc(word)}</dt><dd>{esc(sentence)}</dd>" for word, sentence in GLOSSARY.items())
+    return f'<dl class="glossary">{words}</dl>'
 
 
 def color(place: int) -> str:

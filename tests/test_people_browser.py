@@ -19,7 +19,6 @@ from test_evidence_browser import space  # noqa: F401 (a fixture)
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 WAYS = ("Write a text", "Explain a given text", "From evidence (MARGE)")
-TABS = ("Corpus", "Train", "Evaluate", "Evidence")
 OPEN_ALL = """() => {
   const closed = [...document.querySelectorAll('button.label-wrap:not(.open)')].filter(b => b.offsetParent);
   closed.forEach(b => b.click());
@@ -48,13 +47,14 @@ def shown_ways(page: Page) -> list[tuple[str, Callable[[], None]]]:
         return show
 
     rests = {
-        "Corpus": "#corpora tbody tr",
+        "Evidence": "#evidence-map .main-svg[role=img]",
         "Train": "#loss .main-svg[role=img]",
         "Evaluate": "#leakage .main-svg[role=img]",
-        "Evidence": "#evidence-map .main-svg[role=img]",
+        "Corpus": "#build",
     }
-    ways = [(way, go("Generate", way)) for way in WAYS]
-    return ways + [(tab, go(tab, rest="" if tab == "Corpus" else rests[tab])) for tab in TABS]
+    return [(tab, go(tab, rest=rest)) for tab, rest in rests.items()] + [
+        (way, go("Generate", way)) for way in WAYS
+    ]
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
@@ -68,8 +68,9 @@ def test_no_tab_breaks_a_rule_of_wcag_or_is_too_wide_and_each_picture_says_its_f
     page = opened(browser, url, space.folder.name)
     page.set_viewport_size({"width": width, "height": 900})
     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
-    page.goto(f"{url}?__theme={scheme}")
-    expect(page.locator("#linked .card:visible").first).to_be_visible(timeout=LONG)
+    page.goto(f"{url}?run=finder&tab=evidence&__theme={scheme}")  # a link to a run opens it
+    expect(page.locator("#evidence-run input")).to_have_value("finder", timeout=LONG)
+    expect(page.locator("#trail")).to_contain_text("finder", timeout=LONG)
     page.add_script_tag(content=(resources.files("axe_playwright_python") / "axe.min.js").read_text("utf-8"))
     broken: dict[str, list[str]] = {}
     for name, show in shown_ways(page):
@@ -90,7 +91,7 @@ def test_no_tab_breaks_a_rule_of_wcag_or_is_too_wide_and_each_picture_says_its_f
 
 def test_a_row_of_the_matrix_and_a_key_on_its_table_show_what_that_target_reads(browser, url, space):  # noqa: F811
     page = opened(browser, url, space.folder.name)
-    page.get_by_role("tab", name="Evidence", exact=True).click()
+    page.goto(f"{url}?run=finder&tab=evidence")
     expect(page.locator("#evidence-map .main-svg[role=img]")).to_be_visible(timeout=LONG)
     chosen, said = page.locator("#evidence-target input"), page.locator("#evidence-read")
     before = chosen.input_value()
@@ -111,4 +112,20 @@ def test_a_row_of_the_matrix_and_a_key_on_its_table_show_what_that_target_reads(
     first.focus()
     page.keyboard.press("Enter")
     expect(chosen).to_have_value(re.compile(re.escape(name)), timeout=LONG)
+    page.locator("#link-evidence").click()
+    link = page.locator("p[role=status] code", has_text="run=finder&tab=evidence")
+    expect(link).to_be_visible()
+    assert space.folder.name not in link.inner_text()
+
+    page.goto(
+        f"{url}?run=finder&tab=generate"
+    )  # a MARGE writes from evidence, and the line at the top says so
+    expect(page.locator("#marge-write-run input")).to_have_value("finder", timeout=LONG)
+    expect(page.locator("#trail")).to_contain_text("run: finder", timeout=LONG)
+    page.get_by_role("tab", name="Write a text", exact=True).click()
+    expect(page.locator("#trail")).not_to_contain_text("finder", timeout=LONG)
+    page.goto(f"{url}?run=nobody&tab=train")
+    expect(page.get_by_text("The link names the run “nobody”, which is not here.")).to_be_visible(
+        timeout=LONG
+    )
     page.close()

@@ -82,15 +82,21 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
         query = gr.Textbox(
             label="Text",
             max_lines=1,
+            info="What to look for, in words or as a text.",
             placeholder="an island nation that exports fish",
             elem_id="query",
             scale=5,
             min_width=200,
         )
         finder = gr.Dropdown(
-            list(RETRIEVERS), value="dense", label="Retriever", elem_id="finder", min_width=110
+            list(RETRIEVERS),
+            value="dense",
+            label="Retriever",
+            info="Explained above.",
+            elem_id="finder",
+            min_width=110,
         )
-        count = gr.Number(4, label="How many", precision=0, elem_id="count", min_width=90)
+        count = gr.Number(4, label="How many", info="At most.", precision=0, elem_id="count", min_width=90)
         find = gr.Button("Search", elem_id="search", min_width=90)
     found = gr.HTML(elem_id="found")
     found_file = gr.DownloadButton(

@@ -21,6 +21,7 @@ from retro_demo.evidence_sample import (
 )
 from retro_demo.evidence_series import beta_series, pair_series, recall_series, reindexes
 from retro_demo.evidence_store import reindexed_steps
+from retro_demo.glossary import explain
 from retro_demo.library import Library
 from retro_demo.ui.evidence_target import evidence_target
 from retro_demo.ui.form import CHEAP, QUIET, json_file, once_known, relisted
@@ -73,13 +74,28 @@ def evidence_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
                 gr.HTML("<h2>Who is relevant to whom</h2>")
                 with gr.Row(elem_classes="knobs"):
                     order = gr.Radio(
-                        ["group", "language"], value="group", label="Order", elem_id="evidence-order"
+                        ["group", "language"],
+                        value="group",
+                        label="Order",
+                        info="Which documents stand side by side.",
+                        elem_id="evidence-order",
                     )
                     values = gr.Radio(
-                        ["ranks", "centered"], value="ranks", label="Values", elem_id="evidence-values"
+                        ["ranks", "centered"],
+                        value="ranks",
+                        label="Values",
+                        info="Each target's order, or relevance minus what all have in common.",
+                        elem_id="evidence-values",
                     )
                 at = gr.Slider(
-                    0, 1, 0, step=1, label="Re-index (0: untrained)", elem_id="evidence-at", interactive=True
+                    0,
+                    1,
+                    0,
+                    step=1,
+                    label="Re-index (0: untrained)",
+                    info=explain("re-index"),
+                    elem_id="evidence-at",
+                    interactive=True,
                 )
                 matrix = gr.Plot(show_label=False, container=False, elem_id="evidence-matrix")
                 choose_target = MATRIX.read_text("utf-8")
@@ -94,7 +110,13 @@ def evidence_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
                 with gr.Accordion("The re-indexes as a table", open=False):
                     lines_table = gr.HTML(elem_id="evidence-reindexes")
         gr.HTML("<h2>The map of embeddings</h2>")
-        by = gr.Radio(["group", "language"], value="group", label="Color by", elem_id="evidence-by")
+        by = gr.Radio(
+            ["group", "language"],
+            value="group",
+            label="Color by",
+            info="What has one color.",
+            elem_id="evidence-by",
+        )
         picture = gr.Plot(show_label=False, container=False, elem_id="evidence-map")
         map_caption = gr.HTML()
         with gr.Accordion("The map as a table", open=False):

@@ -13,6 +13,7 @@ from retro_demo.errors import UserError
 from retro_demo.evidence_export import reading_json
 from retro_demo.evidence_reading import MOST_EVIDENCE, EvidenceReading, edit_evidence
 from retro_demo.evidence_run import Choices, MargeCorpus, targets_of
+from retro_demo.glossary import explain
 from retro_demo.library import Library
 from retro_demo.ui.form import PRIVATE, QUIET, json_file, once_known, shows_errors
 from retro_demo.workspace import Workspace
@@ -64,17 +65,47 @@ def evidence_target(
     home = library.home
     with gr.Row(elem_classes="knobs"):
         target = gr.Dropdown([], label="Target", info=TARGETS, elem_id="evidence-target", min_width=260)
-        count = gr.Slider(1, MOST_EVIDENCE, 8, step=1, label="Pieces of evidence", elem_id="evidence-count")
+        count = gr.Slider(
+            1,
+            MOST_EVIDENCE,
+            8,
+            step=1,
+            label="Pieces of evidence",
+            info="How many it reads.",
+            elem_id="evidence-count",
+        )
         read = gr.Button("Find and read its evidence", variant="primary", elem_id="read-evidence")
     said = gr.HTML(elem_id="evidence-read", min_height=60)
     with gr.Column(visible=False) as inside:
         listing = gr.HTML(elem_id="evidence-pieces")
         with gr.Row(elem_classes="knobs"):
-            layer = gr.Dropdown([MEAN], value=MEAN, label="Layer", elem_id="evidence-layer", min_width=120)
-            head = gr.Dropdown([MEAN], value=MEAN, label="Head", elem_id="evidence-head", min_width=120)
-            piece = gr.Dropdown([], label="Piece of evidence", elem_id="evidence-piece", min_width=260)
+            layer = gr.Dropdown(
+                [MEAN],
+                value=MEAN,
+                label="Layer",
+                info=explain("layer"),
+                elem_id="evidence-layer",
+                min_width=120,
+            )
+            head = gr.Dropdown(
+                [MEAN], value=MEAN, label="Head", info=explain("head"), elem_id="evidence-head", min_width=120
+            )
+            piece = gr.Dropdown(
+                [],
+                label="Piece of evidence",
+                info="The one that is drawn.",
+                elem_id="evidence-piece",
+                min_width=260,
+            )
             part = gr.Slider(
-                1, 2, 1, step=1, label="Part of the target", visible=False, elem_id="evidence-part"
+                1,
+                2,
+                1,
+                step=1,
+                label="Part of the target",
+                info="A long one is drawn in parts.",
+                visible=False,
+                elem_id="evidence-part",
             )
         with gr.Row():
             with gr.Column(scale=2, min_width=320):

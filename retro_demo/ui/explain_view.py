@@ -12,6 +12,7 @@ from gradio.utils import get_upload_folder
 
 from retro_demo import explain_views, kept_traces, reading_views, rewriting, service, text_views, views
 from retro_demo.errors import UserError
+from retro_demo.glossary import explain
 from retro_demo.library import Library
 from retro_demo.loading import LoadedRun
 from retro_demo.rewriting import Rewritten, edit_json
@@ -74,12 +75,20 @@ def explain_view(library: Library, visitor: gr.BrowserState, trace_id: gr.Browse
             "other neighbor in its place.</p>"
         )
         with gr.Row():
-            n_text = gr.Textbox(label="N: the neighbor", lines=4, max_lines=8, elem_id="edit-n")
-            f_text = gr.Textbox(label="F: its continuation", lines=4, max_lines=8, elem_id="edit-f")
+            n_text = gr.Textbox(
+                label="N: the neighbor", lines=4, max_lines=8, elem_id="edit-n", info=explain("N")
+            )
+            f_text = gr.Textbox(
+                label="F: its continuation", lines=4, max_lines=8, elem_id="edit-f", info=explain("F")
+            )
         with gr.Row(elem_classes="actions"):
             reread = gr.Button("Read this instead", variant="primary", elem_id="reread")
             other = gr.Dropdown(
-                [], label="Or another chunk of the corpus", elem_id="swap-with", min_width=260
+                [],
+                label="Or another chunk of the corpus",
+                info="The nearest first; it is read at once.",
+                elem_id="swap-with",
+                min_width=260,
             )
         changed = gr.HTML(elem_id="changed", js_on_load=SHOW_POSITION)
     gr.HTML(
@@ -89,8 +98,12 @@ def explain_view(library: Library, visitor: gr.BrowserState, trace_id: gr.Browse
         "one scale for all panels.</p>"
     )
     with gr.Row(elem_classes="knobs"):
-        layer = gr.Dropdown([MEAN], value=MEAN, label="Layer", elem_id="layer", min_width=120)
-        head = gr.Dropdown([MEAN], value=MEAN, label="Head", elem_id="head", min_width=120)
+        layer = gr.Dropdown(
+            [MEAN], value=MEAN, label="Layer", info=explain("layer"), elem_id="layer", min_width=120
+        )
+        head = gr.Dropdown(
+            [MEAN], value=MEAN, label="Head", info=explain("head"), elem_id="head", min_width=120
+        )
     heat = gr.HTML(elem_id="heatmap", js_on_load=(ASSETS / "heatmap.js").read_text("utf-8"))
     with gr.Accordion("Retrieval, chunk by chunk", open=False, elem_id="timeline"):
         timeline = gr.HTML(elem_id="lookups")

@@ -93,6 +93,8 @@ def build_app(home: Path, warning: str = "") -> tuple[gr.Blocks, Callable[[], No
                 evaluate_tab(tab, library, visitor, arrival)
             with gr.Tab("Evidence", id="evidence") as tab:
                 evidence_tab(tab, library, visitor, arrival)
+        with gr.Accordion("Words of the field, each in a sentence", open=False, elem_id="words"):
+            gr.HTML(views.glossary())
         _workspace_drawer(home, visitor, arrival)
         add_endpoints(library)
         add_corpus_endpoints(library)

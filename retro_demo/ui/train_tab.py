@@ -25,6 +25,7 @@ from retro_demo.ui.visit import copy_link
 from retro_demo.workspace import SAMPLE, Workspace, disk_use, is_built
 
 SIZES = "Sets all knobs: tiny for minutes, small for an hour, base for a GPU."
+STEPS = "Those that are done count."
 MARGE_SIZES = "Sets all knobs: tiny for about two minutes, small for about twelve."
 DOWNLOAD = "Download the curve, the table and where they come from (JSON)"
 
@@ -107,7 +108,9 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
     with gr.Accordion("All runs, disk use, train longer, rename, delete", open=False):
         listing = gr.HTML(elem_id="runs")
         with gr.Row(elem_classes="actions"):
-            more = gr.Number(600, label="Steps in all", precision=0, elem_id="more-steps", min_width=100)
+            more = gr.Number(
+                600, label="Steps in all", info=STEPS, precision=0, elem_id="more-steps", min_width=100
+            )
             longer = gr.Button("Train the chosen run longer", elem_id="train-longer", min_width=230)
         with gr.Row(elem_classes="actions"):
             new_name = gr.Textbox(label="New name of the chosen run", max_lines=1, elem_id="run-new-name")

@@ -10,6 +10,7 @@ import gradio as gr
 
 from retro_demo import evaluations, job_views, jobs, service, views
 from retro_demo.checkpoint import MargeRun, read_any_config
+from retro_demo.errors import UserError
 from retro_demo.ui.form import QUIET, once_known
 from retro_demo.workspace import SAMPLE, Workspace
 
@@ -70,19 +71,18 @@ class Arrival:
 
 
 def asked_for(workspace: Workspace, query: Any) -> dict[str, str]:
-    """The tab and run that an address asks for (a stranger's query); a warning where there are none such."""
+    """The tab and run that an address asks for (a stranger's query); UserError where there is none such."""
     name, tab = str(query.get("run", ""))[:200], str(query.get("tab", "train"))[:40]
     if not name:
         return NOWHERE
     known = workspace.runs()
     run = next((one for one in (name, SAMPLE + name) if one in known), "")
     if not run or tab not in TABS:
-        what = f"the run “{views.esc(name)}”" if not run else f"the tab “{views.esc(tab)}”"
-        gr.Warning(
+        what = f"the tab “{views.esc(tab)}”" if run else f"the run “{views.esc(name)}”"
+        raise UserError(
             f"The link names {what}, which is not here. Choose a run from the lists; for one of another "
             "workspace open that workspace first, with its code, at the foot of the page."
         )
-        return NOWHERE
     if tab == "generate" and isinstance(read_any_config(workspace.run(run)), MargeRun):
         tab = "from-evidence"
     return {"tab": tab, "run": run}

@@ -1,0 +1,41 @@
+"""The snippets of docs/http.md run as they stand there, against the page; its address is put in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from page_helpers import opened_client, page_home
+
+ROOT = Path(__file__).resolve().parent.parent
+SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "http.md").read_text("utf-8"), re.S)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory) -> Iterator[str]:
+    with page_home(tmp_path_factory.mktemp("docs")) as home, opened_client(home) as client:
+        yield client.src
+
+
+def test_every_snippet_of_the_http_page_runs_and_says_what_it_promises(
+    address, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("harbor", "river", "mill"):
+        lines = (f"In {1700 + n} the town at the {name} sold {n} barrels of salt and cod." for n in range(80))
+        Path(f"{name}.txt").write_text("\n".join(lines), encoding="utf-8")
+    said: dict[str, object] = {}
+    printed = []
+    for snippet in SNIPPETS:
+        exec(compile(snippet.replace("http://127.0.0.1:7860", address), "docs/http.md", "exec"), said)
+        printed.append(capsys.readouterr().out)
+
+    _, built, trained, written, refused = printed
+    assert built.startswith("finished towns 3\n")
+    assert built.count("->") == 2
+    assert re.match(r"finished 20 \d\.\d+", trained)
+    assert "In the year" in written
+    assert "no such corpus" in refused
+    assert refused.count("\n") == 1
