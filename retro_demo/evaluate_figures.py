@@ -235,7 +235,7 @@ def curve_figure(curves: Mapping[str, Any], kind: str) -> go.Figure:
     )
     figure.update_xaxes(type="log" if by_size else "linear", tickvals=x, ticktext=[str(v) for v in x])
     told = {f"{v}%" if by_size else f"k = {v}": value for v, value in zip(x, y, strict=True)}
-    beside = {CURVE_NAMES.get(arm, arm): value for arm, value in curves["flat"].items()}
+    beside = {CURVE_NAMES.get(str(arm), str(arm)): value for arm, value in curves["flat"].items()}
     what = "database size" if by_size else "number of neighbors"
     return _layout(
         described(figure, plot_words.points_words(what, told, beside)),

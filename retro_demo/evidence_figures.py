@@ -72,9 +72,8 @@ def matrix_figure(
     figure.update_xaxes(**axis, title="evidence", tickangle=-45, showgrid=False)
     figure.update_yaxes(**axis | {"range": [count - 0.5, -0.5]}, title="target", showgrid=False)
     plain = [source.about(int(i))["name"] for i in sample.ids]
-    described(figure, plot_words.matrix_words(relevance, plain))
     # a click on a row shows that target (assets/plots.js, assets/matrix.js)
-    return figure.update_layout(meta=figure.layout.meta | {"targets": sample.ids.tolist()})
+    return described(figure, plot_words.matrix_words(relevance, plain), targets=sample.ids.tolist())
 
 
 def full_color(values: np.ndarray) -> float:

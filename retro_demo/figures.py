@@ -49,9 +49,9 @@ def figure_layout(figure: go.Figure, **more: Any) -> go.Figure:
     return figure
 
 
-def described(figure: go.Figure, words: str) -> go.Figure:
-    """The figure with the sentence that assets/plots.js gives to those who cannot see it."""
-    return figure.update_layout(meta={"alt": words})
+def described(figure: go.Figure, words: str, **more: Any) -> go.Figure:
+    """The figure with the sentence that assets/plots.js gives to those who cannot see it, and what it asks."""
+    return figure.update_layout(meta={"alt": words} | more)
 
 
 def loss_curve(status: JobStatus, run: str) -> go.Figure:

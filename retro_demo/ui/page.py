@@ -41,7 +41,7 @@ ASSETS = Path(__file__).resolve().parent.parent.parent / "assets"
 TITLE = "retro_demo: language models that look things up"
 # what style.css cannot reach, because Gradio confines its rules to what stands inside the page
 HEAD = """<style>
-.dark { --color-accent: var(--primary-500); }
+.dark .gradio-container { --color-accent: var(--primary-500) !important; }
 @media (max-width: 640px) { .gradio-container > .main.app { padding: 0.6rem 0.8rem !important; } }
 </style>"""
 LEAD = (
