@@ -50,7 +50,7 @@ def figure_layout(figure: go.Figure, **more: Any) -> go.Figure:
 
 
 def described(figure: go.Figure, words: str, **more: Any) -> go.Figure:
-    """The figure with the sentence that assets/plots.js gives to those who cannot see it, and what it asks."""
+    """The figure with the sentence that assets/plots.js gives to those who cannot see it, and more."""
     return figure.update_layout(meta={"alt": words} | more)
 
 
