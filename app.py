@@ -1,6 +1,7 @@
-"""Serve the page: `python app.py [--host HOST] [--port PORT] [--mcp]`.
+"""Serve the page: `python app.py [--host HOST] [--port PORT] [--public] [--mcp]`.
 
-Without flags host and port come from Gradio's own environment, as on a Hugging Face Space.
+Without flags host and port come from Gradio's own environment, as on a Hugging Face Space, where the page
+is public. Each limit is a flag, and a variable such as RETRO_DEMO_LIMIT_STEPS.
 """
 
 from __future__ import annotations
@@ -16,11 +17,16 @@ import argparse
 import logging
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import gradio as gr
 from starlette.middleware import Middleware
 
+from retro_demo.data_folder import UPLOADS, never_served, serve_alone
 from retro_demo.errors import UserError
+from retro_demo.flags import add_flags, given
+from retro_demo.limits import Limits, chosen_limits, on_space
+from retro_demo.ui.doorman import Doorman
 from retro_demo.ui.page import ASSETS, HEAD, build_app, theme
 from retro_demo.ui.security import SecurityHeaders
 from retro_demo.workspace import settle_data_home
@@ -31,19 +37,30 @@ def main() -> int:
     parser.add_argument("--host", help="address to listen on (default: Gradio's, 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen on (default: Gradio's, 7860)")
     parser.add_argument("--mcp", action="store_true", help="also serve the HTTP endpoints as tools (MCP)")
+    parser.add_argument(
+        "--public",
+        action=argparse.BooleanOptionalAction,
+        default=on_space(os.environ),
+        help="serve strangers: the strict limits hold (default: on a Space)",
+    )
+    add_flags(parser, Limits)
     options = parser.parse_args()
+    os.umask(0o077)  # what is written here is for nobody else on the machine
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
+        limits = chosen_limits(options.public, os.environ, given(options, Limits))
         home, warning = settle_data_home()
+        alone = serve_alone(home)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
     if options.mcp and (missing := mcp_missing()):
         print(missing, file=sys.stderr)
         return 2
-    demo, prepare = build_app(home, warning)
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(home / UPLOADS))  # not where other programs' files are
+    demo, prepare = build_app(home, warning, limits)
     try:
-        local_url = serve(demo, options.host, options.port, mcp=options.mcp)
+        local_url = serve(demo, home, options.host, options.port, mcp=options.mcp)
     except (OSError, OverflowError) as error:
         print(f"The page cannot be served there ({error}). Choose another --port or --host.", file=sys.stderr)
         return 2
@@ -52,6 +69,7 @@ def main() -> int:
         print(f"Its tools for MCP clients are at {local_url}gradio_api/mcp/", flush=True)
     prepare()
     demo.block_thread()
+    alone.release()
     return 0
 
 
@@ -69,7 +87,7 @@ def mcp_missing() -> str:
     return f"--mcp cannot be had: {seen}. Run pip install -r requirements-mcp.txt, or leave --mcp out."
 
 
-def serve(demo: gr.Blocks, host: str | None, port: int | None, *, mcp: bool = False) -> str:
+def serve(demo: gr.Blocks, home: Path, host: str | None, port: int | None, *, mcp: bool = False) -> str:
     """Start serving in the background; returns the address."""
     _, local_url, _ = demo.launch(
         server_name=host,
@@ -87,7 +105,13 @@ def serve(demo: gr.Blocks, host: str | None, port: int | None, *, mcp: bool = Fa
         theme=theme(),
         head=HEAD,
         css_paths=[ASSETS / "style.css"],
-        app_kwargs={"middleware": [Middleware(SecurityHeaders)]},
+        blocked_paths=never_served(home),
+        app_kwargs={
+            "middleware": [
+                Middleware(SecurityHeaders),
+                Middleware(Doorman, home=home, behind_proxy=on_space(os.environ)),
+            ]
+        },
     )
     return local_url
 

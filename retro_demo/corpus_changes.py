@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from retro_demo.change_config import AddConfig, WeighConfig
 from retro_demo.changing import CHANGE, SOURCES, base_of_change, find_documents, is_pending, prepare_change
 from retro_demo.checkpoint import read_any_config, read_run_config
 from retro_demo.corpus import load_corpus, read_stored_documents
+from retro_demo.dispatch import begin
 from retro_demo.errors import UserError
 from retro_demo.evaluations import evaluations_reading
 from retro_demo.library import Library
+from retro_demo.quotas import check_space, checked_text
 from retro_demo.weighing import weigh
 from retro_demo.workspace import SAMPLE, Workspace, corpus_folder, is_built
 
@@ -47,30 +50,32 @@ def start_change(
             f"{service.corpus_title(corpus)} ships with the app and stays as it is. Give the changed corpus "
             "a name of its own."
         )
-    service.check_running(workspace)
+    check_space(workspace, sum(path.stat().st_size for _, path in files))
+    config = config or AddConfig()
+    config = replace(config, max_megabytes=checked_text(workspace.home, config.max_megabytes))
     find_documents(load_corpus(base), forget)  # a mistyped title is said before anything is made
     if name.strip():
         folder = workspace.new_folder("corpora", name)
         try:
             copies = service.keep_files(files, folder / SOURCES)
             prepare_change(base, folder, add=copies, forget=forget, config=config)
+            begin(workspace, folder, "build-corpus")
         except BaseException:
             shutil.rmtree(folder)  # nothing was begun
             raise
-        jobs.start(folder, "build-corpus")
         return folder.name
     with jobs.asking(base):
         _check_free(workspace, corpus, base)
         shutil.rmtree(base / CHANGE, ignore_errors=True)  # what one that failed or was done may have left
         copies = service.keep_files(files, base / CHANGE / SOURCES) if files else []
         prepare_change(base, None, add=copies, forget=forget, config=config)
-        jobs.start(base, "build-corpus")
+        begin(workspace, base, "build-corpus")
     return base.name
 
 
 def _check_free(workspace: Workspace, corpus: str, base: Path) -> None:
     """Raise UserError while something is at work on the corpus, or reads it; a change that failed is not."""
-    if jobs.is_running(base) or (is_pending(base) and jobs.status(base).state != "failed"):
+    if jobs.is_under_way(base) or (is_pending(base) and jobs.status(base).state != "failed"):
         raise UserError(f"{corpus} is being changed already. Wait for its end, or resume it.")
     if reader := next(_readers(workspace, base), ""):
         raise UserError(
@@ -81,7 +86,7 @@ def _check_free(workspace: Workspace, corpus: str, base: Path) -> None:
 
 def _readers(workspace: Workspace, base: Path) -> Iterator[str]:
     """What of the workspace is at work and reads the corpus, as the beginning of a sentence."""
-    runs = [run for run in workspace.runs() if jobs.is_running(workspace.run(run))]
+    runs = [run for run in workspace.runs() if jobs.is_under_way(workspace.run(run))]
     for run in runs:
         if read_any_config(workspace.run(run)).corpus == str(base):
             yield f"{run} is training on"
@@ -91,14 +96,14 @@ def _readers(workspace: Workspace, base: Path) -> Iterator[str]:
         yield "A run with another tokenizer is about to read"
     for one in workspace.corpora():
         folder = workspace.corpus(one)
-        if jobs.is_running(folder) and base_of_change(folder) == base.resolve():
+        if jobs.is_under_way(folder) and base_of_change(folder) == base.resolve():
             yield f"{one} is being made from"
 
 
 def corpus_status(folder: Path) -> jobs.JobStatus:
     """How a build or a change of a corpus stands; a built corpus is finished unless one is going on."""
     status = jobs.status(folder)
-    if not is_built(folder) or is_pending(folder) or status.state in ("running", "failed"):
+    if not is_built(folder) or is_pending(folder) or status.under_way or status.state == "failed":
         return status
     return jobs.JobStatus("finished", status.events, "")
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from retro_demo.jobs import JobStatus
-from retro_demo.views import badge, bar, duration, esc, failure, note, table, term
+from retro_demo.views import badge, bar, duration, esc, failure, note, standing, table, term
 
 ARM_NAMES = {
     "baseline": "matched baseline (lm)",
@@ -99,7 +99,7 @@ def evaluation_status(status: JobStatus | None) -> str:
             event = last[-1]
             words = bar(event["done"] / max(1, event["total"]), f"{event['stage']}: {_percent(event)}")
     warned = "".join(note(event["text"], "warning") for event in status.of_kind("warned"))
-    return f"<h3>Evaluation {badge(status.state)}</h3>{words}{warned}{failure(status)}"
+    return f"<h3>Evaluation {badge(status.state)}</h3>{standing(status)}{words}{warned}{failure(status)}"
 
 
 def _percent(event: Mapping[str, Any]) -> str:

@@ -12,10 +12,12 @@ from typing import Any
 
 from retro_demo import jobs, service
 from retro_demo.checkpoint import AnyRun, MargeRun, read_any_config, read_run_config
+from retro_demo.dispatch import begin
 from retro_demo.errors import UserError
 from retro_demo.evaluate_config import EvaluateConfig
 from retro_demo.evaluation_request import Request, prepare_evaluation, read_request
 from retro_demo.matching import baseline_settings, match, unfit_control
+from retro_demo.quotas import check_space
 from retro_demo.trained_on import trainings
 from retro_demo.workspace import SAMPLE, Workspace
 
@@ -43,7 +45,7 @@ def start_evaluation(
 
     All are ids of the workspace, "" = none (corpus: the one of the training).
     """
-    service.check_running(workspace)
+    check_space(workspace)
     request = Request(
         _place(run, workspace.run(run)),
         baseline=_place(baseline, workspace.run(baseline)) if baseline else "",
@@ -53,9 +55,9 @@ def start_evaluation(
     )
     folder = folder_of_evaluations(workspace, run) / request.key
     prepare_evaluation(folder, request)
-    if not jobs.is_running(folder):  # what was said before is said again: the table is kept
+    if not jobs.is_under_way(folder):  # what was said before is said again: the table is kept
         (folder / "events.jsonl").unlink(missing_ok=True)
-    jobs.start(folder, "evaluate")
+    begin(workspace, folder, "evaluate")
     _drop_old(folder.parent, folder)
     return folder
 
@@ -65,7 +67,7 @@ def _place(name: str, folder: Path) -> str:
 
 
 def _drop_old(folder: Path, newest: Path) -> None:
-    others = [path for path in _by_age(folder) if path != newest and not jobs.is_running(path)]
+    others = [path for path in _by_age(folder) if path != newest and not jobs.is_under_way(path)]
     for path in others[: max(0, len(others) - (KEPT - 1))]:
         shutil.rmtree(path)
 
@@ -102,21 +104,21 @@ def resume_evaluation(workspace: Workspace, run: str) -> None:
     folder = next(reversed(_by_age(folder_of_evaluations(workspace, run))), None)
     if folder is None or jobs.status(folder).state == "finished":
         raise UserError("There is no evaluation of this run to go on with. Start one.")
-    service.check_running(workspace)
-    jobs.start(folder, "evaluate")
+    check_space(workspace)
+    begin(workspace, folder, "evaluate")
 
 
 def stop_evaluation(workspace: Workspace, run: str) -> bool:
-    """Ask the running evaluation of a run to keep what it has and leave; False where none is running."""
-    running = [f for f in _by_age(folder_of_evaluations(workspace, run)) if jobs.is_running(f)]
-    return bool(running) and jobs.stop(running[-1])
+    """Ask the evaluation of a run that is under way to keep what it has and leave; False where none is."""
+    known = [f for f in _by_age(folder_of_evaluations(workspace, run)) if jobs.is_under_way(f)]
+    return bool(known) and jobs.stop(known[-1])
 
 
 def evaluations_reading(workspace: Workspace, corpus: Path) -> list[str]:
     """Runs whose evaluation is running and reads this corpus: as database, or as that of a training."""
     found = []
     for place in ("runs/*/evaluations/*", "evaluations/*/*"):
-        for request in [read_request(f) for f in workspace.folder.glob(place) if jobs.is_running(f)]:
+        for request in [read_request(f) for f in workspace.folder.glob(place) if jobs.is_under_way(f)]:
             places, _ = trainings([request.folder(name) for name in request.runs])
             if str(corpus) in (request.corpus, *places.values()):
                 found.append(request.folder("run").name)

@@ -119,9 +119,10 @@ class Token(Event):
 
 @dataclass(frozen=True)
 class Stopped(Event):
-    """The job was asked to stop and has saved what it had."""
+    """The job was asked to stop and has saved what it had; `why`: where its limits asked."""
 
     step: int = 0
+    why: str = ""
 
 
 @dataclass(frozen=True)

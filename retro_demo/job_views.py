@@ -9,7 +9,7 @@ import numpy as np
 
 from retro_demo.jobs import JobStatus
 from retro_demo.recall import recall_words
-from retro_demo.views import badge, bar, duration, esc, failure, note, size, table, term
+from retro_demo.views import badge, bar, duration, esc, failure, note, size, standing, table, term
 
 STAGES = {
     "read": "documents read",
@@ -35,7 +35,7 @@ def build_status(status: JobStatus, title: str) -> str:
         items.append(f'<li class="{mark}" style="--share:{100 * share:.0f}%">{count}{esc(words)}</li>')
     finished = status.state == "finished"
     stages = "" if finished else f'<ol class="stages">{"".join(items)}</ol>'
-    return f"<h3>{esc(title)} {badge(status.state)}</h3>{stages}{failure(status)}"
+    return f"<h3>{esc(title)} {badge(status.state)}</h3>{standing(status)}{stages}{failure(status)}"
 
 
 def waiting(status: JobStatus, title: str) -> str:
@@ -151,6 +151,7 @@ def run_status(status: JobStatus, title: str, steps: int, left: float | None) ->
     started = status.of_kind("started")
     doing = _doing(status)
     head = f"<h3>{esc(title.removeprefix('sample:'))} {badge(status.state)}</h3>"
+    head += standing(status)
     if not done:
         words = doing or ("The process starts: it reads the corpus." if status.state == "running" else "")
         return head + (bar(0, words) if words else "") + failure(status)

@@ -13,13 +13,15 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from retro_demo import tickets
+from retro_demo.allowance import UNLIMITED, Allowance
 from retro_demo.errors import UserError
 from retro_demo.events import ENDINGS, read_events
 
@@ -56,7 +58,7 @@ def asking(folder: Path) -> Iterator[None]:
         yield
 
 
-def start(folder: Path, verb: str) -> None:
+def start(folder: Path, verb: str, allowance: Allowance = UNLIMITED) -> None:
     """Start `python -m retro_demo VERB --out FOLDER` on its own; its config is in the folder."""
     if is_running(folder):
         raise UserError(f"{folder.name} is already running. Stop it first, or wait for its end.")
@@ -67,14 +69,18 @@ def start(folder: Path, verb: str) -> None:
             stdout=subprocess.DEVNULL,  # the events are in events.jsonl
             stderr=log,
             start_new_session=True,  # a signal to the server is not one to the job
-            env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": os.pathsep.join(sys.path)},
+            env=os.environ
+            | {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": os.pathsep.join(sys.path)}
+            | allowance.to_environment(),
         )
     (folder / "pid").write_text(str(process.pid))
     threading.Thread(target=process.wait, daemon=True).start()  # collects its exit code: no zombie
 
 
 def stop(folder: Path) -> bool:
-    """Ask the job to save and leave (SIGTERM); False where nothing is running."""
+    """Ask the job to save and leave (SIGTERM), or to leave the queue; False where it does neither."""
+    if tickets.cancel(folder):
+        return True
     pid = _pid(folder)
     if pid is None or not is_running(folder):
         return False
@@ -83,6 +89,27 @@ def stop(folder: Path) -> bool:
     except ProcessLookupError:  # it ended between the look and the signal
         return False
     return True
+
+
+def kill(folder: Path) -> None:
+    """End a job and what it started at once; it loses what it did since its last save."""
+    pid = _pid(folder)
+    if pid is not None and is_running(folder):
+        with suppress(ProcessLookupError):
+            os.killpg(os.getpgid(pid), signal.SIGKILL)
+
+
+def seconds_at_work(folder: Path) -> float:
+    """For how long a running job has been at work; 0 where none is."""
+    try:
+        return time.time() - (folder / "pid").stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def is_under_way(folder: Path) -> bool:
+    """Whether a job is running in the folder or waits to."""
+    return tickets.waiting_ticket(folder) is not None or is_running(folder)
 
 
 def is_running(folder: Path) -> bool:
@@ -124,12 +151,19 @@ def _alive(pid: int) -> bool:
 class JobStatus:
     """A job as its folder tells it: state, all events, and where it failed the end of its log.
 
-    `state` is running, finished, stopped, failed, interrupted (killed: it can go on) or new.
+    `state` is waiting (for its `place` of `waiting` in the queue), running, finished, stopped, failed,
+    interrupted (killed: it can go on) or new.
     """
 
     state: str
     events: list[dict[str, Any]]
     log_tail: str
+    place: int = 0
+    waiting: int = 0
+
+    @property
+    def under_way(self) -> bool:
+        return self.state in ("waiting", "running")
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
         return [event for event in self.events if event["event"] == kind]
@@ -140,7 +174,10 @@ def status(folder: Path) -> JobStatus:
     running = is_running(folder)  # before the events: a job that ends in between shows its ending
     events = read_events(folder / "events.jsonl")
     last = events[-1]["event"] if events else ""
-    if running and last not in ENDINGS:
+    place, waiting = (0, 0) if running else tickets.place(folder)
+    if place:
+        state = "waiting"
+    elif running and last not in ENDINGS:
         state = "running"
     elif last in ENDINGS:
         state = "running" if running and _pid_is_newer(folder) else last
@@ -152,7 +189,7 @@ def status(folder: Path) -> JobStatus:
         if state in ("failed", "interrupted") and log.exists()
         else ""
     )
-    return JobStatus(state, events, tail)
+    return JobStatus(state, events, tail, place, waiting)
 
 
 def _pid_is_newer(folder: Path) -> bool:

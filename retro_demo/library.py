@@ -95,6 +95,13 @@ class Library:
                 shelf.popitem(last=False)
             return shelf[key]
 
+    def forget(self, folder: Path) -> None:
+        """Let go of all that was loaded from below a folder."""
+        with self._lock:
+            for shelf in (self._runs, self._corpora, self._marge_corpora, self._marges, self._readings):
+                for key in [key for key in shelf if folder in key[0].parents]:
+                    del shelf[key]
+
     def ask_to_stop(self, code: str) -> None:
         """Let the text that this visitor's page is writing end here."""
         self._stops.add(code)

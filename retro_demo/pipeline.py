@@ -6,10 +6,12 @@ import logging
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from retro_demo.allowance import time_is_up
 from retro_demo.batches import RetroBatches, check_share
 from retro_demo.building import read_corpus_config
 from retro_demo.changing import carry_out, is_pending
@@ -58,6 +60,8 @@ def record(folder: Path, events: Iterable[Event]) -> Iterator[Event]:
     path = folder / "events.jsonl"
     try:
         for event in events:
+            if isinstance(event, Stopped):
+                event = replace(event, why=time_is_up())
             append_event(path, event)
             yield event
     except UserError as error:

@@ -21,9 +21,12 @@ from retro_demo.checkpoint import RunConfig, read_any_config, write_run_config
 from retro_demo.config import CorpusConfig
 from retro_demo.corpus import MANIFEST, file_hash
 from retro_demo.cutting import SHIPPED_TOKENIZERS
+from retro_demo.dispatch import begin
 from retro_demo.errors import UserError
+from retro_demo.limits import limits_of
 from retro_demo.marge_planning import plan_run
 from retro_demo.planning import extend_run, prepare_run
+from retro_demo.quotas import check_run, check_space, checked_text
 from retro_demo.workspace import (
     SAMPLE,
     SAMPLES,
@@ -33,7 +36,6 @@ from retro_demo.workspace import (
     prepare_sample,
 )
 
-MOST_RUNNING = 2  # jobs of one visitor at a time
 VISITOR_CHOICES = {"embedder": ("static", "minilm"), "tokenizer": ("train", *SHIPPED_TOKENIZERS)}
 LOOK_SECONDS = 0.3
 
@@ -45,14 +47,15 @@ def start_build(
     if not files:
         raise UserError("There is nothing to build from. Choose one or more files first.")
     _check_harmless(config)
-    check_running(workspace)
+    check_space(workspace, sum(path.stat().st_size for _, path in files))
+    config = replace(config, max_megabytes=checked_text(workspace.home, config.max_megabytes))
     folder = workspace.new_folder("corpora", name or Path(files[0][0]).stem)
     try:
         prepare_corpus(folder, keep_files(files, folder / SOURCES), config)
+        begin(workspace, folder, "build-corpus")
     except BaseException:
         shutil.rmtree(folder)  # nothing was begun
         raise
-    jobs.start(folder, "build-corpus")
     return folder.name
 
 
@@ -110,8 +113,8 @@ def resume_build(workspace: Workspace, corpus: str) -> None:
         prepare_sample(workspace.home, corpus.removeprefix(SAMPLE))
     if is_built(folder) and not is_pending(folder):
         raise UserError(f"{corpus_title(corpus)} is built already. There is nothing to resume.")
-    check_running(workspace)
-    jobs.start(folder, "build-corpus")
+    check_space(workspace)
+    begin(workspace, folder, "build-corpus")
 
 
 def start_run(
@@ -127,9 +130,9 @@ def start_run(
 
     `base` is the id of the run whose weights it begins with, "" for none.
     """
-    check_running(workspace)
+    check_space(workspace)
     place = built_corpus(workspace, corpus)
-    if jobs.is_running(place):
+    if jobs.is_under_way(place):
         raise UserError(
             f"{corpus_title(corpus)} is being changed, and a run of before could not go on. Wait."
         )
@@ -143,10 +146,10 @@ def start_run(
     folder = workspace.new_folder("runs", name or f"{corpus.removeprefix(SAMPLE)}-{model}-{preset}")
     try:
         prepare_run(folder, wanted)
+        begin(workspace, folder, "train")
     except UserError:
         shutil.rmtree(folder)  # nothing was begun
         raise
-    jobs.start(folder, "train")
     return folder.name
 
 
@@ -175,18 +178,6 @@ def built_corpus(workspace: Workspace, corpus: str) -> Path:
     return folder
 
 
-def check_running(workspace: Workspace) -> None:
-    """Raise UserError where as many jobs of this visitor are running as may."""
-    places = ("corpora/*", "runs/*", "runs/*/evaluations/*", "evaluations/*/*")
-    at_work = [
-        folder.name for place in places for folder in workspace.folder.glob(place) if jobs.is_running(folder)
-    ]
-    if len(at_work) >= MOST_RUNNING:
-        raise UserError(
-            f"{' and '.join(at_work)} are running in this workspace already. Wait for one, or stop one."
-        )
-
-
 def own_run(workspace: Workspace, run: str) -> Path:
     """The folder of a run that the visitor may work on; shipped ones are for reading."""
     if run.startswith(SAMPLE):
@@ -201,22 +192,23 @@ def resume_run(workspace: Workspace, run: str) -> None:
     folder = own_run(workspace, run)
     if jobs.status(folder).state == "finished":
         raise UserError(f"{run} is finished. To go on, train it longer.")
-    check_running(workspace)
-    jobs.start(folder, "train")
+    check_space(workspace)
+    begin(workspace, folder, "train")
 
 
 def lengthen_run(workspace: Workspace, run: str, steps: int) -> None:
     """Give a run more steps and start it again."""
     folder = own_run(workspace, run)
-    if jobs.is_running(folder):
-        raise UserError(f"{run} is running. Stop it first, or wait for its end.")
-    check_running(workspace)
+    if jobs.is_under_way(folder):
+        raise UserError(f"{run} is running or waits to. Stop it first, or wait for its end.")
+    check_space(workspace)
+    check_run(limits_of(workspace.home), read_any_config(folder).network, steps)
     extend_run(folder, steps)
-    jobs.start(folder, "train")
+    begin(workspace, folder, "train")
 
 
 def stop_run(workspace: Workspace, run: str) -> bool:
-    """Ask a run to save and leave; False where it is not running."""
+    """Ask a run to save and leave, or to leave the queue; False where it does neither."""
     return jobs.stop(own_run(workspace, run))
 
 
@@ -225,7 +217,7 @@ def follow(folder: Path) -> Iterator[jobs.JobStatus]:
     while True:
         status = jobs.status(folder)
         yield status
-        if status.state != "running":
+        if not status.under_way:
             return
         time.sleep(LOOK_SECONDS)
 

@@ -1,4 +1,4 @@
-"""Whether somebody asked this process to stop: SIGTERM, or the first Ctrl-C."""
+"""Whether somebody asked this process to stop: SIGTERM, the first Ctrl-C, or its own time that is up."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def stop_on_signal() -> Callable[[], bool]:
-    """From now on SIGTERM and the first Ctrl-C only ask; the answer tells whether they did."""
+    """From now on SIGTERM, SIGALRM and the first Ctrl-C only ask; the answer tells whether they did."""
     asked: list[int] = []
 
     def note(number: int, _frame: Any) -> None:
@@ -18,4 +18,6 @@ def stop_on_signal() -> Callable[[], bool]:
 
     signal.signal(signal.SIGTERM, note)
     signal.signal(signal.SIGINT, note)
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGALRM, note)  # see allowance.py
     return lambda: bool(asked)

@@ -123,6 +123,7 @@ def found_html(neighbors: Sequence[Mapping[str, Any]]) -> str:
 
 
 STATES = {
+    "waiting": "waiting",
     "running": "running",
     "finished": "finished",
     "stopped": "stopped, can go on",
@@ -145,6 +146,19 @@ def bar(share: float, words: str) -> str:
         f'aria-valuenow="{percent:.0f}" aria-label="{esc(words)}"><i style="width:{percent:.1f}%"></i></div>'
         f'<p class="caption">{esc(words)}</p>'
     )
+
+
+def standing(status: JobStatus) -> str:
+    """Where a waiting job stands in the queue, and why one stopped that nobody stopped; else ""."""
+    if status.place:
+        return note(
+            f"It waits for its turn: place {status.place} of {status.waiting} in the queue. It starts by "
+            "itself, also when you close the page; Stop takes it out of the queue."
+        )
+    stopped = status.of_kind("stopped")
+    if status.state == "stopped" and (why := stopped[-1].get("why")):
+        return note(why, "warning")
+    return ""
 
 
 def failure(status: JobStatus) -> str:

@@ -16,6 +16,7 @@ import re
 import secrets
 import shutil
 import tempfile
+import time
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from retro_demo.corpus import MANIFEST, file_hash
 from retro_demo.cutting import ASSETS, SHIPPED_TOKENIZERS
 from retro_demo.embedding import STATIC_FOLDER
 from retro_demo.errors import UserError
-from retro_demo.jobs import is_running
+from retro_demo.jobs import is_under_way
 from retro_demo.lookup_world import WRITERS, LookupConfig, write_lookup_world
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
@@ -165,6 +166,8 @@ class Workspace:
         for part in ("corpora", "runs", "traces"):
             (folder / part).mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.chmod(0o700)
+        if time.time() - folder.stat().st_mtime > 3600:
+            os.utime(folder)  # the last visit: see janitor.py
         return Workspace(home, folder)
 
     def corpora(self) -> list[str]:
@@ -247,8 +250,8 @@ class Workspace:
         if name.startswith(SAMPLE):
             raise UserError(f"{name.removeprefix(SAMPLE)} ships with the app and stays as it is.")
         folder = self._existing(kind, name, {"corpora": "corpus", "runs": "run"}[kind])
-        if is_running(folder):
-            raise UserError(f"{name} is being worked on. Stop it first.")
+        if is_under_way(folder):
+            raise UserError(f"{name} is being worked on, or waits to be. Stop it first.")
         return folder
 
 

@@ -30,6 +30,7 @@ ENDPOINTS = {
     "/train",
     "/run_status",
     "/stop_run",
+    "/delete_my_data",
     "/generate",
     "/explain",
     "/evaluate",

@@ -34,6 +34,9 @@ LAYERS = [
         "explain_config",
         "marge_config",
         "change_config",
+        "limits",
+        "allowance",
+        "tickets",
     ],
     [
         "neighbors",
@@ -107,6 +110,7 @@ LAYERS = [
     [
         "jobs",
         "workspace",
+        "data_folder",
         "planning",
         "editions",
         "loading",
@@ -143,6 +147,9 @@ LAYERS = [
         "writing",
         "rewriting",
         "kept_traces",
+        "quotas",
+        "dispatch",
+        "janitor",
         "service",
         "downloads",
         "weighing",

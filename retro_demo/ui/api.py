@@ -26,6 +26,7 @@ from retro_demo.rewriting import edit_by_values, edit_json
 from retro_demo.search import search as search_corpus
 from retro_demo.ui.form import shows_errors
 from retro_demo.ui.uploads import followed, uploaded
+from retro_demo.ui.workspace_drawer import forget_visitor
 from retro_demo.workspace import Workspace, without_folders
 from retro_demo.writing import watch_writing
 
@@ -73,14 +74,18 @@ def add_endpoints(library: Library) -> None:
         return {"run": run}
 
     def run_status(workspace: str, run: str) -> dict:
-        """How a run stands: state, step, steps, losses of all steps, the last held-out measurement
-        (arms), the error of a failed one; of a marge also its re-indexes with their figures, and beta."""
+        """How a run stands: state, its place in the queue while that is waiting, step, steps, losses of all
+        steps, why one stopped that nobody stopped, the last held-out measurement (arms), the error of a
+        failed one; of a marge also its re-indexes with their figures, and beta."""
         folder = Workspace.open(home, workspace).run(run)
         status = jobs.status(folder)
         steps, measured, failed = (status.of_kind(k) for k in ("step", "evaluated", "failed"))
+        stopped = status.of_kind("stopped") if status.state == "stopped" else []
         return {
             "run": run,
             "state": status.state,
+            "place": status.place,
+            "why": stopped[-1].get("why", "") if stopped else "",
             "step": steps[-1]["step"] if steps else 0,
             "steps": read_any_config(folder).training.steps,
             "losses": [step["loss"] for step in steps],
@@ -92,8 +97,17 @@ def add_endpoints(library: Library) -> None:
         }
 
     def stop_run(workspace: str, run: str) -> dict:
-        """Ask a run to save and leave; {"asked": false} where it is not running."""
+        """Ask a run to save and leave, or to leave the queue; {"asked": false} where it does neither."""
         return {"run": run, "asked": service.stop_run(Workspace.open(home, workspace), run)}
+
+    def delete_my_data(workspace: str, confirm: bool = False) -> dict:
+        """Stop all jobs of a workspace and delete it with all its corpora, runs and texts; confirm must be
+        true. Gives {"deleted_bytes": n}."""
+        if confirm is not True:
+            raise UserError(
+                "This deletes everything under the code. Call it with confirm=true if you mean it."
+            )
+        return {"deleted_bytes": forget_visitor(library, workspace)}
 
     def generate(
         workspace: str,
@@ -201,7 +215,7 @@ def add_endpoints(library: Library) -> None:
         return as_json(trace) | ({"edit": edit_json(edit_by_values(loaded, trace, edit))} if edit else {})
 
     publish = gr.api  # pyright: ignore[reportPrivateImportUsage]
-    for endpoint in (build_corpus, train, run_status, stop_run, evaluate):
+    for endpoint in (build_corpus, train, run_status, stop_run, evaluate, delete_my_data):
         publish(shows_errors(endpoint), api_name=endpoint.__name__, concurrency_limit=None)
     publish(shows_errors(search), api_name="search", concurrency_limit=2)
     publish(shows_errors(generate), api_name="generate", concurrency_id="model", concurrency_limit=1)

@@ -132,15 +132,15 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
             gone = views.note("Choose a corpus from the list.")
             return ["", gone, hidden, *stop_and_resume(""), gr.Timer(active=False), ""]
         now, built = state_of(workspace, one)
-        mark = f"{one} {now.state} {len(now.events)} {built is not None}"
+        mark = f"{one} {now.state} {len(now.events)} {now.place} {built is not None}"
         if mark == before:
-            return [*[gr.skip()] * 5, gr.Timer(active=now.state == "running"), before]
+            return [*[gr.skip()] * 5, gr.Timer(active=now.under_way), before]
         return [
             job_views.build_status(now, service.corpus_title(one)),
             job_views.corpus_statistics(built),
             hidden if built is None else _download("statistics.json", _statistics(workspace, one, built)),
             *stop_and_resume(now.state),
-            gr.Timer(active=now.state == "running"),
+            gr.Timer(active=now.under_way),
             mark,
         ]
 

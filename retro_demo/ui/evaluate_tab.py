@@ -186,9 +186,9 @@ def evaluate_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
             ]
         now = jobs.status(folder)
         result = evaluations.latest_result(now)
-        going = gr.Timer(active=now.state == "running")
+        going = gr.Timer(active=now.under_way)
         said = len(now.of_kind("refined")) + len(now.of_kind("finished"))
-        mark = f"{one} {folder.name} {now.state} {said} {which}"
+        mark = f"{one} {folder.name} {now.state} {now.place} {said} {which}"
         buttons = stop_and_resume("" if folder.name == "evaluation" else now.state)
         progress = evaluate_views.evaluation_status(now)
         if mark == before:

@@ -177,7 +177,7 @@ def evidence_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
         """The values of `everything` for a run whose corpus is there."""
         folder = Workspace.open(home, code).run(name)
         steps = reindexed_steps(folder)
-        going = jobs.status(folder).state == "running"
+        going = jobs.status(folder).under_way
         if not steps:
             words = views.note(NO_REINDEX if going else "This run has kept no re-index. Train it further.")
             return [
@@ -235,7 +235,7 @@ def evidence_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
         if not name or before.rpartition(" ")[0] != name:
             yield from choose(code, name, how, *look)
             return
-        going = jobs.status(Workspace.open(home, code).run(name)).state == "running"
+        going = jobs.status(Workspace.open(home, code).run(name)).under_way
         yield [gr.skip()] * 4 + [gr.Timer(active=going)] + [gr.skip()] * (len(everything) - 5)
 
     @once_known
@@ -261,7 +261,7 @@ def evidence_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
         how, some, order_by, shown, colors = look
         if steps and not known:
             return opened(code, name, how, library.marge_corpus(folder), order_by, shown, colors)
-        going = gr.Timer(active=jobs.status(folder).state == "running")
+        going = gr.Timer(active=jobs.status(folder).under_way)
         if len(steps) == known:
             return [gr.skip()] * 4 + [going] + [gr.skip()] * (len(everything) - 5)
         last = len(steps) - 1

@@ -185,7 +185,7 @@ def relisted(choices: Sequence[Any], now: Any, chosen: Any) -> gr.Dropdown:
 def stop_and_resume(state: str) -> list[gr.Button]:
     """The two buttons of a job: each can be pressed where it would do something."""
     can_go_on = state in ("stopped", "failed", "interrupted", "new")
-    return [gr.Button(interactive=state == "running"), gr.Button(interactive=can_go_on)]
+    return [gr.Button(interactive=state in ("running", "waiting")), gr.Button(interactive=can_go_on)]
 
 
 def json_file(name: str, values: Any) -> str:

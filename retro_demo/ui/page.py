@@ -14,8 +14,12 @@ from gradio import themes
 
 from retro_demo import service, views
 from retro_demo.checkpoint import MargeRun, read_any_config
+from retro_demo.data_folder import close_folder
+from retro_demo.dispatch import keep_dispatching
 from retro_demo.errors import UserError
+from retro_demo.janitor import keep_cleaning
 from retro_demo.library import Library
+from retro_demo.limits import PRIVATE, Limits, keep_limits
 from retro_demo.ui.api import add_endpoints
 from retro_demo.ui.corpus_api import add_corpus_endpoints
 from retro_demo.ui.corpus_tab import corpus_tab
@@ -26,6 +30,7 @@ from retro_demo.ui.generate_tab import generate_tab
 from retro_demo.ui.share_api import add_share_endpoints
 from retro_demo.ui.train_tab import train_tab
 from retro_demo.ui.visit import NOWHERE, Arrival, asked_for
+from retro_demo.ui.workspace_drawer import workspace_drawer
 from retro_demo.workspace import (
     CHECKPOINTS,
     CODE,
@@ -68,8 +73,12 @@ def theme() -> themes.Base:
     )
 
 
-def build_app(home: Path, warning: str = "") -> tuple[gr.Blocks, Callable[[], None]]:
+def build_app(
+    home: Path, warning: str = "", limits: Limits = PRIVATE
+) -> tuple[gr.Blocks, Callable[[], None]]:
     """The page over a data folder, and the work to do in the background once it is served."""
+    close_folder(home)
+    keep_limits(home, limits)
     library = Library(home)
     with gr.Blocks(title=TITLE, delete_cache=(600, 3600), analytics_enabled=False) as demo:
         # storage key and secret are both fixed, or visitors would lose their work with each restart
@@ -95,7 +104,7 @@ def build_app(home: Path, warning: str = "") -> tuple[gr.Blocks, Callable[[], No
                 evidence_tab(tab, library, visitor, arrival)
         with gr.Accordion("Words of the field, each in a sentence", open=False, elem_id="words"):
             gr.HTML(views.glossary())
-        _workspace_drawer(home, visitor, arrival)
+        workspace_drawer(library, visitor, arrival)
         add_endpoints(library)
         add_corpus_endpoints(library)
         add_share_endpoints(library)
@@ -126,28 +135,11 @@ def _secret(home: Path) -> str:
     return path.read_text()
 
 
-def _workspace_drawer(home: Path, visitor: gr.BrowserState, arrival: Any) -> None:
-    """Where a visitor finds the code of the workspace, and comes back with one."""
-    with gr.Accordion("Your workspace", open=False, elem_id="workspace"):
-        gr.HTML(
-            "<p class='caption'>Corpora, runs and texts are kept under this code, in this browser. Keep "
-            "it to come back from elsewhere, or to call the HTTP endpoints; who knows it sees your work.</p>"
-        )
-        with gr.Row(elem_classes="actions"):
-            code = gr.Textbox(label="Workspace code", max_lines=1, buttons=["copy"], elem_id="code")
-            open_it = gr.Button("Open the workspace of this code", elem_id="open-workspace")
-
-    @shows_errors
-    def change(wanted: str) -> str:
-        workspace = Workspace.open(home, wanted.strip())
-        return workspace.folder.name
-
-    arrival.then(lambda known: known, visitor, code, **QUIET)
-    open_it.click(change, code, visitor, **QUIET).success(None, js="() => window.location.reload()")
-
-
 def _prepare(library: Library) -> None:
-    """Build the shipped corpus where it is missing, then load the shipped run, beside the page."""
+    """Mind the queue and what is old; build the shipped corpus where it is missing, load the shipped run."""
+
+    keep_dispatching(library.home)
+    keep_cleaning(library.home)
 
     def work() -> None:
         try:

@@ -15,9 +15,11 @@ from retro_demo.config import RetroConfig, TrainConfig
 from retro_demo.errors import UserError
 from retro_demo.knobs import knobs
 from retro_demo.library import Library, count_parameters
+from retro_demo.limits import limits_of
 from retro_demo.marge_config import EvidenceConfig, MargeConfig
 from retro_demo.marge_planning import marge_settings
 from retro_demo.presets import MARGE_PRESETS, PRESETS
+from retro_demo.quotas import check_run
 from retro_demo.ui.evidence_live import evidence_live
 from retro_demo.ui.form import CHEAP, QUIET, Form, json_file, once_known, shows_errors, stop_and_resume, sure
 from retro_demo.ui.share_section import share_section
@@ -128,8 +130,8 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
             return [empty, hidden, "", *live.hidden, "", no_file, *stop_and_resume(""), still, ""]
         folder = workspace.run(one)
         now = jobs.status(folder)
-        going = gr.Timer(active=now.state == "running")
-        mark = f"{one} {now.state} {len(now.events)}"
+        going = gr.Timer(active=now.under_way)
+        mark = f"{one} {now.state} {len(now.events)} {now.place}"
         if mark == before:
             return [*[gr.skip()] * (len(followed) - 2), going, before]
         config = read_any_config(folder)
@@ -245,6 +247,7 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
             shape = MargeConfig if kind == "marge" else RetroConfig
             chosen = {k.name: settings[k.name] for k in knobs(shape)}
             network = shape(**chosen | ({"cca_layers": ()} if kind == "lm" else {}))
+            check_run(limits_of(home), network, settings["steps"])
         except UserError as error:
             return views.note(str(error), "warning")
         tokens = settings["batch_tokens"] if kind == "marge" else settings["batch_size"] * settings["seq_len"]
@@ -307,7 +310,7 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
 
 def _download(folder: Path, now: jobs.JobStatus, command: str) -> gr.DownloadButton:
     """Curve and table of a run as a file; while it trains there would be another one every second."""
-    if now.state == "running":
+    if now.under_way:
         return gr.DownloadButton(f"{DOWNLOAD}: once it stops", interactive=False)
     values = downloads.training_json(folder, now, command)
     return gr.DownloadButton(DOWNLOAD, value=json_file("training.json", values), interactive=True)

@@ -1,0 +1,112 @@
+"""Deleting: a visitor's workspace when asked, and by age what nobody uses. Never what is at work."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from retro_demo import jobs
+from retro_demo.data_folder import UPLOADS
+from retro_demo.errors import UserError
+from retro_demo.limits import limits_of
+
+log = logging.getLogger(__name__)
+
+DAY = 24 * 3600.0
+GONE = ".gone-"  # before the name of a workspace that is being deleted: no code begins with a dot
+LEAVE_SECONDS = 20.0  # for a job that was asked to leave before it is killed
+LOOK_SECONDS = 600.0
+JOBS = ("corpora/*", "runs/*", "runs/*/evaluations/*", "evaluations/*/*")
+
+
+def delete_workspace(home: Path, code: str) -> int:
+    """End all jobs of a visitor and delete the workspace; the bytes that are free again.
+
+    Raises UserError where there is none.
+    """
+    folder = home / "workspaces" / code
+    if not folder.is_dir():
+        raise UserError("There is no workspace of this code any more. Reload the page to get a new one.")
+    for job in _under_way(folder):
+        jobs.stop(job)
+    deadline = time.monotonic() + LEAVE_SECONDS
+    while (left := _under_way(folder)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for job in left:
+        jobs.kill(job)
+    return _remove(folder)
+
+
+def _under_way(folder: Path) -> list[Path]:
+    return [job for place in JOBS for job in folder.glob(place) if jobs.is_under_way(job)]
+
+
+def _remove(folder: Path) -> int:
+    """Delete a workspace so that at no moment half of it can be opened."""
+    used = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    gone = folder.with_name(f"{GONE}{secrets.token_hex(8)}")
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)  # what a dying process still wrote goes with the next cleaning
+    return used
+
+
+def clean(home: Path, now: float) -> list[str]:
+    """Delete what is old in a data folder; the names of what went.
+
+    Workspaces that nobody opened for the days of the limits, empty ones after a day, uploads and torn
+    writes after a day. `now`: seconds since 1970.
+    """
+    workspaces = home / "workspaces"
+    days, went = limits_of(home).keep_days, []
+    for gone in workspaces.glob(f"{GONE}*"):
+        shutil.rmtree(gone, ignore_errors=True)
+    for folder in [path for path in workspaces.glob("*") if path.is_dir() and path.name[0] != "."]:
+        unused = now - folder.stat().st_mtime
+        empty = not any(path.is_file() for path in folder.rglob("*"))
+        if days and unused > (DAY if empty else days * DAY) and not _under_way(folder):
+            _remove(folder)
+            went.append(folder.name)
+        else:
+            went += [_delete(path) for path in _torn(folder, now)]
+    return went + [_delete(path) for path in _old(home / UPLOADS, now)]
+
+
+def _torn(folder: Path, now: float) -> Iterator[Path]:
+    """Halves of files that a killed job left beside the whole ones."""
+    for path in folder.rglob("*.tmp"):
+        if path.is_file() and now - path.stat().st_mtime > DAY and not jobs.is_under_way(path.parent):
+            yield path
+
+
+def _old(folder: Path, now: float) -> list[Path]:
+    return [path for path in folder.glob("*") if now - path.stat().st_mtime > DAY]
+
+
+def _delete(path: Path) -> str:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+    return path.name
+
+
+def keep_cleaning(home: Path) -> threading.Thread:
+    """Clean now and then, beside the page and for as long as it is served."""
+
+    def work() -> None:
+        while True:
+            try:
+                if went := clean(home, time.time()):
+                    log.info("%d old things were deleted", len(went))
+            except Exception:  # the next cleaning may do better
+                log.exception("the cleaning stumbled")
+            time.sleep(LOOK_SECONDS)
+
+    thread = threading.Thread(target=work, daemon=True, name="clean")
+    thread.start()
+    return thread

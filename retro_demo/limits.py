@@ -1,0 +1,118 @@
+"""What a visitor may take of the machine, declared once: a public page is strict, a private one is not.
+
+The server writes the limits that hold into its data folder; whoever starts work there reads them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from retro_demo.errors import UserError
+from retro_demo.knobs import check_ranges, from_json, knob, knobs
+
+FILE = "limits.json"
+PREFIX = "RETRO_DEMO_LIMIT_"  # of the environment's variables: RETRO_DEMO_LIMIT_STEPS
+MEGABYTE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits of a server; 0 is no limit. The defaults are those of a private one."""
+
+    running: int = knob(0, "Jobs at work", "Builds, trainings and evaluations at work at a time.", low=0)
+    running_per_visitor: int = knob(
+        2, "Jobs at work of a visitor", "How many of them one visitor may have at work.", low=0
+    )
+    trainings_per_device: int = knob(
+        0, "Trainings on a device", "How many runs may train on one device at a time.", low=0
+    )
+    waiting: int = knob(0, "Jobs in the queue", "How many jobs may wait for a place.", low=0)
+    waiting_per_visitor: int = knob(
+        0, "Jobs in the queue of a visitor", "How many of them one visitor may have waiting.", low=0
+    )
+    megabytes_per_visitor: int = knob(
+        0, "Megabytes of a visitor", "What a workspace may hold before more is refused.", low=0
+    )
+    text_megabytes: int = knob(
+        0, "Megabytes of text", "The largest text that a corpus may be built of.", low=0
+    )
+    free_megabytes: int = knob(
+        0,
+        "Free disk",
+        "Megabytes of the disk that stay free: below, uploads and new work are refused.",
+        low=0,
+    )
+    steps: int = knob(0, "Steps", "The most optimizer steps of a run.", low=0)
+    parameters: int = knob(0, "Parameters", "The most parameters of a run.", low=0)
+    minutes: int = knob(
+        0, "Minutes of a job", "After so many minutes a job saves and leaves; it can be resumed.", low=0
+    )
+    memory_share: float = knob(
+        0.0, "Memory of a job", "Share of the memory of the machine that one job may take.", low=0, high=1
+    )
+    nice: int = knob(0, "Niceness", "How far jobs stand back behind the page (as `nice`).", low=0, high=19)
+    keep_days: int = knob(0, "Days kept", "Workspaces that nobody used for so many days are deleted.", low=0)
+    requests_per_minute: int = knob(
+        0, "Requests a minute", "Requests of one address; more are answered with 429.", low=0
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+PRIVATE = Limits()
+PUBLIC = Limits(
+    running=2,
+    running_per_visitor=1,
+    trainings_per_device=1,
+    waiting=40,
+    waiting_per_visitor=3,
+    megabytes_per_visitor=1000,
+    text_megabytes=20,
+    free_megabytes=2000,
+    steps=5000,
+    parameters=10_000_000,
+    minutes=90,
+    memory_share=0.4,
+    nice=10,
+    keep_days=14,
+    requests_per_minute=900,
+)
+
+
+def on_space(environment: Mapping[str, str]) -> bool:
+    """Whether this is a Hugging Face Space, which is public unless somebody says otherwise."""
+    return environment.get("SYSTEM") == "spaces" or "SPACE_ID" in environment
+
+
+def chosen_limits(public: bool, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Limits:
+    """The public or private set with what the environment says, then the flags; UserError for bad values."""
+    values: dict[str, Any] = {}
+    for field in knobs(Limits):
+        variable = PREFIX + field.name.upper()
+        if said := environment.get(variable):
+            try:
+                values[field.name] = type(field.default)(said)
+            except ValueError:
+                raise UserError(f"{variable} is {said[:80]!r}. Set it to a number, 0 for no limit.") from None
+    return replace(PUBLIC if public else PRIVATE, **values | dict(flags))
+
+
+def keep_limits(home: Path, limits: Limits) -> None:
+    """Let these limits hold for all that is started in a data folder from now on."""
+    beside = home / f"{FILE}.tmp"
+    beside.write_text(json.dumps(asdict(limits), indent=1), "utf-8")
+    os.replace(beside, home / FILE)
+
+
+def limits_of(home: Path) -> Limits:
+    """The limits that hold in a data folder; the private ones where no server said otherwise."""
+    try:
+        return from_json(Limits, json.loads((home / FILE).read_text("utf-8")))
+    except FileNotFoundError:
+        return PRIVATE

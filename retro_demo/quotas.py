@@ -1,0 +1,56 @@
+"""What is asked for, measured against the limits before anything is made: refusals in a sentence."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from retro_demo.config import RetroConfig
+from retro_demo.errors import UserError
+from retro_demo.library import count_parameters
+from retro_demo.limits import MEGABYTE, Limits, limits_of
+from retro_demo.marge_config import MargeConfig
+from retro_demo.workspace import Workspace, disk_use
+
+
+def check_run(limits: Limits, network: RetroConfig | MargeConfig, steps: int) -> None:
+    """Raise UserError for a run that is larger than one may be here."""
+    if limits.steps and steps > limits.steps:
+        raise UserError(
+            f"The run has {steps:,} steps, and here it may have at most {limits.steps:,}. Choose fewer steps."
+        )
+    if limits.parameters and (count := count_parameters(network)) > limits.parameters:
+        raise UserError(
+            f"The network has {count / 1e6:.1f} M parameters, and here it may have at most "
+            f"{limits.parameters / 1e6:.1f} M. Choose a smaller width (dim) or fewer layers (depth)."
+        )
+
+
+def check_space(workspace: Workspace, coming: int = 0) -> None:
+    """Raise UserError where a workspace or the disk has no room for `coming` more bytes and for work."""
+    limits = limits_of(workspace.home)
+    check_disk(workspace.home, limits)
+    if most := limits.megabytes_per_visitor * MEGABYTE:
+        used = disk_use(workspace.folder)
+        if used + coming >= most:
+            asked = f", and {coming / MEGABYTE:,.1f} MB would join" if coming else ""
+            raise UserError(
+                f"This workspace holds {used / MEGABYTE:,.1f} of {most / MEGABYTE:,.0f} MB{asked}. "
+                "Delete a run or a corpus first."
+            )
+
+
+def check_disk(home: Path, limits: Limits) -> None:
+    """Raise UserError where less of the disk is free than shall stay so."""
+    free = shutil.disk_usage(home).free / MEGABYTE
+    if free < limits.free_megabytes:
+        raise UserError(
+            f"The disk of this server is nearly full ({free:,.0f} MB are free, {limits.free_megabytes:,} MB "
+            "stay so). Nothing new can begin; what is there can be read, downloaded and deleted."
+        )
+
+
+def checked_text(home: Path, megabytes: int) -> int:
+    """The largest text that a corpus may be built of here, for one who asks for so many megabytes."""
+    most = limits_of(home).text_megabytes
+    return min(megabytes, most) if most else megabytes

@@ -1,0 +1,145 @@
+"""The queue on disk: a job has a ticket in DATA/queue from its request to its end.
+
+Whoever changes the queue holds its lock. A folder knows its ticket by a file `ticket`; both name each
+other by relative paths, so a data folder can be moved.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+QUEUE = "queue"
+POINTER = "ticket"
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """One job: its folder, its verb, whose it is, and the device that it needs alone ("" for none)."""
+
+    path: Path
+    folder: Path
+    verb: str
+    visitor: str
+    device: str = ""
+    started: bool = False
+
+    @property
+    def number(self) -> int:
+        return int(self.path.stem)
+
+
+def queue_lock(home: Path) -> FileLock:
+    """The lock of a data folder's queue, to be held while it is changed. Not twice by one thread."""
+    folder = home / QUEUE
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return FileLock(folder / "lock")
+
+
+def read_tickets(home: Path) -> list[Ticket]:
+    """All tickets of a data folder, the oldest first."""
+    found = (_read(path) for path in (home / QUEUE).glob("*.json"))
+    return sorted((ticket for ticket in found if ticket), key=lambda ticket: ticket.number)
+
+
+def _read(path: Path) -> Ticket | None:
+    try:
+        kept = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    return Ticket(
+        path,
+        Path(os.path.normpath(path.parent.parent / kept["folder"])),
+        kept["verb"],
+        kept["visitor"],
+        kept["device"],
+        kept["started"],
+    )
+
+
+def _write(ticket: Ticket) -> None:
+    home = ticket.path.parent.parent
+    kept = {
+        "folder": os.path.relpath(ticket.folder, home),
+        "verb": ticket.verb,
+        "visitor": ticket.visitor,
+        "device": ticket.device,
+        "started": ticket.started,
+    }
+    beside = ticket.path.with_suffix(".tmp")
+    beside.write_text(json.dumps(kept), "utf-8")
+    os.replace(beside, ticket.path)
+
+
+def issue(home: Path, folder: Path, verb: str, visitor: str, device: str = "") -> Ticket:
+    """A new ticket, behind all others; the lock of the queue is held."""
+    last = max((ticket.number for ticket in read_tickets(home)), default=0)
+    ticket = Ticket(home / QUEUE / f"{last + 1:08d}.json", folder, verb, visitor, device)
+    _write(ticket)
+    (folder / POINTER).write_text(os.path.relpath(ticket.path, folder), "utf-8")
+    return ticket
+
+
+def mark_started(ticket: Ticket) -> None:
+    """Write down that the job of a ticket was started; the lock of the queue is held."""
+    _write(Ticket(ticket.path, ticket.folder, ticket.verb, ticket.visitor, ticket.device, True))
+
+
+def drop(ticket: Ticket) -> None:
+    """Take a ticket out of the queue; the lock of the queue is held."""
+    ticket.path.unlink(missing_ok=True)
+    if _pointed(ticket.folder) == ticket.path:
+        (ticket.folder / POINTER).unlink(missing_ok=True)
+
+
+def _pointed(folder: Path) -> Path | None:
+    try:
+        return Path(os.path.normpath(folder / (folder / POINTER).read_text("utf-8")))
+    except FileNotFoundError:
+        return None
+
+
+def waiting_ticket(folder: Path) -> Ticket | None:
+    """The ticket of a job that waits for its place, None where it does not."""
+    path = _pointed(folder)
+    ticket = _read(path) if path else None
+    return ticket if ticket and ticket.folder == folder and not ticket.started else None
+
+
+def cancel(folder: Path) -> bool:
+    """Let a waiting job leave the queue; False where it does not wait (any more)."""
+    ticket = waiting_ticket(folder)
+    if ticket is None:
+        return False
+    with queue_lock(ticket.path.parent.parent):
+        ticket = waiting_ticket(folder)  # it may have been started meanwhile
+        if ticket is None:
+            return False
+        drop(ticket)
+        return True
+
+
+def in_turn(tickets: Sequence[Ticket]) -> list[Ticket]:
+    """The waiting ones as they come: visitors take turns, and who has a job at work has had one."""
+    ahead = Counter(ticket.visitor for ticket in tickets if ticket.started)
+    turns = []
+    for ticket in tickets:
+        if not ticket.started:
+            turns.append((ahead[ticket.visitor], ticket.number, ticket))
+            ahead[ticket.visitor] += 1
+    return [ticket for _, _, ticket in sorted(turns, key=lambda turn: turn[:2])]
+
+
+def place(folder: Path) -> tuple[int, int]:
+    """Which place in the queue a job has, from 1, and how many wait; (0, 0) where it does not wait."""
+    ticket = waiting_ticket(folder)
+    if ticket is None:
+        return 0, 0
+    order = [other.number for other in in_turn(read_tickets(ticket.path.parent.parent))]
+    return (order.index(ticket.number) + 1, len(order)) if ticket.number in order else (0, 0)

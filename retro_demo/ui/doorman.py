@@ -1,0 +1,89 @@
+"""Who comes in: requests of one address a minute, and no upload onto a full disk."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import math
+import time
+from collections import OrderedDict
+from pathlib import Path
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from retro_demo.errors import UserError
+from retro_demo.limits import limits_of
+from retro_demo.quotas import check_disk
+
+MOST_KNOWN = 10_000  # addresses; the one not seen for longest is forgotten first
+FREE_OF_CHARGE = ("/assets/", "/static/", "/svelte/", "/theme.css", "/favicon.ico")  # the page itself
+
+
+class Doorman:
+    """Plain ASGI middleware: a bucket of tokens for each address, filled once a minute.
+
+    `behind_proxy`: the address is the last hop of X-Forwarded-For, which the proxy of a Space writes;
+    anywhere else a visitor could write it.
+    """
+
+    def __init__(self, app: ASGIApp, home: Path, behind_proxy: bool = False) -> None:
+        self.app = app
+        self.home = home
+        self.behind_proxy = behind_proxy
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith(FREE_OF_CHARGE):
+            await self.app(scope, receive, send)
+            return
+        limits = limits_of(self.home)
+        per_minute = limits.requests_per_minute
+        if per_minute and (wait := self._take(self._address(scope), per_minute, time.monotonic())):
+            said = (
+                f"There were more than {per_minute} requests in a minute from your address. "
+                f"Wait {wait} seconds, and ask less often."
+            )
+            await _refuse(send, 429, said, wait)
+            return
+        if scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/upload"):
+            try:
+                check_disk(self.home, limits)
+            except UserError as error:
+                await _refuse(send, 507, str(error), 600)
+                return
+        await self.app(scope, receive, send)
+
+    def _take(self, address: str, per_minute: int, now: float) -> int:
+        """Take a token of an address; 0, or the seconds until there is one again."""
+        tokens, before = self._buckets.pop(address, (float(per_minute), now))
+        tokens = min(per_minute, tokens + (now - before) * per_minute / 60)
+        paid = tokens >= 1
+        self._buckets[address] = (tokens - paid, now)
+        if len(self._buckets) > MOST_KNOWN:
+            self._buckets.popitem(last=False)
+        return 0 if paid else math.ceil((1 - tokens) * 60 / per_minute)
+
+    def _address(self, scope: Scope) -> str:
+        """Where a request comes from; of IPv6 the network, whose owner has all its addresses."""
+        text = scope["client"][0] if scope.get("client") else ""
+        if self.behind_proxy:
+            hops = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
+            text = hops[-1].decode("latin-1").rpartition(",")[2].strip() if hops else text
+        try:
+            address = ipaddress.ip_address(text)
+        except ValueError:
+            return text[:64]
+        if isinstance(address, ipaddress.IPv6Address):
+            return str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))
+        return text
+
+
+async def _refuse(send: Send, status: int, said: str, wait: int) -> None:
+    body = json.dumps({"detail": said, "error": said}).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"retry-after", str(wait).encode()),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

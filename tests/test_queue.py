@@ -1,0 +1,257 @@
+"""The queue on disk: whose turn it is, what waits, and what holds when servers and visitors come and go."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import SMALL as SMALL_CORPUS
+from conftest import records, write_jsonl
+from test_jobs import wait_until
+from test_train import prepare
+
+from retro_demo import dispatch, jobs, service, tickets
+from retro_demo.allowance import UNLIMITED, Allowance
+from retro_demo.errors import UserError
+from retro_demo.limits import PRIVATE, Limits, keep_limits
+from retro_demo.views import standing
+from retro_demo.workspace import Workspace, new_code
+
+LONG = {"steps": 100_000, "eval_every": 100_000, "save_every": 100_000}
+ONE_TRAINING = Limits(trainings_per_device=1, waiting_per_visitor=2, waiting=4)
+
+
+@pytest.fixture
+def home(data_folder, small_folder) -> Iterator[Path]:
+    shutil.copytree(small_folder, data_folder / "places")
+    yield data_folder
+    keep_limits(data_folder, PRIVATE)
+    for ticket in tickets.read_tickets(data_folder):
+        jobs.kill(ticket.folder)
+
+
+def visitor(home: Path) -> Workspace:
+    return Workspace.open(home, new_code())
+
+
+def run_of(workspace: Workspace, name: str, **changes) -> Path:
+    return prepare(workspace.folder / "runs" / name, workspace.home / "places", **LONG | changes)
+
+
+def waiting_job(home: Path, workspace: Workspace, name: str) -> tickets.Ticket:
+    folder = workspace.folder / "runs" / name
+    folder.mkdir()
+    with tickets.queue_lock(home):
+        return tickets.issue(home, folder, "train", workspace.folder.name, "cpu")
+
+
+def test_visitors_take_turns_whoever_asked_most(home):
+    eager, late = visitor(home), visitor(home)
+    first, second, third = (waiting_job(home, eager, name) for name in "abc")
+    other = waiting_job(home, late, "d")
+
+    assert tickets.in_turn(tickets.read_tickets(home)) == [first, other, second, third]
+
+    with tickets.queue_lock(home):  # who has a job at work has had a turn
+        tickets.mark_started(first)
+    assert [t.folder.name for t in tickets.in_turn(tickets.read_tickets(home))] == ["d", "b", "c"]
+    assert tickets.place(third.folder) == (3, 3)
+    assert tickets.place(first.folder) == (0, 0)
+
+
+def test_a_ticket_that_left_is_never_taken_for_a_later_one_of_its_number(home):
+    one, other = visitor(home), visitor(home)
+    left = waiting_job(home, one, "left")
+    left.path.unlink()  # as a kill between two steps could leave it: the folder still points there
+    later = waiting_job(home, other, "later")
+
+    assert later.number == left.number
+    assert tickets.waiting_ticket(left.folder) is None
+    assert not tickets.cancel(left.folder)
+    assert tickets.waiting_ticket(later.folder) == later
+
+
+def test_a_moved_data_folder_keeps_its_queue(home, tmp_path):
+    ticket = waiting_job(home, visitor(home), "moved")
+    shutil.copytree(home, tmp_path / "elsewhere")
+
+    folder = tmp_path / "elsewhere" / ticket.folder.relative_to(home)
+    assert tickets.place(folder) == (1, 1)
+
+
+def test_one_trains_and_the_next_waits_shows_its_place_and_starts_when_there_is_room(home):
+    keep_limits(home, ONE_TRAINING)
+    one, other = visitor(home), visitor(home)
+    first, second, third = run_of(one, "first"), run_of(other, "second", steps=3), run_of(other, "third")
+    dispatch.begin(one, first, "train")
+    dispatch.begin(other, second, "train")
+    dispatch.begin(other, third, "train")
+
+    status = jobs.status(second)
+    assert jobs.status(first).state == "running"
+    assert (status.state, status.place, status.waiting) == ("waiting", 1, 2)
+    assert "place 1 of 2" in standing(status)
+    with pytest.raises(UserError, match="waits in the queue already"):
+        dispatch.begin(other, second, "train")
+    with pytest.raises(UserError, match=r"second and third wait .* at most 2"):
+        dispatch.begin(other, run_of(other, "fourth"), "train")
+    with pytest.raises(UserError, match="waits to be"):
+        other.delete("runs", "second")
+    assert service.stop_run(other, "third")  # it leaves the queue
+    assert jobs.status(third).state == "new"
+    dispatch.start_next(home)
+    assert not jobs.is_running(second)
+
+    wait_until(lambda: jobs.status(first).of_kind("step"))
+    jobs.stop(first)
+    dispatch.keep_dispatching(home)  # also what a restarted server begins with
+    wait_until(lambda: jobs.status(second).state == "finished")
+    assert jobs.status(first).state == "stopped"
+    wait_until(lambda: not tickets.read_tickets(home))
+    assert not jobs.stop(third)
+
+
+def test_builds_and_trainings_of_one_visitor_wait_for_each_other_where_one_may_work(home, tmp_path):
+    keep_limits(home, Limits(running_per_visitor=1))
+    workspace = visitor(home)
+    run = run_of(workspace, "busy")
+    dispatch.begin(workspace, run, "train")
+    source = write_jsonl(tmp_path / "p.jsonl", records())
+
+    corpus = service.start_build(workspace, [("p.jsonl", source)], "mine", SMALL_CORPUS)
+
+    assert jobs.status(workspace.corpus(corpus)).state == "waiting"
+    assert jobs.stop(workspace.corpus(corpus))
+    jobs.kill(run)
+    wait_until(lambda: not jobs.is_running(run))
+    service.resume_build(workspace, corpus)
+    assert [s.state for s in service.follow(workspace.corpus(corpus))][-1] == "finished"
+
+
+def test_a_full_queue_says_so_and_leaves_nothing_behind(home):
+    keep_limits(home, Limits(running=1, waiting=1))
+    one = visitor(home)
+    blocker = run_of(one, "blocker")
+    dispatch.begin(one, blocker, "train")
+    waiting_job(home, one, "waits")
+    other = visitor(home)
+    shutil.copytree(home / "places", other.folder / "corpora" / "places")
+
+    with pytest.raises(UserError, match="The queue is full: 1 jobs wait"):
+        service.start_run(other, "places", "lm", "tiny", {"seq_len": 32})
+
+    assert not list((other.folder / "runs").iterdir())
+
+
+def test_many_at_once_get_no_more_places_than_there_are(home):
+    keep_limits(home, Limits(running=1, waiting=2))
+    one = visitor(home)
+    dispatch.begin(one, run_of(one, "blocker"), "train")
+    said: list[str] = []
+
+    def ask(workspace: Workspace, folder: Path) -> None:
+        try:
+            dispatch.begin(workspace, folder, "train")
+        except UserError as error:
+            said.append(str(error))
+
+    asked = [(own := visitor(home), run_of(own, "mine")) for _ in range(8)]
+    threads = [threading.Thread(target=ask, args=pair) for pair in asked]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(said) == 6
+    assert len([ticket for ticket in tickets.read_tickets(home) if not ticket.started]) == 2
+
+
+def test_a_server_that_died_between_a_start_and_its_note_starts_nothing_twice(home):
+    workspace = visitor(home)
+    run = run_of(workspace, "started")
+    with tickets.queue_lock(home):
+        tickets.issue(home, run, "train", workspace.folder.name, "cpu")
+    jobs.start(run, "train")
+    before = (run / "pid").read_text()
+
+    dispatch.start_next(home)
+
+    assert (run / "pid").read_text() == before
+    assert [ticket.started for ticket in tickets.read_tickets(home)] == [True]
+    assert jobs.status(run).state == "running"
+
+
+def test_tickets_of_deleted_folders_and_dead_jobs_are_dropped(home):
+    workspace = visitor(home)
+    ticket = waiting_job(home, workspace, "deleted")
+    shutil.rmtree(ticket.folder)
+    dead = waiting_job(home, workspace, "dead")
+    with tickets.queue_lock(home):
+        tickets.mark_started(dead)
+
+    dispatch.start_next(home)
+
+    assert not tickets.read_tickets(home)
+    assert not (dead.folder / tickets.POINTER).exists()
+
+
+def test_a_worker_whose_time_is_up_saves_says_why_and_can_go_on(home):
+    workspace = visitor(home)
+    run = run_of(workspace, "long")
+    jobs.start(run, "train", Allowance(seconds=15, nice=7))
+    worker = int((run / "pid").read_text())
+    wait_until(lambda: os.getpriority(os.PRIO_PROCESS, worker) >= 7, 10)
+
+    wait_until(lambda: not jobs.is_running(run))
+
+    status = jobs.status(run)
+    reached = status.of_kind("stopped")[-1]
+    assert "at work for 0.25 minutes" in reached["why"]
+    assert reached["why"] in standing(status)
+    jobs.start(run, "train")
+    wait_until(lambda: any(step["step"] > reached["step"] for step in jobs.status(run).of_kind("step")))
+    jobs.stop(run)
+    wait_until(lambda: not jobs.is_running(run))
+    assert jobs.status(run).of_kind("stopped")[-1]["why"] == ""
+
+
+def test_a_worker_that_does_not_leave_is_killed_by_the_server_which_says_so(home, monkeypatch):
+    workspace = visitor(home)
+    run = run_of(workspace, "stuck")
+    dispatch.begin(workspace, run, "train")
+    wait_until(lambda: jobs.status(run).of_kind("step"))
+    keep_limits(home, Limits(minutes=1))
+    past = time.time() - 60 - dispatch.GRACE_SECONDS
+    os.utime(run / "pid", (past - 1, past - 1))
+
+    dispatch.start_next(home)
+
+    wait_until(lambda: jobs.status(run).state == "interrupted")
+    assert "at work for more than 1 minutes" in jobs.status(run).log_tail
+
+
+def test_a_worker_may_write_to_as_much_memory_as_it_was_given():
+    code = (
+        "from retro_demo.allowance import keep_to_allowance\n"
+        "keep_to_allowance()\n"
+        "import torch\n"
+        "print(len(torch.ones(1_000_000)))\n"
+        "torch.ones(400_000_000)\n"
+    )
+    env = os.environ | Allowance(memory=1_200_000_000).to_environment()
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+
+    assert ended.stdout == "1000000\n"
+    assert ended.returncode == 1
+    assert "memory" in ended.stderr
+
+
+def test_a_private_worker_is_told_of_no_allowance():
+    assert UNLIMITED.to_environment() == {}
