@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the app does: tests may run on a busy machine
@@ -11,9 +13,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the app does: tests ma
 import numpy as np
 import pytest
 
+from retro_demo import jobs, tickets
 from retro_demo.building import build_corpus, prepare_corpus
 from retro_demo.config import CorpusConfig
 from retro_demo.corpus import Corpus, load_corpus
+from retro_demo.limits import PRIVATE, keep_limits
 
 PLACES = [
     "Arden",
@@ -93,3 +97,13 @@ def half_held_out(tmp_path_factory) -> Corpus:
     prepare_corpus(folder, [source], CorpusConfig(chunk_len=8, vocab_size=400, num_neighbors=4, holdout=0.5))
     list(build_corpus(folder))
     return load_corpus(folder)
+
+
+@pytest.fixture
+def home(data_folder, small_folder) -> Iterator[Path]:
+    """A data folder with the small corpus in `places`; what is at work for visitors ends with the test."""
+    shutil.copytree(small_folder, data_folder / "places")
+    yield data_folder
+    keep_limits(data_folder, PRIVATE)
+    for ticket in tickets.read_tickets(data_folder):
+        jobs.kill(ticket.folder)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,21 +19,12 @@ from test_train import prepare
 from retro_demo import dispatch, jobs, service, tickets
 from retro_demo.allowance import UNLIMITED, Allowance
 from retro_demo.errors import UserError
-from retro_demo.limits import PRIVATE, Limits, keep_limits
+from retro_demo.limits import Limits, keep_limits
 from retro_demo.views import standing
 from retro_demo.workspace import Workspace, new_code
 
 LONG = {"steps": 100_000, "eval_every": 100_000, "save_every": 100_000}
 ONE_TRAINING = Limits(trainings_per_device=1, waiting_per_visitor=2, waiting=4)
-
-
-@pytest.fixture
-def home(data_folder, small_folder) -> Iterator[Path]:
-    shutil.copytree(small_folder, data_folder / "places")
-    yield data_folder
-    keep_limits(data_folder, PRIVATE)
-    for ticket in tickets.read_tickets(data_folder):
-        jobs.kill(ticket.folder)
 
 
 def visitor(home: Path) -> Workspace:

@@ -1,0 +1,164 @@
+"""Limits: which set holds where, what overrides it, and what is refused because of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from dataclasses import replace
+
+import pytest
+from conftest import SMALL, records, write_jsonl
+from page_helpers import ROOT
+from test_train import prepare
+
+from retro_demo import corpus_changes, quotas, service
+from retro_demo.building import read_corpus_config
+from retro_demo.config import RetroConfig
+from retro_demo.errors import UserError
+from retro_demo.knobs import knobs
+from retro_demo.limits import (
+    PRIVATE,
+    PUBLIC,
+    Limits,
+    chosen_limits,
+    keep_limits,
+    limits_of,
+    on_space,
+)
+from retro_demo.workspace import Workspace, new_code
+
+
+@pytest.fixture
+def workspace(data_folder, small_folder) -> Workspace:
+    opened = Workspace.open(data_folder, new_code())
+    shutil.copytree(small_folder, opened.folder / "corpora" / "places")
+    return opened
+
+
+def test_a_public_page_limits_everything_and_a_private_one_only_what_one_visitor_runs_at_once():
+    names = [knob.name for knob in knobs(Limits)]
+
+    assert [name for name in names if getattr(PRIVATE, name)] == ["running_per_visitor"]
+    assert all(getattr(PUBLIC, name) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_one"),
+    [({}, False), ({"SYSTEM": "spaces"}, True), ({"SPACE_ID": "a/b"}, True), ({"SYSTEM": "linux"}, False)],
+)
+def test_a_space_is_known_by_its_environment(environment, is_one):
+    assert on_space(environment) is is_one
+
+
+def test_flags_go_before_the_environment_and_both_before_the_set():
+    environment = {"RETRO_DEMO_LIMIT_STEPS": "70", "RETRO_DEMO_LIMIT_MEMORY_SHARE": "0.25", "STEPS": "9"}
+
+    chosen = chosen_limits(True, environment, {"steps": 80})
+
+    assert chosen == replace(PUBLIC, steps=80, memory_share=0.25)
+    assert chosen_limits(False, {}, {}) == PRIVATE
+
+
+@pytest.mark.parametrize(
+    ("environment", "flags", "said"),
+    [
+        ({"RETRO_DEMO_LIMIT_STEPS": "many"}, {}, "RETRO_DEMO_LIMIT_STEPS is 'many'"),
+        ({"RETRO_DEMO_LIMIT_NICE": "20"}, {}, "nice is 20"),
+        ({}, {"steps": -1}, "steps is -1"),
+    ],
+)
+def test_a_limit_that_is_none_is_refused_in_a_sentence(environment, flags, said):
+    with pytest.raises(UserError, match=said):
+        chosen_limits(True, environment, flags)
+
+
+def test_the_limits_of_a_data_folder_are_those_of_the_last_server(data_folder):
+    assert limits_of(data_folder) == PRIVATE
+
+    keep_limits(data_folder, PUBLIC)
+
+    assert limits_of(data_folder) == PUBLIC
+
+
+def test_app_py_refuses_a_bad_limit_before_it_serves(tmp_path):
+    env = os.environ | {"RETRO_DEMO_HOME": str(tmp_path)}
+    command = [sys.executable, str(ROOT / "app.py"), "--public", "--memory-share", "7"]
+
+    ended = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+
+    assert ended.returncode == 2
+    assert "memory_share is 7" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_run_with_too_many_steps_or_parameters_is_refused_and_leaves_nothing(workspace):
+    keep_limits(workspace.home, Limits(steps=100, parameters=50_000))
+
+    with pytest.raises(UserError, match="has 300 steps, and here it may have at most 100. Choose fewer"):
+        service.start_run(workspace, "places", "lm", "tiny", {})
+    with pytest.raises(UserError, match=r"M parameters, and here it may have at most 0\.1 M"):
+        service.start_run(workspace, "places", "lm", "tiny", {"steps": 50, "dim": 64})
+
+    assert not list((workspace.folder / "runs").iterdir())
+
+
+def test_a_run_cannot_grow_past_the_limit_by_training_longer_nor_be_resumed_above_it(workspace):
+    run = prepare(workspace.folder / "runs" / "mine", workspace.corpus("places"), steps=80)
+    keep_limits(workspace.home, Limits(steps=100))
+    with pytest.raises(UserError, match="has 500 steps"):
+        service.lengthen_run(workspace, "mine", 500)
+    assert json.loads((run / "config.json").read_text())["training"]["steps"] == 80
+
+    keep_limits(workspace.home, Limits(steps=50))
+    with pytest.raises(UserError, match="has 80 steps"):
+        service.resume_run(workspace, "mine")
+
+
+def test_every_public_preset_but_base_fits_a_public_page():
+    quotas.check_run(PUBLIC, RetroConfig(dim=192, depth=6, num_heads=6, cca_layers=(3, 6), enc_dim=192), 4500)
+    with pytest.raises(UserError, match="M parameters"):
+        quotas.check_run(PUBLIC, RetroConfig(dim=512, depth=12, num_heads=8, cca_layers=(6, 9, 12)), 100)
+
+
+def test_a_full_workspace_takes_nothing_more_and_says_how_full_it_is(workspace, tmp_path):
+    keep_limits(workspace.home, Limits(megabytes_per_visitor=3))
+    large = tmp_path / "large.txt"
+    large.write_bytes(b"x" * 3_000_000)
+
+    with pytest.raises(UserError, match=r"holds 0\.\d of 3 MB, and 3\.0 MB would join\. Delete"):
+        service.start_build(workspace, [("large.txt", large)], "large", SMALL)
+    with pytest.raises(UserError, match="and 3.0 MB would join"):
+        corpus_changes.start_change(workspace, "places", files=[("large.txt", large)])
+
+    (workspace.folder / "traces" / "much").write_bytes(b"x" * 3_000_000)
+    for ask in (
+        lambda: service.start_run(workspace, "places", "lm", "tiny", {}),
+        lambda: service.resume_build(workspace, "sample:lookup"),
+    ):
+        with pytest.raises(UserError, match="of 3 MB. Delete a run or a corpus first"):
+            ask()
+
+
+def test_a_disk_that_is_nearly_full_refuses_work_and_uploads_alike(workspace, tmp_path, monkeypatch):
+    keep_limits(workspace.home, Limits(free_megabytes=100))
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(quotas.shutil, "disk_usage", lambda _: usage(1, 1, 99_000_000))
+    source = write_jsonl(tmp_path / "p.jsonl", records())
+
+    with pytest.raises(UserError, match="nearly full .99 MB are free, 100 MB stay so"):
+        service.start_build(workspace, [("p.jsonl", source)], "mine", SMALL)
+
+
+def test_a_corpus_is_built_of_no_more_text_than_the_limit(workspace, tmp_path):
+    keep_limits(workspace.home, Limits(text_megabytes=2, running=1, waiting=0))
+    source = write_jsonl(tmp_path / "p.jsonl", records())
+
+    name = service.start_build(workspace, [("p.jsonl", source)], "mine", SMALL)
+
+    config, _ = read_corpus_config(workspace.corpus(name))
+    assert config.max_megabytes == 2
+    assert [status.state for status in service.follow(workspace.corpus(name))][-1] == "finished"
