@@ -16,10 +16,10 @@ from typing import Any
 import gradio as gr
 import httpx
 import pytest
-from app import serve
 from page_helpers import ROOT, page_home
 from test_train import advance, prepare
 
+from app import serve
 from retro_demo import jobs
 from retro_demo.data_folder import never_served, serve_alone
 from retro_demo.ui.page import build_app
@@ -292,10 +292,13 @@ def test_another_session_hands_over_neither_events_nor_a_code(http, victim, conf
         if entry["backend_fn"] and not entry["queue"]:
             direct(http, session, entry["id"], guesses(config, entry, victim.folder.name, ""))
 
-    link = http.get("/gradio_api/deep_link", params={"session_hash": session}).json()
-
-    page = http.get("/", params={"deep_link": link}).text
-    assert victim.folder.name not in page  # even who knew the session would not learn the code
+    # Gradio would write down all values of the session here, the code too, for whoever names it
+    for route in ("/gradio_api/deep_link", "/gradio_api/deep_link/", "/gradio_api//deep_link"):
+        assert http.get(route, params={"session_hash": session}).status_code == 404
+    assert not (Path(os.environ["GRADIO_TEMP_DIR"]) / "deep_links").exists()
+    for route in ("/gradio_api/heartbeat/guessed", "/gradio_api/queue/data?session_hash=guessed"):
+        with http.stream("GET", route) as answer:
+            assert victim.folder.name not in next(answer.iter_text(), "")
 
 
 def test_nobody_stops_or_deletes_what_another_trains(http, home, victim, stranger):

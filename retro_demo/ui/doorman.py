@@ -1,4 +1,4 @@
-"""Who comes in: requests of one address a minute, and no upload onto a full disk."""
+"""Who comes in: requests of one address a minute, no upload onto a full disk, one door that stays shut."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ from retro_demo.quotas import check_disk
 MOST_KNOWN = 10_000  # addresses; the one not seen for longest is forgotten first
 FREE_OF_CHARGE = ("/assets/", "/static/", "/svelte/", "/theme.css", "/favicon.ico")  # the page itself
 
+SHUT = "/deep_link"
+"""Gradio writes all values of a session into a file there, the workspace code too, for whoever names the
+session, and shows them to whoever names the file."""
+
 
 class Doorman:
     """Plain ASGI middleware: a bucket of tokens for each address, filled once a minute.
@@ -35,6 +39,9 @@ class Doorman:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"].startswith(FREE_OF_CHARGE):
             await self.app(scope, receive, send)
+            return
+        if scope["path"].rstrip("/").endswith(SHUT):
+            await _refuse(send, 404, "This page makes no deep links. Share a workspace code instead.", 0)
             return
         limits = limits_of(self.home)
         per_minute = limits.requests_per_minute
@@ -80,10 +87,7 @@ class Doorman:
 
 async def _refuse(send: Send, status: int, said: str, wait: int) -> None:
     body = json.dumps({"detail": said, "error": said}).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"retry-after", str(wait).encode()),
-    ]
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers += [(b"retry-after", str(wait).encode())] if wait else []
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,106 @@
+"""Requests of one address: who asks too often waits, and nobody else does."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from retro_demo import quotas
+from retro_demo.limits import PRIVATE, PUBLIC, Limits, keep_limits
+from retro_demo.ui import doorman
+from retro_demo.ui.doorman import Doorman
+
+
+async def hello(_request: Request) -> PlainTextResponse:
+    return PlainTextResponse("hello")
+
+
+ROUTES = [Route("/{path:path}", hello, methods=["GET", "POST"])]
+
+
+def client(home, *, behind_proxy: bool = False) -> TestClient:
+    door = Doorman(Starlette(routes=ROUTES), home, behind_proxy)
+    return TestClient(door, client=("203.0.113.7", 1))  # pyright: ignore[reportArgumentType]
+
+
+def test_the_request_too_many_is_refused_in_a_sentence_that_says_when_to_come_back(data_folder):
+    keep_limits(data_folder, Limits(requests_per_minute=3))
+    door = client(data_folder)
+
+    assert [door.get("/config").status_code for _ in range(4)] == [200, 200, 200, 429]
+    refused = door.get("/config")
+    assert "more than 3 requests in a minute" in refused.json()["detail"]
+    assert 1 <= int(refused.headers["retry-after"]) <= 20
+
+
+def test_tokens_come_back_with_time_and_never_more_than_a_minute_has(data_folder):
+    door = Doorman(Starlette(), data_folder)
+
+    assert [door._take("a", 2, 100.0) for _ in range(3)] == [0, 0, 30]
+    assert door._take("a", 2, 129.0) == 1
+    assert door._take("a", 2, 131.0) == 0
+    assert [door._take("a", 2, 9e6) for _ in range(3)] == [0, 0, 30]
+
+
+def test_a_private_server_counts_nothing(data_folder):
+    keep_limits(data_folder, PRIVATE)
+    door = client(data_folder)
+
+    assert {door.get("/config").status_code for _ in range(PUBLIC.requests_per_minute + 100)} == {200}
+    assert not door.app._buckets  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_the_files_of_the_page_cost_nothing(data_folder):
+    keep_limits(data_folder, Limits(requests_per_minute=1))
+    door = client(data_folder)
+
+    assert {door.get("/assets/index.js").status_code for _ in range(9)} == {200}
+    assert door.get("/config").status_code == 200
+
+
+@pytest.mark.parametrize(("behind_proxy", "seen"), [(False, "203.0.113.7"), (True, "198.51.100.2")])
+def test_only_the_last_hop_of_a_proxy_that_is_there_is_believed(data_folder, behind_proxy, seen):
+    keep_limits(data_folder, Limits(requests_per_minute=9))
+    door = client(data_folder, behind_proxy=behind_proxy)
+
+    door.get("/config", headers={"X-Forwarded-For": "192.0.2.1, 198.51.100.2"})
+
+    assert list(door.app._buckets) == [seen]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_the_owner_of_an_ipv6_network_is_one_visitor(data_folder):
+    keep_limits(data_folder, Limits(requests_per_minute=9))
+    door = client(data_folder, behind_proxy=True)
+
+    for address in ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", "2001:db8:1:3::1"):
+        door.get("/config", headers={"X-Forwarded-For": address})
+
+    assert len(door.app._buckets) == 2  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_the_table_of_addresses_is_bounded_and_forgets_who_was_not_seen_for_longest(data_folder, monkeypatch):
+    monkeypatch.setattr(doorman, "MOST_KNOWN", 3)
+    door = Doorman(Starlette(), data_folder)
+    for address in "abcad":
+        door._take(address, 10, 1.0)
+
+    assert list(door._buckets) == ["c", "a", "d"]
+
+
+def test_nothing_is_uploaded_onto_a_disk_that_is_nearly_full(data_folder, monkeypatch):
+    keep_limits(data_folder, Limits(free_megabytes=100))
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(quotas.shutil, "disk_usage", lambda _: usage(1, 1, 50_000_000))
+    door = client(data_folder)
+
+    refused = door.post("/gradio_api/upload")
+
+    assert refused.status_code == 507
+    assert "50 MB are free, 100 MB stay so" in refused.json()["detail"]
+    assert door.get("/config").status_code == 200
