@@ -96,6 +96,7 @@ def serve(demo: gr.Blocks, home: Path, host: str | None, port: int | None, *, mc
         quiet=True,
         show_error=False,
         max_file_size="300mb",
+        max_threads=160,  # who follows a job that waits holds one, and a public queue has 42 of them
         run_history=False,
         enable_monitoring=False,
         footer_links=["api", "settings"],

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from retro_demo.change_config import AddConfig, WeighConfig
@@ -12,6 +13,7 @@ from retro_demo.config import CorpusConfig, GenerateConfig, TrainConfig
 from retro_demo.evaluate_config import EvaluateConfig
 from retro_demo.explain_config import ExplainConfig
 from retro_demo.knobs import knobs
+from retro_demo.limits import PUBLIC, Limits
 from retro_demo.marge_config import EvidenceConfig, MargeConfig
 from retro_demo.presets import MARGE_PRESETS, PRESETS, preset_settings
 from retro_demo.retro_config import RetroConfig
@@ -28,6 +30,7 @@ VERBS = [
     (GenerateConfig, "generate", "How text is written"),
     (EvaluateConfig, "evaluate", "How a run is measured"),
     (ExplainConfig, "explain", "How a text is read to explain it"),
+    (Limits, "app.py", "What one visitor, and all, may take of a server; 0 is no limit"),
 ]
 
 
@@ -78,6 +81,8 @@ def main() -> None:
         lines += preset_table(presets, [RetroConfig, TrainConfig], begun)
     lines += ["", "## Presets of `train marge` (`--preset`)", ""]
     lines += preset_table(MARGE_PRESETS, [TrainConfig, EvidenceConfig, MargeConfig], False)
+    lines += ["", "## The limits of a public page (`app.py --public`)", ""]
+    lines += preset_table({"private": {}, "--public": asdict(PUBLIC)}, [Limits], False)
     (DOCS / "settings.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

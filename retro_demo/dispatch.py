@@ -24,6 +24,7 @@ from retro_demo.workspace import Workspace
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.5
+LEAST_MEMORY = 2_000_000_000  # bytes; a tiny run writes to 1.1 GB, a small one to 1.6
 GRACE_SECONDS = 120  # to save and leave, before a job that overstays is killed
 
 
@@ -114,7 +115,9 @@ def _below(count: int, most: int) -> bool:
 
 def _allowance(limits: Limits) -> Allowance:
     # CUDA writes to host memory of its own, how much nobody has measured here: no limit there
-    memory = 0 if choose_device("auto") == "cuda" else int(limits.memory_share * allowed_memory())
+    memory = 0
+    if limits.memory_share and choose_device("auto") != "cuda":
+        memory = max(LEAST_MEMORY, int(limits.memory_share * allowed_memory()))
     return Allowance(limits.minutes * 60, memory, limits.nice)
 
 

@@ -18,47 +18,61 @@ from retro_demo.knobs import check_ranges, from_json, knob, knobs
 FILE = "limits.json"
 PREFIX = "RETRO_DEMO_LIMIT_"  # of the environment's variables: RETRO_DEMO_LIMIT_STEPS
 MEGABYTE = 1_000_000
+MOST = 1_000_000_000
 
 
 @dataclass(frozen=True)
 class Limits:
     """The limits of a server; 0 is no limit. The defaults are those of a private one."""
 
-    running: int = knob(0, "Jobs at work", "Builds, trainings and evaluations at work at a time.", low=0)
+    running: int = knob(
+        0, "Jobs at work", "Builds, trainings and evaluations at work at a time.", low=0, high=MOST
+    )
     running_per_visitor: int = knob(
-        2, "Jobs at work of a visitor", "How many of them one visitor may have at work.", low=0
+        2, "Jobs at work of a visitor", "How many of them one visitor may have at work.", low=0, high=MOST
     )
     trainings_per_device: int = knob(
-        0, "Trainings on a device", "How many runs may train on one device at a time.", low=0
+        0, "Trainings on a device", "How many runs may train on one device at a time.", low=0, high=MOST
     )
-    waiting: int = knob(0, "Jobs in the queue", "How many jobs may wait for a place.", low=0)
+    waiting: int = knob(0, "Jobs in the queue", "How many jobs may wait for a place.", low=0, high=MOST)
     waiting_per_visitor: int = knob(
-        0, "Jobs in the queue of a visitor", "How many of them one visitor may have waiting.", low=0
+        0,
+        "Jobs in the queue of a visitor",
+        "How many of them one visitor may have waiting.",
+        low=0,
+        high=MOST,
     )
     megabytes_per_visitor: int = knob(
-        0, "Megabytes of a visitor", "What a workspace may hold before more is refused.", low=0
+        0, "Megabytes of a visitor", "What a workspace may hold before more is refused.", low=0, high=MOST
     )
     text_megabytes: int = knob(
-        0, "Megabytes of text", "The largest text that a corpus may be built of.", low=0
+        0, "Megabytes of text", "The largest text that a corpus may be built of.", low=0, high=MOST
     )
     free_megabytes: int = knob(
         0,
         "Free disk",
         "Megabytes of the disk that stay free: below, uploads and new work are refused.",
         low=0,
+        high=MOST,
     )
-    steps: int = knob(0, "Steps", "The most optimizer steps of a run.", low=0)
-    parameters: int = knob(0, "Parameters", "The most parameters of a run.", low=0)
+    steps: int = knob(0, "Steps", "The most optimizer steps of a run.", low=0, high=MOST)
+    parameters: int = knob(0, "Parameters", "The most parameters of a run.", low=0, high=MOST)
     minutes: int = knob(
-        0, "Minutes of a job", "After so many minutes a job saves and leaves; it can be resumed.", low=0
+        0,
+        "Minutes of a job",
+        "After so many minutes a job saves and leaves; it can be resumed.",
+        low=0,
+        high=MOST,
     )
     memory_share: float = knob(
         0.0, "Memory of a job", "Share of the memory of the machine that one job may take.", low=0, high=1
     )
     nice: int = knob(0, "Niceness", "How far jobs stand back behind the page (as `nice`).", low=0, high=19)
-    keep_days: int = knob(0, "Days kept", "Workspaces that nobody used for so many days are deleted.", low=0)
+    keep_days: int = knob(
+        0, "Days kept", "Workspaces that nobody used for so many days are deleted.", low=0, high=MOST
+    )
     requests_per_minute: int = knob(
-        0, "Requests a minute", "Requests of one address; more are answered with 429.", low=0
+        0, "Requests a minute", "Requests of one address; more are answered with 429.", low=0, high=MOST
     )
 
     def __post_init__(self) -> None:

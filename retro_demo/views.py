@@ -156,7 +156,7 @@ def standing(status: JobStatus) -> str:
             "itself, also when you close the page; Stop takes it out of the queue."
         )
     stopped = status.of_kind("stopped")
-    if status.state == "stopped" and (why := stopped[-1].get("why")):
+    if status.state == "stopped" and stopped and (why := stopped[-1].get("why")):
         return note(why, "warning")
     return ""
 

@@ -48,6 +48,15 @@ def test_tokens_come_back_with_time_and_never_more_than_a_minute_has(data_folder
     assert [door._take("a", 2, 9e6) for _ in range(3)] == [0, 0, 30]
 
 
+def test_asking_for_work_costs_as_much_as_ten_looks(data_folder):
+    keep_limits(data_folder, Limits(requests_per_minute=25))
+    door = client(data_folder)
+
+    paths = ["/gradio_api/queue/join", "/gradio_api/call/generate", "/gradio_api/call/v2/generate"]
+    assert [door.post(path).status_code for path in paths] == [200, 200, 429]
+    assert [door.get("/gradio_api/call/generate/id").status_code for _ in range(5)] == [200] * 5
+
+
 def test_a_private_server_counts_nothing(data_folder):
     keep_limits(data_folder, PRIVATE)
     door = client(data_folder)

@@ -14,6 +14,7 @@ import pytest
 from retro_demo import cli
 from retro_demo.config import CorpusConfig, GenerateConfig, RetroConfig, TrainConfig
 from retro_demo.knobs import knobs
+from retro_demo.limits import Limits
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "retro_demo"
@@ -267,7 +268,7 @@ def test_every_command_in_the_docs_parses():
         parser.parse_args(shlex.split(told))
 
 
-@pytest.mark.parametrize("config", [CorpusConfig, RetroConfig, TrainConfig, GenerateConfig])
+@pytest.mark.parametrize("config", [CorpusConfig, RetroConfig, TrainConfig, GenerateConfig, Limits])
 def test_every_knob_stands_in_the_reference_table(config):
     table = (ROOT / "docs" / "settings.md").read_text()
 

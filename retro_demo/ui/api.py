@@ -43,7 +43,8 @@ def add_endpoints(library: Library) -> None:
         holdout: float = 0.15,
         embedder: str = "static",
     ) -> Iterator[dict]:
-        """Build a corpus of uploaded files and follow it. Yields events; the last is `finished`,
+        """Build a corpus of uploaded files and follow it. Yields events (`waiting` with its place while it
+        has to queue); the last is `finished`,
         `stopped` or `failed`, with the corpus id under "corpus"."""
         config = CorpusConfig(chunk_len=_whole(chunk_len), holdout=holdout, embedder=embedder)
         space = Workspace.open(home, workspace)
@@ -177,8 +178,11 @@ def add_endpoints(library: Library) -> None:
         folder = evaluations.start_evaluation(
             space, run, config, baseline=baseline, control=control, corpus=corpus
         )
-        sent = 0
+        sent, place = 0, 0
         for status in service.follow(folder):
+            if status.place not in (0, place):
+                place = status.place
+                yield {"event": "waiting", "place": place, "waiting": status.waiting}
             for event in status.events[sent:]:
                 yield json.loads(without_folders(json.dumps(event)))
             sent = len(status.events)

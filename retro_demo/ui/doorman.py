@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import math
+import re
 import time
 from collections import OrderedDict
 from pathlib import Path
@@ -16,6 +17,8 @@ from retro_demo.limits import limits_of
 from retro_demo.quotas import check_disk
 
 MOST_KNOWN = 10_000  # addresses; the one not seen for longest is forgotten first
+WORK = re.compile(r"/(queue/join|call/[^/]+|call/v2/[^/]+|upload)/?$")  # what makes the server work
+COST_OF_WORK = 10
 FREE_OF_CHARGE = ("/assets/", "/static/", "/svelte/", "/theme.css", "/favicon.ico")  # the page itself
 
 SHUT = "/deep_link"
@@ -45,10 +48,11 @@ class Doorman:
             return
         limits = limits_of(self.home)
         per_minute = limits.requests_per_minute
-        if per_minute and (wait := self._take(self._address(scope), per_minute, time.monotonic())):
+        cost = COST_OF_WORK if scope["method"] == "POST" and WORK.search(scope["path"]) else 1
+        if per_minute and (wait := self._take(self._address(scope), per_minute, time.monotonic(), cost)):
             said = (
-                f"There were more than {per_minute} requests in a minute from your address. "
-                f"Wait {wait} seconds, and ask less often."
+                f"There were more than {per_minute} requests in a minute from your address (work counts as "
+                f"{COST_OF_WORK}). Wait {wait} seconds, and ask less often."
             )
             await _refuse(send, 429, said, wait)
             return
@@ -60,15 +64,16 @@ class Doorman:
                 return
         await self.app(scope, receive, send)
 
-    def _take(self, address: str, per_minute: int, now: float) -> int:
-        """Take a token of an address; 0, or the seconds until there is one again."""
+    def _take(self, address: str, per_minute: int, now: float, cost: int = 1) -> int:
+        """Take tokens of an address; 0, or the seconds until there are as many again."""
         tokens, before = self._buckets.pop(address, (float(per_minute), now))
         tokens = min(per_minute, tokens + (now - before) * per_minute / 60)
-        paid = tokens >= 1
-        self._buckets[address] = (tokens - paid, now)
+        cost = min(cost, per_minute)
+        paid = tokens >= cost
+        self._buckets[address] = (tokens - cost * paid, now)
         if len(self._buckets) > MOST_KNOWN:
             self._buckets.popitem(last=False)
-        return 0 if paid else math.ceil((1 - tokens) * 60 / per_minute)
+        return 0 if paid else math.ceil((cost - tokens) * 60 / per_minute)
 
     def _address(self, scope: Scope) -> str:
         """Where a request comes from; of IPv6 the network, whose owner has all its addresses."""

@@ -14,18 +14,24 @@ from retro_demo.workspace import Workspace
 
 
 def followed(space: Workspace, corpus: str, what: str) -> Iterator[dict[str, Any]]:
-    """The events of the job that builds or changes a corpus, its id with each, until it ends.
+    """The events of the job that builds or changes a corpus, its id with each, until it ends; before them
+    its places in the queue, if it waits.
 
     Raises UserError where it fails; `what` is what it does, as in "The build was interrupted."
     """
-    sent = 0
+    sent, place = 0, 0
     for status in service.follow(space.corpus(corpus)):
+        if status.place not in (0, place):
+            place = status.place
+            yield {"event": "waiting", "place": place, "waiting": status.waiting, "corpus": corpus}
         for event in status.events[sent:]:
             yield event | {"corpus": corpus}
         sent = len(status.events)
     if status.state in ("failed", "interrupted"):
         failed = status.of_kind("failed")
         raise UserError(failed[-1]["error"] if failed else f"The {what} was interrupted.")
+    if place and status.state == "new":
+        raise UserError(f"The {what} was taken out of the queue before it began. Resume it on the page.")
 
 
 def uploaded(file: Any) -> tuple[str, Path]:
