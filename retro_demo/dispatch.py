@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from retro_demo import jobs, tickets
@@ -90,7 +91,7 @@ def _settled(home: Path) -> list[Ticket]:
         running = jobs.is_running(ticket.folder)
         if running and not ticket.started:  # a server was killed between the start and its note
             tickets.mark_started(ticket)
-            ticket = Ticket(ticket.path, ticket.folder, ticket.verb, ticket.visitor, ticket.device, True)
+            ticket = replace(ticket, started=True)
         if running or (not ticket.started and tickets.waiting_ticket(ticket.folder) == ticket):
             kept.append(ticket)
         else:  # it ended, or its folder is gone

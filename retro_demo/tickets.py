@@ -8,26 +8,30 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock
 
 QUEUE = "queue"
 POINTER = "ticket"
+AHEAD = 50  # later comers that a job lets go first, for each other job of its visitor
 
 
 @dataclass(frozen=True)
 class Ticket:
-    """One job: its folder, its verb, whose it is, and the device that it needs alone ("" for none)."""
+    """One job: its folder, its verb, whose it is, and the device that it needs alone ("" for none).
+
+    The one with the smallest `turn` comes next.
+    """
 
     path: Path
     folder: Path
     verb: str
     visitor: str
     device: str = ""
+    turn: int = 0
     started: bool = False
 
     @property
@@ -59,6 +63,7 @@ def _read(path: Path) -> Ticket | None:
         kept["verb"],
         kept["visitor"],
         kept["device"],
+        kept["turn"],
         kept["started"],
     )
 
@@ -70,6 +75,7 @@ def _write(ticket: Ticket) -> None:
         "verb": ticket.verb,
         "visitor": ticket.visitor,
         "device": ticket.device,
+        "turn": ticket.turn,
         "started": ticket.started,
     }
     beside = ticket.path.with_suffix(".tmp")
@@ -78,9 +84,14 @@ def _write(ticket: Ticket) -> None:
 
 
 def issue(home: Path, folder: Path, verb: str, visitor: str, device: str = "") -> Ticket:
-    """A new ticket, behind all others; the lock of the queue is held."""
-    last = max((ticket.number for ticket in read_tickets(home)), default=0)
-    ticket = Ticket(home / QUEUE / f"{last + 1:08d}.json", folder, verb, visitor, device)
+    """A new ticket; the lock of the queue is held.
+
+    Visitors take turns: who has other jobs at work or waiting lets later comers go first, but not for ever.
+    """
+    known = read_tickets(home)
+    number = max((ticket.number for ticket in known), default=0) + 1
+    turn = number + AHEAD * sum(ticket.visitor == visitor for ticket in known)
+    ticket = Ticket(home / QUEUE / f"{number:08d}.json", folder, verb, visitor, device, turn)
     _write(ticket)
     (folder / POINTER).write_text(os.path.relpath(ticket.path, folder), "utf-8")
     return ticket
@@ -88,7 +99,7 @@ def issue(home: Path, folder: Path, verb: str, visitor: str, device: str = "") -
 
 def mark_started(ticket: Ticket) -> None:
     """Write down that the job of a ticket was started; the lock of the queue is held."""
-    _write(Ticket(ticket.path, ticket.folder, ticket.verb, ticket.visitor, ticket.device, True))
+    _write(replace(ticket, started=True))
 
 
 def drop(ticket: Ticket) -> None:
@@ -126,14 +137,9 @@ def cancel(folder: Path) -> bool:
 
 
 def in_turn(tickets: Sequence[Ticket]) -> list[Ticket]:
-    """The waiting ones as they come: visitors take turns, and who has a job at work has had one."""
-    ahead = Counter(ticket.visitor for ticket in tickets if ticket.started)
-    turns = []
-    for ticket in tickets:
-        if not ticket.started:
-            turns.append((ahead[ticket.visitor], ticket.number, ticket))
-            ahead[ticket.visitor] += 1
-    return [ticket for _, _, ticket in sorted(turns, key=lambda turn: turn[:2])]
+    """The waiting ones in the order in which they come."""
+    waiting = [ticket for ticket in tickets if not ticket.started]
+    return sorted(waiting, key=lambda ticket: (ticket.turn, ticket.number))
 
 
 def place(folder: Path) -> tuple[int, int]:

@@ -49,11 +49,31 @@ def test_visitors_take_turns_whoever_asked_most(home):
 
     assert tickets.in_turn(tickets.read_tickets(home)) == [first, other, second, third]
 
-    with tickets.queue_lock(home):  # who has a job at work has had a turn
+    with tickets.queue_lock(home):
         tickets.mark_started(first)
     assert [t.folder.name for t in tickets.in_turn(tickets.read_tickets(home))] == ["d", "b", "c"]
-    assert tickets.place(third.folder) == (3, 3)
+    with tickets.queue_lock(home):
+        tickets.drop(first)  # who had a turn is not first again when it is over
+    newcomer = waiting_job(home, visitor(home), "e")
+    assert [t.folder.name for t in tickets.in_turn(tickets.read_tickets(home))] == ["d", "e", "b", "c"]
+    assert tickets.place(newcomer.folder) == (2, 4)
+    assert tickets.place(third.folder) == (4, 4)
     assert tickets.place(first.folder) == (0, 0)
+
+
+def test_a_second_job_is_not_overtaken_for_ever(home):
+    eager = visitor(home)
+    waiting_job(home, eager, "a")
+    second = waiting_job(home, eager, "b")
+    places = []
+    for number in range(tickets.AHEAD + 5):  # one newcomer after the other, and the first in turn leaves
+        waiting_job(home, visitor(home), f"n{number}")
+        places.append(tickets.place(second.folder)[0])
+        with tickets.queue_lock(home):
+            tickets.drop(tickets.in_turn(tickets.read_tickets(home))[0])
+
+    assert places[0] == 3
+    assert 0 in places  # it had its turn
 
 
 def test_a_ticket_that_left_is_never_taken_for_a_later_one_of_its_number(home):
