@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 HOST ?= 127.0.0.1
 PORT ?= 7860
 
-.PHONY: run setup test check proof bench sample clean
+.PHONY: run setup test check proof bench fuzz sample clean
 
 run: setup
 	$(BIN)/python app.py --host $(HOST) --port $(PORT)
@@ -39,6 +39,11 @@ proof: setup
 # Tables of all speeds, under 45 minutes on two quiet cores; one part: python -m benchmarks.NAME
 bench: setup
 	$(BIN)/python -m benchmarks
+
+# Hostile input by the thousand, over readers, configs, files on disk, flags and HTTP; about ten minutes.
+# One part, another seed: python -m benchmarks.fuzz --only TARGET --seed 1 --count 100
+fuzz: setup
+	$(BIN)/python -m benchmarks.fuzz --http --count 500
 
 # The shipped checkpoint, from the shipped corpus and the seed below; about an hour on two cores.
 sample: setup

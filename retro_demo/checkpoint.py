@@ -17,9 +17,9 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,13 +29,17 @@ from torch import Tensor, nn
 from retro_demo.config import RetroConfig, TrainConfig, from_json
 from retro_demo.corpus import file_hash, write_atomically
 from retro_demo.errors import UserError
+from retro_demo.knobs import seen
 from retro_demo.linear import lay_out_for_writing
 from retro_demo.marge import MARGE
 from retro_demo.marge_config import EvidenceConfig, MargeConfig
+from retro_demo.network_size import shape_of
 from retro_demo.retro import RETRO
 
 FORMAT = 1
 IMPORTED = "imported.json"
+MOST_THREADS = 4096
+FLOATS = {"F16", "BF16", "F32"}  # what weights are kept in
 MODELS = ("lm", "retro", "retrofit", "marge")
 
 
@@ -136,13 +140,31 @@ def read_any_config(folder: Path) -> AnyRun:
         if values["model"] == "marge":
             values["network"] = from_json(MargeConfig, values["network"])
             values["evidence"] = from_json(EvidenceConfig, values["evidence"])
-            return MargeRun(**values)
-        values["network"] = from_json(RetroConfig, values["network"])
-        return RunConfig(**values)
-    except (ValueError, KeyError, TypeError) as error:
+            config = MargeRun(**values)
+        else:
+            values["network"] = from_json(RetroConfig, values["network"])
+            config = RunConfig(**values)
+        _check_kinds(config)
+        return config
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} is not the config of a run ({error}). Was it edited? Train the run anew."
         ) from error
+
+
+def _check_kinds(config: AnyRun) -> None:
+    """Raise ValueError for what no knob guards: a name that is none, a number that is a text."""
+    kinds = {"str": str, "int": int}
+    for one in fields(config):
+        value = getattr(config, one.name)
+        if one.type in kinds and type(value) is not kinds[str(one.type)]:
+            raise ValueError(f"{one.name} is {seen(value)}")
+    if config.model not in MODELS:
+        raise ValueError(f"the model is {seen(config.model)}")
+    if not 1 <= config.threads <= MOST_THREADS or config.lesson_steps < 0:
+        raise ValueError(f"threads {config.threads}, lesson_steps {config.lesson_steps}")
+    if not isinstance(config.versions, dict):
+        raise ValueError(f"versions is {seen(config.versions)}")
 
 
 def differences(old: AnyRun, new: AnyRun) -> list[str]:
@@ -186,7 +208,7 @@ def begin_from(model: RETRO, base: Path, expected: str) -> None:
             f"The weights of the base run at {base} have changed or are gone since this run was set up. "
             "Put them back, or set up a new run."
         )
-    tensors = {name: tensor.float() for name, tensor in load_tensors(path)[0].items()}
+    tensors = _weights(base, read_run_config(base).network)
     missing, strange = model.load_state_dict(tensors, strict=False)
     if strange or any(not is_of_reader(name) for name in missing):
         raise UserError(f"The weights in {path} do not fit the network that they should begin.")
@@ -208,28 +230,62 @@ def freeze_decoder(model: RETRO) -> None:
 
 def load_model(folder: Path, device: str = "cpu") -> RETRO:
     """The model of a run in float32 and eval mode; raises UserError where it has no weights that fit."""
-    model = RETRO(read_run_config(folder).network)
-    _fill(model, folder)
-    return model.eval().to(device)
+    network = read_run_config(folder).network
+    tensors = _weights(folder, network)
+    return _filled(RETRO(network), tensors).to(device)
 
 
 def load_marge(folder: Path, device: str = "cpu") -> MARGE:
     """The same for a run of MARGE."""
-    model = MARGE(read_marge_config(folder).network)
-    _fill(model, folder)
-    return model.eval().to(device)
+    network = read_marge_config(folder).network
+    tensors = _weights(folder, network)
+    return _filled(MARGE(network), tensors).to(device)
 
 
-def _fill(model: nn.Module, folder: Path) -> None:
+def _weights(folder: Path, network: RetroConfig | MargeConfig) -> dict[str, Tensor]:
+    """The saved weights, whose names, shapes and kinds are held against the network before they are read.
+
+    So neither network nor weights take memory where the two do not fit.
+    """
     path = folder / "model.safetensors"
     if not path.exists():
         raise UserError(f"The run at {folder} has no weights yet. Let it train until its first save.")
-    tensors, _ = load_tensors(path)
-    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    if wanted != {name: tensor.shape for name, tensor in tensors.items()}:
+    head, _ = read_head(path)
+    wanted = {name: tuple(weight.shape) for name, weight in shape_of(network).items()}
+    if wanted != {name: shape for name, (_, shape) in head.items()}:
         raise UserError(f"The weights in {path} do not fit the network that config.json describes.")
-    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    if strange := {kind for kind, _ in head.values()} - FLOATS:
+        raise UserError(f"The weights in {path} are of the kind {', '.join(sorted(strange))}. Train anew.")
+    tensors = {name: tensor.float() for name, tensor in load_tensors(path)[0].items()}
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise UserError(
+            f"Weights in {path} are not finite numbers, so the run can write nothing. Train anew."
+        )
+    return tensors
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def _filled(model: Network, tensors: Mapping[str, Tensor]) -> Network:
+    model.load_state_dict(tensors)
     lay_out_for_writing(model)
+    return model.eval()
+
+
+def read_head(path: Path) -> tuple[dict[str, tuple[str, tuple[int, ...]]], dict[str, str]]:
+    """What a file of tensors holds, without reading them: {name: (kind, shape)}, and what it says of itself.
+
+    Raises UserError where it cannot be read; a head that claims more than the file holds is such a case.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            parts = ((name, file.get_slice(name)) for name in file.keys())  # noqa: SIM118
+            return {
+                n: (part.get_dtype(), tuple(part.get_shape())) for n, part in parts
+            }, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read as safetensors ({error}). Train the run anew.") from error
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: dict[str, str]) -> None:
@@ -245,9 +301,5 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: dict[str, str]
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a file and what it says of itself; UserError where it cannot be read."""
-    try:
-        with safe_open(path, "pt") as file:
-            meta = file.metadata() or {}
-        return load_file(path), meta
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read as safetensors ({error}). Train the run anew.") from error
+    _, meta = read_head(path)
+    return load_file(path), meta

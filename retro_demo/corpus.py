@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from retro_demo.config import CorpusConfig, from_json
+from retro_demo.corpus_checks import DAMAGED, checked, mapped_array, read_manifest
 from retro_demo.documents import Document
 from retro_demo.duplicates import root_of
 from retro_demo.errors import UserError
@@ -268,26 +269,32 @@ def corpus_fingerprint(config: CorpusConfig, hashes: dict[str, str], embedder: s
 
 def load_corpus(folder: Path) -> Corpus:
     """Read a built corpus; raises UserError where it is missing, unfinished or changed by hand."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # a name that is too long is none
         raise UserError(f"There is no corpus at {folder}. Build one with build-corpus, or name another.")
     if not (folder / MANIFEST).exists():
         raise UserError(
             f"The corpus at {folder} is not built to its end. Run build-corpus --out {folder} to go on."
         )
     written = (folder / MANIFEST).read_bytes()
-    try:
-        manifest = json.loads(written)
-        hashes = {name: manifest["hashes"][name] for name in KEPT_FILES}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{MANIFEST} of the corpus at {folder} is damaged. Build the corpus anew.") from error
+    manifest = read_manifest(folder / MANIFEST, written)
     for name in KEPT_FILES:
-        if not (folder / name).exists() or file_hash(folder / name) != hashes[name]:
+        if not (folder / name).exists() or file_hash(folder / name) != manifest["hashes"].get(name):
             _check_unchanged(folder, written)
             raise UserError(
                 f"{name} of the corpus at {folder} has changed since it was built. Build the corpus anew."
             )
+    try:
+        corpus = checked(_loaded(folder, manifest))
+    except DAMAGED as error:
+        _check_unchanged(folder, written)
+        raise UserError(f"The corpus at {folder} does not hang together ({error}). Build it anew.") from error
+    _check_unchanged(folder, written)
+    return corpus
+
+
+def _loaded(folder: Path, manifest: dict[str, Any]) -> Corpus:
     documents = read_stored_documents(folder / "documents.jsonl")
-    corpus = Corpus(
+    return Corpus(
         folder=folder,
         config=from_json(CorpusConfig, manifest["config"]),
         tokenizer=Tokenizer.load(folder / "tokenizer.json"),
@@ -301,8 +308,6 @@ def load_corpus(folder: Path) -> Corpus:
         neighbor_scores=load_array(folder / "neighbor_scores.npy"),
         manifest=manifest,
     )
-    _check_unchanged(folder, written)
-    return corpus
 
 
 def _check_unchanged(folder: Path, written: bytes) -> None:
@@ -313,4 +318,4 @@ def _check_unchanged(folder: Path, written: bytes) -> None:
 
 def load_array(path: Path, *, mapped: bool = False) -> np.ndarray:
     """An array from numpy's own format, never a pickle; `mapped` leaves it on disk."""
-    return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    return mapped_array(path) if mapped else np.array(mapped_array(path))

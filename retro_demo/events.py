@@ -153,7 +153,7 @@ def append_event(path: Path, event: Event) -> None:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """All events of the file as JSON objects; a last line torn by a kill is skipped."""
+    """All events of the file as JSON objects; a line torn by a kill, and what is no event, is skipped."""
     return list(_whole_lines(path))
 
 
@@ -177,7 +177,49 @@ def cut_back(path: Path, step: int, *, goes_on: bool = False) -> None:
 def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
-            if line.endswith("\n"):
-                yield json.loads(line)
+            if line.endswith("\n") and (event := _event_of(line)) is not None:
+                yield event
+
+
+def _event_of(line: str) -> dict[str, Any] | None:
+    """The event of a line; None for what is none: the two halves of a line torn by a kill, or a forgery."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        return None
+    if event["event"] == "finished":  # its figures are what the job makes them
+        return event
+    parts = PARTS.get(event["event"])
+    if parts is None or not all(_fits(one, event) for one in parts):
+        return None
+    return event
+
+
+def _fits(part: dataclasses.Field[Any], event: dict[str, Any]) -> bool:
+    """Whether an event has this part, and of its kind; what has a default may be missing."""
+    if part.name not in event:
+        return part.default is not dataclasses.MISSING or part.default_factory is not dataclasses.MISSING
+    return _is_a(event[part.name], str(part.type))
+
+
+def _is_a(value: Any, kind: str) -> bool:
+    if kind == "float":
+        return isinstance(value, float) or _is_a(value, "int")
+    if kind == "int":
+        return type(value) is int and abs(value) < 2**63
+    if kind == "str":
+        return isinstance(value, str)
+    if kind == "dict[str, dict[str, float]]":
+        return isinstance(value, dict) and all(
+            isinstance(one, dict) and all(_is_a(one.get(name), "float") for name in ("nats", "bpb", "tokens"))
+            for one in value.values()
+        )
+    return isinstance(value, list if kind.startswith("list") else dict)
+
+
+PARTS = {kind.__name__.lower(): dataclasses.fields(kind) for kind in Event.__subclasses__()}
+"""The parts of each kind of event, by its name."""

@@ -41,7 +41,9 @@ def build_status(status: JobStatus, title: str) -> str:
 def waiting(status: JobStatus, title: str) -> str:
     """A build in one line, for those who wait for it."""
     last = (status.of_kind("progress") or [{"stage": "read", "done": 0, "total": 0}])[-1]
-    count = f": {last['done']:,} of {last['total']:,} {STAGES[last['stage']]}" if last["total"] else ""
+    count = (
+        f": {last['done']:,} of {last['total']:,} {STAGES.get(last['stage'], '')}" if last["total"] else ""
+    )
     return f'<p class="speed" role="status">{esc(title)}{esc(count)}. The text begins after that.</p>'
 
 
@@ -162,8 +164,9 @@ def run_status(status: JobStatus, title: str, steps: int, left: float | None) ->
         words += f" · {doing}"
     if left is not None:
         words += f" · about {duration(left)} left"
-    if started and (about := started[-1].get("about")):
-        words += f" · {about.get('parameters', 0) / 1e6:.1f} M parameters on {about.get('device', '')}"
+    about = started[-1].get("about", {}) if started else {}
+    if isinstance(about.get("parameters"), int):
+        words += f" · {about['parameters'] / 1e6:.1f} M parameters on {about.get('device', '')}"
     return head + bar(last["step"] / max(steps, 1), words) + failure(status)
 
 

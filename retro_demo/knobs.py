@@ -61,14 +61,21 @@ def check_ranges(config: Any) -> None:
         if not _same_kind(value, knob_field.default):
             kind = {int: "a whole number", float: "a number", tuple: "a list of whole numbers"}
             wanted = kind.get(type(knob_field.default), type(knob_field.default).__name__)
-            raise UserError(f"{name} is {value!r}, but it must be {wanted}.")
+            raise UserError(f"{name} is {seen(value)}, but it must be {wanted}.")
         if meta["choices"] and value not in meta["choices"]:
-            raise UserError(f"{name} is {value!r}; choose one of {', '.join(filter(None, meta['choices']))}.")
+            choices = ", ".join(filter(None, meta["choices"]))
+            raise UserError(f"{name} is {seen(value)}; choose one of {choices}.")
         for number in value if isinstance(value, tuple) else (value,):
             low, high = meta["low"], meta["high"]
             outside = (low is not None and number < low) or (high is not None and number > high)
             if outside or (isinstance(number, float) and not math.isfinite(number)):
-                raise UserError(f"{name} is {number}; it must lie between {low} and {high}.")
+                raise UserError(f"{name} is {seen(number)}; it must lie between {low} and {high}.")
+
+
+def seen(value: Any) -> str:
+    """A value as an error names it: strangers' values can be long."""
+    shown = repr(value)
+    return shown if len(shown) <= 80 else shown[:77] + "..."
 
 
 def _same_kind(value: Any, default: Any) -> bool:
@@ -88,10 +95,12 @@ def to_json(config: Any) -> dict[str, Any]:
 
 def from_json(kind: type[Config], values: Mapping[str, Any]) -> Config:
     """The config of class `kind` with these values; raises UserError for unknown names or values."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{kind.__name__} is {seen(values)}, but it must be an object with its settings.")
     names = {f.name for f in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
     if unknown := sorted(set(values) - names):
         raise UserError(
-            f"{kind.__name__} has no setting {', '.join(unknown)}; it has {', '.join(sorted(names))}."
+            f"{kind.__name__} has no setting {seen(', '.join(unknown))}; it has {', '.join(sorted(names))}."
         )
     return kind(
         **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

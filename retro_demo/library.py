@@ -15,17 +15,13 @@ from typing import Any, TypeVar
 import torch
 
 from retro_demo.checkpoint import read_marge_config, read_run_config
-from retro_demo.config import RetroConfig
 from retro_demo.corpus import MANIFEST, TEXT_FILES, load_corpus
 from retro_demo.devices import allowed_threads
 from retro_demo.evidence_reading import EvidenceReading, read_evidence
 from retro_demo.evidence_run import MargeCorpus, load_marge_corpus
 from retro_demo.generate import Database
 from retro_demo.loading import LoadedRun, load_retriever, load_run
-from retro_demo.marge import MARGE
-from retro_demo.marge_config import MargeConfig
 from retro_demo.marge_writing import LoadedMarge, load_marge_run
-from retro_demo.retro import RETRO
 from retro_demo.workspace import corpus_folder
 
 Loaded = TypeVar("Loaded")
@@ -119,10 +115,3 @@ def _stamp(folder: Path, *names: str) -> tuple[int, ...]:
 
 def _corpus_stamp(folder: Path) -> tuple[Path, tuple[int, ...]]:
     return folder, _stamp(folder, MANIFEST, *TEXT_FILES)
-
-
-def count_parameters(network: RetroConfig | MargeConfig) -> int:
-    """Parameters of a network of this shape, counted without making one."""
-    with torch.device("meta"):
-        model = RETRO(network) if isinstance(network, RetroConfig) else MARGE(network)
-        return sum(weight.numel() for weight in model.parameters())

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from retro_demo.errors import UserError
-from retro_demo.knobs import check_ranges, knob
+from retro_demo.knobs import check_ranges, knob, seen
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,8 @@ class MargeConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if not isinstance(self.languages, tuple) or not all(isinstance(one, str) for one in self.languages):
+            raise UserError(f"languages is {seen(self.languages)}, but it must be a list of names.")
         if self.dim % self.num_heads:
             raise UserError(f"num_heads is {self.num_heads}, but it must divide dim ({self.dim}).")
         if self.retrieval_depth > self.enc_depth:

@@ -40,6 +40,7 @@ from retro_demo.jobs import claim
 from retro_demo.loading import load_database, load_own_corpus
 from retro_demo.marge_training import train_marge
 from retro_demo.neighbor_tables import neighbor_table, prepare_neighbors
+from retro_demo.planning import check_size
 from retro_demo.retro import RETRO
 from retro_demo.run_state import check_goes_on, go_on, save_state, saved_step
 from retro_demo.sharding import Shard, begun_in_shards, build_shard, check_count, finish_shards
@@ -145,6 +146,7 @@ def run_training(
     `world`, which share the work, the first one holds the folder and keeps the record.
     """
     config = read_any_config(out)
+    check_size(config)
     with ExitStack() as held:
         with led(world):
             if world.leads:

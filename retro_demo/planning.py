@@ -26,6 +26,7 @@ from retro_demo.corpus import Corpus, file_hash, load_corpus
 from retro_demo.devices import allowed_threads, choose_device
 from retro_demo.errors import UserError
 from retro_demo.jobs import is_running
+from retro_demo.network_size import check_memory
 from retro_demo.presets import PRESETS, preset_settings
 from retro_demo.tokenizer import Tokenizer
 from retro_demo.workspace import SAMPLE, corpus_folder, data_home, run_folder
@@ -147,6 +148,7 @@ def check_base(config: RunConfig, base: str, corpus: Corpus, settings: Mapping[s
 def prepare_run(out: Path, wanted: AnyRun) -> None:
     """Write down a new run, or check that a second call means the same one; more steps extend it."""
     if not (out / "config.json").exists():
+        check_size(wanted)
         corpus = load_corpus(corpus_folder(data_home()[0], wanted.corpus))
         if isinstance(wanted, RunConfig):
             check_windows(corpus, wanted.training.seq_len, wanted.training.num_neighbors)
@@ -171,6 +173,13 @@ def prepare_run(out: Path, wanted: AnyRun) -> None:
             "only a larger number of steps extends a run."
         )
     extend_run(out, wanted.training.steps)
+
+
+def check_size(config: AnyRun) -> None:
+    """Raise UserError where the run can never be trained in the memory of this machine."""
+    training = config.training
+    whole = isinstance(config, RunConfig)  # the batches of a MARGE follow from its corpus
+    check_memory(config.network, training.batch_size * training.seq_len * whole, config.device)
 
 
 def extend_run(out: Path, steps: int) -> None:

@@ -6,17 +6,20 @@ kept whole, generators for each process.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+import re
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
-from retro_demo.checkpoint import IMPORTED, AnyRun, load_tensors, save_tensors, versions
+from retro_demo.checkpoint import FLOATS, IMPORTED, AnyRun, load_tensors, read_head, save_tensors, versions
 from retro_demo.distributed import ALONE, World, like, whole
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Started, Warned
+from retro_demo.knobs import seen
+
+GENERATOR_BYTES = 1 << 16  # and more is no generator's state
 
 
 def save_state(
@@ -58,8 +61,9 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
     path = folder / "state.safetensors"
     if not path.exists():
         return 0
-    tensors, meta = load_tensors(path)
-    there = model.state_dict()
+    step, there = saved_step(folder), model.state_dict()
+    _check_state(path, {name: tuple(tensor.shape) for name, tensor in there.items()})
+    tensors, _ = load_tensors(path)
     saved = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
     model.load_state_dict({n: like(there[n], t) if n in there else t for n, t in saved.items()})
     for name, weight in model.named_parameters():
@@ -67,11 +71,37 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
             if (value := tensors.get(f"optimizer.{kind}.{name}")) is not None:  # none: it had no gradient
                 value = like(weight, value) if kind != "step" else value.to(weight.device)
                 optimizer.state[weight][kind] = value
-    if (generator := tensors.get(_generator("cpu", world.rank))) is not None:
-        torch.set_rng_state(generator)
-    if torch.cuda.is_available() and (generator := tensors.get(_generator("cuda", world.rank))) is not None:
-        torch.cuda.set_rng_state(generator)
-    return int(meta["step"])
+    try:
+        if (generator := tensors.get(_generator("cpu", world.rank))) is not None:
+            torch.set_rng_state(generator)
+        if (
+            torch.cuda.is_available()
+            and (generator := tensors.get(_generator("cuda", world.rank))) is not None
+        ):
+            torch.cuda.set_rng_state(generator)
+    except RuntimeError as error:
+        raise UserError(f"{path} holds no state of a generator ({error}). Train the run anew.") from error
+    return step
+
+
+def _check_state(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise UserError where a saved state is not one of a network with weights of these shapes."""
+    head, _ = read_head(path)
+    wrong = [name for name in shapes if f"model.{name}" not in head]
+    for name, (kind, shape) in head.items():
+        part, _, weight = name.partition(".")
+        if part == "optimizer":
+            moment, _, weight = weight.partition(".")
+            fits = kind in FLOATS and shape == (() if moment == "step" else shapes.get(weight))
+        elif part == "model":
+            fits = shape == shapes.get(weight)
+        else:
+            fits = part == "generator" and kind == "U8" and len(shape) == 1 and shape[0] <= GENERATOR_BYTES
+        wrong += [] if fits else [name]
+    if wrong:
+        raise UserError(
+            f"{path} does not fit the network that config.json describes ({seen(wrong[0])}). Train it anew."
+        )
 
 
 def _generator(kind: str, rank: int) -> str:
@@ -89,20 +119,22 @@ def check_goes_on(folder: Path) -> None:
 
 def saved_step(folder: Path) -> int:
     """The step of the last save, 0 where there is none."""
-    return int(_saved(folder).get("step", 0))
+    return _count(folder, "step", 0)
 
 
 def saved_processes(folder: Path) -> int:
     """How many processes trained together up to the last save."""
-    return int(_saved(folder).get("processes", 1))
+    return _count(folder, "processes", 1)
 
 
-def _saved(folder: Path) -> dict[str, str]:
+def _count(folder: Path, name: str, default: int) -> int:
     path = folder / "state.safetensors"
     if not path.exists():
-        return {}
-    with safe_open(path, "pt") as file:
-        return file.metadata()
+        return default
+    said = read_head(path)[1].get(name, str(default))
+    if not re.fullmatch(r"[0-9]{1,9}", said):
+        raise UserError(f"{path} says {seen(said)} of its {name}s, which is no number. Train the run anew.")
+    return int(said)
 
 
 def go_on(

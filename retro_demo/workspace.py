@@ -188,13 +188,15 @@ class Workspace:
 
     def corpus(self, name: str) -> Path:
         """The folder of a corpus id; raises UserError for an unknown one."""
-        if str(name).startswith(SAMPLE):
+        name = str(name)  # what comes over HTTP may be anything
+        if name.startswith(SAMPLE):
             return sample_folder(self.home, name.removeprefix(SAMPLE))
         return self._existing("corpora", name, "corpus")
 
     def run(self, name: str) -> Path:
         """The folder of a run id; raises UserError for an unknown one."""
-        if str(name).startswith(SAMPLE):
+        name = str(name)
+        if name.startswith(SAMPLE):
             plain = name.removeprefix(SAMPLE)
             if not NAME.fullmatch(plain) or not (CHECKPOINTS / plain / "config.json").exists():
                 raise UserError(f"There is no shipped run {name[:80]!r}. Choose a run from the list.")
@@ -203,6 +205,7 @@ class Workspace:
 
     def trace(self, name: str) -> Path:
         """Where the trace `name` lies (no suffix)."""
+        name = str(name)
         if name.startswith(SAMPLE):
             return self.run(name) / "example"
         if not NAME.fullmatch(name):
@@ -210,7 +213,6 @@ class Workspace:
         return self.folder / "traces" / name
 
     def _existing(self, kind: str, name: str, word: str) -> Path:
-        name = str(name)  # what comes over HTTP may be anything
         folder = self.folder / kind / name
         if not NAME.fullmatch(name) or not (folder / "config.json").exists():
             raise UserError(f"There is no {word} {name[:80]!r} in this workspace. Choose one from the list.")

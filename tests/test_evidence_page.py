@@ -17,8 +17,9 @@ from retro_demo.checkpoint import read_any_config, read_marge_config
 from retro_demo.errors import UserError
 from retro_demo.evidence_run import marge_runs
 from retro_demo.knobs import knobs
-from retro_demo.library import Library, count_parameters
+from retro_demo.library import Library
 from retro_demo.marge_planning import marge_settings
+from retro_demo.network_size import count_parameters
 from retro_demo.presets import MARGE_PRESETS
 from retro_demo.run_settings import command_of
 from retro_demo.workspace import Workspace, new_code

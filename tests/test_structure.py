@@ -55,6 +55,7 @@ LAYERS = [
         "lookup_world",
     ],
     [
+        "corpus_checks",
         "corpus",
         "embedding",
         "vectors",
@@ -90,6 +91,7 @@ LAYERS = [
         "interop_marge_config",
         "interop_marge",
         "interop_marge_sampling",
+        "network_size",
     ],
     ["explain", "editing"],
     [

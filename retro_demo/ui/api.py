@@ -24,7 +24,7 @@ from retro_demo.library import Library
 from retro_demo.marge_writing import grown, ids_of, refuse_evidence, refuse_retriever
 from retro_demo.rewriting import edit_by_values, edit_json
 from retro_demo.search import search as search_corpus
-from retro_demo.ui.form import shows_errors
+from retro_demo.ui.refusals import public
 from retro_demo.ui.uploads import followed, uploaded
 from retro_demo.ui.workspace_drawer import forget_visitor
 from retro_demo.workspace import Workspace, without_folders
@@ -220,10 +220,10 @@ def add_endpoints(library: Library) -> None:
 
     publish = gr.api  # pyright: ignore[reportPrivateImportUsage]
     for endpoint in (build_corpus, train, run_status, stop_run, evaluate, delete_my_data):
-        publish(shows_errors(endpoint), api_name=endpoint.__name__, concurrency_limit=None)
-    publish(shows_errors(search), api_name="search", concurrency_limit=2)
-    publish(shows_errors(generate), api_name="generate", concurrency_id="model", concurrency_limit=1)
-    publish(shows_errors(explain), api_name="explain", concurrency_id="model", concurrency_limit=1)
+        publish(public(endpoint), api_name=endpoint.__name__, concurrency_limit=None)
+    publish(public(search), api_name="search", concurrency_limit=2)
+    publish(public(generate), api_name="generate", concurrency_id="model", concurrency_limit=1)
+    publish(public(explain), api_name="explain", concurrency_id="model", concurrency_limit=1)
 
 
 def _whole(value: Any) -> Any:

@@ -9,7 +9,7 @@ import gradio as gr
 from retro_demo import corpus_changes
 from retro_demo.change_config import AddConfig
 from retro_demo.library import Library
-from retro_demo.ui.form import shows_errors
+from retro_demo.ui.refusals import public
 from retro_demo.ui.uploads import followed, uploaded
 from retro_demo.workspace import Workspace
 
@@ -45,5 +45,5 @@ def add_corpus_endpoints(library: Library) -> None:
         return corpus_changes.weigh_documents(library, space, run, documents, text=text, corpus=corpus)
 
     publish = gr.api  # pyright: ignore[reportPrivateImportUsage]
-    publish(shows_errors(change_corpus), api_name="change_corpus", concurrency_limit=None)
-    publish(shows_errors(weigh), api_name="weigh", concurrency_id="model", concurrency_limit=1)
+    publish(public(change_corpus), api_name="change_corpus", concurrency_limit=None)
+    publish(public(weigh), api_name="weigh", concurrency_id="model", concurrency_limit=1)

@@ -27,6 +27,7 @@ from retro_demo.ui.evaluate_tab import evaluate_tab
 from retro_demo.ui.evidence_tab import evidence_tab
 from retro_demo.ui.form import QUIET, shows_errors
 from retro_demo.ui.generate_tab import generate_tab
+from retro_demo.ui.refusals import Page
 from retro_demo.ui.share_api import add_share_endpoints
 from retro_demo.ui.train_tab import train_tab
 from retro_demo.ui.visit import NOWHERE, Arrival, asked_for
@@ -80,7 +81,7 @@ def build_app(
     close_folder(home)
     keep_limits(home, limits)
     library = Library(home)
-    with gr.Blocks(title=TITLE, delete_cache=(600, 3600), analytics_enabled=False) as demo:
+    with Page(title=TITLE, delete_cache=(600, 3600), analytics_enabled=False) as demo:
         # storage key and secret are both fixed, or visitors would lose their work with each restart
         visitor = gr.BrowserState("", storage_key="retro-demo-workspace", secret=_secret(home))
         gr.HTML(LEAD, elem_id="lead", js_on_load=(ASSETS / "plots.js").read_text("utf-8"))

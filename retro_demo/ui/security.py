@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import secrets
+
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+log = logging.getLogger(__name__)
 
 # Gradio's own page needs inline scripts and eval; there is no frame-ancestors rule, so that a
 # Hugging Face Space may embed the page.
@@ -25,9 +31,21 @@ class SecurityHeaders:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
         async def send_with_headers(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 message["headers"] = [*message.get("headers", []), *HEADERS]
             await send(message)
 
-        await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)
+        try:
+            await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)
+        except Exception:  # the last frame of ours that a request passes
+            if begun or scope["type"] != "http":
+                raise
+            number = secrets.token_hex(4)
+            log.exception("a request to %r failed (log id %s)", scope["path"], number)
+            said = f"This request cannot be answered (log id {number})."
+            await JSONResponse({"error": said}, 400)(scope, receive, send_with_headers)

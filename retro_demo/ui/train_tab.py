@@ -14,10 +14,11 @@ from retro_demo.checkpoint import MargeRun, read_any_config
 from retro_demo.config import RetroConfig, TrainConfig
 from retro_demo.errors import UserError
 from retro_demo.knobs import knobs
-from retro_demo.library import Library, count_parameters
+from retro_demo.library import Library
 from retro_demo.limits import limits_of
 from retro_demo.marge_config import EvidenceConfig, MargeConfig
 from retro_demo.marge_planning import marge_settings
+from retro_demo.network_size import count_parameters
 from retro_demo.presets import MARGE_PRESETS, PRESETS
 from retro_demo.quotas import check_run
 from retro_demo.ui.evidence_live import evidence_live

@@ -1,0 +1,211 @@
+"""The targets of benchmarks/fuzz.py over HTTP: a running page asked in ways that no browser asks.
+
+Named endpoints, the handlers of the page by their number, uploads, routes of files. What an answer may
+never hold: a traceback, a folder of the server, or the sentence that stands for a fault of the program.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+from starlette.middleware import Middleware
+
+from benchmarks.fuzz import Tally, run_target
+from benchmarks.fuzz_inputs import STRINGS, a_document, junk
+from retro_demo.errors import UserError
+from retro_demo.ui.page import build_app
+from retro_demo.ui.security import SecurityHeaders
+
+PROGRAM_FAULT = "Something went wrong inside the program"
+SECONDS = 60
+CODE = "f" * 24
+TEXT = "Island 3 exports fish, salt and 21 boats of timber. Island 5 exports fish. "
+USUAL: dict[str, Any] = {"workspace": CODE, "corpus": "islands", "run": "run", "text": TEXT, "prompt": TEXT}
+# what would start a process that outlives the input never gets good values alone
+GOOD: dict[str, dict[str, Any]] = {
+    "/generate": {"corpus": "", "max_new_tokens": 8},
+    "/explain": {"corpus": "", "num_neighbors": 2, "edit": None},
+    "/weigh": {"corpus": "", "documents": ["islands.jsonl:1"]},
+    "/train": {"model": "none"},
+    "/evaluate": {"run": "nowhere"},
+    "/build_corpus": {"files": []},
+    "/change_corpus": {"forget": ["nothing"]},
+}
+PATHS = (
+    "/etc/passwd",
+    "../../../../etc/passwd",
+    "..%2f..%2fetc%2fpasswd",
+    "//etc/passwd",
+    "/proc/self/environ",
+    "file:///etc/passwd",
+    "http://127.0.0.1:1/x",
+    "app.py",
+    "",
+    "\0",
+)
+
+
+def ask_the_page(seed: int, numbers: range, folder: Path) -> dict[str, Tally]:
+    """Start the page on a data folder below `folder` and give each way of asking its inputs."""
+    home = folder / "home"
+    space = home / "workspaces" / CODE
+    shutil.copytree(folder / "a corpus", space / "corpora" / "islands")
+    shutil.copytree(folder / "a run", space / "runs" / "run")
+    with (
+        served(home) as address,
+        httpx.Client(
+            base_url=address, timeout=SECONDS, headers={"content-type": "application/json"}
+        ) as client,
+    ):
+        config = client.get("config").json()
+        ways = {
+            "http, named endpoints": partial(_named, client, home, client.get("gradio_api/info").json()),
+            "http, handlers by number": partial(_by_number, client, home, config),
+            "http, routes": partial(_routes, client, home),
+        }
+        return {name: run_target(way, name, seed, numbers, folder) for name, way in ways.items()}
+
+
+@contextmanager
+def served(home: Path) -> Iterator[str]:
+    """The address of the page, in this process."""
+    demo, _ = build_app(home)
+    _, address, _ = demo.launch(
+        prevent_thread_lock=True,
+        quiet=True,
+        ssr_mode=False,
+        run_history=False,
+        enable_monitoring=False,
+        max_file_size="1mb",
+        app_kwargs={"middleware": [Middleware(SecurityHeaders)]},
+    )
+    yield address
+    demo.close()
+
+
+def check_answer(text: str, home: Path, who: str = "") -> None:
+    """Raise AssertionError where an answer shows what no stranger may see; UserError where it refuses."""
+    for forbidden in (
+        "Traceback",
+        'File "',
+        str(home),
+        str(Path.cwd()),
+        "site-packages",
+        PROGRAM_FAULT,
+        "root:x",
+    ):
+        assert forbidden not in text, f"the answer of {who} shows {forbidden!r}: {text[:600]}"
+
+
+def _named(client: httpx.Client, home: Path, info: dict[str, Any], rng: random.Random, _: Path) -> object:
+    """An endpoint by its name: good values, of which some are made junk."""
+    name = rng.choice(list(info["named_endpoints"]))
+    values = []
+    for parameter in info["named_endpoints"][name]["parameters"]:
+        known = USUAL | GOOD.get(name, {})
+        values.append(known.get(parameter["parameter_name"], parameter.get("parameter_default")))
+    for _ in range(rng.randint(1, 3)):
+        values[rng.randrange(len(values))] = _value(rng)
+    if rng.random() < 0.05:
+        values = values[: rng.randrange(len(values) + 1)] + [junk(rng)] * rng.randrange(3)
+    answer = client.post(f"gradio_api/call{name}", content=_body({"data": values}))
+    who = f"{name}{values!r:.300}"
+    check_answer(answer.text, home, who)
+    if answer.status_code != 200:
+        raise UserError(f"HTTP {answer.status_code}")
+    return _heard(client, f"gradio_api/call{name}/{answer.json()['event_id']}", home, who)
+
+
+def _by_number(
+    client: httpx.Client, home: Path, config: dict[str, Any], rng: random.Random, _: Path
+) -> object:
+    """Any handler of the page by its number, as the page itself asks, with junk."""
+    handler = rng.choice(config["dependencies"])
+    values = [_value(rng) for _ in handler["inputs"]]
+    if values and rng.random() < 0.8:
+        values[0] = CODE
+    body: dict[str, Any] = {"data": values, "fn_index": handler["id"], "session_hash": f"s{rng.random()}"}
+    if rng.random() < 0.1:
+        body[rng.choice(list(body))] = junk(rng)
+    if rng.random() < 0.1:
+        body |= {"trigger_id": junk(rng), "event_data": junk(rng)}
+    who = f"handler {handler['id']} {handler['api_name']} {body!r:.300}"
+    if handler["queue"] is False or rng.random() < 0.1:
+        answer = client.post("gradio_api/run/predict", content=_body(body))
+        check_answer(answer.text, home, who)
+        if answer.status_code != 200:
+            raise UserError(f"HTTP {answer.status_code} {answer.text[:40]}")
+        return answer.text
+    answer = client.post("gradio_api/queue/join", content=_body(body))
+    check_answer(answer.text, home)
+    if answer.status_code != 200 or not isinstance(body["session_hash"], str):
+        raise UserError(f"HTTP {answer.status_code} {answer.text[:40]}")
+    return _heard(client, f"gradio_api/queue/data?session_hash={quote(body['session_hash'])}", home, who)
+
+
+def _heard(client: httpx.Client, place: str, home: Path, who: str) -> str:
+    """All that an event stream says up to its end."""
+    said: list[str] = []
+    with client.stream("GET", place) as stream:
+        for line in stream.iter_lines():
+            said.append(line)
+            if line.startswith("event: error") or line.startswith("event: complete"):
+                continue
+            if "process_completed" in line or "close_stream" in line:
+                break
+    text = "\n".join(said)
+    check_answer(text, home, who)
+    if "event: error" in text or '"success":false' in text:
+        found = re.search(r'"error": ?"([^"]*)"', text)
+        assert found, f"an error without words of {who}: {text[:300]}"
+        raise UserError(found[1])
+    return text
+
+
+def _routes(client: httpx.Client, home: Path, rng: random.Random, _: Path) -> object:
+    """Uploads, and files asked for by path."""
+    how = rng.randrange(4)
+    if how == 0:
+        name, content = a_document(rng)
+        answer = client.post(
+            "gradio_api/upload",
+            files={"files": (rng.choice((name, *PATHS)), content)},
+            headers={"content-type": ""},
+        )
+        check_answer(answer.text.replace(str(home.parent / "uploads"), ""), home)  # it tells where it lies
+        return answer.text
+    route = rng.choice(("gradio_api/file=", "gradio_api/proxy=", "file/", "static/", "gradio_api/stream/"))
+    path = rng.choice((*PATHS, str(home / "browser-secret"), str(home / "workspaces"), "retro_demo/cli.py"))
+    if how == 1:
+        answer = client.get(route + quote(path, safe=rng.choice(("", "/:"))))
+    elif how == 2:
+        answer = client.post(f"gradio_api/call/{quote(rng.choice(STRINGS)[:60])}", content=_body(junk(rng)))
+    else:
+        place = rng.choice(("queue/join", "run/predict", "component_server", "cancel", "reset", "call/train"))
+        answer = client.post(f"gradio_api/{place}", content=_body(junk(rng)))
+    check_answer(answer.text.replace(path, "") if path else answer.text, home)
+    if answer.status_code >= 400:
+        raise UserError(f"HTTP {answer.status_code}")
+    return answer.text
+
+
+def _value(rng: random.Random) -> Any:
+    if rng.random() < 0.2:
+        return rng.choice(("sample:udhr44", "sample:factbook-lm", "retro", "lm", "tiny", "on", "dense"))
+    if rng.random() < 0.1:
+        return [{"path": rng.choice(PATHS), "meta": {"_type": "gradio.FileData"}}]
+    return junk(rng)
+
+
+def _body(value: Any) -> bytes:
+    return json.dumps(value).encode("utf-8", "surrogatepass")
