@@ -45,6 +45,12 @@ def main() -> int:
     )
     add_flags(parser, Limits)
     options = parser.parse_args()
+    if os.environ.get("GRADIO_VIBE_MODE"):  # it lets whoever opens the page run code here
+        print(
+            "GRADIO_VIBE_MODE is set, which lets visitors run code on this machine. Unset it.",
+            file=sys.stderr,
+        )
+        return 2
     os.umask(0o077)  # what is written here is for nobody else on the machine
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:

@@ -30,7 +30,28 @@ PROGRAM_FAULT = "Something went wrong inside the program"
 SECONDS = 60
 CODE = "f" * 24
 TEXT = "Island 3 exports fish, salt and 21 boats of timber. Island 5 exports fish. "
-USUAL: dict[str, Any] = {"workspace": CODE, "corpus": "islands", "run": "run", "text": TEXT, "prompt": TEXT}
+USUAL: dict[str, Any] = {
+    "workspace": CODE,
+    "corpus": "islands",
+    "run": "run",
+    "text": TEXT,
+    "prompt": "Island 3",
+    "k": 3,
+    "retriever": "dense",
+    "retrieval": "on",
+    "max_new_tokens": 8,
+    "temperature": 0.8,
+    "top_k": 0,
+    "top_p": 0.95,
+    "seed": 7,
+    "steps": 2,
+    "page": 1,
+    "max_tokens": 500,
+    "chunk_len": 8,
+    "holdout": 0.2,
+    "embedder": "static",
+    "preset": "tiny",
+}
 # what would start a process that outlives the input never gets good values alone
 GOOD: dict[str, dict[str, Any]] = {
     "/generate": {"corpus": "", "max_new_tokens": 8},
@@ -113,9 +134,9 @@ def _named(client: httpx.Client, home: Path, info: dict[str, Any], rng: random.R
     values = []
     for parameter in info["named_endpoints"][name]["parameters"]:
         known = USUAL | GOOD.get(name, {})
-        values.append(known.get(parameter["parameter_name"], parameter.get("parameter_default")))
-    for _ in range(rng.randint(1, 3)):
-        values[rng.randrange(len(values))] = _value(rng)
+        values.append(known.get(parameter["parameter_name"], ""))
+    for _ in range(rng.randint(0, 2)):
+        values[rng.randrange(rng.random() < 0.9, len(values))] = _value(rng)
     if rng.random() < 0.05:
         values = values[: rng.randrange(len(values) + 1)] + [junk(rng)] * rng.randrange(3)
     answer = client.post(f"gradio_api/call{name}", content=_body({"data": values}))
@@ -189,7 +210,9 @@ def _routes(client: httpx.Client, home: Path, rng: random.Random, _: Path) -> ob
     if how == 1:
         answer = client.get(route + quote(path, safe=rng.choice(("", "/:"))))
     elif how == 2:
-        answer = client.post(f"gradio_api/call/{quote(rng.choice(STRINGS)[:60])}", content=_body(junk(rng)))
+        answer = client.post(
+            f"gradio_api/call/{quote(rng.choice(STRINGS)[:60], errors='replace')}", content=_body(junk(rng))
+        )
     else:
         place = rng.choice(("queue/join", "run/predict", "component_server", "cancel", "reset", "call/train"))
         answer = client.post(f"gradio_api/{place}", content=_body(junk(rng)))
@@ -202,7 +225,7 @@ def _routes(client: httpx.Client, home: Path, rng: random.Random, _: Path) -> ob
 def _value(rng: random.Random) -> Any:
     if rng.random() < 0.2:
         return rng.choice(("sample:udhr44", "sample:factbook-lm", "retro", "lm", "tiny", "on", "dense"))
-    if rng.random() < 0.1:
+    if rng.random() < 0.04:
         return [{"path": rng.choice(PATHS), "meta": {"_type": "gradio.FileData"}}]
     return junk(rng)
 

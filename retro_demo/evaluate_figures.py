@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 from retro_demo import plot_words
 from retro_demo.evaluate_views import arm_name, arms_in_order, baseline_of, names_of
 from retro_demo.figures import FONT, GRAY, GRID, described
-from retro_demo.views import color
+from retro_demo.views import color, label
 
 ARM_COLORS = {"on": color(0), "off": color(1), "baseline": GRAY, "shuffled": color(2)}
 CURVE_NAMES = {"baseline": "matched baseline", "off": "retrieval off", "on": "retrieval on"}
@@ -30,7 +30,7 @@ def arms_figure(result: Mapping[str, Any]) -> go.Figure:
     figure = go.Figure()
     line = arms[reference]["bpb"]
     for name in shown:
-        arm, words = arms[name], arm_name(name, called)
+        arm, words = arms[name], label(arm_name(name, called))
         difference = arm["differences"].get(reference)
         ci = difference and difference["bpb_ci"]
         own = "own interval {:.4f} to {:.4f}".format(*arm["ci"]) if arm["ci"] else "no interval"
@@ -74,7 +74,7 @@ def leakage_figure(leakage: Mapping[str, Any]) -> go.Figure:
     The curves lie within a percent of each other, so it is the differences that show which is lower. Few
     chunks are greyed.
     """
-    names = leakage["alpha_names"]
+    names = [label(name) for name in leakage["alpha_names"]]
     heights = [0.34, 0.4, 0.26]
     figure = make_subplots(rows=3, cols=1, shared_xaxes=True, row_heights=heights, vertical_spacing=0.05)
     reference, differences = leakage_differences(leakage)
@@ -160,7 +160,7 @@ def buckets_figure(leakage: Mapping[str, Any]) -> go.Figure:
             continue
         gains = [bucket["gain"][reference] for bucket in shown]
         figure.add_bar(
-            x=[f"{bucket['tokens']} tokens<br>{bucket['chunks']:,} chunks" for bucket in shown],
+            x=[f"{label(bucket['tokens'])} tokens<br>{bucket['chunks']:,} chunks" for bucket in shown],
             y=[gain["nats"] for gain in gains],
             name=f"against {CURVE_NAMES[reference]}",
             marker={
@@ -233,7 +233,7 @@ def curve_figure(curves: Mapping[str, Any], kind: str) -> go.Figure:
         marker={"size": 16, "color": "rgba(0,0,0,0)", "line": {"color": ARM_COLORS["on"], "width": 2}},
         hoverinfo="skip",
     )
-    figure.update_xaxes(type="log" if by_size else "linear", tickvals=x, ticktext=[str(v) for v in x])
+    figure.update_xaxes(type="log" if by_size else "linear", tickvals=x, ticktext=[label(v) for v in x])
     told = {f"{v}%" if by_size else f"k = {v}": value for v, value in zip(x, y, strict=True)}
     beside = {CURVE_NAMES.get(str(arm), str(arm)): value for arm, value in curves["flat"].items()}
     what = "database size" if by_size else "number of neighbors"
@@ -251,10 +251,10 @@ def curve_figure(curves: Mapping[str, Any], kind: str) -> go.Figure:
 
 def chosen_words(point: Mapping[str, Any], curves: Mapping[str, Any], by_size: bool) -> str:
     """What a point of a curve says, in one line."""
-    what = f"{point['percent']}% of the database" if by_size else f"k = {point['k']}"
+    what = f"{label(point['percent'])}% of the database" if by_size else f"k = {label(point['k'])}"
     low, high = point["difference"]["bpb_ci"] or (None, None)
     span = "" if low is None else f" [{low:+.4f}, {high:+.4f}]"
-    against = CURVE_NAMES.get(curves["reference"], curves["reference"])
+    against = label(CURVE_NAMES.get(curves["reference"], curves["reference"]))
     return f"{what}: {point['bpb']:.4f} bits per byte<br>{point['difference']['bpb']:+.4f}{span} to {against}"
 
 
@@ -268,7 +268,7 @@ def curve_slider(
         "pad": {"t": 58},
         "steps": [
             {
-                "label": f"{point['percent']}%" if by_size else str(point["k"]),
+                "label": f"{label(point['percent'])}%" if by_size else label(point["k"]),
                 "method": "update",
                 "args": [
                     {"x": [[point["percent"] if by_size else point["k"]]], "y": [[point["bpb"]]]},

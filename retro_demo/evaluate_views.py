@@ -58,7 +58,7 @@ def arm_name(name: str, names: Mapping[str, str] = ARM_NAMES) -> str:
     """What people call an arm; `names` are those of `names_of` the result."""
     if oracle := re.fullmatch(r"oracle_(\d+)", name):
         return f"oracle, {oracle[1]}% overwritten"
-    return names[name]
+    return names.get(name, name)
 
 
 def names_of(result: Mapping[str, Any]) -> Mapping[str, str]:
@@ -141,7 +141,7 @@ def moved_html(moved: Mapping[str, float], reference: str) -> str:
         f'<i class="helped" style="width:{100 * helped:.1f}%"></i>'
         f'<i class="hurt" style="width:{100 * hurt:.1f}%"></i></div>'
         f"<p class='caption'>Against {esc(reference)}: {helped:.0%} of the tokens helped, "
-        f"{hurt:.0%} hurt (by more than {threshold} nat), mean {moved['mean']:+.4f} nat.</p></div>"
+        f"{hurt:.0%} hurt (by more than {esc(threshold)} nat), mean {moved['mean']:+.4f} nat.</p></div>"
     )
 
 
@@ -208,7 +208,7 @@ def leakage_table(leakage: Mapping[str, Any]) -> str:
         cells = "".join(f"<td>{'' if value is None else f'{value:.4f}'}</td>" for value in values)
         few = ' class="few"' if leakage["greyed"][place] else ""
         rows.append(
-            f"<tr{few}><th>{name}</th><td>{leakage['chunks'][place]:,}</td>"
+            f"<tr{few}><th>{esc(name)}</th><td>{leakage['chunks'][place]:,}</td>"
             f"<td>{leakage['chunks_per_bin'][place]:,}</td>{cells}</tr>"
         )
     heads = "".join(f"<th>{esc(arm_name(arm))}</th>" for arm in arms)
@@ -221,7 +221,7 @@ def buckets_table(leakage: Mapping[str, Any]) -> str:
     for bucket in leakage["buckets"]:
         cells = "".join(_gain(bucket["gain"], other) for other in ("baseline", "off", "shuffled"))
         few = ' class="few"' if bucket["greyed"] else ""
-        rows.append(f"<tr{few}><th>{bucket['tokens']}</th><td>{bucket['chunks']:,}</td>{cells}</tr>")
+        rows.append(f"<tr{few}><th>{esc(bucket['tokens'])}</th><td>{bucket['chunks']:,}</td>{cells}</tr>")
     head = "<th>longest run, tokens</th><th>chunks</th>" + "".join(
         f"<th>gain against {esc(arm_name(other))}, nats</th><th>95% interval</th>"
         for other in ("baseline", "off", "shuffled")
@@ -240,12 +240,13 @@ def curves_table(curves: Mapping[str, Any]) -> str:
     """Loss by database size and by k; what was not measured has no rows."""
     reference = arm_name(curves["reference"])
     rows = [
-        f"<tr><th>{point['percent']}% ({point['documents']:,} documents, {point['tokens']:,} tokens)</th>"
+        f"<tr><th>{esc(point['percent'])}% ({point['documents']:,} documents, "
+        f"{point['tokens']:,} tokens)</th>"
         f"<td>{point['bpb']:.4f}</td>{_difference({'differences': {'x': point['difference']}}, 'x')}</tr>"
         for point in curves["database_sizes"]
     ]
     rows += [
-        f"<tr><th>k = {point['k']}</th><td>{point['bpb']:.4f}</td>"
+        f"<tr><th>k = {esc(point['k'])}</th><td>{point['bpb']:.4f}</td>"
         f"{_difference({'differences': {'x': point['difference']}}, 'x')}</tr>"
         for point in curves["neighbor_counts"]
     ]
@@ -263,5 +264,6 @@ def origin_html(result: Mapping[str, Any] | None) -> str:
     return (
         f"<p class='caption'>{esc(origin['model'])}, {origin['parameters'] / 1e6:.2f} M "
         f"{term('parameters')}, {origin['steps']:,} {term('step', 'steps')}, {term('seed')} "
-        f"{origin['seed']}{trained}. Measured in {duration(origin['seconds'])}. {esc(origin['note'])}</p>"
+        f"{esc(origin['seed'])}{trained}. Measured in {duration(origin['seconds'])}. "
+        f"{esc(origin['note'])}</p>"
     )

@@ -16,7 +16,7 @@ from retro_demo.evidence_reading import EvidenceReading
 from retro_demo.evidence_run import MargeCorpus
 from retro_demo.evidence_sample import Sample
 from retro_demo.figures import GRAY, described, figure_layout
-from retro_demo.views import color, esc, language_name
+from retro_demo.views import color, esc, label, language_name
 
 BLUE = [[0.0, "rgba(47,111,190,.03)"], [0.35, "rgba(47,111,190,.28)"], [1.0, "rgba(47,111,190,1)"]]
 TWO_SIDED = [[0.0, "rgba(214,103,28,1)"], [0.5, "rgba(128,135,148,.04)"], [1.0, "rgba(47,111,190,1)"]]
@@ -30,7 +30,7 @@ def matrix_figure(
 ) -> go.Figure:
     """Targets (rows) x evidence (columns) as ranks (dark: 1) or centered values (full color at `top`)."""
     count = len(sample.ids)
-    names = [esc(source.about(int(i))["name"]) for i in sample.ids]
+    names = [label(source.about(int(i))["name"]) for i in sample.ids]
     if kind == "ranks":
         ticks = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= count]
         z, limits, scale = -np.log2(values), (-float(np.log2(max(2, count))), 0.0), BLUE
@@ -65,7 +65,7 @@ def matrix_figure(
         "type": "category",
         "tickmode": "array",
         "tickvals": middles if borders else [],
-        "ticktext": [esc(word) for word in words],
+        "ticktext": [label(word) for word in words],
         "range": [-0.5, count - 0.5],
     }
     figure_layout(figure, height=560, margin={"l": 74, "r": 8, "t": 12, "b": 74}, showlegend=False)
@@ -103,7 +103,7 @@ def curves(
         figure.add_scatter(
             x=x,
             y=y,
-            name=name,
+            name=label(name),
             mode="lines" if plain else "lines+markers",
             line={
                 "color": GRAY if plain else color(drawn),
@@ -111,14 +111,14 @@ def curves(
                 "dash": "solid" if not plain else "dot" if "chance" in name else "dash",
             },
             marker={"size": 7, "symbol": SYMBOLS[drawn % len(SYMBOLS)]},
-            hovertemplate=f"{esc(name)}, step %{{x}}: %{{y:.3f}}<extra></extra>",
+            hovertemplate=f"{label(name)}, step %{{x}}: %{{y:.3f}}<extra></extra>",
             showlegend=not plain,
         )
         drawn += not plain
         if plain:  # a legend of all lines would leave little of the picture on a phone
             at, side = (-1, "right") if "chance" in name else (0, "left")
             figure.add_annotation(
-                x=x[at], y=y[at], text=esc(name), xanchor=side, yanchor="bottom", showarrow=False
+                x=x[at], y=y[at], text=label(name), xanchor=side, yanchor="bottom", showarrow=False
             )
     figure.update_yaxes(automargin=True)
     return figure_layout(
@@ -146,7 +146,7 @@ def map_figure(moved: Mapping[str, Any], sample: Sample, source: MargeCorpus, by
         tint = color(place)
         arrows = np.full((3 * len(mine), 2), np.nan)  # a gap after each
         arrows[0::3], arrows[1::3] = before[mine], after[mine]
-        title = esc(language_name(one) if by == "language" else one)
+        title = label(language_name(one) if by == "language" else one)
         figure.add_scatter(
             x=arrows[:, 0],
             y=arrows[:, 1],
@@ -164,7 +164,7 @@ def map_figure(moved: Mapping[str, Any], sample: Sample, source: MargeCorpus, by
             name=title,
             legendgroup=title,
             marker={"color": tint, "size": 8, "symbol": SYMBOLS[place // 6 % len(SYMBOLS)]},
-            text=[esc(about[i]["name"]) for i in mine],
+            text=[label(about[i]["name"]) for i in mine],
             hovertemplate="%{text}<extra></extra>",
         )
     return figure_layout(
@@ -180,7 +180,7 @@ def map_figure(moved: Mapping[str, Any], sample: Sample, source: MargeCorpus, by
 
 def agreement_figure(reading: EvidenceReading, source: MargeCorpus, layer: int | None) -> go.Figure:
     """Relevance of each piece of evidence against the attention that it received."""
-    names = [esc(source.about(int(i))["name"]) for i in reading.ids]
+    names = [label(source.about(int(i))["name"]) for i in reading.ids]
     figure = go.Figure()
     figure.add_scatter(
         x=reading.relevance,
@@ -213,8 +213,8 @@ def heat_figure(weights: np.ndarray, rows: Sequence[str], columns: Sequence[str]
             colorscale=BLUE,
             zmin=0,
             zmax=max(float(weights.max(initial=0)), 1e-6),
-            x=[f"{place + 1} {esc(piece)}" for place, piece in enumerate(columns)],
-            y=[f"{first + place} {esc(piece)}" for place, piece in enumerate(rows)],
+            x=[f"{place + 1} {label(piece)}" for place, piece in enumerate(columns)],
+            y=[f"{first + place} {label(piece)}" for place, piece in enumerate(rows)],
             hovertemplate="writing %{y}<br>reads %{x}<br>%{z:.4f} of its attention<extra></extra>",
             colorbar={"thickness": 10, "outlinewidth": 0},
         )

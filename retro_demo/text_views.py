@@ -67,7 +67,7 @@ def intro(trace: Trace | None, *, example: bool) -> str:
     mark = f'<span class="mark">example, made with seed {esc(seed)}</span> ' if example else ""
     whose = f"A given text, read by <b>{run}</b>" if about.get("given") else f"Text by <b>{run}</b>"
     if about.get("pages", 1) > 1:
-        whose += f", page {about['page']} of {about['pages']}"
+        whose += f", page {esc(about['page'])} of {esc(about['pages'])}"
     if not trace.neighbors:
         return f'<p class="intro">{mark}{whose}, without {term("retrieval")}.</p>'
     database = esc(str(about.get("database", "")).removeprefix("sample:"))

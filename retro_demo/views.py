@@ -20,6 +20,8 @@ COLORS = ("#3a7ebf", "#d9702b", "#219f7a", "#b565a0", "#b8901a", "#7a6fd0")
 NEIGHBOR_COLORS = ("#1f9678", "#b0569e", "#a8830f", "#7468d4", "#5a7f8c", "#94623f")
 """One color for each neighbor everywhere; none is the blue or the orange that say helped and hurt."""
 
+MOST_LABEL = 60  # characters
+
 # what the page's template language would take for its own
 _TEMPLATE = str.maketrans({"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;"})
 
@@ -34,6 +36,15 @@ NOTHING_FOUND = (
 def esc(text: object) -> str:
     """Text as HTML that shows it, whatever it holds."""
     return html.escape(str(text)).translate(_TEMPLATE)
+
+
+def label(text: object) -> str:
+    """Text as plotly shows it in a figure: its own tags (<b>, <a>) and templates are neutral, its length is
+    bounded."""
+    words = str(text)
+    return esc(
+        words if len(words) <= MOST_LABEL else f"{words[: MOST_LABEL // 2]}…{words[-MOST_LABEL // 2 :]}"
+    )
 
 
 def term(word: str, shown: str = "") -> str:

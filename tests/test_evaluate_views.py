@@ -180,3 +180,47 @@ def test_what_comes_from_a_file_is_escaped(result):
 def test_every_arm_is_explained():
     assert set(evaluate_views.ARM_TERMS) == set(evaluate_views.ARM_NAMES)
     assert set(evaluate_views.ARM_TERMS.values()) | {"oracle", "overlap"} <= set(GLOSSARY)
+
+
+CANARY = "<img src=x onerror=alert(1)>{{x}}${y}"
+HTML = {
+    "verdict": lambda result: evaluate_views.verdict_html(result, CANARY),
+    "next": evaluate_views.next_html,
+    "arms caption": evaluate_views.arms_caption,
+    "arms": evaluate_views.arms_table,
+    "leakage": lambda result: evaluate_views.leakage_table(result["leakage"]["database"]),
+    "buckets": lambda result: evaluate_views.buckets_table(result["leakage"]["database"]),
+    "curves": lambda result: evaluate_views.curves_table(result["curves"]),
+    "origin": evaluate_views.origin_html,
+}
+FIGURES = {
+    "arms": evaluate_figures.arms_figure,
+    "leakage": lambda result: evaluate_figures.leakage_figure(result["leakage"]["database"]),
+    "buckets": lambda result: evaluate_figures.buckets_figure(result["leakage"]["database"]),
+    "sizes": lambda result: evaluate_figures.curve_figure(result["curves"], "database_sizes"),
+    "counts": lambda result: evaluate_figures.curve_figure(result["curves"], "neighbor_counts"),
+}
+MARKS = {"references", "reference", "same_as"}  # they name an arm, and show it by its name
+
+
+def forged(value: Any, name: str = "") -> Any:
+    """A result whose every word is a canary, as a file from a stranger may have it."""
+    if isinstance(value, dict):
+        return {key: forged(part, key) for key, part in value.items()}
+    if isinstance(value, list):
+        return [forged(part, name) for part in value]
+    return CANARY if isinstance(value, str) and name not in MARKS else value
+
+
+@pytest.mark.parametrize("view", HTML)
+def test_no_word_of_a_forged_result_becomes_markup(result, view):
+    made = HTML[view](forged(result))
+
+    assert "<img" not in made
+    assert "{{" not in made
+    assert "${" not in made
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_word_of_a_forged_result_becomes_a_tag_of_plotly(result, name):
+    assert "<img" not in FIGURES[name](forged(result)).to_json()

@@ -141,14 +141,18 @@ def explain_view(library: Library, visitor: gr.BrowserState, trace_id: gr.Browse
     def act(code: str, name: str, event: gr.EventData) -> list[Any]:
         """Open the editor on a neighbor; drop and swap are done at once."""
         trace = shown(code, name)
-        chunk, neighbor, token = int(event.chunk), int(event.neighbor), int(event.token)
+        try:  # what the browser's script says, or a stranger's program in its name
+            chunk, neighbor, token = int(event.chunk), int(event.neighbor), int(event.token)
+            kind = str(event.act)
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+            raise UserError("That names no neighbor of the text. Click one beside it.") from None
         rewriting.check_place(trace, chunk, neighbor)
         run = run_of(code, trace)
         choices = rewriting.candidates(run, trace, chunk)
         texts, made = rewriting.neighbor_texts(run, trace.neighbor_tokens[chunk, neighbor]), None
-        if event.act == "drop":
+        if kind == "drop":
             made, texts = rewriting.rewrite(run, trace, chunk, neighbor, "", ""), ("", "")
-        elif event.act == "swap":
+        elif kind == "swap":
             if not choices:
                 raise UserError("There is no other chunk of the corpus to read in its place.")
             made = rewriting.swap(run, trace, chunk, neighbor, choices[0]["chunk"])
@@ -158,7 +162,7 @@ def explain_view(library: Library, visitor: gr.BrowserState, trace_id: gr.Browse
         options = [
             (f"{one['title'] or one['document']} · {one['score']:.2f}", one["chunk"]) for one in choices
         ]
-        taken = options[0][1] if event.act == "swap" else None
+        taken = options[0][1] if kind == "swap" else None
         return [
             gr.Accordion(open=True),
             (chunk, neighbor, token),

@@ -26,9 +26,11 @@ class Page(gr.Blocks):
     Its own errors reach the caller without words, and the log with a traceback each.
     """
 
-    async def preprocess_data(self, *values: Any, **named: Any) -> Any:
+    async def preprocess_data(self, block_fn: Any, *values: Any, **named: Any) -> Any:
         try:
-            return await super().preprocess_data(*values, **named)
+            if not block_fn.fn:
+                raise gr.Error("That is done in the browser: there is nothing to ask the server for.")
+            return await super().preprocess_data(block_fn, *values, **named)
         except gr.Error as error:
             raise gr.Error(error.message[:200], print_exception=False) from None
         except Exception as error:
