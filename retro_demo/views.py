@@ -39,8 +39,7 @@ def esc(text: object) -> str:
 
 
 def label(text: object) -> str:
-    """Text as plotly shows it in a figure: its own tags (<b>, <a>) and templates are neutral, its length is
-    bounded."""
+    """Text of others in a figure: neither a tag nor a template of plotly, and of a bounded length."""
     words = str(text)
     return esc(
         words if len(words) <= MOST_LABEL else f"{words[: MOST_LABEL // 2]}…{words[-MOST_LABEL // 2 :]}"

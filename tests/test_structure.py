@@ -323,3 +323,36 @@ def test_the_package_is_importable_without_the_page():
     )
 
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def called(path: Path) -> dict[str, list[ast.Call]]:
+    """The calls of a file by their full name, as in `np.load`."""
+    found: dict[str, list[ast.Call]] = {}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            found.setdefault(ast.unparse(node.func), []).append(node)
+    return found
+
+
+@pytest.mark.parametrize("path", [*modules(), ROOT / "app.py"], ids=lambda path: path.stem)
+def test_nothing_is_unpickled_evaluated_or_given_to_a_shell(path):
+    tree = ast.parse(path.read_text())
+    roots = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    roots |= {(n.module or "").split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    calls = called(path)
+
+    assert not roots & {"pickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}
+    assert not set(calls) & {"eval", "exec", "compile", "torch.load", "os.system", "os.popen", "__import__"}
+    for name, found in calls.items():
+        for call in found:
+            given = {word.arg: ast.unparse(word.value) for word in call.keywords}
+            assert given.get("shell", "False") == "False", name
+            if name == "np.load":
+                assert given["allow_pickle"] == "False"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: path.stem)
+def test_no_table_is_exported_as_csv_whose_cells_a_spreadsheet_would_run(path):
+    assert not {
+        name for name in called(path) if re.search(r"csv\.(writer|DictWriter)|\.to_csv|Dataframe$", name)
+    }

@@ -362,3 +362,11 @@ def test_the_estimate_of_each_model_is_that_of_its_own_presets():
     assert "twelve minutes" in of_marge
     assert "hour" not in of_marge
     assert "hour" in job_views.estimate(10**6, 4500, 1024, "retro", "small")
+
+
+def test_a_label_of_a_figure_is_short_and_holds_neither_tags_nor_templates():
+    shown = views.label("<a href='x'>" + "long " * 1000 + "%{y}</a>")
+
+    assert "<" not in shown
+    assert "{" not in shown
+    assert len(html.unescape(shown)) <= views.MOST_LABEL + 1

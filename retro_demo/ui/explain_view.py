@@ -133,7 +133,7 @@ def explain_view(library: Library, visitor: gr.BrowserState, trace_id: gr.Browse
     @once_known
     def look(code: str, name: str, which: str, one: str) -> str:
         trace = shown(code, name)
-        number = int(which) if which.isdigit() and int(which) in trace.layers else None
+        number = int(which) if (which or "").isdecimal() and int(which) in trace.layers else None
         nth = int(one) - 1 if one.isdigit() and 0 < int(one) <= trace.weights.shape[2] else None
         return explain_views.heat(trace, number, nth)
 

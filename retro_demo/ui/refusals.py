@@ -26,11 +26,11 @@ class Page(gr.Blocks):
     Its own errors reach the caller without words, and the log with a traceback each.
     """
 
-    async def preprocess_data(self, block_fn: Any, *values: Any, **named: Any) -> Any:
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *values: Any, **named: Any) -> Any:
         try:
             if not block_fn.fn:
                 raise gr.Error("That is done in the browser: there is nothing to ask the server for.")
-            return await super().preprocess_data(block_fn, *values, **named)
+            return await super().preprocess_data(block_fn, sendable(inputs), *values, **named)
         except gr.Error as error:
             raise gr.Error(error.message[:200], print_exception=False) from None
         except Exception as error:
@@ -40,6 +40,18 @@ class Page(gr.Blocks):
                 "was not uploaded here. The API page lists what each endpoint takes.",
                 print_exception=False,
             ) from None
+
+
+def sendable(value: Any) -> Any:
+    """A value of JSON without lone surrogates: an answer that quotes one could not be sent, which would end
+    the stream of its page."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, list):
+        return [sendable(one) for one in value]
+    if isinstance(value, dict):
+        return {sendable(name): sendable(one) for name, one in value.items()}
+    return value
 
 
 def public(endpoint: Callable[..., Any]) -> Callable[..., Any]:
