@@ -16,7 +16,7 @@ from retro_demo.evidence_reading import EvidenceReading
 from retro_demo.evidence_run import MargeCorpus
 from retro_demo.evidence_sample import Sample
 from retro_demo.figures import GRAY, described, figure_layout
-from retro_demo.views import color, esc, label, language_name
+from retro_demo.views import color, label, language_name
 
 BLUE = [[0.0, "rgba(47,111,190,.03)"], [0.35, "rgba(47,111,190,.28)"], [1.0, "rgba(47,111,190,1)"]]
 TWO_SIDED = [[0.0, "rgba(214,103,28,1)"], [0.5, "rgba(128,135,148,.04)"], [1.0, "rgba(47,111,190,1)"]]

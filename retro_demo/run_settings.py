@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from retro_demo.checkpoint import AnyRun, MargeRun, RunConfig, read_run_config
+from retro_demo.checkpoint import MODELS, AnyRun, MargeRun, RunConfig, read_run_config
+from retro_demo.errors import UserError
 from retro_demo.jobs import JobStatus
 from retro_demo.knobs import knobs
 from retro_demo.marge_planning import marge_settings
@@ -18,6 +19,9 @@ from retro_demo.workspace import SAMPLE, Workspace
 
 def starting_settings(workspace: Workspace, model: str, preset: str, base: str) -> dict[str, Any]:
     """What a form of knobs shows for a model, a preset and a base ("" for none)."""
+    known = MARGE_PRESETS if model == "marge" else PRESETS
+    if preset not in known or model not in MODELS:
+        raise UserError(f"There is no preset {preset!r} of {model!r}; choose one of {', '.join(known)}.")
     if model == "marge":
         return dict(MARGE_PRESETS[preset])
     settings = preset_settings(model, preset, begun=bool(base))

@@ -325,6 +325,16 @@ def test_the_package_is_importable_without_the_page():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
+def test_every_test_that_the_security_table_names_exists():
+    table = (ROOT / "docs" / "hosting.md").read_text().split("## Hostile input")[1].split("\n## ")[0]
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+
+    for name in set(re.findall(r"`(test_\w+)`", table)):
+        assert f"def {name}(" in tests, name
+    for path in set(re.findall(r"`(tests/\w+\.py)`", table)):
+        assert (ROOT / path).exists(), path
+
+
 def called(path: Path) -> dict[str, list[ast.Call]]:
     """The calls of a file by their full name, as in `np.load`."""
     found: dict[str, list[ast.Call]] = {}

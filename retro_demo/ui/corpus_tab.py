@@ -26,7 +26,7 @@ from retro_demo.ui.form import (
     stop_and_resume,
     sure,
 )
-from retro_demo.workspace import SAMPLE, SAMPLES, Workspace, disk_use
+from retro_demo.workspace import SAMPLE, Workspace, disk_use
 
 FILE_TYPES = [".txt", ".md", ".jsonl", ".csv", ".pdf", ".zip", ".gz"]
 
@@ -181,11 +181,10 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
         return refreshed(code, one)
 
     @shows_errors
-    def end(code: str, one: str) -> None:
+    def end(code: str, one: str | None) -> None:
+        one = one or ""
         if one.startswith(SAMPLE):
-            raise UserError(
-                f"{SAMPLES[one.removeprefix(SAMPLE)].title} is built for all visitors. Let it go on."
-            )
+            raise UserError(f"{service.corpus_title(one)} is built for all visitors. Let it go on.")
         if not jobs.stop(Workspace.open(home, code).corpus(one)):
             raise UserError(f"{one} is not being built.")
 

@@ -130,7 +130,7 @@ def evaluate_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
         )
 
     def overlap_now(result: dict[str, Any], which: str) -> list[Any]:
-        leakage = result["leakage"][which]
+        leakage = result["leakage"][which or "database"]
         return [
             evaluate_figures.leakage_figure(leakage),
             evaluate_views.leakage_table(leakage),

@@ -149,8 +149,8 @@ def evidence_target(
         """agreement, agreed, agreed_table, heat, for a layer, a head, a piece and a part of the target."""
         layer_of, head_of, at, page = look
         layers, heads = reading.weights.shape[:2]
-        nth = int(layer_of) - 1 if layer_of.isdigit() and 0 < int(layer_of) <= layers else None
-        one = int(head_of) - 1 if head_of.isdigit() and 0 < int(head_of) <= heads else None
+        nth = int(layer_of) - 1 if (layer_of or "").isdecimal() and 0 < int(layer_of) <= layers else None
+        one = int(head_of) - 1 if (head_of or "").isdecimal() and 0 < int(head_of) <= heads else None
         at = min(max(int(at or 0), 0), len(reading.ids) - 1)
         weights = reading.heat(at, nth, one)
         start = ROWS * (min(max(int(page), 1), _parts(reading)) - 1)

@@ -134,7 +134,7 @@ def explain_view(library: Library, visitor: gr.BrowserState, trace_id: gr.Browse
     def look(code: str, name: str, which: str, one: str) -> str:
         trace = shown(code, name)
         number = int(which) if (which or "").isdecimal() and int(which) in trace.layers else None
-        nth = int(one) - 1 if one.isdigit() and 0 < int(one) <= trace.weights.shape[2] else None
+        nth = int(one) - 1 if (one or "").isdecimal() and 0 < int(one) <= trace.weights.shape[2] else None
         return explain_views.heat(trace, number, nth)
 
     @once_known

@@ -65,7 +65,11 @@ def public(endpoint: Callable[..., Any]) -> Callable[..., Any]:
             kinds, words = _kind(str(parameter.annotation))
             if not isinstance(value, kinds) or (isinstance(value, bool) and bool is not kinds):
                 raise UserError(f"{name} is {seen(value)}, but it must be {words}.")
-            if parameter.annotation == "list[str]" and not all(isinstance(one, str) for one in value):
+            if (
+                parameter.annotation == "list[str]"
+                and isinstance(value, list)
+                and not all(isinstance(one, str) for one in value)
+            ):
                 raise UserError(f"{name} is {seen(value)}, but it must be a list of texts.")
             if isinstance(value, str) and len(value) > MOST_CHARS:
                 raise UserError(f"{name} has {len(value):,} characters; at most {MOST_CHARS:,} are taken.")
