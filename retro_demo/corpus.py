@@ -272,16 +272,14 @@ def load_corpus(folder: Path) -> Corpus:
     if not os.path.isdir(folder):  # a name that is too long is none
         raise UserError(f"There is no corpus at {folder}. Build one with build-corpus, or name another.")
     if not (folder / MANIFEST).exists():
-        raise UserError(
-            f"The corpus at {folder} is not built to its end. Run build-corpus --out {folder} to go on."
-        )
+        raise UserError(f"The corpus at {folder} is not built to its end. Go on: build-corpus --out {folder}")
     written = (folder / MANIFEST).read_bytes()
     manifest = read_manifest(folder / MANIFEST, written)
     for name in KEPT_FILES:
         if not (folder / name).exists() or file_hash(folder / name) != manifest["hashes"].get(name):
             _check_unchanged(folder, written)
             raise UserError(
-                f"{name} of the corpus at {folder} has changed since it was built. Build the corpus anew."
+                f"{name} of the corpus at {folder} has changed since it was built. Build it anew."
             )
     try:
         corpus = checked(_loaded(folder, manifest))

@@ -33,7 +33,7 @@ KINDS = {
 
 
 def read_manifest(path: Path, written: bytes) -> dict[str, Any]:
-    """What is written in corpus.json; raises UserError where it lacks what is read of it, or has it of another kind."""
+    """What corpus.json says; UserError where it lacks what is read of it, or has it of another kind."""
     try:
         manifest = json.loads(written)
         kinds = KINDS | ({"marks": dict} if "marks" in manifest else {})  # early corpora have none

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
@@ -58,18 +58,15 @@ def public(endpoint: Callable[..., Any]) -> Callable[..., Any]:
     """An endpoint for programs: arguments checked against their annotations, errors as sentences."""
     wanted = inspect.signature(endpoint).parameters
 
-    def check(values: tuple[Any, ...]) -> None:
+    def check(values: Sequence[Any]) -> None:
         for (name, parameter), value in zip(wanted.items(), values, strict=False):
             if value is None and parameter.default is None:
                 continue
             kinds, words = _kind(str(parameter.annotation))
             if not isinstance(value, kinds) or (isinstance(value, bool) and bool is not kinds):
                 raise UserError(f"{name} is {seen(value)}, but it must be {words}.")
-            if (
-                parameter.annotation == "list[str]"
-                and isinstance(value, list)
-                and not all(isinstance(one, str) for one in value)
-            ):
+            items: Any = value if str(parameter.annotation).startswith("list[str]") else []
+            if not all(isinstance(one, str) for one in items):
                 raise UserError(f"{name} is {seen(value)}, but it must be a list of texts.")
             if isinstance(value, str) and len(value) > MOST_CHARS:
                 raise UserError(f"{name} has {len(value):,} characters; at most {MOST_CHARS:,} are taken.")
