@@ -7,9 +7,9 @@ from pathlib import Path
 
 from retro_demo.config import RetroConfig
 from retro_demo.errors import UserError
-from retro_demo.library import count_parameters
 from retro_demo.limits import MEGABYTE, Limits, limits_of
 from retro_demo.marge_config import MargeConfig
+from retro_demo.network_size import count_parameters
 from retro_demo.workspace import Workspace, disk_use
 
 

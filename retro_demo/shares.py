@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from retro_demo import jobs, service
+from retro_demo import dispatch, service
 from retro_demo.archives import Limits
 from retro_demo.errors import UserError
 from retro_demo.evaluations import folder_of_evaluations
@@ -22,6 +22,7 @@ from retro_demo.importing import (
     take_corpus,
     take_run,
 )
+from retro_demo.quotas import check_space
 from retro_demo.workspace import SAMPLE, Workspace, is_built
 
 LIMITS = Limits(total_bytes=1_000_000_000)
@@ -38,6 +39,7 @@ def export_zip(
 ) -> Path:
     """Write a run of the workspace, or a shipped one, as a .zip into `folder`; its path."""
     path = folder / f"{workspace.run(run).name}.zip"
+    check_space(workspace)
     with tempfile.TemporaryDirectory(dir=workspace.folder, prefix=".export-") as scratch:
         out = Path(scratch) / "export"
         _export(workspace, run, out, with_corpus=with_corpus, with_state=with_state, license=license)
@@ -89,7 +91,9 @@ def import_zip(workspace: Workspace, file: tuple[str, Path], name: str = "") -> 
     given, path = file
     if not given.lower().endswith(".zip"):
         raise UserError(f"{given[:80]!r} is no .zip. Choose the .zip of an export.")
+    check_space(workspace, path.stat().st_size)
     with checked_export(path, workspace.folder, LIMITS) as export:
+        check_space(workspace)  # with what was unpacked, which becomes the run
         return _take(workspace, export, name or export.manifest.name)
 
 
@@ -99,7 +103,6 @@ def _take(workspace: Workspace, export: Checked, name: str) -> dict[str, Any]:
     corpus = next((one for one, folder in corpora.items() if folder == here), "")
     notes = []
     if export.corpus is not None and not corpus:
-        service.check_running(workspace)
         corpus = _begin_corpus(workspace, export, name)
         notes.append("Its corpus is being indexed now: follow that on the Corpus tab.")
     if export.config is None:
@@ -130,5 +133,9 @@ def _begin_corpus(workspace: Workspace, export: Checked, name: str) -> str:
     except BaseException:
         shutil.rmtree(folder)
         raise
-    jobs.start(folder, "build-corpus")
+    try:
+        dispatch.begin(workspace, folder, "build-corpus")
+    except UserError:
+        shutil.rmtree(folder)  # nothing was begun
+        raise
     return folder.name

@@ -17,7 +17,13 @@ from retro_demo.ui.form import shows_errors
 log = logging.getLogger(__name__)
 
 MOST_CHARS = 1_000_000  # of a text over HTTP
-KINDS = {"str": (str, "a text"), "int": ((int, float), "a number"), "float": ((int, float), "a number")}
+KINDS = {
+    "str": (str, "a text"),
+    "int": ((int, float), "a number"),
+    "float": ((int, float), "a number"),
+    "bool": (bool, "true or false"),
+    "gr.FileData": (object, "an uploaded file"),  # uploads.py looks what it is
+}
 
 
 class Page(gr.Blocks):

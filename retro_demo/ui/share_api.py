@@ -10,7 +10,7 @@ from gradio.utils import get_upload_folder
 
 from retro_demo import shares
 from retro_demo.library import Library
-from retro_demo.ui.form import shows_errors
+from retro_demo.ui.refusals import public
 from retro_demo.ui.uploads import uploaded
 from retro_demo.workspace import Workspace
 
@@ -43,6 +43,4 @@ def add_share_endpoints(library: Library) -> None:
 
     publish = gr.api  # pyright: ignore[reportPrivateImportUsage]
     for endpoint in (export_run, import_run):
-        publish(
-            shows_errors(endpoint), api_name=endpoint.__name__, concurrency_id="share", concurrency_limit=2
-        )
+        publish(public(endpoint), api_name=endpoint.__name__, concurrency_id="share", concurrency_limit=2)

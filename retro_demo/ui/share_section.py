@@ -68,7 +68,9 @@ def share_section(
                 elem_id="push-token",
                 info="With write access. It is used once, for this push, and neither kept nor logged.",
             )
-            private = gr.Checkbox(True, label="Private repository", elem_id="push-private")
+            private = gr.Checkbox(
+                True, label="Private repository", elem_id="push-private", info="Only you can see it there."
+            )
             push = gr.Button("Push the chosen run", elem_id="push-run")
             pushed = gr.HTML(elem_id="pushed")
 
