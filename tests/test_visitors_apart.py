@@ -193,7 +193,9 @@ def guesses(config: dict[str, Any], entry: dict[str, Any], code: str, one: str) 
         kind, usual = components[number]["type"], components[number]["props"].get("value")
         if kind == "browserstate":
             values.append(code)
-        elif kind in ("dropdown", "textbox", "state"):
+        elif kind == "dropdown":
+            values.append(one or None)  # nothing is chosen
+        elif kind in ("textbox", "state"):
             values.append(one)
         elif kind in ("file", "uploadbutton"):
             values.append([{"path": one, "meta": {"_type": "gradio.FileData"}}])

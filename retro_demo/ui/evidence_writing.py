@@ -16,7 +16,7 @@ from retro_demo.evidence_run import MargeCorpus, documents_of, example_evidence,
 from retro_demo.generate import Written
 from retro_demo.library import Library
 from retro_demo.marge_writing import write_from_evidence
-from retro_demo.ui.form import PRIVATE, QUIET, Form, once_known, relisted, shows_errors
+from retro_demo.ui.form import PRIVATE, QUIET, Form, first_of, once_known, relisted, shows_errors
 from retro_demo.workspace import SAMPLE, Workspace
 
 KNOBS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
@@ -179,7 +179,7 @@ def evidence_writing(tab: gr.Tab, library: Library, visitor: gr.BrowserState, ar
         "show_progress": "hidden",
     }
     asked = [visitor, run, language, documents, prompt, kind, count, *form.inputs]
-    picked = examples.click(lambda row: row[0], examples, prompt, **QUIET)
+    picked = examples.click(first_of, examples, prompt, **QUIET)
     for begun in (go.click, picked.then):
         begun(write, asked, [said, found], **model).failure(lambda: "", None, said, **QUIET)
     stop.click(lambda code: library.ask_to_stop(code), visitor, None, **QUIET)

@@ -174,6 +174,11 @@ CHEAP: dict[str, Any] = PRIVATE | {"concurrency_limit": None, "show_progress": "
 """For handlers that cost little: visitors need not wait for each other."""
 
 
+def first_of(row: Any) -> Any:
+    """The text of an example that was clicked; nothing changes for what is no example."""
+    return row[0] if isinstance(row, (list, tuple)) and row else gr.skip()
+
+
 def relisted(choices: Sequence[Any], now: Any, chosen: Any) -> gr.Dropdown:
     """A dropdown with other choices. Its value is sent only where it has to change.
 

@@ -18,7 +18,7 @@ from retro_demo.loading import LoadedRun
 from retro_demo.tracing import Trace
 from retro_demo.ui.evidence_writing import evidence_writing
 from retro_demo.ui.explain_view import explain_view
-from retro_demo.ui.form import CHEAP, PRIVATE, QUIET, Form, once_known, relisted, shows_errors
+from retro_demo.ui.form import CHEAP, PRIVATE, QUIET, Form, first_of, once_known, relisted, shows_errors
 from retro_demo.ui.visit import copy_link, trail_line
 from retro_demo.workspace import SAMPLE, Workspace, is_built
 from retro_demo.writing import watch_writing, write_sides
@@ -249,7 +249,7 @@ def generate_tab(
         "show_progress": "hidden",
     }
     text = view.outputs[1]
-    picked = examples.click(lambda row: row[0], examples, prompt, **QUIET)
+    picked = examples.click(first_of, examples, prompt, **QUIET)
     asked, written = [visitor, run, corpus, prompt, *form.inputs], [text, speed, trace_id]
     writes, tried = (begun(write, asked, written, **model) for begun in (go.click, picked.then))
     reads = explain.click(
