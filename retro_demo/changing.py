@@ -42,7 +42,7 @@ from retro_demo.vectors import give_vectors
 
 CHANGE = "change"
 SOURCES = "sources"  # copies of uploads
-OF_THE_JOB = ("config.json", "events.jsonl", "log.txt", "lock", "pid", SOURCES)
+OF_THE_JOB = ("config.json", "events.jsonl", "log.txt", "lock", "pid", "signal", SOURCES)
 """What stays in DIR/change when its files take their places."""
 OF_THE_PAST = ("*.safetensors", "*.part", "*.tmp", "*.joined", "editions", "shards")
 """Made from the corpus as it was, or left there by a kill."""

@@ -14,7 +14,6 @@ so a kill between two files cannot mix two saves. Nothing is ever unpickled.
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -35,6 +34,8 @@ from retro_demo.marge import MARGE
 from retro_demo.marge_config import EvidenceConfig, MargeConfig
 from retro_demo.network_size import shape_of
 from retro_demo.retro import RETRO
+from retro_demo.troubles import said
+from retro_demo.whole_files import replacing
 
 FORMAT = 1
 IMPORTED = "imported.json"
@@ -285,18 +286,16 @@ def read_head(path: Path) -> tuple[dict[str, tuple[str, tuple[int, ...]]], dict[
                 n: (part.get_dtype(), tuple(part.get_shape())) for n, part in parts
             }, file.metadata() or {}
     except (SafetensorError, OSError) as error:
+        if trouble := said(error):
+            raise UserError(trouble) from error
         raise UserError(f"{path} cannot be read as safetensors ({error}). Train the run anew.") from error
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: dict[str, str]) -> None:
     """Write them beside `path`, then in its place."""
-    beside = path.with_name(path.name + ".tmp")
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-        beside,
-        metadata=meta,
-    )
-    os.replace(beside, path)
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as unfinished:
+        save_file(whole, unfinished, metadata=meta)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -51,6 +51,7 @@ from retro_demo.ready import ready_run
 from retro_demo.search import search
 from retro_demo.share_verbs import add_share_verbs
 from retro_demo.tokenizer import Tokenizer
+from retro_demo.troubles import said
 from retro_demo.workspace import SAMPLE, SAMPLES, corpus_folder, data_home, run_folder, settle_data_home
 
 PROGRAM = "python -m retro_demo"
@@ -83,6 +84,11 @@ def main(arguments: list[str] | None = None, *, stop: Callable[[], bool] = lambd
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        if trouble := said(error):
+            if as_json:
+                print_json(Failed(trouble))
+            print(trouble, file=sys.stderr)
+            return 2
         logging.getLogger(__name__).exception("%s failed", PROGRAM)
         if as_json:
             print_json(Failed(f"Something went wrong inside the program ({type(error).__name__})."))

@@ -27,6 +27,7 @@ from retro_demo.documents import Document
 from retro_demo.duplicates import root_of
 from retro_demo.errors import UserError
 from retro_demo.tokenizer import Tokenizer
+from retro_demo.whole_files import replacing
 
 MANIFEST = "corpus.json"
 TEXT_FILES = ("documents.jsonl", "tokenizer.json", "chunks.npy", "chunk_documents.npy")
@@ -226,20 +227,14 @@ def beside(path: Path) -> Iterator[Path]:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """The whole file or nothing, whenever the process dies."""
-    beside = path.with_name(path.name + ".tmp")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(content)
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
     """As `write_atomically`, for one array in numpy's own format."""
-    beside = path.with_name(path.name + ".tmp")
-    with beside.open("wb") as file:
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
         np.save(file, array, allow_pickle=False)
-    os.replace(beside, path)
 
 
 def file_hash(path: Path) -> str:

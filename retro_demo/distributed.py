@@ -269,6 +269,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if _is_sharded(tensor) else tensor  # pyright: ignore
 
 
+def part_of(tensor: Tensor) -> Tensor:
+    """What this process has of a tensor."""
+    return tensor.to_local() if _is_sharded(tensor) else tensor  # pyright: ignore
+
+
 def like(tensor: Tensor, full: Tensor) -> Tensor:
     """What this process keeps of a tensor in full: the same share, on the same device, as of `tensor`."""
     full = full.to(tensor.device)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from retro_demo.whole_files import append_line, replacing
 
 
 @dataclass(frozen=True)
@@ -148,8 +149,7 @@ ENDINGS = ("finished", "stopped", "failed")
 
 def append_event(path: Path, event: Event) -> None:
     """Write the event as one line at the end of the file."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(event.to_json()) + "\n")
+    append_line(path, json.dumps(event.to_json()))
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
@@ -168,10 +168,22 @@ def cut_back(path: Path, step: int, *, goes_on: bool = False) -> None:
         again = again or (goes_on and event["event"] == "reindexed" and event["step"] >= step)
         if again or event["event"] in ENDINGS or event.get("step", 0) > step:
             continue
-        kept.append(json.dumps(event) + "\n")
-    beside = path.with_suffix(".tmp")
-    beside.write_text("".join(kept), encoding="utf-8")
-    os.replace(beside, path)
+        kept.append(event)
+    _rewrite(path, kept)
+
+
+def drop_endings(path: Path) -> None:
+    """Take away how a job ended, where it begins anew: killed at once, it is neither finished nor failed."""
+    events = read_events(path)
+    if kept := [event for event in events if event["event"] not in ENDINGS]:
+        _rewrite(path, kept)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _rewrite(path: Path, events: list[dict[str, Any]]) -> None:
+    with replacing(path) as beside:
+        beside.write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
 
 
 def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -14,6 +14,7 @@ import faiss
 import numpy as np
 
 from retro_demo.errors import UserError
+from retro_demo.whole_files import replacing
 
 ROWS_PER_LIST = 64  # k-means looks at so many vectors for each inverted list; more teach it little
 SEED = 1234
@@ -43,9 +44,8 @@ def empty_index(vectors: np.ndarray, rows: np.ndarray, factory: str, device: str
 
 def write_part(path: Path, part: faiss.IndexIDMap) -> None:
     """Write an index to path; an interruption leaves the old file as it was."""
-    partial = path.with_name(path.name + ".tmp")
-    faiss.write_index(part, str(partial))
-    partial.replace(path)
+    with replacing(path) as unfinished:
+        faiss.write_index(part, str(unfinished))
 
 
 def read_part(path: Path) -> faiss.IndexIDMap:

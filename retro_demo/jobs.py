@@ -7,6 +7,7 @@ system lets go when the process dies, however it dies. Output goes to files, nev
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,14 +24,17 @@ from filelock import FileLock, Timeout
 from retro_demo import tickets
 from retro_demo.allowance import UNLIMITED, Allowance
 from retro_demo.errors import UserError
-from retro_demo.events import ENDINGS, read_events
+from retro_demo.events import ENDINGS, drop_endings, read_events
+from retro_demo.processes import Process
+from retro_demo.troubles import why_interrupted
 
-STARTING_SECONDS = 60.0  # how long a new process may take to import and claim its folder
+PATIENCE = 2.0  # seconds; a look (is_running) may hold a lock for an instant
+LOOK_PATIENCE = 0.2  # likewise, where another look is the likely reason
 LOG_TAIL = 4000
 
 
 @contextmanager
-def claim(folder: Path, *, patience: float = 2) -> Iterator[None]:
+def claim(folder: Path, *, patience: float = PATIENCE) -> Iterator[None]:
     """Hold the folder while working on it; raises UserError where another process does.
 
     `patience`: seconds to wait for that one, -1 for as long as it takes.
@@ -38,13 +42,13 @@ def claim(folder: Path, *, patience: float = 2) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")
     try:
-        lock.acquire(timeout=patience)  # a follower's look (is_running) holds it for an instant
+        lock.acquire(timeout=patience)
     except Timeout:
         raise UserError(
             f"{folder} is being worked on by another process. Stop that one first, or wait."
         ) from None
     try:
-        (folder / "pid").write_text(str(os.getpid()))
+        _note_process(folder, os.getpid())
         yield
     finally:
         (folder / "pid").unlink(missing_ok=True)
@@ -60,10 +64,26 @@ def asking(folder: Path) -> Iterator[None]:
 
 def start(folder: Path, verb: str, allowance: Allowance = UNLIMITED) -> None:
     """Start `python -m retro_demo VERB --out FOLDER` on its own; its config is in the folder."""
+    already = UserError(f"{folder.name} is already running. Stop it first, or wait for its end.")
     if is_running(folder):
-        raise UserError(f"{folder.name} is already running. Stop it first, or wait for its end.")
+        raise already
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        raise already from None
+    try:
+        drop_endings(folder / "events.jsonl")  # from now on they are not the truth
+        process = _launched(folder, verb, allowance)
+        _note_process(folder, process.pid)  # before the process can claim the folder and do it
+    finally:
+        lock.release()
+    threading.Thread(target=_see_off, args=(folder, process), daemon=True).start()
+
+
+def _launched(folder: Path, verb: str, allowance: Allowance) -> subprocess.Popen[bytes]:
     with (folder / "log.txt").open("ab") as log:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-m", "retro_demo", verb, "--out", str(folder), "--json"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,  # the events are in events.jsonl
@@ -73,19 +93,31 @@ def start(folder: Path, verb: str, allowance: Allowance = UNLIMITED) -> None:
             | {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": os.pathsep.join(sys.path)}
             | allowance.to_environment(),
         )
-    (folder / "pid").write_text(str(process.pid))
-    threading.Thread(target=process.wait, daemon=True).start()  # collects its exit code: no zombie
+
+
+def _note_process(folder: Path, number: int) -> None:
+    (folder / "signal").unlink(missing_ok=True)
+    Process.of(number).write(folder / "pid")
+
+
+def _see_off(folder: Path, process: subprocess.Popen[bytes]) -> None:
+    """Collect the exit code of a job, so that no zombie stays; where a signal ended it, note which."""
+    code = process.wait()
+    noted = Process.read(folder / "pid")
+    with suppress(OSError):  # the folder may be gone, the disk full
+        if code < 0 and noted and noted.number == process.pid:
+            (folder / "signal").write_text(str(-code))
 
 
 def stop(folder: Path) -> bool:
     """Ask the job to save and leave (SIGTERM), or to leave the queue; False where it does neither."""
     if tickets.cancel(folder):
         return True
-    pid = _pid(folder)
-    if pid is None or not is_running(folder):
+    worker = worker_of(folder)
+    if worker is None:
         return False
     try:
-        os.kill(pid, signal.SIGTERM)
+        os.kill(worker.number, signal.SIGTERM)
     except ProcessLookupError:  # it ended between the look and the signal
         return False
     return True
@@ -93,18 +125,9 @@ def stop(folder: Path) -> bool:
 
 def kill(folder: Path) -> None:
     """End a job and what it started at once; it loses what it did since its last save."""
-    pid = _pid(folder)
-    if pid is not None and is_running(folder):
+    if worker := worker_of(folder):
         with suppress(ProcessLookupError):
-            os.killpg(os.getpgid(pid), signal.SIGKILL)
-
-
-def seconds_at_work(folder: Path) -> float:
-    """For how long a running job has been at work; 0 where none is."""
-    try:
-        return time.time() - (folder / "pid").stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
+            os.killpg(os.getpgid(worker.number), signal.SIGKILL)
 
 
 def is_under_way(folder: Path) -> bool:
@@ -113,38 +136,30 @@ def is_under_way(folder: Path) -> bool:
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a process works on the folder, or was started a moment ago and is about to."""
+    """Whether a process works on the folder, or was started and is about to."""
     if not folder.is_dir() or not (folder / "pid").exists():
         return False
-    lock = FileLock(folder / "lock")
+    if worker_of(folder) is not None:
+        return True
+    lock = FileLock(folder / "lock")  # of one that cannot be seen from here, as in another container
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=LOOK_PATIENCE)
     except Timeout:
         return True
     lock.release()
-    pid = _pid(folder)
-    try:
-        young = time.time() - (folder / "pid").stat().st_mtime < STARTING_SECONDS
-    except FileNotFoundError:  # it ended between two looks
-        return False
-    return pid is not None and young and _alive(pid)
+    return False
 
 
-def _pid(folder: Path) -> int | None:
-    try:
-        return int((folder / "pid").read_text())
-    except (FileNotFoundError, ValueError):
-        return None
+def worker_of(folder: Path) -> Process | None:
+    """The living process that works on a folder or was started to, None where there is none to be seen."""
+    noted = Process.read(folder / "pid")
+    return noted if noted and noted.is_alive() else None
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def seconds_at_work(folder: Path) -> float:
+    """For how long a running job has been at work, whatever was done to the clock; 0 where none is."""
+    worker = worker_of(folder)
+    return time.monotonic() - worker.since if worker else 0.0
 
 
 @dataclass(frozen=True)
@@ -152,7 +167,7 @@ class JobStatus:
     """A job as its folder tells it: state, all events, and where it failed the end of its log.
 
     `state` is waiting (for its `place` of `waiting` in the queue), running, finished, stopped, failed,
-    interrupted (killed: it can go on) or new.
+    interrupted (killed: it can go on; `why` says what is known of it) or new.
     """
 
     state: str
@@ -160,6 +175,7 @@ class JobStatus:
     log_tail: str
     place: int = 0
     waiting: int = 0
+    why: str = ""
 
     @property
     def under_way(self) -> bool:
@@ -180,7 +196,7 @@ def status(folder: Path) -> JobStatus:
     elif running and last not in ENDINGS:
         state = "running"
     elif last in ENDINGS:
-        state = "running" if running and _pid_is_newer(folder) else last
+        state = last
     else:
         state = "interrupted" if events or (folder / "log.txt").exists() else "new"
     log = folder / "log.txt"
@@ -189,12 +205,11 @@ def status(folder: Path) -> JobStatus:
         if state in ("failed", "interrupted") and log.exists()
         else ""
     )
-    return JobStatus(state, events, tail, place, waiting)
+    why = _why_interrupted(folder) if state == "interrupted" else ""
+    return JobStatus(state, events, tail, place, waiting, why)
 
 
-def _pid_is_newer(folder: Path) -> bool:
-    """Whether the process was started after the last event: it goes on from an ended job."""
-    try:
-        return (folder / "pid").stat().st_mtime >= (folder / "events.jsonl").stat().st_mtime
-    except FileNotFoundError:
-        return False
+def _why_interrupted(folder: Path) -> str:
+    by_signal = folder / "signal"
+    number = int(by_signal.read_text() or 0) if by_signal.exists() else 0
+    return why_interrupted(number, shutil.disk_usage(folder).free)

@@ -11,8 +11,9 @@ KEPT_TRACES = 30
 def keep_trace(workspace: Workspace, name: str, trace: Trace) -> None:
     """Save a trace; of many, only the latest stay."""
     trace.save(workspace.trace(name))
-    kept = sorted((workspace.folder / "traces").glob("*.json"), key=lambda p: p.stat().st_mtime)
-    for path in kept[:-KEPT_TRACES]:
+    others = [path for path in (workspace.folder / "traces").glob("*.json") if path.stem != name]
+    others.sort(key=lambda path: path.stat().st_mtime)  # the new one stays, also where the clock was set back
+    for path in others[: max(0, len(others) - (KEPT_TRACES - 1))]:
         path.unlink()
         path.with_suffix(".safetensors").unlink(missing_ok=True)
 

@@ -23,6 +23,7 @@ from retro_demo.documents import Document
 from retro_demo.errors import UserError
 from retro_demo.knobs import check_ranges, knob
 from retro_demo.lookup_language import KINDS, NUM_NAMES, NUM_VALUES, TEMPLATES, made_up_words, values_of_kinds
+from retro_demo.whole_files import replacing
 
 MAX_COUNTRIES = 20_000
 WRITERS = (Path(__file__), Path(lookup_language.__file__))  # what a world depends on, beside its config
@@ -103,6 +104,6 @@ def _tell(
 def write_lookup_world(path: Path, config: LookupConfig) -> Path:
     """Write the world as JSONL that `build-corpus` reads, whole or not at all; returns the path."""
     lines = [json.dumps(asdict(document)) + "\n" for document in lookup_documents(config)]
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text("".join(lines), encoding="utf-8")
-    return beside.replace(path)
+    with replacing(path) as unfinished:
+        unfinished.write_text("".join(lines), encoding="utf-8")
+    return path

@@ -9,7 +9,6 @@ Shapes: W windows, L chunks of a window, C chunk length, P = (L - 1) C measured 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import torch
 
 from retro_demo.arms import Arms, Windows
 from retro_demo.retro import RETRO
+from retro_demo.whole_files import replacing
 
 LOSS = "loss:"  # before an arm's name in the file
 
@@ -70,10 +70,8 @@ class LossTable:
         """Write the table, with what tells of which weights it is."""
         arrays = {LOSS + arm: losses for arm, losses in self.losses.items()}
         about = np.array(json.dumps(dict(weights), sort_keys=True))
-        beside = path.with_name(path.name + ".tmp")
-        with beside.open("wb") as file:
+        with replacing(path) as unfinished, unfinished.open("wb") as file:
             np.savez(file, rows=self.windows.rows, about=about, **arrays)  # pyright: ignore[reportArgumentType]
-        os.replace(beside, path)
 
     def load(self, path: Path, weights: Mapping[str, str]) -> bool:
         """Take over what `save` kept; False where there is nothing, or it is of other windows or weights."""

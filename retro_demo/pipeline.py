@@ -15,7 +15,7 @@ from retro_demo.allowance import time_is_up
 from retro_demo.batches import RetroBatches, check_share
 from retro_demo.building import read_corpus_config
 from retro_demo.changing import carry_out, is_pending
-from retro_demo.checkpoint import MargeRun, RunConfig, begin_from, freeze_decoder, read_any_config
+from retro_demo.checkpoint import AnyRun, MargeRun, RunConfig, begin_from, freeze_decoder, read_any_config
 from retro_demo.compiling import compile_loss, no_compiler
 from retro_demo.config import GenerateConfig
 from retro_demo.corpus import Corpus
@@ -45,6 +45,7 @@ from retro_demo.retro import RETRO
 from retro_demo.run_state import check_goes_on, go_on, save_state, saved_step
 from retro_demo.sharding import Shard, begun_in_shards, build_shard, check_count, finish_shards
 from retro_demo.train import Hooks, make_optimizer, train
+from retro_demo.troubles import LIGHTER, said
 from retro_demo.workspace import SAMPLE, data_home, is_built, prepare_sample, run_folder
 
 log = logging.getLogger(__name__)
@@ -53,10 +54,11 @@ SAMPLE_TOKENS = 48
 SAMPLE_PROMPT_TOKENS = 24
 
 
-def record(folder: Path, events: Iterable[Event]) -> Iterator[Event]:
+def record(folder: Path, events: Iterable[Event], lighter: str = LIGHTER) -> Iterator[Event]:
     """Keep each event in the folder's events.jsonl, a failure too, and pass it on.
 
-    This is the outermost frame of a job: a bug becomes one sentence here, and stays a bug above.
+    This is the outermost frame of a job: a bug becomes one sentence here, and stays a bug above. A full disk
+    or too little memory is no bug; `lighter` says what needs less memory.
     """
     path = folder / "events.jsonl"
     try:
@@ -66,16 +68,24 @@ def record(folder: Path, events: Iterable[Event]) -> Iterator[Event]:
             append_event(path, event)
             yield event
     except UserError as error:
-        append_event(path, Failed(str(error)))
+        _tell(path, str(error))
         raise
     except Exception as error:
+        if trouble := said(error, lighter):
+            log.warning("job %s: %s", folder.name, error)
+            _tell(path, trouble)
+            raise UserError(trouble) from error
         number = secrets.token_hex(4)
         log.exception("job %s failed (log id %s)", folder.name, number)
-        append_event(
-            path,
-            Failed(f"Something went wrong inside the program ({type(error).__name__}, log id {number})."),
-        )
+        _tell(path, f"Something went wrong inside the program ({type(error).__name__}, log id {number}).")
         raise
+
+
+def _tell(path: Path, sentence: str) -> None:
+    try:
+        append_event(path, Failed(sentence))
+    except OSError as error:  # not even room for that: who looks at the job sees a full disk
+        log.warning("the end of a job could not be kept (%s): %s", error, sentence)
 
 
 def run_build(out: Path, stop: Callable[[], bool]) -> Iterator[Event]:
@@ -159,7 +169,18 @@ def run_training(
             events = train_marge(out, config, stop, device, world)
         else:
             events = _train(out, config, stop, device, world)
-        yield from record(out, events) if world.leads else events
+        yield from record(out, events, _lighter(config)) if world.leads else events
+
+
+def _lighter(config: AnyRun) -> str:
+    """The knobs of a run that cost memory, with their values."""
+    network = f"dim (now {config.network.dim})"
+    if isinstance(config, MargeRun):
+        sizes = f"batch_tokens (now {config.evidence.batch_tokens}) or {network}"
+    else:
+        training = config.training
+        sizes = f"batch_size (now {training.batch_size}), seq_len (now {training.seq_len}) or {network}"
+    return f"Resume it when other jobs have ended, or train a new run with a smaller {sizes}."
 
 
 def _train(

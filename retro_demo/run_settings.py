@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shlex
-import time
 from pathlib import Path
 from typing import Any
 
 from retro_demo.checkpoint import MODELS, AnyRun, MargeRun, RunConfig, read_run_config
 from retro_demo.errors import UserError
-from retro_demo.jobs import JobStatus
+from retro_demo.jobs import JobStatus, seconds_at_work
 from retro_demo.knobs import knobs
 from retro_demo.marge_planning import marge_settings
 from retro_demo.planning import decoder_shape
@@ -66,10 +65,8 @@ def seconds_left(folder: Path, config: AnyRun, status: JobStatus) -> float | Non
         tokens = config.training.batch_size * config.training.seq_len
         speeds = sorted(step["tokens_per_second"] for step in steps)
         return more * tokens / max(speeds[len(speeds) // 2], 1e-9)
-    pid = folder / "pid"  # written when the process began; a re-index and a measurement cost time, too
-    if not pid.exists():
-        return None
-    return more * (time.time() - pid.stat().st_mtime) / (done[-1]["step"] - started[-1]["step"])
+    seconds = seconds_at_work(folder)  # a re-index and a measurement cost time, too
+    return more * seconds / (done[-1]["step"] - started[-1]["step"]) if seconds else None
 
 
 def command_of(run: str, config: AnyRun) -> str:

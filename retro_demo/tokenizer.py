@@ -18,6 +18,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from retro_demo.errors import UserError
+from retro_demo.whole_files import replacing
 
 SPECIALS = ("<pad>", "<eos>")
 MIN_VOCAB = len(SPECIALS) + 256
@@ -84,9 +85,8 @@ class Tokenizer:
 
     def save(self, path: Path) -> None:
         """Write the JSON format of the `tokenizers` library, whole or not at all."""
-        unfinished = path.with_name(path.name + ".tmp")
-        unfinished.write_text(self._backend.to_str(), encoding="utf-8")
-        unfinished.replace(path)
+        with replacing(path) as unfinished:
+            unfinished.write_text(self._backend.to_str(), encoding="utf-8")
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from retro_demo.attention import record_attention
+from retro_demo.checkpoint import save_tensors
 from retro_demo.corpus import write_atomically
 from retro_demo.explain import Numbers, measure
 from retro_demo.generate import Database, Written
@@ -61,9 +62,7 @@ class Trace:
                 arrays[f"numbers.{name}"] = torch.from_numpy(value)
         kept = {name: value for name, value in vars(self).items() if name not in arrays | {"numbers": 0}}
         kept |= {"format": FORMAT, "permutations": self.numbers.permutations}
-        save_file(
-            {name: array.contiguous() for name, array in arrays.items()}, path.with_suffix(".safetensors")
-        )
+        save_tensors(path.with_suffix(".safetensors"), arrays, {})
         write_atomically(path.with_suffix(".json"), json.dumps(kept, ensure_ascii=False).encode())
 
     @staticmethod

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from retro_demo.config import TrainConfig
-from retro_demo.distributed import ALONE, World, clip_gradients, noticing_loss
+from retro_demo.distributed import ALONE, World, clip_gradients, noticing_loss, part_of
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Finished, Saved, Step, Stopped
 
@@ -110,10 +110,7 @@ def train(
             learner, own, optimizer, rate, config.clip, world, partial(batch_after, step)
         )
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise UserError(
-                f"The loss became {loss} (gradient {norm}) at step {step + 1}. The last save is kept; train "
-                f"a new run with a learning rate below {config.lr:g}."
-            )
+            raise _diverged(f"The loss became {loss} (gradient {norm})", step + 1, config)
         speed = tokens / (time.perf_counter() - begun)
         done = step + 1
         yield Step(done, loss, rate, round(speed, 1), norm)
@@ -124,6 +121,8 @@ def train(
             yield from hooks.evaluate(done)
         stopping = hooks.stop()
         if last or stopping or done % config.save_every == 0:
+            if world.any(not _is_sound(learner)):  # a save of them would replace one that is sound
+                raise _diverged("Weights became infinite or not a number", done, config)
             hooks.save(done)
             yield Saved(done)
         if stopping and not last:
@@ -131,6 +130,19 @@ def train(
             return
     parameters = sum(weight.numel() for weight in learner.parameters())
     yield Finished({"step": config.steps, "parameters": parameters})
+
+
+def _diverged(what: str, step: int, config: TrainConfig) -> UserError:
+    return UserError(
+        f"{what} at step {step}. The last save is kept; train a new run with a learning rate below "
+        f"{config.lr:g}."
+    )
+
+
+@torch.no_grad()
+def _is_sound(learner: nn.Module) -> bool:
+    """Whether all weights that this process has are numbers."""
+    return all(bool(part_of(weight).isfinite().all()) for weight in learner.parameters())
 
 
 def _optimizer_step(

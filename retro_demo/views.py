@@ -175,9 +175,7 @@ def failure(status: JobStatus) -> str:
     """The sentence of a failed job and the end of its log."""
     errors = status.of_kind("failed")
     if status.state == "interrupted":
-        said = note(
-            "The process ended without a word (was it killed?). Resume goes on from the last save.", "bad"
-        )
+        said = note(status.why, "bad")
     elif status.state == "failed":
         said = note(without_folders(errors[-1]["error"]) if errors else "It failed.", "bad")
     else:

@@ -112,12 +112,13 @@ def test_delete_my_data_ends_the_jobs_first_and_leaves_nothing(home, monkeypatch
     dispatch.begin(leaver, running, "train")
     dispatch.begin(leaver, waiting, "train")
     dispatch.begin(stays, other, "train")
-    worker = int((running / "pid").read_text())
+    worker = jobs.worker_of(running)
+    assert worker is not None
 
     assert delete_workspace(home, leaver.folder.name) > 1000
 
     assert [path.name for path in (home / "workspaces").iterdir()] == [stays.folder.name]
-    wait_until(lambda: not jobs._alive(worker), 10)
+    wait_until(lambda: not worker.is_alive(), 10)
     dispatch.start_next(home)
     assert jobs.is_running(other)  # it was behind them
     assert [ticket.visitor for ticket in tickets.read_tickets(home)] == [stays.folder.name]

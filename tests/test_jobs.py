@@ -61,7 +61,7 @@ def test_a_killed_job_is_seen_as_interrupted_at_once_and_can_be_started_again(tm
     jobs.start(run, "train")
     wait_until(lambda: jobs.status(run).of_kind("saved"))
 
-    os.kill(int((run / "pid").read_text()), signal.SIGKILL)
+    os.kill(jobs.worker_of(run).number, signal.SIGKILL)
 
     wait_until(lambda: jobs.status(run).state == "interrupted", 10)
     saved = jobs.status(run).of_kind("saved")[-1]["step"]

@@ -31,6 +31,8 @@ ENDPOINTS = {
     "/run_status",
     "/stop_run",
     "/delete_my_data",
+    "/resume_run",
+    "/resume_build",
     "/generate",
     "/explain",
     "/evaluate",

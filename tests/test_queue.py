@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -216,8 +216,8 @@ def test_a_worker_whose_time_is_up_saves_says_why_and_can_go_on(home):
     workspace = visitor(home)
     run = run_of(workspace, "long")
     jobs.start(run, "train", Allowance(seconds=15, nice=7))
-    worker = int((run / "pid").read_text())
-    wait_until(lambda: os.getpriority(os.PRIO_PROCESS, worker) >= 7, 10)
+    worker = jobs.worker_of(run)
+    wait_until(lambda: os.getpriority(os.PRIO_PROCESS, worker.number) >= 7, 10)
 
     wait_until(lambda: not jobs.is_running(run))
 
@@ -238,8 +238,8 @@ def test_a_worker_that_does_not_leave_is_killed_by_the_server_which_says_so(home
     dispatch.begin(workspace, run, "train")
     wait_until(lambda: jobs.status(run).of_kind("step"))
     keep_limits(home, Limits(minutes=1))
-    past = time.time() - 60 - dispatch.GRACE_SECONDS
-    os.utime(run / "pid", (past - 1, past - 1))
+    worker = jobs.worker_of(run)
+    replace(worker, since=worker.since - 61 - dispatch.GRACE_SECONDS).write(run / "pid")
 
     dispatch.start_next(home)
 

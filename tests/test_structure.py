@@ -21,6 +21,9 @@ PACKAGE = ROOT / "retro_demo"
 LAYERS = [
     [
         "errors",
+        "whole_files",
+        "processes",
+        "troubles",
         "events",
         "knobs",
         "retro_config",

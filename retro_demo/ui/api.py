@@ -77,7 +77,8 @@ def add_endpoints(library: Library) -> None:
     def run_status(workspace: str, run: str) -> dict:
         """How a run stands: state, its place in the queue while that is waiting, step, steps, losses of all
         steps, why one stopped that nobody stopped, the last held-out measurement (arms), the error of a
-        failed one; of a marge also its re-indexes with their figures, and beta."""
+        failed one, or why one was interrupted; of a marge also its re-indexes with their figures, and
+        beta."""
         folder = Workspace.open(home, workspace).run(run)
         status = jobs.status(folder)
         steps, measured, failed = (status.of_kind(k) for k in ("step", "evaluated", "failed"))
@@ -94,7 +95,7 @@ def add_endpoints(library: Library) -> None:
             "sample": measured[-1].get("sample", "") if measured else "",
             "reindexes": reindexes(status),
             "beta": measured[-1].get("about", {}).get("beta", []) if measured else [],
-            "error": without_folders(failed[-1]["error"]) if failed else "",
+            "error": without_folders(failed[-1]["error"]) if failed else status.why,
         }
 
     def stop_run(workspace: str, run: str) -> dict:
@@ -109,6 +110,17 @@ def add_endpoints(library: Library) -> None:
                 "This deletes everything under the code. Call it with confirm=true if you mean it."
             )
         return {"deleted_bytes": forget_visitor(library, workspace)}
+
+    def resume_run(workspace: str, run: str) -> dict:
+        """Go on from its last save with a run that was stopped, interrupted or failed: {"run": id}."""
+        service.resume_run(Workspace.open(home, workspace), run)
+        return {"run": run}
+
+    def resume_build(workspace: str, corpus: str) -> Iterator[dict]:
+        """Go on with the build or the change of a corpus, and follow it as build_corpus does."""
+        space = Workspace.open(home, workspace)
+        service.resume_build(space, corpus)
+        yield from followed(space, corpus, "build")
 
     def generate(
         workspace: str,
@@ -188,7 +200,9 @@ def add_endpoints(library: Library) -> None:
             sent = len(status.events)
         if status.state in ("failed", "interrupted"):
             failed = status.of_kind("failed")
-            raise UserError(failed[-1]["error"] if failed else "The evaluation was interrupted.")
+            raise UserError(
+                failed[-1]["error"] if failed else f"The evaluation was interrupted. {status.why}"
+            )
 
     def explain(
         workspace: str,
@@ -219,7 +233,16 @@ def add_endpoints(library: Library) -> None:
         return as_json(trace) | ({"edit": edit_json(edit_by_values(loaded, trace, edit))} if edit else {})
 
     publish = gr.api  # pyright: ignore[reportPrivateImportUsage]
-    for endpoint in (build_corpus, train, run_status, stop_run, evaluate, delete_my_data):
+    for endpoint in (
+        build_corpus,
+        resume_build,
+        train,
+        run_status,
+        stop_run,
+        resume_run,
+        evaluate,
+        delete_my_data,
+    ):
         publish(public(endpoint), api_name=endpoint.__name__, concurrency_limit=None)
     publish(public(search), api_name="search", concurrency_limit=2)
     publish(public(generate), api_name="generate", concurrency_id="model", concurrency_limit=1)

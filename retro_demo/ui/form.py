@@ -18,6 +18,7 @@ from gradio.utils import get_upload_folder
 
 from retro_demo.errors import UserError
 from retro_demo.knobs import knobs
+from retro_demo.troubles import said
 from retro_demo.workspace import without_folders
 
 log = logging.getLogger(__name__)
@@ -157,6 +158,9 @@ def _toast(error: Exception) -> gr.Error:
 
 
 def _bug(handler: Callable[..., Any], error: Exception) -> gr.Error:
+    if trouble := said(error):
+        log.warning("%s: %s", handler.__name__, error)
+        return gr.Error(trouble, duration=12, print_exception=False)
     number = secrets.token_hex(4)
     log.error("%s failed (log id %s)", handler.__name__, number, exc_info=error)
     return gr.Error(

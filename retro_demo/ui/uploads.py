@@ -29,7 +29,7 @@ def followed(space: Workspace, corpus: str, what: str) -> Iterator[dict[str, Any
         sent = len(status.events)
     if status.state in ("failed", "interrupted"):
         failed = status.of_kind("failed")
-        raise UserError(failed[-1]["error"] if failed else f"The {what} was interrupted.")
+        raise UserError(failed[-1]["error"] if failed else f"The {what} was interrupted. {status.why}")
     if place and status.state == "new":
         raise UserError(f"The {what} was taken out of the queue before it began. Resume it on the page.")
 
