@@ -13,6 +13,9 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: fresh memory costs a tenth
 
+if os.environ.get("SPACES_ZERO_GPU"):  # a platform's own package, which changes torch before it is used
+    __import__("spaces")
+
 import argparse
 import logging
 import sys

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -19,12 +19,24 @@ def choose_device(device: str) -> str:
         "mps": torch.backends.mps.is_available(),
     }
     if device == "auto":
+        if lends_gpu():  # torch says there is one, but only a call that is lent it may touch it
+            return "cpu"
         return next(name for name in ("cuda", "mps", "cpu") if there[name])
     if device not in there:
         raise UserError(f"The device is {device!r}; choose auto, cpu, cuda or mps.")
     if not there[device]:
         raise UserError(f"There is no {device} device here. Choose auto or cpu.")
     return device
+
+
+def lends_gpu(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether GPUs are lent for a call and there is none otherwise, as on Hugging Face's ZeroGPU."""
+    return environment.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
+
+
+def lent_device() -> str:
+    """The device that the call has in which this is asked."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -34,15 +46,18 @@ def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def allowed_threads(system: Path = Path("/")) -> int:
+def allowed_threads(system: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> int:
     """Cores that this process may really use: what the operating system and its control groups leave.
 
     A container sees all cores of its host, but gets no more time than its quota; threads beyond it only
-    wait for one another. `system` is where /proc and /sys are read.
+    wait for one another. `system` is where /proc and /sys are read; a Space says CPU_CORES besides.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = (_quota(group) for group in _groups(system, "cpu"))
-    return max(1, min([cores, *(int(quota) for quota in quotas if quota is not None)]))
+    told = environment.get("CPU_CORES", "") if "SPACE_ID" in environment else ""
+    limits = [int(quota) for quota in quotas if quota is not None]
+    limits += [int(float(told))] if told.replace(".", "", 1).isdecimal() else []
+    return max(1, min([cores, *limits]))
 
 
 def _groups(system: Path, controller: str) -> Iterator[Path]:

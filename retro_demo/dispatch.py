@@ -15,7 +15,7 @@ from pathlib import Path
 from retro_demo import jobs, tickets
 from retro_demo.allowance import Allowance
 from retro_demo.checkpoint import read_any_config
-from retro_demo.devices import allowed_memory, choose_device
+from retro_demo.devices import allowed_memory, choose_device, lends_gpu
 from retro_demo.errors import UserError
 from retro_demo.limits import Limits, limits_of
 from retro_demo.quotas import check_run
@@ -30,7 +30,7 @@ GRACE_SECONDS = 120  # to save and leave, before a job that overstays is killed
 
 
 def begin(workspace: Workspace, folder: Path, verb: str) -> None:
-    """Start a job of a visitor, or let it wait for its place.
+    """Start a job of a visitor, or let it wait for its place; a training only where it has a GPU then.
 
     Raises UserError where it is at work or waits already, where the queue is full, and for a training
     that is larger than a run may be here.
@@ -41,6 +41,8 @@ def begin(workspace: Workspace, folder: Path, verb: str) -> None:
         config = read_any_config(folder)
         check_run(limits, config.network, config.training.steps)
         device = config.device
+        if lends_gpu():
+            return  # who stays on the page drives it (slices.py)
     with tickets.queue_lock(home):
         if jobs.is_running(folder):
             raise UserError(f"{folder.name} is already running. Stop it first, or wait for its end.")

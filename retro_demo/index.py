@@ -20,6 +20,7 @@ import faiss
 import numpy as np
 from faiss.contrib.factory_tools import reverse_index_factory
 
+from retro_demo.devices import lends_gpu
 from retro_demo.embedding import Embedder
 from retro_demo.index_parts import blocks_of, checked, empty_index, on_all_gpus, read_part, write_part
 from retro_demo.neighbors import SCORE_STEP, Neighbors, Retriever, joined, rank
@@ -74,6 +75,8 @@ def gpu_available() -> tuple[bool, str]:
     Where there is a GPU, a search is tried in a process of its own, because FAISS ends the whole
     process on a GPU that it has no code for. That takes seconds, once in the life of this process.
     """
+    if lends_gpu():
+        return False, "FAISS searches on the CPU: a GPU is lent here for a call, and an index would not last."
     count = getattr(faiss, "get_num_gpus", lambda: 0)()
     if not getattr(faiss, "StandardGpuResources", None):
         return False, "FAISS searches on the CPU: the installed faiss was built without GPU code."

@@ -31,13 +31,16 @@ from retro_demo.troubles import why_interrupted
 PATIENCE = 2.0  # seconds; a look (is_running) may hold a lock for an instant
 LOOK_PATIENCE = 0.2  # likewise, where another look is the likely reason
 LOG_TAIL = 4000
+ASKED = "stop"  # a note in the folder of a driven job, which no signal can stop
+DRIVEN = "driven"  # stands in its pid file, in place of a number
 
 
 @contextmanager
-def claim(folder: Path, *, patience: float = PATIENCE) -> Iterator[None]:
+def claim(folder: Path, *, patience: float = PATIENCE, driven: bool = False) -> Iterator[None]:
     """Hold the folder while working on it; raises UserError where another process does.
 
-    `patience`: seconds to wait for that one, -1 for as long as it takes.
+    `patience`: seconds to wait for that one, -1 for as long as it takes. `driven`: on behalf of processes
+    that take turns, so that no signal is to reach this one (a server): `stop` leaves a note (`stop_asked`).
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")
@@ -48,7 +51,11 @@ def claim(folder: Path, *, patience: float = PATIENCE) -> Iterator[None]:
             f"{folder} is being worked on by another process. Stop that one first, or wait."
         ) from None
     try:
-        _note_process(folder, os.getpid())
+        (folder / ASKED).unlink(missing_ok=True)
+        if driven:
+            (folder / "pid").write_text(DRIVEN)
+        else:
+            _note_process(folder, os.getpid())
         yield
     finally:
         (folder / "pid").unlink(missing_ok=True)
@@ -110,8 +117,11 @@ def _see_off(folder: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 def stop(folder: Path) -> bool:
-    """Ask the job to save and leave (SIGTERM), or to leave the queue; False where it does neither."""
+    """Ask the job to save and leave (SIGTERM, or a note), or to leave the queue; False where it does neither."""
     if tickets.cancel(folder):
+        return True
+    if _is_driven(folder) and is_running(folder):
+        (folder / ASKED).touch()
         return True
     worker = worker_of(folder)
     if worker is None:
@@ -133,6 +143,11 @@ def kill(folder: Path) -> None:
 def is_under_way(folder: Path) -> bool:
     """Whether a job is running in the folder or waits to."""
     return tickets.waiting_ticket(folder) is not None or is_running(folder)
+
+
+def stop_asked(folder: Path) -> bool:
+    """Whether somebody asked the driven job of this folder to stop."""
+    return (folder / ASKED).exists()
 
 
 def is_running(folder: Path) -> bool:
@@ -196,7 +211,8 @@ def status(folder: Path) -> JobStatus:
     elif running and last not in ENDINGS:
         state = "running"
     elif last in ENDINGS:
-        state = last
+        # each turn of a driven job ends with a stop
+        state = "running" if running and _is_driven(folder) else last
     else:
         state = "interrupted" if events or (folder / "log.txt").exists() else "new"
     log = folder / "log.txt"
@@ -213,3 +229,10 @@ def _why_interrupted(folder: Path) -> str:
     by_signal = folder / "signal"
     number = int(by_signal.read_text() or 0) if by_signal.exists() else 0
     return why_interrupted(number, shutil.disk_usage(folder).free)
+
+
+def _is_driven(folder: Path) -> bool:
+    try:
+        return (folder / "pid").read_text() == DRIVEN
+    except FileNotFoundError:
+        return False

@@ -98,6 +98,10 @@ class Library:
                 for key in [key for key in shelf if folder in key[0].parents]:
                     del shelf[key]
 
+    def free_lock(self) -> None:
+        """In a process that was just forked: whoever held the lock is not there."""
+        self._lock = threading.RLock()
+
     def ask_to_stop(self, code: str) -> None:
         """Let the text that this visitor's page is writing end here."""
         self._stops.add(code)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -148,12 +148,17 @@ def make_batches(config: RunConfig, corpus: Corpus) -> RetroBatches:
 
 
 def run_training(
-    out: Path, stop: Callable[[], bool], *, device: str | None = None, world: World = ALONE
+    out: Path,
+    stop: Callable[[], bool],
+    *,
+    device: str | None = None,
+    world: World = ALONE,
+    hold: Callable[[Path], AbstractContextManager[None]] = claim,
 ) -> Iterator[Event]:
     """Advance the run prepared in `out` from wherever it stands to its end, alone and on record.
 
     It goes on on the device that it was begun on, unless another one is named. Of the processes of a
-    `world`, which share the work, the first one holds the folder and keeps the record.
+    `world`, which share the work, the first one holds the folder and keeps the record. `hold` is how.
     """
     config = read_any_config(out)
     check_size(config)
@@ -162,7 +167,7 @@ def run_training(
             if world.leads:
                 yield from ensure_sample(config.corpus, stop)
                 check_goes_on(out)
-                held.enter_context(claim(out))
+                held.enter_context(hold(out))
                 done = saved_step(out)
                 cut_back(out / "events.jsonl", done, goes_on=done < config.training.steps)
         if isinstance(config, MargeRun):

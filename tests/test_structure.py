@@ -148,6 +148,7 @@ LAYERS = [
     ],
     [
         "library",
+        "slices",
         "ready",
         "explained",
         "writing",

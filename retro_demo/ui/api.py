@@ -24,16 +24,16 @@ from retro_demo.library import Library
 from retro_demo.marge_writing import grown, ids_of, refuse_evidence, refuse_retriever
 from retro_demo.rewriting import edit_by_values, edit_json
 from retro_demo.search import search as search_corpus
+from retro_demo.ui import zero_gpu
 from retro_demo.ui.refusals import public
 from retro_demo.ui.uploads import followed, uploaded
 from retro_demo.ui.workspace_drawer import forget_visitor
 from retro_demo.workspace import Workspace, without_folders
-from retro_demo.writing import watch_writing
 
 
 def add_endpoints(library: Library) -> None:
     """Publish the endpoints; call inside the Blocks of the page."""
-    home = library.home
+    home, watch = library.home, zero_gpu.writer(library)
 
     def build_corpus(
         workspace: str,
@@ -162,7 +162,7 @@ def add_endpoints(library: Library) -> None:
         refuse_evidence(language, evidence)
         other = service.built_corpus(space, corpus) if corpus else None
         loaded = library.run(folder, other, retriever)
-        for writing in watch_writing(loaded, run, prompt, config, lambda: False):
+        for writing in watch(loaded, run, prompt, config, lambda: False):
             base = {"text": "".join(writing.pieces), "new_tokens": writing.new_tokens}
             if writing.trace is None:
                 yield base | {"done": False}

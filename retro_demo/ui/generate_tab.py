@@ -16,12 +16,13 @@ from retro_demo.explain_config import MOST_NEIGHBORS, ExplainConfig
 from retro_demo.library import Library
 from retro_demo.loading import LoadedRun
 from retro_demo.tracing import Trace
+from retro_demo.ui import zero_gpu
 from retro_demo.ui.evidence_writing import evidence_writing
 from retro_demo.ui.explain_view import explain_view
 from retro_demo.ui.form import CHEAP, PRIVATE, QUIET, Form, first_of, once_known, relisted, shows_errors
 from retro_demo.ui.visit import copy_link, trail_line
 from retro_demo.workspace import SAMPLE, Workspace, is_built
-from retro_demo.writing import watch_writing, write_sides
+from retro_demo.writing import write_sides
 
 NO_RUN = "No run yet: train one on the Train tab."
 PROMPT = "Geography\n\nLocation: Oceania, islands in the South Pacific Ocean"
@@ -37,7 +38,7 @@ def generate_tab(
     tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: Any, trail: gr.HTML
 ) -> None:
     """Build the tab and wire it; `arrival` is the event after which the visitor is known."""
-    home = library.home
+    home, watch = library.home, zero_gpu.writer(library)
     form, reading = Form(GenerateConfig), Form(ExplainConfig)
     trace_id = gr.BrowserState("", storage_key="retro-demo-trace", secret="only an id")
     with gr.Row(elem_classes="knobs") as above:
@@ -144,7 +145,7 @@ def generate_tab(
             else:
                 loaded = step
         assert loaded is not None
-        for writing in watch_writing(loaded, name, words, config, lambda: library.stop_asked(code)):
+        for writing in watch(loaded, name, words, config, lambda: library.stop_asked(code)):
             kept = keep(code, writing.trace, other) if writing.trace is not None else gr.skip()
             yield [text_views.growing_text(writing), text_views.writing_speed(writing), kept]
 

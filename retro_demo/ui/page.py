@@ -20,6 +20,7 @@ from retro_demo.errors import UserError
 from retro_demo.janitor import keep_cleaning
 from retro_demo.library import Library
 from retro_demo.limits import PRIVATE, Limits, keep_limits
+from retro_demo.ui import zero_gpu
 from retro_demo.ui.api import add_endpoints
 from retro_demo.ui.corpus_api import add_corpus_endpoints
 from retro_demo.ui.corpus_tab import corpus_tab
@@ -109,6 +110,7 @@ def build_app(
         add_endpoints(library)
         add_corpus_endpoints(library)
         add_share_endpoints(library)
+        zero_gpu.add_endpoint(library)
     return demo.queue(max_size=256, api_open=False), lambda: _prepare(library)
 
 

@@ -21,6 +21,7 @@ from retro_demo.marge_planning import marge_settings
 from retro_demo.network_size import count_parameters
 from retro_demo.presets import MARGE_PRESETS, PRESETS
 from retro_demo.quotas import check_run
+from retro_demo.ui import zero_gpu
 from retro_demo.ui.evidence_live import evidence_live
 from retro_demo.ui.form import CHEAP, QUIET, Form, json_file, once_known, shows_errors, stop_and_resume, sure
 from retro_demo.ui.share_section import share_section
@@ -284,10 +285,11 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
     all_of_it = [corpus, run, listing, *followed]
     chosen = [visitor, run, corpus]
     share_section(library, visitor, run, refreshed, all_of_it)
-    start.click(begin, [visitor, corpus, model, preset, name, base, *widgets], all_of_it, **CHEAP)
+    begins = start.click(begin, [visitor, corpus, model, preset, name, base, *widgets], all_of_it, **CHEAP)
     stop.click(end, [visitor, run], None, **QUIET)
-    resume.click(go_on, chosen, all_of_it, **CHEAP)
-    longer.click(lengthen, [*chosen, more], all_of_it, **CHEAP)
+    resumes = resume.click(go_on, chosen, all_of_it, **CHEAP)
+    lengthens = longer.click(lengthen, [*chosen, more], all_of_it, **CHEAP)
+    zero_gpu.drive_after((begins, resumes, lengthens), home, visitor, run, timer)
     rename.click(call_it, [*chosen, new_name], all_of_it, **CHEAP)
     delete.click(remove, [visitor, run, answer], all_of_it, js=sure("run"), **CHEAP)
     arrival = arrival.opening(tab, run)

@@ -1,0 +1,146 @@
+"""ZeroGPU: a GPU that Hugging Face lends for a call, in a forked process, on the visitor's daily quota.
+
+Elsewhere nothing here changes anything. app.py imports `spaces` before torch where it is needed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import math
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from retro_demo import jobs, service
+from retro_demo.checkpoint import load_model, read_any_config
+from retro_demo.config import GenerateConfig
+from retro_demo.devices import lends_gpu, lent_device
+from retro_demo.errors import UserError
+from retro_demo.library import Library
+from retro_demo.loading import LoadedRun
+from retro_demo.slices import Ended, advance, driven, slice_seconds
+from retro_demo.ui.form import CHEAP, shows_errors
+from retro_demo.ui.refusals import public
+from retro_demo.workspace import Workspace
+from retro_demo.writing import Writing, watch_writing
+
+log = logging.getLogger(__name__)
+
+WRITING_SECONDS = 30.0
+LANE: dict[str, Any] = {"concurrency_id": "slices", "concurrency_limit": 8}
+"""Who is on the page holds one of these places for as long as a run is driven."""
+
+
+def lent(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+    """The function (or generator) with a GPU in each call of it; arguments and results are pickled."""
+    return importlib.import_module("spaces").GPU(function, duration=math.ceil(seconds))
+
+
+def training() -> Callable[[Path], Iterator[None]] | None:
+    """What drives a run while somebody takes what it yields; None where a training is a process."""
+    if not lends_gpu():
+        return None
+    seconds = slice_seconds(os.environ)
+    borrowed = lent(advance, seconds)
+
+    def call(folder: str, span: float) -> Ended:
+        try:
+            return borrowed(folder, span)
+        except gr.Error as error:  # no quota, no GPU, or the call was ended
+            said = re.sub(r"<[^>]*>", "", str(error.message)).strip(" '").rstrip(".")
+            raise UserError(f"The GPU is not lent any more: {said}. {KEPT}") from error
+        except Exception as error:
+            log.exception("a GPU call failed")
+            raise UserError(f"The GPU call broke off ({type(error).__name__}). {KEPT}") from error
+
+    return lambda folder: driven(folder, call, seconds)
+
+
+KEPT = "The run keeps what was saved; Resume goes on from there, now or another day."
+
+
+def writer(library: Library) -> Callable[..., Iterator[Writing]]:
+    """`watch_writing`, within a call that is lent a GPU where they are."""
+    if not lends_gpu():
+        return watch_writing
+
+    def write(
+        folder: Path,
+        place: Path | None,
+        retriever: str,
+        name: str,
+        prompt: str,
+        config: GenerateConfig,
+        note: Path,
+    ) -> Iterator[Writing]:
+        try:
+            there = library.run(folder, place, retriever)  # the fork has what the page has loaded
+            run = replace(there, model=load_model(folder, lent_device()))
+            yield from watch_writing(run, name, prompt, config, note.exists)
+        except UserError as error:  # the one kind of error whose sentence crosses from a fork
+            raise gr.Error(str(error), print_exception=False) from None
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=library.free_lock)
+    borrowed = lent(write, WRITING_SECONDS)
+
+    def watch(
+        run: LoadedRun, name: str, prompt: str, config: GenerateConfig, stop: Callable[[], bool]
+    ) -> Iterator[Writing]:
+        with tempfile.TemporaryDirectory() as folder:
+            note = Path(folder) / "stop"
+            call = borrowed(run.folder, run.place, config.retriever, name, prompt, config, note)
+            with closing(call) as pieces:
+                for writing in pieces:
+                    if stop():
+                        note.touch()
+                    yield writing
+
+    return watch
+
+
+def drive_after(events: Sequence[Any], home: Path, visitor: Any, run: Any, timer: gr.Timer) -> None:
+    """After these events drive the chosen run for as long as the visitor stays, where runs are driven.
+
+    The timer follows it, or whatever is looked at instead.
+    """
+    drive = training()
+    if drive is None:
+        return
+
+    @shows_errors
+    def train_on(code: str, one: str) -> Iterator[Any]:
+        folder = service.own_run(Workspace.open(home, code), one or "")
+        for looks, _ in enumerate(drive(folder)):
+            yield gr.skip() if looks else gr.Timer(active=True)
+
+    for begun in events:
+        begun.success(train_on, [visitor, run], timer, **CHEAP | LANE)
+
+
+def add_endpoint(library: Library) -> None:
+    """Publish `advance` where runs are driven; call inside the Blocks of the page."""
+    drive = training()
+    if drive is None:
+        return
+
+    def advance(workspace: str, run: str) -> Iterator[dict]:
+        """Train a run that /train made or that was stopped, on lent GPUs, for as long as you listen. Yields
+        {"run", "state", "step", "steps"} about once a second. Leave, and it stops and can be gone on with."""
+        folder = service.own_run(Workspace.open(library.home, workspace), run)
+        for _ in drive(folder):
+            status = jobs.status(folder)
+            done = status.of_kind("step")
+            step = {"step": done[-1]["step"] if done else 0, "steps": read_any_config(folder).training.steps}
+            yield {"run": run, "state": status.state} | step
+
+    publish = gr.api  # pyright: ignore[reportPrivateImportUsage]
+    publish(public(advance), api_name="advance", **LANE)

@@ -1,0 +1,303 @@
+"""The app where GPUs are lent for a call: with a stand-in for `spaces` that forks, in a server of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+from page_helpers import served_app
+from playwright.sync_api import expect
+from safetensors.torch import load_file
+from test_browser import browser  # noqa: F401 (a fixture)
+
+from retro_demo import jobs, service
+from retro_demo.building import build_corpus, prepare_corpus
+from retro_demo.config import CorpusConfig
+from retro_demo.pipeline import run_training
+from retro_demo.slices import advance, slice_seconds
+from retro_demo.workspace import Workspace, new_code
+
+STAND_IN = Path(__file__).resolve().parent / "stand_in"
+NETWORK = {"dim": 16, "depth": 2, "num_heads": 2, "cca_layers": (2,), "enc_dim": 16}
+BRIEF = {
+    "seq_len": 32,
+    "batch_size": 2,
+    "eval_tokens": 200,
+    "save_every": 100,
+    "eval_every": 100,
+    "warmup": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("zero")
+
+
+@pytest.fixture(scope="module")
+def lending(place) -> Iterator[None]:
+    """The environment of a ZeroGPU Space whose calls are too short for more than one step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPACES_ZERO_GPU", "true")
+        patch.setenv("SPACES_STAND_IN_CALLS", str(place / "calls"))
+        patch.setenv("SPACES_STAND_IN_QUOTA", str(place / "quota"))
+        patch.setenv("RETRO_DEMO_SLICE_SECONDS", "0.001")
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(STAND_IN), os.environ.get("PYTHONPATH", "")]))
+        (place / "home").mkdir()
+        patch.setenv("RETRO_DEMO_HOME", str(place / "home"))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def same_home(lending, place, data_folder, monkeypatch) -> None:
+    """Tests of this file share the data folder of their server."""
+    monkeypatch.setenv("RETRO_DEMO_HOME", str(place / "home"))
+
+
+@pytest.fixture(scope="module")
+def space(lending, place) -> Workspace:
+    """A visitor with a small corpus."""
+    workspace = Workspace.open(place / "home", new_code())
+    source = place / "islands.txt"
+    rows = (f"Island {n} exports fish, salt and {n * 7 % 50} boats of timber." for n in range(300))
+    source.write_text("\n\n".join(rows), encoding="utf-8")
+    folder = workspace.new_folder("corpora", "islands")
+    prepare_corpus(folder, [source], CorpusConfig(chunk_len=8, vocab_size=300, num_neighbors=2))
+    list(build_corpus(folder))
+    return workspace
+
+
+@pytest.fixture(scope="module")
+def url(lending, place, space) -> Iterator[str]:
+    with served_app(place / "home", place / "uploads") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def client(url) -> Iterator[Client]:
+    opened = Client(url, verbose=False)
+    yield opened
+    opened.close()
+
+
+def prepared(space: Workspace, name: str, steps: int) -> str:
+    return service.start_run(space, "islands", "retro", "tiny", NETWORK | BRIEF | {"steps": steps}, name)
+
+
+def follow(client: Client, space: Workspace, run: str) -> list[dict]:
+    """All that is told until the run ends; raises AppError where it ends with an error."""
+    job = client.submit(space.folder.name, run, api_name="/advance")
+    told = list(job)
+    job.result()
+    return told
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    first, second = (load_file(folder / "model.safetensors") for folder in (one, other))
+    return first.keys() == second.keys() and all(first[name].equal(second[name]) for name in first)
+
+
+def calls(place: Path) -> list[str]:
+    return (place / "calls").read_text().split("\n")[:-1] if (place / "calls").exists() else []
+
+
+@pytest.fixture(scope="module")
+def sliced(client, space, place) -> Path:
+    """A run of three steps, trained in as many calls."""
+    before = len(calls(place))
+    run = prepared(space, "sliced", 3)
+    told = follow(client, space, run)
+    assert told[-1] == {"run": run, "state": "finished", "step": 3, "steps": 3}
+    assert calls(place)[before:] == ["advance 1"] * 3
+    return space.run(run)
+
+
+@pytest.fixture(scope="module")
+def never_sliced(space) -> Path:
+    """The same run, trained at once in this process."""
+    folder = space.run(prepared(space, "whole", 3))
+    list(run_training(folder, lambda: False))
+    return folder
+
+
+def test_making_a_run_starts_no_process_where_gpus_are_lent(space):
+    folder = space.run(prepared(space, "only made", 3))
+
+    assert jobs.status(folder).state == "new"
+    assert not (folder / "pid").exists()
+
+
+def test_a_run_trained_in_slices_has_the_weights_of_one_never_sliced(sliced, never_sliced):
+    assert same_weights(sliced, never_sliced)
+
+
+def test_the_record_of_a_sliced_run_has_each_step_once_and_one_end(sliced, never_sliced):
+    def told(folder: Path) -> list[tuple[str, int]]:
+        kept = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+        return [(e["event"], e["step"]) for e in kept if e["event"] in ("step", "evaluated", "finished")]
+
+    assert told(sliced) == told(never_sliced)
+
+
+def test_who_leaves_stops_the_run_and_can_go_on_later(client, space, never_sliced):
+    run = prepared(space, "left", 40)
+    job = client.submit(space.folder.name, run, api_name="/advance")
+    next(iter(job))
+    job.cancel()
+    folder = space.run(run)
+    for _ in service.follow(folder):
+        pass
+
+    status = jobs.status(folder)
+    assert status.state == "stopped"
+    assert 1 <= len(status.of_kind("step")) < 40
+    assert client.predict(space.folder.name, run, api_name="/run_status")["state"] == "stopped"
+    told = follow(client, space, run)
+    assert told[-1]["state"] == "finished"
+    assert [e["step"] for e in jobs.status(folder).of_kind("step")] == list(range(1, 41))
+
+
+def test_stop_ends_a_sliced_run_with_a_save(client, space):
+    run = prepared(space, "asked", 400)
+    job = client.submit(space.folder.name, run, api_name="/advance")
+    next(iter(job))
+
+    assert client.predict(space.folder.name, run, api_name="/stop_run") == {"run": run, "asked": True}
+    assert list(job)[-1]["state"] == "stopped"
+    assert jobs.status(space.run(run)).of_kind("saved")
+
+
+def test_a_run_that_is_driven_is_not_driven_twice(client, space):
+    run = prepared(space, "twice", 400)
+    job = client.submit(space.folder.name, run, api_name="/advance")
+    next(iter(job))
+
+    with pytest.raises(AppError, match="already running"):
+        follow(client, space, run)
+    client.predict(space.folder.name, run, api_name="/stop_run")
+    list(job)
+
+
+def test_a_quota_used_up_is_one_sentence_and_the_run_can_go_on(client, space, place, never_sliced):
+    run = prepared(space, "poor", 3)
+    (place / "quota").write_text("2")
+    try:
+        with pytest.raises(AppError, match=r"exceeded your free ZeroGPU quota .*Resume goes on") as told:
+            follow(client, space, run)
+    finally:
+        (place / "quota").unlink()
+
+    assert "<a" not in str(told.value)
+    assert jobs.status(space.run(run)).state == "stopped"
+    assert follow(client, space, run)[-1]["state"] == "finished"
+    assert same_weights(space.run(run), never_sliced)
+
+
+def test_what_is_wrong_inside_the_call_is_said_in_its_own_words(client, space):
+    run = prepared(space, "broken", 3)
+    config = space.run(run) / "config.json"
+    config.write_text(config.read_text().replace('"corpus_fingerprint": "', '"corpus_fingerprint": "0'))
+
+    with pytest.raises(AppError, match="has changed since this run was trained"):
+        follow(client, space, run)
+
+
+def test_a_text_is_written_in_a_call_and_stays_the_same(client, space, place, sliced, monkeypatch):
+    from retro_demo.config import GenerateConfig
+    from retro_demo.loading import load_run
+    from retro_demo.writing import watch_writing
+
+    words = "Island 3 exports fish"
+    before = len(calls(place))
+    told = list(
+        client.submit(space.folder.name, sliced.name, words, 20, 0.8, 0, 0.95, 7, "on", api_name="/generate")
+    )
+    config = GenerateConfig(max_new_tokens=20, temperature=0.8, top_k=0, top_p=0.95, seed=7)
+    here = list(watch_writing(load_run(sliced), "sliced", words, config, lambda: False))
+
+    assert calls(place)[before:] == ["write 30"]
+    assert told[-1]["done"]
+    assert told[-1]["text"] == "".join(here[-1].pieces)
+    assert told[-1]["chunks"]
+
+
+def test_an_error_while_writing_in_a_call_is_said_in_its_own_words(client, space, sliced):
+    with pytest.raises(AppError, match="room|tokens"):
+        client.predict(space.folder.name, sliced.name, "Island " * 200, 20, api_name="/generate")
+
+
+def test_a_slice_does_at_least_one_step(space):
+    folder = space.run(prepared(space, "one", 3))
+
+    assert advance(str(folder), 1e-9).state == "stopped"
+    assert [e["step"] for e in jobs.status(folder).of_kind("step")] == [1]
+
+
+@pytest.mark.parametrize("said", ["soon", "0", "-3", "1e9", "nan"])
+def test_a_nonsensical_slice_is_refused(said):
+    with pytest.raises(Exception, match="RETRO_DEMO_SLICE_SECONDS"):
+        slice_seconds({"RETRO_DEMO_SLICE_SECONDS": said})
+
+
+SOON = 60_000  # milliseconds
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(540)
+def test_the_page_trains_while_the_visitor_stays_stops_when_they_leave_and_resumes(
+    url,
+    space,
+    browser,  # noqa: F811
+):
+    context = browser.new_context()
+    page = context.new_page()
+    page.set_default_timeout(SOON)
+    page.goto(url)
+    page.get_by_text("Your workspace").first.click()
+    box = page.locator("#code textarea, #code input").first
+    expect(box).not_to_have_value("", timeout=SOON)
+    box.fill(space.folder.name)
+    with page.expect_navigation():
+        page.locator("#open-workspace").click()
+    page.get_by_role("tab", name="Train", exact=True).click()
+    choose(page, "#train-corpus", "islands")
+    page.get_by_label("lm", exact=True).check()
+    page.locator("#run-name textarea, #run-name input").first.fill("by hand")
+    page.locator("#train").click()
+    expect(page.locator("#run-status")).to_contain_text("by-hand", timeout=SOON)
+    expect(page.locator("#run-status .badge")).to_have_text("running", timeout=SOON)
+    expect(page.locator("#run-status")).to_contain_text("step ", timeout=SOON)
+    page.close()
+    folder = space.run("by-hand")
+    for _ in service.follow(folder):
+        pass
+    steps = len(jobs.status(folder).of_kind("step"))
+    assert jobs.status(folder).state == "stopped"
+    assert steps
+
+    page = context.new_page()
+    page.set_default_timeout(SOON)
+    page.goto(url)
+    page.get_by_role("tab", name="Train", exact=True).click()
+    choose(page, "#train-run", "by-hand")
+    expect(page.locator("#run-status .badge")).to_contain_text("stopped", timeout=SOON)
+    page.locator("#resume-training").click()
+    expect(page.locator("#run-status .badge")).to_have_text("running", timeout=SOON)
+    page.locator("#stop-training").click()
+    expect(page.locator("#run-status .badge")).to_contain_text("stopped", timeout=SOON)
+    assert len(jobs.status(folder).of_kind("step")) > steps
+    context.close()
+
+
+def choose(page, dropdown: str, option: str) -> None:
+    field = page.locator(f"{dropdown} input")
+    expect(field).not_to_have_value("", timeout=SOON)
+    if field.input_value() != option:
+        field.click()
+        page.get_by_role("option", name=option, exact=True).click()
+    expect(field).to_have_value(option, timeout=SOON)
