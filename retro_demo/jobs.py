@@ -117,7 +117,7 @@ def _see_off(folder: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 def stop(folder: Path) -> bool:
-    """Ask the job to save and leave (SIGTERM or a note), or to leave the queue; False where it is in neither."""
+    """Ask the job to save and leave (SIGTERM or a note), or to leave the queue; False: it does neither."""
     if tickets.cancel(folder):
         return True
     if _is_driven(folder) and is_running(folder):
