@@ -69,7 +69,12 @@ def start_change(
         shutil.rmtree(base / CHANGE, ignore_errors=True)  # what one that failed or was done may have left
         copies = service.keep_files(files, base / CHANGE / SOURCES) if files else []
         prepare_change(base, None, add=copies, forget=forget, config=config)
-        begin(workspace, base, "build-corpus")
+        try:
+            with jobs.without_events(base):  # those of the build are not about the change
+                begin(workspace, base, "build-corpus")
+        except BaseException:
+            shutil.rmtree(base / CHANGE)  # nothing was begun
+            raise
     return base.name
 
 

@@ -35,15 +35,16 @@ def serve_alone(home: Path) -> FileLock:
 
 
 def close_folder(home: Path) -> None:
-    """Let nobody else on the machine into the data folder and the folders of visitors (mode 700)."""
-    folders = [home, home / UPLOADS, home / "workspaces", *(home / "workspaces").glob("*")]
-    for folder in folders:
-        folder.mkdir(mode=0o700, exist_ok=True)
+    """Let nobody else on the machine into what the app keeps in its data folder (mode 700)."""
+    home.mkdir(mode=0o700, exist_ok=True)  # one that is there may hold other things, for other people
+    for part in (UPLOADS, "workspaces"):
+        (home / part).mkdir(mode=0o700, exist_ok=True)
+    parts = [home / part for part in (UPLOADS, *PARTS)]
+    for path in [part for part in parts if part.exists()] + list((home / "workspaces").glob("*")):
         try:
-            folder.chmod(0o700)
+            path.chmod(0o700 if path.is_dir() else 0o600)
         except OSError as error:  # a mounted bucket has no modes
-            log.warning("%s cannot be closed to others (%s)", folder, error)
-            return
+            log.warning("%s cannot be closed to others (%s)", path, error)
 
 
 def never_served(home: Path) -> list[str]:

@@ -80,10 +80,15 @@ def start_next(home: Path) -> None:
         for ticket in at_work:
             _end_overstayer(ticket, limits)
         for ticket in tickets.in_turn(known):
-            if _fits(limits, at_work, ticket):
+            if not _fits(limits, at_work, ticket):
+                continue
+            try:
                 jobs.start(ticket.folder, ticket.verb, _allowance(limits))
-                tickets.mark_started(ticket)
-                at_work.append(ticket)
+            except (OSError, UserError) as error:  # those behind it are not to wait for that
+                log.warning("%s waits on: %s", ticket.folder.name, error)
+                continue
+            tickets.mark_started(ticket)
+            at_work.append(ticket)
 
 
 def _settled(home: Path) -> list[Ticket]:

@@ -55,9 +55,10 @@ def start_evaluation(
     )
     folder = folder_of_evaluations(workspace, run) / request.key
     prepare_evaluation(folder, request)
-    if not jobs.is_under_way(folder):  # what was said before is said again: the table is kept
-        (folder / "events.jsonl").unlink(missing_ok=True)
-    begin(workspace, folder, "evaluate")
+    if jobs.is_under_way(folder):
+        begin(workspace, folder, "evaluate")  # which says so
+    with jobs.without_events(folder):  # what was said before is said again: the table is kept
+        begin(workspace, folder, "evaluate")
     _drop_old(folder.parent, folder)
     return folder
 

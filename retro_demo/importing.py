@@ -21,6 +21,7 @@ from retro_demo.checkpoint import IMPORTED, AnyRun, RunConfig, write_run_config
 from retro_demo.config import CorpusConfig, from_json
 from retro_demo.corpus import MANIFEST as CORPUS_MANIFEST
 from retro_demo.corpus import file_hash, write_atomically
+from retro_demo.devices import allowed_threads, choose_device
 from retro_demo.errors import UserError
 from retro_demo.provenance import place_name
 from retro_demo.share_checks import (
@@ -247,7 +248,8 @@ def take_run(export: Checked, out: Path, corpus: str, bases: Sequence[Path] = ()
             os.replace(export.folder / name, out / name)
     about = {"format": export.manifest.format, "name": export.manifest.name, "corpus": corpus}
     write_atomically(out / IMPORTED, (json.dumps(about) + "\n").encode())
-    config = replace(export.config, corpus=corpus)
+    threads, device = min(export.config.threads, allowed_threads()), choose_device("auto")
+    config = replace(export.config, corpus=corpus, threads=threads, device=device)
     if isinstance(config, RunConfig):
         config = replace(config, base=_base_here(config, bases))
     write_run_config(out, config)

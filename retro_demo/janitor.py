@@ -14,6 +14,7 @@ from retro_demo import jobs
 from retro_demo.data_folder import UPLOADS
 from retro_demo.errors import UserError
 from retro_demo.limits import limits_of
+from retro_demo.workspace import disk_use
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def _under_way(folder: Path) -> list[Path]:
 
 def _remove(folder: Path) -> int:
     """Delete a workspace so that at no moment half of it can be opened."""
-    used = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    used = disk_use(folder)
     gone = folder.with_name(f"{GONE}{secrets.token_hex(8)}")
     folder.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)  # what a dying process still wrote goes with the next cleaning
@@ -81,6 +82,8 @@ def _torn(folder: Path, now: float) -> Iterator[Path]:
     for path in folder.rglob("*.tmp"):
         if path.is_file() and now - path.stat().st_mtime > DAY and not jobs.is_under_way(path.parent):
             yield path
+    for kind in (".import-*", ".export-*"):  # where a server was killed at its work
+        yield from (path for path in folder.glob(kind) if now - path.stat().st_mtime > DAY)
 
 
 def _old(folder: Path, now: float) -> list[Path]:

@@ -69,6 +69,20 @@ def asking(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def without_events(folder: Path) -> Iterator[None]:
+    """Begin a job anew in a folder, as one that nothing is told of yet; where that fails all stays told."""
+    path = folder / "events.jsonl"
+    before = path.read_bytes() if path.exists() else None
+    path.unlink(missing_ok=True)
+    try:
+        yield
+    except BaseException:
+        if before is not None:
+            path.write_bytes(before)
+        raise
+
+
 def start(folder: Path, verb: str, allowance: Allowance = UNLIMITED) -> None:
     """Start `python -m retro_demo VERB --out FOLDER` on its own; its config is in the folder."""
     already = UserError(f"{folder.name} is already running. Stop it first, or wait for its end.")

@@ -27,6 +27,7 @@ from retro_demo.limits import limits_of
 from retro_demo.marge_planning import plan_run
 from retro_demo.planning import extend_run, prepare_run
 from retro_demo.quotas import check_run, check_space, checked_text
+from retro_demo.run_state import saved_step
 from retro_demo.workspace import (
     SAMPLE,
     SAMPLES,
@@ -190,10 +191,18 @@ def own_run(workspace: Workspace, run: str) -> Path:
 def resume_run(workspace: Workspace, run: str) -> None:
     """Go on with a run from its last save."""
     folder = own_run(workspace, run)
-    if jobs.status(folder).state == "finished":
+    if saved_step(folder) >= read_any_config(folder).training.steps:
         raise UserError(f"{run} is finished. To go on, train it longer.")
     check_space(workspace)
+    _check_unchanging(workspace, run)
     begin(workspace, folder, "train")
+
+
+def _check_unchanging(workspace: Workspace, run: str) -> None:
+    """Raise UserError while the corpus of a run is being changed, or waits to be."""
+    title, folder = corpus_of_run(workspace, run)
+    if is_built(folder) and jobs.is_under_way(folder):
+        raise UserError(f"{title} is being changed, and {run} reads it. Wait for the end of that.")
 
 
 def lengthen_run(workspace: Workspace, run: str, steps: int) -> None:
@@ -202,8 +211,13 @@ def lengthen_run(workspace: Workspace, run: str, steps: int) -> None:
     if jobs.is_under_way(folder):
         raise UserError(f"{run} is running or waits to. Stop it first, or wait for its end.")
     check_space(workspace)
-    check_run(limits_of(workspace.home), read_any_config(folder).network, steps)
-    extend_run(folder, steps)
+    _check_unchanging(workspace, run)
+    config = read_any_config(folder)
+    check_run(limits_of(workspace.home), config.network, steps)
+    if (
+        steps != config.training.steps or saved_step(folder) >= steps
+    ):  # else it was made longer, and never begun
+        extend_run(folder, steps)
     begin(workspace, folder, "train")
 
 

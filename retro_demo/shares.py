@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from retro_demo import dispatch, service
+from retro_demo import dispatch, jobs, service
 from retro_demo.archives import Limits
 from retro_demo.errors import UserError
 from retro_demo.evaluations import folder_of_evaluations
@@ -22,7 +22,8 @@ from retro_demo.importing import (
     take_corpus,
     take_run,
 )
-from retro_demo.quotas import check_space
+from retro_demo.limits import limits_of
+from retro_demo.quotas import check_run, check_space
 from retro_demo.workspace import SAMPLE, Workspace, is_built
 
 LIMITS = Limits(total_bytes=1_000_000_000)
@@ -73,6 +74,9 @@ def _export(
     if with_corpus:
         for _ in service.wait_for_corpus(workspace, run):
             pass
+        title, place = service.corpus_of_run(workspace, run)
+        if jobs.is_under_way(place):
+            raise UserError(f"{title} is being built or changed. Wait for its end, then export it.")
     export_run(
         folder,
         out,
@@ -98,6 +102,8 @@ def import_zip(workspace: Workspace, file: tuple[str, Path], name: str = "") -> 
 
 
 def _take(workspace: Workspace, export: Checked, name: str) -> dict[str, Any]:
+    if export.config is not None:  # its steps are looked at where it goes on
+        check_run(limits_of(workspace.home), export.config.network, 0)
     corpora = {corpus: workspace.corpus(corpus) for corpus in workspace.corpora()}
     here = corpus_here(export, [folder for folder in corpora.values() if is_built(folder)])
     corpus = next((one for one, folder in corpora.items() if folder == here), "")

@@ -45,7 +45,7 @@ MOST_BYTES = {
     MANIFEST: 4_000_000,
     "config.json": 1_000_000,
     "tokenizer.json": 32_000_000,
-    "events.jsonl": 256_000_000,
+    "events.jsonl": 16_000_000,
     "corpus/tokenizer.json": 32_000_000,
     "corpus/reading.json": 64_000_000,
     "corpus/corpus.json": 256_000_000,

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from retro_demo.whole_files import replacing
+
 QUEUE = "queue"
 POINTER = "ticket"
 AHEAD = 50  # later comers that a job lets go first, for each other job of its visitor
@@ -55,17 +57,10 @@ def read_tickets(home: Path) -> list[Ticket]:
 def _read(path: Path) -> Ticket | None:
     try:
         kept = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
+        folder = Path(os.path.normpath(path.parent.parent / kept.pop("folder")))
+        return Ticket(path, folder, **kept)
+    except (OSError, ValueError, KeyError, TypeError):  # it is gone, or the disk was full or lost its power
         return None
-    return Ticket(
-        path,
-        Path(os.path.normpath(path.parent.parent / kept["folder"])),
-        kept["verb"],
-        kept["visitor"],
-        kept["device"],
-        kept["turn"],
-        kept["started"],
-    )
 
 
 def _write(ticket: Ticket) -> None:
@@ -78,9 +73,8 @@ def _write(ticket: Ticket) -> None:
         "turn": ticket.turn,
         "started": ticket.started,
     }
-    beside = ticket.path.with_suffix(".tmp")
-    beside.write_text(json.dumps(kept), "utf-8")
-    os.replace(beside, ticket.path)
+    with replacing(ticket.path) as beside:
+        beside.write_text(json.dumps(kept), "utf-8")
 
 
 def issue(home: Path, folder: Path, verb: str, visitor: str, device: str = "") -> Ticket:
@@ -93,7 +87,8 @@ def issue(home: Path, folder: Path, verb: str, visitor: str, device: str = "") -
     turn = number + AHEAD * sum(ticket.visitor == visitor for ticket in known)
     ticket = Ticket(home / QUEUE / f"{number:08d}.json", folder, verb, visitor, device, turn)
     _write(ticket)
-    (folder / POINTER).write_text(os.path.relpath(ticket.path, folder), "utf-8")
+    with replacing(folder / POINTER) as beside:
+        beside.write_text(os.path.relpath(ticket.path, folder), "utf-8")
     return ticket
 
 

@@ -18,6 +18,7 @@ import shutil
 import tempfile
 import time
 import unicodedata
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -252,7 +253,7 @@ class Workspace:
         if name.startswith(SAMPLE):
             raise UserError(f"{name.removeprefix(SAMPLE)} ships with the app and stays as it is.")
         folder = self._existing(kind, name, {"corpora": "corpus", "runs": "run"}[kind])
-        if is_under_way(folder):
+        if is_under_way(folder) or any(map(is_under_way, folder.glob("evaluations/*"))):
             raise UserError(f"{name} is being worked on, or waits to be. Stop it first.")
         return folder
 
@@ -263,8 +264,12 @@ def without_folders(text: str) -> str:
 
 
 def disk_use(folder: Path) -> int:
-    """Bytes of all files below the folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Bytes of all files below the folder; what a job moves away meanwhile does not count."""
+    used = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            used += path.stat().st_size if path.is_file() else 0
+    return used
 
 
 def derived_folder(home: Path, corpus: Path, fingerprint: str) -> Path:

@@ -85,6 +85,8 @@ class Doorman:
             address = ipaddress.ip_address(text)
         except ValueError:
             return text[:64]
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+            return str(address.ipv4_mapped)
         if isinstance(address, ipaddress.IPv6Address):
             return str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))
         return text
