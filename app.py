@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: fresh memory costs a tenth
 
 if os.environ.get("SPACES_ZERO_GPU"):  # a platform's own package, which changes torch before it is used
-    __import__("spaces")
+    import spaces  # noqa: F401  # pyright: ignore[reportMissingImports]
 
 import argparse
 import logging
