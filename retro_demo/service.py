@@ -214,9 +214,7 @@ def lengthen_run(workspace: Workspace, run: str, steps: int) -> None:
     _check_unchanging(workspace, run)
     config = read_any_config(folder)
     check_run(limits_of(workspace.home), config.network, steps)
-    if (
-        steps != config.training.steps or saved_step(folder) >= steps
-    ):  # else it was made longer, and never begun
+    if steps != config.training.steps or saved_step(folder) >= steps:  # else a longer run never began
         extend_run(folder, steps)
     begin(workspace, folder, "train")
 

@@ -141,8 +141,9 @@ def test_both_ways_of_ours_write_the_same_text():
 def test_a_busy_neighbor_is_busy_and_leaves():
     others = Others()
     with busy(True):
-        time.sleep(0.5)
-        used = others.cores()
+        deadline = time.monotonic() + 60  # the machine may be busy with other tests
+        while (used := others.cores()) is not None and used <= 0.2 and time.monotonic() < deadline:
+            time.sleep(0.5)
 
     if used is None:
         pytest.skip("nothing here tells what other processes use")

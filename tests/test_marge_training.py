@@ -132,7 +132,7 @@ def test_a_stopped_run_goes_on_to_the_weights_of_one_never_stopped(tmp_path, fol
     first = advance(prepare(tmp_path / "cut", folder), stop_after=stop_after)
     second = advance(tmp_path / "cut")
 
-    assert first[-1] == {"event": "stopped", "step": stop_after}
+    assert first[-1] == {"event": "stopped", "step": stop_after, "why": ""}
     assert of(second, "step")[0]["step"] == stop_after + 1
     assert same_weights(tmp_path / "whole", tmp_path / "cut")
     recorded = [read_events(tmp_path / name / "events.jsonl") for name in ("whole", "cut")]

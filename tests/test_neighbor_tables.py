@@ -72,7 +72,9 @@ def test_a_table_that_is_stale_or_damaged_is_made_anew(corpus, name, damage):
     wanted = neighbor_table(corpus, name)
     path = corpus.folder / f"neighbors-{name}.safetensors"
     if damage == "stale":
-        (corpus.folder / "corpus.json").write_text(json.dumps(corpus.manifest | {"fingerprint": "another"}))
+        (corpus.folder / "corpus.json").write_text(
+            json.dumps(corpus.manifest | {"fingerprint": "0" * len(corpus.fingerprint)})
+        )
         corpus = load_corpus(corpus.folder)
     else:
         content = path.read_bytes()

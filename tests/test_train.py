@@ -111,7 +111,7 @@ def test_a_stopped_run_goes_on_to_the_weights_of_one_never_stopped(tmp_path, sma
     first = advance(tmp_path / "cut", stop_after=6)
     second = advance(tmp_path / "cut")
 
-    assert first[-1] == {"event": "stopped", "step": 6}
+    assert first[-1] == {"event": "stopped", "step": 6, "why": ""}
     assert steps(second)[0]["step"] == 7
     assert same_weights(tmp_path / "whole", tmp_path / "cut")
     recorded = steps(read_events(tmp_path / "cut" / "events.jsonl"))
