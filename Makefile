@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 HOST ?= 127.0.0.1
 PORT ?= 7860
 
-.PHONY: run setup test check proof bench fuzz sample clean
+.PHONY: run setup test check proof bench fuzz load sample clean
 
 run: setup
 	$(BIN)/python app.py --host $(HOST) --port $(PORT)
@@ -44,6 +44,11 @@ bench: setup
 # One part, another seed: python -m benchmarks.fuzz --only TARGET --seed 1 --count 100
 fuzz: setup
 	$(BIN)/python -m benchmarks.fuzz --http --count 500
+
+# Fifty visitors at once on a public page for half an hour. Fewer, shorter:
+# python -m benchmarks.load --visitors 6 --minutes 3
+load: setup
+	$(BIN)/python -m benchmarks.load
 
 # The shipped checkpoint, from the shipped corpus and the seed below; about an hour on two cores.
 sample: setup

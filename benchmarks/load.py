@@ -1,0 +1,262 @@
+"""Many visitors at once on a public page: how long they wait, what they are refused, what the server keeps.
+
+    .venv/bin/python -m benchmarks.load [--visitors 50] [--minutes 30] [--seed 0]
+
+Starts `app.py --public` on a free port with a data folder of its own, then as many visitors as threads
+(load_visitor.py). One limit is raised: all come from one address here, so it gets the requests of as many
+addresses. Exit code 1 where an answer was neither a result nor a clear refusal, or where something is left
+in the queue or at work at the end. Linux only: memory and open files come from /proc.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import httpx
+
+from benchmarks.load_visitor import Tally, Visitor
+from benchmarks.measuring import Report, options
+from benchmarks.startup import ROOT, free_port
+from retro_demo.limits import PUBLIC
+from retro_demo.pipeline import ensure_sample
+from retro_demo.tickets import read_tickets
+
+LOOK_SECONDS = 2.0
+LEAVE_SECONDS = 60.0  # for what is still at work when the last visitor has gone
+POLLS = ("look of the page", "run_status")
+POLL_AIM = 1.0  # seconds, of the 95th percentile
+GROWTH_AIM = 1.1  # last third against first
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The server at one moment."""
+
+    seconds: float
+    megabytes: float
+    """Resident, of the server alone."""
+    files: int
+    threads: int
+    waiting: int
+    """Jobs in the queue."""
+    working: int
+
+
+def percentile(seconds: Sequence[float], share: float) -> float:
+    """The smallest of some seconds that `share` of them do not exceed."""
+    ordered = sorted(seconds)
+    return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))]
+
+
+def thirds(samples: Sequence[Sample], what: str) -> tuple[float, float]:
+    """The medians of a figure over the first and over the last third of the time."""
+    share = max(1, len(samples) // 3)
+    values = [getattr(sample, what) for sample in samples]
+    return statistics.median(values[:share]), statistics.median(values[-share:])
+
+
+def sampled(pid: int, home: Path, begun: float) -> Sample:
+    """Look at the server."""
+    fields = dict(
+        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line
+    )
+    tickets = read_tickets(home)
+    return Sample(
+        round(time.monotonic() - begun, 1),
+        int(fields["VmRSS"].split()[0]) / 1024,
+        len(os.listdir(f"/proc/{pid}/fd")),
+        int(fields["Threads"]),
+        sum(not ticket.started for ticket in tickets),
+        sum(ticket.started for ticket in tickets),
+    )
+
+
+def workers(home: Path) -> list[int]:
+    """The processes that work on a folder of this data folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = entry.read_bytes().decode("utf-8", "replace").split("\0")
+        except OSError:  # it ended
+            continue
+        if "retro_demo" in words and any(word.startswith(f"{home}/") for word in words):
+            found.append(int(entry.parent.name))
+    return found
+
+
+def watch(pid: int, home: Path, begun: float, over: threading.Event, samples: list[Sample]) -> None:
+    """Look at the server every two seconds until it is over."""
+    while not over.wait(LOOK_SECONDS):
+        try:
+            samples.append(sampled(pid, home, begun))
+        except (OSError, KeyError):  # the server is gone: the visitors will say so
+            return
+
+
+@contextmanager
+def served(home: Path, log: Path, visitors: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Within the block the public page is served; its words go into `log`."""
+    port, rate = free_port(), PUBLIC.requests_per_minute * visitors
+    environment = os.environ | {"RETRO_DEMO_HOME": str(home)}
+    for name in [name for name in environment if name.startswith("RETRO_DEMO_LIMIT_")]:
+        del environment[name]
+    command = [sys.executable, str(ROOT / "app.py"), "--host", "127.0.0.1", "--port", str(port), "--public"]
+    with log.open("wb") as told:
+        server = subprocess.Popen(
+            [*command, "--requests-per-minute", str(rate)],
+            env=environment | {"GRADIO_TEMP_DIR": str(home / "uploads")},
+            cwd=ROOT,
+            stdout=told,
+            stderr=told,
+        )
+    url = f"http://127.0.0.1:{port}/"
+    try:
+        while True:
+            try:
+                httpx.get(url, timeout=5).raise_for_status()
+                break
+            except httpx.HTTPError:
+                if server.poll() is not None:
+                    raise SystemExit(f"app.py ended with {server.returncode}: {log.read_text()}") from None
+                time.sleep(0.2)
+        yield url, server
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def poll_of_the_page(url: str) -> int:
+    """The number of the event by which the Train tab looks at a run: what the faster timer asks."""
+    config = httpx.get(f"{url}config", timeout=60).json()
+    known = {one["id"]: one for one in config["components"]}
+    ids = {one["props"].get("elem_id"): one["id"] for one in config["components"]}
+    found = [
+        handler["id"]
+        for handler in config["dependencies"]
+        for target, event in handler["targets"]
+        if event == "tick" and known[target]["type"] == "timer" and ids["train-run"] in handler["inputs"]
+    ]
+    if len(found) != 1:
+        raise SystemExit(f"The page has {len(found)} timers that look at a run, and one was expected.")
+    return found[0]
+
+
+def settle(home: Path) -> tuple[int, int]:
+    """(tickets, processes) that are left when what was at work had time to leave."""
+    deadline = time.monotonic() + LEAVE_SECONDS
+    while (left := (len(read_tickets(home)), len(workers(home)))) != (0, 0):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    return left
+
+
+def tell(report: Report, tally: Tally, samples: Sequence[Sample], left: tuple[int, int], log: str) -> bool:
+    """Fill the report; whether all was well but for the times."""
+    kinds = sorted({*tally.seconds, *tally.refusals, *(kind for kind, _ in tally.faults)})
+    rows, figures = [], {}
+    for kind in kinds:
+        times = tally.seconds.get(kind, [])
+        counts = (len(times), sum(tally.refusals[kind].values()), sum(one == kind for one, _ in tally.faults))
+        spread = [percentile(times, share) for share in (0.5, 0.95, 1.0)] if times else []
+        rows.append((kind, *counts, *([f"{one:.3f}" for one in spread] or ["", "", ""])))
+        figures[kind] = {"answered": counts[0], "refused": counts[1], "faults": counts[2], "seconds": spread}
+    report.table(
+        "Requests, in seconds (build_corpus is followed to its end, places in the queue and all):",
+        ("", "answered", "refused clearly", "faults", "p50", "p95", "max"),
+        rows,
+    )
+    said = [(kind, count, words) for kind in kinds for words, count in tally.refusals[kind].most_common()]
+    if said:
+        report.table("Clear refusals:", ("request", "times", "sentence"), said)
+    report.table("What was done:", ("", "times"), sorted(tally.done.items()))
+    grown = {}
+    for what in ("megabytes", "files", "threads", "waiting") if samples else ():
+        first, last = thirds(samples, what)
+        grown[what] = (first, last, max(getattr(sample, what) for sample in samples))
+    report.table(
+        "The server, medians of the first and the last third of the time:",
+        ("", "first", "last", "most"),
+        [(what, *(f"{figure:.0f}" for figure in found)) for what, found in grown.items()],
+    )
+    for kind in POLLS:
+        if tally.seconds.get(kind):
+            report.aim(f"p95 of {kind}, s", percentile(tally.seconds[kind], 0.95), most=POLL_AIM)
+    if grown:
+        report.aim(
+            "memory, last third to first", grown["megabytes"][1] / grown["megabytes"][0], most=GROWTH_AIM
+        )
+    report.figures |= {
+        "requests": figures,
+        "done": dict(tally.done),
+        "refusals": {kind: dict(counts) for kind, counts in tally.refusals.items()},
+        "faults": tally.faults,
+        "left": {"tickets": left[0], "processes": left[1]},
+        "samples": [asdict(sample) for sample in samples],
+    }
+    for kind, words in tally.faults[:20]:
+        print(f"{kind}: {words}", file=sys.stderr)
+    tracebacks = log.count("Traceback (most recent call last)")
+    report.figures["tracebacks_in_log"] = tracebacks
+    if tracebacks:
+        print(f"The log of the server has {tracebacks} tracebacks:\n{log[-3000:]}", file=sys.stderr)
+    print(f"\n{len(tally.faults)} faults; left in the queue {left[0]}, at work {left[1]}.")
+    return not tally.faults and left == (0, 0) and not tracebacks
+
+
+def main() -> int:
+    parser = options(__doc__, rounds=1)
+    parser.add_argument("--visitors", type=int, default=50)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--samples", type=Path, metavar="HOME", help="take built samples from a data folder")
+    chosen = parser.parse_args()
+    visitors, minutes = (4, 1.0) if chosen.quick else (chosen.visitors, chosen.minutes)
+    report, tally = Report("load"), Tally()
+    samples: list[Sample] = []
+    with tempfile.TemporaryDirectory(prefix="retro_demo-load-", ignore_cleanup_errors=True) as scratch:
+        home, log = Path(scratch) / "home", Path(scratch) / "server.log"
+        home.mkdir(mode=0o700)
+        os.environ["RETRO_DEMO_HOME"] = str(home)
+        if chosen.samples:
+            shutil.copytree(chosen.samples / "samples", home / "samples")
+        for name in ("factbook2015", "udhr44"):  # what the page would build at its start
+            list(ensure_sample(f"sample:{name}"))
+        with served(home, log, visitors) as (url, server):
+            begun, over = time.monotonic(), threading.Event()
+            spying = threading.Thread(target=watch, args=(server.pid, home, begun, over, samples))
+            spying.start()
+            try:
+                crowd(url, tally, visitors, chosen.seed, begun + 60 * minutes)
+            finally:
+                over.set()
+                spying.join()
+            left = settle(home)
+        fine = tell(report, tally, samples, left, log.read_text("utf-8", "replace"))
+    report.publish(chosen.json)
+    return 0 if fine else 1
+
+
+def crowd(url: str, tally: Tally, visitors: int, seed: int, ends: float) -> None:
+    """Let the visitors come, each in a thread, until the last has gone."""
+    poll = poll_of_the_page(url)
+    with ThreadPoolExecutor(visitors) as threads:
+        everybody = [Visitor(url, tally, f"{seed} {number}", ends, poll) for number in range(visitors)]
+        for visit in [threads.submit(visitor.live) for visitor in everybody]:
+            visit.result()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
