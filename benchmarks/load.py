@@ -137,20 +137,25 @@ def served(home: Path, log: Path, visitors: int) -> Iterator[tuple[str, subproce
         server.wait(30)
 
 
-def poll_of_the_page(url: str) -> int:
-    """The number of the event by which the Train tab looks at a run: what the faster timer asks."""
+def handlers_of_the_page(url: str) -> tuple[int, int]:
+    """Numbers of two events of the Train tab: opening it, which lists the runs, and its timer's look at one.
+
+    A session may only look at a run that its list holds.
+    """
     config = httpx.get(f"{url}config", timeout=60).json()
-    known = {one["id"]: one for one in config["components"]}
+    kinds = {one["id"]: one["type"] for one in config["components"]}
     ids = {one["props"].get("elem_id"): one["id"] for one in config["components"]}
-    found = [
-        handler["id"]
-        for handler in config["dependencies"]
-        for target, event in handler["targets"]
-        if event == "tick" and known[target]["type"] == "timer" and ids["train-run"] in handler["inputs"]
-    ]
-    if len(found) != 1:
-        raise SystemExit(f"The page has {len(found)} timers that look at a run, and one was expected.")
-    return found[0]
+    run, found = ids["train-run"], {}
+    for handler in config["dependencies"]:
+        for target, event in handler["targets"]:
+            kind = (kinds.get(target), event)
+            if kind == ("tabitem", "select") and {run, ids["runs"]} <= set(handler["outputs"]):
+                found["open"] = handler["id"]
+            if kind == ("timer", "tick") and run in handler["inputs"] and ids["loss"] in handler["outputs"]:
+                found["look"] = handler["id"]
+    if len(found) != 2:
+        raise SystemExit(f"The page has changed: of the two events of its Train tab there is {found}.")
+    return found["open"], found["look"]
 
 
 def settle(home: Path) -> tuple[int, int]:
@@ -251,9 +256,9 @@ def main() -> int:
 
 def crowd(url: str, tally: Tally, visitors: int, seed: int, ends: float) -> None:
     """Let the visitors come, each in a thread, until the last has gone."""
-    poll = poll_of_the_page(url)
+    handlers = handlers_of_the_page(url)
     with ThreadPoolExecutor(visitors) as threads:
-        everybody = [Visitor(url, tally, f"{seed} {number}", ends, poll) for number in range(visitors)]
+        everybody = [Visitor(url, tally, f"{seed} {number}", ends, handlers) for number in range(visitors)]
         for visit in [threads.submit(visitor.live) for visitor in everybody]:
             visit.result()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import secrets
 import threading
 import time
 from collections import Counter, defaultdict
@@ -113,8 +114,9 @@ def a_document(rng: random.Random, sentences: int = 240) -> str:
 class Visitor:
     """One who comes again and again until `over`; all that they do follows from the seed."""
 
-    def __init__(self, url: str, tally: Tally, seed: str, ends: float, poll: int) -> None:
-        self.url, self.tally, self.ends, self.poll = url, tally, ends, poll
+    def __init__(self, url: str, tally: Tally, seed: str, ends: float, handlers: tuple[int, int]) -> None:
+        self.url, self.tally, self.ends = url, tally, ends
+        self.opening, self.looking = handlers
         self.rng = random.Random(seed)
         self.codes: list[str] = []
         """The workspaces that are not deleted yet."""
@@ -137,6 +139,7 @@ class Visitor:
         """Upload, build, search, train, follow, write, and delete; some leave midway, some come back."""
         self.tally.ask("page", lambda: checked(self.http.get("")).content)
         comes_back = bool(self.codes) and self.rng.random() < 0.5
+        self.session = secrets.token_hex(8)
         code = self.codes[-1] if comes_back else new_code()
         self.tally.count("visits of one who came back" if comes_back else "first visits")
         if not comes_back:
@@ -167,8 +170,6 @@ class Visitor:
         events = self._call("build_corpus", code, [file], "places", 16, 0.2, "static", leave=leaves)
         if leaves:
             return None
-        if time.monotonic() > self.ends:
-            raise Over
         if events["event"] != "finished":
             self._fault("build_corpus", f"the build ended with {events!r:.200}")
         self.tally.count("builds finished")
@@ -186,10 +187,13 @@ class Visitor:
 
     def _follow(self, code: str, run: str, leaves: float) -> str:
         """Look at a run every two seconds until it ends; its last state, or "left"."""
-        looks, shown = 0, None
+        looks = 0
+        self._patiently(
+            lambda: self.tally.ask("opening the tab", lambda: self._page(self.opening, code, None, None))
+        )
         while True:
             self._sleep(POLL_SECONDS)
-            self.tally.ask("look of the page", lambda: self._look(code, run))
+            self.tally.ask("look of the page", lambda: self._page(self.looking, code, run, None))
             status = self._call("run_status", code, run)
             looks += 1
             if status["state"] in ("failed", "interrupted"):
@@ -198,17 +202,18 @@ class Visitor:
                 return status["state"]
             if looks == 3 and leaves < 0.2:
                 return "left"
-            if looks == 3 and leaves < 0.3 and shown is None:
-                shown = self._call("stop_run", code, run)
-                if shown["asked"] and status["state"] == "waiting":
+            if looks == 3 and leaves < 0.3:
+                asked = self._call("stop_run", code, run)["asked"]
+                if asked and status["state"] == "waiting":
                     return "stopped"  # it left the queue before it began
 
-    def _look(self, code: str, run: str) -> None:
-        """What the timer of the page asks, by its number, outside Gradio's queue."""
-        asked = {"fn_index": self.poll, "data": [code, run, None], "session_hash": code[:11]}
-        said = checked(self.http.post("gradio_api/run/predict", json=asked)).json()
-        if "data" not in said:
-            refuse(str(said.get("error") or ""))
+    def _page(self, handler: int, *values: Any) -> None:
+        """An event of the page by its number, outside Gradio's queue."""
+        asked = {"fn_index": handler, "data": list(values), "session_hash": self.session}
+        answer = self.http.post("gradio_api/run/predict", json=asked)
+        if answer.status_code == 500:
+            refuse(str(answer.json().get("error") or ""))
+        checked(answer)
 
     def _call(self, name: str, *values: Any, leave: bool = False) -> Any:
         """The last thing that a named endpoint says; with `leave` the first, and the line is cut."""
@@ -219,6 +224,8 @@ class Visitor:
             last, event = None, ""
             with self.http.stream("GET", place) as stream:
                 for line in stream.iter_lines():
+                    if name == "build_corpus" and time.monotonic() > self.ends:
+                        raise Over  # heard in time: heartbeats come also where nothing is said
                     if line.startswith("event: "):
                         event = line[7:]
                     elif line.startswith("data: ") and event != "heartbeat":
@@ -227,7 +234,7 @@ class Visitor:
                             words = said.get("error") if isinstance(said, dict) else said
                             refuse(str(words or ""))
                         last = said[0] if isinstance(said, list) and said else last
-                        if leave or (name == "build_corpus" and time.monotonic() > self.ends):
+                        if leave:
                             return last
             if last is None:
                 raise Fault("an answer without a word")

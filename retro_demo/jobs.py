@@ -216,10 +216,14 @@ class JobStatus:
 
 def status(folder: Path) -> JobStatus:
     """Look at a job; asks the operating system and the folder, never anybody's memory."""
-    running = is_running(folder)  # before the events: a job that ends in between shows its ending
+    # the place before the process, and both before the events: a job that leaves the queue in between is
+    # seen at work, and one that ends shows its ending
+    place, waiting = tickets.place(folder)
+    running = is_running(folder)
     events = read_events(folder / "events.jsonl")
     last = events[-1]["event"] if events else ""
-    place, waiting = (0, 0) if running else tickets.place(folder)
+    if running:
+        place, waiting = 0, 0
     if place:
         state = "waiting"
     elif running and last not in ENDINGS:

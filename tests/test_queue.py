@@ -128,6 +128,30 @@ def test_one_trains_and_the_next_waits_shows_its_place_and_starts_when_there_is_
     assert not jobs.stop(third)
 
 
+@pytest.mark.parametrize("look", ["place", "is_running"])
+def test_a_job_that_begins_while_it_is_looked_at_is_never_seen_as_interrupted(home, monkeypatch, look):
+    keep_limits(home, Limits(running=1))
+    one, other = visitor(home), visitor(home)
+    first, second = run_of(one, "first", steps=3), run_of(other, "second")
+    dispatch.begin(one, first, "train")
+    dispatch.begin(other, second, "train")
+    wait_until(lambda: not jobs.is_running(first))
+    module = tickets if look == "place" else jobs
+    really = getattr(module, look)
+
+    def then_begins(folder: Path):
+        found = really(folder)
+        monkeypatch.setattr(module, look, really)
+        dispatch.start_next(home)
+        return found
+
+    monkeypatch.setattr(module, look, then_begins)
+
+    assert jobs.status(second).state in ("waiting", "running")
+    assert jobs.status(second).state == "running"
+    jobs.kill(second)
+
+
 def test_builds_and_trainings_of_one_visitor_wait_for_each_other_where_one_may_work(home, tmp_path):
     keep_limits(home, Limits(running_per_visitor=1))
     workspace = visitor(home)
