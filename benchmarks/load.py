@@ -47,6 +47,8 @@ class Sample:
     seconds: float
     megabytes: float
     """Resident, of the server alone."""
+    anonymous: float
+    """Those of them that are no mapped files, in MB."""
     files: int
     threads: int
     waiting: int
@@ -75,7 +77,8 @@ def sampled(pid: int, home: Path, begun: float) -> Sample:
     tickets = read_tickets(home)
     return Sample(
         round(time.monotonic() - begun, 1),
-        int(fields["VmRSS"].split()[0]) / 1024,
+        int(fields["VmRSS"].split()[0]) * 1.024e-3,
+        int(fields["RssAnon"].split()[0]) * 1.024e-3,
         len(os.listdir(f"/proc/{pid}/fd")),
         int(fields["Threads"]),
         sum(not ticket.started for ticket in tickets),
@@ -188,7 +191,7 @@ def tell(report: Report, tally: Tally, samples: Sequence[Sample], left: tuple[in
         report.table("Clear refusals:", ("request", "times", "sentence"), said)
     report.table("What was done:", ("", "times"), sorted(tally.done.items()))
     grown = {}
-    for what in ("megabytes", "files", "threads", "waiting") if samples else ():
+    for what in ("megabytes", "anonymous", "files", "threads", "waiting") if samples else ():
         first, last = thirds(samples, what)
         grown[what] = (first, last, max(getattr(sample, what) for sample in samples))
     report.table(

@@ -83,6 +83,21 @@ def digest(folder: Path) -> str:
     return hashlib.sha256(b"".join(str(path).encode() + path.read_bytes() for path in files)).hexdigest()
 
 
+def test_a_session_holds_no_copy_of_the_whole_page(home):
+    demo, _ = build_app(home)
+    url = serve(demo, home, None, None)
+    try:
+        with httpx.Client(base_url=url, timeout=60) as http:
+            said = called(http, "run_status", [new_code(), "sample:factbook-lm"])
+        sessions = demo.app.state_holder.session_data
+    finally:
+        demo.close()
+
+    assert "event: complete" in said
+    assert len(sessions) == 1
+    assert all(len(session.config_values) < 10 for session in sessions.values())  # of some 600
+
+
 def names_of(victim: Workspace, kind: str) -> list[str]:
     """What a stranger may write where an id belongs, to get at the victim's."""
     name = next((victim.folder / kind).iterdir()).name
