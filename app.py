@@ -126,7 +126,8 @@ def serve(demo: gr.Blocks, home: Path, host: str | None, port: int | None, *, mc
     )
     # each session, so each call of a program, would copy all values of the page for deep links, which are
     # shut: 1 MB and 45 ms, kept for 10,000 sessions
-    app.state_holder.blocks = SimpleNamespace(default_config=demo.default_config, blocks=())
+    lean = SimpleNamespace(default_config=demo.default_config, blocks=())
+    app.state_holder.blocks = lean  # pyright: ignore[reportAttributeAccessIssue]
     return local_url
 
 
