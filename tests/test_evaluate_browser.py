@@ -40,8 +40,10 @@ def opened(browser, url: str, code: str) -> Page:  # noqa: F811
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(LONG)
     page.goto(url)
-    page.get_by_text("Your workspace").first.click()
     box = page.locator("#code textarea, #code input").first
+    while not box.is_visible():  # a click before the page has come to life is lost
+        page.get_by_text("Your workspace").first.click()
+        page.wait_for_timeout(1000)
     expect(box).not_to_have_value("", timeout=LONG)
     box.fill(code)
     with page.expect_navigation():

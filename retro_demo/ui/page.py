@@ -89,9 +89,10 @@ def build_app(
         if warning:
             gr.HTML(views.note(warning, "warning"))
         trail = gr.HTML(elem_id="trail", min_height=30)
+        astray = gr.HTML(visible=False, elem_id="astray")
         link = gr.State(NOWHERE)
         known = demo.load(_arrive, visitor, visitor, **QUIET)
-        asked = known.then(_asked(home), visitor, link, **QUIET)
+        asked = known.then(_asked(home), visitor, [link, astray], **QUIET)
         arrival = Arrival(asked, home, visitor, link, trail)
         with gr.Tabs():
             with gr.Tab("Generate", id="generate") as tab:
@@ -123,8 +124,12 @@ def _asked(home: Path) -> Callable[..., Any]:
     """What the address of the page asks for: ?run=NAME&tab=TAB."""
 
     @shows_errors
-    def ask(code: str, request: gr.Request) -> dict[str, str]:
-        return asked_for(Workspace.open(home, code), request.query_params)
+    def ask(code: str, request: gr.Request) -> list[Any]:
+        """link, and what is wrong with it, in words that stay."""
+        try:
+            return [asked_for(Workspace.open(home, code), request.query_params), gr.skip()]
+        except UserError as error:
+            return [NOWHERE, gr.HTML(views.note(str(error), "warning"), visible=True)]
 
     return ask
 

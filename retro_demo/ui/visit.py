@@ -78,7 +78,7 @@ def asked_for(workspace: Workspace, query: Any) -> dict[str, str]:
     known = workspace.runs()
     run = next((one for one in (name, SAMPLE + name) if one in known), "")
     if not run or tab not in TABS:
-        what = f"the tab “{views.esc(tab)}”" if run else f"the run “{views.esc(name)}”"
+        what = f"the tab “{tab}”" if run else f"the run “{name}”"
         raise UserError(
             f"The link names {what}, which is not here. Choose a run from the lists; for one of another "
             "workspace open that workspace first, with its code, at the foot of the page."
