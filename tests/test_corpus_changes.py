@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 import time
@@ -9,16 +10,18 @@ from pathlib import Path
 
 import pytest
 from test_jobs import wait_until
+from test_queue import waiting_job
 from test_train import advance, prepare
 
-from retro_demo import corpus_changes, jobs, service
-from retro_demo.changing import carry_out, is_pending, prepare_change
+from retro_demo import corpus_changes, jobs, service, tickets
+from retro_demo.changing import CHANGE, carry_out, is_pending, prepare_change
 from retro_demo.checkpoint import read_any_config
 from retro_demo.corpus import load_corpus
 from retro_demo.errors import UserError
 from retro_demo.evaluation_request import Request, prepare_evaluation
-from retro_demo.events import Failed, append_event
+from retro_demo.events import Failed, append_event, read_events
 from retro_demo.library import Library
+from retro_demo.limits import Limits, keep_limits
 from retro_demo.workspace import Workspace, data_home, new_code
 
 
@@ -235,3 +238,25 @@ def test_what_cannot_be_changed_is_refused_and_leaves_nothing(workspace, values,
 
     assert workspace.corpora() == before
     assert not is_pending(workspace.corpus("places"))
+
+
+def test_a_change_that_left_the_queue_or_found_it_full_can_be_asked_for_again(workspace, monkeypatch):
+    keep_limits(workspace.home, Limits(running=1, waiting=1))
+    busy = waiting_job(workspace.home, workspace, "busy")
+    with tickets.queue_lock(workspace.home):
+        tickets.mark_started(busy)
+    monkeypatch.setattr(jobs, "is_running", lambda folder: folder == busy.folder)
+    before = read_events(workspace.corpus("places") / "events.jsonl")
+    corpus_changes.start_change(workspace, "places", forget=["Arden"])
+    folder = workspace.corpus("places")
+    assert corpus_changes.corpus_status(folder).state == "waiting"
+    assert jobs.stop(folder)
+    assert corpus_changes.corpus_status(folder).state == "new"  # Resume can be pressed
+
+    shutil.rmtree(folder / CHANGE)
+    (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in before))
+    waiting_job(workspace.home, workspace, "ahead")
+    with pytest.raises(UserError, match="queue is full"):
+        corpus_changes.start_change(workspace, "places", forget=["Arden"])
+    assert not (folder / CHANGE).exists()
+    assert read_events(folder / "events.jsonl") == before

@@ -113,3 +113,13 @@ def test_nothing_is_uploaded_onto_a_disk_that_is_nearly_full(data_folder, monkey
     assert refused.status_code == 507
     assert "50 MB are free, 100 MB stay so" in refused.json()["detail"]
     assert door.get("/config").status_code == 200
+
+
+def test_an_ipv4_address_is_one_visitor_also_where_ipv6_writes_it(data_folder):
+    keep_limits(data_folder, Limits(requests_per_minute=1))
+    door = client(data_folder, behind_proxy=True)
+
+    def ask(address: str) -> int:
+        return door.get("/config", headers={"x-forwarded-for": address}).status_code
+
+    assert [ask("::ffff:198.51.100.1"), ask("::ffff:198.51.100.2"), ask("198.51.100.1")] == [200, 200, 429]

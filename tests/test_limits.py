@@ -18,6 +18,7 @@ from test_train import prepare
 from retro_demo import corpus_changes, quotas, service
 from retro_demo.building import read_corpus_config
 from retro_demo.config import RetroConfig
+from retro_demo.data_folder import close_folder
 from retro_demo.errors import UserError
 from retro_demo.knobs import knobs
 from retro_demo.limits import (
@@ -162,3 +163,11 @@ def test_a_corpus_is_built_of_no_more_text_than_the_limit(workspace, tmp_path):
     config, _ = read_corpus_config(workspace.corpus(name))
     assert config.max_megabytes == 2
     assert [status.state for status in service.follow(workspace.corpus(name))][-1] == "finished"
+
+
+def test_a_data_folder_that_others_use_too_stays_open_to_them(tmp_path):
+    tmp_path.chmod(0o2775)
+    close_folder(tmp_path)
+
+    assert tmp_path.stat().st_mode & 0o7777 == 0o2775
+    assert (tmp_path / "workspaces").stat().st_mode & 0o077 == 0

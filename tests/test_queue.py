@@ -289,3 +289,60 @@ def test_a_worker_may_write_to_as_much_memory_as_it_was_given():
 
 def test_a_private_worker_is_told_of_no_allowance():
     assert UNLIMITED.to_environment() == {}
+
+
+@pytest.mark.parametrize("torn", ["ticket", "pointer"])
+def test_a_ticket_that_a_full_disk_tore_holds_nobody_up(home, torn):
+    broken, other = waiting_job(home, visitor(home), "broken"), waiting_job(home, visitor(home), "other")
+    (broken.path if torn == "ticket" else broken.folder / tickets.POINTER).write_text("")
+
+    assert jobs.status(broken.folder).state == "new"
+    dispatch.start_next(home)  # neither has a config: their processes end at once
+    assert tickets.waiting_ticket(other.folder) is None
+
+
+def test_a_job_that_cannot_start_holds_up_nobody_behind_it(home, monkeypatch):
+    keep_limits(home, Limits(running=1))
+    first, second = waiting_job(home, visitor(home), "first"), waiting_job(home, visitor(home), "second")
+    plain, started = jobs.start, []
+
+    def start(folder, *rest):
+        if folder == first.folder:
+            raise OSError("no process can be made")
+        started.append(folder)
+        return plain(folder, *rest)
+
+    monkeypatch.setattr(jobs, "start", start)
+    dispatch.start_next(home)
+
+    assert started == [second.folder]
+    assert tickets.waiting_ticket(first.folder) == first  # and it is tried again
+
+
+def test_a_run_made_longer_that_left_the_queue_can_be_asked_for_again(home):
+    one = visitor(home)
+    folder = prepare(one.folder / "runs" / "short", home / "places", steps=2)
+    dispatch.begin(one, folder, "train")
+    for _ in service.follow(folder):
+        pass
+    keep_limits(home, ONE_TRAINING)
+    dispatch.begin(one, run_of(one, "long"), "train")
+    service.lengthen_run(one, "short", 4)
+    assert jobs.stop(folder)  # it leaves the queue
+    service.lengthen_run(one, "short", 4)
+
+    assert jobs.status(folder).state == "waiting"
+    jobs.stop(folder)
+    service.stop_run(one, "long")
+
+
+def test_a_run_is_not_renamed_under_its_waiting_evaluation(home):
+    one = visitor(home)
+    folder = prepare(one.folder / "runs" / "read", home / "places", steps=2)
+    evaluation = folder / "evaluations" / "e"
+    evaluation.mkdir(parents=True)
+    with tickets.queue_lock(home):
+        tickets.issue(home, evaluation, "evaluate", one.folder.name)
+
+    with pytest.raises(UserError, match="waits to be"):
+        one.rename("runs", "read", "other")
