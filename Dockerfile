@@ -4,10 +4,11 @@ FROM python:3.12-slim
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /app
 
-# the wheels of PyPI bring a GPU's libraries along, several gigabytes: take torch from its own index first
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# the usual wheels of torch bring a GPU's libraries along, several gigabytes; an index of CPU builds spares them:
+# docker build --build-arg TORCH_INDEX=ADDRESS .
+ARG TORCH_INDEX=
 COPY requirements.txt ./
-RUN pip install --index-url "$TORCH_INDEX" "torch>=2.8,<=2.13.0" && pip install -r requirements.txt
+RUN pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch>=2.8,<=2.13.0" && pip install -r requirements.txt
 
 COPY app.py ./
 COPY retro_demo ./retro_demo
