@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
 
+import platformdirs
 import pytest
 from gradio_client import Client
 
@@ -43,9 +45,29 @@ def opened_client(home: Path) -> Iterator[Client]:
     demo.close()
 
 
+def lend_samples(home: Path) -> None:
+    """Let the sample corpora that `make setup` built stand in a data folder too.
+
+    An app without them builds them at its start, which keeps both cores of a small machine from the tests.
+    """
+    built = Path(platformdirs.user_data_dir("retro_demo", appauthor=False)) / "samples"
+    if built.is_dir() and not (home / "samples").exists():
+        own = shutil.ignore_patterns("lock", "pid", "*.lock", "log.txt")
+        shutil.copytree(built, home / "samples", copy_function=_linked, ignore=own)
+
+
+def _linked(source: str, place: str) -> str:
+    try:
+        os.link(source, place)
+    except OSError:  # another disk
+        shutil.copy2(source, place)
+    return place
+
+
 @contextmanager
 def served_app(home: Path, uploads: Path) -> Iterator[str]:
     """The address of app.py, started on a free port as a process of its own."""
+    lend_samples(home)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

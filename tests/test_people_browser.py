@@ -57,7 +57,9 @@ def shown_ways(page: Page) -> list[tuple[str, Callable[[], None]]]:
     ]
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+@pytest.mark.parametrize(
+    ("scheme", "width"), [pytest.param("light", 1280, marks=pytest.mark.proof), ("dark", 390)]
+)
 def test_no_tab_breaks_a_rule_of_wcag_or_is_too_wide_and_each_picture_says_its_figures(
     browser,  # noqa: F811
     url,  # noqa: F811

@@ -23,7 +23,7 @@ from app import serve
 from retro_demo import jobs
 from retro_demo.data_folder import never_served, serve_alone
 from retro_demo.ui.page import build_app
-from retro_demo.workspace import Workspace, new_code
+from retro_demo.workspace import Workspace, data_home, new_code
 
 SECRET = "Zanzibarium"  # stands in the victim's documents, names and texts, and nowhere else
 
@@ -353,10 +353,13 @@ def test_shipped_runs_and_sample_corpora_are_for_reading(http, home, stranger):
         assert "event: error" in called(http, endpoint, values)
 
 
-def test_data_folder_and_workspaces_are_closed_to_other_users_of_the_machine(url, home, victim):
-    for folder in (home, home / "workspaces", home / "uploads", victim.folder, home / "queue"):
+def test_what_the_app_keeps_is_closed_to_other_users_of_the_machine(url, home, victim, tmp_path, monkeypatch):
+    for folder in (home / "workspaces", home / "uploads", victim.folder, home / "queue"):
         if folder.exists():
             assert folder.stat().st_mode & 0o077 == 0, folder
+
+    monkeypatch.setenv("RETRO_DEMO_HOME", str(tmp_path / "new"))
+    assert data_home()[0].stat().st_mode & 0o077 == 0
 
 
 def test_what_lies_in_the_data_folder_is_not_served_even_where_a_handler_names_it(tmp_path, monkeypatch):
