@@ -18,6 +18,7 @@ from playwright.sync_api import Error, Page, expect, sync_playwright
 
 CANARY = '<img src=x onerror="window.canary=1">{{canary}}${canary}'
 LONG = 180_000  # milliseconds: other work may use the cores
+expect.set_options(timeout=LONG)
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(540)]
 

@@ -22,6 +22,10 @@ from retro_demo.pipeline import run_training
 from retro_demo.slices import advance, slice_seconds
 from retro_demo.workspace import Workspace, new_code
 
+# a forked call has been seen to hang where the app was still loading its runs: see docs/hosting.md
+pytestmark = pytest.mark.proof
+
+
 STAND_IN = Path(__file__).resolve().parent / "stand_in"
 NETWORK = {"dim": 16, "depth": 2, "num_heads": 2, "cca_layers": (2,), "enc_dim": 16}
 BRIEF = {
@@ -247,7 +251,6 @@ def test_a_nonsensical_slice_is_refused(said):
 SOON = 60_000  # milliseconds
 
 
-@pytest.mark.proof  # on a busy machine the page has been seen not to notice that its run had begun
 @pytest.mark.browser
 @pytest.mark.timeout(540)
 def test_the_page_trains_while_the_visitor_stays_stops_when_they_leave_and_resumes(
