@@ -1,5 +1,6 @@
 """`python -m retro_demo VERB`."""
 
+import os
 import sys
 
 from retro_demo.allowance import keep_to_allowance
@@ -10,4 +11,11 @@ if __name__ == "__main__":
     keep_to_allowance()
     from retro_demo.cli import main
 
-    sys.exit(main(stop=stop))
+    code = main(stop=stop)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # DDP never frees its process group, so the threads of gloo outlive it; one that frees a tensor
+        # while the interpreter ends would abort the process, and torchrun then the others
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

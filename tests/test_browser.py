@@ -148,6 +148,7 @@ def test_a_new_visitor_sees_an_example_and_goes_the_whole_way(browser, url, docu
     visit.fill("corpus-name", "towns")
     visit.fill("knob-chunk_len", 16)
     page.locator("#build").click()
+    expect(page.locator("#build-status")).to_contain_text("towns", timeout=LONG)  # no more the sample's
     expect(page.locator("#build-status")).to_contain_text("finished", timeout=LONG)
     expect(page.locator("#statistics")).to_contain_text("12")
     visit.fill("query", "Town onerror canary")

@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from test_jobs import wait_until
 
 from benchmarks.load import Sample, percentile, sampled, tell, thirds, workers
 from benchmarks.load_visitor import Fault, Refused, Tally, a_document, checked, refuse
@@ -133,6 +134,7 @@ def test_the_server_is_sampled_and_its_workers_are_found(tmp_path):
     asleep = "import time; time.sleep(60)"
     worker = subprocess.Popen([sys.executable, "-c", asleep, "retro_demo", "train", "--out", str(job)])
     try:
+        wait_until(lambda: workers(tmp_path) != [])  # until it has become the program that it is to be
         assert workers(tmp_path) == [worker.pid]
         assert workers(tmp_path / "workspaces" / "another") == []
     finally:
