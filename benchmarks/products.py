@@ -1,15 +1,20 @@
-"""The floor of a training step: the time of its matrix products alone.
+"""The floor of a training step: the time of its matrix products alone, and what else it must move in memory.
 
 Record the products of a forward and backward pass, then run these and nothing else on memory that is
 already there: no softmax, norm, copy, optimizer or Python between. Fused attention counts as the products
 it cannot do without: two forward, four backward. A product runs by the library that computed it (linear.py
 has oneDNN where that is the faster one), so the floor is the machine's and not MKL's. Products of one shape
 and layout share their memory, which flatters the floor a little where it stays in a cache.
+
+Everything that is no product reads its inputs and writes its results; `moved` counts these bytes, and
+`copying` measures how many a second this machine copies. Only fewer bytes, that is fused operations, would
+take less time than that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -34,11 +39,15 @@ class Product(NamedTuple):
 
 
 class RecordProducts(TorchDispatchMode):
-    """Within the block, note every matrix product that is computed, backward passes included."""
+    """Within the block, note every matrix product that is computed, backward passes included.
+
+    `moved`: bytes that all other operations read and write.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.products: list[Product] = []
+        self.moved = 0
 
     @property
     def flops(self) -> int:
@@ -56,6 +65,12 @@ class RecordProducts(TorchDispatchMode):
             raise RuntimeError(f"{name} was not taken apart: its products would go uncounted")
         elif name.startswith("_scaled_dot_product"):
             self._note_attention(args, "backward" in name)
+        else:
+            made = func(*args, **(kwargs or {}))
+            self.moved += _moved(
+                list(_tensors([args, kwargs])), list(_tensors(made)), func._schema.is_mutable
+            )
+            return made
         return func(*args, **(kwargs or {}))
 
     def _note(self, left: Tensor, right: Tensor, onednn: bool = False) -> None:
@@ -73,6 +88,38 @@ class RecordProducts(TorchDispatchMode):
             pairs = [(weights.mT, grad), (grad, v.mT), (weights, k), (weights.mT, q)]
         for left, right in pairs:
             self._note(left, right)
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    """All tensors among the arguments or results of an operation."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, dict):
+        yield from _tensors(list(values.values()))
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            yield from _tensors(value)
+
+
+def _moved(read: list[Tensor], made: list[Tensor], changes_inputs: bool) -> int:
+    """Bytes that an operation reads and writes; a view moves none, what is there twice counts once."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in read}
+    written = [t for t in made if changes_inputs or t.untyped_storage().data_ptr() not in known]
+    if not written and not changes_inputs:
+        return 0
+    once = {(t.data_ptr(), t.shape): min(t.nbytes, t.untyped_storage().nbytes()) for t in read}
+    return sum(once.values()) + sum(t.nbytes for t in written)
+
+
+def copying(megabytes: int = 512, rounds: int = 5) -> float:
+    """Bytes a second that this process reads and writes when it copies memory, at best."""
+    source = torch.ones(megabytes << 18)
+    goal, best = torch.empty_like(source), float("inf")
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        goal.copy_(source)
+        best = min(best, time.perf_counter() - begun)
+    return 2 * source.nbytes / best
 
 
 def _layout(matrix: Tensor) -> Layout:

@@ -6,7 +6,8 @@ All sides take turns in one process on the same batch of random tokens: forward,
 the loop that trains every run, with its clipping. "same arithmetic" is our network with the reference's
 weights (its first loss is checked to agree), "as configured" ours at these sizes with its defaults and as
 many heads as were asked for, which the reference ignores. Beside each, its floor: the time of its
-matrix products alone.
+matrix products alone; and what that becomes when each other operation takes no longer than this machine
+takes to copy the bytes it reads and writes.
 
 On a GPU (`--device cuda`) the reference runs as shipped and ours in bf16, compiled; `--widths 1 10` makes
 both wider. The GPU part has not been run: no GPU was at hand.
@@ -33,7 +34,7 @@ from benchmarks.peers import (
     same_marge,
     same_retro,
 )
-from benchmarks.products import record_products, replay
+from benchmarks.products import copying, record_products, replay
 from retro_demo.marge import MARGE
 from retro_demo.retro import RETRO
 
@@ -97,6 +98,7 @@ def measure(name: str, chosen: Any, report: Report, wider: int) -> None:
             network.compile()
     for threads in [1] if on_gpu else chosen.threads:
         torch.set_num_threads(threads)
+        bytes_a_second = 0.0 if on_gpu else copying()
         seconds = take_turns(steps | floors, chosen.rounds, warmup=3 if on_gpu else 1, clock=chosen.clock)
         rows = []
         for side in steps:
@@ -104,17 +106,24 @@ def measure(name: str, chosen: Any, report: Report, wider: int) -> None:
             gain = "" if side == THEIRS else ratio(seconds[THEIRS], seconds[side])
             over = ratio(seconds[side], seconds[FLOOR + side])
             work = f"{flops / 1e9:.0f}" + (f", {flops / middle / peak():.1%}" if on_gpu else "")
-            rows.append((side, f"{tokens / middle:.0f}", span(seconds[side]), gain, work, over))
+            row = [side, f"{tokens / middle:.0f}", span(seconds[side]), gain, work, over]
+            if not on_gpu:
+                products, moved = statistics.median(seconds[FLOOR + side]), recorded[side].moved
+                row += [f"{moved / 1e9:.1f}", f"{1 + moved / bytes_a_second / products:.2f}"]
+            rows.append(row)
         at = chosen.device if on_gpu else at_threads(threads, chosen.clock)
         at += f", width x{wider}" * (on_gpu or wider > 1)
         work = "GFLOP, of dense bf16 peak" if on_gpu else "GFLOP"
+        memory = () if on_gpu else ("GB moved beside them", "products and copying over products")
         report.table(
             f"Training step, {name}, {at}, {tokens} tokens a step, {chosen.rounds} rounds:",
-            ("side", "tokens/s", "seconds (range)", "times the reference", work, "over its floor"),
+            ("side", "tokens/s", "seconds (range)", "times the reference", work, "over its floor", *memory),
             rows,
         )
         flops = {side: products.flops for side, products in recorded.items()}
+        moved = {side: products.moved for side, products in recorded.items()}
         figures = {"seconds": seconds, "loss_apart": apart, "tokens": tokens, "flops": flops}
+        figures |= {"moved": moved, "bytes_a_second": bytes_a_second}
         report.figures[f"{name} {at}"] = figures
         if not chosen.quick and name != "lm":
             note = note_gpu_aims if on_gpu else note_aims

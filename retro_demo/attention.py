@@ -88,14 +88,14 @@ def rotate(x: Tensor, positions: Tensor, frequencies: Tensor) -> Tensor:
     if not half:
         return x
     exact = torch.promote_types(x.dtype, torch.float32)
-    angles = positions.to(exact)[:, None] * frequencies.to(exact)  # (T, half)
+    # first * cos - second * sin, then second * cos + first * sin: the halves change places. Cosines are
+    # alike for an angle and its negative, sines are not: a turn back of the first half is the minus
+    backward = torch.cat([-frequencies, frequencies]).to(exact)
+    angles = positions.to(exact)[:, None] * backward  # (T, 2 half)
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    turning, rest = x.split([2 * half, x.shape[-1] - 2 * half], dim=-1)
-    # first * cos - second * sin, then second * cos + first * sin: the halves change places
-    turned = torch.addcmul(
-        turning * torch.cat([cos, cos], dim=-1), turning.roll(half, dims=-1), torch.cat([-sin, sin], dim=-1)
-    )
-    return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
+    turning, rest = (x, None) if x.shape[-1] == 2 * half else x.tensor_split([2 * half], dim=-1)
+    turned = torch.addcmul(turning * cos, turning.roll(half, dims=-1), sin)
+    return turned if rest is None else torch.cat([turned, rest], dim=-1)
 
 
 def heads_of(x: Tensor, parts: int, num_heads: int) -> Tensor:

@@ -64,6 +64,20 @@ def test_the_products_of_a_known_network_are_counted_forward_and_backward(bias):
     assert recorded.flops == counter.get_total_flops()
 
 
+def test_other_operations_count_by_the_bytes_they_read_and_write_and_views_by_none():
+    x, y = torch.ones(10, 100), torch.ones(100)
+
+    def moved(work) -> int:
+        return record_products(work).moved
+
+    assert moved(lambda: x + x) == 4000 + 4000  # what is there twice is read once
+    assert moved(lambda: x + y) == 4000 + 400 + 4000
+    assert moved(lambda: x.t()[:5].unsqueeze(0)) == 0
+    assert moved(lambda: x.add_(y)) == 4000 + 400 + 4000
+    assert moved(lambda: x + torch.ones(1).expand(10, 100)) > 8000
+    assert moved(lambda: x @ x.t()) == 0  # a product
+
+
 def test_fused_attention_counts_as_two_products_forward_and_four_backward():
     q = torch.randn(2, 3, 5, 8, requires_grad=True)
     k, v = (torch.randn(2, 3, 6, 8, requires_grad=True) for _ in range(2))
