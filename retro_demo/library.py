@@ -98,9 +98,17 @@ class Library:
                 for key in [key for key in shelf if folder in key[0].parents]:
                     del shelf[key]
 
-    def free_lock(self) -> None:
-        """In a process that was just forked: whoever held the lock is not there."""
-        self._lock = threading.RLock()
+    def hold(self) -> None:
+        """Wait until nothing is being loaded; until `let_go` only this thread loads."""
+        self._lock.acquire()
+
+    def let_go(self) -> None:
+        self._lock.release()
+
+    def wait(self) -> None:
+        """Wait until nothing is being loaded."""
+        with self._lock:
+            pass
 
     def ask_to_stop(self, code: str) -> None:
         """Let the text that this visitor's page is writing end here."""

@@ -9,7 +9,7 @@ Shapes: P passages, D width, M evidence, S evidence length.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -255,17 +255,15 @@ def ids_of(run: LoadedMarge, evidence: object) -> list[str]:
 
 
 def grown(
-    run: LoadedMarge,
-    prompt: str,
-    config: GenerateConfig,
-    language: str,
-    documents: Sequence[str],
-    name: str,
+    run: LoadedMarge, prompt: str, events: Iterable[Event | Written], name: str
 ) -> Iterator[dict[str, Any]]:
-    """A generation as the HTTP endpoint tells it: {"text", "new_tokens", "done"}, the evidence at its end."""
+    """What `write_from_evidence` tells as the HTTP endpoint does: {"text", "new_tokens", "done"}.
+
+    The evidence comes with the end.
+    """
     begun = time.perf_counter()
     pieces: list[str] = []
-    for event in write_from_evidence(run, prompt, config, language=language, documents=documents):
+    for event in events:
         if isinstance(event, Token):
             pieces.append(event.text)
             yield {"text": prompt + "".join(pieces), "new_tokens": len(pieces), "done": False}

@@ -149,6 +149,7 @@ LAYERS = [
     [
         "library",
         "slices",
+        "forks",
         "ready",
         "explained",
         "writing",

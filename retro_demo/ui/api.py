@@ -34,6 +34,7 @@ from retro_demo.workspace import Workspace, without_folders
 def add_endpoints(library: Library) -> None:
     """Publish the endpoints; call inside the Blocks of the page."""
     home, watch = library.home, zero_gpu.writer(library)
+    write_from_evidence = zero_gpu.marge_writer(library)
 
     def build_corpus(
         workspace: str,
@@ -157,7 +158,8 @@ def add_endpoints(library: Library) -> None:
         if isinstance(read_any_config(folder), MargeRun):
             marge = library.marge(folder)
             refuse_retriever(corpus, retriever)
-            yield from grown(marge, prompt, config, language, ids_of(marge, evidence), run)
+            chosen = {"language": language, "documents": ids_of(marge, evidence)}
+            yield from grown(marge, prompt, write_from_evidence(marge, prompt, config, **chosen), run)
             return
         refuse_evidence(language, evidence)
         other = service.built_corpus(space, corpus) if corpus else None

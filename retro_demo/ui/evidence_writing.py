@@ -15,7 +15,7 @@ from retro_demo.evidence_reading import MOST_EVIDENCE
 from retro_demo.evidence_run import MargeCorpus, documents_of, example_evidence, marge_runs
 from retro_demo.generate import Written
 from retro_demo.library import Library
-from retro_demo.marge_writing import write_from_evidence
+from retro_demo.ui import zero_gpu
 from retro_demo.ui.form import PRIVATE, QUIET, Form, first_of, once_known, relisted, shows_errors
 from retro_demo.workspace import SAMPLE, Workspace
 
@@ -29,7 +29,7 @@ EVIDENCE = "All passages of these documents, held out or not. Empty: found by th
 
 def evidence_writing(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: Any) -> gr.Dropdown:
     """Build the form and wire it; `tab` is the one that it stands in. Gives back the choice of the run."""
-    home = library.home
+    home, write_from_evidence = library.home, zero_gpu.marge_writer(library)
     form = Form(GenerateConfig, values={"max_new_tokens": 40}, only=KNOBS, prefix="marge-write-")
     gr.HTML(
         f"<p class='caption'>A {views.term('marge', 'MARGE')} writes a passage from "

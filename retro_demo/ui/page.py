@@ -82,6 +82,7 @@ def build_app(
     close_folder(home)
     keep_limits(home, limits)
     library = Library(home)
+    zero_gpu.get_ready(library)
     with Page(title=TITLE, delete_cache=(600, 3600), analytics_enabled=False) as demo:
         # storage key and secret are both fixed, or visitors would lose their work with each restart
         visitor = gr.BrowserState("", storage_key="retro-demo-workspace", secret=_secret(home))

@@ -289,7 +289,7 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
     stop.click(end, [visitor, run], None, **QUIET)
     resumes = resume.click(go_on, chosen, all_of_it, **CHEAP)
     lengthens = longer.click(lengthen, [*chosen, more], all_of_it, **CHEAP)
-    zero_gpu.drive_after((begins, resumes, lengthens), home, visitor, run, timer)
+    zero_gpu.drive_after((begins, resumes, lengthens), library, visitor, run, timer)
     rename.click(call_it, [*chosen, new_name], all_of_it, **CHEAP)
     delete.click(remove, [visitor, run, answer], all_of_it, js=sure("run"), **CHEAP)
     arrival = arrival.opening(tab, run)

@@ -20,12 +20,16 @@ from typing import Any
 import gradio as gr
 
 from retro_demo import jobs, service
-from retro_demo.checkpoint import load_model, read_any_config
+from retro_demo.checkpoint import load_marge, load_model, read_any_config
 from retro_demo.config import GenerateConfig
 from retro_demo.devices import lends_gpu, lent_device
 from retro_demo.errors import UserError
+from retro_demo.events import Event
+from retro_demo.forks import prepare_forks, rehearse
+from retro_demo.generate import Written
 from retro_demo.library import Library
 from retro_demo.loading import LoadedRun
+from retro_demo.marge_writing import LoadedMarge, write_from_evidence
 from retro_demo.slices import Ended, advance, driven, slice_seconds
 from retro_demo.ui.form import CHEAP, shows_errors
 from retro_demo.ui.refusals import public
@@ -39,12 +43,19 @@ LANE: dict[str, Any] = {"concurrency_id": "slices", "concurrency_limit": 8}
 """Who is on the page holds one of these places for as long as a run is driven."""
 
 
+def get_ready(library: Library) -> None:
+    """Before the page is made and its threads are at work: a call must not hang on what these do."""
+    if lends_gpu():
+        rehearse()
+        prepare_forks(library)
+
+
 def lent(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
     """The function (or generator) with a GPU in each call of it; arguments and results are pickled."""
     return importlib.import_module("spaces").GPU(function, duration=math.ceil(seconds))
 
 
-def training() -> Callable[[Path], Iterator[None]] | None:
+def training(library: Library) -> Callable[[Path], Iterator[None]] | None:
     """What drives a run while somebody takes what it yields; None where a training is a process."""
     if not lends_gpu():
         return None
@@ -52,6 +63,7 @@ def training() -> Callable[[Path], Iterator[None]] | None:
     borrowed = lent(advance, seconds)
 
     def call(folder: str, span: float) -> Ended:
+        library.wait()
         try:
             return borrowed(folder, span)
         except gr.Error as error:  # no quota, no GPU, or the call was ended
@@ -88,13 +100,12 @@ def writer(library: Library) -> Callable[..., Iterator[Writing]]:
         except UserError as error:  # the one kind of error whose sentence crosses from a fork
             raise gr.Error(str(error), print_exception=False) from None
 
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=library.free_lock)
     borrowed = lent(write, WRITING_SECONDS)
 
     def watch(
         run: LoadedRun, name: str, prompt: str, config: GenerateConfig, stop: Callable[[], bool]
     ) -> Iterator[Writing]:
+        library.wait()
         with tempfile.TemporaryDirectory() as folder:
             note = Path(folder) / "stop"
             call = borrowed(run.folder, run.place, config.retriever, name, prompt, config, note)
@@ -107,18 +118,49 @@ def writer(library: Library) -> Callable[..., Iterator[Writing]]:
     return watch
 
 
-def drive_after(events: Sequence[Any], home: Path, visitor: Any, run: Any, timer: gr.Timer) -> None:
+def marge_writer(library: Library) -> Callable[..., Iterator[Event | Written]]:
+    """`write_from_evidence`, within a call that is lent a GPU where they are; who stops taking ends it."""
+    if not lends_gpu():
+        return write_from_evidence
+
+    def write_marge(
+        folder: Path, prompt: str, config: GenerateConfig, language: str, documents: Sequence[str]
+    ) -> Iterator[Event | Written]:
+        try:
+            run = replace(library.marge(folder), model=load_marge(folder, lent_device()))
+            yield from write_from_evidence(run, prompt, config, language=language, documents=documents)
+        except UserError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
+    borrowed = lent(write_marge, WRITING_SECONDS)
+
+    def watch(
+        run: LoadedMarge,
+        prompt: str,
+        config: GenerateConfig,
+        *,
+        language: str = "",
+        documents: Sequence[str] = (),
+    ) -> Iterator[Event | Written]:
+        library.wait()
+        with closing(borrowed(run.folder, prompt, config, language, [*documents])) as events:
+            yield from events
+
+    return watch
+
+
+def drive_after(events: Sequence[Any], library: Library, visitor: Any, run: Any, timer: gr.Timer) -> None:
     """After these events drive the chosen run for as long as the visitor stays, where runs are driven.
 
     The timer follows it, or whatever is looked at instead.
     """
-    drive = training()
+    drive = training(library)
     if drive is None:
         return
 
     @shows_errors
     def train_on(code: str, one: str) -> Iterator[Any]:
-        folder = service.own_run(Workspace.open(home, code), one or "")
+        folder = service.own_run(Workspace.open(library.home, code), one or "")
         for looks, _ in enumerate(drive(folder)):
             # again and again: a look at another run, or one that came too early, puts the timer to rest
             yield gr.skip() if looks % 3 else gr.Timer(active=True)
@@ -129,7 +171,7 @@ def drive_after(events: Sequence[Any], home: Path, visitor: Any, run: Any, timer
 
 def add_endpoint(library: Library) -> None:
     """Publish `advance` where runs are driven; call inside the Blocks of the page."""
-    drive = training()
+    drive = training(library)
     if drive is None:
         return
 
