@@ -6,14 +6,14 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from retro_demo.checkpoint import MODELS, AnyRun, MargeRun, RunConfig, read_run_config
+from retro_demo.checkpoint import MODELS, AnyRun, MargeRun, RunConfig, read_any_config, read_run_config
 from retro_demo.errors import UserError
-from retro_demo.jobs import JobStatus, seconds_at_work
+from retro_demo.jobs import JobStatus, seconds_at_work, status
 from retro_demo.knobs import knobs
 from retro_demo.marge_planning import marge_settings
 from retro_demo.planning import decoder_shape
 from retro_demo.presets import MARGE_PRESETS, PRESETS, preset_settings
-from retro_demo.workspace import SAMPLE, Workspace
+from retro_demo.workspace import SAMPLE, Workspace, disk_use
 
 
 def starting_settings(workspace: Workspace, model: str, preset: str, base: str) -> dict[str, Any]:
@@ -79,3 +79,12 @@ def command_of(run: str, config: AnyRun) -> str:
         shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
         words += [f"--{name.replace('_', '-')}", shown]
     return shlex.join(words)
+
+
+def row_of(folder: Path, name: str) -> tuple[str, str, str, str, int]:
+    """A run in the list of all: name, state, model, steps done and in all, bytes."""
+    now, config = status(folder), read_any_config(folder)
+    done = now.of_kind("step")
+    steps = f"{done[-1]['step'] if done else 0:,} of {config.training.steps:,}"
+    state = "shipped" if name.startswith(SAMPLE) else now.state
+    return name.removeprefix(SAMPLE), state, config.model, steps, disk_use(folder)

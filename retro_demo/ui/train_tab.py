@@ -23,10 +23,20 @@ from retro_demo.presets import MARGE_PRESETS, PRESETS
 from retro_demo.quotas import check_run
 from retro_demo.ui import zero_gpu
 from retro_demo.ui.evidence_live import evidence_live
-from retro_demo.ui.form import CHEAP, QUIET, Form, json_file, once_known, shows_errors, stop_and_resume, sure
+from retro_demo.ui.form import (
+    CHEAP,
+    QUIET,
+    Form,
+    json_file,
+    once_known,
+    relisted,
+    shows_errors,
+    stop_and_resume,
+    sure,
+)
 from retro_demo.ui.share_section import share_section
 from retro_demo.ui.visit import copy_link
-from retro_demo.workspace import SAMPLE, Workspace, disk_use, is_built
+from retro_demo.workspace import SAMPLE, Workspace, is_built
 
 SIZES = "Sets all knobs: tiny for minutes, small for an hour, base for a GPU."
 STEPS = "Those that are done count."
@@ -69,13 +79,7 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
                 info="The lm to begin with. A retrofit freezes it; an lm that trains on from it for as "
                 "many steps is the matched baseline.",
             )
-            preset = gr.Radio(
-                list(PRESETS),
-                value="tiny",
-                label="Preset",
-                elem_id="preset",
-                info=SIZES,
-            )
+            preset = gr.Radio(list(PRESETS), value="tiny", label="Preset", elem_id="preset", info=SIZES)
             estimate = gr.HTML(elem_id="estimate", min_height=48)
             with gr.Column() as knobs_of_retro:
                 with gr.Row(elem_classes="knobs"):
@@ -137,16 +141,13 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
         if mark == before:
             return [*[gr.skip()] * (len(followed) - 2), going, before]
         config = read_any_config(folder)
+        left = run_settings.seconds_left(folder, config, now)
+        shown = replace(now, state="shipped") if one.startswith(SAMPLE) else now
         drawn = gr.Plot(figures.loss_curve(now, one), visible=True)
         if not now.of_kind("step"):
             drawn = gr.Plot(visible=False)
         return [
-            job_views.run_status(
-                replace(now, state="shipped") if one.startswith(SAMPLE) else now,
-                one,
-                config.training.steps,
-                run_settings.seconds_left(folder, config, now),
-            ),
+            job_views.run_status(shown, one, config.training.steps, left),
             drawn,
             job_views.arms_html(now),
             *(live.values(now, one) if isinstance(config, MargeRun) else live.hidden),
@@ -164,21 +165,11 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
         names = workspace.runs()
         own = [each for each in names if not each.startswith(SAMPLE)]
         chosen = one if one in names else next(iter(own + names), None)
-        rows = []
-        for each in names:
-            now, config = jobs.status(workspace.run(each)), read_any_config(workspace.run(each))
-            done = now.of_kind("step")
-            steps = f"{done[-1]['step'] if done else 0:,} of {config.training.steps:,}"
-            used = disk_use(workspace.run(each))
-            state = "shipped" if each.startswith(SAMPLE) else now.state
-            rows.append((each.removeprefix(SAMPLE), state, config.model, steps, used))
+        offered = [(service.corpus_title(c), c) for c in built]
         return [
-            gr.Dropdown(
-                [(service.corpus_title(c), c) for c in built],
-                value=place if place in built else next(iter(built), None),
-            ),
+            gr.Dropdown(offered, value=place if place in built else next(iter(built), None)),
             gr.Dropdown([(each.removeprefix(SAMPLE), each) for each in names], value=chosen),
-            job_views.runs_table(rows),
+            job_views.runs_table([run_settings.row_of(workspace.run(each), each) for each in names]),
             *follow_now(code, chosen, ""),
         ]
 
@@ -188,7 +179,10 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
 
     @once_known
     def refresh(code: str, one: str | None, place: str | None) -> list[Any]:
-        return refreshed(code, one, place)
+        """corpus, run, listing; a corpus or run that was chosen, or begun, meanwhile stays."""
+        corpora, runs, table, *_ = refreshed(code, one, place)
+        relisted_runs = relisted(runs.choices, one, runs.value)
+        return [relisted(corpora.choices, place, corpora.value), relisted_runs, table]
 
     @once_known
     def offer_bases(code: str, place: str | None, kind: str, chosen: str | None) -> Any:
@@ -308,7 +302,8 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
     gr.on(changes, guess, guessed, estimate, **QUIET)
     arrival.then(guess, guessed, estimate, **QUIET)
     for begun in (arrival.then, tab.select):
-        begun(refresh, chosen, all_of_it, **QUIET)
+        looked = begun(refresh, chosen, [corpus, run, listing], **QUIET)
+        looked.then(follow, [visitor, run, shown_before], followed, **QUIET)
 
 
 def _download(folder: Path, now: jobs.JobStatus, command: str) -> gr.DownloadButton:
