@@ -158,20 +158,25 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
             mark,
         ]
 
-    def refreshed(code: str, one: str | None, place: str | None = None) -> list[Any]:
-        """corpus, run, listing, then what `follow_now` gives."""
+    def lists(code: str, one: str | None, place: str | None) -> list[Any]:
+        """The corpora and which one to choose, the runs and which one, the list of all runs."""
         workspace = Workspace.open(home, code)
         built = [c for c in workspace.corpora() if is_built(workspace.corpus(c))]
         names = workspace.runs()
         own = [each for each in names if not each.startswith(SAMPLE)]
-        chosen = one if one in names else next(iter(own + names), None)
-        offered = [(service.corpus_title(c), c) for c in built]
         return [
-            gr.Dropdown(offered, value=place if place in built else next(iter(built), None)),
-            gr.Dropdown([(each.removeprefix(SAMPLE), each) for each in names], value=chosen),
+            [(service.corpus_title(c), c) for c in built],
+            place if place in built else next(iter(built), None),
+            [(each.removeprefix(SAMPLE), each) for each in names],
+            one if one in names else next(iter(own + names), None),
             job_views.runs_table([run_settings.row_of(workspace.run(each), each) for each in names]),
-            *follow_now(code, chosen, ""),
         ]
+
+    def refreshed(code: str, one: str | None, place: str | None = None) -> list[Any]:
+        """corpus, run, listing, then what `follow_now` gives."""
+        corpora, there, runs, chosen, rows = lists(code, one, place)
+        choices = [gr.Dropdown(corpora, value=there), gr.Dropdown(runs, value=chosen)]
+        return [*choices, rows, *follow_now(code, chosen, "")]
 
     @once_known
     def follow(code: str, one: str | None, before: str) -> list[Any]:
@@ -180,9 +185,8 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
     @once_known
     def refresh(code: str, one: str | None, place: str | None) -> list[Any]:
         """corpus, run, listing; a corpus or run that was chosen, or begun, meanwhile stays."""
-        corpora, runs, table, *_ = refreshed(code, one, place)
-        relisted_runs = relisted(runs.choices, one, runs.value)
-        return [relisted(corpora.choices, place, corpora.value), relisted_runs, table]
+        corpora, there, runs, chosen, rows = lists(code, one, place)
+        return [relisted(corpora, place, there), relisted(runs, one, chosen), rows]
 
     @once_known
     def offer_bases(code: str, place: str | None, kind: str, chosen: str | None) -> Any:
