@@ -37,7 +37,7 @@ DIRECTORY_BYTES = 1_024  # of a zip's table of contents, for each member allowed
 
 
 @dataclass(frozen=True)
-class Limits:
+class ReadingLimits:
     """How much may be read; anything over it is refused with a UserError."""
 
     total_bytes: int = 256_000_000
@@ -53,7 +53,7 @@ class Limits:
     pdf_pages: int = 2_000
 
 
-DEFAULT_LIMITS = Limits()
+DEFAULT_LIMITS = ReadingLimits()
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Entry:
     """Opens the unpacked bytes. Reading raises UserError where the file is broken or too large."""
 
 
-def open_sources(sources: Sequence[Path], limits: Limits) -> Iterator[Entry]:
+def open_sources(sources: Sequence[Path], limits: ReadingLimits) -> Iterator[Entry]:
     """The files of all sources in their order, those of a folder or archive sorted by name.
 
     Hidden files are skipped. A .gz inside a .zip is unpacked, an archive inside an archive is not.
@@ -201,7 +201,7 @@ def _check_member(member: zipfile.ZipInfo, label: str) -> None:
 class _Meter:
     """Counts what all sources and what the current one unpack to."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ReadingLimits) -> None:
         self.limits = limits
         self._total = 0
         self._source_size = 0

@@ -34,7 +34,7 @@ from retro_demo.corpus import (
     write_documents,
 )
 from retro_demo.cutting import cut
-from retro_demo.documents import Document, Limits, parse_fields, read_documents
+from retro_demo.documents import Document, ReadingLimits, parse_fields, read_documents
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Finished, Progress
 from retro_demo.marks import unchanged
@@ -219,7 +219,7 @@ def _new_documents(
     if not change.add:
         return [], []
     settings = from_json(AddConfig, change.settings)
-    limits = replace(Limits(), total_bytes=settings.max_megabytes * 1_000_000)
+    limits = replace(ReadingLimits(), total_bytes=settings.max_megabytes * 1_000_000)
     fields = parse_fields(settings.fields or corpus.config.fields)
     reading = read_documents([Path(path) for path in change.add], fields=fields, limits=limits, least=1)
     there = {document.id: document for document in stay}

@@ -25,7 +25,7 @@ from retro_demo.corpus import (
     write_atomically,
     write_documents,
 )
-from retro_demo.documents import Document, Limits, parse_fields, read_documents
+from retro_demo.documents import Document, ReadingLimits, parse_fields, read_documents
 from retro_demo.duplicates import Duplicates, find_duplicates
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Progress
@@ -103,7 +103,7 @@ def _read(out: Path, sources: Sequence[Path], config: CorpusConfig) -> tuple[lis
             return read_stored_documents(stored), kept
     limit = config.max_megabytes * 1_000_000
     reading = read_documents(
-        sources, fields=parse_fields(config.fields), limits=replace(Limits(), total_bytes=limit)
+        sources, fields=parse_fields(config.fields), limits=replace(ReadingLimits(), total_bytes=limit)
     )
     if state.exists() and read_stored_documents(stored) != reading.documents:
         raise UserError(f"The sources changed since {out.name} was begun. Build them into a new folder.")

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from retro_demo.archives import DEFAULT_LIMITS, Entry, Limits, open_sources
+from retro_demo.archives import DEFAULT_LIMITS, Entry, ReadingLimits, open_sources
 from retro_demo.errors import UserError
 from retro_demo.formats import FIELDS, KINDS, Row, read_rows
 
-__all__ = ["Document", "Limits", "Reading", "parse_fields", "read_documents"]
+__all__ = ["Document", "Reading", "ReadingLimits", "parse_fields", "read_documents"]
 
 MIN_SECTIONS = 4
 USUAL_SECTIONS = 8
@@ -81,7 +81,7 @@ def read_documents(
     sources: Sequence[Path],
     *,
     fields: Mapping[str, str],
-    limits: Limits = DEFAULT_LIMITS,
+    limits: ReadingLimits = DEFAULT_LIMITS,
     least: int = 2,
 ) -> Reading:
     """The documents of files and folders (.txt .md .jsonl .csv .pdf, also in .zip and .gz).
@@ -117,7 +117,7 @@ def _check_names(names: Iterable[str]) -> None:
 
 
 def _rows(
-    entries: Iterable[Entry], fields: Mapping[str, str], limits: Limits, warnings: list[str]
+    entries: Iterable[Entry], fields: Mapping[str, str], limits: ReadingLimits, warnings: list[str]
 ) -> Iterator[tuple[Entry, Row]]:
     skipped: list[str] = []
     for entry in entries:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pypdf import PdfReader
 from pypdf.errors import DependencyError, PyPdfError
 
-from retro_demo.archives import Entry, Limits
+from retro_demo.archives import Entry, ReadingLimits
 from retro_demo.errors import UserError
 from retro_demo.text_files import TextReader
 
@@ -54,7 +54,7 @@ class Row:
 
 
 def read_rows(
-    entry: Entry, *, fields: Mapping[str, str], limits: Limits, warnings: list[str]
+    entry: Entry, *, fields: Mapping[str, str], limits: ReadingLimits, warnings: list[str]
 ) -> Iterator[Row]:
     """The rows of one file of a kind in KINDS; appends to `warnings` what was mended.
 
@@ -74,7 +74,7 @@ def read_rows(
         warnings += text.warnings()
 
 
-def _read_text(text: TextReader, limits: Limits) -> Row:
+def _read_text(text: TextReader, limits: ReadingLimits) -> Row:
     blocks: list[str] = []
     num_chars = open_line = 0
     while block := text.read():
@@ -96,7 +96,7 @@ def _read_text(text: TextReader, limits: Limits) -> Row:
     return Row("".join(blocks))
 
 
-def _read_jsonl(text: TextReader, fields: Mapping[str, str], limits: Limits) -> Iterator[Row]:
+def _read_jsonl(text: TextReader, fields: Mapping[str, str], limits: ReadingLimits) -> Iterator[Row]:
     columns = {name: fields.get(name, name) for name in FIELDS}
     seen: set[str] = set()
     for number, line in enumerate(text.lines(limits.document_chars), start=1):
@@ -143,7 +143,7 @@ def _as_text(value: object, name: str, where: str) -> str:
     raise UserError(f"{where} has a {type(value).__name__} as its {name}: it must be a string.")
 
 
-def _read_csv(text: TextReader, fields: Mapping[str, str], limits: Limits) -> Iterator[Row]:
+def _read_csv(text: TextReader, fields: Mapping[str, str], limits: ReadingLimits) -> Iterator[Row]:
     # A setting of the whole process, so it only ever grows; our own limit is checked below.
     csv.field_size_limit(max(csv.field_size_limit(), limits.document_chars))
     lines = text.lines(limits.document_chars)
@@ -196,7 +196,7 @@ def _no_column(name: str, column: str, seen: list[str], where: str) -> UserError
     )
 
 
-def _read_pdf(stream: io.BufferedReader, label: str, limits: Limits) -> Row:
+def _read_pdf(stream: io.BufferedReader, label: str, limits: ReadingLimits) -> Row:
     data = stream.read(limits.pdf_bytes + 1)
     if len(data) > limits.pdf_bytes:
         raise UserError(f"{label} has more than {limits.pdf_bytes:,} bytes: split the PDF.")

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from retro_demo.archives import Limits, open_sources
+from retro_demo.archives import ReadingLimits, open_sources
 from retro_demo.checkpoint import IMPORTED, AnyRun, RunConfig, write_run_config
 from retro_demo.config import CorpusConfig, from_json
 from retro_demo.corpus import MANIFEST as CORPUS_MANIFEST
@@ -50,7 +50,7 @@ from retro_demo.tokenizer import Tokenizer
 from retro_demo.vectors import GIVEN
 from retro_demo.workspace import CHECKPOINTS, SAMPLE, SAMPLES
 
-LIMITS = Limits(total_bytes=8_000_000_000)
+LIMITS = ReadingLimits(total_bytes=8_000_000_000)
 EMBEDDERS = ("static", "minilm")
 MISSING = "missing"  # no folder: where the corpus or the base of an imported run would be
 HEX = re.compile(r"[0-9a-f]{16}")
@@ -73,7 +73,7 @@ class Checked:
 
 
 @contextmanager
-def checked_export(source: Path, near: Path, limits: Limits = LIMITS) -> Iterator[Checked]:
+def checked_export(source: Path, near: Path, limits: ReadingLimits = LIMITS) -> Iterator[Checked]:
     """Unpack an export (folder, clone or .zip) into a folder of its own below `near`, and check all of it.
 
     What is not taken from there is gone at the end. Raises UserError for whatever is not as it should be.
@@ -87,7 +87,7 @@ def checked_export(source: Path, near: Path, limits: Limits = LIMITS) -> Iterato
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _unpack(source: Path, folder: Path, limits: Limits) -> dict[str, tuple[int, str]]:
+def _unpack(source: Path, folder: Path, limits: ReadingLimits) -> dict[str, tuple[int, str]]:
     """Copy the files that an import reads; path -> (bytes, sha256)."""
     if source.is_dir():
         _check_folder(source)

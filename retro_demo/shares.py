@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from retro_demo import dispatch, jobs, service
-from retro_demo.archives import Limits
+from retro_demo.archives import ReadingLimits
 from retro_demo.errors import UserError
 from retro_demo.evaluations import folder_of_evaluations
 from retro_demo.exporting import export_run, write_zip
@@ -26,7 +26,7 @@ from retro_demo.limits import limits_of
 from retro_demo.quotas import check_run, check_space
 from retro_demo.workspace import SAMPLE, Workspace, is_built
 
-LIMITS = Limits(total_bytes=1_000_000_000)
+LIMITS = ReadingLimits(total_bytes=1_000_000_000)
 
 
 def export_zip(

@@ -11,7 +11,7 @@ import zipfile
 import pytest
 from uploads import PNG, jsonl, read, refusal, texts, write, write_zip
 
-from retro_demo.documents import Document, Limits
+from retro_demo.documents import Document, ReadingLimits
 
 
 def test_a_folder_is_read_in_the_order_of_its_names_without_hidden_files(tmp_path):
@@ -58,8 +58,8 @@ def test_a_zip_is_read_like_the_folder_that_it_holds(tmp_path):
 
 def test_more_than_the_total_is_refused_across_sources(tmp_path):
     paths = [write(tmp_path / f"{i}.txt", "word\n" * 100) for i in range(3)]
-    assert len(read(*paths, limits=Limits(total_bytes=1_500)).documents) == 3
-    assert "With 2.txt there are more than" in refusal(*paths, limits=Limits(total_bytes=1_499))
+    assert len(read(*paths, limits=ReadingLimits(total_bytes=1_500)).documents) == 3
+    assert "With 2.txt there are more than" in refusal(*paths, limits=ReadingLimits(total_bytes=1_499))
 
 
 def test_a_huge_file_is_refused_by_its_size(tmp_path):
@@ -89,7 +89,7 @@ def test_a_zip_with_a_link_is_refused(tmp_path):
 def test_a_zip_bomb_is_refused_while_it_unpacks(tmp_path):
     path = write_zip(tmp_path / "d.zip", {"a.txt": "0\n" * 10_000_000})
     assert "a.txt in d.zip unpacks to more than 200 times its size" in refusal(path)
-    assert "more than 10 MB" in refusal(path, limits=Limits(10_000_000, compression_ratio=5_000))
+    assert "more than 10 MB" in refusal(path, limits=ReadingLimits(10_000_000, compression_ratio=5_000))
 
 
 def test_a_zip_bomb_whose_header_claims_to_be_small_is_refused(tmp_path):
@@ -120,14 +120,14 @@ def test_a_gzip_bomb_is_refused_also_inside_a_zip(tmp_path):
 
 def test_a_zip_of_too_many_files_is_refused(tmp_path):
     path = write_zip(tmp_path / "d.zip", {f"{i}.txt": "x" for i in range(30)})
-    assert len(read(path, limits=Limits(archive_members=30)).documents) == 30
-    assert "more than 29 files" in refusal(path, limits=Limits(archive_members=29))
+    assert len(read(path, limits=ReadingLimits(archive_members=30)).documents) == 30
+    assert "more than 29 files" in refusal(path, limits=ReadingLimits(archive_members=29))
 
 
 def test_a_zip_with_a_huge_table_of_contents_is_refused_before_parsing_it(tmp_path):
     path = write_zip(tmp_path / "d.zip", {f"{i:0200}.txt": "" for i in range(2_000)})
     tracemalloc.start()
-    assert "more than 10 files" in refusal(path, limits=Limits(archive_members=10))
+    assert "more than 10 files" in refusal(path, limits=ReadingLimits(archive_members=10))
     assert tracemalloc.get_traced_memory()[1] < 500_000
     tracemalloc.stop()
 

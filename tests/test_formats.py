@@ -10,7 +10,7 @@ import tracemalloc
 import pytest
 from uploads import PNG, jsonl, pdf, read, refusal, texts, write
 
-from retro_demo.documents import Document, Limits
+from retro_demo.documents import Document, ReadingLimits
 
 
 def test_jsonl_fields_are_read_and_missing_ones_filled(tmp_path):
@@ -107,7 +107,7 @@ def test_a_single_line_of_100_mb_is_refused_without_reading_it_all(tmp_path, nam
     write(path, gzip.compress(content, compresslevel=1) if name.endswith(".gz") else content)
     del content
     tracemalloc.start()
-    message = refusal(path, limits=Limits(compression_ratio=2_000))
+    message = refusal(path, limits=ReadingLimits(compression_ratio=2_000))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     kept = 32 if name.endswith((".jsonl", ".csv")) else 1
@@ -118,12 +118,12 @@ def test_a_single_line_of_100_mb_is_refused_without_reading_it_all(tmp_path, nam
 
 def test_lines_are_measured_across_blocks_and_not_added_up(tmp_path):
     path = write(tmp_path / "a.txt", "x" * 99_000 + "\n" + "y" * 100_000 + "\n" + "z" * 50_000)
-    assert read(path, limits=Limits(line_chars=100_000)).sections
-    assert "more than 99,999 characters" in refusal(path, limits=Limits(line_chars=99_999))
+    assert read(path, limits=ReadingLimits(line_chars=100_000)).sections
+    assert "more than 99,999 characters" in refusal(path, limits=ReadingLimits(line_chars=99_999))
 
 
 def test_a_document_over_the_limit_is_refused(tmp_path):
-    limits = Limits(document_chars=1_000)
+    limits = ReadingLimits(document_chars=1_000)
     long = "word\n" * 300
     files = {
         "a.txt": long,
@@ -153,8 +153,8 @@ def test_pdfs_that_cannot_be_read_are_refused(tmp_path):
 
 def test_large_pdfs_are_refused(tmp_path):
     path = write(tmp_path / "p.pdf", pdf("one", "two", "three"))
-    assert "3 pages, more than 2" in refusal(path, limits=Limits(pdf_pages=2))
-    assert "more than 100 bytes" in refusal(path, limits=Limits(pdf_bytes=100))
+    assert "3 pages, more than 2" in refusal(path, limits=ReadingLimits(pdf_pages=2))
+    assert "more than 100 bytes" in refusal(path, limits=ReadingLimits(pdf_bytes=100))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_sharing import TINY
 
-from retro_demo.archives import Limits
+from retro_demo.archives import ReadingLimits
 from retro_demo.checkpoint import IMPORTED
 from retro_demo.corpus import load_corpus
 from retro_demo.errors import UserError
@@ -187,7 +187,7 @@ def seal(folder: Path) -> None:
     (folder / "export.json").write_text(json.dumps(values))
 
 
-def refusal(source: Path, near: Path, limits: Limits | None = None) -> str:
+def refusal(source: Path, near: Path, limits: ReadingLimits | None = None) -> str:
     more = {} if limits is None else {"limits": limits}
     with pytest.raises(UserError) as refused, checked_export(source, near, **more):
         pass
@@ -273,7 +273,7 @@ def test_a_zip_that_holds_a_file_twice_is_refused(tmp_path, stranger):
 
 
 def test_more_than_may_be_read_is_refused(tmp_path, stranger):
-    assert "MB to read" in refusal(stranger, tmp_path / "near", Limits(total_bytes=20_000))
+    assert "MB to read" in refusal(stranger, tmp_path / "near", ReadingLimits(total_bytes=20_000))
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\5\6" + b"\0" * 18, b"no zip at all", os.urandom(1000)])

@@ -13,7 +13,7 @@ import pytest
 from pypdf import PdfWriter
 from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
-from retro_demo.documents import Limits, Reading, parse_fields, read_documents
+from retro_demo.documents import Reading, ReadingLimits, parse_fields, read_documents
 from retro_demo.errors import UserError
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x01\0\0\0\x01\0\x08\x06\0\0\0" + bytes(range(256)) * 8
@@ -54,11 +54,11 @@ def pdf(*pages: str, password: str = "") -> bytes:
     return buffer.getvalue()
 
 
-def read(*sources: Path, fields: str = "", limits: Limits | None = None) -> Reading:
-    return read_documents(sources, fields=parse_fields(fields), limits=limits or Limits())
+def read(*sources: Path, fields: str = "", limits: ReadingLimits | None = None) -> Reading:
+    return read_documents(sources, fields=parse_fields(fields), limits=limits or ReadingLimits())
 
 
-def refusal(*sources: Path, fields: str = "", limits: Limits | None = None) -> str:
+def refusal(*sources: Path, fields: str = "", limits: ReadingLimits | None = None) -> str:
     with pytest.raises(UserError) as caught:
         read(*sources, fields=fields, limits=limits)
     return str(caught.value)
