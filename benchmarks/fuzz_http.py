@@ -10,22 +10,18 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import httpx
-from starlette.middleware import Middleware
 
 from benchmarks.fuzz import Tally, run_target
 from benchmarks.fuzz_inputs import STRINGS, a_document, junk
+from benchmarks.serving import served_page
 from retro_demo.errors import UserError
 from retro_demo.pipeline import ensure_sample
-from retro_demo.ui.page import build_app
-from retro_demo.ui.security import SecurityHeaders
 
 PROGRAM_FAULT = "Something went wrong inside the program"
 SECONDS = 60
@@ -85,7 +81,7 @@ def ask_the_page(seed: int, numbers: range, folder: Path) -> dict[str, Tally]:
     shutil.copytree(folder / "a run", space / "runs" / "run")
     list(ensure_sample("sample:factbook2015"))  # or whoever asks for the shipped run waits for its corpus
     with (
-        served(home) as address,
+        served_page(home) as address,
         httpx.Client(
             base_url=address, timeout=SECONDS, headers={"content-type": "application/json"}
         ) as client,
@@ -97,23 +93,6 @@ def ask_the_page(seed: int, numbers: range, folder: Path) -> dict[str, Tally]:
             "http, routes": partial(_routes, client, home),
         }
         return {name: run_target(way, name, seed, numbers, folder) for name, way in ways.items()}
-
-
-@contextmanager
-def served(home: Path) -> Iterator[str]:
-    """The address of the page, in this process."""
-    demo, _ = build_app(home)
-    _, address, _ = demo.launch(
-        prevent_thread_lock=True,
-        quiet=True,
-        ssr_mode=False,
-        run_history=False,
-        enable_monitoring=False,
-        max_file_size="1mb",
-        app_kwargs={"middleware": [Middleware(SecurityHeaders)]},
-    )
-    yield address
-    demo.close()
 
 
 def check_answer(text: str, home: Path, who: str = "") -> None:

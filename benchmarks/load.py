@@ -13,14 +13,12 @@ from __future__ import annotations
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,8 +26,8 @@ import httpx
 
 from benchmarks.load_visitor import Tally, Visitor
 from benchmarks.measuring import Report, options
-from benchmarks.startup import ROOT, free_port
-from retro_demo.limits import PUBLIC
+from benchmarks.serving import served_app
+from retro_demo.limits import PREFIX, PUBLIC
 from retro_demo.pipeline import ensure_sample
 from retro_demo.tickets import read_tickets
 
@@ -106,38 +104,6 @@ def watch(pid: int, home: Path, begun: float, over: threading.Event, samples: li
             samples.append(sampled(pid, home, begun))
         except (OSError, KeyError):  # the server is gone: the visitors will say so
             return
-
-
-@contextmanager
-def served(home: Path, log: Path, visitors: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Within the block the public page is served; its words go into `log`."""
-    port, rate = free_port(), PUBLIC.requests_per_minute * visitors
-    environment = os.environ | {"RETRO_DEMO_HOME": str(home)}
-    for name in [name for name in environment if name.startswith("RETRO_DEMO_LIMIT_")]:
-        del environment[name]
-    command = [sys.executable, str(ROOT / "app.py"), "--host", "127.0.0.1", "--port", str(port), "--public"]
-    with log.open("wb") as told:
-        server = subprocess.Popen(
-            [*command, "--requests-per-minute", str(rate)],
-            env=environment | {"GRADIO_TEMP_DIR": str(home / "uploads")},
-            cwd=ROOT,
-            stdout=told,
-            stderr=told,
-        )
-    url = f"http://127.0.0.1:{port}/"
-    try:
-        while True:
-            try:
-                httpx.get(url, timeout=5).raise_for_status()
-                break
-            except httpx.HTTPError:
-                if server.poll() is not None:
-                    raise SystemExit(f"app.py ended with {server.returncode}: {log.read_text()}") from None
-                time.sleep(0.2)
-        yield url, server
-    finally:
-        server.terminate()
-        server.wait(30)
 
 
 def handlers_of_the_page(url: str) -> tuple[int, int]:
@@ -238,11 +204,15 @@ def main() -> int:
         home, log = Path(scratch) / "home", Path(scratch) / "server.log"
         home.mkdir(mode=0o700)
         os.environ["RETRO_DEMO_HOME"] = str(home)
+        for name in [name for name in os.environ if name.startswith(PREFIX)]:
+            del os.environ[name]
         if chosen.samples:
             shutil.copytree(chosen.samples / "samples", home / "samples")
         for name in ("factbook2015", "udhr44"):  # what the page would build at its start
             list(ensure_sample(f"sample:{name}"))
-        with served(home, log, visitors) as (url, server):
+        rate = PUBLIC.requests_per_minute * visitors
+        flags = ("--public", "--requests-per-minute", str(rate))
+        with log.open("wb") as told, served_app(home, *flags, told=told) as (url, server):
             begun, over = time.monotonic(), threading.Event()
             spying = threading.Thread(target=watch, args=(server.pid, home, begun, over, samples))
             spying.start()

@@ -8,49 +8,16 @@ The app runs on a data folder of its own (or on --home); --readme also makes ass
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
-import socket
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from urllib.request import urlopen
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.serving import ROOT, served_app
+
 TABS = ("Generate", "Corpus", "Train", "Evaluate", "Evidence")
 PLOTS = "#loss:visible, #evidence-status:visible"  # of the tabs whose plots come after a while
-
-
-@contextmanager
-def served(home: Path, uploads: Path) -> Iterator[str]:
-    """The app on a free port, until the block ends."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}/"
-    env = os.environ | {"RETRO_DEMO_HOME": str(home), "GRADIO_TEMP_DIR": str(uploads)}
-    command = [sys.executable, str(ROOT / "app.py"), "--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen(command, env=env)
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urlopen(url + "config", timeout=2).close()
-                break
-            except OSError:
-                if server.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError("the app did not start") from None
-                time.sleep(0.3)
-        yield url
-    finally:
-        server.terminate()
-        server.wait(20)
 
 
 def visit(browser: Browser, url: str, width: int, scheme: str) -> Page:
@@ -82,7 +49,7 @@ def main() -> None:
         home = options.home or Path(scratch) / "home"
         arguments = ["--no-sandbox", "--disable-dev-shm-usage"]
         browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
-        with served(home, Path(scratch) / "uploads") as url:
+        with served_app(home) as (url, _):
             for scheme in ("light", "dark"):
                 for width in (1280, 390):
                     page = visit(browser, url, width, scheme)

@@ -24,10 +24,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 from benchmarks.measuring import RESULTS, markdown, torch
-from benchmarks.startup import ROOT, free_port
+from benchmarks.serving import ROOT, start_app
 from retro_demo import jobs
 from retro_demo.checkpoint import load_model, load_tensors, read_any_config
 from retro_demo.corpus import load_corpus
@@ -72,24 +71,7 @@ class Server:
     def start(self) -> None:
         from gradio_client import Client
 
-        port = free_port()
-        url = f"http://127.0.0.1:{port}/"
-        self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "app.py"), "--host", "127.0.0.1", "--port", str(port)],
-            env=os.environ | {"RETRO_DEMO_HOME": str(self.home)},
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-        )
-
-        def answers() -> bool:
-            if self.process.poll() is not None:
-                raise SystemExit(f"app.py ended with {self.process.returncode} before it answered.")
-            try:
-                return bool(urlopen(url, timeout=5).read())
-            except OSError:
-                return False
-
-        wait_for("an answer of the page", answers)
+        url, self.process = start_app(self.home)
         self.client = Client(url, verbose=False)
 
     def kill(self) -> None:

@@ -9,24 +9,17 @@ Then a browser with an empty cache opens the page once: requests, bytes over the
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 from benchmarks.measuring import Report, options
+from benchmarks.serving import served_app
 from retro_demo.workspace import new_code
 
-ROOT = Path(__file__).resolve().parent.parent
 SETTLE = 3.0  # seconds after the page is drawn in which nothing more may be asked for
 ROWS = {
     "page": "start to answering page",
@@ -35,45 +28,13 @@ ROWS = {
 }
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@contextmanager
-def served(home: str) -> Iterator[tuple[str, float]]:
-    """Within the block app.py answers at the address; beside it the seconds until it did."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}/"
-    begun = time.perf_counter()
-    server = subprocess.Popen(
-        [sys.executable, str(ROOT / "app.py"), "--host", "127.0.0.1", "--port", str(port)],
-        env=os.environ | {"RETRO_DEMO_HOME": home},
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        while True:
-            try:
-                urlopen(url, timeout=1).read()
-                break
-            except OSError:
-                if server.poll() is not None:
-                    raise SystemExit(f"app.py ended with {server.returncode} before it answered.") from None
-                time.sleep(0.05)
-        yield url, time.perf_counter() - begun
-    finally:
-        server.terminate()
-        server.wait(20)
-
-
 def one_round(home: str) -> dict[str, float]:
     """Seconds to the page, to a first token asked at once, and to a first token when all is warm."""
     from gradio_client import Client
 
-    with served(home) as (url, seconds_to_page):
-        seconds = {"page": seconds_to_page}
+    begun = time.perf_counter()
+    with served_app(Path(home)) as (url, _):
+        seconds = {"page": time.perf_counter() - begun}
         client = Client(url, verbose=False)
         for name in ("first_token_cold", "first_token_warm"):
             asked = time.perf_counter()
@@ -162,7 +123,7 @@ def main() -> None:
     )
     report.figures["seconds"] = rounds
     if not chosen.no_browser:
-        with served(chosen.home) as (url, _):
+        with served_app(Path(chosen.home)) as (url, _):
             weights = page_weight(url)
         drawn = weights.pop("drawn")["seconds"]
         rows = [(kind.lower(), *weight.values()) for kind, weight in weights.items()]

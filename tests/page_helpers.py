@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.request import urlopen
 
 import platformdirs
 import pytest
 from gradio_client import Client
 
-from retro_demo.ui.page import build_app
-
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks import serving
 
 
 @contextmanager
@@ -35,14 +28,10 @@ def page_home(folder: Path) -> Iterator[Path]:
 @contextmanager
 def opened_client(home: Path) -> Iterator[Client]:
     """A client of the page, which is started for it."""
-    demo, _ = build_app(home)
-    _, address, _ = demo.launch(
-        prevent_thread_lock=True, quiet=True, ssr_mode=False, run_history=False, enable_monitoring=False
-    )
-    opened = Client(address, verbose=False)
-    yield opened
-    opened.close()
-    demo.close()
+    with serving.served_page(home) as address:
+        opened = Client(address, verbose=False)
+        yield opened
+        opened.close()
 
 
 def lend_samples(home: Path) -> None:
@@ -65,25 +54,8 @@ def _linked(source: str, place: str) -> str:
 
 
 @contextmanager
-def served_app(home: Path, uploads: Path) -> Iterator[str]:
+def served_app(home: Path) -> Iterator[str]:
     """The address of app.py, started on a free port as a process of its own."""
     lend_samples(home)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = os.environ | {"RETRO_DEMO_HOME": str(home), "GRADIO_TEMP_DIR": str(uploads)}
-    command = [sys.executable, str(ROOT / "app.py"), "--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen(command, env=env)
-    address = f"http://127.0.0.1:{port}/"
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            urlopen(address + "config", timeout=2).close()
-            break
-        except OSError:
-            if server.poll() is not None or time.monotonic() > deadline:
-                pytest.fail("The app did not answer within two minutes.")
-            time.sleep(0.3)
-    yield address
-    server.terminate()
-    server.wait(20)
+    with serving.served_app(home) as (address, _):
+        yield address

@@ -58,7 +58,7 @@ def browser():
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
     folder = tmp_path_factory.mktemp("app")
-    with served_app(folder / "home", folder / "uploads") as address:
+    with served_app(folder / "home") as address:
         yield address
 
 

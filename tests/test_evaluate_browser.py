@@ -30,8 +30,8 @@ def space(tmp_path_factory, half_held_out) -> Workspace:
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory, space) -> Iterator[str]:
-    with served_app(space.home, tmp_path_factory.mktemp("uploads")) as address:
+def url(space) -> Iterator[str]:
+    with served_app(space.home) as address:
         yield address
 
 

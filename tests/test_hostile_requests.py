@@ -11,11 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 from page_helpers import page_home
-from starlette.middleware import Middleware
 
-from retro_demo.ui.page import build_app
+from benchmarks.serving import served_page
 from retro_demo.ui.refusals import sendable
-from retro_demo.ui.security import SecurityHeaders
 from retro_demo.workspace import new_code
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,19 +30,12 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(home):
-    demo, _ = build_app(home)
-    _, address, _ = demo.launch(
-        prevent_thread_lock=True,
-        quiet=True,
-        ssr_mode=False,
-        run_history=False,
-        enable_monitoring=False,
-        app_kwargs={"middleware": [Middleware(SecurityHeaders)]},
-    )
     json_type = {"content-type": "application/json"}
-    with httpx.Client(base_url=address, timeout=60, headers=json_type) as opened:
+    with (
+        served_page(home) as address,
+        httpx.Client(base_url=address, timeout=60, headers=json_type) as opened,
+    ):
         yield opened
-    demo.close()
 
 
 def heard(client: httpx.Client, place: str) -> str:

@@ -86,7 +86,7 @@ def test_a_cpu_space_serves_with_nothing_set(tmp_path, monkeypatch):
     for name, value in (told | {"ACCELERATOR": "none", "GRADIO_SSR_MODE": "True"}).items():
         monkeypatch.setenv(name, value)
     (tmp_path / "home").mkdir()
-    with served_app(tmp_path / "home", tmp_path / "uploads") as address:
+    with served_app(tmp_path / "home") as address:
         client = Client(address, verbose=False)
 
         with pytest.raises(AppError, match="nowhere"):

@@ -12,9 +12,9 @@ from dataclasses import replace
 
 import pytest
 from conftest import SMALL, records, write_jsonl
-from page_helpers import ROOT
 from test_train import prepare
 
+from benchmarks.serving import ROOT
 from retro_demo import corpus_changes, quotas, service
 from retro_demo.building import read_corpus_config
 from retro_demo.config import RetroConfig

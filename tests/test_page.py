@@ -14,12 +14,10 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from page_helpers import page_home
-from starlette.middleware import Middleware
 
+from benchmarks.serving import served_page
 from retro_demo import service
 from retro_demo.config import CorpusConfig
-from retro_demo.ui.page import build_app
-from retro_demo.ui.security import SecurityHeaders
 from retro_demo.workspace import Workspace, new_code
 
 SMALL = {"dim": 16, "depth": 2, "num_heads": 2, "cca_layers": (2,), "enc_dim": 16}
@@ -51,18 +49,8 @@ def home(tmp_path_factory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def url(home) -> Iterator[str]:
-    demo, _ = build_app(home)
-    _, address, _ = demo.launch(
-        prevent_thread_lock=True,
-        quiet=True,
-        ssr_mode=False,
-        run_history=False,
-        enable_monitoring=False,
-        max_file_size="1mb",
-        app_kwargs={"middleware": [Middleware(SecurityHeaders)]},
-    )
-    yield address
-    demo.close()
+    with served_page(home) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

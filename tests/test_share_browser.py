@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 
 import pytest
+from page_helpers import served_app
 from playwright.sync_api import expect
 from test_browser import LONG, browser  # noqa: F401 (a fixture)
 from test_evaluate_browser import opened
@@ -26,14 +27,8 @@ def space(tmp_path_factory) -> Workspace:
 
 
 @pytest.fixture(scope="module")
-def url(space, tmp_path_factory):
-    from page_helpers import served_app
-
-    yield from _served(served_app(space.home, tmp_path_factory.mktemp("uploads")))
-
-
-def _served(app):
-    with app as address:
+def url(space):
+    with served_app(space.home) as address:
         yield address
 
 

@@ -16,10 +16,11 @@ from typing import Any
 import gradio as gr
 import httpx
 import pytest
-from page_helpers import ROOT, page_home
+from page_helpers import page_home
 from test_train import advance, prepare
 
 from app import serve
+from benchmarks.serving import ROOT
 from retro_demo import jobs
 from retro_demo.data_folder import never_served, serve_alone
 from retro_demo.ui.page import build_app

@@ -81,7 +81,7 @@ def space(lending, place) -> Workspace:
 
 @pytest.fixture(scope="module")
 def url(lending, place, space) -> Iterator[str]:
-    with served_app(place / "home", place / "uploads") as address:
+    with served_app(place / "home") as address:
         yield address
 
 

@@ -5,7 +5,6 @@ Each takes the workspace code first, and says what is wrong in the sentence of a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,7 +49,7 @@ def add_endpoints(library: Library) -> None:
         config = CorpusConfig(chunk_len=_whole(chunk_len), holdout=holdout, embedder=embedder)
         space = Workspace.open(home, workspace)
         corpus = service.start_build(space, [uploaded(file) for file in files or []], name, config)
-        yield from followed(space, corpus, "build")
+        yield from followed(space.corpus(corpus), "build", corpus=corpus)
 
     def search(workspace: str, corpus: str, text: str, k: int = 4, retriever: str = "dense") -> list[dict]:
         """The k chunks of a corpus that are nearest to the text: document, title, score, text and
@@ -121,7 +120,7 @@ def add_endpoints(library: Library) -> None:
         """Go on with the build or the change of a corpus, and follow it as build_corpus does."""
         space = Workspace.open(home, workspace)
         service.resume_build(space, corpus)
-        yield from followed(space, corpus, "build")
+        yield from followed(space.corpus(corpus), "build", corpus=corpus)
 
     def generate(
         workspace: str,
@@ -192,19 +191,7 @@ def add_endpoints(library: Library) -> None:
         folder = evaluations.start_evaluation(
             space, run, config, baseline=baseline, control=control, corpus=corpus
         )
-        sent, place = 0, 0
-        for status in service.follow(folder):
-            if status.place not in (0, place):
-                place = status.place
-                yield {"event": "waiting", "place": place, "waiting": status.waiting}
-            for event in status.events[sent:]:
-                yield json.loads(without_folders(json.dumps(event)))
-            sent = len(status.events)
-        if status.state in ("failed", "interrupted"):
-            failed = status.of_kind("failed")
-            raise UserError(
-                failed[-1]["error"] if failed else f"The evaluation was interrupted. {status.why}"
-            )
+        yield from followed(folder, "evaluation")
 
     def explain(
         workspace: str,

@@ -12,6 +12,7 @@ from retro_demo import corpus_changes, weigh_views
 from retro_demo.change_config import AddConfig
 from retro_demo.library import Library
 from retro_demo.ui.form import CHEAP, PRIVATE, QUIET, Form, json_file, once_known, shows_errors
+from retro_demo.ui.uploads import documents_picker
 from retro_demo.workspace import Workspace
 
 
@@ -19,7 +20,6 @@ def change_section(
     library: Library,
     visitor: gr.BrowserState,
     corpus: gr.Dropdown,
-    file_types: list[str],
     refreshed: Callable[[str, str | None], list[Any]],
     all_of_it: list[Any],
 ) -> None:
@@ -40,13 +40,7 @@ def change_section(
         )
         with gr.Row():
             with gr.Column(min_width=320):
-                files = gr.File(
-                    label="Documents to add",
-                    file_count="multiple",
-                    file_types=file_types,
-                    elem_id="more-files",
-                    height=120,
-                )
+                files = documents_picker("Documents to add", "more-files", 120)
                 form.show(main=True)
                 form.show(main=False, without=("max_megabytes",))
                 add = gr.Button("Add", elem_id="add-documents")

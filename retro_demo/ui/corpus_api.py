@@ -35,7 +35,7 @@ def add_corpus_endpoints(library: Library) -> None:
         changed = corpus_changes.start_change(
             space, corpus, files=given, forget=forget or [], config=AddConfig(use=use), name=name
         )
-        yield from followed(space, changed, "change")
+        yield from followed(space.corpus(changed), "change", corpus=changed)
 
     def weigh(workspace: str, run: str, documents: list[str], text: str = "", corpus: str = "") -> dict:
         """Which tokens would lose their gain if documents (ids or titles) were forgotten: in the text, or in

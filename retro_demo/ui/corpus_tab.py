@@ -26,9 +26,8 @@ from retro_demo.ui.form import (
     stop_and_resume,
     sure,
 )
+from retro_demo.ui.uploads import documents_picker
 from retro_demo.workspace import SAMPLE, Workspace, disk_use
-
-FILE_TYPES = [".txt", ".md", ".jsonl", ".csv", ".pdf", ".zip", ".gz"]
 
 
 def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: Any) -> None:
@@ -43,13 +42,7 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
                 f"<h2>Build a {views.term('corpus')}</h2><p class='caption'>Drop a dozen or more texts, or "
                 "one long one: what makes neighbors useful is that documents resemble each other.</p>"
             )
-            files = gr.File(
-                label="Files (.txt .md .jsonl .csv .pdf .zip .gz)",
-                file_count="multiple",
-                file_types=FILE_TYPES,
-                elem_id="files",
-                height=150,
-            )
+            files = documents_picker("Files (.txt .md .jsonl .csv .pdf .zip .gz)", "files", 150)
             name = gr.Textbox(
                 label="Name", max_lines=1, elem_id="corpus-name", info="Empty: that of the first file."
             )
@@ -214,7 +207,7 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
     followed = [status, stats, stats_file, stop, resume, timer, shown_before]
     all_of_it = [corpus, listing, *followed]
     with changes:
-        change_section(library, visitor, corpus, FILE_TYPES, refreshed, all_of_it)
+        change_section(library, visitor, corpus, refreshed, all_of_it)
     build.click(begin, [visitor, files, name, *form.inputs], all_of_it, **CHEAP)
     resume.click(go_on, [visitor, corpus], all_of_it, **CHEAP)
     stop.click(end, [visitor, corpus], None, **QUIET)

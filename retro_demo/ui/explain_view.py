@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.utils import get_upload_folder
 
 from retro_demo import explain_views, kept_traces, reading_views, rewriting, service, text_views, views
 from retro_demo.errors import UserError
@@ -17,7 +15,7 @@ from retro_demo.library import Library
 from retro_demo.loading import LoadedRun
 from retro_demo.rewriting import Rewritten, edit_json
 from retro_demo.tracing import Trace
-from retro_demo.ui.form import PRIVATE, QUIET, once_known, shows_errors
+from retro_demo.ui.form import PRIVATE, QUIET, download_folder, once_known, shows_errors
 from retro_demo.workspace import SAMPLE, Workspace
 from retro_demo.writing import export_trace
 
@@ -206,9 +204,7 @@ def _edited(trace: Trace, made: Rewritten | None, token: int) -> list[str]:
 
 
 def _file(trace: Trace, made: Rewritten | None = None) -> str:
-    """The trace as a file that Gradio may hand out: it must lie among its own uploads."""
-    folder = Path(get_upload_folder())
-    folder.mkdir(parents=True, exist_ok=True)
-    path = Path(tempfile.mkdtemp(dir=folder)) / "trace.json"
+    """The trace as a file that Gradio may hand out."""
+    path = download_folder() / "trace.json"
     export_trace(trace, path, edit_json(made) if made is not None else None)
     return str(path)

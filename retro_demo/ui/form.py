@@ -197,11 +197,16 @@ def stop_and_resume(state: str) -> list[gr.Button]:
     return [gr.Button(interactive=state in ("running", "waiting")), gr.Button(interactive=can_go_on)]
 
 
+def download_folder() -> Path:
+    """A new folder for a file that Gradio may hand out: it must lie among its own uploads."""
+    uploads = Path(get_upload_folder())
+    uploads.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(dir=uploads))
+
+
 def json_file(name: str, values: Any) -> str:
-    """Values as a file that Gradio may hand out: it must lie among its own uploads."""
-    folder = Path(get_upload_folder())
-    folder.mkdir(parents=True, exist_ok=True)
-    path = Path(tempfile.mkdtemp(dir=folder)) / name
+    """Values as a file that Gradio may hand out."""
+    path = download_folder() / name
     path.write_text(without_folders(json.dumps(values, indent=1)), encoding="utf-8")
     return str(path)
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import gradio as gr
-from gradio.utils import get_upload_folder
 
 from retro_demo import shares
 from retro_demo.library import Library
+from retro_demo.ui.form import download_folder
 from retro_demo.ui.refusals import public
 from retro_demo.ui.uploads import uploaded
 from retro_demo.workspace import Workspace
@@ -24,12 +21,10 @@ def add_share_endpoints(library: Library) -> None:
     ) -> gr.FileData:
         """A run as a .zip to download: weights, tokenizer, config and a card with its figures; where asked
         its corpus (the texts) and the optimizer state from which a training goes on."""
-        uploads = Path(get_upload_folder())
-        uploads.mkdir(parents=True, exist_ok=True)
         path = shares.export_zip(
             Workspace.open(home, workspace),
             run,
-            Path(tempfile.mkdtemp(dir=uploads)),
+            download_folder(),
             with_corpus=bool(with_corpus),
             with_state=bool(with_state),
             license=license,

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.utils import get_upload_folder
 
 from retro_demo import shares, views
 from retro_demo.errors import UserError
 from retro_demo.library import Library
-from retro_demo.ui.form import CHEAP, PRIVATE, shows_errors
+from retro_demo.ui.form import CHEAP, PRIVATE, download_folder, shows_errors
 from retro_demo.workspace import Workspace
 
 ONE_AT_A_TIME: dict[str, Any] = PRIVATE | {"concurrency_id": "share", "concurrency_limit": 2}
@@ -76,12 +74,10 @@ def share_section(
 
     @shows_errors
     def export(code: str, one: str | None, what: list[str], terms: str) -> Any:
-        uploads = Path(get_upload_folder())
-        uploads.mkdir(parents=True, exist_ok=True)
         path = shares.export_zip(
             Workspace.open(home, code),
             one or "",
-            Path(tempfile.mkdtemp(dir=uploads)),
+            download_folder(),
             with_corpus="corpus" in what,
             with_state="state" in what,
             license=terms.strip(),

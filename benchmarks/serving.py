@@ -1,0 +1,83 @@
+"""The page for those who ask it from outside: within this process, or as a server of its own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+from urllib.request import urlopen
+
+ROOT = Path(__file__).resolve().parent.parent
+PATIENCE = 120.0  # seconds until a server answers
+
+
+@contextmanager
+def served_page(home: Path) -> Iterator[str]:
+    """The address of the page over a data folder, in this process; it takes uploads of up to 1 MB."""
+    from starlette.middleware import Middleware  # here: who measures a start must not have read these before
+
+    from retro_demo.ui.page import build_app
+    from retro_demo.ui.security import SecurityHeaders
+
+    demo, _ = build_app(home)
+    _, address, _ = demo.launch(
+        prevent_thread_lock=True,
+        quiet=True,
+        ssr_mode=False,
+        run_history=False,
+        enable_monitoring=False,
+        max_file_size="1mb",
+        app_kwargs={"middleware": [Middleware(SecurityHeaders)]},
+    )
+    try:
+        yield address
+    finally:
+        demo.close()
+
+
+def start_app(home: Path, *flags: str, told: IO[bytes] | None = None) -> tuple[str, subprocess.Popen[bytes]]:
+    """Start app.py on a free port; its address and process, once it answers. Its words go to `told`, or its
+    errors alone to where ours go.
+
+    Raises RuntimeError where it ends, or does not answer in time.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/"
+    server = subprocess.Popen(
+        [sys.executable, str(ROOT / "app.py"), "--host", "127.0.0.1", "--port", str(port), *flags],
+        env=os.environ | {"RETRO_DEMO_HOME": str(home), "GRADIO_TEMP_DIR": str(home / "uploads")},
+        cwd=ROOT,
+        stdout=told or subprocess.DEVNULL,
+        stderr=told,
+    )
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            urlopen(url, timeout=5).close()
+            return url, server
+        except OSError:
+            if server.poll() is not None or time.monotonic() > deadline:
+                server.kill()
+                raise RuntimeError(f"app.py did not answer (exit code {server.wait()}).") from None
+            time.sleep(0.05)
+
+
+@contextmanager
+def served_app(
+    home: Path, *flags: str, told: IO[bytes] | None = None
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The same within a block, at whose end the server is told to end."""
+    url, server = start_app(home, *flags, told=told)
+    try:
+        yield url, server
+    finally:
+        server.terminate()
+        server.wait(30)
