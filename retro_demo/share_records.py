@@ -13,62 +13,41 @@ from typing import Any
 
 from retro_demo.documents import USES, Document
 from retro_demo.errors import UserError
-from retro_demo.events import (
-    Evaluated,
-    Event,
-    Failed,
-    Finished,
-    Progress,
-    Reindexed,
-    Saved,
-    Started,
-    Step,
-    Stopped,
-    Warned,
-)
+from retro_demo.events import ENDINGS, PARTS, wrong_with
 from retro_demo.sharing import read_json
 
 MOST_NUMBER = 1 << 50
 LINE_CHARS = 1_000_000
 DOCUMENT_CHARS = 64_000_000
-KINDS: dict[str, type[Event]] = {
-    kind.__name__.lower(): kind
-    for kind in (Started, Progress, Warned, Step, Evaluated, Reindexed, Saved, Stopped, Failed, Finished)
-}
+MOST_FIGURE = 1e30
+TRAINING = {"progress", "warned", "step", "evaluated", "reindexed", "saved", "started", *ENDINGS}
+"""The events of a training."""
 
 
 def check_events(path: Path) -> None:
-    """Raise UserError where a line is no event of a training, or has other fields than those have."""
-    for number, values in _lines(path, LINE_CHARS):
-        kind = KINDS.get(str(values.pop("event", "")))
-        if kind is None or not is_plain(values):
-            raise UserError(f"Line {number} of {path.name} is no event of a training. Export anew.")
-        wanted = {f.name: str(f.type) for f in fields(kind)} if kind is not Finished else {}
-        if kind is Finished:
-            wanted = {name: "int" for name in ("step", "parameters") if name in values}
-        if kind is not Finished and set(values) - set(wanted):
-            raise UserError(f"Line {number} of {path.name} has fields that no event has. Export anew.")
-        for name, type_ in wanted.items():
-            if name in values and not _is_of(values[name], type_):
-                raise UserError(f"Line {number} of {path.name}: {name} is not {type_}. Export anew.")
-        required = {"step", "loss", "lr", "tokens_per_second"} if kind is Step else {"step", "arms"}
-        if kind in (Step, Evaluated) and required - set(values):
-            raise UserError(f"Line {number} of {path.name} lacks fields. Export anew.")
-        for arm in values.get("arms", {}).values() if kind is Evaluated else ():
-            if {"nats", "bpb"} - set(arm) or not all(_is_of(each, "float") for each in arm.values()):
-                raise UserError(f"Line {number} of {path.name}: an arm has no figures. Export anew.")
+    """Raise UserError where a line is no event of a training, has other fields, or numbers out of range."""
+    for number, event in _lines(path, LINE_CHARS):
+        if wrong := wrong_with(event) or _strange(event):
+            raise UserError(f"Line {number} of {path.name} is no event of a training: {wrong}. Export anew.")
 
 
-def _is_of(value: Any, type_: str) -> bool:
-    if type_ == "int":
-        return type(value) is int and abs(value) < MOST_NUMBER
-    if type_ == "float":
-        return type(value) in (int, float) and abs(value) < 1e30
-    if type_ == "str":
-        return isinstance(value, str)
-    if type_.startswith("dict[str, dict"):
-        return isinstance(value, dict) and all(isinstance(inner, dict) for inner in value.values())
-    return isinstance(value, dict)
+def _strange(event: dict[str, Any]) -> str:
+    """Why an event is none of a training, "" = it is one."""
+    kind = event["event"]
+    if kind not in TRAINING or not is_plain(event):
+        return "no training tells that"
+    if kind == "finished":
+        counts = [event.get("step", 0), event.get("parameters", 0)]
+        return "" if all(type(one) is int and _in_range(one) for one in counts) else "a count is none"
+    if set(event) - {"event", *(part.name for part in PARTS[kind])}:
+        return "it has fields that no event has"
+    numbers = [value for value in event.values() if isinstance(value, (int, float))]
+    numbers += [value for arm in event.get("arms", {}).values() for value in arm.values()]
+    return "" if all(map(_in_range, numbers)) else "a number is none"
+
+
+def _in_range(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < (MOST_NUMBER if type(value) is int else MOST_FIGURE)
 
 
 def is_plain(value: Any, depth: int = 6) -> bool:

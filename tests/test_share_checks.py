@@ -143,7 +143,35 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "an event nested without end": (later_line("events.jsonl", "[" * 100_000), "no JSON"),
     "an arm without figures": (
         later_line("events.jsonl", '{"event": "evaluated", "step": 1, "arms": {"on": {}}}'),
-        "an arm has no figures",
+        "arms is not",
+    ),
+    "an arm with words for a figure": (
+        later_line(
+            "events.jsonl",
+            '{"event": "evaluated", "step": 1, '
+            '"arms": {"on": {"nats": 1, "bpb": 1, "tokens": 1, "x": "<b>"}}}',
+        ),
+        "a number is none",
+    ),
+    "an event of no training": (
+        later_line("events.jsonl", '{"event": "token", "id": 1, "text": "a", "probability": 1.0}'),
+        "no training tells that",
+    ),
+    "an event with a field of its own": (
+        later_line("events.jsonl", '{"event": "saved", "step": 1, "more": 1}'),
+        "fields that no event has",
+    ),
+    "an event without what it is about": (later_line("events.jsonl", '{"event": "step"}'), "is not there"),
+    "a loss beyond all numbers": (
+        later_line(
+            "events.jsonl",
+            '{"event": "step", "step": 1, "loss": NaN, "lr": 1, "tokens_per_second": 1, "grad_norm": 1}',
+        ),
+        "a number is none",
+    ),
+    "an end whose step is a text": (
+        later_line("events.jsonl", '{"event": "finished", "step": "9"}'),
+        "count",
     ),
     "a state that is none": (
         write("state.safetensors", headed({"__metadata__": {"step": "1"}})),
