@@ -28,10 +28,11 @@ from typing import Any
 from benchmarks.measuring import RESULTS, markdown, torch
 from benchmarks.serving import ROOT, start_app
 from retro_demo import jobs
-from retro_demo.checkpoint import load_model, load_tensors, read_any_config
+from retro_demo.checkpoint import load_model, read_any_config
 from retro_demo.corpus import load_corpus
 from retro_demo.errors import UserError
 from retro_demo.run_state import saved_step
+from retro_demo.tensor_files import load_tensors
 from retro_demo.workspace import Workspace, data_home, is_built, new_code
 
 PATIENCE = 300.0  # seconds for anything to happen: this is no measurement of speed

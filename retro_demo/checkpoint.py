@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from retro_demo.config import RetroConfig, TrainConfig, from_json
@@ -32,15 +30,17 @@ from retro_demo.knobs import seen
 from retro_demo.linear import lay_out_for_writing
 from retro_demo.marge import MARGE
 from retro_demo.marge_config import EvidenceConfig, MargeConfig
-from retro_demo.network_size import shape_of
+from retro_demo.network_size import shapes_of
 from retro_demo.retro import RETRO
-from retro_demo.troubles import said
-from retro_demo.whole_files import replacing
+from retro_demo.tensor_files import ANEW, Head, check_shapes, finite_tensors, read_head, save_tensors
 
 FORMAT = 1
 IMPORTED = "imported.json"
 MOST_THREADS = 4096
-FLOATS = {"F16", "BF16", "F32"}  # what weights are kept in
+MOST_CHARS = 4096  # of a text in config.json
+MOST_STEPS = 1_000_000_000
+FLOATS = ("F32", "F16", "BF16")  # what weights are kept in
+DEVICES = ("cpu", "cuda", "mps")
 MODELS = ("lm", "retro", "retrofit", "marge")
 
 
@@ -160,11 +160,16 @@ def _check_kinds(config: AnyRun) -> None:
         value = getattr(config, one.name)
         if one.type in kinds and type(value) is not kinds[str(one.type)]:
             raise ValueError(f"{one.name} is {seen(value)}")
+        if isinstance(value, str) and len(value) > MOST_CHARS:
+            raise ValueError(f"{one.name} has {len(value):,} characters")
     if config.model not in MODELS:
         raise ValueError(f"the model is {seen(config.model)}")
-    if not 1 <= config.threads <= MOST_THREADS or config.lesson_steps < 0:
+    if config.device.split(":")[0] not in DEVICES:
+        raise ValueError(f"the device is {seen(config.device)}")
+    if not 1 <= config.threads <= MOST_THREADS or not 0 <= config.lesson_steps <= MOST_STEPS:
         raise ValueError(f"threads {config.threads}, lesson_steps {config.lesson_steps}")
-    if not isinstance(config.versions, dict):
+    told = [text for pair in config.versions.items() for text in pair]
+    if len(told) > 40 or not all(isinstance(text, str) and len(text) <= 100 for text in told):
         raise ValueError(f"versions is {seen(config.versions)}")
 
 
@@ -244,25 +249,23 @@ def load_marge(folder: Path, device: str = "cpu") -> MARGE:
 
 
 def _weights(folder: Path, network: RetroConfig | MargeConfig) -> dict[str, Tensor]:
-    """The saved weights, whose names, shapes and kinds are held against the network before they are read.
-
-    So neither network nor weights take memory where the two do not fit.
-    """
+    """The saved weights in float32; raises UserError where there are none that fit the network."""
     path = folder / "model.safetensors"
     if not path.exists():
         raise UserError(f"The run at {folder} has no weights yet. Let it train until its first save.")
-    head, _ = read_head(path)
-    wanted = {name: tuple(weight.shape) for name, weight in shape_of(network).items()}
-    if wanted != {name: shape for name, (_, shape) in head.items()}:
-        raise UserError(f"The weights in {path} do not fit the network that config.json describes.")
-    if strange := {kind for kind, _ in head.values()} - FLOATS:
-        raise UserError(f"The weights in {path} are of the kind {', '.join(sorted(strange))}. Train anew.")
-    tensors = {name: tensor.float() for name, tensor in load_tensors(path)[0].items()}
-    if not all(tensor.isfinite().all() for tensor in tensors.values()):
-        raise UserError(
-            f"Weights in {path} are not finite numbers, so the run can write nothing. Train anew."
-        )
-    return tensors
+    check_weights(path, network)
+    return {name: tensor.float() for name, tensor in finite_tensors(path)}
+
+
+def check_weights(path: Path, network: RetroConfig | MargeConfig) -> Head:
+    """The head of a file of weights; raises UserError where they are not those of the network, no more and
+    no less. So neither takes memory where the two do not fit."""
+    head = read_head(path)
+    check_shapes(path, head.shapes, shapes_of(network))
+    for name, (kind, _) in head.tensors.items():
+        if kind not in FLOATS:
+            raise UserError(f"{path} keeps {seen(name)} as {kind}; it must be {' or '.join(FLOATS)}. {ANEW}")
+    return head
 
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -272,33 +275,3 @@ def _filled(model: Network, tensors: Mapping[str, Tensor]) -> Network:
     model.load_state_dict(tensors)
     lay_out_for_writing(model)
     return model.eval()
-
-
-def read_head(path: Path) -> tuple[dict[str, tuple[str, tuple[int, ...]]], dict[str, str]]:
-    """What a file of tensors holds, without reading them: {name: (kind, shape)}, and what it says of itself.
-
-    Raises UserError where it cannot be read; a head that claims more than the file holds is such a case.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            parts = ((name, file.get_slice(name)) for name in file.keys())  # noqa: SIM118
-            return {
-                n: (part.get_dtype(), tuple(part.get_shape())) for n, part in parts
-            }, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        if trouble := said(error):
-            raise UserError(trouble) from error
-        raise UserError(f"{path} cannot be read as safetensors ({error}). Train the run anew.") from error
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: dict[str, str]) -> None:
-    """Write them beside `path`, then in its place."""
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as unfinished:
-        save_file(whole, unfinished, metadata=meta)
-
-
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file and what it says of itself; UserError where it cannot be read."""
-    _, meta = read_head(path)
-    return load_file(path), meta

@@ -51,6 +51,7 @@ from retro_demo.vectors import GIVEN
 from retro_demo.workspace import CHECKPOINTS, SAMPLE, SAMPLES
 
 LIMITS = ReadingLimits(total_bytes=8_000_000_000)
+SAID_CHARS = 400
 EMBEDDERS = ("static", "minilm")
 MISSING = "missing"  # no folder: where the corpus or the base of an imported run would be
 HEX = re.compile(r"[0-9a-f]{16}")
@@ -82,7 +83,13 @@ def checked_export(source: Path, near: Path, limits: ReadingLimits = LIMITS) -> 
     folder = Path(tempfile.mkdtemp(dir=near, prefix=".import-"))
     try:
         there = _unpack(source, folder, limits)
-        yield _check(source, folder, there)
+        try:
+            export = _check(source, folder, there)
+        except UserError as error:
+            # what a stranger wrote may be long, and where it lies for now means nothing
+            said = str(error).replace(f"{folder}/", "")
+            raise UserError(said if len(said) < SAID_CHARS else f"{said[:SAID_CHARS]} ...") from None
+        yield export
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -172,7 +179,7 @@ def _manifest_of_old(source: Path, folder: Path) -> Manifest:
 
 def _check_run(folder: Path) -> AnyRun:
     config = check_config(folder)
-    head = check_weights(folder / "model.safetensors", config)
+    check_weights(folder / "model.safetensors", config)
     check_tokenizer(folder / "tokenizer.json", config.network.vocab_size)
     if (folder / STATE).exists():
         check_state(folder / STATE, config)
@@ -180,8 +187,6 @@ def _check_run(folder: Path) -> AnyRun:
         check_events(folder / "events.jsonl")
     for path in sorted((folder / "evidence").glob("*.safetensors")):
         check_evidence(path)
-    if head.step == 0:
-        raise UserError("model.safetensors was saved at step 0: there is nothing trained in it.")
     return config
 
 
@@ -238,12 +243,7 @@ def take_run(export: Checked, out: Path, corpus: str, bases: Sequence[Path] = ()
     """
     assert export.config is not None
     out.mkdir(parents=True, exist_ok=True)
-    (out / "evidence").mkdir(exist_ok=True)
-    for path in sorted((export.folder / "evidence").glob("*")):
-        os.replace(path, out / "evidence" / path.name)
-    if not any((out / "evidence").iterdir()):
-        (out / "evidence").rmdir()
-    for name in (*RUN[1:], STATE):
+    for name in (*RUN[1:], STATE, "evidence"):
         if (export.folder / name).exists():
             os.replace(export.folder / name, out / name)
     about = {"format": export.manifest.format, "name": export.manifest.name, "corpus": corpus}

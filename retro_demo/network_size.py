@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from retro_demo.devices import allowed_memory
 from retro_demo.errors import UserError
@@ -15,18 +14,23 @@ from retro_demo.retro_config import RetroConfig
 TRAINING_BYTES = 12  # of a parameter: a save holds the weight and both its moments in memory
 
 
-def shape_of(network: RetroConfig | MargeConfig) -> dict[str, Tensor]:
-    """The weights of a network of this shape by name, without any memory behind them."""
-    with torch.device("meta"):
-        model = RETRO(network) if isinstance(network, RetroConfig) else MARGE(network)
-        return model.state_dict()
+def shapes_of(network: RetroConfig | MargeConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every weight of such a network."""
+    return {name: tuple(weight.shape) for name, weight in _unfilled(network).state_dict().items()}
 
 
 def count_parameters(network: RetroConfig | MargeConfig) -> int:
-    """Parameters of a network of this shape."""
-    with torch.device("meta"):
-        model = RETRO(network) if isinstance(network, RetroConfig) else MARGE(network)
-        return sum(weight.numel() for weight in model.parameters())
+    """Parameters of such a network."""
+    return sum(weight.numel() for weight in _unfilled(network).parameters())
+
+
+def _unfilled(network: RetroConfig | MargeConfig) -> RETRO | MARGE:
+    """Such a network without any memory behind its weights; raises UserError where none can be made."""
+    try:
+        with torch.device("meta"):
+            return RETRO(network) if isinstance(network, RetroConfig) else MARGE(network)
+    except (ValueError, AssertionError, RuntimeError, IndexError, TypeError, ZeroDivisionError) as error:
+        raise UserError(f"No network can be made of these settings ({str(error)[:200]}).") from error
 
 
 def check_memory(network: RetroConfig | MargeConfig, step_tokens: int, device: str) -> None:

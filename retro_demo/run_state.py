@@ -7,19 +7,22 @@ kept whole, generators for each process.
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from retro_demo.checkpoint import FLOATS, IMPORTED, AnyRun, load_tensors, read_head, save_tensors, versions
+from retro_demo.checkpoint import IMPORTED, AnyRun, versions
 from retro_demo.distributed import ALONE, World, like, whole
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Started, Warned
 from retro_demo.knobs import seen
+from retro_demo.tensor_files import ANEW, Head, Shapes, check_shapes, load_tensors, read_head, save_tensors
 
-GENERATOR_BYTES = 1 << 16  # and more is no generator's state
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+GENERATOR = re.compile(r"generator\.(cpu|cuda)(\.[1-9][0-9]{0,3})?")
+GENERATOR_BYTES = 10_000  # and more is no generator's state
 
 
 def save_state(
@@ -62,12 +65,12 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
     if not path.exists():
         return 0
     step, there = saved_step(folder), model.state_dict()
-    _check_state(path, {name: tuple(tensor.shape) for name, tensor in there.items()})
+    check_state(path, {name: tuple(tensor.shape) for name, tensor in there.items()})
     tensors, _ = load_tensors(path)
     saved = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
     model.load_state_dict({n: like(there[n], t) if n in there else t for n, t in saved.items()})
     for name, weight in model.named_parameters():
-        for kind in ("step", "exp_avg", "exp_avg_sq"):
+        for kind in MOMENTS:
             if (value := tensors.get(f"optimizer.{kind}.{name}")) is not None:  # none: it had no gradient
                 value = like(weight, value) if kind != "step" else value.to(weight.device)
                 optimizer.state[weight][kind] = value
@@ -80,28 +83,31 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
         ):
             torch.cuda.set_rng_state(generator)
     except RuntimeError as error:
-        raise UserError(f"{path} holds no state of a generator ({error}). Train the run anew.") from error
+        raise UserError(f"{path} holds no state of a generator ({error}). {ANEW}") from error
     return step
 
 
-def _check_state(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise UserError where a saved state is not one of a network with weights of these shapes."""
-    head, _ = read_head(path)
-    wrong = [name for name in shapes if f"model.{name}" not in head]
-    for name, (kind, shape) in head.items():
-        part, _, weight = name.partition(".")
-        if part == "optimizer":
-            moment, _, weight = weight.partition(".")
-            fits = kind in FLOATS and shape == (() if moment == "step" else shapes.get(weight))
-        elif part == "model":
-            fits = shape == shapes.get(weight)
+def check_state(path: Path, shapes: Shapes) -> Head:
+    """The head of a saved state; raises UserError where it is not one of a network with weights of these
+    shapes: all of them, moments of such weights, generators."""
+    head = read_head(path)
+    weights = {n.removeprefix("model."): s for n, s in head.shapes.items() if n.startswith("model.")}
+    check_shapes(path, weights, shapes)
+    for name, (kind, shape) in head.tensors.items():
+        if name.startswith("model."):
+            fits = kind == "F32"
+        elif GENERATOR.fullmatch(name):
+            fits = kind == "U8" and len(shape) == 1 and shape[0] <= GENERATOR_BYTES
         else:
-            fits = part == "generator" and kind == "U8" and len(shape) == 1 and shape[0] <= GENERATOR_BYTES
-        wrong += [] if fits else [name]
-    if wrong:
-        raise UserError(
-            f"{path} does not fit the network that config.json describes ({seen(wrong[0])}). Train it anew."
-        )
+            part, moment, weight = (*name.split(".", 2), "", "")[:3]
+            fits = part == "optimizer" and moment in MOMENTS and weight in shapes and kind == "F32"
+            fits = fits and shape == (() if moment == "step" else shapes[weight])
+        if not fits:
+            raise UserError(
+                f"{path} holds {seen(name)} ({kind} {list(shape)}), which no run of this network saves. "
+                f"{ANEW}"
+            )
+    return head
 
 
 def _generator(kind: str, rank: int) -> str:
@@ -129,12 +135,7 @@ def saved_processes(folder: Path) -> int:
 
 def _count(folder: Path, name: str, default: int) -> int:
     path = folder / "state.safetensors"
-    if not path.exists():
-        return default
-    said = read_head(path)[1].get(name, str(default))
-    if not re.fullmatch(r"[0-9]{1,9}", said):
-        raise UserError(f"{path} says {seen(said)} of its {name}s, which is no number. Train the run anew.")
-    return int(said)
+    return default if not path.exists() else read_head(path).number(name, default)
 
 
 def go_on(

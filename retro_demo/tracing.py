@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from retro_demo.attention import record_attention
-from retro_demo.checkpoint import save_tensors
 from retro_demo.corpus import write_atomically
 from retro_demo.explain import Numbers, measure
 from retro_demo.generate import Database, Written
 from retro_demo.retro import RETRO
+from retro_demo.tensor_files import save_tensors
 from retro_demo.tokenizer import Tokenizer, pieces_of
 
 FORMAT = 2

@@ -25,7 +25,7 @@ from test_views import small_trace
 
 from retro_demo import cli, jobs, service
 from retro_demo.building import prepare_corpus
-from retro_demo.checkpoint import load_model, load_tensors, read_any_config, save_tensors
+from retro_demo.checkpoint import load_model, read_any_config
 from retro_demo.corpus import load_corpus
 from retro_demo.errors import UserError
 from retro_demo.events import Finished, Step, append_event, read_events
@@ -35,6 +35,7 @@ from retro_demo.pipeline import run_build
 from retro_demo.processes import Process, birth
 from retro_demo.run_settings import seconds_left
 from retro_demo.run_state import saved_step
+from retro_demo.tensor_files import load_tensors, save_tensors
 from retro_demo.troubles import said, why_interrupted
 from retro_demo.workspace import Workspace, new_code
 

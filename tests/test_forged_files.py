@@ -46,7 +46,7 @@ def test_a_network_of_hundreds_of_billions_is_refused_before_it_takes_memory(run
     begun = time.monotonic()
 
     assert count_parameters(huge) > 3e11
-    with pytest.raises(UserError, match="do not fit the network"):
+    with pytest.raises(UserError, match="does not fit the network"):
         load_model(run)
     with pytest.raises(UserError, match=r"parameters takes at least [0-9,]+ GB to train"):
         list(run_training(run, lambda: False))
@@ -71,6 +71,11 @@ def test_a_step_whose_logits_fit_no_memory_is_refused_on_a_cpu():
         {"threads": 10**9},
         {"base": None},
         {"versions": "1"},
+        {"versions": {"python": 3}},
+        {"versions": {str(n): "1" for n in range(21)}},
+        {"device": "rm -rf"},
+        {"corpus": "a" * 5000},
+        {"lesson_steps": 10**10},
         {"network": [1]},
         {"training": 3},
         {"training": {"steps": 10**30}},
@@ -101,9 +106,9 @@ def save_changed(path: Path, change) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda tensors: tensors.pop(next(iter(tensors))), "do not fit"),
-        (lambda tensors: tensors.update(more=torch.zeros(1)), "do not fit"),
-        (lambda tensors: tensors.update({k: t.double() for k, t in tensors.items()}), "of the kind F64"),
+        (lambda tensors: tensors.pop(next(iter(tensors))), "does not fit"),
+        (lambda tensors: tensors.update(more=torch.zeros(1)), "does not fit"),
+        (lambda tensors: tensors.update({k: t.double() for k, t in tensors.items()}), "as F64"),
         (lambda tensors: tensors.update({k: t * torch.nan for k, t in tensors.items()}), "not finite"),
     ],
 )
@@ -111,6 +116,13 @@ def test_weights_that_are_not_the_networks_are_refused(run, change, said):
     save_changed(run / "model.safetensors", change)
 
     with pytest.raises(UserError, match=said):
+        load_model(run)
+
+
+def test_a_pointer_of_git_lfs_is_called_one(run):
+    (run / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+
+    with pytest.raises(UserError, match="git lfs pull"):
         load_model(run)
 
 
@@ -130,6 +142,10 @@ def test_a_head_that_claims_more_than_the_file_holds_is_refused(run, claimed):
         lambda tensors: tensors.update({"generator.cpu": torch.zeros(3, dtype=torch.uint8)}),
         lambda tensors: tensors.update({"generator.cpu": torch.zeros(5000, dtype=torch.uint8)}),
         lambda tensors: tensors.update({n: t[:1] for n, t in tensors.items() if ".exp_avg." in n and t.ndim}),
+        lambda tensors: tensors.update({"optimizer.exp_avg.nowhere": torch.zeros(())}),
+        lambda tensors: tensors.update({n: t.half() for n, t in tensors.items() if n.startswith("model.")}),
+        lambda tensors: tensors.update({n: t.half() for n, t in tensors.items() if ".exp_avg." in n}),
+        lambda tensors: tensors.update({n.replace("exp_avg", "more"): t.clone() for n, t in tensors.items()}),
     ],
 )
 def test_a_state_that_is_not_the_networks_is_refused(run, change):

@@ -102,26 +102,52 @@ def npy(array: np.ndarray, pickled: bool = False) -> bytes:
     return file.getvalue()
 
 
+NO_TENSORS = "cannot be read as safetensors"
 BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "a pickle": (write("pytorch_model.bin", pickle.dumps([1])), "belongs to no export"),
     "a file in a strange folder": (write("scripts/x.py", b"1"), "belongs to no export"),
     "weights of another shape": (change_json("config.json", network__dim=32, network__enc_dim=32), "not fit"),
     "a weight less": (change_tensors("model.safetensors", drop_first), "is not there"),
-    "weights that are no numbers": (change_tensors("model.safetensors", not_a_number), "no numbers"),
+    "weights that are no numbers": (change_tensors("model.safetensors", not_a_number), "not finite"),
     "weights as whole numbers": (change_tensors("model.safetensors", to_half_ints), "as I64"),
-    "a head of 64 GB": (write("model.safetensors", with_header_of(64)), "there are 0"),
-    "a head longer than its file": (write("model.safetensors", b"\xff" * 16), "no whole safetensors"),
-    "a head that is no JSON": (write("model.safetensors", b"\2" + b"\0" * 7 + b"{x"), "head is damaged"),
+    "a head of 64 GB": (write("model.safetensors", with_header_of(64)), NO_TENSORS),
+    "a head longer than its file": (
+        write("model.safetensors", b"\xff" * 16),
+        NO_TENSORS,
+    ),
+    "a head that is no JSON": (
+        write("model.safetensors", b"\2" + b"\0" * 7 + b"{x"),
+        NO_TENSORS,
+    ),
     "a head nested without end": (
         write("model.safetensors", (100_000).to_bytes(8, "little") + b"[" * 100_000),
-        "head is damaged",
+        NO_TENSORS,
+    ),
+    "a head longer than any of ours": (
+        write("model.safetensors", headed({"__metadata__": {"step": "2", "x": "y" * 16_000_000}})),
+        "its head would be longer",
+    ),
+    "tensors with a gap": (
+        write("model.safetensors", headed({"a": {"dtype": "U8", "shape": [4], "data_offsets": [2, 6]}}, 6)),
+        NO_TENSORS,
+    ),
+    "bytes behind the tensors": (
+        write("model.safetensors", headed({"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}, 9)),
+        NO_TENSORS,
+    ),
+    "evidence without a passage, as wide as no memory": (
+        write(
+            "evidence/000001.safetensors",
+            headed({"vectors": {"dtype": "F16", "shape": [0, 1 << 60], "data_offsets": [0, 0]}}),
+        ),
+        "holds 'vectors'",
     ),
     "tensors that overlap": (
         write(
             "model.safetensors",
             headed({n: {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]} for n in "ab"}, 4),
         ),
-        "overlap",
+        NO_TENSORS,
     ),
     "an LFS pointer": (write("model.safetensors", b"version https://git-lfs.github.com"), "git lfs pull"),
     "a setting out of range": (change_json("config.json", network__depth=1_000_000), "between"),
@@ -130,8 +156,8 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "an lm that reads": (change_json("config.json", model="lm"), "calls the run a lm"),
     "a MARGE that is none": (change_json("config.json", model="marge"), "MargeConfig has no setting"),
     "a device of its own": (change_json("config.json", device="rm -rf"), "device"),
-    "a config that is a list": (write("config.json", b"[]"), "no JSON object"),
-    "a config nested without end": (write("config.json", b"[" * 100_000), "no JSON file"),
+    "a config that is a list": (write("config.json", b"[]"), "not the config of a run"),
+    "a config nested without end": (write("config.json", b"[" * 100_000), "not the config of a run"),
     "settings that are a list": (change_json("config.json", training=[]), "must be an object"),
     "weights saved after the end": (change_json("config.json", training__steps=1), "saved at step 2"),
     "a tokenizer of others": (write("tokenizer.json", b'{"model": {}}'), "tokenizer of this app"),

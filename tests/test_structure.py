@@ -100,6 +100,7 @@ LAYERS = [
     [
         "reading",
         "batches",
+        "tensor_files",
         "checkpoint",
         "run_state",
         "train",

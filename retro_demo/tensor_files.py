@@ -1,0 +1,101 @@
+"""Files of tensors (safetensors): written whole or not at all, and believed only after a look at their heads.
+
+Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from retro_demo.errors import UserError
+from retro_demo.knobs import seen
+from retro_demo.troubles import said
+from retro_demo.whole_files import replacing
+
+HEAD_BYTES = 16_000_000  # a head of ours has about 100 for each tensor
+ANEW = "Train or export the run anew."
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a file of tensors says of itself: name -> (kind, shape), and its notes."""
+
+    path: Path
+    tensors: dict[str, tuple[str, tuple[int, ...]]]
+    notes: dict[str, str]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: shape for name, (_, shape) in self.tensors.items()}
+
+    def number(self, name: str, default: int) -> int:
+        """A count among the notes; raises UserError where it is none."""
+        text = self.notes.get(name, str(default))
+        if not re.fullmatch(r"[0-9]{1,9}", text):
+            raise UserError(f"{self.path} says {seen(text)} of its {name}, which is no number. {ANEW}")
+        return int(text)
+
+
+def read_head(path: Path) -> Head:
+    """The head of a file, without reading a tensor.
+
+    Raises UserError where it cannot be read; a head that claims more than the file holds is such a case.
+    """
+    try:
+        with path.open("rb") as plain:
+            first = plain.read(8)
+        if first == b"version ":
+            raise UserError(f"{path} is a pointer of Git LFS, not the file. Run: git lfs pull")
+        if int.from_bytes(first, "little") > HEAD_BYTES:
+            raise SafetensorError(f"its head would be longer than {HEAD_BYTES:,} bytes")
+        with safe_open(path, "pt") as file:
+            parts = ((name, file.get_slice(name)) for name in file.keys())  # noqa: SIM118
+            tensors = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts}
+            return Head(path, tensors, file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        if trouble := said(error):
+            raise UserError(trouble) from error
+        raise UserError(f"{path} cannot be read as safetensors ({error}). {ANEW}") from error
+
+
+def check_shapes(path: Path, there: Shapes, wanted: Shapes) -> None:
+    """Raise UserError at the first weight of a file, or of the network, that the other has not so."""
+    for name in (*wanted, *there):
+        if there.get(name) != wanted.get(name):
+            found = f"is {list(there[name])}" if name in there else "is not there"
+            asked = list(wanted[name]) if name in wanted else "none of that name"
+            raise UserError(
+                f"{path} does not fit the network of config.json: {seen(name)} {found}, the network has "
+                f"{asked}. {ANEW}"
+            )
+
+
+def finite_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a file one after the other; raises UserError at one with values that are no numbers."""
+    with safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            tensor = file.get_tensor(name)
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise UserError(f"{path} holds {seen(name)} with values that are not finite. {ANEW}")
+            yield name, tensor
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: dict[str, str]) -> None:
+    """Write them beside `path`, then in its place."""
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as unfinished:
+        save_file(whole, unfinished, metadata=meta)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file and its notes; UserError where it cannot be read."""
+    head = read_head(path)
+    return load_file(path), head.notes
