@@ -22,6 +22,7 @@ from retro_demo.loading import load_own_corpus
 from retro_demo.model_card import LICENSE, model_card
 from retro_demo.provenance import place_name
 from retro_demo.sharing import RUN, STATE, CorpusNote, Manifest, write_manifest
+from retro_demo.whole_files import replacing
 from retro_demo.workspace import SAMPLE, SAMPLES, data_home
 
 ABSOLUTE = re.compile(r"(?<![\w:/.])(?:/[^\s/\"']+)+/([^\s/\"']+)")
@@ -102,15 +103,13 @@ def export_corpus(corpus: Path, out: Path, title: str = "") -> Manifest:
 
 def write_zip(folder: Path, path: Path) -> None:
     """An export as one .zip, the same bytes for the same files."""
-    beside = path.with_name(path.name + ".tmp")
-    with zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive:
+    with replacing(path) as beside, zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(each for each in folder.rglob("*") if each.is_file()):
             about = zipfile.ZipInfo(file.relative_to(folder).as_posix())
             about.compress_type = zipfile.ZIP_STORED if file.suffix in STORED else zipfile.ZIP_DEFLATED
             about.external_attr = 0o600 << 16
             with file.open("rb") as source, archive.open(about, "w", force_zip64=True) as target:
                 shutil.copyfileobj(source, target, 1 << 20)
-    beside.replace(path)
 
 
 @contextmanager
