@@ -1,4 +1,4 @@
-"""What a visitor can ask of a built corpus: documents to add or to forget, and what they are worth to a run.
+"""What a visitor can ask of a corpus: documents to add or to forget, what they are worth to a run, its end.
 
 By ids of a workspace, as service.py; the page and the HTTP endpoints both call these.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from retro_demo import jobs, service
 from retro_demo.change_config import AddConfig, WeighConfig
 from retro_demo.changing import CHANGE, SOURCES, base_of_change, find_documents, is_pending, prepare_change
-from retro_demo.checkpoint import read_any_config, read_run_config
+from retro_demo.checkpoint import read_any_config, read_run_config, write_run_config
 from retro_demo.corpus import load_corpus, read_stored_documents
 from retro_demo.dispatch import begin
 from retro_demo.errors import UserError
@@ -103,6 +104,49 @@ def _readers(workspace: Workspace, base: Path) -> Iterator[str]:
         folder = workspace.corpus(one)
         if jobs.is_under_way(folder) and base_of_change(folder) == base.resolve():
             yield f"{one} is being made from"
+
+
+def rename_corpus(workspace: Workspace, old: str, new: str) -> str:
+    """Give a corpus another name, and tell its runs in this workspace; returns the name."""
+    with _let_go(workspace, old) as before:
+        name = workspace.rename("corpora", old, new)
+        for run in workspace.runs():
+            folder = workspace.run(run)
+            config = read_any_config(folder)
+            if config.corpus == str(before):
+                write_run_config(folder, replace(config, corpus=str(workspace.corpus(name))))
+    return name
+
+
+def delete_corpus(workspace: Workspace, corpus: str) -> None:
+    """Remove a corpus; raises UserError while runs of the workspace read it, which it would orphan."""
+    with _let_go(workspace, corpus) as place:
+        own = [run for run in workspace.runs() if not run.startswith(SAMPLE)]
+        if readers := [run for run in own if read_any_config(workspace.run(run)).corpus == str(place)]:
+            raise UserError(
+                f"The corpus {corpus} is read by {len(readers)} of your runs ({', '.join(readers[:5])}), "
+                "which could neither write nor train without it. Delete them first."
+            )
+        workspace.delete("corpora", corpus)
+
+
+@contextmanager
+def _let_go(workspace: Workspace, corpus: str) -> Iterator[Path]:
+    """The folder of a corpus that no job reads, is to read or changes, and no change begins meanwhile.
+
+    Raises UserError where one does, also where a change that was cut off is still to be made from it.
+    """
+    folder = workspace.owned("corpora", corpus)
+    with jobs.asking(folder):
+        workspace.owned("corpora", corpus)  # a change may have begun before
+        if reader := next(_readers(workspace, folder), ""):
+            raise UserError(f"{reader} {corpus}. Wait for its end, or stop it first.")
+        for one in workspace.corpora():
+            place = workspace.corpus(one)
+            unmade = not one.startswith(SAMPLE) and not is_built(place)
+            if unmade and base_of_change(place) == folder.resolve():
+                raise UserError(f"{one} is still to be made from {corpus}. Resume it, or delete it first.")
+        yield folder
 
 
 def corpus_status(folder: Path) -> jobs.JobStatus:

@@ -17,7 +17,7 @@ from typing import Any
 from retro_demo import jobs
 from retro_demo.building import prepare_corpus
 from retro_demo.changing import SOURCES, is_pending
-from retro_demo.checkpoint import RunConfig, read_any_config, write_run_config
+from retro_demo.checkpoint import RunConfig, read_any_config
 from retro_demo.config import CorpusConfig
 from retro_demo.corpus import MANIFEST, file_hash
 from retro_demo.cutting import SHIPPED_TOKENIZERS
@@ -251,30 +251,6 @@ def wait_for_corpus(workspace: Workspace, run: str) -> Iterator[jobs.JobStatus]:
     if config.model != "lm" and config.corpus.startswith(SAMPLE) and not is_built(folder):
         _start_building(prepare_sample(workspace.home, config.corpus.removeprefix(SAMPLE)))
         yield from follow(folder)
-
-
-def rename_corpus(workspace: Workspace, old: str, new: str) -> str:
-    """Give a corpus another name, and tell its runs in this workspace; returns the name."""
-    before = str(workspace.corpus(old))
-    name = workspace.rename("corpora", old, new)
-    for run in workspace.runs():
-        folder = workspace.run(run)
-        config = read_any_config(folder)
-        if config.corpus == before:
-            write_run_config(folder, replace(config, corpus=str(workspace.corpus(name))))
-    return name
-
-
-def delete_corpus(workspace: Workspace, corpus: str) -> None:
-    """Remove a corpus; raises UserError while runs of the workspace read it, which it would orphan."""
-    place = str(workspace.corpus(corpus))
-    own = [run for run in workspace.runs() if not run.startswith(SAMPLE)]
-    if readers := [run for run in own if read_any_config(workspace.run(run)).corpus == place]:
-        raise UserError(
-            f"The corpus {corpus} is read by {len(readers)} of your runs ({', '.join(readers[:5])}), "
-            "which could neither write nor train without it. Delete them first."
-        )
-    workspace.delete("corpora", corpus)
 
 
 def statistics(folder: Path) -> dict[str, Any] | None:

@@ -232,7 +232,7 @@ class Workspace:
 
     def rename(self, kind: str, old: str, new: str) -> str:
         """Give a corpus or run another name; returns it. Not while something works on it."""
-        folder = self._owned(kind, old)
+        folder = self.owned(kind, old)
         wanted = new.strip().lower()
         if not NAME.fullmatch(wanted):
             raise UserError(
@@ -247,9 +247,10 @@ class Workspace:
 
     def delete(self, kind: str, name: str) -> None:
         """Remove a corpus or run with all its files. Not while something works on it."""
-        shutil.rmtree(self._owned(kind, name))
+        shutil.rmtree(self.owned(kind, name))
 
-    def _owned(self, kind: str, name: str) -> Path:
+    def owned(self, kind: str, name: str) -> Path:
+        """The folder of a corpus or run of the visitor's own that nothing works on; else raises UserError."""
         if name.startswith(SAMPLE):
             raise UserError(f"{name.removeprefix(SAMPLE)} ships with the app and stays as it is.")
         folder = self._existing(kind, name, {"corpora": "corpus", "runs": "run"}[kind])

@@ -22,7 +22,7 @@ from retro_demo.evaluation_request import Request, prepare_evaluation
 from retro_demo.events import Failed, append_event, read_events
 from retro_demo.library import Library
 from retro_demo.limits import Limits, keep_limits
-from retro_demo.workspace import Workspace, data_home, new_code
+from retro_demo.workspace import Workspace, data_home, is_built, new_code
 
 
 @pytest.fixture
@@ -260,3 +260,85 @@ def test_a_change_that_left_the_queue_or_found_it_full_can_be_asked_for_again(wo
         corpus_changes.start_change(workspace, "places", forget=["Arden"])
     assert not (folder / CHANGE).exists()
     assert read_events(folder / "events.jsonl") == before
+
+
+GOES = {
+    "renamed": lambda workspace: corpus_changes.rename_corpus(workspace, "places", "moved"),
+    "deleted": lambda workspace: corpus_changes.delete_corpus(workspace, "places"),
+}
+
+
+@pytest.mark.parametrize("going", GOES)
+def test_a_corpus_is_neither_renamed_nor_deleted_under_an_evaluation_that_waits_to_read_it(workspace, going):
+    own = workspace.corpus("places")
+    other = Path(shutil.copytree(own, workspace.folder / "corpora" / "other"))
+    run = prepare(workspace.folder / "runs" / "done", other, seq_len=64)
+    advance(run)
+    request = Request(str(run), corpus=str(own))
+    folder = run / "evaluations" / request.key
+    prepare_evaluation(folder, request)
+    with tickets.queue_lock(workspace.home):
+        ticket = tickets.issue(workspace.home, folder, "evaluate", workspace.folder.name)
+
+    with pytest.raises(UserError, match="An evaluation of done reads places. Wait for its end, or stop it"):
+        GOES[going](workspace)
+    assert is_built(own)
+
+    with tickets.queue_lock(workspace.home):
+        tickets.drop(ticket)
+    GOES[going](workspace)
+    assert not own.exists()
+
+
+@pytest.mark.parametrize("going", GOES)
+def test_a_corpus_is_neither_renamed_nor_deleted_under_one_that_is_or_is_still_to_be_made_from_it(
+    workspace, going
+):
+    copy = workspace.new_folder("corpora", "copy")
+    prepare_change(workspace.corpus("places"), copy, forget=["Arden"])
+
+    with jobs.claim(copy), pytest.raises(UserError, match="copy is being made from places"):
+        GOES[going](workspace)
+    with pytest.raises(UserError, match="copy is still to be made from places. Resume it, or delete it"):
+        GOES[going](workspace)
+
+    service.resume_build(workspace, "copy")
+    for _ in service.follow(copy):
+        pass
+    GOES[going](workspace)
+    assert len(load_corpus(copy).documents) == 13
+
+
+@pytest.mark.parametrize("going", GOES)
+def test_a_corpus_is_neither_renamed_nor_deleted_while_a_change_of_it_is_being_asked_for(workspace, going):
+    """The one who asks has looked and not yet begun: the corpus must not go from under the change."""
+    folder, ended = workspace.corpus("places"), threading.Event()
+
+    def go() -> None:
+        with pytest.raises(UserError, match="places is being worked on"):
+            GOES[going](workspace)
+        ended.set()
+
+    with jobs.asking(folder):
+        thread = threading.Thread(target=go)
+        thread.start()
+        thread.join(0.5)
+        held = not ended.is_set()
+        with tickets.queue_lock(workspace.home):
+            tickets.issue(workspace.home, folder, "build-corpus", workspace.folder.name)
+    thread.join(30)
+
+    assert held
+    assert ended.is_set()
+    assert is_built(folder)
+
+
+def test_a_corpus_is_not_renamed_under_a_run_that_waits_to_train_on_it(workspace):
+    run = prepare(workspace.folder / "runs" / "next", workspace.corpus("places"))
+    with tickets.queue_lock(workspace.home):
+        tickets.issue(workspace.home, run, "train", workspace.folder.name, "cpu")
+
+    with pytest.raises(UserError, match="next is training on places"):
+        GOES["renamed"](workspace)
+
+    assert read_any_config(run).corpus == str(workspace.corpus("places"))

@@ -12,7 +12,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from page_helpers import opened_client, page_home
 
-from retro_demo import jobs, run_settings, service
+from retro_demo import corpus_changes, jobs, run_settings, service
 from retro_demo.checkpoint import read_any_config, read_marge_config
 from retro_demo.errors import UserError
 from retro_demo.evidence_run import marge_runs
@@ -107,13 +107,13 @@ def test_a_corpus_is_renamed_with_its_marge_and_stays_while_one_reads_it(home):
     train_marge_run(
         space.folder / "runs" / "finder", build_translated(space.folder / "corpora" / "old"), steps=1
     )
-    service.rename_corpus(space, "old", "new")
+    corpus_changes.rename_corpus(space, "old", "new")
 
     assert read_any_config(space.run("finder")).corpus == str(space.corpus("new"))
     assert service.corpus_of_run(space, "finder") == ("new", space.corpus("new"))
     assert Library(home).marge(space.run("finder")).vectors.shape[0] > 0
     with pytest.raises(UserError, match="finder"):
-        service.delete_corpus(space, "new")
+        corpus_changes.delete_corpus(space, "new")
 
 
 def test_the_command_of_a_marge_names_what_differs_from_its_preset_and_no_base(space):

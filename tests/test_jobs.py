@@ -15,7 +15,7 @@ import pytest
 from conftest import SMALL, records, write_jsonl
 from test_train import prepare
 
-from retro_demo import jobs, service
+from retro_demo import corpus_changes, jobs, service
 from retro_demo.building import prepare_corpus
 from retro_demo.errors import UserError
 from retro_demo.events import Finished, Step, append_event, cut_back, read_events
@@ -231,10 +231,10 @@ def test_a_corpus_that_a_run_reads_is_not_deleted_under_it(workspace, small_fold
     prepare(workspace.new_folder("runs", "reader"), corpus)
 
     with pytest.raises(UserError, match="reader"):
-        service.delete_corpus(workspace, "mine")
+        corpus_changes.delete_corpus(workspace, "mine")
 
     workspace.delete("runs", "reader")
-    service.delete_corpus(workspace, "mine")
+    corpus_changes.delete_corpus(workspace, "mine")
     assert not corpus.exists()
 
 

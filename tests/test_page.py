@@ -16,7 +16,7 @@ from gradio_client.exceptions import AppError
 from page_helpers import page_home
 
 from benchmarks.serving import served_page
-from retro_demo import service
+from retro_demo import corpus_changes, service
 from retro_demo.config import CorpusConfig
 from retro_demo.workspace import Workspace, new_code
 
@@ -315,12 +315,12 @@ def test_names_of_uploads_become_names_only(given, kept):
 def test_a_renamed_corpus_is_still_that_of_its_runs(home, code, built, trained, client):
     workspace = Workspace.open(home, code)
 
-    service.rename_corpus(workspace, built["corpus"], "moved")
+    corpus_changes.rename_corpus(workspace, built["corpus"], "moved")
     try:
         last = client.predict(code, trained, "Island 1", 8, 0.8, 0, 0.95, 3, "on", api_name="/generate")
         assert last["done"] is True
     finally:
-        service.rename_corpus(workspace, "moved", built["corpus"])
+        corpus_changes.rename_corpus(workspace, "moved", built["corpus"])
 
 
 def test_a_corpus_is_changed_in_a_copy_over_http_and_a_run_says_what_it_would_miss(

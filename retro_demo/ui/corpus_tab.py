@@ -8,9 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from retro_demo import downloads, job_views, jobs, service, views
+from retro_demo import corpus_changes, downloads, job_views, jobs, service, views
 from retro_demo.config import RETRIEVERS, CorpusConfig
-from retro_demo.corpus_changes import corpus_status
 from retro_demo.errors import UserError
 from retro_demo.library import Library
 from retro_demo.search import search
@@ -113,7 +112,7 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
 
     def state_of(workspace: Workspace, one: str) -> tuple[jobs.JobStatus, dict[str, Any] | None]:
         folder = workspace.corpus(one)
-        return corpus_status(folder), service.statistics(folder)
+        return corpus_changes.corpus_status(folder), service.statistics(folder)
 
     def follow_now(code: str, one: str | None, before: str) -> list[Any]:
         """The values of `followed`; figures are drawn anew only when they changed."""
@@ -195,13 +194,13 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
 
     @shows_errors
     def call_it(code: str, one: str, wanted: str) -> list[Any]:
-        return refreshed(code, service.rename_corpus(Workspace.open(home, code), one, wanted))
+        return refreshed(code, corpus_changes.rename_corpus(Workspace.open(home, code), one, wanted))
 
     @shows_errors
     def remove(code: str, one: str, answer: str) -> list[Any]:
         if answer != "yes":
             return refreshed(code, None)
-        service.delete_corpus(Workspace.open(home, code), one)
+        corpus_changes.delete_corpus(Workspace.open(home, code), one)
         return refreshed(code, None)
 
     followed = [status, stats, stats_file, stop, resume, timer, shown_before]
