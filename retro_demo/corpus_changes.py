@@ -197,8 +197,7 @@ def weigh_documents(
             f"{len(documents):,} documents are named; here at most {MOST_WEIGHED} are weighed at a time. "
             "Name fewer, or use the command line."
         )
-    for _ in service.wait_for_corpus(workspace, run):
-        pass
+    service.check_ready(workspace, run)
     folder = workspace.run(run)
     other = service.built_corpus(workspace, corpus) if corpus else None
     if other == corpus_folder(workspace.home, read_run_config(folder).corpus) and other is not None:

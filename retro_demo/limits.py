@@ -57,6 +57,9 @@ class Limits:
     )
     steps: int = knob(0, "Steps", "The most optimizer steps of a run.", low=0, high=MOST)
     parameters: int = knob(0, "Parameters", "The most parameters of a run.", low=0, high=MOST)
+    new_tokens: int = knob(
+        0, "Tokens of a text", "The most tokens that a text may be asked for at a time.", low=0, high=MOST
+    )
     minutes: int = knob(
         0,
         "Minutes of a job",
@@ -91,6 +94,7 @@ PUBLIC = Limits(
     free_megabytes=2000,
     steps=5000,
     parameters=10_000_000,
+    new_tokens=500,
     minutes=90,
     memory_share=0.4,
     nice=10,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
-from retro_demo.config import RetroConfig
+from retro_demo.config import GenerateConfig, RetroConfig
 from retro_demo.errors import UserError
 from retro_demo.limits import MEGABYTE, Limits, limits_of
 from retro_demo.marge_config import MargeConfig
@@ -24,6 +25,17 @@ def check_run(limits: Limits, network: RetroConfig | MargeConfig, steps: int) ->
             f"The network has {count / 1e6:.1f} M parameters, and here it may have at most "
             f"{limits.parameters / 1e6:.1f} M. Choose a smaller width (dim) or fewer layers (depth)."
         )
+
+
+def checked_writing(home: Path, **knobs: Any) -> GenerateConfig:
+    """How a text shall be written; raises UserError where it is longer than others can wait for here."""
+    config, most = GenerateConfig(**knobs), limits_of(home).new_tokens
+    if most and config.max_new_tokens > most:
+        raise UserError(
+            f"You ask for {config.max_new_tokens:,} new tokens, and here at most {most:,} are written at a "
+            "time, because visitors write one after the other. Ask for fewer, and go on from what came."
+        )
+    return config
 
 
 def check_space(workspace: Workspace, coming: int = 0) -> None:

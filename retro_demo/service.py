@@ -253,6 +253,15 @@ def wait_for_corpus(workspace: Workspace, run: str) -> Iterator[jobs.JobStatus]:
         yield from follow(folder)
 
 
+def check_ready(workspace: Workspace, run: str) -> None:
+    """Raise UserError while the corpus that a run reads is being built; nobody waits where others write."""
+    if next(wait_for_corpus(workspace, run), None):
+        title = corpus_of_run(workspace, run)[0]
+        raise UserError(
+            f"{title}, which {run.removeprefix(SAMPLE)} reads, is being built first. Ask again in a minute."
+        )
+
+
 def statistics(folder: Path) -> dict[str, Any] | None:
     """The figures of a built corpus with its warnings, None before it is built."""
     if not is_built(folder):

@@ -72,8 +72,7 @@ def _export(
 ) -> None:
     folder = workspace.run(run)
     if with_corpus:
-        for _ in service.wait_for_corpus(workspace, run):
-            pass
+        service.check_ready(workspace, run)
         title, place = service.corpus_of_run(workspace, run)
         if jobs.is_under_way(place):
             raise UserError(f"{title} is being built or changed. Wait for its end, then export it.")

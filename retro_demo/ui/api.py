@@ -12,7 +12,7 @@ import gradio as gr
 
 from retro_demo import evaluations, jobs, service
 from retro_demo.checkpoint import MargeRun, read_any_config
-from retro_demo.config import CorpusConfig, GenerateConfig
+from retro_demo.config import CorpusConfig
 from retro_demo.errors import UserError
 from retro_demo.evaluate_config import EvaluateConfig
 from retro_demo.evidence_series import reindexes
@@ -21,6 +21,7 @@ from retro_demo.explained import explain_text
 from retro_demo.findings import as_json
 from retro_demo.library import Library
 from retro_demo.marge_writing import grown, ids_of, refuse_evidence, refuse_retriever
+from retro_demo.quotas import checked_writing
 from retro_demo.rewriting import edit_by_values, edit_json
 from retro_demo.search import search as search_corpus
 from retro_demo.ui import zero_gpu
@@ -142,7 +143,8 @@ def add_endpoints(library: Library) -> None:
         retriever and corpus name others than those of the training, and "swapped" then says so. A MARGE
         writes in a language, from evidence: ids of documents with commas between, none: its own choice."""
         space = Workspace.open(home, workspace)
-        config = GenerateConfig(
+        config = checked_writing(
+            home,
             max_new_tokens=_whole(max_new_tokens),
             temperature=temperature,
             top_k=_whole(top_k),
@@ -152,8 +154,7 @@ def add_endpoints(library: Library) -> None:
             retriever=retriever,
         )
         folder = space.run(run)
-        for _ in service.wait_for_corpus(space, run):
-            yield {"text": "", "new_tokens": 0, "done": False}
+        service.check_ready(space, run)
         if isinstance(read_any_config(folder), MargeRun):
             marge = library.marge(folder)
             refuse_retriever(corpus, retriever)
@@ -214,8 +215,7 @@ def add_endpoints(library: Library) -> None:
             retrieval=retrieval, retriever=retriever, num_neighbors=_whole(num_neighbors), page=_whole(page)
         )
         folder = space.run(run)
-        for _ in service.wait_for_corpus(space, run):
-            pass
+        service.check_ready(space, run)
         other = service.built_corpus(space, corpus) if corpus else None
         loaded = library.run(folder, other, retriever)
         trace = explain_text(loaded, run, text, config)

@@ -15,8 +15,9 @@ from retro_demo.evidence_reading import MOST_EVIDENCE
 from retro_demo.evidence_run import MargeCorpus, documents_of, example_evidence, marge_runs
 from retro_demo.generate import Written
 from retro_demo.library import Library
+from retro_demo.quotas import checked_writing
 from retro_demo.ui import zero_gpu
-from retro_demo.ui.form import PRIVATE, QUIET, Form, first_of, once_known, relisted, shows_errors
+from retro_demo.ui.form import CHEAP, PRIVATE, QUIET, Form, first_of, once_known, relisted, shows_errors
 from retro_demo.workspace import SAMPLE, Workspace
 
 KNOBS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
@@ -101,6 +102,14 @@ def evidence_writing(tab: gr.Tab, library: Library, visitor: gr.BrowserState, ar
     found = gr.HTML(elem_id="marge-write-evidence")
 
     @shows_errors
+    def wait(code: str, name: str | None) -> Iterator[Any]:
+        """said: how the corpus of a run comes along, before the lane where one text at a time is written."""
+        library.forget_stop(code)
+        yield gr.skip()
+        for build in service.wait_for_corpus(Workspace.open(home, code), name) if name else ():
+            yield job_views.waiting(build, "The corpus is being prepared")
+
+    @shows_errors
     def write(
         code: str, name: str | None, tongue: str | None, chosen: list[str], words: str, *values: Any
     ) -> Iterator[list[Any]]:
@@ -108,13 +117,11 @@ def evidence_writing(tab: gr.Tab, library: Library, visitor: gr.BrowserState, ar
         # what is chosen is neither counted nor left out by what else the form says
         chosen = [] if which == "off" else chosen or []
         count = 0 if chosen else int(many)
-        config = GenerateConfig(**form.read(others), retrieval=which, num_neighbors=count)
+        config = checked_writing(home, **form.read(others), retrieval=which, num_neighbors=count)
         workspace = Workspace.open(home, code)
         if not name:
             raise UserError("There is no MARGE yet. Train one on the Train tab.")
-        library.forget_stop(code)
-        for build in service.wait_for_corpus(workspace, name):
-            yield [job_views.waiting(build, "The corpus is being prepared"), gr.skip()]
+        service.check_ready(workspace, name)
         yield ['<p class="speed" role="status">Loading the run and embedding its passages.</p>', gr.skip()]
         loaded, text = library.marge(workspace.run(name)), ""
         asked = {"language": tongue or "", "documents": chosen}
@@ -181,7 +188,9 @@ def evidence_writing(tab: gr.Tab, library: Library, visitor: gr.BrowserState, ar
     asked = [visitor, run, language, documents, prompt, kind, count, *form.inputs]
     picked = examples.click(first_of, examples, prompt, **QUIET)
     for begun in (go.click, picked.then):
-        begun(write, asked, [said, found], **model).failure(lambda: "", None, said, **QUIET)
+        waits = begun(wait, [visitor, run], said, **CHEAP)
+        for stage in (waits, waits.success(write, asked, [said, found], **model)):
+            stage.failure(lambda: "", None, said, **QUIET)
     stop.click(lambda code: library.ask_to_stop(code), visitor, None, **QUIET)
     offered = [language, among, documents]
     arrival = arrival.opening(tab, run)

@@ -15,6 +15,7 @@ from retro_demo.errors import UserError
 from retro_demo.explain_config import MOST_NEIGHBORS, ExplainConfig
 from retro_demo.library import Library
 from retro_demo.loading import LoadedRun
+from retro_demo.quotas import checked_writing
 from retro_demo.tracing import Trace
 from retro_demo.ui import zero_gpu
 from retro_demo.ui.evidence_writing import evidence_writing
@@ -112,13 +113,20 @@ def generate_tab(
         made_with = trace.about.get("written_with", trace.about["config"])
         return [*show(code, name), trace.about["prompt"], *form.fill(made_with)]
 
+    @shows_errors
+    def wait(code: str, name: str | None) -> Iterator[Any]:
+        """speed: how the corpus of a run comes along, before the lane where one text at a time is written."""
+        library.forget_stop(code)
+        yield gr.skip()
+        for status in service.wait_for_corpus(Workspace.open(home, code), name) if name else ():
+            yield job_views.waiting(status, "The corpus is being prepared")
+
     def load(code: str, name: str, other: str, retriever: str) -> Iterator[str | LoadedRun]:
         """Yield what is being waited for, and at last the run."""
         workspace = Workspace.open(home, code)
         if not name:
             raise UserError("There is no run yet. Train one on the Train tab.")
-        for status in service.wait_for_corpus(workspace, name):
-            yield job_views.waiting(status, "The corpus is being prepared")
+        service.check_ready(workspace, name)
         swap = service.built_corpus(workspace, other) if other else None
         kind = (
             "Loading the run; the first reading of another corpus takes longer."
@@ -136,8 +144,7 @@ def generate_tab(
 
     @shows_errors
     def write(code: str, name: str, other: str, words: str, *values: Any) -> Iterator[list[Any]]:
-        config = GenerateConfig(**form.read(values))
-        library.forget_stop(code)
+        config = checked_writing(home, **form.read(values))
         loaded = None
         for step in load(code, name, other, config.retriever):
             if isinstance(step, str):
@@ -151,8 +158,7 @@ def generate_tab(
 
     @shows_errors
     def side_by_side(code: str, name: str, other: str, words: str, *values: Any) -> Iterator[list[Any]]:
-        config = GenerateConfig(**form.read(values))
-        library.forget_stop(code)
+        config = checked_writing(home, **form.read(values))
         loaded = None
         for step in load(code, name, other, config.retriever):
             if isinstance(step, str):
@@ -252,8 +258,10 @@ def generate_tab(
     text = view.outputs[1]
     picked = examples.click(first_of, examples, prompt, **QUIET)
     asked, written = [visitor, run, corpus, prompt, *form.inputs], [text, speed, trace_id]
-    writes, tried = (begun(write, asked, written, **model) for begun in (go.click, picked.then))
-    reads = explain.click(
+    clicks = (go.click, picked.then, explain.click, compare.click)
+    waits = [begun(wait, [visitor, run], speed, **CHEAP) for begun in clicks]
+    writes, tried = (begun.success(write, asked, written, **model) for begun in waits[:2])
+    reads = waits[2].success(
         explain_given, [visitor, run, corpus, given, *reading.inputs], [speed, trace_id], **model
     )
     rereads = again.click(
@@ -262,10 +270,11 @@ def generate_tab(
     for begun in (writes, tried, reads, rereads):
         begun.success(shows_errors(show), shown, everything, **CHEAP)
         begun.failure(lambda: "", None, speed, **QUIET)
-    compares = compare.click(
+    compares = waits[3].success(
         side_by_side, [visitor, run, corpus, prompt, *form.inputs], [speed, sides], **model
     )
-    compares.failure(lambda: "", None, speed, **QUIET)
+    for begun in (compares, *waits):
+        begun.failure(lambda: "", None, speed, **QUIET)
     stop.click(lambda code: library.ask_to_stop(code), visitor, None, **QUIET)
     for way in (plain, given_text, inner):  # a MARGE has runs and evidence of its own
         own = way is inner

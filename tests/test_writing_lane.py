@@ -1,0 +1,100 @@
+"""The lane where one text is written after the other: nobody holds it longer than a text takes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from inspect import isgenerator
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from retro_demo import jobs
+from retro_demo.errors import UserError
+from retro_demo.limits import PRIVATE, PUBLIC, Limits
+from retro_demo.quotas import checked_writing
+from retro_demo.ui.page import build_app
+from retro_demo.workspace import CHECKPOINTS, new_code, prepare_sample
+
+RUN = f"sample:{sorted(path.parent.name for path in CHECKPOINTS.glob('*retro*/config.json'))[0]}"
+LANE = "model"
+
+
+def handlers(home, limits: Limits = PRIVATE) -> list[Any]:
+    return list(build_app(home, limits=limits)[0].fns.values())
+
+
+def named(known: list[Any], name: str) -> list[Any]:
+    return [one for one in known if getattr(one.fn, "__name__", "") == name]
+
+
+def answer(fn: Callable[..., Any], *values: Any) -> list[Any]:
+    """What a handler said before it ended, an error included; [] where it has not ended in time."""
+    said: list[Any] = []
+
+    def call() -> None:
+        heard: list[Any] = []
+        try:
+            result = fn(*values)
+            heard.extend(result if isgenerator(result) else [result])
+        except (UserError, gr.Error) as error:
+            heard.append(str(error))
+        said.extend(heard)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(20)
+    return said
+
+
+def values_for(handler: Any, code: str) -> list[Any]:
+    """What the page would send at first: the code, the run, and the values that the widgets begin with."""
+    return [code, RUN, *(widget.value for widget in handler.inputs[2:])]
+
+
+def test_who_waits_for_a_corpus_is_told_so_and_holds_nobody_else_up(data_folder):
+    known, code = handlers(data_folder), new_code()
+    write, compare = named(known, "write")[0], named(known, "side_by_side")[0]
+    explain = named(known, "explain_given")[0]
+    endpoints = [one for one in known if one.api_name in ("generate", "explain")]
+    assert {one.concurrency_id for one in (write, compare, explain, *endpoints)} == {LANE}
+
+    with jobs.claim(prepare_sample(data_folder, "factbook2015")):  # as its build would
+        for handler in (write, compare, explain):
+            assert "is being built first" in str(answer(handler.fn, *values_for(handler, code))[-1])
+        for endpoint in endpoints:
+            assert "is being built first" in str(answer(endpoint.fn, code, RUN, "Area")[-1])
+
+
+def test_the_page_waits_for_a_corpus_outside_the_lane_and_says_how_far_it_is(data_folder):
+    waits = named(handlers(data_folder), "wait")
+    assert len(waits) == 6  # to write, from an example, to explain, to compare; from evidence twice
+    assert all(one.concurrency_id != LANE and one.concurrency_limit is None for one in waits)
+
+    with jobs.claim(prepare_sample(data_folder, "factbook2015")):
+        steps = waits[0].fn(new_code(), RUN)
+        next(steps)
+        assert "The corpus is being prepared" in next(steps)
+
+
+def test_no_text_is_longer_on_a_public_page_than_others_can_wait_for(data_folder):
+    known, code = handlers(data_folder, PUBLIC), new_code()
+    ask = PUBLIC.new_tokens + 1
+    words = f"You ask for {ask} new tokens, and here at most {PUBLIC.new_tokens} are written at a time"
+    generate = next(one for one in known if one.api_name == "generate")
+
+    assert words in str(answer(generate.fn, code, RUN, "Area", ask)[-1])
+    for name in ("write", "side_by_side"):
+        for handler in named(known, name):
+            values = values_for(handler, code)
+            place = [getattr(one, "elem_id", "") or "" for one in handler.inputs]
+            at = next(i for i, id_ in enumerate(place) if id_.endswith("knob-max_new_tokens"))
+            values[at] = ask
+            assert words in str(answer(handler.fn, *values)[-1])
+
+
+def test_a_private_page_writes_texts_of_any_length(data_folder):
+    assert checked_writing(data_folder, max_new_tokens=65_536).max_new_tokens == 65_536
+    with pytest.raises(UserError, match="max_new_tokens"):
+        checked_writing(data_folder, max_new_tokens=0)
