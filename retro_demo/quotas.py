@@ -41,7 +41,7 @@ def checked_writing(home: Path, **knobs: Any) -> GenerateConfig:
 def check_space(workspace: Workspace, coming: int = 0) -> None:
     """Raise UserError where a workspace or the disk has no room for `coming` more bytes and for work."""
     limits = limits_of(workspace.home)
-    check_disk(workspace.home, limits)
+    check_disk(workspace.home, limits, coming)
     if most := limits.megabytes_per_visitor * MEGABYTE:
         used = disk_use(workspace.folder)
         if used + coming >= most:
@@ -52,13 +52,15 @@ def check_space(workspace: Workspace, coming: int = 0) -> None:
             )
 
 
-def check_disk(home: Path, limits: Limits) -> None:
-    """Raise UserError where less of the disk is free than shall stay so."""
+def check_disk(home: Path, limits: Limits, coming: int = 0) -> None:
+    """Raise UserError where less of the disk is free, or would be with `coming` bytes, than shall stay so."""
     free = shutil.disk_usage(home).free / MEGABYTE
-    if free < limits.free_megabytes:
+    if free - coming / MEGABYTE < limits.free_megabytes:
+        on_their_way = f", {coming / MEGABYTE:,.1f} MB would come" if coming else ""
         raise UserError(
             f"The disk of this server is nearly full ({free:,.0f} MB are free, {limits.free_megabytes:,} MB "
-            "stay so). Nothing new can begin; what is there can be read, downloaded and deleted."
+            f"stay so{on_their_way}). Nothing new can begin; what is there can be read, downloaded and "
+            "deleted."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import namedtuple
 
 import pytest
@@ -113,6 +114,60 @@ def test_nothing_is_uploaded_onto_a_disk_that_is_nearly_full(data_folder, monkey
     assert refused.status_code == 507
     assert "50 MB are free, 100 MB stay so" in refused.json()["detail"]
     assert door.get("/config").status_code == 200
+
+
+def test_uploads_at_once_count_what_is_still_to_come_of_the_others(data_folder, monkeypatch):
+    """Each alone would leave enough of the disk free, all together would not."""
+    keep_limits(data_folder, Limits(free_megabytes=100))
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(quotas.shutil, "disk_usage", lambda _: usage(1, 1, 150_000_000))
+    upload = {
+        "type": "http",
+        "method": "POST",
+        "path": "/gradio_api/upload",
+        "client": ("203.0.113.7", 1),
+        "headers": [(b"content-length", b"30000000")],
+    }
+
+    async def arrive() -> list[int]:
+        more, answers, entered = asyncio.Event(), [], []
+
+        async def page(_scope, receive, send) -> None:
+            entered.append(await receive())
+            await more.wait()
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+
+        async def receive() -> dict:
+            return {"type": "http.request", "body": b"x" * 1_000_000, "more_body": True}
+
+        async def send(message) -> None:
+            answers.extend([message["status"]] if message["type"] == "http.response.start" else [])
+
+        door = Doorman(page, data_folder)
+        first = asyncio.create_task(door(upload, receive, send))
+        while not entered:
+            await asyncio.sleep(0)
+        assert door._coming == 29_000_000  # the first megabyte is on the disk
+        await door(upload, receive, send)  # 29 and 30 more would leave 91 MB
+        more.set()
+        await first
+        await door(upload, receive, send)
+        assert door._coming == 0
+        return answers
+
+    assert asyncio.run(arrive()) == [507, 200, 200]
+
+
+def test_an_upload_that_does_not_say_its_length_is_refused_where_the_disk_is_watched(data_folder):
+    door = client(data_folder)
+    pieces = iter([b"a", b"b"])  # sent piece by piece, as no browser does
+
+    assert door.post("/gradio_api/upload", content=pieces).status_code == 200
+    keep_limits(data_folder, Limits(free_megabytes=1))
+    refused = door.post("/gradio_api/upload", content=pieces)
+
+    assert refused.status_code == 411
+    assert "must say its length" in refused.json()["detail"]
 
 
 def test_an_ipv4_address_is_one_visitor_also_where_ipv6_writes_it(data_folder):

@@ -10,10 +10,10 @@ import time
 from collections import OrderedDict
 from pathlib import Path
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from retro_demo.errors import UserError
-from retro_demo.limits import limits_of
+from retro_demo.limits import Limits, limits_of
 from retro_demo.quotas import check_disk
 
 MOST_KNOWN = 10_000  # addresses; the one not seen for longest is forgotten first
@@ -38,6 +38,7 @@ class Doorman:
         self.home = home
         self.behind_proxy = behind_proxy
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._coming = 0  # bytes of uploads that are not there yet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"].startswith(FREE_OF_CHARGE):
@@ -57,12 +58,36 @@ class Doorman:
             await _refuse(send, 429, said, wait)
             return
         if scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/upload"):
-            try:
-                check_disk(self.home, limits)
-            except UserError as error:
-                await _refuse(send, 507, str(error), 600)
-                return
-        await self.app(scope, receive, send)
+            await self._take_in(scope, receive, send, limits)
+        else:
+            await self.app(scope, receive, send)
+
+    async def _take_in(self, scope: Scope, receive: Receive, send: Send, limits: Limits) -> None:
+        """An upload, where the disk has room for it beside what is still to come of all others."""
+        said = dict(scope["headers"]).get(b"content-length", b"")
+        if limits.free_megabytes and not said.isdigit():
+            await _refuse(send, 411, "An upload must say its length (Content-Length). Send it whole.", 0)
+            return
+        left = int(said) if said.isdigit() else 0  # the web server takes no byte more
+        try:
+            check_disk(self.home, limits, self._coming + left)
+        except UserError as error:
+            await _refuse(send, 507, str(error), 600)
+            return
+
+        async def counted() -> Message:
+            nonlocal left
+            message = await receive()
+            came = min(left, len(message.get("body", b"")))  # what came is seen on the disk
+            left -= came
+            self._coming -= came
+            return message
+
+        self._coming += left
+        try:
+            await self.app(scope, counted, send)
+        finally:
+            self._coming -= left
 
     def _take(self, address: str, per_minute: int, now: float, cost: int = 1) -> int:
         """Take tokens of an address; 0, or the seconds until there are as many again."""
