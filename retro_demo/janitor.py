@@ -1,8 +1,9 @@
-"""Deleting: a visitor's workspace when asked, and by age what nobody uses. Never what is at work."""
+"""Deleting: a visitor's workspace when asked, by age or for room what nobody uses. Never what is at work."""
 
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import shutil
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 from retro_demo import jobs
 from retro_demo.data_folder import UPLOADS
 from retro_demo.errors import UserError
-from retro_demo.limits import limits_of
+from retro_demo.limits import MEGABYTE, limits_of
 from retro_demo.workspace import disk_use
 
 log = logging.getLogger(__name__)
@@ -22,6 +23,9 @@ DAY = 24 * 3600.0
 GONE = ".gone-"  # before the name of a workspace that is being deleted: no code begins with a dot
 LEAVE_SECONDS = 20.0  # for a job that was asked to leave before it is killed
 LOOK_SECONDS = 600.0
+IN_USE = 2 * 3600.0  # seconds; a workspace is dated once an hour at most: it was used in the last one
+LOOKED = "last-cleaning"  # a file of the data folder; its date is when the janitor looked last
+STAGED = (".import-*", ".export-*")  # in a workspace, and left where a server was killed at its work
 JOBS = ("corpora/*", "runs/*", "runs/*/evaluations/*", "evaluations/*/*")
 
 
@@ -77,12 +81,57 @@ def clean(home: Path, now: float) -> list[str]:
     return went + [_delete(path) for path in _old(home / UPLOADS, now)]
 
 
+def make_room(home: Path, now: float) -> list[str]:
+    """Delete the workspaces that nobody used for longest until the others hold what the limits allow.
+
+    What is at work, waits or was used in the last hour stays. The names of what went.
+    """
+    most, went = limits_of(home).megabytes_of_all * MEGABYTE, []
+    if not most:
+        return went
+    found = [path for path in (home / "workspaces").glob("*") if path.is_dir() and path.name[0] != "."]
+    sizes = {folder: disk_use(folder) for folder in found}
+    held = sum(sizes.values())
+    for folder in sorted(found, key=lambda path: path.stat().st_mtime):
+        if held <= most or now - folder.stat().st_mtime <= IN_USE:
+            break
+        if not _under_way(folder):
+            _remove(folder)
+            held -= sizes[folder]
+            went.append(folder.name)
+    return went
+
+
+def keep_ages(home: Path, now: float, passed: float) -> None:
+    """Let nothing grow older or younger by time that nobody lived: the clock was set, or no server was here.
+
+    `now`: seconds since 1970; `passed`: seconds since the last look by a clock that nobody sets, 0 for the
+    first look of a server.
+    """
+    looked = home / LOOKED
+    jump = now - passed - looked.stat().st_mtime if looked.exists() else 0.0
+    if abs(jump) > LOOK_SECONDS:
+        for path in _dated(home):
+            then = path.stat().st_mtime
+            # what was used since the jump has the right date already
+            right = min(then + jump, now) if jump > 0 or then > now else then
+            os.utime(path, (right, right))
+    looked.touch()
+    os.utime(looked, (now, now))
+
+
+def _dated(home: Path) -> list[Path]:
+    """All that goes by its age."""
+    staged = [path for kind in STAGED for path in home.glob(f"workspaces/*/{kind}")]
+    return [*(home / "workspaces").glob("[!.]*"), *staged, *(home / UPLOADS).glob("*")]
+
+
 def _torn(folder: Path, now: float) -> Iterator[Path]:
     """Halves of files that a killed job left beside the whole ones."""
     for path in folder.rglob("*.tmp"):
         if path.is_file() and now - path.stat().st_mtime > DAY and not jobs.is_under_way(path.parent):
             yield path
-    for kind in (".import-*", ".export-*"):  # where a server was killed at its work
+    for kind in STAGED:
         yield from (path for path in folder.glob(kind) if now - path.stat().st_mtime > DAY)
 
 
@@ -102,9 +151,13 @@ def keep_cleaning(home: Path) -> threading.Thread:
     """Clean now and then, beside the page and for as long as it is served."""
 
     def work() -> None:
+        before = time.monotonic()
         while True:
             try:
-                if went := clean(home, time.time()):
+                at, now = time.monotonic(), time.time()
+                keep_ages(home, now, at - before)
+                before = at
+                if went := clean(home, now) + make_room(home, now):
                     log.info("%d old things were deleted", len(went))
             except Exception:  # the next cleaning may do better
                 log.exception("the cleaning stumbled")

@@ -45,6 +45,13 @@ class Limits:
     megabytes_per_visitor: int = knob(
         0, "Megabytes of a visitor", "What a workspace may hold before more is refused.", low=0, high=MOST
     )
+    megabytes_of_all: int = knob(
+        0,
+        "Megabytes of all visitors",
+        "What all workspaces may hold together; beyond, those that nobody used for longest are deleted.",
+        low=0,
+        high=MOST,
+    )
     text_megabytes: int = knob(
         0, "Megabytes of text", "The largest text that a corpus may be built of.", low=0, high=MOST
     )
@@ -90,6 +97,7 @@ PUBLIC = Limits(
     waiting=40,
     waiting_per_visitor=3,
     megabytes_per_visitor=1000,
+    megabytes_of_all=20_000,
     text_megabytes=20,
     free_megabytes=2000,
     steps=5000,

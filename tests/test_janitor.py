@@ -13,7 +13,7 @@ from test_queue import run_of, visitor
 
 from retro_demo import dispatch, janitor, jobs, tickets
 from retro_demo.errors import UserError
-from retro_demo.janitor import DAY, clean, delete_workspace
+from retro_demo.janitor import DAY, clean, delete_workspace, keep_ages, make_room
 from retro_demo.library import Library
 from retro_demo.limits import PUBLIC, Limits, keep_limits
 from retro_demo.workspace import Workspace, new_code
@@ -138,3 +138,105 @@ def test_what_was_loaded_of_a_workspace_is_forgotten_with_it(home):
 
     assert library.corpus(shared) is kept
     assert library.corpus(mine) is not before
+
+
+def holding(home: Path, megabytes: float, hours: float) -> Workspace:
+    """A workspace with so much in it that nobody used for so long."""
+    opened = visitor(home)
+    (opened.folder / "traces" / "text.json").write_bytes(b"x" * int(megabytes * 1e6))
+    aged(opened.folder, hours / 24)
+    return opened
+
+
+def test_where_all_hold_too_much_those_that_nobody_used_for_longest_go_until_it_fits(home):
+    keep_limits(home, Limits(megabytes_of_all=5))
+    late, early, middle = holding(home, 2, 3), holding(home, 2, 9), holding(home, 2, 6)
+    small = holding(home, 0.5, 12)
+
+    assert make_room(home, time.time()) == [small.folder.name, early.folder.name]
+    assert make_room(home, time.time()) == []
+
+    assert late.folder.exists()
+    assert middle.folder.exists()
+    keep_limits(home, Limits(megabytes_of_all=0))
+    assert make_room(home, time.time()) == []
+
+
+def test_no_room_is_made_of_what_is_at_work_waits_or_was_used_in_the_last_hour(home):
+    keep_limits(home, Limits(megabytes_of_all=1, trainings_per_device=1))
+    busy, waiting = holding(home, 2, 30), holding(home, 2, 29)
+    dispatch.begin(busy, run_of(busy, "run"), "train")
+    dispatch.begin(waiting, run_of(waiting, "run"), "train")
+    aged(busy.folder, 2)
+    aged(waiting.folder, 2)
+    used, idle = holding(home, 2, 1.9), holding(home, 2, 3)
+
+    assert make_room(home, time.time()) == [idle.folder.name]
+
+    assert all(one.folder.exists() for one in (busy, waiting, used))
+
+
+@pytest.mark.parametrize("jump", [365 * DAY, -365 * DAY])
+def test_a_clock_that_is_set_by_a_year_makes_nothing_older_or_younger(home, jump):
+    keep_limits(home, Limits(keep_days=14))
+    now = time.time()
+    fresh, old, upload = with_a_text(home), with_a_text(home), home / "uploads" / "one"
+    upload.mkdir(parents=True)
+    for path, days in ((fresh.folder, 3), (old.folder, 13.99), (upload, 0.5)):
+        aged(path, days)
+    keep_ages(home, now, 0)
+
+    set_to = now + jump + 600
+    opened = with_a_text(home)  # a page that is opened between the setting and the look
+    os.utime(opened.folder, (set_to - 1, set_to - 1))
+    keep_ages(home, set_to, 600)
+
+    assert clean(home, set_to) == []
+    assert clean(home, set_to + 0.1 * DAY) == [old.folder.name]
+    assert sorted(clean(home, set_to + 12 * DAY)) == sorted(["one", fresh.folder.name])
+    assert opened.folder.exists()
+
+
+def test_the_days_that_no_server_was_here_make_nothing_older(home):
+    keep_limits(home, Limits(keep_days=14))
+    now = time.time()
+    own = with_a_text(home)
+    aged(own.folder, 10)
+    keep_ages(home, now, 0)
+
+    keep_ages(home, now + 30 * DAY, 0)  # the first look of another server
+
+    assert clean(home, now + 30 * DAY) == []
+    assert clean(home, now + 35 * DAY) == [own.folder.name]
+
+
+def test_time_that_passes_makes_things_older(home):
+    keep_limits(home, Limits(keep_days=14))
+    own, now = with_a_text(home), time.time()
+    for day in range(16):
+        keep_ages(home, now + day * DAY, DAY if day else 0)
+
+    assert clean(home, now + 15 * DAY) == [own.folder.name]
+
+
+def test_a_visit_after_the_clock_was_set_back_dates_the_workspace_anew(home):
+    own = with_a_text(home)
+    aged(own.folder, -365)
+
+    Workspace.open(home, own.folder.name)
+
+    assert abs(own.folder.stat().st_mtime - time.time()) < 600
+
+
+@pytest.mark.parametrize("kind", [".export-", ".import-"])
+def test_what_a_killed_server_staged_for_a_share_goes_after_a_day(home, kind):
+    own = with_a_text(home)
+    for name, days in (("old", 1.1), ("new", 0.9)):
+        staged = own.folder / f"{kind}{name}"
+        (staged / "export").mkdir(parents=True)
+        (staged / "export" / "model.safetensors").write_bytes(b"half")
+        aged(staged, days)
+
+    assert clean(home, time.time()) == [f"{kind}old"]
+
+    assert (own.folder / f"{kind}new" / "export" / "model.safetensors").exists()
