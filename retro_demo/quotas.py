@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from retro_demo.config import GenerateConfig, RetroConfig
+from retro_demo.documents import Document
 from retro_demo.errors import UserError
 from retro_demo.limits import MEGABYTE, Limits, limits_of
 from retro_demo.marge_config import MargeConfig
@@ -61,6 +63,16 @@ def check_disk(home: Path, limits: Limits, coming: int = 0) -> None:
             f"The disk of this server is nearly full ({free:,.0f} MB are free, {limits.free_megabytes:,} MB "
             f"stay so{on_their_way}). Nothing new can begin; what is there can be read, downloaded and "
             "deleted."
+        )
+
+
+def check_text(home: Path, documents: Sequence[Document]) -> None:
+    """Raise UserError for documents that hold more text than a corpus may be built of here."""
+    most, held = limits_of(home).text_megabytes * MEGABYTE, sum(len(one.text.encode()) for one in documents)
+    if most and held > most:
+        raise UserError(
+            f"The corpus holds {held / MEGABYTE:,.1f} MB of text, and here it may hold at most "
+            f"{most / MEGABYTE:,.0f}. Export it without some of its documents, or the run without it."
         )
 
 

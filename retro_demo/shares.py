@@ -9,6 +9,7 @@ from typing import Any
 
 from retro_demo import dispatch, jobs, service
 from retro_demo.archives import ReadingLimits
+from retro_demo.corpus import read_stored_documents
 from retro_demo.errors import UserError
 from retro_demo.evaluations import folder_of_evaluations
 from retro_demo.exporting import export_run, write_zip
@@ -23,7 +24,7 @@ from retro_demo.importing import (
     take_run,
 )
 from retro_demo.limits import limits_of
-from retro_demo.quotas import check_run, check_space
+from retro_demo.quotas import check_run, check_space, check_text
 from retro_demo.workspace import SAMPLE, Workspace, is_built
 
 LIMITS = ReadingLimits(total_bytes=1_000_000_000)
@@ -61,6 +62,7 @@ def push_run(
 ) -> str:
     """Export a run and push it to the Hub with the visitor's own token, never the server's; its address."""
     check_address(repo, token)
+    check_space(workspace)  # the export lies there while it is pushed
     with tempfile.TemporaryDirectory(dir=workspace.folder, prefix=".export-") as scratch:
         out = Path(scratch) / "export"
         _export(workspace, run, out, with_corpus=with_corpus, with_state=with_state, license=license)
@@ -108,6 +110,7 @@ def _take(workspace: Workspace, export: Checked, name: str) -> dict[str, Any]:
     corpus = next((one for one, folder in corpora.items() if folder == here), "")
     notes = []
     if export.corpus is not None and not corpus:
+        check_text(workspace.home, read_stored_documents(export.folder / "corpus" / "documents.jsonl"))
         corpus = _begin_corpus(workspace, export, name)
         notes.append("Its corpus is being indexed now: follow that on the Corpus tab.")
     if export.config is None:

@@ -6,6 +6,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,19 +14,20 @@ from gradio_client import Client, handle_file
 from page_helpers import opened_client, page_home
 from test_sharing import TINY, trained  # noqa: F401  (a fixture)
 
-from retro_demo import service, shares
+from retro_demo import importing, jobs, quotas, service, shares
 from retro_demo.checkpoint import read_any_config, write_run_config
 from retro_demo.corpus import load_corpus
+from retro_demo.devices import choose_device
 from retro_demo.errors import UserError
 from retro_demo.exporting import write_zip
+from retro_demo.limits import Limits, keep_limits
+from retro_demo.ui.page import build_app
 from retro_demo.workspace import Workspace, data_home, new_code
 
 
 @pytest.fixture
 def workspace(small_folder, trained) -> Workspace:  # noqa: F811
     """A visitor with a corpus and a run of it."""
-    from dataclasses import replace
-
     opened = Workspace.open(data_home()[0], new_code())
     shutil.copytree(small_folder, opened.folder / "corpora" / "places")
     run = shutil.copytree(trained, opened.folder / "runs" / "first")
@@ -87,6 +89,73 @@ def test_what_is_refused_leaves_nothing_in_the_workspace(tmp_path, workspace):
         shares.import_zip(workspace, ("x.bin", tmp_path / "x.zip"))
 
     assert sorted(path for path in workspace.folder.rglob("*")) == before
+
+
+def test_an_imported_corpus_holds_no_more_text_than_one_that_is_built_here(tmp_path, workspace, monkeypatch):
+    monkeypatch.setattr(quotas, "MEGABYTE", 1000)  # there are about 5 kB of text
+    path, other = shares.export_zip(workspace, "first", tmp_path, with_corpus=True), other_visitor()
+    keep_limits(other.home, Limits(text_megabytes=3))
+    before = sorted(other.folder.rglob("*"))
+
+    with pytest.raises(UserError, match=r"holds \d\.\d MB of text, and here it may hold at most 3\."):
+        shares.import_zip(other, ("first.zip", path))
+    assert sorted(other.folder.rglob("*")) == before
+
+    keep_limits(other.home, Limits(text_megabytes=300))
+    assert shares.import_zip(other, ("first.zip", path))["run"] == "first"
+    for _ in service.follow(other.corpus(other.corpora()[-1])):
+        pass
+
+
+def test_a_push_from_a_full_workspace_is_refused_before_anything_is_written_or_sent(workspace, monkeypatch):
+    keep_limits(workspace.home, Limits(megabytes_per_visitor=1))
+    (workspace.folder / "traces" / "much").write_bytes(b"x" * 1_000_000)
+    monkeypatch.setattr(shares, "push", lambda *_values, **_named: pytest.fail("it was sent"))
+
+    with pytest.raises(UserError, match="of 1 MB. Delete a run or a corpus first"):
+        shares.push_run(workspace, "first", "me/places", "hf_aTokenOfTheVisitor")
+
+
+def test_a_push_that_takes_long_holds_up_no_import(data_folder):
+    known = build_app(data_folder)[0].fns.values()
+    lane = {one.fn.__name__: one.concurrency_id for one in known if one.concurrency_id in ("share", "push")}
+
+    assert lane["push_it"] == "push"
+    assert lane["bring_in"] == lane["export"] == lane["import_run"] == "share"
+
+
+def test_an_imported_run_takes_threads_and_device_of_this_machine_and_not_of_its_maker(
+    tmp_path, workspace, monkeypatch
+):
+    run = workspace.run("first")
+    write_run_config(run, replace(read_any_config(run), threads=64, device="cuda"))
+    path = shares.export_zip(workspace, "first", tmp_path)
+    monkeypatch.setattr(importing, "allowed_threads", lambda: 3)
+
+    imported = shares.import_zip(workspace, ("first.zip", path), "here")["run"]
+
+    config = read_any_config(workspace.run(imported))
+    assert (config.threads, config.device) == (3, choose_device("auto"))
+
+
+def test_a_history_larger_than_any_run_writes_is_not_imported(tmp_path, workspace):
+    """Every look at a run reads its events: they are as long as a job makes them, and 16 MB at most."""
+    path = shares.export_zip(workspace, "first", tmp_path)
+    shutil.unpack_archive(path, tmp_path / "open")
+    line = b'{"event": "step", "step": 1, "loss": 1.0, "lr": 0.1, "tokens_per_second": 1.0}\n'
+    (tmp_path / "open" / "events.jsonl").write_bytes(line * (16_100_000 // len(line)))
+    write_zip(tmp_path / "open", tmp_path / "long.zip")
+
+    with pytest.raises(UserError, match="events.jsonl is larger than 16 MB"):
+        shares.import_zip(workspace, ("long.zip", tmp_path / "long.zip"))
+
+
+def test_a_corpus_is_not_exported_while_a_job_is_at_work_on_it(tmp_path, workspace):
+    with jobs.claim(workspace.corpus("places")), pytest.raises(UserError, match="being built or changed"):
+        shares.export_zip(workspace, "first", tmp_path, with_corpus=True)
+    assert not list(tmp_path.iterdir())
+
+    assert shares.export_zip(workspace, "first", tmp_path, with_corpus=True).exists()
 
 
 @pytest.fixture(scope="module")

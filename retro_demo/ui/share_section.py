@@ -15,6 +15,7 @@ from retro_demo.ui.form import CHEAP, PRIVATE, download_folder, shows_errors
 from retro_demo.workspace import Workspace
 
 ONE_AT_A_TIME: dict[str, Any] = PRIVATE | {"concurrency_id": "share", "concurrency_limit": 2}
+PUSHES = PRIVATE | {"concurrency_id": "push", "concurrency_limit": 2}  # minutes, on a slow line to the Hub
 
 
 def share_section(
@@ -117,4 +118,4 @@ def share_section(
     make.click(export, [*chosen, along, license], made, **ONE_AT_A_TIME)
     bring.click(bring_in, [*chosen, file, name], [brought, file, *all_of_it], **ONE_AT_A_TIME)
     told = [*chosen, repo, token, private, along, license]
-    push.click(push_it, told, [pushed, token], **ONE_AT_A_TIME)
+    push.click(push_it, told, [pushed, token], **PUSHES)
