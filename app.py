@@ -47,6 +47,15 @@ def main() -> int:
         default=on_space(os.environ),
         help="serve strangers: the strict limits hold (default: on a Space)",
     )
+    parser.add_argument(
+        "--behind-proxy",
+        type=int,
+        choices=range(10),
+        default=1 if on_space(os.environ) else 0,
+        metavar="N",
+        help="how many proxies of yours stand before it, such as nginx, each of which must add to "
+        "X-Forwarded-For: the limit of requests counts whom the first of them heard (default: 0; a Space: 1)",
+    )
     add_flags(parser, Limits)
     options = parser.parse_args()
     if os.environ.get("GRADIO_VIBE_MODE"):  # it lets whoever opens the page run code here
@@ -70,7 +79,9 @@ def main() -> int:
     os.environ.setdefault("GRADIO_TEMP_DIR", str(home / UPLOADS))  # not where other programs' files are
     demo, prepare = build_app(home, warning, limits)
     try:
-        local_url = serve(demo, home, options.host, options.port, mcp=options.mcp)
+        local_url = serve(
+            demo, home, options.host, options.port, mcp=options.mcp, proxies=options.behind_proxy
+        )
     except (OSError, OverflowError) as error:
         print(f"The page cannot be served there ({error}). Choose another --port or --host.", file=sys.stderr)
         return 2
@@ -97,8 +108,17 @@ def mcp_missing() -> str:
     return f"--mcp cannot be had: {seen}. Run pip install -r requirements-mcp.txt, or leave --mcp out."
 
 
-def serve(demo: gr.Blocks, home: Path, host: str | None, port: int | None, *, mcp: bool = False) -> str:
-    """Start serving in the background; returns the address."""
+def serve(
+    demo: gr.Blocks,
+    home: Path,
+    host: str | None,
+    port: int | None,
+    *,
+    mcp: bool = False,
+    proxies: int = 0,
+) -> str:
+    """Start serving in the background, behind so many proxies; returns the address."""
+    os.environ["FORWARDED_ALLOW_IPS"] = ""  # uvicorn would believe X-Forwarded-For of all on this machine
     app, local_url, _ = demo.launch(
         server_name=host,
         server_port=port,
@@ -120,7 +140,7 @@ def serve(demo: gr.Blocks, home: Path, host: str | None, port: int | None, *, mc
         app_kwargs={
             "middleware": [
                 Middleware(SecurityHeaders),
-                Middleware(Doorman, home=home, behind_proxy=on_space(os.environ)),
+                Middleware(Doorman, home=home, proxies=proxies),
             ]
         },
     )

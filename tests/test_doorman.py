@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import namedtuple
 
+import httpx
 import pytest
+from page_helpers import served_app
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
@@ -25,8 +27,8 @@ async def hello(_request: Request) -> PlainTextResponse:
 ROUTES = [Route("/{path:path}", hello, methods=["GET", "POST"])]
 
 
-def client(home, *, behind_proxy: bool = False) -> TestClient:
-    door = Doorman(Starlette(routes=ROUTES), home, behind_proxy)
+def client(home, *, proxies: int = 0) -> TestClient:
+    door = Doorman(Starlette(routes=ROUTES), home, proxies)
     return TestClient(door, client=("203.0.113.7", 1))  # pyright: ignore[reportArgumentType]
 
 
@@ -74,19 +76,59 @@ def test_the_files_of_the_page_cost_nothing(data_folder):
     assert door.get("/config").status_code == 200
 
 
-@pytest.mark.parametrize(("behind_proxy", "seen"), [(False, "203.0.113.7"), (True, "198.51.100.2")])
-def test_only_the_last_hop_of_a_proxy_that_is_there_is_believed(data_folder, behind_proxy, seen):
-    keep_limits(data_folder, Limits(requests_per_minute=9))
-    door = client(data_folder, behind_proxy=behind_proxy)
+PEER = "203.0.113.7"
 
-    door.get("/config", headers={"X-Forwarded-For": "192.0.2.1, 198.51.100.2"})
+
+@pytest.mark.parametrize(
+    ("proxies", "said", "seen"),
+    [
+        (0, ["192.0.2.1, 198.51.100.2"], PEER),
+        (1, ["192.0.2.1, 198.51.100.2"], "198.51.100.2"),
+        (1, ["192.0.2.1", "198.51.100.2"], "198.51.100.2"),  # a proxy that adds a header of its own
+        (2, ["192.0.2.1, 198.51.100.2, 10.0.0.1"], "198.51.100.2"),
+        (2, ["192.0.2.1,198.51.100.2", "10.0.0.1"], "198.51.100.2"),
+        (2, ["192.0.2.1"], PEER),  # past the first proxy
+        (1, [], PEER),
+        (1, [""], PEER),
+        (1, ["192.0.2.1, 198.51.100.2:4711"], "198.51.100.2"),
+        (1, ["192.0.2.1, [2001:db8:1:2::9]:4711"], "2001:db8:1:2::/64"),
+    ],
+)
+def test_only_the_hops_of_the_proxies_that_are_there_are_believed(data_folder, proxies, said, seen):
+    keep_limits(data_folder, Limits(requests_per_minute=9))
+    door = client(data_folder, proxies=proxies)
+
+    door.get("/config", headers=[("X-Forwarded-For", hops) for hops in said])
 
     assert list(door.app._buckets) == [seen]  # pyright: ignore[reportAttributeAccessIssue]
 
 
+@pytest.mark.parametrize("proxies", [0, 1, 2])
+def test_who_forges_addresses_is_counted_as_one_visitor_all_the_same(data_folder, proxies):
+    keep_limits(data_folder, Limits(requests_per_minute=3))
+    door = client(data_folder, proxies=proxies)
+    written = ["198.51.100.2", "10.0.0.1"][:proxies]  # by the proxies that stand there
+
+    def ask(forged: str) -> int:
+        return door.get("/config", headers={"X-Forwarded-For": ", ".join([forged, *written])}).status_code
+
+    assert [ask(f"192.0.2.{number}") for number in range(5)] == [200, 200, 200, 429, 429]
+
+
+def test_app_py_believes_no_address_that_a_visitor_of_the_same_machine_writes(tmp_path, monkeypatch):
+    """The web server alone would, for whoever comes from 127.0.0.1, as through a proxy beside it."""
+    monkeypatch.setenv("RETRO_DEMO_LIMIT_REQUESTS_PER_MINUTE", "20")
+    with served_app(tmp_path / "home", tmp_path / "uploads") as address:
+
+        def ask(number: int) -> int:
+            return httpx.get(address + "config", headers={"X-Forwarded-For": f"192.0.2.{number}"}).status_code
+
+        assert 429 in [ask(number) for number in range(25)]
+
+
 def test_the_owner_of_an_ipv6_network_is_one_visitor(data_folder):
     keep_limits(data_folder, Limits(requests_per_minute=9))
-    door = client(data_folder, behind_proxy=True)
+    door = client(data_folder, proxies=1)
 
     for address in ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", "2001:db8:1:3::1"):
         door.get("/config", headers={"X-Forwarded-For": address})
@@ -172,7 +214,7 @@ def test_an_upload_that_does_not_say_its_length_is_refused_where_the_disk_is_wat
 
 def test_an_ipv4_address_is_one_visitor_also_where_ipv6_writes_it(data_folder):
     keep_limits(data_folder, Limits(requests_per_minute=1))
-    door = client(data_folder, behind_proxy=True)
+    door = client(data_folder, proxies=1)
 
     def ask(address: str) -> int:
         return door.get("/config", headers={"x-forwarded-for": address}).status_code

@@ -29,14 +29,14 @@ session, and shows them to whoever names the file."""
 class Doorman:
     """Plain ASGI middleware: a bucket of tokens for each address, filled once a minute.
 
-    `behind_proxy`: the address is the last hop of X-Forwarded-For, which the proxy of a Space writes;
-    anywhere else a visitor could write it.
+    `proxies`: how many stand before the server. Each writes whom it heard at the end of X-Forwarded-For, so
+    the address is that many hops from the end; what stands before it a visitor may have written.
     """
 
-    def __init__(self, app: ASGIApp, home: Path, behind_proxy: bool = False) -> None:
+    def __init__(self, app: ASGIApp, home: Path, proxies: int = 0) -> None:
         self.app = app
         self.home = home
-        self.behind_proxy = behind_proxy
+        self.proxies = proxies
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self._coming = 0  # bytes of uploads that are not there yet
 
@@ -103,9 +103,10 @@ class Doorman:
     def _address(self, scope: Scope) -> str:
         """Where a request comes from; of IPv6 the network, whose owner has all its addresses."""
         text = scope["client"][0] if scope.get("client") else ""
-        if self.behind_proxy:
-            hops = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
-            text = hops[-1].decode("latin-1").rpartition(",")[2].strip() if hops else text
+        heard = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for")
+        hops = heard.decode("latin-1").split(",")
+        if 0 < self.proxies <= len(hops):  # fewer: it came past one of the proxies, which says who it is
+            text = _without_port(hops[-self.proxies].strip()) or text
         try:
             address = ipaddress.ip_address(text)
         except ValueError:
@@ -115,6 +116,13 @@ class Doorman:
         if isinstance(address, ipaddress.IPv6Address):
             return str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))
         return text
+
+
+def _without_port(hop: str) -> str:
+    """The address of a hop; some proxies write 192.0.2.1:80 and [2001:db8::1]:80."""
+    if hop.startswith("["):
+        return hop[1:].partition("]")[0]
+    return hop.partition(":")[0] if hop.count(":") == 1 else hop
 
 
 async def _refuse(send: Send, status: int, said: str, wait: int) -> None:
