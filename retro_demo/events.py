@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -190,9 +190,14 @@ def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            if line.endswith("\n") and (event := _event_of(line)) is not None:
-                yield event
+        yield from events_of(file)
+
+
+def events_of(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The events of lines; one without its end, and what is no event, is skipped."""
+    for line in lines:
+        if line.endswith("\n") and (event := _event_of(line)) is not None:
+            yield event
 
 
 def _event_of(line: str) -> dict[str, Any] | None:

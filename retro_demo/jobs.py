@@ -24,7 +24,8 @@ from filelock import FileLock, Timeout
 from retro_demo import tickets
 from retro_demo.allowance import UNLIMITED, Allowance
 from retro_demo.errors import UserError
-from retro_demo.events import ENDINGS, drop_endings, read_events
+from retro_demo.event_log import EventLog
+from retro_demo.events import ENDINGS, drop_endings
 from retro_demo.processes import Process
 from retro_demo.troubles import why_interrupted
 
@@ -33,6 +34,7 @@ LOOK_PATIENCE = 0.2  # likewise, where another look is the likely reason
 LOG_TAIL = 4000
 ASKED = "stop"  # a note in the folder of a driven job, which no signal can stop
 DRIVEN = "driven"  # stands in its pid file, in place of a number
+LOG = EventLog(8_000_000)  # every page polls `status`; a memo of files, as an lru_cache would be
 
 
 @contextmanager
@@ -220,7 +222,7 @@ def status(folder: Path) -> JobStatus:
     # seen at work, and one that ends shows its ending
     place, waiting = tickets.place(folder)
     running = is_running(folder)
-    events = read_events(folder / "events.jsonl")
+    events = LOG.read(folder / "events.jsonl")
     last = events[-1]["event"] if events else ""
     if running:
         place, waiting = 0, 0

@@ -25,6 +25,7 @@ LAYERS = [
         "processes",
         "troubles",
         "events",
+        "event_log",
         "knobs",
         "retro_config",
         "config",
