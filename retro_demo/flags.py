@@ -18,7 +18,8 @@ def add_flags(parser: argparse.ArgumentParser, *configs: type) -> None:
     for config in configs:
         fields = [knob for knob in knobs(config) if knob.name not in known]
         known |= {knob.name for knob in fields}
-        _add_group(parser.add_argument_group(config.__name__), fields)
+        about = (config.__doc__ or "").partition("\n")[0]
+        _add_group(parser.add_argument_group(config.__name__, about), fields)
 
 
 def _add_group(group: Any, fields: list[dataclasses.Field[Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from retro_demo.building import read_corpus_config
 from retro_demo.config import RetroConfig
 from retro_demo.data_folder import close_folder
 from retro_demo.errors import UserError
+from retro_demo.flags import add_flags
 from retro_demo.knobs import knobs
 from retro_demo.limits import (
     PRIVATE,
@@ -83,6 +85,19 @@ def test_the_limits_of_a_data_folder_are_those_of_the_last_server(data_folder):
     keep_limits(data_folder, PUBLIC)
 
     assert limits_of(data_folder) == PUBLIC
+
+
+def test_the_help_of_app_py_says_that_0_is_no_limit():
+    parser = argparse.ArgumentParser()
+    add_flags(parser, Limits)
+
+    assert "0 is no limit" in parser.format_help()
+
+
+def test_a_limit_of_0_lifts_one_of_the_public_set():
+    assert chosen_limits(True, {"RETRO_DEMO_LIMIT_MINUTES": "0"}, {"keep_days": 0}) == replace(
+        PUBLIC, minutes=0, keep_days=0
+    )
 
 
 def test_app_py_refuses_a_bad_limit_before_it_serves(tmp_path):

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -346,3 +347,25 @@ def test_a_run_is_not_renamed_under_its_waiting_evaluation(home):
 
     with pytest.raises(UserError, match="waits to be"):
         one.rename("runs", "read", "other")
+
+
+@pytest.mark.parametrize("jump", [365 * 24 * 3600, -365 * 24 * 3600])
+def test_a_clock_that_is_set_by_a_year_neither_ends_who_is_at_work_nor_holds_up_who_waits(
+    home, monkeypatch, jump
+):
+    keep_limits(home, Limits(trainings_per_device=1, minutes=30))
+    one, other = visitor(home), visitor(home)
+    first, second = run_of(one, "first"), run_of(other, "second")
+    dispatch.begin(one, first, "train")
+    dispatch.begin(other, second, "train")
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + jump)
+
+    dispatch.start_next(home)
+    assert jobs.is_running(first)
+    assert tickets.place(second) == (1, 1)
+
+    jobs.kill(first)
+    wait_until(lambda: not jobs.is_running(first))
+    dispatch.start_next(home)
+    assert jobs.is_running(second)
