@@ -118,7 +118,7 @@ def test_who_forges_addresses_is_counted_as_one_visitor_all_the_same(data_folder
 def test_app_py_believes_no_address_that_a_visitor_of_the_same_machine_writes(tmp_path, monkeypatch):
     """The web server alone would, for whoever comes from 127.0.0.1, as through a proxy beside it."""
     monkeypatch.setenv("RETRO_DEMO_LIMIT_REQUESTS_PER_MINUTE", "20")
-    with served_app(tmp_path / "home", tmp_path / "uploads") as address:
+    with served_app(tmp_path / "home") as address:
 
         def ask(number: int) -> int:
             return httpx.get(address + "config", headers={"X-Forwarded-For": f"192.0.2.{number}"}).status_code
