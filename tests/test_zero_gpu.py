@@ -285,11 +285,11 @@ def load():
         begun.set()
         library.forget(CHECKPOINTS)
 
-threading.Thread(target=load, daemon=True).start()
 threading.Thread(target=count_parameters, args=(RetroConfig(),), daemon=True).start()
 time.sleep(0.3)  # would be in the midst of importing the compiler of torch
 for _ in range(2):
     print(lent(advance, 1)(sys.argv[1], 1e-9).state, flush=True)
+threading.Thread(target=load, daemon=True).start()
 begun.wait()
 # until Python 3.12 a thread that works out a cached property holds a lock of it
 held = vars(vars(LoadedRun)["bm25"]).get("lock", threading.RLock())
