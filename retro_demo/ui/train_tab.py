@@ -91,12 +91,8 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
                     own_form.show(main=True)
                 with gr.Accordion("All knobs", open=False), gr.Row(elem_classes="knobs"):
                     own_form.show(main=False)
-            name = gr.Textbox(
-                label="Name of the run",
-                max_lines=1,
-                elem_id="run-name",
-                info="Empty: corpus, model and preset.",
-            )
+            said = "Empty: corpus, model and preset."
+            name = gr.Textbox(label="Name of the run", max_lines=1, elem_id="run-name", info=said)
             start = gr.Button("Start training", variant="primary", elem_id="train")
         with gr.Column(scale=3, min_width=320):
             run = gr.Dropdown([], label="Run", info="Yours and the shipped ones.", elem_id="train-run")
@@ -180,13 +176,18 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
 
     @once_known
     def follow(code: str, one: str | None, before: str) -> list[Any]:
-        return follow_now(code, one, before)
+        return follow_now(code, one, before) if one else [gr.skip()] * len(followed)
 
     @once_known
     def refresh(code: str, one: str | None, place: str | None) -> list[Any]:
         """corpus, run, listing; a corpus or run that was chosen, or begun, meanwhile stays."""
         corpora, there, runs, chosen, rows = lists(code, one, place)
         return [relisted(corpora, place, there), relisted(runs, one, chosen), rows]
+
+    @once_known
+    def look_again(code: str, one: str | None, place: str | None) -> list[Any]:
+        """As `refresh`; the look on arrival is the first that chooses, and there is always a shipped run."""
+        return refresh(code, one, place) if one else [gr.skip()] * 3
 
     @once_known
     def offer_bases(code: str, place: str | None, kind: str, chosen: str | None) -> Any:
@@ -305,8 +306,8 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
     changes = [model.input, base.change, *(widget.change for widget in widgets)]
     gr.on(changes, guess, guessed, estimate, **QUIET)
     arrival.then(guess, guessed, estimate, **QUIET)
-    for begun in (arrival.then, tab.select):
-        looked = begun(refresh, chosen, [corpus, run, listing], **QUIET)
+    for begun, look in ((arrival.then, refresh), (tab.select, look_again)):
+        looked = begun(look, chosen, [corpus, run, listing], **QUIET)
         looked.then(follow, [visitor, run, shown_before], followed, **QUIET)
 
 
