@@ -138,12 +138,31 @@ def test_a_build_that_fills_the_disk_says_so_and_goes_on_to_the_same_corpus(smal
     assert load_corpus(corpus).fingerprint == load_corpus(small_folder).fingerprint
 
 
-def test_an_upload_that_does_not_fit_leaves_nothing_and_is_told_as_a_full_disk(small_disk, tmp_path):
+def test_an_upload_that_does_not_fit_leaves_nothing_and_is_told_so(small_disk, tmp_path):
     workspace = Workspace.open(small_disk, new_code())
     source = tmp_path / "large.txt"
     source.write_bytes(b"word " * 400_000)
     fill(small_disk, 500_000)
 
+    with pytest.raises(UserError, match=r"nearly full \(.*, 2.0 MB would come\)"):
+        service.start_build(workspace, [("large.txt", source)], "mine", SMALL)
+
+    assert not list((workspace.folder / "corpora").iterdir())
+
+
+def test_a_disk_that_fills_up_while_an_upload_is_taken_in_keeps_nothing_of_it(
+    small_disk, tmp_path, monkeypatch
+):
+    workspace = Workspace.open(small_disk, new_code())
+    source = tmp_path / "large.txt"
+    source.write_bytes(b"word " * 400_000)
+    before = service.check_space
+
+    def then_others_fill_it(*looked) -> None:
+        before(*looked)
+        fill(small_disk, 500_000)
+
+    monkeypatch.setattr(service, "check_space", then_others_fill_it)
     with pytest.raises(OSError, match="No space left") as error:
         service.start_build(workspace, [("large.txt", source)], "mine", SMALL)
 

@@ -95,7 +95,9 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
             name = gr.Textbox(label="Name of the run", max_lines=1, elem_id="run-name", info=said)
             start = gr.Button("Start training", variant="primary", elem_id="train")
         with gr.Column(scale=3, min_width=320):
-            run = gr.Dropdown([], label="Run", info="Yours and the shipped ones.", elem_id="train-run")
+            # a value of one's own may stand there: a late list without a run just begun would blank its name
+            theirs = "Yours and the shipped ones."
+            run = gr.Dropdown([], label="Run", info=theirs, elem_id="train-run", allow_custom_value=True)
             status = gr.HTML(elem_id="run-status", min_height=92)
             linked = gr.HTML()
             with gr.Row(elem_classes="actions"):
@@ -127,9 +129,9 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
         workspace = Workspace.open(home, code)
         if not one or one not in workspace.runs():
             empty = views.note("No run yet. Choose a corpus, a model and a preset, and start training.")
-            hidden, still = gr.Plot(visible=False), gr.Timer(active=False)
-            no_file = gr.DownloadButton(DOWNLOAD, interactive=False)
-            return [empty, hidden, "", *live.hidden, "", no_file, *stop_and_resume(""), still, ""]
+            no_curve, no_file = gr.Plot(visible=False), gr.DownloadButton(DOWNLOAD, interactive=False)
+            still = [*stop_and_resume(""), gr.Timer(active=False), ""]
+            return [empty, no_curve, "", *live.hidden, "", no_file, *still]
         folder = workspace.run(one)
         now = jobs.status(folder)
         going = gr.Timer(active=now.under_way)
@@ -303,8 +305,7 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
     adapted.then(offer_bases, offered, base, **QUIET).then(fill, planned, widgets, **QUIET)
     corpus.change(offer_bases, offered, base, **QUIET)
     guessed = [model, preset, base, *widgets]
-    changes = [model.input, base.change, *(widget.change for widget in widgets)]
-    gr.on(changes, guess, guessed, estimate, **QUIET)
+    gr.on([model.input, base.change, *(each.change for each in widgets)], guess, guessed, estimate, **QUIET)
     arrival.then(guess, guessed, estimate, **QUIET)
     for begun, look in ((arrival.then, refresh), (tab.select, look_again)):
         looked = begun(look, chosen, [corpus, run, listing], **QUIET)
