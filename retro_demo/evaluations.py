@@ -116,14 +116,45 @@ def stop_evaluation(workspace: Workspace, run: str) -> bool:
 
 
 def evaluations_reading(workspace: Workspace, corpus: Path) -> list[str]:
-    """Runs whose evaluation is running and reads this corpus: as database, or as that of a training."""
+    """Runs whose evaluation is under way and reads this corpus: as database, or as that of a training."""
     found = []
-    for place in ("runs/*/evaluations/*", "evaluations/*/*"):
-        for request in [read_request(f) for f in workspace.folder.glob(place) if jobs.is_under_way(f)]:
-            places, _ = trainings([request.folder(name) for name in request.runs])
-            if str(corpus) in (request.corpus, *places.values()):
-                found.append(request.folder("run").name)
+    for request in _under_way(workspace):
+        places, _ = trainings([request.folder(name) for name in request.runs])
+        if str(corpus) in (request.corpus, *places.values()):
+            found.append(request.folder("run").name)
     return found
+
+
+def rename_run(workspace: Workspace, old: str, new: str) -> str:
+    """Give a run another name; returns it. Raises UserError while anything works on it or needs it."""
+    _check_unneeded(workspace, old)
+    return workspace.rename("runs", old, new)
+
+
+def delete_run(workspace: Workspace, run: str) -> None:
+    """Remove a run with its evaluations; raises UserError while anything works on it or needs it."""
+    _check_unneeded(workspace, run)
+    workspace.delete("runs", run)
+
+
+def _check_unneeded(workspace: Workspace, run: str) -> None:
+    """Raise UserError where the evaluation of another run measures this one, or a training begins from it."""
+    folder = workspace.owned("runs", run)
+    for request in _under_way(workspace):
+        if any(request.folder(name) == folder for name in request.runs):
+            told = f"The evaluation of {request.folder('run').name} measures {run} too"
+            raise UserError(f"{told}. Wait for its end, or stop it first.")
+    for place in (workspace.folder / "runs").glob("*"):
+        if jobs.is_under_way(place) and getattr(read_any_config(place), "base", "") == str(folder):
+            raise UserError(f"{place.name} begins from {run}. Wait for its end, or stop it first.")
+
+
+def _under_way(workspace: Workspace) -> list[Request]:
+    """What is asked of the evaluations that run or wait."""
+    folders = [
+        f for place in ("runs/*/evaluations/*", "evaluations/*/*") for f in workspace.folder.glob(place)
+    ]
+    return [read_request(folder) for folder in folders if jobs.is_under_way(folder)]
 
 
 def latest_result(status: jobs.JobStatus) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ from marge_helpers import built, make_marge_run, translated
 from page_helpers import opened_client, page_home
 
 from retro_demo import evaluations, jobs, service
+from retro_demo.checkpoint import read_run_config, write_run_config
 from retro_demo.errors import UserError
 from retro_demo.evaluate_config import EvaluateConfig
+from retro_demo.evaluation_request import Request, prepare_evaluation
 from retro_demo.workspace import Workspace, new_code
 
 QUICK = EvaluateConfig(first_tokens=150, max_tokens=300, resamples=200, prepend="off")
@@ -147,9 +150,39 @@ def test_an_evaluation_is_deleted_with_its_run(workspace, half_held_out):
     make_run(workspace.folder / "runs" / "gone", half_held_out.folder, "retro")
     folder = evaluations.start_evaluation(workspace, "gone", QUICK)
     finished(folder)
-    workspace.delete("runs", "gone")
+    evaluations.delete_run(workspace, "gone")
 
     assert not folder.exists()
+
+
+def test_a_run_that_an_evaluation_measures_beside_another_is_neither_renamed_nor_deleted(workspace):
+    needed = Request(*(str(workspace.run(name)) for name in ("reader", "plain", "chance")))
+    folder = evaluations.folder_of_evaluations(workspace, "reader") / needed.key
+    prepare_evaluation(folder, needed)
+
+    with jobs.claim(folder):
+        for run in ("plain", "chance"):
+            for work in (
+                lambda run=run: evaluations.rename_run(workspace, run, "another"),
+                lambda run=run: evaluations.delete_run(workspace, run),
+            ):
+                with pytest.raises(UserError, match=f"The evaluation of reader measures {run} too. Wait"):
+                    work()
+        assert evaluations.rename_run(workspace, "brief", "short") == "short"
+    assert evaluations.rename_run(workspace, "short", "brief") == "brief"
+    shutil.rmtree(folder)
+
+
+def test_a_run_from_which_a_training_is_about_to_begin_is_neither_renamed_nor_deleted(
+    workspace, half_held_out
+):
+    made = make_run(workspace.folder / "runs" / "later", half_held_out.folder, "lm", steps=2)
+    write_run_config(made, replace(read_run_config(made), base=str(workspace.run("plain"))))
+
+    with jobs.claim(made), pytest.raises(UserError, match="later begins from plain. Wait"):
+        evaluations.delete_run(workspace, "plain")
+
+    evaluations.delete_run(workspace, "later")
 
 
 def test_the_figures_of_a_run_are_those_on_its_own_corpus_and_never_those_of_a_swapped_one(

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from retro_demo import downloads, figures, job_views, jobs, run_settings, service, views
+from retro_demo import downloads, evaluations, figures, job_views, jobs, run_settings, service, views
 from retro_demo.checkpoint import MargeRun, read_any_config
 from retro_demo.config import RetroConfig, TrainConfig
 from retro_demo.errors import UserError
@@ -272,13 +272,13 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
 
     @shows_errors
     def call_it(code: str, one: str, place: str | None, wanted: str) -> list[Any]:
-        return refreshed(code, Workspace.open(home, code).rename("runs", one or "", wanted), place)
+        return refreshed(code, evaluations.rename_run(Workspace.open(home, code), one or "", wanted), place)
 
     @shows_errors
     def remove(code: str, one: str, answer: str) -> list[Any]:
         if answer != "yes":
             return refreshed(code, None)
-        Workspace.open(home, code).delete("runs", one)
+        evaluations.delete_run(Workspace.open(home, code), one)
         return refreshed(code, None)
 
     followed = [status, curve, arms, *live.outputs, command, download, stop, resume, timer, shown_before]
