@@ -21,9 +21,9 @@ $(VENV)/ready: requirements.txt requirements-dev.txt
 	-$(BIN)/python -m retro_demo prepare  # or the app does it, in the background
 	touch $@
 
-# Two files of tests at a time: most of them wait, or work on one core. In their own order, because files of few
-# tests, which otherwise come last, are the slow ones of the browser
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Three files of tests at a time on two cores: half of their time they wait. In their own order, because files of
+# few tests, which otherwise come last, are the slow ones of the browser
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test: setup
 	$(PYTEST)
