@@ -35,7 +35,7 @@ def add_change_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     worth = verb("weigh", _weigh, "say which tokens would lose their gain if documents were forgotten")
     worth.add_argument("run", type=run_folder, metavar="RUN", help="folder of the run, or sample:NAME")
     worth.add_argument("documents", nargs="+", metavar="DOC", help="ids or titles of documents")
-    worth.add_argument("--text", default="", help="what to read (default: held-out text that finds them)")
+    worth.add_argument("--text", help="what to read (default: held-out text that finds them)")
     worth.add_argument("--corpus", metavar="DIR", help="read another corpus than in training (hot swap)")
     worth.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     add_flags(worth, WeighConfig)
@@ -80,6 +80,8 @@ def _base_of_change(options: argparse.Namespace, stop: Callable[[], bool]) -> Ge
 
 def _weigh(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
     config = WeighConfig(**given(options, WeighConfig))
+    if options.text is not None and not options.text.strip():
+        raise UserError("The text is empty. Give a few words, or leave --text out to read held-out text.")
     run = yield from ready_run(options.run, options.device, options.corpus, config.retriever, stop)
     if run is not None:
-        yield Finished(weigh(run, options.documents, config, options.text))
+        yield Finished(weigh(run, options.documents, config, options.text or ""))

@@ -64,11 +64,14 @@ def read_part(path: Path) -> faiss.IndexIDMap:
 
 
 def checked(vectors: np.ndarray) -> np.ndarray:
-    """The same vectors, contiguous float32; ValueError where a row's length is not 1 or 0."""
+    """The same vectors, contiguous float32; raises UserError where a row's length is not 1 or 0."""
     vectors = np.ascontiguousarray(vectors, np.float32)
     lengths = np.linalg.norm(vectors, axis=1)
     if not (np.isclose(lengths, 1, atol=1e-3) | (lengths == 0)).all():
-        raise ValueError("a vector's length is neither 1 nor 0: embed with an Embedder")
+        raise UserError(
+            "A vector's length is neither 1 nor 0: vectors.npy is damaged, or not made by an embedder of "
+            "this program. Build the corpus again."
+        )
     return vectors
 
 

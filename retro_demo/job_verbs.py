@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 
+from retro_demo.batches import check_share
 from retro_demo.building import prepare_corpus
 from retro_demo.checkpoint import MODELS, read_any_config
 from retro_demo.config import CorpusConfig, RetroConfig, TrainConfig
-from retro_demo.distributed import joined, led
+from retro_demo.distributed import World, joined, led
 from retro_demo.errors import UserError
 from retro_demo.events import Event
 from retro_demo.flags import add_flags, given
@@ -87,11 +88,11 @@ def _train(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Ev
     with joined() as world:
         with led(world):
             if world.leads:
-                yield from _prepare_training(options, stop)
+                yield from _prepare_training(options, stop, world)
         yield from run_training(options.out, stop, device=options.device, world=world)
 
 
-def _prepare_training(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
+def _prepare_training(options: argparse.Namespace, stop: Callable[[], bool], world: World) -> Iterable[Event]:
     """Write down the run that is asked for, or check what is there against it."""
     settings = given(options, TrainConfig, RetroConfig, EvidenceConfig, MargeConfig)
     if options.model:
@@ -108,6 +109,8 @@ def _prepare_training(options: argparse.Namespace, stop: Callable[[], bool]) -> 
             device=options.device or "auto",
             base=options.base or "",
         )
+        if wanted.model != "marge":
+            check_share(wanted.training, world)  # before anything is written under this name
         prepare_run(options.out, wanted)
     elif options.corpus or options.base or options.preset or set(settings) - {"steps"}:
         raise UserError(

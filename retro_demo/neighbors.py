@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-SCORE_STEP = 1e-6  # float32 sums differ by less from one batch size to another
+SCORE_STEP = 1e-6  # float32 sums differ by less from one batch size to another: seldom across a border of it
 NO_KEY = np.iinfo(np.int64).min
 
 

@@ -5,7 +5,8 @@ DIR/shards/2-of-3/          chunks and tokenizer of the shard, its vectors, then
 
 Each shard is called twice, in any order: at first it embeds its chunks; once all have, the first to come
 joins vectors and index, and each searches the neighbors of its chunks. What is joined is, file by file,
-what one process makes, but for an index in as many files as there are shards, which answers alike.
+what one process makes, but for an index in as many files as there are shards, which answers alike, and for
+the last digit of a score here and there (neighbors.py rounds, which moves no sum off a border).
 """
 
 from __future__ import annotations

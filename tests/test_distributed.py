@@ -267,6 +267,14 @@ def test_a_batch_smaller_than_the_world_is_refused(small_folder, tmp_path):
     with pytest.raises(UserError, match="1 sequence, but 2 processes"):
         check_share(config.training, World(0, 2))
 
+    refused = tmp_path / "refused"
+    begin = ["retro", "--corpus", str(small_folder), "--batch-size", "1"]
+    done = subprocess.run(
+        torchrun(refused, 2, *begin), capture_output=True, text=True, timeout=250, check=False
+    )
+    assert "1 sequence, but 2 processes" in done.stderr
+    assert not (refused / "config.json").exists()  # another batch may be tried under the same name
+
 
 def test_in_half_precision_weights_norms_and_loss_stay_in_float32_and_a_run_learns(tmp_path, small_folder):
     out = prepare(tmp_path / "half", small_folder, precision="bfloat16", steps=12, lr=2e-3)

@@ -248,8 +248,8 @@ def test_a_missing_or_torn_index_file_is_refused(tmp_path):
             VectorIndex.load(tmp_path / name)
 
 
-def test_vectors_that_are_not_of_length_one_are_a_programming_error():
-    with pytest.raises(ValueError, match="neither 1 nor 0"):
+def test_vectors_that_are_not_of_length_one_are_refused_as_damaged():
+    with pytest.raises(UserError, match="neither 1 nor 0"):
         VectorIndex.build(2 * unit_vectors(10), np.arange(10))
 
 

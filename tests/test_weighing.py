@@ -218,3 +218,11 @@ def test_what_the_page_shows_of_a_text_is_shown_and_not_run():
 
     for tag in ("<script>", "<b>", "<i>", "<u>"):
         assert tag not in shown
+
+
+def test_an_empty_text_to_weigh_with_is_refused(run, capsys):
+    title = read_most(run, 1)[0]
+
+    assert cli.main(["weigh", str(run.folder), title, "--text", " ", "--device", "cpu"]) == 2
+
+    assert "The text is empty" in capsys.readouterr().err
