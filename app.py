@@ -126,6 +126,7 @@ def serve(
         quiet=True,
         show_error=False,
         max_file_size="300mb",
+        state_session_capacity=4_000,  # a call of a program is one, too; a page in use is never the oldest
         max_threads=160,  # who follows a job that waits holds one, and a public queue has 42 of them
         run_history=False,
         enable_monitoring=False,

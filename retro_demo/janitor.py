@@ -9,9 +9,11 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from retro_demo import jobs
+from retro_demo.belongings import delete_noted
 from retro_demo.data_folder import UPLOADS
 from retro_demo.errors import UserError
 from retro_demo.limits import MEGABYTE, limits_of
@@ -52,8 +54,9 @@ def _under_way(folder: Path) -> list[Path]:
 
 
 def _remove(folder: Path) -> int:
-    """Delete a workspace so that at no moment half of it can be opened."""
+    """Delete a workspace, with its uploads, so that at no moment half of it can be opened."""
     used = disk_use(folder)
+    delete_noted(folder)
     gone = folder.with_name(f"{GONE}{secrets.token_hex(8)}")
     folder.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)  # what a dying process still wrote goes with the next cleaning
@@ -71,13 +74,14 @@ def clean(home: Path, now: float) -> list[str]:
     for gone in workspaces.glob(f"{GONE}*"):
         shutil.rmtree(gone, ignore_errors=True)
     for folder in [path for path in workspaces.glob("*") if path.is_dir() and path.name[0] != "."]:
-        unused = now - folder.stat().st_mtime
-        empty = not any(path.is_file() for path in folder.rglob("*"))
-        if days and unused > (DAY if empty else days * DAY) and not _under_way(folder):
-            _remove(folder)
-            went.append(folder.name)
-        else:
-            went += [_delete(path) for path in _torn(folder, now)]
+        with suppress(FileNotFoundError):  # its visitor deletes it at this moment
+            unused = now - folder.stat().st_mtime
+            empty = not any(path.is_file() for path in folder.rglob("*"))
+            if days and unused > (DAY if empty else days * DAY) and not _under_way(folder):
+                _remove(folder)
+                went.append(folder.name)
+            else:
+                went += [_delete(path) for path in _torn(folder, now)]
     return went + [_delete(path) for path in _old(home / UPLOADS, now)]
 
 

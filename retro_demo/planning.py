@@ -5,7 +5,7 @@ Nothing is trained here; pipeline.py does that.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,12 @@ READER_KNOBS = frozenset(
 """What a run that begins with an lm's weights may choose of its network; the rest is the base's."""
 
 
+def fitting_layers(layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
+    """Those of the usual layers with cross-attention (default: of RetroConfig) that a decoder so deep has."""
+    usual = RetroConfig.cca_layers if layers is None else layers
+    return tuple(layer for layer in usual if layer <= depth) or (depth,)
+
+
 def make_run_config(
     model: str,
     corpus: str,
@@ -93,6 +99,8 @@ def make_run_config(
         decoder = begun_from.network
         reader = {name: value for name, value in shape.items() if name in READER_KNOBS}
         shape = decoder_shape(decoder) | {"enc_dim": decoder.dim} | reader
+        if "cca_layers" not in (settings or {}):
+            shape["cca_layers"] = fitting_layers(shape.get("cca_layers"), decoder.depth)
     # the matched baseline is the same decoder without cross-attention and encoder
     shape |= {"cca_layers": ()} if model == "lm" else {}
     shape |= {

@@ -18,10 +18,7 @@ from retro_demo.workspace import Workspace, disk_use
 
 def check_run(limits: Limits, network: RetroConfig | MargeConfig, steps: int) -> None:
     """Raise UserError for a run that is larger than one may be here."""
-    if limits.steps and steps > limits.steps:
-        raise UserError(
-            f"The run has {steps:,} steps, and here it may have at most {limits.steps:,}. Choose fewer steps."
-        )
+    check_steps(limits, steps)
     if limits.parameters and (count := count_parameters(network)) > limits.parameters:
         raise UserError(
             f"The network has {count / 1e6:.1f} M parameters, and here it may have at most "
@@ -29,15 +26,23 @@ def check_run(limits: Limits, network: RetroConfig | MargeConfig, steps: int) ->
         )
 
 
+def check_steps(limits: Limits, steps: Any) -> None:
+    """Raise UserError for more steps than a run may have here."""
+    if limits.steps and isinstance(steps, (int, float)) and steps > limits.steps:
+        raise UserError(
+            f"The run has {steps:,} steps, and here it may have at most {limits.steps:,}. Choose fewer steps."
+        )
+
+
 def checked_writing(home: Path, **knobs: Any) -> GenerateConfig:
     """How a text shall be written; raises UserError where it is longer than others can wait for here."""
-    config, most = GenerateConfig(**knobs), limits_of(home).new_tokens
-    if most and config.max_new_tokens > most:
+    wanted, most = knobs.get("max_new_tokens", 0), limits_of(home).new_tokens
+    if most and isinstance(wanted, (int, float)) and wanted > most:
         raise UserError(
-            f"You ask for {config.max_new_tokens:,} new tokens, and here at most {most:,} are written at a "
+            f"You ask for {wanted:,} new tokens, and here at most {most:,} are written at a "
             "time, because visitors write one after the other. Ask for fewer, and go on from what came."
         )
-    return config
+    return GenerateConfig(**knobs)
 
 
 def check_space(workspace: Workspace, coming: int = 0) -> None:

@@ -11,8 +11,9 @@ from retro_demo.errors import UserError
 from retro_demo.jobs import JobStatus, seconds_at_work, status
 from retro_demo.knobs import knobs
 from retro_demo.marge_planning import marge_settings
-from retro_demo.planning import decoder_shape
+from retro_demo.planning import decoder_shape, fitting_layers
 from retro_demo.presets import MARGE_PRESETS, PRESETS, preset_settings
+from retro_demo.provenance import place_name
 from retro_demo.workspace import SAMPLE, Workspace, disk_use
 
 
@@ -27,7 +28,8 @@ def starting_settings(workspace: Workspace, model: str, preset: str, base: str) 
     if not base:
         return settings
     network = read_run_config(workspace.run(base)).network
-    return {"enc_dim": network.dim} | settings | decoder_shape(network)
+    fitting = {"cca_layers": fitting_layers(settings.get("cca_layers"), network.depth)}
+    return {"enc_dim": network.dim} | settings | decoder_shape(network) | fitting
 
 
 def changed_settings(config: AnyRun) -> list[tuple[str, Any]]:
@@ -43,7 +45,9 @@ def changed_settings(config: AnyRun) -> list[tuple[str, Any]]:
             else {}
         )
         if config.base:
+            fitting = fitting_layers(usual.get("cca_layers"), config.network.depth)
             usual = usual | decoder_shape(config.network) | {"enc_dim": config.network.dim}
+            usual["cca_layers"] = fitting
         chosen = [(part, knob) for part in (config.training, config.network) for knob in knobs(part)]
     changed = []
     for part, knob in chosen:
@@ -70,11 +74,15 @@ def seconds_left(folder: Path, config: AnyRun, status: JobStatus) -> float | Non
 
 
 def command_of(run: str, config: AnyRun) -> str:
-    """The command line that trains the same run again, in a folder of its own."""
-    words = [".venv/bin/python", "-m", "retro_demo", "train", config.model, "--corpus", config.corpus]
+    """The command line that trains the same run again, in a folder of its own.
+
+    Corpus and base stand there by their names: the folder of a workspace holds its code, which is a secret.
+    """
+    corpus = place_name(config.corpus)
+    words = [".venv/bin/python", "-m", "retro_demo", "train", config.model, "--corpus", corpus]
     words += ["--out", f"{run.removeprefix(SAMPLE)}-again", "--preset", config.preset]
     if not isinstance(config, MargeRun) and config.base:
-        words += ["--base", config.base]
+        words += ["--base", place_name(config.base)]
     for name, value in changed_settings(config):
         shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
         words += [f"--{name.replace('_', '-')}", shown]

@@ -26,7 +26,7 @@ from retro_demo.errors import UserError
 from retro_demo.limits import limits_of
 from retro_demo.marge_planning import plan_run
 from retro_demo.planning import extend_run, prepare_run
-from retro_demo.quotas import check_run, check_space, checked_text
+from retro_demo.quotas import check_run, check_space, check_steps, checked_text
 from retro_demo.run_state import saved_step
 from retro_demo.workspace import (
     SAMPLE,
@@ -132,6 +132,7 @@ def start_run(
     `base` is the id of the run whose weights it begins with, "" for none.
     """
     check_space(workspace)
+    check_steps(limits_of(workspace.home), settings.get("steps", 0))
     place = built_corpus(workspace, corpus)
     if jobs.is_under_way(place):
         raise UserError(

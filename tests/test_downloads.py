@@ -25,6 +25,7 @@ def test_the_curve_and_the_held_out_table_are_those_of_the_training_with_their_o
     events = advance(run)
     command = command_of("run", read_any_config(run))
 
+    assert f"--corpus {small_folder.name} " in command  # by its name: a folder of a workspace tells its code
     kept = json.loads(json.dumps(training_json(run, jobs.status(run), command)))
 
     assert [one["loss"] for one in kept["losses"]] == [event["loss"] for event in steps(events)]

@@ -32,6 +32,7 @@ from retro_demo.limits import (
     limits_of,
     on_space,
 )
+from retro_demo.quotas import checked_writing
 from retro_demo.workspace import Workspace, new_code
 
 
@@ -92,6 +93,15 @@ def test_the_help_of_app_py_says_that_0_is_no_limit():
     add_flags(parser, Limits)
 
     assert "0 is no limit" in parser.format_help()
+
+
+def test_the_limit_is_named_and_not_the_range_that_lies_far_beyond_it(data_folder, workspace):
+    keep_limits(data_folder, Limits(steps=40, new_tokens=50))
+
+    with pytest.raises(UserError, match="1,000,000,000 steps, and here it may have at most 40"):
+        service.start_run(workspace, "places", "lm", "tiny", {"steps": 1_000_000_000})
+    with pytest.raises(UserError, match="100,000 new tokens, and here at most 50"):
+        checked_writing(data_folder, max_new_tokens=100_000)
 
 
 def test_a_limit_of_0_lifts_one_of_the_public_set():

@@ -17,7 +17,7 @@ from retro_demo.checkpoint import load_model, read_run_config
 from retro_demo.corpus import load_corpus
 from retro_demo.errors import UserError
 from retro_demo.pipeline import make_batches
-from retro_demo.planning import make_run_config, prepare_run
+from retro_demo.planning import fitting_layers, make_run_config, prepare_run
 
 READER = {name: SETTINGS[name] for name in ("cca_layers", "enc_dim")}
 TRAINING = {
@@ -131,6 +131,15 @@ def test_a_retro_that_begins_with_an_lm_trains_all_of_it(tmp_path, base, small_f
 
     before, after = (load_file(run / "model.safetensors") for run in (base, tmp_path / "warm"))
     assert all(not torch.equal(after[name], weight) for name, weight in before.items())
+
+
+def test_a_retrofit_reads_in_the_usual_layers_that_its_base_has(base, small_folder):
+    """Its decoder has two layers, where the preset's tiny one has four and reads in the second and fourth."""
+    planned = make_run_config("retrofit", str(small_folder), base=str(base))
+
+    assert planned.network.cca_layers == (2,)
+    assert fitting_layers(None, 4) == (2, 4)
+    assert fitting_layers((3, 6), 2) == (2,)
 
 
 def test_a_retrofit_without_a_base_says_what_to_do(small_folder):

@@ -159,6 +159,7 @@ LAYERS = [
         "kept_traces",
         "quotas",
         "dispatch",
+        "belongings",
         "janitor",
         "service",
         "downloads",

@@ -346,6 +346,27 @@ def test_delete_my_data_asks_for_a_yes_and_then_leaves_nothing(http, home):
     assert not own.folder.exists()
 
 
+def test_delete_my_data_takes_the_files_along_that_were_brought(http, home):
+    own = Workspace.open(home, new_code())
+    (path,) = http.post("/gradio_api/upload", files={"files": ("diary.txt", b"dear diary")}).json()
+    file = {"path": path, "meta": {"_type": "gradio.FileData"}, "orig_name": "diary.txt"}
+    assert http.get(f"/gradio_api/file={path}").status_code == 200
+
+    called(http, "change_corpus", [own.folder.name, "none", [file], [], "", ""])  # refused, but brought
+    called(http, "delete_my_data", [own.folder.name, True])
+
+    assert not Path(path).exists()
+    assert http.get(f"/gradio_api/file={path}").status_code in (403, 404)
+
+
+def test_a_missing_argument_is_named(http, caplog):
+    asked = http.post("/gradio_api/call/v2/search", json={"workspace": new_code()})
+
+    assert asked.status_code == 400
+    assert asked.json() == {"error": "The argument corpus is missing. The API page lists all of them."}
+    assert "Traceback" not in caplog.text
+
+
 def test_shipped_runs_and_sample_corpora_are_for_reading(http, home, stranger):
     for endpoint, values in [
         ("stop_run", [stranger, "sample:factbook2015-retro"]),

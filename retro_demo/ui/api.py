@@ -49,7 +49,7 @@ def add_endpoints(library: Library) -> None:
         `stopped` or `failed`, with the corpus id under "corpus"."""
         config = CorpusConfig(chunk_len=_whole(chunk_len), holdout=holdout, embedder=embedder)
         space = Workspace.open(home, workspace)
-        corpus = service.start_build(space, [uploaded(file) for file in files or []], name, config)
+        corpus = service.start_build(space, [uploaded(space, file) for file in files or []], name, config)
         yield from followed(space.corpus(corpus), "build", corpus=corpus)
 
     def search(workspace: str, corpus: str, text: str, k: int = 4, retriever: str = "dense") -> list[dict]:

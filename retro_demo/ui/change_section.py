@@ -40,7 +40,7 @@ def change_section(
         )
         with gr.Row():
             with gr.Column(min_width=320):
-                files = documents_picker("Documents to add", "more-files", 120)
+                files = documents_picker("Documents to add", "more-files", 120, home, visitor)
                 form.show(main=True)
                 form.show(main=False, without=("max_megabytes",))
                 add = gr.Button("Add", elem_id="add-documents")

@@ -31,7 +31,7 @@ def add_corpus_endpoints(library: Library) -> None:
         name makes the changed corpus under another name. Yields events; the last is `finished`, `stopped` or
         `failed`, with the corpus id under "corpus"."""
         space = Workspace.open(home, workspace)
-        given = [uploaded(file) for file in files or []]
+        given = [uploaded(space, file) for file in files or []]
         changed = corpus_changes.start_change(
             space, corpus, files=given, forget=forget or [], config=AddConfig(use=use), name=name
         )

@@ -41,7 +41,9 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
                 f"<h2>Build a {views.term('corpus')}</h2><p class='caption'>Drop a dozen or more texts, or "
                 "one long one: what makes neighbors useful is that documents resemble each other.</p>"
             )
-            files = documents_picker("Files (.txt .md .jsonl .csv .pdf .zip .gz)", "files", 150)
+            files = documents_picker(
+                "Files (.txt .md .jsonl .csv .pdf .zip .gz)", "files", 150, home, visitor
+            )
             name = gr.Textbox(
                 label="Name", max_lines=1, elem_id="corpus-name", info="Empty: that of the first file."
             )
@@ -209,7 +211,7 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
         change_section(library, visitor, corpus, refreshed, all_of_it)
     build.click(begin, [visitor, files, name, *form.inputs], all_of_it, **CHEAP)
     resume.click(go_on, [visitor, corpus], all_of_it, **CHEAP)
-    stop.click(end, [visitor, corpus], None, **QUIET)
+    stop.click(end, [visitor, corpus], None, **CHEAP)
     corpus.input(follow, [visitor, corpus, gr.State("")], followed, **QUIET)
     timer.tick(follow, [visitor, corpus, shown_before], followed, **QUIET)
     gr.on(

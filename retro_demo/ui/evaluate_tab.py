@@ -288,7 +288,7 @@ def evaluate_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
     followed += [origin, command, download, timer, shown_before]
     chosen = [visitor, run, against]
     start.click(begin, [visitor, run, baseline, control, corpus, against, *form.inputs], followed, **CHEAP)
-    stop.click(end, [visitor, run], None, **QUIET)
+    stop.click(end, [visitor, run], None, **CHEAP)
     resume.click(go_on, chosen, followed, **CHEAP)
     train.click(train_it, [visitor, run], trained, **CHEAP)
     compared = [baseline, control, corpus]

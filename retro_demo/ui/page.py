@@ -29,6 +29,7 @@ from retro_demo.ui.evidence_tab import evidence_tab
 from retro_demo.ui.form import QUIET, shows_errors
 from retro_demo.ui.generate_tab import generate_tab
 from retro_demo.ui.refusals import Page
+from retro_demo.ui.sessions import keep_those_who_wait
 from retro_demo.ui.share_api import add_share_endpoints
 from retro_demo.ui.train_tab import train_tab
 from retro_demo.ui.visit import NOWHERE, Arrival, asked_for
@@ -113,7 +114,9 @@ def build_app(
         add_corpus_endpoints(library)
         add_share_endpoints(library)
         zero_gpu.add_endpoint(library)
-    return demo.queue(max_size=256, api_open=False), lambda: _prepare(library)
+    demo.queue(max_size=256, api_open=False)
+    keep_those_who_wait(demo)
+    return demo, lambda: _prepare(library)
 
 
 def _arrive(code: Any) -> Any:

@@ -24,6 +24,9 @@ HEADERS = [
 ]
 
 
+MISSING = "No value provided for required argument:"  # as gradio begins a TypeError
+
+
 class SecurityHeaders:
     """Plain ASGI middleware (starlette's own base class would buffer the event streams)."""
 
@@ -42,9 +45,14 @@ class SecurityHeaders:
 
         try:
             await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)
-        except Exception:  # the last frame of ours that a request passes
+        except Exception as error:  # the last frame of ours that a request passes
             if begun or scope["type"] != "http":
                 raise
+            if str(error).startswith(MISSING):
+                name = str(error).removeprefix(MISSING).strip()
+                said = f"The argument {name} is missing. The API page lists all of them."
+                await JSONResponse({"error": said}, 400)(scope, receive, send_with_headers)
+                return
             number = secrets.token_hex(4)
             log.exception("a request to %r failed (log id %s)", scope["path"], number)
             said = f"This request cannot be answered (log id {number})."

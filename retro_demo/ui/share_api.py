@@ -5,6 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 from retro_demo import shares
+from retro_demo.belongings import note_files
 from retro_demo.library import Library
 from retro_demo.ui.form import download_folder
 from retro_demo.ui.refusals import public
@@ -21,20 +22,23 @@ def add_share_endpoints(library: Library) -> None:
     ) -> gr.FileData:
         """A run as a .zip to download: weights, tokenizer, config and a card with its figures; where asked
         its corpus (the texts) and the optimizer state from which a training goes on."""
+        space = Workspace.open(home, workspace)
         path = shares.export_zip(
-            Workspace.open(home, workspace),
+            space,
             run,
             download_folder(),
             with_corpus=bool(with_corpus),
             with_state=bool(with_state),
             license=license,
         )
+        note_files(space, [path])
         return gr.FileData(path=str(path), orig_name=path.name)
 
     def import_run(workspace: str, file: gr.FileData, name: str = "") -> dict:
         """Check the .zip of an export and make it a run or corpus of the workspace. Returns kind, run and
         corpus (ids) and notes: what is missing, or is being indexed."""
-        return shares.import_zip(Workspace.open(home, workspace), uploaded(file), name)
+        space = Workspace.open(home, workspace)
+        return shares.import_zip(space, uploaded(space, file), name)
 
     publish = gr.api  # pyright: ignore[reportPrivateImportUsage]
     for endpoint in (export_run, import_run):

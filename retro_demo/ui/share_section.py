@@ -9,9 +9,11 @@ from typing import Any
 import gradio as gr
 
 from retro_demo import shares, views
+from retro_demo.belongings import note_files
 from retro_demo.errors import UserError
 from retro_demo.library import Library
 from retro_demo.ui.form import CHEAP, PRIVATE, download_folder, shows_errors
+from retro_demo.ui.uploads import note_uploads
 from retro_demo.workspace import Workspace
 
 ONE_AT_A_TIME: dict[str, Any] = PRIVATE | {"concurrency_id": "share", "concurrency_limit": 2}
@@ -50,6 +52,7 @@ def share_section(
             made = gr.DownloadButton("Download", size="sm", visible=False, elem_id="download-export")
         with gr.Column(min_width=320):
             file = gr.File(label="An export (.zip)", file_types=[".zip"], elem_id="import-file", height=120)
+            note_uploads(file, home, visitor)
             name = gr.Textbox(
                 label="Name here",
                 max_lines=1,
@@ -75,14 +78,16 @@ def share_section(
 
     @shows_errors
     def export(code: str, one: str | None, what: list[str], terms: str) -> Any:
+        workspace = Workspace.open(home, code)
         path = shares.export_zip(
-            Workspace.open(home, code),
+            workspace,
             one or "",
             download_folder(),
             with_corpus="corpus" in what,
             with_state="state" in what,
             license=terms.strip(),
         )
+        note_files(workspace, [path])
         megabytes = path.stat().st_size / 1e6
         return gr.DownloadButton(f"Download {path.name} ({megabytes:.1f} MB)", value=str(path), visible=True)
 

@@ -287,7 +287,7 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
     chosen = [visitor, run, corpus]
     share_section(library, visitor, run, refreshed, all_of_it)
     begins = start.click(begin, [visitor, corpus, model, preset, name, base, *widgets], all_of_it, **CHEAP)
-    stop.click(end, [visitor, run], None, **QUIET)
+    stop.click(end, [visitor, run], None, **CHEAP)
     resumes = resume.click(go_on, chosen, all_of_it, **CHEAP)
     lengthens = longer.click(lengthen, [*chosen, more], all_of_it, **CHEAP)
     zero_gpu.drive_after((begins, resumes, lengthens), library, visitor, run, timer)

@@ -11,8 +11,10 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from retro_demo import service
+from retro_demo.belongings import note_files
 from retro_demo.errors import UserError
-from retro_demo.workspace import without_folders
+from retro_demo.ui.form import QUIET, once_known
+from retro_demo.workspace import Workspace, without_folders
 
 
 def followed(folder: Path, what: str, **about: str) -> Iterator[dict[str, Any]]:
@@ -36,16 +38,36 @@ def followed(folder: Path, what: str, **about: str) -> Iterator[dict[str, Any]]:
         raise UserError(f"The {what} was taken out of the queue before it began. Resume it on the page.")
 
 
-def documents_picker(label: str, elem_id: str, height: int) -> gr.File:
+def documents_picker(label: str, elem_id: str, height: int, home: Path, visitor: gr.BrowserState) -> gr.File:
     """Where a visitor chooses files of documents, of every kind that is read."""
     types = [".txt", ".md", ".jsonl", ".csv", ".pdf", ".zip", ".gz"]
-    return gr.File(label=label, file_count="multiple", file_types=types, elem_id=elem_id, height=height)
+    picker = gr.File(label=label, file_count="multiple", file_types=types, elem_id=elem_id, height=height)
+    return note_uploads(picker, home, visitor)
 
 
-def uploaded(file: Any) -> tuple[str, Path]:
-    """Name and place of an uploaded file; raises UserError for what was not uploaded here."""
+def uploaded(workspace: Workspace, file: Any) -> tuple[str, Path]:
+    """Name and place of an uploaded file, which goes with the workspace from now on.
+
+    Raises UserError for what was not uploaded here.
+    """
     values = file if isinstance(file, dict) else getattr(file, "model_dump", dict)()
     path = Path(str(values.get("path") or "")).resolve()
-    if not path.is_relative_to(Path(get_upload_folder()).resolve()) or not path.is_file():
+    if not _is_upload(path):
         raise UserError("A file was not uploaded here. Send it with gradio_client's handle_file.")
+    note_files(workspace, [path])
     return str(values.get("orig_name") or path.name), path
+
+
+def note_uploads(picker: gr.File, home: Path, visitor: gr.BrowserState) -> gr.File:
+    """The picker, whose files go with the visitor's workspace from the moment they are here."""
+
+    def note(code: str, paths: list[str] | str | None) -> None:
+        several = [Path(path) for path in ([paths] if isinstance(paths, str) else paths or [])]
+        note_files(Workspace.open(home, code), filter(_is_upload, several))
+
+    picker.upload(once_known(note), [visitor, picker], None, **QUIET)
+    return picker
+
+
+def _is_upload(path: Path) -> bool:
+    return path.resolve().is_relative_to(Path(get_upload_folder()).resolve()) and path.is_file()

@@ -47,7 +47,7 @@ def workspace_drawer(library: Library, visitor: gr.BrowserState, arrival: Any) -
         return new_code()
 
     arrival.then(lambda known: known, visitor, code, **QUIET)
-    open_it.click(change, code, visitor, **QUIET).success(None, js=RELOAD)
+    open_it.click(change, code, visitor, **CHEAP).success(None, js=RELOAD)
     delete.click(remove, [visitor, answer], visitor, js=SURE, **CHEAP).success(None, js=RELOAD)
 
 
@@ -64,5 +64,6 @@ def privacy(limits: Limits) -> str:
     return (
         "What you upload and make stays on this server, whose operator could read it. Other visitors cannot, "
         f"and it is sent nowhere. {days or 'It is deleted '}{'or ' if days else ''}at once when you press "
-        "Delete all my data. So bring nothing secret."
+        "Delete all my data, with the files you brought and the exports you made. Figures you downloaded "
+        "go an hour after they were made. So bring nothing secret."
     )

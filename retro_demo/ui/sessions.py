@@ -1,0 +1,45 @@
+"""Which sessions Gradio remembers: none is forgotten that still waits for an answer.
+
+Gradio keeps the messages of 2,000 sessions and forgets the one that began first, whether it waits or not;
+each call of a program is a session. On a busy page a build that waited for its place so ended in "404: Not
+Found".
+"""
+
+from __future__ import annotations
+
+from asyncio import Queue
+
+import gradio as gr
+from gradio.utils import LRUCache
+
+MOST = 2_000
+MOST_WAITING = 20_000  # a program that asks and never listens seems to wait for ever
+
+
+class Messages(LRUCache):
+    """The messages to each session; of too many the oldest go that wait for nothing."""
+
+    def __init__(self, waiting_for: dict[str, set[str]]) -> None:
+        """`waiting_for`: the events of each session that have not ended, which the queue keeps."""
+        super().__init__(MOST)
+        self.waiting_for = waiting_for
+
+    def __setitem__(self, session: str, messages: Queue) -> None:
+        if session not in self and len(self) >= self.max_size:
+            idle = next((known for known in self if not self.waiting_for.get(known)), None)
+            if idle is not None:
+                del self[idle]
+                self.waiting_for.pop(idle, None)
+            elif len(self) < MOST_WAITING:
+                self.max_size = len(self) + 1
+        super().__setitem__(session, messages)
+
+    def __missing__(self, session: str) -> Queue:
+        """What ends for a session that has left is told to nobody."""
+        return Queue()
+
+
+def keep_those_who_wait(demo: gr.Blocks) -> None:
+    """Let the queue of the page remember sessions so; call after `demo.queue()`."""
+    queue = demo._queue
+    queue.pending_messages_per_session = Messages(queue.pending_event_ids_session)
