@@ -50,8 +50,8 @@ class CorpusConfig:
     embedder: str = knob(
         "static",
         "Embedder",
-        "What turns a chunk into a vector: static (a small table, fast), minilm (the frozen transformer), "
-        "minilm:FOLDER, or st:NAME for a sentence-transformers model.",
+        "What turns a chunk into a vector: static (a small table, fast), minilm (the frozen transformer). "
+        "The command line takes minilm:FOLDER and st:NAME (a sentence-transformers model), too.",
         main=True,
     )
     tokenizer: str = knob(

@@ -359,6 +359,15 @@ def test_delete_my_data_takes_the_files_along_that_were_brought(http, home):
     assert http.get(f"/gradio_api/file={path}").status_code in (403, 404)
 
 
+def test_an_unknown_session_or_event_is_told_so_and_fills_no_log(http, caplog):
+    streamed = http.get("/gradio_api/queue/data", params={"session_hash": "zzz"})
+    joined = http.post("/gradio_api/queue/join", json={"fn_index": 99999, "data": [], "session_hash": "zzz"})
+
+    assert "404" in streamed.text
+    assert (joined.status_code, "no such event" in joined.text) == (404, True)
+    assert "Traceback" not in caplog.text
+
+
 def test_a_missing_argument_is_named(http, caplog):
     asked = http.post("/gradio_api/call/v2/search", json={"workspace": new_code()})
 

@@ -75,7 +75,7 @@ def _widget(knob: dataclasses.Field[Any], value: Any, choices: Sequence[str], pr
     if choices:
         return gr.Radio([(name or "as in training", name) for name in choices], value=value, **said)
     if isinstance(knob.default, bool):
-        return gr.Checkbox(value=value, **said)
+        return gr.Checkbox(value=value, min_width=240, **said)
     if isinstance(knob.default, int):
         return gr.Number(value=value, precision=0, min_width=120, **said)
     if isinstance(knob.default, float):

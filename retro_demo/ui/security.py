@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -34,20 +35,29 @@ class SecurityHeaders:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
+        begun = streams = False
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal begun
+            nonlocal begun, streams
             if message["type"] == "http.response.start":
-                begun = True
-                message["headers"] = [*message.get("headers", []), *HEADERS]
+                begun, given = True, [*message.get("headers", [])]
+                streams = any(name == b"content-type" and b"event-stream" in value for name, value in given)
+                message["headers"] = [*given, *HEADERS]
             await send(message)
 
         try:
             await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)
         except Exception as error:  # the last frame of ours that a request passes
+            if streams and isinstance(error.__cause__, HTTPException):  # it was told in the stream already
+                log.info("a stream of %r ended: %s", scope["path"], error.__cause__)
+                await send({"type": "http.response.body", "body": b""})
+                return
             if begun or scope["type"] != "http":
                 raise
+            if isinstance(error, KeyError) and scope["path"].rstrip("/").endswith("/queue/join"):
+                said = "There is no such event on this page. Reload it; programs use the API page's names."
+                await JSONResponse({"error": said}, 404)(scope, receive, send_with_headers)
+                return
             if str(error).startswith(MISSING):
                 name = str(error).removeprefix(MISSING).strip()
                 said = f"The argument {name} is missing. The API page lists all of them."
