@@ -54,14 +54,15 @@ CONFIG = {
 
 def make_environment(folder: Path) -> Path:
     """The python of an environment with the library; torch and the rest are shared with ours."""
-    python = folder / "bin" / "python"
-    if not (folder / "ready").exists():
+    python, made = folder / "bin" / "python", (folder / "ready").exists()
+    if not made:
         print(f"making {folder} with {LIBRARY} (once)", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        ours = [path for path in sys.path if path.endswith("site-packages")]
-        show = "import site; print(site.getsitepackages()[0])"
-        theirs = subprocess.run([python, "-c", show], check=True, capture_output=True, text=True)
-        (Path(theirs.stdout.strip()) / "shared.pth").write_text("\n".join(ours))
+    ours = [path for path in sys.path if path.endswith("site-packages")]  # another checkout may have made it
+    show = "import site; print(site.getsitepackages()[0])"
+    theirs = subprocess.run([python, "-c", show], check=True, capture_output=True, text=True)
+    (Path(theirs.stdout.strip()) / "shared.pth").write_text("\n".join(ours))
+    if not made:
         # its own huggingface-hub does not fit our gradio, which this environment never imports
         subprocess.run([python, "-m", "pip", "install", "--quiet", LIBRARY], check=True)
         (folder / "ready").touch()

@@ -24,6 +24,7 @@ from retro_demo.config import (
     GenerateConfig,
 )
 from retro_demo.corpus import load_corpus
+from retro_demo.devices import compute_as_served
 from retro_demo.distributed import launched_rank
 from retro_demo.errors import UserError
 from retro_demo.evaluate_config import EvaluateConfig
@@ -206,6 +207,7 @@ def _evaluate(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable
 
 def _generate(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
     config = GenerateConfig(**given(options, GenerateConfig))
+    compute_as_served()
     if isinstance(read_any_config(options.run), MargeRun):
         yield from _generate_from_evidence(options, config, stop)
         return

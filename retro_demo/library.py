@@ -12,11 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from retro_demo.checkpoint import read_marge_config, read_run_config
 from retro_demo.corpus import MANIFEST, TEXT_FILES, load_corpus
-from retro_demo.devices import allowed_threads
+from retro_demo.devices import compute_as_served
 from retro_demo.evidence_reading import EvidenceReading, read_evidence
 from retro_demo.evidence_run import MargeCorpus, load_marge_corpus
 from retro_demo.generate import Database
@@ -40,8 +38,7 @@ class Library:
         self._readings: OrderedDict[Any, EvidenceReading] = OrderedDict()
         self._lock = threading.RLock()  # a reading loads its run
         self._stops: set[str] = set()
-        # small models write faster so, and the page stays quick while a run trains beside it
-        torch.set_num_threads(max(1, allowed_threads() // 2))
+        compute_as_served()
 
     def run(self, folder: Path, corpus: Path | None = None, retriever: str = "") -> LoadedRun:
         """A run ready to write, with another corpus or retriever than in training where one is named.
