@@ -23,7 +23,7 @@ $(VENV)/ready: requirements.txt requirements-dev.txt
 
 # Three files of tests at a time on two cores: half of their time they wait. In their own order, because files of
 # few tests, which otherwise come last, are the slow ones of the browser
-PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 12
 
 test: setup
 	$(PYTEST)

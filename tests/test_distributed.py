@@ -211,7 +211,7 @@ def test_together_a_run_stops_by_any_process_survives_a_kill_and_ends_with_the_s
 
 
 @needs_proc
-@pytest.mark.parametrize("model", ["retro", "marge"])
+@pytest.mark.parametrize("model", ["retro", pytest.param("marge", marks=pytest.mark.proof)])
 def test_sharded_weights_give_the_same_curve_and_are_taken_up_by_one_process_or_come_from_it(
     tmp_path,
     small_folder,

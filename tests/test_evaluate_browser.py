@@ -105,6 +105,7 @@ def test_a_visitor_measures_reloads_stops_goes_on_and_downloads(browser, url, sp
     page.close()
 
 
+@pytest.mark.proof
 def test_a_visitor_measures_a_marge_and_sees_its_arms_and_not_those_of_a_retro(browser, url, space):  # noqa: F811
     page = opened(browser, url, space.folder.name)
     page.get_by_role("tab", name="Evaluate", exact=True).click()

@@ -335,6 +335,7 @@ def test_a_nonsensical_slice_is_refused(said):
 SOON = 60_000  # milliseconds
 
 
+@pytest.mark.proof
 @pytest.mark.browser
 @pytest.mark.timeout(540)
 def test_the_page_trains_while_the_visitor_stays_stops_when_they_leave_and_resumes(

@@ -224,6 +224,12 @@ def generate_tab(
         ]
 
     @once_known
+    def arrive(code: str, link: dict[str, str], *values: Any) -> list[Any]:
+        """As `refresh`; where a link opens another tab the line at the top is that one's."""
+        chosen, reads, line, documents = refresh(code, *values)
+        return [chosen, reads, line if link["tab"] in ("", tab.id) else gr.skip(), documents]
+
+    @once_known
     def place(code: str, name: str | None) -> list[Any]:
         """The line at the top and the held-out documents, for the chosen run."""
         if not name:
@@ -285,8 +291,9 @@ def generate_tab(
     marge.input(top_line, [visitor, of_marge, run, marge], trail, **QUIET)
     run.input(place, [visitor, run], [trail, document], **QUIET)
     document.input(fill, [visitor, run, document], given, **QUIET)
-    for begun in (arrival.then, tab.select):
-        begun(refresh, [*shown, run, corpus, of_marge, marge], [run, corpus, trail, document], **QUIET)
+    listed, lists = [*shown[1:], run, corpus, of_marge, marge], [run, corpus, trail, document]
+    tab.select(refresh, [visitor, *listed], lists, **QUIET)
+    arrival.then(arrive, [visitor, arrival.link, *listed], lists, **QUIET)
     arrival.then(shows_errors(restore), shown, [*everything, prompt, *form.inputs], **QUIET)
 
 
