@@ -15,6 +15,7 @@ import faiss
 import numpy as np
 
 from retro_demo.corpus import Corpus
+from retro_demo.errors import UserError
 from retro_demo.index import VectorIndex, choose_factory
 from retro_demo.index_parts import blocks_of, checked, empty_index, read_part, write_part
 from retro_demo.marks import check_current, unchanged
@@ -105,6 +106,13 @@ def open_index(corpus: Corpus, device: str = "cpu") -> VectorIndex:
     index = open_files(corpus.folder, device)
     check_current(corpus)  # shards of two states are no index
     recall = corpus.manifest["statistics"].get("recall")  # early corpora have none
-    if recall is not None and recall["probes"] != index.probes:
-        index.probe(recall["probes"])
+    if recall is None:
+        return index
+    probes = recall.get("probes") if isinstance(recall, dict) else None
+    if type(probes) is not int or probes < 0:
+        raise UserError(
+            f"corpus.json of {corpus.folder.name} is damaged (recall {str(recall)[:80]!r}). Build it again."
+        )
+    if probes != index.probes:
+        index.probe(probes)
     return index

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import faiss
@@ -88,6 +89,7 @@ def test_an_index_written_in_blocks_from_disk_is_the_one_built_in_memory(tmp_pat
 BUILD = """
 import resource, sys
 import numpy as np
+from dataclasses import replace
 from pathlib import Path
 from retro_demo.index_files import open_files, write_index
 vectors = np.load(sys.argv[1], mmap_mode="r")
@@ -237,3 +239,12 @@ def test_on_gpus_k_means_and_search_run_there_and_several_hold_a_share_each(tmp_
     if faiss.get_num_gpus() > 1:
         copied = faiss.downcast_index(gpu._gpu.index)
         assert isinstance(copied, faiss.IndexShards)
+
+
+@pytest.mark.parametrize("recall", ["all", {"probes": "many"}, {}, [4]])
+def test_a_measured_recall_that_is_none_is_refused(small_folder, tmp_path, recall):
+    corpus = load_corpus(small_folder)
+    damaged = corpus.manifest | {"statistics": corpus.manifest["statistics"] | {"recall": recall}}
+
+    with pytest.raises(UserError, match="is damaged .recall"):
+        open_index(replace(corpus, manifest=damaged))
