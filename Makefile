@@ -21,9 +21,9 @@ $(VENV)/ready: requirements.txt requirements-dev.txt
 	-$(BIN)/python -m retro_demo prepare  # or the app does it, in the background
 	touch $@
 
-# Three files of tests at a time on two cores: half of their time they wait. In their own order, because files of
-# few tests, which otherwise come last, are the slow ones of the browser
-PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 12
+# Two files of tests at a time; three are a little faster and wait longer for each other. In their own order, because
+# files of few tests, which otherwise come last, are the slow ones of the browser
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 12
 
 test: setup
 	$(PYTEST)
