@@ -7,10 +7,14 @@ held at that moment is held in the fork for good: whoever asks for it hangs.
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 from functools import cached_property
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from retro_demo.config import TrainConfig
 from retro_demo.library import Library
@@ -29,9 +33,11 @@ def rehearse() -> None:
 
     torch imports its compiler with the first network, which takes seconds, in which the lock of that import
     is held: a fork that was made meanwhile, and makes a network, waits for it without end. Other calls pay
-    those seconds from the quota of a visitor. There is no backward pass: from the first one on autograd
-    may have threads, and refuses to work in a fork of their process.
+    those seconds from the quota of a visitor. Files of tensors hold a lock of their own for the blink of
+    their first opening, one for each kind of array. There is no backward pass: from the first one on
+    autograd may have threads, and refuses to work in a fork of their process.
     """
+    _open_tensors()
     count_parameters(SMALL)
     model = RETRO(SMALL)
     optimizer = make_optimizer(model, TrainConfig())
@@ -41,6 +47,15 @@ def rehearse() -> None:
         weight.grad = torch.zeros_like(weight)
     clip_gradients(model, 1.0)
     optimizer.step()
+
+
+def _open_tensors() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "any.safetensors"
+        save_file({"any": torch.zeros(1)}, path)
+        for arrays in ("pt", "numpy"):
+            with safe_open(path, arrays) as file:
+                file.get_tensor("any")
 
 
 def prepare_forks(library: Library) -> None:

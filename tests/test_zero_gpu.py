@@ -11,12 +11,13 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+import torch
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from marge_helpers import SHAPE
 from page_helpers import served_app
 from playwright.sync_api import expect
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_browser import browser  # noqa: F401 (a fixture)
 
 from retro_demo import jobs, service
@@ -312,6 +313,52 @@ def test_a_call_that_is_forked_while_another_thread_loads_runs_comes_to_its_end(
 
     assert told.stdout.split() == ["stopped", "stopped", "exit", "0"]
     assert [e["step"] for e in jobs.status(folder).of_kind("step")] == [1, 2]
+
+
+OPENINGS = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from safetensors import safe_open
+from retro_demo.forks import rehearse
+
+def read(arrays):
+    with safe_open(sys.argv[1], arrays) as file:
+        file.get_tensor("any")
+
+rehearse()
+sys.setswitchinterval(5)  # so that this thread goes on just where the other one lets go of the interpreter
+children = []
+for arrays in ("pt", "numpy") * 8:
+    reading = threading.Thread(target=read, args=(arrays,))
+    reading.start()
+    while reading.is_alive():
+        if (child := os.fork()) == 0:
+            signal.alarm(10)  # ends it where it hangs
+            read(arrays)
+            os._exit(0)
+        children.append(child)
+        time.sleep(0)
+ended = [os.waitpid(child, 0)[1] for child in children]
+print(len(ended), sum(ended), flush=True)
+os._exit(0)
+"""
+
+
+def test_a_fork_made_while_tensors_are_first_read_can_read_some_itself(tmp_path):
+    save_file({"any": torch.zeros(1)}, tmp_path / "any.safetensors")
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", OPENINGS, str(tmp_path / "any.safetensors")],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        ).stdout.split()
+        for _ in range(3)
+    ]
+
+    assert any(forks != "0" for forks, _ in told)
+    assert [ended for _, ended in told] == ["0"] * 3
 
 
 def test_an_error_while_writing_in_a_call_is_said_in_its_own_words(client, space, sliced):
