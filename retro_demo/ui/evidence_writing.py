@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from retro_demo import evidence_views, job_views, service, views
+from retro_demo import evidence_views, service, views
 from retro_demo.config import GenerateConfig
 from retro_demo.errors import UserError
 from retro_demo.events import Retrieved, Token
@@ -18,6 +18,7 @@ from retro_demo.library import Library
 from retro_demo.quotas import checked_writing
 from retro_demo.ui import zero_gpu
 from retro_demo.ui.form import CHEAP, PRIVATE, QUIET, Form, first_of, once_known, relisted, shows_errors
+from retro_demo.ui.lane import waiting_before
 from retro_demo.workspace import SAMPLE, Workspace
 
 KNOBS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
@@ -102,14 +103,6 @@ def evidence_writing(tab: gr.Tab, library: Library, visitor: gr.BrowserState, ar
     found = gr.HTML(elem_id="marge-write-evidence")
 
     @shows_errors
-    def wait(code: str, name: str | None) -> Iterator[Any]:
-        """said: how the corpus of a run comes along, before the lane where one text at a time is written."""
-        library.forget_stop(code)
-        yield gr.skip()
-        for build in service.wait_for_corpus(Workspace.open(home, code), name) if name else ():
-            yield job_views.waiting(build, "The corpus is being prepared")
-
-    @shows_errors
     def write(
         code: str, name: str | None, tongue: str | None, chosen: list[str], words: str, *values: Any
     ) -> Iterator[list[Any]]:
@@ -188,7 +181,7 @@ def evidence_writing(tab: gr.Tab, library: Library, visitor: gr.BrowserState, ar
     asked = [visitor, run, language, documents, prompt, kind, count, *form.inputs]
     picked = examples.click(first_of, examples, prompt, **QUIET)
     for begun in (go.click, picked.then):
-        waits = begun(wait, [visitor, run], said, **CHEAP)
+        waits = begun(waiting_before(library), [visitor, run], said, **CHEAP)
         for stage in (waits, waits.success(write, asked, [said, found], **model)):
             stage.failure(lambda: "", None, said, **QUIET)
     stop.click(lambda code: library.ask_to_stop(code), visitor, None, **QUIET)

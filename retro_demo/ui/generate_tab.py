@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from retro_demo import explained, job_views, kept_traces, service, text_views, views
+from retro_demo import explained, kept_traces, service, text_views, views
 from retro_demo.config import GenerateConfig
 from retro_demo.errors import UserError
 from retro_demo.explain_config import MOST_NEIGHBORS, ExplainConfig
@@ -21,6 +21,7 @@ from retro_demo.ui import zero_gpu
 from retro_demo.ui.evidence_writing import evidence_writing
 from retro_demo.ui.explain_view import explain_view
 from retro_demo.ui.form import CHEAP, PRIVATE, QUIET, Form, first_of, once_known, relisted, shows_errors
+from retro_demo.ui.lane import waiting_before
 from retro_demo.ui.visit import copy_link, trail_line
 from retro_demo.workspace import SAMPLE, Workspace, is_built
 from retro_demo.writing import write_sides
@@ -112,14 +113,6 @@ def generate_tab(
             return [*show(code, name), *[gr.skip()] * (1 + len(form.inputs))]
         made_with = trace.about.get("written_with", trace.about["config"])
         return [*show(code, name), trace.about["prompt"], *form.fill(made_with)]
-
-    @shows_errors
-    def wait(code: str, name: str | None) -> Iterator[Any]:
-        """speed: how the corpus of a run comes along, before the lane where one text at a time is written."""
-        library.forget_stop(code)
-        yield gr.skip()
-        for status in service.wait_for_corpus(Workspace.open(home, code), name) if name else ():
-            yield job_views.waiting(status, "The corpus is being prepared")
 
     def load(code: str, name: str, other: str, retriever: str) -> Iterator[str | LoadedRun]:
         """Yield what is being waited for, and at last the run."""
@@ -265,7 +258,7 @@ def generate_tab(
     picked = examples.click(first_of, examples, prompt, **QUIET)
     asked, written = [visitor, run, corpus, prompt, *form.inputs], [text, speed, trace_id]
     clicks = (go.click, picked.then, explain.click, compare.click)
-    waits = [begun(wait, [visitor, run], speed, **CHEAP) for begun in clicks]
+    waits = [begun(waiting_before(library), [visitor, run], speed, **CHEAP) for begun in clicks]
     writes, tried = (begun.success(write, asked, written, **model) for begun in waits[:2])
     reads = waits[2].success(
         explain_given, [visitor, run, corpus, given, *reading.inputs], [speed, trace_id], **model
