@@ -95,9 +95,13 @@ def make_room(home: Path, now: float) -> list[str]:
         return went
     found = [path for path in (home / "workspaces").glob("*") if path.is_dir() and path.name[0] != "."]
     sizes = {folder: disk_use(folder) for folder in found}
+    used = {}
+    for folder in found:
+        with suppress(FileNotFoundError):  # its visitor deletes it at this moment
+            used[folder] = folder.stat().st_mtime
     held = sum(sizes.values())
-    for folder in sorted(found, key=lambda path: path.stat().st_mtime):
-        if held <= most or now - folder.stat().st_mtime <= IN_USE:
+    for folder in sorted(used, key=used.__getitem__):
+        if held <= most or now - used[folder] <= IN_USE:
             break
         if not _under_way(folder):
             _remove(folder)

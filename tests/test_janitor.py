@@ -162,6 +162,22 @@ def test_where_all_hold_too_much_those_that_nobody_used_for_longest_go_until_it_
     assert make_room(home, time.time()) == []
 
 
+def test_a_workspace_that_its_visitor_deletes_meanwhile_hinders_no_room(home, monkeypatch):
+    keep_limits(home, Limits(megabytes_of_all=1))
+    leaving, idle = holding(home, 2, 9), holding(home, 2, 3)
+    measure = janitor.disk_use
+
+    def deleted_when_measured(folder: Path) -> int:
+        used = measure(folder)
+        if folder == leaving.folder:
+            shutil.rmtree(folder)
+        return used
+
+    monkeypatch.setattr(janitor, "disk_use", deleted_when_measured)
+
+    assert make_room(home, time.time()) == [idle.folder.name]
+
+
 def test_no_room_is_made_of_what_is_at_work_waits_or_was_used_in_the_last_hour(home):
     keep_limits(home, Limits(megabytes_of_all=1, trainings_per_device=1))
     busy, waiting = holding(home, 2, 30), holding(home, 2, 29)
