@@ -170,6 +170,13 @@ def bases(workspace: Workspace, corpus: str) -> list[str]:
     ]
 
 
+def base_choices(workspace: Workspace, corpus: str | None, model: str) -> list[tuple[str, str]]:
+    """What a run of this model may begin with, as (label, id); a retrofit needs one, MARGE has none."""
+    known = bases(workspace, corpus) if corpus and model != "marge" else []
+    scratch = [] if model == "retrofit" else [("none: begin from scratch", "")]
+    return scratch + [(run.removeprefix(SAMPLE), run) for run in known]
+
+
 def built_corpus(workspace: Workspace, corpus: str) -> Path:
     """The folder of a corpus that can be used; raises UserError where it is not built yet."""
     folder = workspace.corpus(corpus)
@@ -182,11 +189,10 @@ def built_corpus(workspace: Workspace, corpus: str) -> Path:
 
 def own_run(workspace: Workspace, run: str) -> Path:
     """The folder of a run that the visitor may work on; shipped ones are for reading."""
+    folder = workspace.run(run)
     if run.startswith(SAMPLE):
-        raise UserError(
-            f"{run.removeprefix(SAMPLE)} ships with the app and stays as it is. Train a run of your own."
-        )
-    return workspace.run(run)
+        raise UserError(f"{folder.name} ships with the app and stays as it is. Train a run of your own.")
+    return folder
 
 
 def resume_run(workspace: Workspace, run: str) -> None:

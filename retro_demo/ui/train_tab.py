@@ -39,6 +39,7 @@ from retro_demo.ui.visit import copy_link
 from retro_demo.workspace import SAMPLE, Workspace, is_built
 
 SIZES = "Sets all knobs: tiny for minutes, small for an hour, base for a GPU."
+NO_BASE = "A retrofit begins with a finished lm of the same corpus, and there is none yet. Train one first."
 STEPS = "Those that are done count."
 MARGE_SIZES = "Sets all knobs: tiny for about two minutes, small for about twelve."
 DOWNLOAD = "Download the curve, the table and where they come from (JSON)"
@@ -141,9 +142,8 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
         config = read_any_config(folder)
         left = run_settings.seconds_left(folder, config, now)
         shown = replace(now, state="shipped") if one.startswith(SAMPLE) else now
-        drawn = gr.Plot(figures.loss_curve(now, one), visible=True)
-        if not now.of_kind("step"):
-            drawn = gr.Plot(visible=False)
+        begun = bool(now.of_kind("step"))
+        drawn = gr.Plot(figures.loss_curve(now, one), visible=True) if begun else gr.Plot(visible=False)
         return [
             job_views.run_status(shown, one, config.training.steps, left),
             drawn,
@@ -194,14 +194,16 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
     @once_known
     def offer_bases(code: str, place: str | None, kind: str, chosen: str | None) -> Any:
         """The runs that can be begun from; a retrofit needs one, the others may begin from scratch."""
-        if kind == "marge":
-            return gr.Dropdown([("none: begin from scratch", "")], value="", visible=False)
-        known = service.bases(Workspace.open(home, code), place) if place else []
-        none = [] if kind == "retrofit" else [("none: begin from scratch", "")]
-        offered = none + [(run.removeprefix(SAMPLE), run) for run in known]
+        offered = service.base_choices(Workspace.open(home, code), place, kind)
         values = [value for _, value in offered]
         keep = kind == "retrofit" and chosen in values
-        return gr.Dropdown(offered, value=chosen if keep else next(iter(values), None), visible=True)
+        base = chosen if keep else next(iter(values), None)
+        return gr.Dropdown(offered, value=base, visible=kind != "marge")
+
+    @once_known
+    def offer_more(code: str, place: str | None, kind: str) -> Any:
+        """A training may have ended since; what is chosen stays."""
+        return gr.Dropdown(service.base_choices(Workspace.open(home, code), place, kind))
 
     @shows_errors
     def adapt(kind: str, size: str) -> list[Any]:
@@ -240,11 +242,7 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
     @shows_errors
     def guess(kind: str, size: str, begun_from: str | None, *values: Any) -> str:
         if kind == "retrofit" and not begun_from:
-            return views.note(
-                "A retrofit begins with a finished lm of the same corpus, and there is none yet: "
-                "train an lm on it first, then come back.",
-                "warning",
-            )
+            return views.note(NO_BASE, "warning")
         try:  # half-typed knobs are no mistake yet: say it in place, without a toast
             settings = read_knobs(kind, values)
             shape = MargeConfig if kind == "marge" else RetroConfig
@@ -304,6 +302,7 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
     adapted = model.input(adapt, [model, preset], [preset, knobs_of_retro, knobs_of_marge], **QUIET)
     adapted.then(offer_bases, offered, base, **QUIET).then(fill, planned, widgets, **QUIET)
     corpus.change(offer_bases, offered, base, **QUIET)
+    base.focus(offer_more, [visitor, corpus, model], base, **QUIET)
     guessed = [model, preset, base, *widgets]
     gr.on([model.input, base.change, *(each.change for each in widgets)], guess, guessed, estimate, **QUIET)
     arrival.then(guess, guessed, estimate, **QUIET)
