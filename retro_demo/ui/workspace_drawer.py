@@ -60,7 +60,9 @@ def forget_visitor(library: Library, code: str) -> int:
 
 def privacy(limits: Limits) -> str:
     """What becomes of what a visitor brings, in plain words."""
-    days = f"It is deleted when nobody has used it for {limits.keep_days} days, " if limits.keep_days else ""
+    days = ""
+    if limits.keep_days:
+        days = f"It is deleted when nobody has used it for {limits.keep_days} days on which this server ran, "
     return (
         "What you upload and make stays on this server, whose operator could read it. Other visitors cannot, "
         f"and it is sent nowhere. {days or 'It is deleted '}{'or ' if days else ''}at once when you press "
