@@ -9,15 +9,14 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from retro_demo import jobs
 from retro_demo.belongings import delete_noted
 from retro_demo.data_folder import UPLOADS
-from retro_demo.errors import UserError
 from retro_demo.limits import MEGABYTE, limits_of
-from retro_demo.workspace import disk_use
+from retro_demo.workspace import Workspace, disk_use
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +36,7 @@ def delete_workspace(home: Path, code: str) -> int:
     Raises UserError where there is none.
     """
     folder = home / "workspaces" / code
-    if not folder.is_dir():
-        raise UserError("There is no workspace of this code any more. Reload the page to get a new one.")
+    Workspace(home, folder).check_there()
     for job in _under_way(folder):
         jobs.stop(job)
     deadline = time.monotonic() + LEAVE_SECONDS
@@ -74,7 +72,7 @@ def clean(home: Path, now: float) -> list[str]:
     for gone in workspaces.glob(f"{GONE}*"):
         shutil.rmtree(gone, ignore_errors=True)
     for folder in [path for path in workspaces.glob("*") if path.is_dir() and path.name[0] != "."]:
-        with suppress(FileNotFoundError):  # its visitor deletes it at this moment
+        with _on_to_the_next():
             unused = now - folder.stat().st_mtime
             empty = not any(path.is_file() for path in folder.rglob("*"))
             if days and unused > (DAY if empty else days * DAY) and not _under_way(folder):
@@ -103,11 +101,23 @@ def make_room(home: Path, now: float) -> list[str]:
     for folder in sorted(used, key=used.__getitem__):
         if held <= most or now - used[folder] <= IN_USE:
             break
-        if not _under_way(folder):
-            _remove(folder)
-            held -= sizes[folder]
-            went.append(folder.name)
+        with _on_to_the_next():
+            if not _under_way(folder):
+                _remove(folder)
+                held -= sizes[folder]
+                went.append(folder.name)
     return went
+
+
+@contextmanager
+def _on_to_the_next() -> Iterator[None]:
+    """What goes wrong with one workspace keeps no other from being cleaned."""
+    try:
+        yield
+    except FileNotFoundError:  # its visitor deletes it at this moment
+        pass
+    except Exception:
+        log.exception("a workspace could not be cleaned")
 
 
 def keep_ages(home: Path, now: float, passed: float) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from retro_demo.belongings import noted_use
 from retro_demo.config import GenerateConfig, RetroConfig
 from retro_demo.documents import Document
 from retro_demo.errors import UserError
@@ -50,12 +51,14 @@ def check_space(workspace: Workspace, coming: int = 0) -> None:
     limits = limits_of(workspace.home)
     check_disk(workspace.home, limits, coming)
     if most := limits.megabytes_per_visitor * MEGABYTE:
-        used = disk_use(workspace.folder)
+        brought = noted_use(workspace.folder)
+        used = disk_use(workspace.folder) + brought
         if used + coming >= most:
             asked = f", and {coming / MEGABYTE:,.1f} MB would join" if coming else ""
+            soon = f"{brought / MEGABYTE:,.1f} MB of it, uploads and exports, go after an hour. "
             raise UserError(
                 f"This workspace holds {used / MEGABYTE:,.1f} of {most / MEGABYTE:,.0f} MB{asked}. "
-                "Delete a run or a corpus first."
+                f"{soon if brought else ''}Delete a run or a corpus first."
             )
 
 

@@ -171,6 +171,11 @@ class Workspace:
             os.utime(folder)  # the last visit: see janitor.py
         return Workspace(home, folder)
 
+    def check_there(self) -> None:
+        """Raise UserError where it was deleted since it was opened: what ends later may not bring it back."""
+        if not self.folder.is_dir():
+            raise UserError("There is no workspace of this code any more. Reload the page to get a new one.")
+
     def corpora(self) -> list[str]:
         """Ids of the corpora that can be chosen, built or being built; samples first."""
         return [SAMPLE + name for name in SAMPLES] + self._names("corpora")

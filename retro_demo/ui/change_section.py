@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -12,8 +11,8 @@ from retro_demo import corpus_changes, weigh_views
 from retro_demo.change_config import AddConfig
 from retro_demo.library import Library
 from retro_demo.ui.form import CHEAP, PRIVATE, QUIET, Form, json_file, once_known, shows_errors
-from retro_demo.ui.uploads import documents_picker
-from retro_demo.workspace import Workspace
+from retro_demo.ui.uploads import chosen_files, documents_picker
+from retro_demo.workspace import SAMPLE, Workspace
 
 
 def change_section(
@@ -81,15 +80,15 @@ def change_section(
         workspace = Workspace.open(home, code)
         there = one in workspace.corpora()
         choices = corpus_changes.listed_documents(workspace.corpus(str(one))) if there else []
-        runs = [(id_.removeprefix("sample:"), id_) for id_ in corpus_changes.retrieving_runs(workspace)]
+        runs = [(id_.removeprefix(SAMPLE), id_) for id_ in corpus_changes.retrieving_runs(workspace)]
         first = runs[0][1] if runs else None
         return [gr.Dropdown(choices, value=[]), gr.Dropdown(runs, value=first)]
 
     @shows_errors
     def begin_add(code: str, one: str, wanted: str, paths: list[str] | None, *values: Any) -> list[Any]:
-        given = [(Path(path).name, Path(path)) for path in paths or []]
         config = AddConfig(**form.read(values))
         workspace = Workspace.open(home, code)
+        given = chosen_files(workspace, paths)
         return refreshed(
             code, corpus_changes.start_change(workspace, one, files=given, config=config, name=wanted)
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -25,7 +24,7 @@ from retro_demo.ui.form import (
     stop_and_resume,
     sure,
 )
-from retro_demo.ui.uploads import documents_picker
+from retro_demo.ui.uploads import chosen_files, documents_picker
 from retro_demo.workspace import SAMPLE, Workspace, disk_use
 
 
@@ -166,8 +165,8 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
     @shows_errors
     def begin(code: str, paths: list[str] | None, wanted: str, *values: Any) -> list[Any]:
         config = CorpusConfig(**form.read(values))
-        given = [(Path(path).name, Path(path)) for path in paths or []]
-        return refreshed(code, service.start_build(Workspace.open(home, code), given, wanted, config))
+        workspace = Workspace.open(home, code)
+        return refreshed(code, service.start_build(workspace, chosen_files(workspace, paths), wanted, config))
 
     @shows_errors
     def go_on(code: str, one: str) -> list[Any]:

@@ -15,7 +15,7 @@ from retro_demo.evidence_reading import MOST_EVIDENCE, EvidenceReading, edit_evi
 from retro_demo.evidence_run import Choices, MargeCorpus, targets_of
 from retro_demo.glossary import explain
 from retro_demo.library import Library
-from retro_demo.ui.form import PRIVATE, QUIET, json_file, once_known, shows_errors
+from retro_demo.ui.form import PRIVATE, QUIET, clicked, json_file, once_known, shows_errors
 from retro_demo.workspace import Workspace
 
 MEAN = "mean"
@@ -168,7 +168,8 @@ def evidence_target(
         """target: the one whose row was chosen, also where there are too many to list."""
         if not name:
             raise UserError("There is no run yet. Choose one first.")
-        source, which = library.marge_corpus(Workspace.open(home, code).run(name)), int(event.passage)
+        (which,) = clicked(event, "passage", "passage")
+        source = library.marge_corpus(Workspace.open(home, code).run(name))
         offered = targets_of(source, held_out=how == "held-out", languages=some or []).offered
         if not 0 <= which < len(source.passages.tokens):
             raise UserError(f"There is no passage {which} in this corpus. Choose a target from the list.")

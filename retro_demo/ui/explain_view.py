@@ -15,7 +15,7 @@ from retro_demo.library import Library
 from retro_demo.loading import LoadedRun
 from retro_demo.rewriting import Rewritten, edit_json
 from retro_demo.tracing import Trace
-from retro_demo.ui.form import PRIVATE, QUIET, download_folder, once_known, shows_errors
+from retro_demo.ui.form import PRIVATE, QUIET, clicked, download, once_known, shows_errors
 from retro_demo.workspace import SAMPLE, Workspace
 from retro_demo.writing import export_trace
 
@@ -138,11 +138,8 @@ def explain_view(library: Library, visitor: gr.BrowserState, trace_id: gr.Browse
     def act(code: str, name: str, event: gr.EventData) -> list[Any]:
         """Open the editor on a neighbor; drop and swap are done at once."""
         trace = shown(code, name)
-        try:  # what the browser's script says, or a stranger's program in its name
-            chunk, neighbor, token = int(event.chunk), int(event.neighbor), int(event.token)
-            kind = str(event.act)
-        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
-            raise UserError("That names no neighbor of the text. Click one beside it.") from None
+        chunk, neighbor, token = clicked(event, "neighbor of the text", "chunk", "neighbor", "token")
+        kind = getattr(event, "act", "edit")
         rewriting.check_place(trace, chunk, neighbor)
         run = run_of(code, trace)
         choices = rewriting.candidates(run, trace, chunk)
@@ -204,6 +201,9 @@ def _edited(trace: Trace, made: Rewritten | None, token: int) -> list[str]:
 
 def _file(trace: Trace, made: Rewritten | None = None) -> str:
     """The trace as a file that Gradio may hand out."""
-    path = download_folder() / "trace.json"
-    export_trace(trace, path, edit_json(made) if made is not None else None)
-    return str(path)
+
+    def write(folder: Path) -> Path:
+        export_trace(trace, folder / "trace.json", edit_json(made) if made is not None else None)
+        return folder / "trace.json"
+
+    return str(download(write))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.processing_utils import hash_file
 from gradio.utils import get_upload_folder
 
 from retro_demo.errors import UserError
@@ -183,6 +184,14 @@ def first_of(row: Any) -> Any:
     return row[0] if isinstance(row, (list, tuple)) and row else gr.skip()
 
 
+def clicked(event: gr.EventData, what: str, *names: str) -> list[int]:
+    """The numbers by which a script of the page names what was clicked, or a stranger's program for it."""
+    try:
+        return [int(getattr(event, name)) for name in names]
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+        raise UserError(f"That names no {what}. Click one of those that are shown.") from None
+
+
 def relisted(choices: Sequence[Any], now: Any, chosen: Any) -> gr.Dropdown:
     """A dropdown with other choices. Its value is sent only where it has to change.
 
@@ -197,18 +206,28 @@ def stop_and_resume(state: str) -> list[gr.Button]:
     return [gr.Button(interactive=state in ("running", "waiting")), gr.Button(interactive=can_go_on)]
 
 
-def download_folder() -> Path:
-    """A new folder for a file that Gradio may hand out: it must lie among its own uploads."""
+def download(make: Callable[[Path], Path]) -> Path:
+    """The file that `make` writes into the folder it is given, where Gradio may hand it out.
+
+    It lies among the uploads, as these do under the hash of its content: made again it takes no more room.
+    """
     uploads = Path(get_upload_folder())
     uploads.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(dir=uploads))
+    with tempfile.TemporaryDirectory(dir=uploads) as scratch:
+        made = make(Path(scratch))
+        folder = uploads / hash_file(made)
+        folder.mkdir(exist_ok=True)
+        return made.replace(folder / made.name)  # with the date of now: it goes an hour after its last making
 
 
 def json_file(name: str, values: Any) -> str:
     """Values as a file that Gradio may hand out."""
-    path = download_folder() / name
-    path.write_text(without_folders(json.dumps(values, indent=1)), encoding="utf-8")
-    return str(path)
+
+    def write(folder: Path) -> Path:
+        (folder / name).write_text(without_folders(json.dumps(values, indent=1)), encoding="utf-8")
+        return folder / name
+
+    return str(download(write))
 
 
 def sure(kind: str) -> str:

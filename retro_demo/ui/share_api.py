@@ -5,11 +5,9 @@ from __future__ import annotations
 import gradio as gr
 
 from retro_demo import shares
-from retro_demo.belongings import note_files
 from retro_demo.library import Library
-from retro_demo.ui.form import download_folder
 from retro_demo.ui.refusals import public
-from retro_demo.ui.uploads import uploaded
+from retro_demo.ui.uploads import exported, uploaded
 from retro_demo.workspace import Workspace
 
 
@@ -23,15 +21,9 @@ def add_share_endpoints(library: Library) -> None:
         """A run as a .zip to download: weights, tokenizer, config and a card with its figures; where asked
         its corpus (the texts) and the optimizer state from which a training goes on."""
         space = Workspace.open(home, workspace)
-        path = shares.export_zip(
-            space,
-            run,
-            download_folder(),
-            with_corpus=bool(with_corpus),
-            with_state=bool(with_state),
-            license=license,
+        path = exported(
+            space, run, with_corpus=bool(with_corpus), with_state=bool(with_state), license=license
         )
-        note_files(space, [path])
         return gr.FileData(path=str(path), orig_name=path.name)
 
     def import_run(workspace: str, file: gr.FileData, name: str = "") -> dict:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from retro_demo import shares, views
-from retro_demo.belongings import note_files
 from retro_demo.errors import UserError
 from retro_demo.library import Library
-from retro_demo.ui.form import CHEAP, PRIVATE, download_folder, shows_errors
-from retro_demo.ui.uploads import note_uploads
+from retro_demo.ui.form import CHEAP, PRIVATE, shows_errors
+from retro_demo.ui.uploads import chosen_files, exported, note_uploads
 from retro_demo.workspace import Workspace
 
 ONE_AT_A_TIME: dict[str, Any] = PRIVATE | {"concurrency_id": "share", "concurrency_limit": 2}
@@ -79,15 +77,8 @@ def share_section(
     @shows_errors
     def export(code: str, one: str | None, what: list[str], terms: str) -> Any:
         workspace = Workspace.open(home, code)
-        path = shares.export_zip(
-            workspace,
-            one or "",
-            download_folder(),
-            with_corpus="corpus" in what,
-            with_state="state" in what,
-            license=terms.strip(),
-        )
-        note_files(workspace, [path])
+        taken = {"with_corpus": "corpus" in what, "with_state": "state" in what}
+        path = exported(workspace, one or "", license=terms.strip(), **taken)
         megabytes = path.stat().st_size / 1e6
         return gr.DownloadButton(f"Download {path.name} ({megabytes:.1f} MB)", value=str(path), visible=True)
 
@@ -95,7 +86,9 @@ def share_section(
     def bring_in(code: str, one: str | None, path: str | None, wanted: str) -> list[Any]:
         if not path:
             raise UserError("There is nothing to import. Choose the .zip of an export first.")
-        result = shares.import_zip(Workspace.open(home, code), (Path(path).name, Path(path)), wanted.strip())
+        workspace = Workspace.open(home, code)
+        (given,) = chosen_files(workspace, path)
+        result = shares.import_zip(workspace, given, wanted.strip())
         what = f"The run {result['run']} is yours now." if result["run"] else "The corpus is taken in."
         said = views.note(" ".join([what, *result["notes"]]))
         return [said, None, *refreshed(code, result["run"] or one)]

@@ -1,4 +1,4 @@
-"""What comes from a visitor as files, and what HTTP endpoints share beside: the events of a job."""
+"""What comes from a visitor as files or goes as exports, and what endpoints share: the events of a job."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from retro_demo import service
-from retro_demo.belongings import note_files
+from retro_demo import service, shares
+from retro_demo.belongings import note_export, note_files
 from retro_demo.errors import UserError
-from retro_demo.ui.form import QUIET, once_known
+from retro_demo.ui.form import QUIET, download, once_known
 from retro_demo.workspace import Workspace, without_folders
 
 
@@ -48,14 +48,34 @@ def documents_picker(label: str, elem_id: str, height: int, home: Path, visitor:
 def uploaded(workspace: Workspace, file: Any) -> tuple[str, Path]:
     """Name and place of an uploaded file, which goes with the workspace from now on.
 
-    Raises UserError for what was not uploaded here.
+    Raises UserError for what was not uploaded here, or is there no more.
     """
     values = file if isinstance(file, dict) else getattr(file, "model_dump", dict)()
-    path = Path(str(values.get("path") or "")).resolve()
-    if not _is_upload(path):
+    path = Path(str(values.get("path") or ""))
+    return _taken(workspace, path, str(values.get("orig_name") or path.name))
+
+
+def chosen_files(workspace: Workspace, paths: list[str] | str | None) -> list[tuple[str, Path]]:
+    """As `uploaded`, for the files that a picker of the page shows; it shows them also when they are gone."""
+    several = [Path(path) for path in ([paths] if isinstance(paths, str) else paths or [])]
+    return [_taken(workspace, path, path.name) for path in several]
+
+
+def _taken(workspace: Workspace, path: Path, name: str) -> tuple[str, Path]:
+    path = path.resolve()
+    if not path.is_relative_to(Path(get_upload_folder()).resolve()):
         raise UserError("A file was not uploaded here. Send it with gradio_client's handle_file.")
+    if not path.is_file():
+        raise UserError(f"{name[:80]!r} is not there any more: uploads go after an hour. Upload it again.")
     note_files(workspace, [path])
-    return str(values.get("orig_name") or path.name), path
+    return name, path
+
+
+def exported(workspace: Workspace, run: str, **options: Any) -> Path:
+    """A run as a .zip to download, as `shares.export_zip`; the visitor's older export of it goes."""
+    path = download(lambda folder: shares.export_zip(workspace, run, folder, **options))
+    note_export(workspace, path)
+    return path
 
 
 def note_uploads(picker: gr.File, home: Path, visitor: gr.BrowserState) -> gr.File:
