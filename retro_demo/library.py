@@ -1,4 +1,4 @@
-"""What a server process remembers: a few loaded runs and corpora, and who asked to stop.
+"""What a server process remembers: a few loaded runs and corpora.
 
 Disk is the truth: a key holds the modification times of the files, so a changed folder is read
 anew, and losing all of this loses nothing.
@@ -37,7 +37,6 @@ class Library:
         self._marges: OrderedDict[Any, LoadedMarge] = OrderedDict()
         self._readings: OrderedDict[Any, EvidenceReading] = OrderedDict()
         self._lock = threading.RLock()  # a reading loads its run
-        self._stops: set[str] = set()
         compute_as_served()
 
     def run(self, folder: Path, corpus: Path | None = None, retriever: str = "") -> LoadedRun:
@@ -92,7 +91,7 @@ class Library:
         """Let go of all that was loaded from below a folder."""
         with self._lock:
             for shelf in (self._runs, self._corpora, self._marge_corpora, self._marges, self._readings):
-                for key in [key for key in shelf if folder in key[0].parents]:
+                for key in [key for key in shelf if _reads_from(key, folder)]:
                     del shelf[key]
 
     def hold(self) -> None:
@@ -107,15 +106,13 @@ class Library:
         with self._lock:
             pass
 
-    def ask_to_stop(self, code: str) -> None:
-        """Let the text that this visitor's page is writing end here."""
-        self._stops.add(code)
 
-    def stop_asked(self, code: str) -> bool:
-        return code in self._stops
-
-    def forget_stop(self, code: str) -> None:
-        self._stops.discard(code)
+def _reads_from(key: tuple[Any, ...], folder: Path) -> bool:
+    """Whether a key names a place below the folder: that of a run, or that of the corpus it reads."""
+    nested = (part for part in key if isinstance(part, tuple))
+    return any(isinstance(part, Path) and folder in part.parents for part in key) or any(
+        _reads_from(part, folder) for part in nested
+    )
 
 
 def _stamp(folder: Path, *names: str) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from retro_demo.findings import summary
 from retro_demo.tracing import Trace
 from retro_demo.views import esc, note, table, term
+from retro_demo.workspace import SAMPLE
 from retro_demo.writing import SIDES, Writing
 
 
@@ -62,7 +63,7 @@ def intro(trace: Trace | None, *, example: bool) -> str:
             "without a run, train one on the Train tab."
         )
     about = trace.about
-    run = esc(str(about.get("run", "")).removeprefix("sample:"))
+    run = esc(str(about.get("run", "")).removeprefix(SAMPLE))
     seed = about.get("config", {}).get("seed", 7)
     mark = f'<span class="mark">example, made with seed {esc(seed)}</span> ' if example else ""
     whose = f"A given text, read by <b>{run}</b>" if about.get("given") else f"Text by <b>{run}</b>"
@@ -70,7 +71,7 @@ def intro(trace: Trace | None, *, example: bool) -> str:
         whose += f", page {esc(about['page'])} of {esc(about['pages'])}"
     if not trace.neighbors:
         return f'<p class="intro">{mark}{whose}, without {term("retrieval")}.</p>'
-    database = esc(str(about.get("database", "")).removeprefix("sample:"))
+    database = esc(str(about.get("database", "")).removeprefix(SAMPLE))
     where = f"{term('corpus')} <b>{database}</b>"
     if about.get("swapped"):
         where += f" ({term('hot swap')}: not the one it was trained on)"

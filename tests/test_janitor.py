@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 from test_jobs import wait_until
 from test_queue import run_of, visitor
+from test_sharing import trained  # noqa: F401  (a fixture)
 
 from retro_demo import dispatch, janitor, jobs, tickets
 from retro_demo.errors import UserError
 from retro_demo.janitor import DAY, clean, delete_workspace, keep_ages, make_room
 from retro_demo.library import Library
 from retro_demo.limits import PUBLIC, Limits, keep_limits
+from retro_demo.ui import workspace_drawer
 from retro_demo.workspace import Workspace, new_code
 
 
@@ -138,6 +140,62 @@ def test_what_was_loaded_of_a_workspace_is_forgotten_with_it(home):
 
     assert library.corpus(shared) is kept
     assert library.corpus(mine) is not before
+
+
+def test_a_run_that_ships_is_forgotten_where_it_was_read_with_the_corpus_of_who_goes(home, trained):  # noqa: F811
+    own = visitor(home)
+    mine = shutil.copytree(home / "places", own.folder / "corpora" / "places")
+    library = Library(home)
+    plain, swapped = library.run(trained), library.run(trained, mine)
+
+    library.forget(own.folder)
+
+    assert library.run(trained) is plain
+    assert library.run(trained, mine) is not swapped
+
+
+def test_what_was_loaded_while_the_jobs_of_who_goes_ended_is_forgotten_too(home, monkeypatch):
+    own = visitor(home)
+    mine = shutil.copytree(home / "places", own.folder / "corpora" / "places")
+    library = Library(home)
+    ending = janitor.delete_workspace
+    before = []
+
+    def while_a_request_comes(*values):
+        before.append(library.corpus(mine))
+        return ending(*values)
+
+    monkeypatch.setattr(workspace_drawer, "delete_workspace", while_a_request_comes)
+    workspace_drawer.forget_visitor(library, own.folder.name)
+
+    places = shutil.copytree(home / "places", home / "there")
+    shutil.copytree(places, mine)  # the same files, with the same dates
+    assert library.corpus(mine) is not before[0]
+
+
+def test_a_workspace_that_cannot_be_cleaned_keeps_no_other_from_it(home, monkeypatch, caplog):
+    keep_limits(home, Limits(keep_days=1, megabytes_of_all=1))
+    broken, *others = (with_a_text(home) for _ in range(3))
+    for one in (broken, *others):
+        (one.folder / "traces" / "text.json").write_bytes(b"x" * 1_000_000)
+    remove = janitor.delete_noted
+
+    def of_a_broken_disk(folder):
+        if folder == broken.folder:
+            raise OSError(5, "Input/output error")
+        remove(folder)
+
+    monkeypatch.setattr(janitor, "delete_noted", of_a_broken_disk)
+    aged(broken.folder, 5)
+    aged(others[0].folder, 4)
+    aged(others[1].folder, 0.5)
+
+    assert make_room(home, time.time()) == [one.folder.name for one in others]
+    again = with_a_text(home)
+    aged(again.folder, 4)
+    assert clean(home, time.time()) == [again.folder.name]
+    assert broken.folder.exists()
+    assert "could not be cleaned" in caplog.text
 
 
 def holding(home: Path, megabytes: float, hours: float) -> Workspace:

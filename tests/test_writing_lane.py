@@ -12,8 +12,12 @@ import pytest
 
 from retro_demo import jobs
 from retro_demo.errors import UserError
+from retro_demo.janitor import delete_workspace
+from retro_demo.library import Library
 from retro_demo.limits import PRIVATE, PUBLIC, Limits
 from retro_demo.quotas import checked_writing
+from retro_demo.ui import lane as lane_module
+from retro_demo.ui.lane import Lane
 from retro_demo.ui.page import build_app
 from retro_demo.workspace import CHECKPOINTS, new_code, prepare_sample
 
@@ -76,6 +80,70 @@ def test_the_page_waits_for_a_corpus_outside_the_lane_and_says_how_far_it_is(dat
         steps = waits[0].fn(new_code(), RUN)
         next(steps)
         assert "The corpus is being prepared" in next(steps)
+
+
+def test_stop_takes_the_code_of_a_workspace_and_nothing_else(data_folder):
+    stops = named(handlers(data_folder), "stop")
+    assert len(stops) == 2  # of the page, of writing from evidence
+
+    for handler in stops:
+        for code in ("x" * 2_000_000, "", [], {"a": 1}, None, 7):
+            assert "A workspace code has 16 to 64" in str(answer(handler.fn, code))
+        assert answer(handler.fn, new_code()) == [None]
+
+
+def test_only_a_text_that_was_asked_for_can_be_stopped_from_then_to_its_end(data_folder):
+    lane, code, other = Lane(Library(data_folder)), new_code(), new_code()
+    wait, stop = lane.waiting(), lane.stopping()
+
+    stop(code)  # there is none yet
+    with lane.text(code) as stopped, lane.text(other) as theirs:
+        assert not stopped()
+        stop(code)
+        assert stopped()
+        assert not theirs()
+    stop(code)  # it has ended
+    list(wait(code, None))
+    stop(code)  # it waits for its turn
+    with lane.text(code) as stopped:
+        assert stopped()
+    with lane.text(code) as stopped:
+        assert not stopped()
+
+
+def test_texts_whose_visitors_left_are_not_remembered_for_ever(data_folder, monkeypatch):
+    monkeypatch.setattr(lane_module, "MOST", 2)
+    lane = Lane(Library(data_folder))
+    codes = [new_code() for _ in range(4)]
+    for code in codes:
+        list(lane.waiting()(code, None))
+    for code in codes:
+        lane.stopping()(code)
+
+    stopped = []
+    for code in reversed(codes):
+        with lane.text(code) as asked:
+            stopped.append(asked())
+    assert stopped == [True, True, False, False]
+
+
+@pytest.mark.parametrize("way", ["explain_given", "write"])
+def test_a_text_that_ends_after_all_was_deleted_brings_nothing_back(data_folder, way):
+    home, code = data_folder, new_code()
+    handler = next(one for one in named(handlers(home), way) if "run" in [w.elem_id for w in one.inputs[1:2]])
+    values = values_for(handler, code)
+    values[1] = "sample:factbook-lm"
+    if way == "explain_given":
+        values[3] = "Area: 100 square km. Exports: fish and timber."
+    steps = handler.fn(*values)
+    next(steps)
+    next(steps)  # it reads, or has written its first words
+
+    delete_workspace(home, code)
+
+    with pytest.raises(gr.Error, match="no workspace of this code"):
+        list(steps)
+    assert not list((home / "workspaces").iterdir())
 
 
 def test_no_text_is_longer_on_a_public_page_than_others_can_wait_for(data_folder):

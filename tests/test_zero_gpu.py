@@ -289,7 +289,7 @@ def load():
 threading.Thread(target=count_parameters, args=(RetroConfig(),), daemon=True).start()
 time.sleep(0.3)  # would be in the midst of importing the compiler of torch
 for _ in range(2):
-    print(lent(advance, 1)(sys.argv[1], 1e-9).state, flush=True)
+    print(lent(library, advance, 1)(sys.argv[1], 1e-9).state, flush=True)
 threading.Thread(target=load, daemon=True).start()
 begun.wait()
 # until Python 3.12 a thread that works out a cached property holds a lock of it

@@ -18,7 +18,7 @@ from retro_demo.library import Library
 from retro_demo.quotas import checked_writing
 from retro_demo.ui import zero_gpu
 from retro_demo.ui.form import CHEAP, PRIVATE, QUIET, Form, first_of, once_known, relisted, shows_errors
-from retro_demo.ui.lane import waiting_before
+from retro_demo.ui.lane import Lane
 from retro_demo.workspace import SAMPLE, Workspace
 
 KNOBS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
@@ -26,12 +26,13 @@ ALL = "every language"
 KINDS = [("relevant", "on"), ("drawn at random", "shuffled"), ("none", "off")]
 EXAMPLES = "Beginnings to try: a click writes on"
 BEGINNINGS = [["Everyone has the right to"], ["No one shall be"], ["The family is"]]
+LOADING = '<p class="speed" role="status">Loading the run and embedding its passages.</p>'
 EVIDENCE = "All passages of these documents, held out or not. Empty: found by the run itself."
 
 
 def evidence_writing(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: Any) -> gr.Dropdown:
     """Build the form and wire it; `tab` is the one that it stands in. Gives back the choice of the run."""
-    home, write_from_evidence = library.home, zero_gpu.marge_writer(library)
+    home, write_from_evidence, lane = library.home, zero_gpu.marge_writer(library), Lane(library)
     form = Form(GenerateConfig, values={"max_new_tokens": 40}, only=KNOBS, prefix="marge-write-")
     gr.HTML(
         f"<p class='caption'>A {views.term('marge', 'MARGE')} writes a passage from "
@@ -115,19 +116,20 @@ def evidence_writing(tab: gr.Tab, library: Library, visitor: gr.BrowserState, ar
         if not name:
             raise UserError("There is no MARGE yet. Train one on the Train tab.")
         service.check_ready(workspace, name)
-        yield ['<p class="speed" role="status">Loading the run and embedding its passages.</p>', gr.skip()]
-        loaded, text = library.marge(workspace.run(name)), ""
-        asked = {"language": tongue or "", "documents": chosen}
-        for step in write_from_evidence(loaded, words or "", config, **asked):
-            if isinstance(step, Retrieved):
-                yield [gr.skip(), evidence_views.found_evidence(step.neighbors, step.ms)]
-            elif isinstance(step, Token):
-                text += step.text
-                yield [evidence_views.written_html(words or "", text), gr.skip()]
-            elif isinstance(step, Written):
-                yield [evidence_views.written_html(words or "", text, len(step.probabilities)), gr.skip()]
-            if library.stop_asked(code):
-                return
+        with lane.text(code) as stopped:
+            yield [LOADING, gr.skip()]
+            loaded, text = library.marge(workspace.run(name)), ""
+            asked = {"language": tongue or "", "documents": chosen}
+            for step in write_from_evidence(loaded, words or "", config, **asked):
+                if isinstance(step, Retrieved):
+                    yield [gr.skip(), evidence_views.found_evidence(step.neighbors, step.ms)]
+                elif isinstance(step, Token):
+                    text += step.text
+                    yield [evidence_views.written_html(words or "", text), gr.skip()]
+                elif isinstance(step, Written):
+                    yield [evidence_views.written_html(words or "", text, len(step.probabilities)), gr.skip()]
+                if stopped():
+                    return
 
     @once_known
     def offer(code: str, name: str | None) -> list[Any]:
@@ -181,10 +183,10 @@ def evidence_writing(tab: gr.Tab, library: Library, visitor: gr.BrowserState, ar
     asked = [visitor, run, language, documents, prompt, kind, count, *form.inputs]
     picked = examples.click(first_of, examples, prompt, **QUIET)
     for begun in (go.click, picked.then):
-        waits = begun(waiting_before(library), [visitor, run], said, **CHEAP)
+        waits = begun(lane.waiting(), [visitor, run], said, **CHEAP)
         for stage in (waits, waits.success(write, asked, [said, found], **model)):
             stage.failure(lambda: "", None, said, **QUIET)
-    stop.click(lambda code: library.ask_to_stop(code), visitor, None, **QUIET)
+    stop.click(lane.stopping(), visitor, None, **QUIET)
     offered = [language, among, documents]
     arrival = arrival.opening(tab, run)
     run.input(offer, [visitor, run], offered, **QUIET)

@@ -21,7 +21,7 @@ from retro_demo.ui import zero_gpu
 from retro_demo.ui.evidence_writing import evidence_writing
 from retro_demo.ui.explain_view import explain_view
 from retro_demo.ui.form import CHEAP, PRIVATE, QUIET, Form, first_of, once_known, relisted, shows_errors
-from retro_demo.ui.lane import waiting_before
+from retro_demo.ui.lane import Lane
 from retro_demo.ui.visit import copy_link, trail_line
 from retro_demo.workspace import SAMPLE, Workspace, is_built
 from retro_demo.writing import write_sides
@@ -34,13 +34,14 @@ EXAMPLES = [
     ["Economy - overview: The country exports coffee, tea and gold"],
     ["Government type: parliamentary democracy"],
 ]
+READING = '<p class="speed" role="status">Reading the text with and without neighbors.</p>'
 
 
 def generate_tab(
     tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: Any, trail: gr.HTML
 ) -> None:
     """Build the tab and wire it; `arrival` is the event after which the visitor is known."""
-    home, watch = library.home, zero_gpu.writer(library)
+    home, watch, lane = library.home, zero_gpu.writer(library), Lane(library)
     form, reading = Form(GenerateConfig), Form(ExplainConfig)
     trace_id = gr.BrowserState("", storage_key="retro-demo-trace", secret="only an id")
     with gr.Row(elem_classes="knobs") as above:
@@ -114,86 +115,63 @@ def generate_tab(
         made_with = trace.about.get("written_with", trace.about["config"])
         return [*show(code, name), trace.about["prompt"], *form.fill(made_with)]
 
-    def load(code: str, name: str, other: str, retriever: str) -> Iterator[str | LoadedRun]:
-        """Yield what is being waited for, and at last the run."""
-        workspace = Workspace.open(home, code)
+    def load(workspace: Workspace, name: str, other: str, retriever: str) -> LoadedRun:
         if not name:
             raise UserError("There is no run yet. Train one on the Train tab.")
         service.check_ready(workspace, name)
         swap = service.built_corpus(workspace, other) if other else None
-        kind = (
-            "Loading the run; the first reading of another corpus takes longer."
-            if swap
-            else "Loading the run."
-        )
-        yield f'<p class="speed" role="status">{kind}</p>'
-        yield library.run(workspace.run(name), swap, retriever)
+        return library.run(workspace.run(name), swap, retriever)
 
-    def keep(code: str, trace: Trace, other: str) -> str:
+    def keep(workspace: Workspace, trace: Trace, other: str) -> str:
         trace.about["corpus_id"] = other
         kept = time.strftime("t%Y%m%d-%H%M%S-") + secrets.token_hex(4)
-        kept_traces.keep_trace(Workspace.open(home, code), kept, trace)
+        kept_traces.keep_trace(workspace, kept, trace)
         return kept
 
     @shows_errors
     def write(code: str, name: str, other: str, words: str, *values: Any) -> Iterator[list[Any]]:
         config = checked_writing(home, **form.read(values))
-        loaded = None
-        for step in load(code, name, other, config.retriever):
-            if isinstance(step, str):
-                yield [gr.skip(), step, gr.skip()]
-            else:
-                loaded = step
-        assert loaded is not None
-        for writing in watch(loaded, name, words, config, lambda: library.stop_asked(code)):
-            kept = keep(code, writing.trace, other) if writing.trace is not None else gr.skip()
-            yield [text_views.growing_text(writing), text_views.writing_speed(writing), kept]
+        workspace = Workspace.open(home, code)
+        with lane.text(code) as stopped:
+            yield [gr.skip(), loading(other), gr.skip()]
+            loaded = load(workspace, name, other, config.retriever)
+            for writing in watch(loaded, name, words, config, stopped):
+                kept = keep(workspace, writing.trace, other) if writing.trace is not None else gr.skip()
+                yield [text_views.growing_text(writing), text_views.writing_speed(writing), kept]
 
     @shows_errors
     def side_by_side(code: str, name: str, other: str, words: str, *values: Any) -> Iterator[list[Any]]:
         config = checked_writing(home, **form.read(values))
-        loaded = None
-        for step in load(code, name, other, config.retriever):
-            if isinstance(step, str):
-                yield [step, gr.skip()]
-            else:
-                loaded = step
-        assert loaded is not None
-        if not loaded.database:
-            raise UserError("This run is a plain language model (lm): it has no retrieval to compare.")
-        for written in write_sides(loaded, name, words, config, lambda: library.stop_asked(code)):
-            last = list(written.values())[-1]
-            yield [text_views.writing_speed(last), text_views.sides_html(written)]
+        workspace = Workspace.open(home, code)
+        with lane.text(code) as stopped:
+            yield [loading(other), gr.skip()]
+            loaded = load(workspace, name, other, config.retriever)
+            if not loaded.database:
+                raise UserError("This run is a plain language model (lm): it has no retrieval to compare.")
+            for written in write_sides(loaded, name, words, config, stopped):
+                last = list(written.values())[-1]
+                yield [text_views.writing_speed(last), text_views.sides_html(written)]
 
     @shows_errors
     def explain_given(code: str, name: str, other: str, text: str, *values: Any) -> Iterator[list[Any]]:
         config = ExplainConfig(**reading.read(values))
-        for step in load(code, name, other, config.retriever):
-            if isinstance(step, str):
-                yield [step, gr.skip()]
-            else:
-                yield [
-                    '<p class="speed" role="status">Reading the text with and without neighbors.</p>',
-                    gr.skip(),
-                ]
-                yield [gr.skip(), keep(code, explained.explain_text(step, name, text, config), other)]
+        workspace = Workspace.open(home, code)
+        yield [loading(other), gr.skip()]
+        loaded = load(workspace, name, other, config.retriever)
+        yield [READING, gr.skip()]
+        yield [gr.skip(), keep(workspace, explained.explain_text(loaded, name, text, config), other)]
 
     @shows_errors
     def explain_shown(code: str, kept: str, other: str, *values: Any) -> Iterator[list[Any]]:
         config = ExplainConfig(**reading.read(values))
-        trace = kept_traces.shown_trace(Workspace.open(home, code), kept)[1]
+        workspace = Workspace.open(home, code)
+        trace = kept_traces.shown_trace(workspace, kept)[1]
         if trace is None:
             raise UserError("There is no text below yet. Write or explain one first.")
-        name = trace.about["run"]
-        for step in load(code, name, other, config.retriever):
-            if isinstance(step, str):
-                yield [step, gr.skip()]
-            else:
-                yield [
-                    '<p class="speed" role="status">Reading the text with and without neighbors.</p>',
-                    gr.skip(),
-                ]
-                yield [gr.skip(), keep(code, explained.explain_again(step, trace, config), other)]
+        yield [loading(other), gr.skip()]
+        loaded = load(workspace, trace.about["run"], other, config.retriever)
+        yield [READING, gr.skip()]
+        yield [gr.skip(), keep(workspace, explained.explain_again(loaded, trace, config), other)]
 
     @once_known
     def refresh(
@@ -258,7 +236,7 @@ def generate_tab(
     picked = examples.click(first_of, examples, prompt, **QUIET)
     asked, written = [visitor, run, corpus, prompt, *form.inputs], [text, speed, trace_id]
     clicks = (go.click, picked.then, explain.click, compare.click)
-    waits = [begun(waiting_before(library), [visitor, run], speed, **CHEAP) for begun in clicks]
+    waits = [begun(lane.waiting(), [visitor, run], speed, **CHEAP) for begun in clicks]
     writes, tried = (begun.success(write, asked, written, **model) for begun in waits[:2])
     reads = waits[2].success(
         explain_given, [visitor, run, corpus, given, *reading.inputs], [speed, trace_id], **model
@@ -274,7 +252,7 @@ def generate_tab(
     )
     for begun in (compares, *waits):
         begun.failure(lambda: "", None, speed, **QUIET)
-    stop.click(lambda code: library.ask_to_stop(code), visitor, None, **QUIET)
+    stop.click(lane.stopping(), visitor, None, **QUIET)
     for way in (plain, given_text, inner):  # a MARGE has runs and evidence of its own
         own = way is inner
         turned = way.select(
@@ -288,6 +266,12 @@ def generate_tab(
     tab.select(refresh, [visitor, *listed], lists, **QUIET)
     arrival.then(arrive, [visitor, arrival.link, *listed], lists, **QUIET)
     arrival.then(shows_errors(restore), shown, [*everything, prompt, *form.inputs], **QUIET)
+
+
+def loading(other: str) -> str:
+    """What is said while a run is loaded, with another corpus or that of its training."""
+    longer = "; the first reading of another corpus takes longer" if other else ""
+    return f'<p class="speed" role="status">Loading the run{longer}.</p>'
 
 
 def _shown_or_not(shown: bool) -> list[Any]:

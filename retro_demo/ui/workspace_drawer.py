@@ -55,7 +55,9 @@ def forget_visitor(library: Library, code: str) -> int:
     """End a visitor's jobs and delete all that is kept of them; the bytes that are free again."""
     folder = Workspace.open(library.home, code).folder
     library.forget(folder)
-    return delete_workspace(library.home, code)
+    freed = delete_workspace(library.home, code)
+    library.forget(folder)  # what was asked for while its jobs ended
+    return freed
 
 
 def privacy(limits: Limits) -> str:

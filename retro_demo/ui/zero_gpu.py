@@ -50,9 +50,17 @@ def get_ready(library: Library) -> None:
         prepare_forks(library)
 
 
-def lent(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+def lent(library: Library, function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
     """The function (or generator) with a GPU in each call of it; arguments and results are pickled."""
-    return importlib.import_module("spaces").GPU(function, duration=math.ceil(seconds))
+    borrowed = importlib.import_module("spaces").GPU(function, duration=math.ceil(seconds))
+
+    def call(*values: Any) -> Any:
+        # `spaces` is lent the GPU first and forks then: the fork, which waits until nothing is being loaded
+        # (see forks.py), would do so on the visitor's quota
+        library.wait()
+        return borrowed(*values)
+
+    return call
 
 
 def training(library: Library) -> Callable[[Path], Iterator[None]] | None:
@@ -60,10 +68,9 @@ def training(library: Library) -> Callable[[Path], Iterator[None]] | None:
     if not lends_gpu():
         return None
     seconds = slice_seconds(os.environ)
-    borrowed = lent(advance, seconds)
+    borrowed = lent(library, advance, seconds)
 
     def call(folder: str, span: float) -> Ended:
-        library.wait()
         try:
             return borrowed(folder, span)
         except gr.Error as error:  # no quota, no GPU, or the call was ended
@@ -100,12 +107,11 @@ def writer(library: Library) -> Callable[..., Iterator[Writing]]:
         except UserError as error:  # the one kind of error whose sentence crosses from a fork
             raise gr.Error(str(error), print_exception=False) from None
 
-    borrowed = lent(write, WRITING_SECONDS)
+    borrowed = lent(library, write, WRITING_SECONDS)
 
     def watch(
         run: LoadedRun, name: str, prompt: str, config: GenerateConfig, stop: Callable[[], bool]
     ) -> Iterator[Writing]:
-        library.wait()
         with tempfile.TemporaryDirectory() as folder:
             note = Path(folder) / "stop"
             call = borrowed(run.folder, run.place, config.retriever, name, prompt, config, note)
@@ -132,7 +138,7 @@ def marge_writer(library: Library) -> Callable[..., Iterator[Event | Written]]:
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
-    borrowed = lent(write_marge, WRITING_SECONDS)
+    borrowed = lent(library, write_marge, WRITING_SECONDS)
 
     def watch(
         run: LoadedMarge,
@@ -142,7 +148,6 @@ def marge_writer(library: Library) -> Callable[..., Iterator[Event | Written]]:
         language: str = "",
         documents: Sequence[str] = (),
     ) -> Iterator[Event | Written]:
-        library.wait()
         with closing(borrowed(run.folder, prompt, config, language, [*documents])) as events:
             yield from events
 
