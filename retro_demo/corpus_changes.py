@@ -98,7 +98,7 @@ def _readers(workspace: Workspace, base: Path) -> Iterator[str]:
             yield f"{run} is training on"
     for run in evaluations_reading(workspace, base):
         yield f"An evaluation of {run} reads"
-    if any(map(jobs.is_running, base.glob("editions/*"))):
+    if any(map(jobs.is_under_way, base.glob("editions/*"))):
         yield "A run with another tokenizer is about to read"
     for one in workspace.corpora():
         folder = workspace.corpus(one)
@@ -197,7 +197,7 @@ def weigh_documents(
             f"{len(documents):,} documents are named; here at most {MOST_WEIGHED} are weighed at a time. "
             "Name fewer, or use the command line."
         )
-    service.check_ready(workspace, run)
+    service.check_ready(workspace, run, corpus)
     folder = workspace.run(run)
     other = service.built_corpus(workspace, corpus) if corpus else None
     if other == corpus_folder(workspace.home, read_run_config(folder).corpus) and other is not None:

@@ -22,9 +22,10 @@ import numpy as np
 import torch
 
 from retro_demo.arms import Arms, held_out_windows
-from retro_demo.checkpoint import MargeRun, load_model, read_any_config
-from retro_demo.corpus import Corpus, file_hash
+from retro_demo.checkpoint import MargeRun, load_model, read_any_config, read_run_config
+from retro_demo.corpus import Corpus, file_hash, load_corpus
 from retro_demo.devices import allowed_threads, choose_device
+from retro_demo.editions import prepare_edition
 from retro_demo.errors import UserError
 from retro_demo.evaluate_config import EvaluateConfig
 from retro_demo.evaluation_request import Request, read_request
@@ -75,6 +76,13 @@ def _evaluate(out: Path, request: Request, stop: Callable[[], bool]) -> Iterator
     torch.set_num_threads(allowed_threads())
     device = choose_device(request.device)
     other = corpus_folder(data_home()[0], request.corpus) if request.corpus else None
+    config = read_run_config(request.folder("run"))
+    if other and config.retrieves:
+        for event in prepare_edition(load_corpus(other), request.folder("run"), config.network.chunk_len):
+            yield event
+            if stop():
+                yield Stopped()
+                return
     loaded = load_run(request.folder("run"), device, other)
     assert loaded.database is not None
     models = {"run": loaded.model} | {

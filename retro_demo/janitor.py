@@ -27,7 +27,7 @@ LOOK_SECONDS = 600.0
 IN_USE = 2 * 3600.0  # seconds; a workspace is dated once an hour at most: it was used in the last one
 LOOKED = "last-cleaning"  # a file of the data folder; its date is when the janitor looked last
 STAGED = (".import-*", ".export-*")  # in a workspace, and left where a server was killed at its work
-JOBS = ("corpora/*", "runs/*", "runs/*/evaluations/*", "evaluations/*/*")
+JOBS = ("corpora/*", "corpora/*/editions/*", "runs/*", "runs/*/evaluations/*", "evaluations/*/*")
 
 
 def delete_workspace(home: Path, code: str) -> int:
@@ -95,7 +95,7 @@ def make_room(home: Path, now: float) -> list[str]:
     sizes = {folder: disk_use(folder) for folder in found}
     used = {}
     for folder in found:
-        with suppress(FileNotFoundError):  # its visitor deletes it at this moment
+        with _on_to_the_next():
             used[folder] = folder.stat().st_mtime
     held = sum(sizes.values())
     for folder in sorted(used, key=used.__getitem__):

@@ -40,6 +40,9 @@ def build_status(status: JobStatus, title: str) -> str:
 
 def waiting(status: JobStatus, title: str) -> str:
     """A build in one line, for those who wait for it."""
+    if status.place:
+        turn = f"it waits for its turn, place {status.place} of {status.waiting} in the queue"
+        return f'<p class="speed" role="status">{esc(title)}: {turn}. The text begins after that.</p>'
     last = (status.of_kind("progress") or [{"stage": "read", "done": 0, "total": 0}])[-1]
     count = (
         f": {last['done']:,} of {last['total']:,} {STAGES.get(last['stage'], '')}" if last["total"] else ""

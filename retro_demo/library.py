@@ -36,14 +36,16 @@ class Library:
         self._marge_corpora: OrderedDict[Any, MargeCorpus] = OrderedDict()
         self._marges: OrderedDict[Any, LoadedMarge] = OrderedDict()
         self._readings: OrderedDict[Any, EvidenceReading] = OrderedDict()
-        self._lock = threading.RLock()  # a reading loads its run
+        self._lock = threading.RLock()  # of the shelves, for an instant
+        # one loads at a time: two of the same would cost memory twice. A reading loads its run
+        self._loading = threading.RLock()
         compute_as_served()
 
     def run(self, folder: Path, corpus: Path | None = None, retriever: str = "") -> LoadedRun:
         """A run ready to write, with another corpus or retriever than in training where one is named.
 
-        Raises UserError where it or its corpus is not fit for that. The first swap to a corpus with
-        another tokenizer tokenizes and embeds it, which may take a while.
+        Raises UserError where it or its corpus is not fit for that, as where a corpus with another
+        tokenizer was not made ready for it before (swaps.py).
         """
         read = corpus or corpus_folder(self.home, read_run_config(folder).corpus)
         stamps = (_stamp(folder, "config.json", "model.safetensors"), _corpus_stamp(read))
@@ -79,31 +81,43 @@ class Library:
         return folder, _stamp(folder, "config.json"), _corpus_stamp(read)
 
     def _remember(self, shelf: OrderedDict[Any, Loaded], key: Any, load: Callable[[], Loaded]) -> Loaded:
-        with self._lock:  # one loads at a time: two of the same would cost memory twice
-            if key not in shelf:
-                shelf[key] = load()
-            shelf.move_to_end(key)
-            while len(shelf) > self.most:
-                shelf.popitem(last=False)
-            return shelf[key]
+        if (there := self._on_shelf(shelf, key)) is not None:  # whatever else is being loaded
+            return there
+        with self._loading:
+            if (there := self._on_shelf(shelf, key)) is not None:
+                return there
+            loaded = load()
+            with self._lock:
+                shelf[key] = loaded
+                while len(shelf) > self.most:
+                    shelf.popitem(last=False)
+            return loaded
+
+    def _on_shelf(self, shelf: OrderedDict[Any, Loaded], key: Any) -> Loaded | None:
+        with self._lock:
+            if key in shelf:
+                shelf.move_to_end(key)
+            return shelf.get(key)
 
     def forget(self, folder: Path) -> None:
-        """Let go of all that was loaded from below a folder."""
-        with self._lock:
+        """Let go of all that was loaded from below a folder, once what is being loaded is there."""
+        with self._loading, self._lock:
             for shelf in (self._runs, self._corpora, self._marge_corpora, self._marges, self._readings):
                 for key in [key for key in shelf if _reads_from(key, folder)]:
                     del shelf[key]
 
     def hold(self) -> None:
         """Wait until nothing is being loaded; until `let_go` only this thread loads."""
+        self._loading.acquire()
         self._lock.acquire()
 
     def let_go(self) -> None:
         self._lock.release()
+        self._loading.release()
 
     def wait(self) -> None:
         """Wait until nothing is being loaded."""
-        with self._lock:
+        with self._loading:
             pass
 
 

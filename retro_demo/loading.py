@@ -140,8 +140,8 @@ def load_run(
     """Read a run and, where it retrieves, its corpus, with the retriever of its training or another.
 
     Another `corpus` than the one it was trained on is a hot swap: the same weights read another
-    database, tokenized anew for this run where need be (editions.py). Raises UserError for an lm
-    with either of them, as it could make no difference.
+    database. Where this run has another tokenizer its edition must be made before (editions.py). Raises
+    UserError where it is not, and for an lm with either of them, as it could make no difference.
     """
     config = read_run_config(folder)
     if not config.retrieves:

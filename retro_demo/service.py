@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from retro_demo import jobs
+from retro_demo import jobs, swaps
 from retro_demo.building import prepare_corpus
 from retro_demo.changing import SOURCES, is_pending
 from retro_demo.checkpoint import RunConfig, read_any_config
@@ -115,7 +115,13 @@ def resume_build(workspace: Workspace, corpus: str) -> None:
     if is_built(folder) and not is_pending(folder):
         raise UserError(f"{corpus_title(corpus)} is built already. There is nothing to resume.")
     check_space(workspace)
-    begin(workspace, folder, "build-corpus")
+    with jobs.asking(folder):
+        if any(map(jobs.is_under_way, folder.glob("editions/*"))):  # a change would remove it
+            raise UserError(
+                f"{corpus_title(corpus)} is being made ready for a run with another tokenizer. Wait for the "
+                "end of that."
+            )
+        begin(workspace, folder, "build-corpus")
 
 
 def start_run(
@@ -251,22 +257,45 @@ def readable_runs(workspace: Workspace) -> list[str]:
     ]
 
 
-def wait_for_corpus(workspace: Workspace, run: str) -> Iterator[jobs.JobStatus]:
-    """Follow the build of the corpus that a run reads, while it goes on; nothing where it is done."""
+def wait_for_corpus(workspace: Workspace, run: str, corpus: str = "") -> Iterator[jobs.JobStatus]:
+    """Follow the build of the corpus that a run reads, while it goes on; nothing where it is done.
+
+    `corpus`: another one that it is to read, which is made ready for its tokenizer. Raises UserError where
+    that comes to no good end.
+    """
     config = read_any_config(workspace.run(run))
     folder = corpus_folder(workspace.home, config.corpus)
     if config.model != "lm" and config.corpus.startswith(SAMPLE) and not is_built(folder):
         _start_building(prepare_sample(workspace.home, config.corpus.removeprefix(SAMPLE)))
         yield from follow(folder)
+    if corpus and (making := _begin_edition(workspace, run, corpus)):
+        yield from follow(making)
+        swaps.check_made(making, corpus_title(corpus))
 
 
-def check_ready(workspace: Workspace, run: str) -> None:
-    """Raise UserError while the corpus that a run reads is being built; nobody waits where others write."""
+def _begin_edition(workspace: Workspace, run: str, corpus: str) -> Path | None:
+    place = built_corpus(workspace, corpus)
+    return swaps.begin_edition(workspace, workspace.run(run), place, corpus_title(corpus))
+
+
+def check_ready(workspace: Workspace, run: str, corpus: str = "") -> None:
+    """Raise UserError while what a run is to read is being made; nobody waits where others write."""
     if next(wait_for_corpus(workspace, run), None):
         title = corpus_of_run(workspace, run)[0]
         raise UserError(
             f"{title}, which {run.removeprefix(SAMPLE)} reads, is being built first. Ask again in a minute."
         )
+    if corpus and _begin_edition(workspace, run, corpus):
+        raise UserError(
+            f"{corpus_title(corpus)} is being made ready for {run.removeprefix(SAMPLE)} first, which has "
+            "another tokenizer or length of chunks. Ask again in a minute."
+        )
+
+
+def stop_waiting(workspace: Workspace, run: str, corpus: str) -> None:
+    """Stop what is made of a corpus for the tokenizer of a run, where this visitor asked for it."""
+    if corpus:
+        swaps.stop_edition(workspace, workspace.run(run), built_corpus(workspace, corpus))
 
 
 def statistics(folder: Path) -> dict[str, Any] | None:

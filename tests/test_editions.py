@@ -45,6 +45,12 @@ def other(tmp_path) -> Path:
     return built(tmp_path / "other", records(seed=1))
 
 
+def ready(run: Path, corpus: Path) -> Path:
+    """The corpus, once it can be read by a run."""
+    list(prepare_edition(load_corpus(corpus), run, 8))
+    return corpus
+
+
 def neighbors_of(run, **changes) -> list[dict]:
     config = GenerateConfig(max_new_tokens=30, temperature=0.0, **changes)
     events = write(run, "Area of Arden: 100", config)
@@ -54,6 +60,7 @@ def neighbors_of(run, **changes) -> list[dict]:
 def test_an_edition_keeps_text_split_and_embedder_and_takes_tokens_and_chunks_of_the_run(trained, other):
     corpus = load_corpus(other)
 
+    list(prepare_edition(corpus, trained, 8))
     edition = load_edition(corpus, trained, 8)
 
     assert edition.documents == corpus.documents
@@ -87,6 +94,7 @@ def test_one_document_cut_into_sections_keeps_its_exclusion_window_in_an_edition
     corpus = load_corpus(built(tmp_path / "one", [{"id": "book", "title": "Book", "text": text}]))
     assert corpus.sections
 
+    list(prepare_edition(corpus, trained, 8))
     edition = load_edition(corpus, trained, 8)
 
     own = np.arange(len(edition.chunks))
@@ -104,22 +112,39 @@ def test_an_interrupted_edition_goes_on_where_it_was(trained, other):
         if isinstance(event, Progress) and event.stage == "chunks":
             break
     making.close()
+    with pytest.raises(UserError, match="is not made ready for the tokenizer of run yet"):
+        load_edition(corpus, trained, 8)
 
+    list(prepare_edition(corpus, trained, 8))
     edition = load_edition(corpus, trained, 8)
 
     assert edition.chunks.tokens.shape[1] == 8
+
+
+def test_an_edition_begun_for_one_run_goes_on_for_another_of_its_tokenizer(trained, other, tmp_path):
+    corpus = load_corpus(other)
+    making = prepare_edition(corpus, trained, 8)
+    next(making)
+    making.close()
+
+    list(prepare_edition(corpus, shutil.copytree(trained, tmp_path / "twin"), 8))
+
+    assert load_edition(corpus, trained, 8).chunks.tokens.shape[1] == 8
 
 
 def test_an_edition_that_another_process_makes_is_not_made_twice(trained, other):
     corpus = load_corpus(other)
 
     with claim(edition_folder(corpus, trained, 8)), pytest.raises(UserError, match="being worked on"):
-        load_edition(corpus, trained, 8)
+        list(prepare_edition(corpus, trained, 8))
 
 
 @pytest.mark.parametrize("name", RETRIEVERS)
 def test_the_same_weights_read_the_other_corpus_and_say_so(trained, other, name):
-    own, swapped = load_run(trained, "cpu", retriever=name), load_run(trained, "cpu", other, name)
+    own, swapped = (
+        load_run(trained, "cpu", retriever=name),
+        load_run(trained, "cpu", ready(trained, other), name),
+    )
 
     assert (own.swapped, own.retriever) == ("", name)
     assert (swapped.swapped, swapped.retriever) == ("other", name)
@@ -145,6 +170,7 @@ def test_a_corpus_that_changed_is_refused_unless_it_is_named(tmp_path):
 
     with pytest.raises(UserError, match="has changed since this run was trained"):
         load_run(tmp_path / "run", "cpu")
+    ready(tmp_path / "run", corpus)
     assert load_run(tmp_path / "run", "cpu", corpus).swapped == "corpus"
 
 
@@ -185,7 +211,7 @@ def test_the_library_keeps_swapped_and_unswapped_runs_apart(data_folder, trained
 
     plain, swapped, bm25 = (
         library.run(trained),
-        library.run(trained, other),
+        library.run(trained, ready(trained, other)),
         library.run(trained, None, "bm25"),
     )
 
@@ -198,7 +224,7 @@ def test_the_library_keeps_swapped_and_unswapped_runs_apart(data_folder, trained
 def test_the_trace_of_a_swapped_text_says_what_was_read(trained, other):
     from retro_demo.writing import watch_writing
 
-    run = load_run(trained, "cpu", other, "bm25")
+    run = load_run(trained, "cpu", ready(trained, other), "bm25")
     config = GenerateConfig(max_new_tokens=12, retriever="bm25")
 
     *_, last = watch_writing(run, "run", "Area of Arden: 100", config, lambda: False)

@@ -12,6 +12,8 @@ from conftest import records, write_jsonl
 from retro_demo import cli
 from retro_demo.building import build_corpus, prepare_corpus
 from retro_demo.config import CorpusConfig, GenerateConfig
+from retro_demo.corpus import load_corpus
+from retro_demo.editions import prepare_edition
 from retro_demo.errors import UserError
 from retro_demo.explain_config import ExplainConfig
 from retro_demo.explained import (
@@ -311,6 +313,7 @@ def test_the_command_of_an_explanation_names_the_swapped_corpus(run, capsys, mon
     other = tmp_path / "other"
     prepare_corpus(other, [write_jsonl(tmp_path / "other.jsonl", records(seed=4))], OTHER)
     list(build_corpus(other))
+    list(prepare_edition(load_corpus(other), run.folder, run.config.network.chunk_len))
     swapped = load_run(run.folder, "cpu", other)
     trace = explain_text(swapped, "little", held_out_text(run), ExplainConfig())
     (tmp_path / "little").symlink_to(run.folder)
@@ -374,6 +377,7 @@ def test_of_one_document_in_sections_nothing_near_the_text_is_read_or_offered(ru
     source = write_jsonl(tmp_path / "one.jsonl", [{"id": "book", "title": "Book", "text": text}])
     prepare_corpus(folder, [source], OTHER)
     list(build_corpus(folder))
+    list(prepare_edition(load_corpus(folder), run.folder, run.config.network.chunk_len))
     swapped = load_run(run.folder, "cpu", folder)
     assert swapped.database is not None
     corpus = swapped.database.corpus

@@ -161,6 +161,7 @@ LAYERS = [
         "dispatch",
         "belongings",
         "janitor",
+        "swaps",
         "service",
         "downloads",
         "weighing",

@@ -154,7 +154,7 @@ def add_endpoints(library: Library) -> None:
             retriever=retriever,
         )
         folder = space.run(run)
-        service.check_ready(space, run)
+        service.check_ready(space, run, corpus)
         if isinstance(read_any_config(folder), MargeRun):
             marge = library.marge(folder)
             refuse_retriever(corpus, retriever)
@@ -215,7 +215,7 @@ def add_endpoints(library: Library) -> None:
             retrieval=retrieval, retriever=retriever, num_neighbors=_whole(num_neighbors), page=_whole(page)
         )
         folder = space.run(run)
-        service.check_ready(space, run)
+        service.check_ready(space, run, corpus)
         other = service.built_corpus(space, corpus) if corpus else None
         loaded = library.run(folder, other, retriever)
         trace = explain_text(loaded, run, text, config)

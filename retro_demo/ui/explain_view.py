@@ -122,8 +122,8 @@ def explain_view(library: Library, visitor: gr.BrowserState, trace_id: gr.Browse
     def run_of(code: str, trace: Trace) -> LoadedRun:
         """The run that read a trace, with the corpus and retriever that it had."""
         workspace = Workspace.open(home, code)
-        service.check_ready(workspace, trace.about["run"])
         corpus = trace.about.get("corpus_id", "")
+        service.check_ready(workspace, trace.about["run"], corpus)
         folder = service.built_corpus(workspace, corpus) if corpus else None
         return library.run(workspace.run(trace.about["run"]), folder, trace.about["retriever"])
 

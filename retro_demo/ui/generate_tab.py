@@ -118,7 +118,7 @@ def generate_tab(
     def load(workspace: Workspace, name: str, other: str, retriever: str) -> LoadedRun:
         if not name:
             raise UserError("There is no run yet. Train one on the Train tab.")
-        service.check_ready(workspace, name)
+        service.check_ready(workspace, name, other)
         swap = service.built_corpus(workspace, other) if other else None
         return library.run(workspace.run(name), swap, retriever)
 
@@ -236,7 +236,7 @@ def generate_tab(
     picked = examples.click(first_of, examples, prompt, **QUIET)
     asked, written = [visitor, run, corpus, prompt, *form.inputs], [text, speed, trace_id]
     clicks = (go.click, picked.then, explain.click, compare.click)
-    waits = [begun(lane.waiting(), [visitor, run], speed, **CHEAP) for begun in clicks]
+    waits = [begun(lane.waiting(), [visitor, run, corpus], speed, **CHEAP) for begun in clicks]
     writes, tried = (begun.success(write, asked, written, **model) for begun in waits[:2])
     reads = waits[2].success(
         explain_given, [visitor, run, corpus, given, *reading.inputs], [speed, trace_id], **model

@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from retro_demo import job_views, service
+from retro_demo.errors import UserError
 from retro_demo.library import Library
 from retro_demo.ui.form import shows_errors
 from retro_demo.workspace import Workspace
@@ -26,13 +27,19 @@ class Lane:
         self._lock = threading.Lock()
 
     def waiting(self) -> Callable[..., Iterator[Any]]:
-        """A handler that tells how a run's corpus comes along until it is built: nobody waits in the lane."""
+        """A handler that tells how what a run is to read comes along: nobody waits for that in the lane.
 
-        def wait(code: str, name: str | None) -> Iterator[Any]:
+        Its inputs: the visitor's code, the run, and the other corpus that it reads where one can be chosen.
+        """
+
+        def wait(code: str, name: str | None, other: str = "") -> Iterator[Any]:
             workspace = Workspace.open(self.home, code)
             self._expect(code)
             yield gr.skip()
-            for build in service.wait_for_corpus(workspace, name) if name else ():
+            for build in service.wait_for_corpus(workspace, name, other) if name else ():
+                if name and self._stopped.get(code):
+                    service.stop_waiting(workspace, name, other)
+                    raise UserError("You stopped it: no text is written.")
                 yield job_views.waiting(build, "The corpus is being prepared")
 
         return shows_errors(wait)

@@ -1,0 +1,260 @@
+"""A hot swap for a visitor: a job makes the corpus for the run's tokenizer, and nobody else waits for it."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from inspect import signature
+from pathlib import Path
+from types import SimpleNamespace
+
+import gradio as gr
+import pytest
+from conftest import records
+from test_editions import built
+from test_jobs import wait_until
+from test_train import advance, prepare
+from test_writing_lane import answer, handlers, named
+
+from retro_demo import corpus_changes, dispatch, jobs, library, service, tickets
+from retro_demo.changing import CHANGE
+from retro_demo.corpus import load_corpus
+from retro_demo.editions import edition_of_stored, plan_edition
+from retro_demo.errors import UserError
+from retro_demo.events import Failed, append_event
+from retro_demo.janitor import delete_workspace
+from retro_demo.library import Library
+from retro_demo.limits import Limits, keep_limits
+from retro_demo.ui.lane import waiting_before
+from retro_demo.ui.workspace_drawer import forget_visitor
+from retro_demo.workspace import Workspace, is_built, new_code
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, small_folder) -> SimpleNamespace:
+    """A corpus in another tokenizer, and a run on the small one; do not change them."""
+    folder = tmp_path_factory.mktemp("made")
+    run = prepare(folder / "run", small_folder, seq_len=64)
+    advance(run)
+    return SimpleNamespace(other=built(folder / "other", records(seed=1)), run=run)
+
+
+@pytest.fixture
+def visitor(home, made) -> Workspace:
+    """A visitor with a run `little` and a corpus `other` that has another tokenizer."""
+    opened = Workspace.open(home, new_code())
+    shutil.copytree(made.run, opened.folder / "runs" / "little")
+    shutil.copytree(made.other, opened.folder / "corpora" / "other")
+    return opened
+
+
+def edition(visitor: Workspace) -> Path:
+    return edition_of_stored(visitor.corpus("other"), visitor.run("little"), 8)
+
+
+@contextmanager
+def no_place_free(home: Path) -> Iterator[None]:
+    """One job may be at work, and somebody else's is: what comes waits."""
+    keep_limits(home, Limits(running=1))
+    other = Workspace.open(home, new_code())
+    folder = other.folder / "corpora" / "busy"
+    with jobs.claim(folder):
+        with tickets.queue_lock(home):
+            tickets.mark_started(tickets.issue(home, folder, "build-corpus", other.folder.name))
+        yield
+    shutil.rmtree(other.folder)
+
+
+def followed(visitor: Workspace) -> list[jobs.JobStatus]:
+    return list(service.wait_for_corpus(visitor, "little", "other"))
+
+
+def test_a_job_makes_the_corpus_for_the_tokenizer_of_the_run_and_the_page_only_loads_it(home, visitor):
+    known = Library(home)
+    with pytest.raises(UserError, match="is not made ready for the tokenizer of little yet"):
+        known.run(visitor.run("little"), visitor.corpus("other"))
+    assert not edition(visitor).exists()
+
+    statuses = followed(visitor)
+
+    assert statuses[-1].state == "finished"
+    assert statuses[-1].of_kind("progress")
+    assert followed(visitor) == []
+    assert known.run(visitor.run("little"), visitor.corpus("other")).swapped == "other"
+
+
+def test_a_corpus_that_fits_the_run_needs_no_job(visitor, small_folder):
+    shutil.copytree(small_folder, visitor.folder / "corpora" / "fits")
+
+    assert list(service.wait_for_corpus(visitor, "little", "fits")) == []
+    service.check_ready(visitor, "little", "fits")
+    assert tickets.read_tickets(visitor.home) == []
+
+
+def test_while_one_visitors_edition_is_made_the_search_of_another_answers(home, visitor):
+    known = Library(home)
+    before = known.corpus(home / "places")
+    making = service.wait_for_corpus(visitor, "little", "other")
+    next(making)
+    worker = jobs.worker_of(edition(visitor))
+    assert worker is not None
+
+    assert answer(known.corpus, home / "places") == [before]
+    assert answer(lambda: known.forget(visitor.folder)) == [None]
+    assert worker.is_alive()  # all that was in the midst of it
+    assert list(making)[-1].state == "finished"
+
+
+def test_what_is_loaded_is_handed_out_while_something_else_is_being_loaded(home, visitor, monkeypatch):
+    known, begun, go_on, read = Library(home), threading.Event(), threading.Event(), library.load_corpus
+    before = known.corpus(home / "places")
+
+    def slowly(folder: Path):
+        begun.set()
+        go_on.wait(60)
+        return read(folder)
+
+    monkeypatch.setattr(library, "load_corpus", slowly)
+    loading = threading.Thread(target=known.corpus, args=(visitor.corpus("other"),))
+    waiting = threading.Thread(target=known.wait)
+    loading.start()
+    begun.wait(60)
+    waiting.start()
+
+    assert answer(known.corpus, home / "places") == [before]
+    assert waiting.is_alive()  # a fork would wait: it must not be made now
+    go_on.set()
+    loading.join(60)
+    waiting.join(60)
+    assert not waiting.is_alive()
+
+
+def test_an_edition_waits_for_its_turn_and_is_asked_for_once(home, visitor):
+    with no_place_free(home):
+        steps = service.wait_for_corpus(visitor, "little", "other")
+        status = next(steps)
+        assert (status.state, status.place, status.waiting) == ("waiting", 1, 1)
+        for _ in range(2):
+            with pytest.raises(UserError, match="other is being made ready for little first"):
+                service.check_ready(visitor, "little", "other")
+        assert [ticket.folder for ticket in tickets.in_turn(tickets.read_tickets(home))] == [edition(visitor)]
+
+    dispatch.start_next(home)
+    assert list(steps)[-1].state == "finished"
+    service.check_ready(visitor, "little", "other")
+
+
+def test_where_the_queue_is_full_nothing_is_left_behind(home, visitor):
+    with no_place_free(home):
+        keep_limits(home, Limits(running=1, waiting_per_visitor=1))
+        with tickets.queue_lock(home):
+            waits = visitor.folder / "runs" / "waits"
+            waits.mkdir()
+            tickets.issue(home, waits, "train", visitor.folder.name)
+        with pytest.raises(UserError, match="wait in the queue"):
+            service.check_ready(visitor, "little", "other")
+
+    assert not edition(visitor).exists()
+
+
+def test_a_corpus_neither_goes_nor_changes_while_it_is_made_for_a_run(home, visitor):
+    with no_place_free(home):
+        next(service.wait_for_corpus(visitor, "little", "other"))
+        for ask in (
+            lambda: corpus_changes.delete_corpus(visitor, "other"),
+            lambda: corpus_changes.rename_corpus(visitor, "other", "new"),
+            lambda: corpus_changes.start_change(visitor, "other", forget=["Arden"]),
+        ):
+            with pytest.raises(UserError, match="A run with another tokenizer is about to read"):
+                ask()
+        (visitor.corpus("other") / CHANGE).mkdir()
+        (visitor.corpus("other") / CHANGE / "config.json").write_text("{}")  # of one that was cut off
+        with pytest.raises(UserError, match="is being made ready for a run with another tokenizer"):
+            service.resume_build(visitor, "other")
+        shutil.rmtree(visitor.corpus("other") / CHANGE)
+
+        service.stop_waiting(visitor, "little", "other")
+        corpus_changes.delete_corpus(visitor, "other")
+    dispatch.start_next(home)
+
+    assert not (visitor.folder / "corpora" / "other").exists()
+    assert tickets.read_tickets(home) == []
+
+
+def test_while_a_corpus_changes_it_is_made_for_no_run(home, visitor):
+    with no_place_free(home):
+        corpus_changes.start_change(visitor, "other", forget=["Arden"])
+        with pytest.raises(UserError, match="other is being changed"):
+            service.check_ready(visitor, "little", "other")
+        jobs.stop(visitor.corpus("other"))
+
+
+def test_delete_my_data_ends_the_making_of_an_edition_and_nothing_comes_back(home, visitor):
+    next(service.wait_for_corpus(visitor, "little", "other"))
+    worker = jobs.worker_of(edition(visitor))
+    assert worker is not None
+
+    assert forget_visitor(Library(home), visitor.folder.name) > 1000
+
+    wait_until(lambda: not worker.is_alive())
+    dispatch.start_next(home)
+    assert list((home / "workspaces").iterdir()) == []
+    assert tickets.read_tickets(home) == []
+
+
+def test_delete_my_data_takes_a_waiting_edition_out_of_the_queue(home, visitor):
+    with no_place_free(home):
+        steps = service.wait_for_corpus(visitor, "little", "other")
+        next(steps)
+        delete_workspace(home, visitor.folder.name)
+        assert tickets.in_turn(tickets.read_tickets(home)) == []
+        with pytest.raises(UserError, match="not ready for this run yet"):
+            list(steps)
+
+    assert not visitor.folder.exists()
+
+
+def test_why_an_edition_failed_is_told_once_and_then_it_is_tried_again(home, visitor):
+    folder = plan_edition(load_corpus(visitor.corpus("other")), visitor.run("little"), 8)
+    append_event(folder / "events.jsonl", Failed("The disk is full."))
+
+    with pytest.raises(UserError, match="could not be made ready for this run: The disk is full"):
+        service.check_ready(visitor, "little", "other")
+    with pytest.raises(UserError, match="is being made ready"):
+        service.check_ready(visitor, "little", "other")
+    assert followed(visitor)[-1].state == "finished"
+
+
+def test_the_page_tells_how_the_edition_comes_along_and_stop_ends_its_job(home, visitor):
+    known, code = Library(home), visitor.folder.name
+    with no_place_free(home):
+        steps = waiting_before(known)(code, "little", "other")
+        next(steps)
+        assert "it waits for its turn, place 1 of 1 in the queue" in next(steps)
+        known.ask_to_stop(code)
+        with pytest.raises(gr.Error, match="You stopped it"):
+            list(steps)
+        assert not jobs.is_under_way(edition(visitor))
+
+    *_, last = waiting_before(known)(code, "little", "other")
+    assert "The corpus is being prepared" in last
+    assert is_built(edition(visitor))
+
+
+def test_page_and_endpoints_begin_the_job_and_never_make_the_edition_themselves(home, visitor):
+    known, code = handlers(home), visitor.folder.name
+    assert sum(len(one.inputs) == 3 for one in named(known, "wait")) == 4  # all but those of a MARGE
+    with no_place_free(home):
+        for name in ("write", "explain_given", "side_by_side"):
+            handler = next(one for one in named(known, name) if one.inputs[2].elem_id == "reads-from")
+            values = [code, "little", "other", *(widget.value for widget in handler.inputs[3:])]
+            assert "is being made ready for little first" in str(answer(handler.fn, *values)[-1])
+        for name, text in (("generate", "Area"), ("explain", "Area of Arden"), ("weigh", ["Arden"])):
+            endpoint = next(one for one in known if one.api_name == name)
+            asked = signature(endpoint.fn).bind(code, "little", text)
+            asked.apply_defaults()
+            asked.arguments["corpus"] = "other"
+            assert "is being made ready for little first" in str(answer(endpoint.fn, *asked.args)[-1])
+    assert not is_built(edition(visitor))
