@@ -1,27 +1,30 @@
-"""Which files among the uploads of all visitors are one visitor's: they count, and go with the workspace.
+"""What lies outside the workspaces and is one visitor's all the same: it counts, and goes with the workspace.
 
 Uploads and what is made for download lie in one folder, under hashes of their content: a file may be that of
-several visitors, and then stays for the others. What is noted here goes at once when a workspace is deleted;
-the rest goes by its age.
+several visitors, and then stays for the others. So does an edition of a sample corpus, which holds the
+tokenizer of a visitor's run. What is noted here goes at once when a workspace is deleted; the rest goes
+by its age.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from retro_demo.editions import EDITIONS
 from retro_demo.errors import UserError
 from retro_demo.whole_files import append_line
-from retro_demo.workspace import Workspace
+from retro_demo.workspace import Workspace, disk_use
 
 NOTES = "files.jsonl"  # in the folder of a workspace
 EXPORTS = "exports.jsonl"  # beside it; of several with one name only the last is the visitor's
 
 
 def note_files(workspace: Workspace, paths: Iterable[Path]) -> None:
-    """Keep in mind that these files are the visitor's; raises UserError where the workspace is gone."""
+    """Keep in mind that these files, or folders of editions, are the visitor's; raises UserError where the workspace is gone."""
     workspace.check_there()
     known = _read(workspace.folder / NOTES)
     for path in dict.fromkeys(path.resolve() for path in paths):
@@ -48,31 +51,41 @@ def note_export(workspace: Workspace, path: Path) -> None:
 
 
 def noted_use(folder: Path) -> int:
-    """Bytes of the files noted in the folder of a workspace."""
+    """Bytes of what is noted in the folder of a workspace."""
     used = 0
-    for path in _noted(folder):
+    for path in noted(folder):
         with suppress(OSError):  # it went by its age
-            used += path.stat().st_size
+            used += disk_use(path) if path.is_dir() else path.stat().st_size
     return used
 
 
 def delete_noted(folder: Path) -> None:
-    """Delete the files noted in the folder of a workspace, but for those that are another visitor's too."""
-    _delete(_noted(folder) - _of_others(folder))
+    """Delete what is noted in the folder of a workspace, but for what is another visitor's too."""
+    _delete(noted(folder) - _of_others(folder))
+
+
+def noted_editions(folder: Path) -> list[Path]:
+    """The editions outside the workspaces that are of the visitor of this folder alone."""
+    own = {path for path in noted(folder) if path.parent.name == EDITIONS and path.is_dir()}
+    return [*(own - _of_others(folder))] if own else []
 
 
 def _delete(paths: Iterable[Path]) -> None:
     for path in paths:
+        if path.parent.name == EDITIONS:
+            shutil.rmtree(path, ignore_errors=True)
+            continue
         with suppress(OSError):  # it went by its age, or its folder holds more
             path.unlink()
             path.parent.rmdir()
 
 
 def _of_others(folder: Path) -> set[Path]:
-    return set().union(*(_noted(other) for other in folder.parent.glob("[!.]*") if other != folder))
+    return set().union(*(noted(other) for other in folder.parent.glob("[!.]*") if other != folder))
 
 
-def _noted(folder: Path) -> set[Path]:
+def noted(folder: Path) -> set[Path]:
+    """What is noted in the folder of a workspace."""
     return {*_read(folder / NOTES), *_exports(folder).values()}
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from retro_demo import jobs
-from retro_demo.belongings import delete_noted
+from retro_demo.belongings import delete_noted, noted_editions
 from retro_demo.data_folder import UPLOADS
 from retro_demo.limits import MEGABYTE, limits_of
 from retro_demo.workspace import Workspace, disk_use
@@ -48,7 +48,8 @@ def delete_workspace(home: Path, code: str) -> int:
 
 
 def _under_way(folder: Path) -> list[Path]:
-    return [job for place in JOBS for job in folder.glob(place) if jobs.is_under_way(job)]
+    own = [job for place in JOBS for job in folder.glob(place)]
+    return [job for job in [*own, *noted_editions(folder)] if jobs.is_under_way(job)]
 
 
 def _remove(folder: Path) -> int:

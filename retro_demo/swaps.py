@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 from retro_demo import jobs, tickets
+from retro_demo.belongings import note_files, noted
 from retro_demo.checkpoint import RunConfig, read_any_config
 from retro_demo.corpus import load_corpus
 from retro_demo.dispatch import begin
@@ -29,6 +30,9 @@ def begin_edition(workspace: Workspace, run: Path, corpus: Path, title: str) -> 
     if not isinstance(config, RunConfig) or not config.retrieves:
         return None  # it reads no other corpus, and whoever loads it says so
     folder = edition_of_stored(corpus, run, config.network.chunk_len)
+    if folder == corpus:
+        return None
+    _note_tokenizer(workspace, run, folder)
     if is_built(folder) or jobs.is_under_way(folder):
         return None if is_built(folder) else folder
     _tell_failure(folder, title)
@@ -47,6 +51,13 @@ def begin_edition(workspace: Workspace, run: Path, corpus: Path, title: str) -> 
                 shutil.rmtree(folder, ignore_errors=True)  # nothing was begun
             raise
     return folder
+
+
+def _note_tokenizer(workspace: Workspace, run: Path, folder: Path) -> None:
+    """The edition of a sample holds the tokenizer of a visitor's run, and goes with that visitor's data."""
+    own, inside = (path.is_relative_to(workspace.folder) for path in (run, folder))
+    if own and not inside and folder.resolve() not in noted(workspace.folder):
+        note_files(workspace, [folder])
 
 
 def check_made(folder: Path, title: str) -> None:

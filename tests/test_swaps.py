@@ -18,7 +18,7 @@ from test_jobs import wait_until
 from test_train import advance, prepare
 from test_writing_lane import answer, handlers, named
 
-from retro_demo import corpus_changes, dispatch, jobs, library, service, tickets
+from retro_demo import corpus_changes, dispatch, jobs, library, service, swaps, tickets
 from retro_demo.changing import CHANGE
 from retro_demo.corpus import load_corpus
 from retro_demo.editions import edition_of_stored, plan_edition
@@ -258,3 +258,32 @@ def test_page_and_endpoints_begin_the_job_and_never_make_the_edition_themselves(
             asked.arguments["corpus"] = "other"
             assert "is being made ready for little first" in str(answer(endpoint.fn, *asked.args)[-1])
     assert not is_built(edition(visitor))
+
+
+def test_the_edition_of_a_sample_holds_a_visitors_tokenizer_and_goes_with_the_last_who_has_it(home, visitor):
+    sample = Path(shutil.copytree(visitor.corpus("other"), home / "samples" / "other"))
+    twin = Workspace.open(home, new_code())
+    shutil.copytree(visitor.run("little"), twin.folder / "runs" / "little")
+    with no_place_free(home):
+        folders = {swaps.begin_edition(one, one.run("little"), sample, "Other") for one in (visitor, twin)}
+        (folder,) = folders
+        assert folder is not None
+        assert folder.is_relative_to(sample)
+        assert [ticket.folder for ticket in tickets.in_turn(tickets.read_tickets(home))] == [folder]
+
+        delete_workspace(home, visitor.folder.name)
+        assert jobs.is_under_way(folder)  # for the other one
+        delete_workspace(home, twin.folder.name)
+
+        assert tickets.in_turn(tickets.read_tickets(home)) == []
+    assert not folder.exists()
+    assert is_built(sample)
+
+
+def test_the_edition_of_a_sample_that_fits_it_is_the_sample_and_stays(home, visitor):
+    sample = Path(shutil.copytree(home / "places", home / "samples" / "places"))
+
+    assert swaps.begin_edition(visitor, visitor.run("little"), sample, "Places") is None
+    delete_workspace(home, visitor.folder.name)
+
+    assert is_built(sample)
