@@ -24,7 +24,7 @@ EXPORTS = "exports.jsonl"  # beside it; of several with one name only the last i
 
 
 def note_files(workspace: Workspace, paths: Iterable[Path]) -> None:
-    """Keep in mind that these files, or folders of editions, are the visitor's; raises UserError where the workspace is gone."""
+    """Keep in mind that these files, or editions, are the visitor's; raises UserError where that is gone."""
     workspace.check_there()
     known = _read(workspace.folder / NOTES)
     for path in dict.fromkeys(path.resolve() for path in paths):
