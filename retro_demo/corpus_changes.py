@@ -22,7 +22,7 @@ from retro_demo.dispatch import begin
 from retro_demo.errors import UserError
 from retro_demo.evaluations import evaluations_reading
 from retro_demo.library import Library
-from retro_demo.quotas import check_space, checked_text
+from retro_demo.quotas import check_space, checked_addition
 from retro_demo.weighing import weigh
 from retro_demo.workspace import SAMPLE, Workspace, corpus_folder, is_built
 
@@ -51,10 +51,15 @@ def start_change(
             f"{service.corpus_title(corpus)} ships with the app and stays as it is. Give the changed corpus "
             "a name of its own."
         )
-    check_space(workspace, sum(path.stat().st_size for _, path in files))
-    config = config or AddConfig()
-    config = replace(config, max_megabytes=checked_text(workspace.home, config.max_megabytes))
-    find_documents(load_corpus(base), forget)  # a mistyped title is said before anything is made
+    coming = sum(path.stat().st_size for _, path in files)
+    check_space(workspace, coming)
+    before, config = load_corpus(base), config or AddConfig()
+    gone = find_documents(before, forget)  # a mistyped title is said before anything is made
+    if files:
+        held = sum(len(one.text.encode()) for one in before.documents if one.id not in set(gone))
+        config = replace(
+            config, max_megabytes=checked_addition(workspace.home, config.max_megabytes, held, coming)
+        )
     if name.strip():
         folder = workspace.new_folder("corpora", name)
         try:

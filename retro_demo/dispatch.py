@@ -18,7 +18,7 @@ from retro_demo.checkpoint import read_any_config
 from retro_demo.devices import allowed_memory, choose_device, lends_gpu
 from retro_demo.errors import UserError
 from retro_demo.limits import Limits, limits_of
-from retro_demo.quotas import check_run
+from retro_demo.quotas import check_reading, check_run
 from retro_demo.tickets import Ticket
 from retro_demo.workspace import Workspace
 
@@ -40,6 +40,7 @@ def begin(workspace: Workspace, folder: Path, verb: str) -> None:
     if verb == "train":
         config = read_any_config(folder)
         check_run(limits, config.network, config.training.steps)
+        check_reading(limits, config)
         device = config.device
         if lends_gpu():
             return  # who stays on the page drives it (slices.py)

@@ -97,6 +97,8 @@ def read_evidence(run: LoadedMarge, target: int, count: int) -> EvidenceReading:
     passages, config = run.passages, run.config.evidence
     if not 0 <= target < len(passages):
         raise UserError(f"There is no passage {target}; this corpus has {len(passages)}. Choose one of them.")
+    if not 1 <= count <= MOST_EVIDENCE:
+        raise UserError(f"You ask for {count} pieces of evidence. Choose from 1 to {MOST_EVIDENCE}.")
     if not run.model.layers:
         raise UserError("This run has no layers that read evidence. Choose another run.")
     candidates = np.ones(len(passages), dtype=bool) if passages.held_out[target] else ~passages.held_out

@@ -19,12 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from retro_demo.reading_size import retro_numbers
 from retro_demo.retro import RETRO
 
 TOP = 10
 EXACT = 6  # up to so many neighbors every coalition is read
 COALITIONS = 2**EXACT  # beyond, as many coalitions as that are enough
 ROWS = 8  # sequences in one forward
+NUMBERS = 1 << 28  # that all of them hold together, where that leaves more than one
 MEANT = 0.1  # nat: what counts as helped or hurt (papers.md 4.2)
 
 Coalition = tuple[int, ...]
@@ -62,7 +64,7 @@ def measure(model: RETRO, tokens: np.ndarray, neighbors: np.ndarray) -> Numbers:
     half = neighbors.shape[2] // 2 if neighbors.ndim == 3 else 0
     parts = np.stack([neighbors, neighbors])
     parts[0, ..., half:] = parts[1, ..., :half] = model.config.pad_id
-    loss_n, loss_f = losses_of(log_probabilities(model, tokens, parts), tokens)
+    loss_n, loss_f = read_losses(model, tokens, parts)
     loss_on, loss_off = (losses_of(one[None], tokens)[0] for one in (on, off))
     num_neighbors = neighbors.shape[1] if len(neighbors) else 0
     everyone = tuple(range(num_neighbors))
@@ -105,6 +107,16 @@ def losses_of(log_probabilities: Tensor, tokens: np.ndarray) -> np.ndarray:
     return np.pad(losses, ((0, 0), (0, 1)), constant_values=np.nan)
 
 
+def read_losses(model: RETRO, tokens: np.ndarray, reads: np.ndarray) -> np.ndarray:
+    """The losses (B, T) of a text tokens (T,) with each of the neighbors reads (B, L, K, R), as `losses_of`.
+
+    So many are read in one forward as NUMBERS allows, ROWS at most.
+    """
+    rows = max(1, min(ROWS, NUMBERS // retro_numbers(model.config, len(tokens), reads.shape[2])))
+    parts = np.split(reads, range(rows, len(reads), rows))
+    return np.concatenate([losses_of(log_probabilities(model, tokens, part), tokens) for part in parts])
+
+
 def coalition_losses(
     model: RETRO, tokens: np.ndarray, neighbors: np.ndarray, coalitions: Iterable[Coalition]
 ) -> dict[Coalition, np.ndarray]:
@@ -117,10 +129,8 @@ def coalition_losses(
         by_size.setdefault(len(coalition), []).append(coalition)
     losses: dict[Coalition, np.ndarray] = {}
     for alike in by_size.values():
-        for start in range(0, len(alike), ROWS):
-            part = alike[start : start + ROWS]
-            read = np.stack([neighbors[:, list(coalition)] for coalition in part])
-            losses |= zip(part, losses_of(log_probabilities(model, tokens, read), tokens), strict=True)
+        reads = np.stack([neighbors[:, list(coalition)] for coalition in alike])
+        losses |= zip(alike, read_losses(model, tokens, reads), strict=True)
     return losses
 
 

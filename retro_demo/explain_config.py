@@ -32,8 +32,8 @@ class ExplainConfig:
     num_neighbors: int = knob(
         0,
         "Neighbors read",
-        "How many neighbors of each chunk are read; 0 means as many as in training. Up to 6 the text is "
-        "read with every subset of them, which takes longer with each.",
+        "How many neighbors of each chunk are read; 0 means as many as in training, at most 10. Up to 6 the "
+        "text is read with every subset of them, which takes longer with each.",
         low=0,
         high=MOST_NEIGHBORS,
         main=True,

@@ -18,7 +18,7 @@ from retro_demo.config import GenerateConfig
 from retro_demo.corpus import MANIFEST, Corpus, read_stored_documents
 from retro_demo.errors import UserError
 from retro_demo.events import Retrieved
-from retro_demo.explain_config import ExplainConfig
+from retro_demo.explain_config import MOST_NEIGHBORS, ExplainConfig
 from retro_demo.generate import Database, Written, describe_neighbors
 from retro_demo.knobs import to_json
 from retro_demo.loading import LoadedRun
@@ -154,7 +154,7 @@ def command_of(made: Trace, run: LoadedRun, config: ExplainConfig | GenerateConf
     if run.database is not None:
         words += ["--corpus", place_of(run.place)] if run.place is not None else []
         words += ["--retriever", run.retriever, "--retrieval", config.retrieval]
-        words += ["--num-neighbors", str(config.num_neighbors or run.config.training.num_neighbors)]
+        words += ["--num-neighbors", str(neighbors_read(run, config))]
         words += ["--seed", str(config.seed)] if config.retrieval == "shuffled" else []
     words += ["--device", next(run.model.parameters()).device.type]
     return shlex.join(words)
@@ -209,6 +209,16 @@ def search_apart(
         fetch = min(4 * fetch, len(banned))
 
 
+def neighbors_read(run: LoadedRun, config: ExplainConfig | GenerateConfig) -> int:
+    """How many neighbors of each chunk are read: as many as in training, where the settings name no number.
+
+    To be explained a text is never read with more than MOST_NEIGHBORS, unless it was written so.
+    """
+    usual = run.config.training.num_neighbors
+    most = MOST_NEIGHBORS if isinstance(config, ExplainConfig) else usual
+    return config.num_neighbors or min(usual, most)
+
+
 def look_up(
     run: LoadedRun, ids: list[int], config: ExplainConfig | GenerateConfig, own: int | None
 ) -> list[Retrieved]:
@@ -217,7 +227,7 @@ def look_up(
     Shuffled, each chunk gets those of a chunk drawn from the rest of the database.
     """
     assert run.database is not None
-    corpus, k = run.database.corpus, config.num_neighbors or run.config.training.num_neighbors
+    corpus, k = run.database.corpus, neighbors_read(run, config)
     chunk_len = run.model.config.chunk_len
     chunks = np.array(ids[: len(ids) // chunk_len * chunk_len], dtype=np.int64).reshape(-1, chunk_len)
     queries, chunk_of_own, banned = chunks, None, too_close(corpus, own)

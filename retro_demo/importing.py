@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -36,13 +36,13 @@ from retro_demo.share_records import check_documents, check_events, check_readin
 from retro_demo.sharing import (
     CORPUS,
     MANIFEST,
-    MOST_BYTES,
     RUN,
     STATE,
     CorpusNote,
     Manifest,
     hash_of,
     is_read,
+    most_bytes,
     read_json,
     read_manifest,
 )
@@ -66,6 +66,8 @@ class Checked:
     config: AnyRun | None
     corpus: CorpusConfig | None
     """Of the corpus that is along; None = none is."""
+    text_bytes: int = 0
+    """Of its documents."""
 
     @property
     def fingerprint(self) -> str:
@@ -74,15 +76,18 @@ class Checked:
 
 
 @contextmanager
-def checked_export(source: Path, near: Path, limits: ReadingLimits = LIMITS) -> Iterator[Checked]:
+def checked_export(
+    source: Path, near: Path, limits: ReadingLimits = LIMITS, most_text: int = 0
+) -> Iterator[Checked]:
     """Unpack an export (folder, clone or .zip) into a folder of its own below `near`, and check all of it.
 
-    What is not taken from there is gone at the end. Raises UserError for whatever is not as it should be.
+    `most_text`: bytes of text that a corpus may hold, 0 = any number; files of a corpus that could hold no
+    less are not even unpacked. What is not taken from there is gone at the end. Raises UserError for whatever is not as it should be.
     """
     near.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=near, prefix=".import-"))
     try:
-        there = _unpack(source, folder, limits)
+        there = _unpack(source, folder, limits, most_bytes(most_text))
         try:
             export = _check(source, folder, there)
         except UserError as error:
@@ -94,7 +99,9 @@ def checked_export(source: Path, near: Path, limits: ReadingLimits = LIMITS) -> 
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _unpack(source: Path, folder: Path, limits: ReadingLimits) -> dict[str, tuple[int, str]]:
+def _unpack(
+    source: Path, folder: Path, limits: ReadingLimits, bounds: Mapping[str, int]
+) -> dict[str, tuple[int, str]]:
     """Copy the files that an import reads; path -> (bytes, sha256)."""
     if source.is_dir():
         _check_folder(source)
@@ -114,12 +121,12 @@ def _unpack(source: Path, folder: Path, limits: ReadingLimits) -> dict[str, tupl
             continue
         if name in there:
             raise UserError(f"{name} is in this export twice. Pack it again.")
-        most = MOST_BYTES.get(name, limits.total_bytes)
+        most = bounds.get(name, limits.total_bytes)
         (folder / name).parent.mkdir(exist_ok=True)
         with entry.open() as stream, (folder / name).open("xb") as file:
             while block := stream.read(1 << 20):
                 if file.tell() + len(block) > most:
-                    raise UserError(f"{name} is larger than {most / 1e6:g} MB, which no such file is.")
+                    raise UserError(f"{name} is larger than {most / 1e6:g} MB, which no such file is here.")
                 file.write(block)
         there[name] = hash_of(folder / name)
     return there
@@ -156,10 +163,12 @@ def _check(source: Path, folder: Path, there: dict[str, tuple[int, str]]) -> Che
         if name not in there:
             raise UserError(f"{name} is missing: this is no export of a {manifest.kind}, nor a run's folder.")
     config = _check_run(folder) if manifest.kind == "run" else None
-    corpus = _check_corpus(folder / "corpus", manifest.corpus) if (folder / "corpus").is_dir() else None
+    corpus, held = None, 0
+    if (folder / "corpus").is_dir():
+        corpus, held = _check_corpus(folder / "corpus", manifest.corpus)
     if config is not None and config.corpus_fingerprint != manifest.corpus.fingerprint:
         raise UserError(f"{MANIFEST} and config.json name different corpora. Export the run anew.")
-    return Checked(folder, manifest, config, corpus)
+    return Checked(folder, manifest, config, corpus, held)
 
 
 def _manifest_of_old(source: Path, folder: Path) -> Manifest:
@@ -190,7 +199,8 @@ def _check_run(folder: Path) -> AnyRun:
     return config
 
 
-def _check_corpus(folder: Path, note: CorpusNote) -> CorpusConfig:
+def _check_corpus(folder: Path, note: CorpusNote) -> tuple[CorpusConfig, int]:
+    """The settings of a corpus and the bytes of its texts."""
     manifest = read_json(folder / CORPUS_MANIFEST)
     if not HEX.fullmatch(note.fingerprint) or manifest.get("fingerprint") != note.fingerprint:
         raise UserError(f"{MANIFEST} and corpus/{CORPUS_MANIFEST} name different corpora. Export anew.")
@@ -206,10 +216,11 @@ def _check_corpus(folder: Path, note: CorpusNote) -> CorpusConfig:
     check_tokenizer(folder / "tokenizer.json")
     if (folder.parent / "tokenizer.json").exists():
         _check_same_tokenizer(folder)
-    check_reading(folder / "reading.json", check_documents(folder / "documents.jsonl"))
+    count, held = check_documents(folder / "documents.jsonl")
+    check_reading(folder / "reading.json", count)
     if (folder / "vectors.npy").exists():
         check_vectors(folder / "vectors.npy")
-    return config
+    return config, held
 
 
 def _check_same_tokenizer(folder: Path) -> None:

@@ -18,8 +18,10 @@ from retro_demo.devices import compute_as_served
 from retro_demo.evidence_reading import EvidenceReading, read_evidence
 from retro_demo.evidence_run import MargeCorpus, load_marge_corpus
 from retro_demo.generate import Database
+from retro_demo.limits import limits_of
 from retro_demo.loading import LoadedRun, load_retriever, load_run
 from retro_demo.marge_writing import LoadedMarge, load_marge_run
+from retro_demo.quotas import check_reading
 from retro_demo.workspace import corpus_folder
 
 Loaded = TypeVar("Loaded")
@@ -44,10 +46,12 @@ class Library:
     def run(self, folder: Path, corpus: Path | None = None, retriever: str = "") -> LoadedRun:
         """A run ready to write, with another corpus or retriever than in training where one is named.
 
-        Raises UserError where it or its corpus is not fit for that, as where a corpus with another
-        tokenizer was not made ready for it before (swaps.py).
+        Raises UserError where it or its corpus is not fit for that: where it reads more at a time than may
+        be read here, or where a corpus with another tokenizer was not made ready for it before (swaps.py).
         """
-        read = corpus or corpus_folder(self.home, read_run_config(folder).corpus)
+        config = read_run_config(folder)
+        check_reading(limits_of(self.home), config)
+        read = corpus or corpus_folder(self.home, config.corpus)
         stamps = (_stamp(folder, "config.json", "model.safetensors"), _corpus_stamp(read))
         key = (folder, corpus, retriever, *stamps)
         return self._remember(self._runs, key, lambda: load_run(folder, corpus=corpus, retriever=retriever))
@@ -68,6 +72,7 @@ class Library:
 
     def marge(self, folder: Path) -> LoadedMarge:
         """A MARGE run with its last saved weights and their embeddings of all its passages."""
+        check_reading(limits_of(self.home), read_marge_config(folder))
         key = (*self._marge_key(folder), _stamp(folder, "model.safetensors"))
         return self._remember(self._marges, key, lambda: load_marge_run(folder))
 

@@ -64,6 +64,28 @@ class Limits:
     )
     steps: int = knob(0, "Steps", "The most optimizer steps of a run.", low=0, high=MOST)
     parameters: int = knob(0, "Parameters", "The most parameters of a run.", low=0, high=MOST)
+    context: int = knob(
+        0,
+        "Tokens at a time",
+        "The most tokens that a run may read at a time: its context, or a passage of a MARGE.",
+        low=0,
+        high=MOST,
+    )
+    neighbors: int = knob(
+        0,
+        "Neighbors",
+        "The most neighbors of a chunk that a run may read, or a text be written with.",
+        low=0,
+        high=MOST,
+    )
+    reading_megabytes: int = knob(
+        0,
+        "Memory of a reading",
+        "Megabytes that explaining one stretch of text with a run may take: probabilities of all tokens of "
+        "the vocabulary, attention, activations.",
+        low=0,
+        high=MOST,
+    )
     new_tokens: int = knob(
         0, "Tokens of a text", "The most tokens that a text may be asked for at a time.", low=0, high=MOST
     )
@@ -102,6 +124,9 @@ PUBLIC = Limits(
     free_megabytes=2000,
     steps=5000,
     parameters=10_000_000,
+    context=1024,
+    neighbors=10,
+    reading_megabytes=2000,
     new_tokens=500,
     minutes=90,
     memory_share=0.4,

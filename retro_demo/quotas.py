@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from retro_demo.belongings import noted_use
+from retro_demo.checkpoint import AnyRun, MargeRun
 from retro_demo.config import GenerateConfig, RetroConfig
-from retro_demo.documents import Document
 from retro_demo.errors import UserError
+from retro_demo.evidence_reading import MOST_EVIDENCE
 from retro_demo.limits import MEGABYTE, Limits, limits_of
 from retro_demo.marge_config import MargeConfig
 from retro_demo.network_size import count_parameters
+from retro_demo.reading_size import marge_megabytes, retro_megabytes
 from retro_demo.workspace import Workspace, disk_use
 
 
@@ -35,9 +36,48 @@ def check_steps(limits: Limits, steps: Any) -> None:
         )
 
 
+def check_reading(limits: Limits, config: AnyRun) -> None:
+    """Raise UserError for a run that reads more at a time than the page can, where all wait for the end."""
+    marge = isinstance(config, MargeRun)
+    tokens = config.evidence.passage_len if marge else config.training.seq_len
+    check_context(limits, config.network, tokens, 0 if marge else config.training.num_neighbors)
+
+
+def check_context(limits: Limits, network: RetroConfig | MargeConfig, tokens: int, neighbors: int) -> None:
+    """As `check_reading`, for a network that reads so many tokens at a time with neighbors of each chunk."""
+    if limits.context and tokens > limits.context:
+        name = "passage_len" if isinstance(network, MargeConfig) else "seq_len"
+        raise UserError(
+            f"The run reads {tokens:,} tokens at a time, and here it may read at most {limits.context:,}. "
+            f"Choose a smaller {name}, or use the run on a machine of your own."
+        )
+    check_neighbors(limits, neighbors)
+    if isinstance(network, MargeConfig):
+        megabytes = marge_megabytes(network, tokens, MOST_EVIDENCE)
+    else:
+        megabytes = retro_megabytes(network, tokens, limits.neighbors or neighbors)
+    if limits.reading_megabytes and megabytes > limits.reading_megabytes:
+        raise UserError(
+            f"Explaining a text of this run takes up to {megabytes:,.0f} MB, for {tokens:,} tokens with a "
+            f"vocabulary of {network.vocab_size:,} and {network.num_heads} heads, and here it may take at "
+            f"most {limits.reading_megabytes:,}. Choose fewer of these."
+        )
+
+
+def check_neighbors(limits: Limits, neighbors: Any) -> None:
+    """Raise UserError for more neighbors of a chunk than may be read here."""
+    if limits.neighbors and isinstance(neighbors, (int, float)) and neighbors > limits.neighbors:
+        raise UserError(
+            f"{neighbors:,} neighbors of each chunk are asked for (num_neighbors), and here at most "
+            f"{limits.neighbors:,} are read. Choose fewer."
+        )
+
+
 def checked_writing(home: Path, **knobs: Any) -> GenerateConfig:
     """How a text shall be written; raises UserError where it is longer than others can wait for here."""
-    wanted, most = knobs.get("max_new_tokens", 0), limits_of(home).new_tokens
+    limits, wanted = limits_of(home), knobs.get("max_new_tokens", 0)
+    check_neighbors(limits, knobs.get("num_neighbors", 0))
+    most = limits.new_tokens
     if most and isinstance(wanted, (int, float)) and wanted > most:
         raise UserError(
             f"You ask for {wanted:,} new tokens, and here at most {most:,} are written at a "
@@ -74,9 +114,9 @@ def check_disk(home: Path, limits: Limits, coming: int = 0) -> None:
         )
 
 
-def check_text(home: Path, documents: Sequence[Document]) -> None:
-    """Raise UserError for documents that hold more text than a corpus may be built of here."""
-    most, held = limits_of(home).text_megabytes * MEGABYTE, sum(len(one.text.encode()) for one in documents)
+def check_text(home: Path, held: int) -> None:
+    """Raise UserError for documents that hold more text (bytes) than a corpus may be built of here."""
+    most = limits_of(home).text_megabytes * MEGABYTE
     if most and held > most:
         raise UserError(
             f"The corpus holds {held / MEGABYTE:,.1f} MB of text, and here it may hold at most "
@@ -88,3 +128,20 @@ def checked_text(home: Path, megabytes: int) -> int:
     """The largest text that a corpus may be built of here, for one who asks for so many megabytes."""
     most = limits_of(home).text_megabytes
     return min(megabytes, most) if most else megabytes
+
+
+def checked_addition(home: Path, megabytes: int, held: int, coming: int) -> int:
+    """As `checked_text`, for files of so many bytes that join a corpus which holds so many of text.
+
+    Whole megabytes: what is left of the last one is not filled. Raises UserError where the files are larger.
+    """
+    most = limits_of(home).text_megabytes
+    if not most:
+        return megabytes
+    left = max(0, most * MEGABYTE - held) // MEGABYTE
+    if left < 1 or coming > left * MEGABYTE:
+        raise UserError(
+            f"The corpus holds {held / MEGABYTE:,.1f} MB of text and {coming / MEGABYTE:,.1f} MB would join, "
+            f"and here it may hold at most {most:,} MB. Forget documents first, or build another corpus."
+        )
+    return min(megabytes, left)

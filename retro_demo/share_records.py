@@ -14,11 +14,12 @@ from typing import Any
 from retro_demo.documents import USES, Document
 from retro_demo.errors import UserError
 from retro_demo.events import ENDINGS, PARTS, wrong_with
-from retro_demo.sharing import read_json
+from retro_demo.sharing import read_json, without_strings
 
 MOST_NUMBER = 1 << 50
 LINE_CHARS = 1_000_000
 DOCUMENT_CHARS = 64_000_000
+MOST_BARE = 1000  # bytes of a document outside of its texts: braces, colons and commas
 MOST_FIGURE = 1e30
 TRAINING = {"progress", "warned", "step", "evaluated", "reindexed", "saved", "started", *ENDINGS}
 """The events of a training."""
@@ -59,18 +60,22 @@ def is_plain(value: Any, depth: int = 6) -> bool:
     return value is None or isinstance(value, (bool, int, float)) or len(value) <= 20_000
 
 
-def check_documents(path: Path) -> int:
-    """The number of documents; raises UserError where a line is none of ours."""
+def check_documents(path: Path) -> tuple[int, int]:
+    """The number of documents and the bytes of their texts; raises UserError where a line is none of ours."""
     names = {f.name for f in fields(Document)}
     needed = names - {"use"}
-    count = 0
-    for number, values in _lines(path, DOCUMENT_CHARS):
+    count = held = 0
+    for number, values in _lines(path, DOCUMENT_CHARS, MOST_BARE):
         if not needed <= set(values) <= names or not all(isinstance(v, str) for v in values.values()):
             raise UserError(f"Line {number} of {path.name} is no document. Export the corpus anew.")
         if values.get("use", "") not in ("", *USES):
             raise UserError(f"Line {number} of {path.name} has the use {values['use'][:40]!r}. Export anew.")
         count += 1
-    return count
+        try:
+            held += len(values["text"].encode())
+        except UnicodeEncodeError as error:
+            raise UserError(f"Line {number} of {path.name} holds what is no text. Export anew.") from error
+    return count, held
 
 
 def check_reading(path: Path, documents: int) -> None:
@@ -92,8 +97,8 @@ def check_reading(path: Path, documents: int) -> None:
         raise UserError(f"{path.name} is not what a build of {documents} documents keeps. Export anew.")
 
 
-def _lines(path: Path, most: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number and JSON object of each line, none longer than `most` bytes."""
+def _lines(path: Path, most: int, bare: int = LINE_CHARS) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number and JSON object of each line, none longer than `most` bytes, or `bare` outside of its texts."""
     with path.open("rb") as file:
         for number in range(1, 1 << 40):
             line = file.readline(most + 1)
@@ -102,7 +107,9 @@ def _lines(path: Path, most: int) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 if len(line) > most:
                     raise ValueError(f"longer than {most:,} bytes")
-                values = json.loads(line)
+                if len(line) > bare and len(without_strings(line)) > bare:
+                    raise ValueError(f"more than {bare:,} bytes that are no text")
+                values = json.loads(line.decode())
             except (ValueError, RecursionError) as error:
                 raise UserError(f"Line {number} of {path.name} is no JSON ({error}). Export anew.") from error
             if not isinstance(values, dict):

@@ -9,7 +9,6 @@ from typing import Any
 
 from retro_demo import dispatch, jobs, service
 from retro_demo.archives import ReadingLimits
-from retro_demo.corpus import read_stored_documents
 from retro_demo.errors import UserError
 from retro_demo.evaluations import folder_of_evaluations
 from retro_demo.exporting import export_run, write_zip
@@ -23,8 +22,8 @@ from retro_demo.importing import (
     take_corpus,
     take_run,
 )
-from retro_demo.limits import limits_of
-from retro_demo.quotas import check_run, check_space, check_text
+from retro_demo.limits import MEGABYTE, limits_of
+from retro_demo.quotas import check_reading, check_run, check_space, check_text
 from retro_demo.workspace import SAMPLE, Workspace, is_built
 
 LIMITS = ReadingLimits(total_bytes=1_000_000_000)
@@ -97,7 +96,8 @@ def import_zip(workspace: Workspace, file: tuple[str, Path], name: str = "") -> 
     if not given.lower().endswith(".zip"):
         raise UserError(f"{given[:80]!r} is no .zip. Choose the .zip of an export.")
     check_space(workspace, path.stat().st_size)
-    with checked_export(path, workspace.folder, LIMITS) as export:
+    most = limits_of(workspace.home).text_megabytes * MEGABYTE
+    with checked_export(path, workspace.folder, LIMITS, most) as export:
         check_space(workspace)  # with what was unpacked, which becomes the run
         return _take(workspace, export, name or export.manifest.name)
 
@@ -105,12 +105,13 @@ def import_zip(workspace: Workspace, file: tuple[str, Path], name: str = "") -> 
 def _take(workspace: Workspace, export: Checked, name: str) -> dict[str, Any]:
     if export.config is not None:  # its steps are looked at where it goes on
         check_run(limits_of(workspace.home), export.config.network, 0)
+        check_reading(limits_of(workspace.home), export.config)
     corpora = {corpus: workspace.corpus(corpus) for corpus in workspace.corpora()}
     here = corpus_here(export, [folder for folder in corpora.values() if is_built(folder)])
     corpus = next((one for one, folder in corpora.items() if folder == here), "")
     notes = []
     if export.corpus is not None and not corpus:
-        check_text(workspace.home, read_stored_documents(export.folder / "corpus" / "documents.jsonl"))
+        check_text(workspace.home, export.text_bytes)
         corpus = _begin_corpus(workspace, export, name)
         notes.append("Its corpus is being indexed now: follow that on the Corpus tab.")
     if export.config is None:

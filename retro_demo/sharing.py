@@ -41,16 +41,25 @@ MADE_ANEW = [
     "index.json",
 ]
 
+OF_DOCUMENTS = ("corpus/reading.json", "corpus/corpus.json")
+"""They grow with the number of documents: a build writes about 20 bytes of each, a change up to 100."""
 MOST_BYTES = {
     MANIFEST: 4_000_000,
     "config.json": 1_000_000,
     "tokenizer.json": 32_000_000,
     "events.jsonl": 16_000_000,
     "corpus/tokenizer.json": 32_000_000,
-    "corpus/reading.json": 64_000_000,
-    "corpus/corpus.json": 256_000_000,
+    **dict.fromkeys(OF_DOCUMENTS, 64_000_000),
 }
 """Of files that are read into memory whole; tensors are bound by their own headers."""
+DOCUMENTS = "corpus/documents.jsonl"
+STORED_OVER_TEXT = 8
+"""How many times its text documents.jsonl may hold: for 20 bytes of text it has about 130."""
+LEAST = 1_000_000
+"""Bytes that each file of a corpus may have in any case."""
+MOST_BRACKETS = 1_000_000
+"""Objects and lists in a JSON file; each takes 60 bytes of memory and more, and may be written in three."""
+STRING = re.compile(rb'"[^"]*"')
 
 EVIDENCE = re.compile(r"evidence/[0-9]{6,9}\.safetensors")
 LEFT_ALONE = re.compile(
@@ -92,6 +101,14 @@ def is_read(name: str) -> bool:
     raise UserError(
         f"{name[:80]!r} belongs to no export of this app. Remove it, if you trust the rest, and import again."
     )
+
+
+def most_bytes(most_text: int) -> dict[str, int]:
+    """How large each of the files may be, where a corpus may hold so many bytes of text (0: any number)."""
+    if not most_text:
+        return MOST_BYTES
+    of_documents = {name: min(MOST_BYTES[name], max(LEAST, most_text)) for name in OF_DOCUMENTS}
+    return MOST_BYTES | of_documents | {DOCUMENTS: max(LEAST, STORED_OVER_TEXT * most_text)}
 
 
 def hash_of(path: Path) -> tuple[int, str]:
@@ -141,10 +158,22 @@ def read_manifest(path: Path) -> Manifest:
     return manifest
 
 
+def without_strings(data: bytes) -> bytes:
+    """A JSON text in UTF-8 without its strings: what makes values of it, seen before any of them is made."""
+    return STRING.sub(b"", data.replace(rb"\\", b"").replace(rb"\"", b""))
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a small file; raises UserError where it is none."""
+    """The JSON object in a file; raises UserError where it is none, or would take far more memory."""
+    data = path.read_bytes()
+    bare = without_strings(data)
+    if bare.count(b"{") + bare.count(b"[") > MOST_BRACKETS:
+        raise UserError(
+            f"{path.name} holds more than {MOST_BRACKETS:,} objects and lists, which no such file does. "
+            "Export anew."
+        )
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(data.decode())  # of bytes, json would take UTF-16 too
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path.name} is no JSON file ({type(error).__name__}). Export anew.") from error
     if not isinstance(values, dict):

@@ -21,7 +21,7 @@ from retro_demo.arms import held_out_windows
 from retro_demo.change_config import WeighConfig
 from retro_demo.changing import find_documents
 from retro_demo.errors import UserError
-from retro_demo.explain import ROWS, log_probabilities, losses_of
+from retro_demo.explain import log_probabilities, losses_of, read_losses
 from retro_demo.explained import document_of, place_of, too_close
 from retro_demo.generate import Database
 from retro_demo.knobs import to_json
@@ -189,12 +189,7 @@ def _weigh_passage(
     present = np.intersect1d(numbers, read)
     alone = [neighbors(np.array([number])) for number in present] if len(present) > 1 else []
     reads = np.stack([given, neighbors(numbers), *alone])
-    losses = np.concatenate(
-        [
-            losses_of(log_probabilities(run.model, tokens, corpus.chunks.with_continuation(part)), tokens)
-            for part in np.split(reads, range(ROWS, len(reads), ROWS))
-        ]
-    )
+    losses = read_losses(run.model, tokens, corpus.chunks.with_continuation(reads))
     off = losses_of(log_probabilities(run.model, tokens, None), tokens)[0]
     which = np.argmax(losses[2:] - losses[0], axis=0) if alone else np.zeros(len(tokens), dtype=int)
     shown = np.arange(chunk_len - 1, len(tokens) - 1)

@@ -96,6 +96,7 @@ LAYERS = [
         "interop_marge",
         "interop_marge_sampling",
         "network_size",
+        "reading_size",
     ],
     ["explain", "editing"],
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -111,7 +112,8 @@ def evidence_writing(tab: gr.Tab, library: Library, visitor: gr.BrowserState, ar
         # what is chosen is neither counted nor left out by what else the form says
         chosen = [] if which == "off" else chosen or []
         count = 0 if chosen else int(many)
-        config = checked_writing(home, **form.read(others), retrieval=which, num_neighbors=count)
+        config = checked_writing(home, **form.read(others), retrieval=which)
+        config = replace(config, num_neighbors=count)  # pieces of evidence are no neighbors of each chunk
         workspace = Workspace.open(home, code)
         if not name:
             raise UserError("There is no MARGE yet. Train one on the Train tab.")
