@@ -81,8 +81,9 @@ def checked_export(
 ) -> Iterator[Checked]:
     """Unpack an export (folder, clone or .zip) into a folder of its own below `near`, and check all of it.
 
-    `most_text`: bytes of text that a corpus may hold, 0 = any number; files of a corpus that could hold no
-    less are not even unpacked. What is not taken from there is gone at the end. Raises UserError for whatever is not as it should be.
+    `most_text`: bytes of text that a corpus may hold, 0 = any number; files that are larger than such a
+    corpus has are not even unpacked. What is not taken from there is gone at the end. Raises UserError for
+    whatever is not as it should be.
     """
     near.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=near, prefix=".import-"))

@@ -133,15 +133,16 @@ def checked_text(home: Path, megabytes: int) -> int:
 def checked_addition(home: Path, megabytes: int, held: int, coming: int) -> int:
     """As `checked_text`, for files of so many bytes that join a corpus which holds so many of text.
 
-    Whole megabytes: what is left of the last one is not filled. Raises UserError where the files are larger.
+    Rounded up to whole megabytes: an archive may fill the last one, and nothing joins then. Raises UserError
+    where the files are larger than what is left.
     """
     most = limits_of(home).text_megabytes
     if not most:
         return megabytes
-    left = max(0, most * MEGABYTE - held) // MEGABYTE
-    if left < 1 or coming > left * MEGABYTE:
+    left = most * MEGABYTE - held
+    if left <= 0 or coming > left:
         raise UserError(
             f"The corpus holds {held / MEGABYTE:,.1f} MB of text and {coming / MEGABYTE:,.1f} MB would join, "
             f"and here it may hold at most {most:,} MB. Forget documents first, or build another corpus."
         )
-    return min(megabytes, left)
+    return min(megabytes, -(-left // MEGABYTE))

@@ -13,10 +13,10 @@ from test_jobs import wait_until
 from test_queue import waiting_job
 from test_train import advance, prepare
 
-from retro_demo import corpus_changes, jobs, service, tickets
+from retro_demo import corpus_changes, jobs, quotas, service, tickets
 from retro_demo.changing import CHANGE, carry_out, is_pending, prepare_change
 from retro_demo.checkpoint import read_any_config
-from retro_demo.corpus import load_corpus
+from retro_demo.corpus import load_corpus, read_stored_documents
 from retro_demo.errors import UserError
 from retro_demo.evaluation_request import Request, prepare_evaluation
 from retro_demo.events import Failed, append_event, read_events
@@ -50,6 +50,36 @@ def test_files_are_added_by_a_job_and_a_second_change_waits_for_it(workspace, ne
     assert corpus_changes.corpus_status(workspace.corpus("places")).state == "finished"
     assert [d.title for d in load_corpus(workspace.corpus("places")).documents][-1] == "zorland.txt"
     assert not (workspace.corpus("places") / "change").exists()
+
+
+def test_a_corpus_does_not_grow_past_the_limit_of_text_by_adding_to_it_again_and_again(
+    workspace, new_file, monkeypatch
+):
+    folder = workspace.corpus("places")
+    held = sum(len(one.text.encode()) for one in read_stored_documents(folder / "documents.jsonl"))
+    monkeypatch.setattr(quotas, "MEGABYTE", held // 20)  # the limit of 22 is a tenth more than it holds
+    keep_limits(workspace.home, Limits(text_megabytes=22, running=1, waiting=0))
+
+    corpus_changes.start_change(workspace, "places", files=[new_file])
+    assert (
+        json.loads((folder / CHANGE / "config.json").read_text())["change"]["settings"]["max_megabytes"] <= 2
+    )
+    for _ in service.follow(folder):
+        pass
+    assert len(load_corpus(folder).documents) == 15
+
+    with pytest.raises(
+        UserError, match=r"holds 21\.\d MB of text and 1\.\d MB would join, and .* at most 22 MB"
+    ):
+        corpus_changes.start_change(workspace, "places", files=[new_file])
+    with pytest.raises(UserError, match="would join"):  # a copy is no way around it
+        corpus_changes.start_change(workspace, "places", files=[new_file], name="more")
+    assert not (folder / CHANGE).exists()
+    corpus_changes.start_change(
+        workspace, "places", files=[new_file], forget=["Arden", "Belmont"], name="less"
+    )
+    for _ in service.follow(workspace.corpus("less")):
+        pass
 
 
 def test_a_change_under_another_name_leaves_the_corpus_and_is_a_corpus_of_the_workspace(workspace):

@@ -154,6 +154,12 @@ def test_an_edit_that_is_too_long_says_how_much_was_cut(run, target):
     assert f"{edit.cut} were cut off" in evidence_views.edit_html(edit)
 
 
+@pytest.mark.parametrize("count", [-1, 0, 33, 10**6])
+def test_more_evidence_than_the_page_offers_is_refused_in_a_sentence(run, target, count):
+    with pytest.raises(UserError, match=f"ask for {count} pieces of evidence. Choose from 1 to 32"):
+        read_evidence(run, target, count)
+
+
 @pytest.mark.parametrize(("target", "words"), [(-1, "no passage -1"), (10**6, "no passage 1000000")])
 def test_a_passage_that_is_none_is_refused_in_a_sentence(run, target, words):
     with pytest.raises(UserError, match=words):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import permutations
 
 import numpy as np
 import pytest
 import torch
 
+from retro_demo import explain
 from retro_demo.config import RetroConfig
 from retro_demo.explain import (
     EXACT,
@@ -18,7 +21,9 @@ from retro_demo.explain import (
     losses_of,
     measure,
     rank_correlation,
+    read_losses,
 )
+from retro_demo.reading_size import retro_megabytes, retro_numbers
 from retro_demo.retro import RETRO
 
 C, VOCAB = 4, 40
@@ -50,6 +55,45 @@ def test_the_shares_of_all_neighbors_add_up_to_the_gain_of_each_token(k):
     assert bool(numbers.permutations) == (k > EXACT)
     np.testing.assert_allclose(numbers.shapley[:-1].sum(axis=1), numbers.gain[:-1], atol=1e-9)
     assert np.abs(numbers.gain[C:-1]).max() > 1e-3
+
+
+@pytest.mark.parametrize(("at_once", "expected"), [(1, [1] * 10), (3, [3, 3, 3, 1]), (10**6, [8, 2])])
+def test_so_many_readings_are_made_in_one_forward_as_there_is_memory_for(monkeypatch, at_once, expected):
+    tokens, neighbors = text_and_neighbors(2)
+    reads = np.stack([np.roll(neighbors, turn, axis=0) for turn in range(10)])
+    whole = read_losses(MODEL, tokens, reads)
+    monkeypatch.setattr(explain, "NUMBERS", at_once * retro_numbers(MODEL.config, len(tokens), 2))
+    sizes = []
+    hook = MODEL.register_forward_pre_hook(lambda _model, inputs: sizes.append(len(inputs[0])))
+
+    losses = read_losses(MODEL, tokens, reads)
+
+    hook.remove()
+    assert sizes == expected
+    np.testing.assert_allclose(losses, whole, atol=1e-5)
+
+
+PEAK = """
+import resource, sys, numpy as np, torch
+from retro_demo.explain import measure
+from retro_demo.retro import RETRO
+from retro_demo.retro_config import RetroConfig
+model = RETRO(RetroConfig(**eval(sys.argv[1]))).eval()
+measure(model, np.arange(1, 9), np.ones((0, 0, 128), np.int64))  # what torch takes at the first use
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+measure(model, np.ones(512, np.int64), np.ones((8, 1, 128), np.int64))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.parametrize("vocabulary", [4096, 32_768])
+def test_a_reading_takes_no_more_memory_than_is_reckoned_and_not_far_less(vocabulary):
+    shape = {"dim": 32, "enc_dim": 32, "num_heads": 2, "vocab_size": vocabulary}
+    ended = subprocess.run([sys.executable, "-c", PEAK, repr(shape)], capture_output=True, text=True)
+
+    taken = int(ended.stdout) * 1024 / 1e6
+    reckoned = retro_megabytes(RetroConfig(**shape), 512, 1)
+    assert reckoned / 4 < taken < reckoned
 
 
 def test_equal_neighbors_get_equal_shares():

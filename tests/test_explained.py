@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import records, write_jsonl
 
-from retro_demo import cli
+from retro_demo import cli, explained
 from retro_demo.building import build_corpus, prepare_corpus
 from retro_demo.config import CorpusConfig, GenerateConfig
 from retro_demo.corpus import load_corpus
@@ -113,6 +113,18 @@ def test_a_long_text_is_read_page_by_page(run):
     assert "".join(piece for trace in traces for piece in trace.pieces) == text
     with pytest.raises(UserError, match=f"page {pages + 1}, but this text has {pages}"):
         explain_text(run, "little", text, ExplainConfig(page=pages + 1))
+
+
+def test_where_a_run_was_trained_with_more_neighbors_than_can_be_explained_fewer_are_read(run, monkeypatch):
+    monkeypatch.setattr(explained, "MOST_NEIGHBORS", 1)  # it was trained with 2
+
+    trace = explain_text(run, "little", held_out_text(run)[:200], ExplainConfig())
+
+    assert {len(found) for found in trace.neighbors} == {1}
+    assert "--num-neighbors 1" in trace.about["provenance"]["command"]
+    *_, last = watch_writing(run, "little", "Area of", GenerateConfig(max_new_tokens=30), lambda: False)
+    assert last.trace is not None
+    assert {len(found) for found in last.trace.neighbors} == {2}, "what was written with 2 is shown with 2"
 
 
 @pytest.mark.parametrize("text", ["", "\n", None])

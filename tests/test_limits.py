@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import os
 import shutil
@@ -13,16 +14,21 @@ from dataclasses import replace
 
 import pytest
 from conftest import SMALL, records, write_jsonl
-from test_train import prepare
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+from test_train import advance, prepare
 
 from benchmarks.serving import ROOT
 from retro_demo import corpus_changes, quotas, service
-from retro_demo.building import read_corpus_config
-from retro_demo.config import RetroConfig
+from retro_demo.config import RetroConfig, TrainConfig
 from retro_demo.data_folder import close_folder
 from retro_demo.errors import UserError
 from retro_demo.flags import add_flags
 from retro_demo.knobs import knobs
+from retro_demo.library import Library
 from retro_demo.limits import (
     PRIVATE,
     PUBLIC,
@@ -32,7 +38,10 @@ from retro_demo.limits import (
     limits_of,
     on_space,
 )
+from retro_demo.marge_config import MargeConfig
+from retro_demo.presets import MARGE_PRESETS, preset_settings
 from retro_demo.quotas import checked_writing
+from retro_demo.ui.doorman import Doorman
 from retro_demo.workspace import Workspace, new_code
 
 
@@ -170,6 +179,11 @@ def test_a_full_workspace_takes_nothing_more_and_says_how_full_it_is(workspace, 
 
 
 def test_a_disk_that_is_nearly_full_refuses_work_and_uploads_alike(workspace, tmp_path, monkeypatch):
+    async def taken(_request: Request) -> PlainTextResponse:
+        return PlainTextResponse("taken")
+
+    page = Starlette(routes=[Route("/gradio_api/upload", taken, methods=["POST"])])
+    door = TestClient(Doorman(page, workspace.home))  # pyright: ignore[reportArgumentType]
     keep_limits(workspace.home, Limits(free_megabytes=100))
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(quotas.shutil, "disk_usage", lambda _: usage(1, 1, 99_000_000))
@@ -177,17 +191,101 @@ def test_a_disk_that_is_nearly_full_refuses_work_and_uploads_alike(workspace, tm
 
     with pytest.raises(UserError, match="nearly full .99 MB are free, 100 MB stay so"):
         service.start_build(workspace, [("p.jsonl", source)], "mine", SMALL)
+    refused = door.post("/gradio_api/upload", content=source.read_bytes())
+    assert refused.status_code == 507
+    assert "nearly full (99 MB are free, 100 MB stay so, 0.0 MB would come)" in refused.json()["detail"]
+
+    keep_limits(workspace.home, Limits(free_megabytes=98))
+    assert door.post("/gradio_api/upload", content=source.read_bytes()).text == "taken"
 
 
-def test_a_corpus_is_built_of_no_more_text_than_the_limit(workspace, tmp_path):
-    keep_limits(workspace.home, Limits(text_megabytes=2, running=1, waiting=0))
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_corpus_is_built_of_no_more_text_than_the_limit(workspace, tmp_path, packed):
+    keep_limits(workspace.home, Limits(text_megabytes=1, running=1, waiting=0))
+    line = "Area of {}: 42 square km, estimated in 2001.\n"
+    text = "".join(line.format(number) for number in range(22_000))  # 1.1 MB
+    source, given = tmp_path / "upload", "long.txt.gz" if packed else "long.txt"
+    source.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+
+    name = service.start_build(workspace, [(given, source)], "mine", SMALL)
+
+    last = list(service.follow(workspace.corpus(name)))[-1]
+    assert last.state == "failed"
+    assert "there are more than 1 MB to read" in last.of_kind("failed")[-1]["error"]
+
+
+def test_a_corpus_within_the_limit_of_text_is_built(workspace, tmp_path):
+    keep_limits(workspace.home, Limits(text_megabytes=1, running=1, waiting=0))
     source = write_jsonl(tmp_path / "p.jsonl", records())
 
     name = service.start_build(workspace, [("p.jsonl", source)], "mine", SMALL)
 
-    config, _ = read_corpus_config(workspace.corpus(name))
-    assert config.max_megabytes == 2
     assert [status.state for status in service.follow(workspace.corpus(name))][-1] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("limits", "settings", "words"),
+    [
+        (Limits(context=1024), {"seq_len": 2048}, "reads 2,048 tokens at a time, and here .* at most 1,024"),
+        (Limits(neighbors=2), {"num_neighbors": 3}, "3 neighbors of each chunk .* at most 2 are read"),
+        (Limits(reading_megabytes=30), {"seq_len": 1024}, r"takes up to \d+ MB, for 1,024 tokens"),
+    ],
+)
+def test_a_run_that_reads_more_at_a_time_than_the_page_can_is_refused_and_leaves_nothing(
+    workspace, limits, settings, words
+):
+    keep_limits(workspace.home, limits)
+
+    with pytest.raises(UserError, match=words):
+        service.start_run(workspace, "places", "retro", "tiny", settings)
+
+    assert not list((workspace.folder / "runs").iterdir())
+
+
+def test_a_run_of_before_the_limits_is_not_read_where_it_reads_more_at_a_time(workspace):
+    run = prepare(workspace.folder / "runs" / "mine", workspace.corpus("places"), seq_len=64)
+    advance(run)
+    library = Library(workspace.home)
+
+    keep_limits(workspace.home, Limits(context=64))
+    assert library.run(run).config.training.seq_len == 64
+    keep_limits(workspace.home, Limits(context=63))  # it is in memory: that lets nobody in
+    with pytest.raises(UserError, match="reads 64 tokens at a time, and here it may read at most 63"):
+        library.run(run)
+
+
+@pytest.mark.parametrize(
+    ("network", "tokens"),
+    [
+        (RetroConfig(vocab_size=600_000, dim=8, enc_dim=8), 1024),  # 4.8 M parameters
+        (RetroConfig(dim=8, enc_dim=8, dim_head=2, num_heads=128, depth=128, cca_layers=(1, 64, 128)), 1024),
+        (MargeConfig(dim=96, dec_depth=12), 1024),
+    ],
+)
+def test_a_small_network_whose_shape_makes_each_reading_huge_is_refused_on_a_public_page(network, tokens):
+    quotas.check_run(PUBLIC, network, 100)
+
+    with pytest.raises(UserError, match="and here it may take at most 2,000"):
+        quotas.check_context(PUBLIC, network, tokens, 2)
+
+
+@pytest.mark.parametrize("model", ["lm", "retro", "retrofit", "marge"])
+@pytest.mark.parametrize("preset", ["tiny", "small"])
+def test_every_public_preset_reads_what_a_public_page_can(model, preset):
+    chosen = MARGE_PRESETS[preset] if model == "marge" else preset_settings(model, preset)
+    shape = MargeConfig if model == "marge" else RetroConfig
+    network = shape(**{one.name: chosen[one.name] for one in knobs(shape) if one.name in chosen})
+    training = TrainConfig(**{one.name: chosen[one.name] for one in knobs(TrainConfig) if one.name in chosen})
+
+    quotas.check_context(PUBLIC, network, chosen.get("passage_len", training.seq_len), training.num_neighbors)
+
+
+def test_no_text_is_written_with_more_neighbors_than_may_be_read(data_folder):
+    keep_limits(data_folder, Limits(neighbors=10))
+
+    assert checked_writing(data_folder, num_neighbors=10).num_neighbors == 10
+    with pytest.raises(UserError, match="50 neighbors of each chunk are asked for"):
+        checked_writing(data_folder, num_neighbors=50)
 
 
 def test_a_data_folder_that_others_use_too_stays_open_to_them(tmp_path):

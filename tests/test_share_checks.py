@@ -18,12 +18,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_sharing import TINY
 
+from retro_demo import sharing
 from retro_demo.archives import ReadingLimits
 from retro_demo.checkpoint import IMPORTED
 from retro_demo.corpus import load_corpus
 from retro_demo.errors import UserError
 from retro_demo.importing import checked_export
-from retro_demo.sharing import hash_of
+from retro_demo.sharing import hash_of, most_bytes, without_strings
 
 
 def change_json(name: str, **changes: object) -> Callable[[Path], None]:
@@ -213,6 +214,29 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
         "does not load for a stranger",
     ),
     "a corpus of another fingerprint": (change_json("corpus/corpus.json", fingerprint="0" * 16), "different"),
+    "a million of nothing in corpus.json": (
+        write("corpus/corpus.json", b'{"x": [' + b"{}," * 1_000_001 + b"{}]}"),
+        "corpus.json holds more than 1,000,000 objects and lists",
+    ),
+    "a million of nothing in reading.json": (
+        write("corpus/reading.json", b'{"warnings": [' + b"[]," * 1_000_001 + b"[]]}"),
+        "reading.json holds more than 1,000,000 objects and lists",
+    ),
+    "nothing hidden in UTF-16": (
+        write("corpus/corpus.json", ('{"\u2222": [' + "{}," * 500_001 + "{}]}").encode("utf-16")),
+        "corpus.json is no JSON file",
+    ),
+    "a document of nothing": (
+        later_line("corpus/documents.jsonl", '{"id": "a", "text": [' + "{}," * 1000 + "{}]}"),
+        "more than 1,000 bytes that are no text",
+    ),
+    "half a character": (
+        later_line(
+            "corpus/documents.jsonl",
+            '{"id": "a", "title": "", "lang": "", "group": "a", "text": "\\ud800"}',
+        ),
+        "holds what is no text",
+    ),
     "a document without text": (later_line("corpus/documents.jsonl", '{"id": "a"}'), "no document"),
     "a split of other documents": (change_json("corpus/reading.json", held_out=[True]), "not what a build"),
     "vectors in a pickle": (
@@ -225,6 +249,23 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "vectors of another kind": (write("corpus/vectors.npy", npy(np.zeros((3, 4)))), "no array of vectors"),
 }
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{[,]}", 'a "quoted" word', "one backslash \\ two \\\\", '\\"', '"', "\u2222 \u7b7b", "\n\t"]
+)
+@pytest.mark.parametrize("ascii", [True, False])
+def test_what_stands_in_texts_is_not_taken_for_structure(text, ascii):
+    written = json.dumps({"a": [text, 1, text], text: {}}, ensure_ascii=ascii).encode()
+
+    assert without_strings(written) == b": [, 1, ], : {}".join([b"{", b"}"])
+
+
+def test_files_of_a_corpus_are_bound_by_the_text_that_it_may_hold_and_never_below_a_megabyte():
+    assert most_bytes(20_000_000)["corpus/corpus.json"] == 20_000_000
+    assert most_bytes(20_000_000)["corpus/documents.jsonl"] == 160_000_000
+    assert most_bytes(1)["corpus/reading.json"] == most_bytes(1)["corpus/documents.jsonl"] == 1_000_000
+    assert "corpus/documents.jsonl" not in most_bytes(0)
 
 
 @pytest.fixture
@@ -324,6 +365,22 @@ def test_a_zip_that_holds_a_file_twice_is_refused(tmp_path, stranger):
     source = zipped(stranger, tmp_path / "twice.zip", {"config.json": b"{}"})
 
     assert "twice" in refusal(source, tmp_path / "near")
+
+
+def test_a_corpus_larger_than_its_text_may_be_is_not_unpacked(tmp_path, stranger, monkeypatch):
+    monkeypatch.setattr(sharing, "LEAST", 100)
+    seal(stranger)
+
+    with (
+        pytest.raises(UserError, match=r"corpus/corpus.json is larger than 0.001 MB, which no such"),
+        checked_export(stranger, tmp_path / "near", most_text=1000),
+    ):
+        pass
+    held = sum(
+        len(json.loads(line)["text"].encode()) for line in (stranger / "corpus/documents.jsonl").open()
+    )
+    with checked_export(stranger, tmp_path / "near", most_text=10 * held) as export:
+        assert export.text_bytes == held
 
 
 def test_more_than_may_be_read_is_refused(tmp_path, stranger):

@@ -107,6 +107,27 @@ def test_an_imported_corpus_holds_no_more_text_than_one_that_is_built_here(tmp_p
         pass
 
 
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        (Limits(context=8), "reads 32 tokens at a time, and here it may read at most 8"),
+        (Limits(neighbors=1), "2 neighbors of each chunk are asked for"),
+        (Limits(reading_megabytes=1), "Explaining a text of this run takes up to"),
+    ],
+)
+def test_a_run_that_reads_more_at_a_time_than_the_page_can_is_not_imported(
+    tmp_path, workspace, limits, words
+):
+    path, other = shares.export_zip(workspace, "first", tmp_path), other_visitor()
+    keep_limits(other.home, limits)
+    before = sorted(other.folder.rglob("*"))
+
+    with pytest.raises(UserError, match=words):
+        shares.import_zip(other, ("first.zip", path))
+
+    assert sorted(other.folder.rglob("*")) == before
+
+
 def test_a_push_from_a_full_workspace_is_refused_before_anything_is_written_or_sent(workspace, monkeypatch):
     keep_limits(workspace.home, Limits(megabytes_per_visitor=1))
     (workspace.folder / "traces" / "much").write_bytes(b"x" * 1_000_000)
