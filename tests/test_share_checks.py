@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_sharing import TINY
 
-from retro_demo import sharing
+from retro_demo import importing, sharing
 from retro_demo.archives import ReadingLimits
 from retro_demo.checkpoint import IMPORTED
 from retro_demo.corpus import load_corpus
@@ -283,8 +283,7 @@ def seal(folder: Path) -> None:
 
 
 def refusal(source: Path, near: Path, limits: ReadingLimits | None = None) -> str:
-    more = {} if limits is None else {"limits": limits}
-    with pytest.raises(UserError) as refused, checked_export(source, near, **more):
+    with pytest.raises(UserError) as refused, checked_export(source, near, limits or importing.LIMITS):
         pass
     assert not list(near.glob(".import-*"))
     return str(refused.value)

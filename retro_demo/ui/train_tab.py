@@ -249,8 +249,8 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
             chosen = {k.name: settings[k.name] for k in knobs(shape)}
             network = shape(**chosen | ({"cca_layers": ()} if kind == "lm" else {}))
             check_run(limits_of(home), network, settings["steps"])
-            size = settings["passage_len"] if kind == "marge" else settings["seq_len"]
-            check_context(limits_of(home), network, size, settings.get("num_neighbors", 0))
+            tokens = settings["passage_len"] if kind == "marge" else settings["seq_len"]
+            check_context(limits_of(home), network, tokens, settings.get("num_neighbors", 0))
         except UserError as error:
             return views.note(str(error), "warning")
         tokens = settings["batch_tokens"] if kind == "marge" else settings["batch_size"] * settings["seq_len"]
