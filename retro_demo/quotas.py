@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,13 @@ def check_run(limits: Limits, network: RetroConfig | MargeConfig, steps: int) ->
             f"The network has {count / 1e6:.1f} M parameters, and here it may have at most "
             f"{limits.parameters / 1e6:.1f} M. Choose a smaller width (dim) or fewer layers (depth)."
         )
+
+
+def check_settings(limits: Limits, network: RetroConfig | MargeConfig, settings: Mapping[str, Any]) -> None:
+    """As `check_run` and `check_reading`, for a run that is not made yet: its network and its other knobs."""
+    check_run(limits, network, settings["steps"])
+    tokens = settings["passage_len" if isinstance(network, MargeConfig) else "seq_len"]
+    check_context(limits, network, tokens, settings.get("num_neighbors", 0))
 
 
 def check_steps(limits: Limits, steps: Any) -> None:

@@ -20,7 +20,7 @@ from retro_demo.marge_config import EvidenceConfig, MargeConfig
 from retro_demo.marge_planning import marge_settings
 from retro_demo.network_size import count_parameters
 from retro_demo.presets import MARGE_PRESETS, PRESETS
-from retro_demo.quotas import check_context, check_run
+from retro_demo.quotas import check_settings
 from retro_demo.ui import zero_gpu
 from retro_demo.ui.evidence_live import evidence_live
 from retro_demo.ui.form import (
@@ -248,9 +248,7 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
             shape = MargeConfig if kind == "marge" else RetroConfig
             chosen = {k.name: settings[k.name] for k in knobs(shape)}
             network = shape(**chosen | ({"cca_layers": ()} if kind == "lm" else {}))
-            check_run(limits_of(home), network, settings["steps"])
-            tokens = settings["passage_len"] if kind == "marge" else settings["seq_len"]
-            check_context(limits_of(home), network, tokens, settings.get("num_neighbors", 0))
+            check_settings(limits_of(home), network, settings)
         except UserError as error:
             return views.note(str(error), "warning")
         tokens = settings["batch_tokens"] if kind == "marge" else settings["batch_size"] * settings["seq_len"]
