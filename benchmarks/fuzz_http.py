@@ -128,8 +128,7 @@ def _named(client: httpx.Client, home: Path, info: dict[str, Any], rng: random.R
     answer = client.post(f"gradio_api/call{name}", content=_body({"data": values}))
     who = f"{name}{values!r:.300}"
     check_answer(answer.text, home, who)
-    if answer.status_code != 200:
-        raise UserError(f"HTTP {answer.status_code}")
+    _refuse_unless_fine(answer, who)
     return _heard(client, f"gradio_api/call{name}/{answer.json()['event_id']}", home, who)
 
 
@@ -150,14 +149,27 @@ def _by_number(
     if handler["queue"] is False or rng.random() < 0.1:
         answer = client.post("gradio_api/run/predict", content=_body(body))
         check_answer(answer.text, home, who)
-        if answer.status_code != 200:
-            raise UserError(f"HTTP {answer.status_code} {answer.text[:40]}")
+        _refuse_unless_fine(answer, who)
         return answer.text
     answer = client.post("gradio_api/queue/join", content=_body(body))
-    check_answer(answer.text, home)
-    if answer.status_code != 200 or not isinstance(body["session_hash"], str):
-        raise UserError(f"HTTP {answer.status_code} {answer.text[:40]}")
+    check_answer(answer.text, home, who)
+    _refuse_unless_fine(answer, who)
+    if not isinstance(body["session_hash"], str):
+        return answer.text  # a stream that nobody can ask for
     return _heard(client, f"gradio_api/queue/data?session_hash={quote(body['session_hash'])}", home, who)
+
+
+def _refuse_unless_fine(answer: httpx.Response, who: str) -> None:
+    """Raise UserError with the words of an answer that is no result; AssertionError where it has none."""
+    if answer.status_code == 200:
+        return
+    try:
+        said = answer.json()
+    except ValueError:
+        said = None
+    words = (said.get("error") or said.get("detail")) if isinstance(said, dict) else None
+    assert words, f"HTTP {answer.status_code} without words to {who}: {answer.text[:300]}"
+    raise UserError(f"HTTP {answer.status_code} {str(words)[:60]}")
 
 
 def _heard(client: httpx.Client, place: str, home: Path, who: str) -> str:
@@ -190,6 +202,7 @@ def _routes(client: httpx.Client, home: Path, rng: random.Random, _: Path) -> ob
             headers={"content-type": ""},
         )
         check_answer(answer.text.replace(str(home.parent / "uploads"), ""), home)  # it tells where it lies
+        _refuse_unless_fine(answer, f"an upload of {name}")
         return answer.text
     route = rng.choice(("gradio_api/file=", "gradio_api/proxy=", "file/", "static/", "gradio_api/stream/"))
     path = rng.choice((*PATHS, str(home / "browser-secret"), str(home / "workspaces"), "retro_demo/cli.py"))
@@ -203,8 +216,7 @@ def _routes(client: httpx.Client, home: Path, rng: random.Random, _: Path) -> ob
         place = rng.choice(("queue/join", "run/predict", "component_server", "cancel", "reset", "call/train"))
         answer = client.post(f"gradio_api/{place}", content=_body(junk(rng)))
     check_answer(answer.text.replace(path, "") if path else answer.text, home)
-    if answer.status_code >= 400:
-        raise UserError(f"HTTP {answer.status_code}")
+    _refuse_unless_fine(answer, str(answer.request.url))
     return answer.text
 
 

@@ -54,11 +54,17 @@ def start_evaluation(
         settings=config,
     )
     folder = folder_of_evaluations(workspace, run) / request.key
+    new = not folder.exists()
     prepare_evaluation(folder, request)
-    if jobs.is_under_way(folder):
-        begin(workspace, folder, "evaluate")  # which says so
-    with jobs.without_events(folder):  # what was said before is said again: the table is kept
-        begin(workspace, folder, "evaluate")
+    try:
+        if jobs.is_under_way(folder):
+            begin(workspace, folder, "evaluate")  # which says so
+        with jobs.without_events(folder):  # what was said before is said again: the table is kept
+            begin(workspace, folder, "evaluate")
+    except BaseException:
+        if new and not jobs.is_under_way(folder):
+            shutil.rmtree(folder)  # nothing was begun, and the latest evaluation is the one that is shown
+        raise
     _drop_old(folder.parent, folder)
     return folder
 

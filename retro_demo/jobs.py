@@ -74,15 +74,16 @@ def asking(folder: Path) -> Iterator[None]:
 @contextmanager
 def without_events(folder: Path) -> Iterator[None]:
     """Begin a job anew in a folder, as one that nothing is told of yet; where that fails all stays told."""
-    path = folder / "events.jsonl"
-    before = path.read_bytes() if path.exists() else None
-    path.unlink(missing_ok=True)
+    path, before = folder / "events.jsonl", folder / "events.before"
+    if path.exists():
+        path.replace(before)  # with its time, by which the latest evaluation is known
     try:
         yield
     except BaseException:
-        if before is not None:
-            path.write_bytes(before)
+        if before.exists():
+            before.replace(path)
         raise
+    before.unlink(missing_ok=True)
 
 
 def start(folder: Path, verb: str, allowance: Allowance = UNLIMITED) -> None:

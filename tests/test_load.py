@@ -6,6 +6,10 @@ import os
 import random
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -17,8 +21,9 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from test_jobs import wait_until
 
+from benchmarks import load_visitor
 from benchmarks.load import Sample, percentile, sampled, tell, thirds, workers
-from benchmarks.load_visitor import Fault, Refused, Tally, a_document, checked, refuse
+from benchmarks.load_visitor import Fault, Refused, Tally, Visitor, a_document, checked, refuse
 from benchmarks.measuring import Report
 from retro_demo.dispatch import check_queue
 from retro_demo.errors import UserError
@@ -95,6 +100,53 @@ def test_a_tally_keeps_results_refusals_and_faults_apart():
     assert {kind: len(seconds) for kind, seconds in tally.seconds.items()} == {"search": 1}
     assert dict(tally.refusals["train"]) == {"The queue is full: N jobs wait.": 2}
     assert tally.faults == [("train", "ReadTimeout: nothing")]
+
+
+class Stuck(BaseHTTPRequestHandler):
+    """A server that takes every call and then sends heartbeats for as long as anybody listens."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        said = b'{"event_id": "1"}'
+        self.send_response(200)
+        self.send_header("content-length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        try:
+            while True:
+                self.wfile.write(b"event: heartbeat\ndata: {}\n\n")
+                time.sleep(0.02)
+        except OSError:  # nobody listens any more
+            return
+
+    def log_message(self, *_words: object) -> None:
+        return
+
+
+@pytest.fixture
+def stuck() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Stuck) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("name", ["generate", "build_corpus"])
+@pytest.mark.parametrize("left", [-1.0, 60.0])  # of the whole run, in seconds
+def test_a_call_that_is_answered_by_heartbeats_alone_is_a_fault_and_ends(stuck, monkeypatch, name, left):
+    monkeypatch.setattr(load_visitor, "SECONDS", 0.2)
+    monkeypatch.setattr(load_visitor, "BUILD_SECONDS", 0.2)
+    tally = Tally()
+    visitor = Visitor(stuck, tally, "0", time.monotonic() + left, (0, 0))
+
+    with httpx.Client(base_url=stuck) as visitor.http, pytest.raises(Fault, match="heartbeats alone"):
+        visitor._call(name, "code")
+
+    assert tally.faults == [(name, "heartbeats alone for 0.2 s")]
 
 
 def test_percentiles_are_figures_that_were_measured():

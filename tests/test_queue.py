@@ -17,9 +17,11 @@ from conftest import records, write_jsonl
 from test_jobs import wait_until
 from test_train import prepare
 
-from retro_demo import dispatch, jobs, service, tickets
+from retro_demo import dispatch, evaluations, jobs, service, tickets
 from retro_demo.allowance import UNLIMITED, Allowance
 from retro_demo.errors import UserError
+from retro_demo.evaluate_config import EvaluateConfig
+from retro_demo.evaluation_request import Request, prepare_evaluation
 from retro_demo.limits import Limits, keep_limits
 from retro_demo.views import standing
 from retro_demo.workspace import Workspace, new_code
@@ -183,6 +185,34 @@ def test_a_full_queue_says_so_and_leaves_nothing_behind(home):
         service.start_run(other, "places", "lm", "tiny", {"seq_len": 32})
 
     assert not list((other.folder / "runs").iterdir())
+
+
+def test_an_evaluation_that_is_refused_hides_none_of_those_before(home):
+    keep_limits(home, Limits(running=1, waiting=1))
+    one, other, shipped = visitor(home), visitor(home), "sample:factbook-retrofit"
+    dispatch.begin(one, run_of(one, "blocker"), "train")
+    waiting_job(home, one, "waits")
+    brought = evaluations.shown_evaluation(other, shipped)
+    place = evaluations.folder_of_evaluations(other, shipped)
+
+    with pytest.raises(UserError, match="The queue is full"):
+        evaluations.start_evaluation(other, shipped, EvaluateConfig(seed=1))
+
+    assert brought == other.run(shipped) / "evaluation"
+    assert evaluations.shown_evaluation(other, shipped) == brought
+    assert not list(place.iterdir())
+
+    earlier, latest = (Request(shipped, settings=EvaluateConfig(seed=seed)) for seed in (1, 2))
+    for at, request in ((1_000_000_000, earlier), (1_000_000_100, latest)):
+        prepare_evaluation(place / request.key, request)
+        (place / request.key / "events.jsonl").write_text('{"event": "stopped"}\n')
+        os.utime(place / request.key / "events.jsonl", (at, at))
+
+    with pytest.raises(UserError, match="The queue is full"):
+        evaluations.start_evaluation(other, shipped, earlier.settings)
+
+    assert evaluations.shown_evaluation(other, shipped) == place / latest.key
+    assert jobs.status(place / earlier.key).state == "stopped"
 
 
 def test_many_at_once_get_no_more_places_than_there_are(home):
