@@ -73,8 +73,8 @@ def main() -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    if options.mcp and (missing := mcp_missing()):
-        print(missing, file=sys.stderr)
+    if options.mcp and (why := mcp_missing() or mcp_uncounted(limits, options.behind_proxy)):
+        print(why, file=sys.stderr)
         return 2
     os.environ.setdefault("GRADIO_TEMP_DIR", str(home / UPLOADS))  # not where other programs' files are
     demo, prepare = build_app(home, warning, limits)
@@ -106,6 +106,20 @@ def mcp_missing() -> str:
         f"mcp {found} is installed, which gradio cannot use" if found else "the package mcp is not installed"
     )
     return f"--mcp cannot be had: {seen}. Run pip install -r requirements-mcp.txt, or leave --mcp out."
+
+
+def mcp_uncounted(limits: Limits, proxies: int) -> str:
+    """Why --mcp does not go with a limit of requests here, and what to do; "" where it does.
+
+    Gradio asks itself what a tool is asked for, from this machine, and passes the headers on.
+    """
+    if not limits.requests_per_minute or proxies:
+        return ""
+    return (
+        "--mcp cannot be had with a limit of requests: the calls of all its visitors come from this machine, "
+        "and whose they are only a proxy before it can say. Add --behind-proxy N if there are such, leave "
+        "--mcp out, or let nobody be counted with --requests-per-minute 0."
+    )
 
 
 def serve(

@@ -16,7 +16,17 @@ from typing import Any
 import torch
 
 from benchmarks.fuzz import Target
-from benchmarks.fuzz_inputs import STRINGS, a_document, an_archive, as_json, changed, damaged, junk
+from benchmarks.fuzz_inputs import (
+    STRINGS,
+    a_document,
+    an_archive,
+    as_json,
+    changed,
+    damaged,
+    damaged_tensors,
+    junk,
+)
+from benchmarks.fuzz_shares import import_targets, make_exports
 from retro_demo import cli, figures, job_views, jobs
 from retro_demo.building import build_corpus, prepare_corpus
 from retro_demo.change_config import AddConfig, WeighConfig
@@ -73,6 +83,7 @@ def targets_of(folder: Path) -> dict[str, Target]:
     """All targets; a small corpus and a small run to damage are made below the folder."""
     corpus, run = _a_corpus(folder / "a corpus"), folder / "a run"
     _a_run(run, corpus)
+    exports = make_exports(folder, corpus, run, EVENTS)
     (folder / "work").mkdir()
     return {
         "documents": _documents,
@@ -86,7 +97,8 @@ def targets_of(folder: Path) -> dict[str, Target]:
         "events.jsonl": _events,
         "corpus.json": partial(_manifest, corpus),
         "corpus files": partial(_corpus_files, corpus),
-        "flags": partial(_flags, corpus, run),
+        **import_targets(exports),
+        "flags": partial(_flags, corpus, run, exports["retro"]),
     }
 
 
@@ -172,28 +184,17 @@ def _run_config(run: Path, rng: random.Random, folder: Path) -> object:
     return config.model, load_model(run)
 
 
-def _damaged_tensors(rng: random.Random, data: bytes) -> bytes:
-    """A safetensors file with its header changed, keeping its length right, or with any bytes damaged."""
-    size = int.from_bytes(data[:8], "little")
-    if rng.random() < 0.4:
-        return damaged(rng, data[: 8 + size + 200]) + data[8 + size + 200 :]
-    header = changed(rng, json.loads(data[8 : 8 + size]))
-    text = json.dumps(header).encode("utf-8", "surrogatepass")
-    length = len(text) if rng.random() < 0.9 else rng.choice((0, 1, 2**31, 2**63, 2**64 - 1))
-    return length.to_bytes(8, "little") + text + data[8 + size :]
-
-
 def _weights(run: Path, rng: random.Random, folder: Path) -> object:
     run = _copied(run, folder)
     path = run / "model.safetensors"
-    path.write_bytes(_damaged_tensors(rng, path.read_bytes()))
+    path.write_bytes(damaged_tensors(rng, path.read_bytes()))
     return load_model(run)
 
 
 def _state(run: Path, rng: random.Random, folder: Path) -> object:
     run = _copied(run, folder)
     path = run / "state.safetensors"
-    path.write_bytes(_damaged_tensors(rng, path.read_bytes()))
+    path.write_bytes(damaged_tensors(rng, path.read_bytes()))
     model = RETRO(read_any_config(run).network)  # pyright: ignore[reportArgumentType]
     saved_step(run), saved_processes(run)
     return load_state(run, model, torch.optim.AdamW(model.parameters()))
@@ -256,8 +257,11 @@ def _corpus_files(corpus: Path, rng: random.Random, folder: Path) -> object:
     return _used(copy)
 
 
-def _flags(corpus: Path, run: Path, rng: random.Random, folder: Path) -> object:
-    """A command line of known verbs and flags with junk for values, run where it can do no harm."""
+def _flags(corpus: Path, run: Path, export: Path, rng: random.Random, folder: Path) -> object:
+    """A command line of known verbs and flags with junk for values, run where it can do no harm.
+
+    No junk has a slash, so no push finds a repository.
+    """
     os.chdir(folder)
     place = {"corpus": str(corpus), "run": str(run)}
     verbs = {
@@ -270,6 +274,9 @@ def _flags(corpus: Path, run: Path, rng: random.Random, folder: Path) -> object:
         "forget": [place["corpus"], "d1", "--out", "f"],
         "add-documents": [place["corpus"], "nothing.txt", "--out", "a"],
         "weigh": [place["run"], "nothing"],
+        "export": [place["run"], "--out", "x"],
+        "import": [str(export), "--as", "i"],
+        "push": [place["run"], "--repo", "nobody"],
     }
     verb = rng.choice(list(verbs))
     words = [verb, *verbs[verb]]

@@ -11,6 +11,7 @@ import os
 import random
 import re
 import shutil
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ import httpx
 
 from benchmarks.fuzz import Tally, run_target
 from benchmarks.fuzz_inputs import STRINGS, a_document, junk
+from benchmarks.fuzz_shares import damaged_export
 from benchmarks.serving import served_page
 from retro_demo.errors import UserError
+from retro_demo.exporting import write_zip
 from retro_demo.pipeline import ensure_sample
 
 PROGRAM_FAULT = "Something went wrong inside the program"
@@ -91,6 +94,7 @@ def ask_the_page(seed: int, numbers: range, folder: Path) -> dict[str, Tally]:
         ways = {
             "http, named endpoints": partial(_named, client, home, client.get("gradio_api/info").json()),
             "http, handlers by number": partial(_by_number, client, home, config),
+            "http, imports": partial(_imports, client, home, sorted((folder / "exports").iterdir())),
             "http, routes": partial(_routes, client, home),
         }
         return {name: run_target(way, name, seed, numbers, folder) for name, way in ways.items()}
@@ -125,11 +129,7 @@ def _named(client: httpx.Client, home: Path, info: dict[str, Any], rng: random.R
         values[rng.randrange(rng.random() < 0.9, len(values))] = _value(rng)
     if rng.random() < 0.05:
         values = values[: rng.randrange(len(values) + 1)] + [junk(rng)] * rng.randrange(3)
-    answer = client.post(f"gradio_api/call{name}", content=_body({"data": values}))
-    who = f"{name}{values!r:.300}"
-    check_answer(answer.text, home, who)
-    _refuse_unless_fine(answer, who)
-    return _heard(client, f"gradio_api/call{name}/{answer.json()['event_id']}", home, who)
+    return _called(client, home, name, values)
 
 
 def _by_number(
@@ -218,6 +218,33 @@ def _routes(client: httpx.Client, home: Path, rng: random.Random, _: Path) -> ob
     check_answer(answer.text.replace(path, "") if path else answer.text, home)
     _refuse_unless_fine(answer, str(answer.request.url))
     return answer.text
+
+
+def _imports(
+    client: httpx.Client, home: Path, exports: Sequence[Path], rng: random.Random, folder: Path
+) -> object:
+    """A damaged export, uploaded and imported by a visitor who then deletes everything."""
+    source, code = damaged_export(rng.choice(exports), rng, folder), f"{rng.getrandbits(96):024x}"
+    if source.is_dir():
+        write_zip(source, folder / "packed.zip")  # a visitor has no other way
+        source = folder / "packed.zip"
+    content = source.read_bytes()
+    sent = client.post("gradio_api/upload", files={"files": ("e.zip", content)}, headers={"content-type": ""})
+    _refuse_unless_fine(sent, "an upload")
+    file = {"path": sent.json()[0], "orig_name": "e.zip", "meta": {"_type": "gradio.FileData"}}
+    try:
+        return _called(client, home, "/import_run", [code, file, ""])
+    finally:
+        _called(client, home, "/delete_my_data", [code, True])
+
+
+def _called(client: httpx.Client, home: Path, name: str, values: list[Any]) -> str:
+    """All that a named endpoint answers; raises UserError where it refuses."""
+    who = f"{name}{values!r:.300}"
+    answer = client.post(f"gradio_api/call{name}", content=_body({"data": values}))
+    check_answer(answer.text, home, who)
+    _refuse_unless_fine(answer, who)
+    return _heard(client, f"gradio_api/call{name}/{answer.json()['event_id']}", home, who)
 
 
 def _value(rng: random.Random) -> Any:

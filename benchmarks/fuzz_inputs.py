@@ -107,6 +107,17 @@ def damaged(rng: random.Random, data: bytes) -> bytes:
     return bytes(content)
 
 
+def damaged_tensors(rng: random.Random, data: bytes) -> bytes:
+    """A safetensors file with its header changed, keeping its length right, or with any bytes damaged."""
+    size = int.from_bytes(data[:8], "little")
+    if rng.random() < 0.4:
+        return damaged(rng, data[: 8 + size + 200]) + data[8 + size + 200 :]
+    header = changed(rng, json.loads(data[8 : 8 + size]))
+    text = json.dumps(header).encode("utf-8", "surrogatepass")
+    length = len(text) if rng.random() < 0.9 else rng.choice((0, 1, 2**31, 2**63, 2**64 - 1))
+    return length.to_bytes(8, "little") + text + data[8 + size :]
+
+
 def changed(rng: random.Random, value: Any) -> Any:
     """A JSON value with one to three of its parts replaced, removed, renamed or added."""
     value = copy.deepcopy(value)

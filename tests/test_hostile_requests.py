@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from marge_helpers import make_marge_run
 from page_helpers import page_home
+from test_train import advance, prepare
 
 from benchmarks.serving import served_page
+from retro_demo.limits import PRIVATE, Limits, keep_limits
 from retro_demo.ui.refusals import sendable
-from retro_demo.workspace import new_code
+from retro_demo.workspace import Workspace, new_code
 
 ROOT = Path(__file__).resolve().parent.parent
 JUNK = [None, True, -1, 1.5, float("nan"), "\ud800", "\0", "../../etc/passwd", [1, [2]], {"a": {"b": None}}]
@@ -77,18 +83,115 @@ def test_what_gradio_refuses_is_refused_in_words(client, home, values):
         assert "The values that were sent are not what this takes" in asked(client, name, values), name
 
 
-def test_each_handler_of_the_page_survives_junk_of_each_type_by_its_number(client, home):
-    faults = []
-    for handler in client.get("config").json()["dependencies"]:
-        for junk in JUNK:
-            values = [new_code(), *[junk] * 40][: len(handler["inputs"])]
-            body = {"data": values, "fn_index": handler["id"], "session_hash": f"h{handler['id']}"}
-            content = json.dumps(body).encode("utf-8", "surrogatepass")
-            said = client.post("gradio_api/run/predict", content=content).text
-            bad = (*SHOWN_NEVER, str(home), "Internal Server Error", '"error":null')
-            faults += [(handler["api_name"], junk, said) for one in bad if one in said]
+def handlers(client: httpx.Client, *, queued: bool) -> list[dict[str, Any]]:
+    """The events of the page that the server answers, in its queue or outside."""
+    known = client.get("config").json()["dependencies"]
+    return [one for one in known if one["backend_fn"] and (one["queue"] is not False) == queued]
+
+
+def faulty(said: str, home: Path) -> bool:
+    """Whether an answer shows what it never should, or is an error without words."""
+    bare = said.replace(" ", "")
+    return any(one in said for one in (*SHOWN_NEVER, str(home), "Internal Server Error")) or (
+        '"error":null' in bare or '"error":""' in bare
+    )
+
+
+def sent(client: httpx.Client, handler: dict[str, Any], values: list[Any], session: str) -> str:
+    """All that is answered to an event of the page, named by its number, where the page would ask it."""
+    body = {"data": values, "fn_index": handler["id"], "session_hash": session}
+    content = json.dumps(body).encode("utf-8", "surrogatepass")
+    if handler["queue"] is False:
+        return client.post("gradio_api/run/predict", content=content).text
+    asked = client.post("gradio_api/queue/join", content=content)
+    if asked.status_code != 200:
+        return asked.text
+    said = ""
+    with client.stream("GET", f"gradio_api/queue/data?session_hash={session}") as stream:
+        for line in stream.iter_lines():
+            said += line
+            if "process_completed" in line or "close_stream" in line:
+                break
+    assert "process_completed" in said, said  # or no code of the handler was reached
+    return said
+
+
+def test_each_handler_of_the_page_outside_the_queue_survives_junk_of_each_type_by_its_number(client, home):
+    faults, asked = [], 0
+    for handler in handlers(client, queued=False):
+        forged = (JUNK[handler["id"] % len(JUNK)], "first")  # a code that is none
+        for code, junk in [forged, *((new_code(), junk) for junk in JUNK[handler["id"] % 3 :: 3])]:
+            values = [code, *[junk] * 40][: len(handler["inputs"])]
+            said = sent(client, handler, values, f"h{handler['id']}")
+            faults += [(handler["api_name"], code, junk, said)] if faulty(said, home) else []
+            asked += 1
 
     assert not faults
+    assert asked > 250
+
+
+def test_each_queued_handler_survives_junk_in_every_place(client, home):
+    faults, asked = [], 0
+    for handler in handlers(client, queued=True):
+        values = [new_code(), *[JUNK[(handler["id"] + at) % len(JUNK)] for at in range(40)]]
+        said = sent(client, handler, values[: len(handler["inputs"])], f"q{handler['id']}")
+        faults += [(handler["api_name"], handler["targets"], said[-600:])] if faulty(said, home) else []
+        asked += 1
+
+    assert not faults
+    assert asked > 50
+
+
+@pytest.fixture
+def own(home, client, small_folder) -> Iterator[Workspace]:
+    """A workspace with a corpus, a run on it and a MARGE, in which one job works and few may wait."""
+    space = Workspace.open(home, new_code())
+    corpus = shutil.copytree(small_folder, space.folder / "corpora" / "islands")
+    advance(prepare(space.folder / "runs" / "first", corpus, steps=2))
+    make_marge_run(space.folder / "runs" / "several", corpus)
+    keep_limits(home, Limits(running=1, waiting=2, new_tokens=8))
+    yield space
+    keep_limits(home, PRIVATE)
+    assert "deleted_bytes" in asked(client, "/delete_my_data", [space.folder.name, True])  # ends its jobs
+
+
+LAST = ("begin", "go_on", "lengthen", "train", "call_it", "remove", "resume", "evaluate", "change", "delete")
+"""Handlers that start jobs, rename or delete come after those that look at what there is."""
+
+
+def as_a_page(config: dict[str, Any], handler: dict[str, Any], code: Any, junk: int) -> list[Any]:
+    """What an own page would send: names of the workspace, usual settings, and junk in each text."""
+    components = {component["id"]: component for component in config["components"]}
+    values: list[Any] = []
+    for at, number in enumerate(handler["inputs"]):
+        kind, props = components[number]["type"], components[number]["props"]
+        name = str(props.get("elem_id"))
+        if at == 0:
+            values.append(code)
+        elif kind == "dropdown" and ("run" in name or "corpus" in name):
+            marge = name in ("marge-write-run", "evidence-run")
+            values.append("islands" if "corpus" in name else "several" if marge else "first")
+        elif kind in ("textbox", "state", "browserstate", "api"):
+            values.append(JUNK[(junk + at) % len(JUNK)])
+        else:
+            values.append(props.get("value"))
+    return values
+
+
+def test_each_queued_handler_survives_junk_beside_names_that_are_there(client, home, own):
+    """Junk in every place is refused at the first; here the rest is what a page would send."""
+    config, code = client.get("config").json(), own.folder.name
+    for handler in handlers(client, queued=False):  # the page opens its tabs: their lists hold what is there
+        sent(client, handler, [code, *[None] * 40][: len(handler["inputs"])], "own")
+    faults, done = [], []
+    for handler in sorted(handlers(client, queued=True), key=lambda one: one["api_name"].startswith(LAST)):
+        for first in (code, JUNK[handler["id"] % len(JUNK)]):
+            said = sent(client, handler, as_a_page(config, handler, first, handler["id"]), "own")
+            faults += [(handler["api_name"], first, said[-600:])] if faulty(said, home) else []
+            done += [handler["api_name"]] if '"success":true' in said.replace(" ", "") else []
+
+    assert not faults
+    assert len(set(done)) > 15, done
 
 
 def test_a_value_that_no_answer_could_quote_does_not_end_the_stream(client):

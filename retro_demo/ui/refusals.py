@@ -36,7 +36,8 @@ class Page(gr.Blocks):
         try:
             if not block_fn.fn:
                 raise gr.Error("That is done in the browser: there is nothing to ask the server for.")
-            return await super().preprocess_data(block_fn, sendable(inputs), *values, **named)
+            given = await super().preprocess_data(block_fn, sendable(inputs), *values, **named)
+            return [_as_browsers_send(*pair) for pair in zip(block_fn.inputs, given, strict=True)]
         except gr.Error as error:
             raise gr.Error(error.message[:200], print_exception=False) from None
         except Exception as error:
@@ -46,6 +47,15 @@ class Page(gr.Blocks):
                 "was not uploaded here. The API page lists what each endpoint takes.",
                 print_exception=False,
             ) from None
+
+
+def _as_browsers_send(block: Any, value: Any) -> Any:
+    """A value as a handler expects it: a text box has a text, a list that takes any text has texts."""
+    if isinstance(block, gr.Textbox):
+        return "" if value is None else value
+    if isinstance(block, gr.Dropdown) and block.allow_custom_value and value is not None:
+        return [str(one) for one in value] if isinstance(value, list) and block.multiselect else str(value)
+    return value
 
 
 def sendable(value: Any) -> Any:
