@@ -115,7 +115,7 @@ def write_zip(folder: Path, path: Path) -> None:
 @contextmanager
 def _unfinished(out: Path) -> Iterator[Path]:
     """A folder to write to that becomes `out` at the end, or nothing."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not out.name or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise UserError(f"{out} is there already. Name a folder that is not, with --out.")
     folder = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(folder, ignore_errors=True)

@@ -125,6 +125,8 @@ def _told(manifest: Manifest) -> dict[str, object]:
 
 
 def _import(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
+    if options.name is not None and options.name.name in ("", ".."):
+        raise UserError(f"--as is {str(options.name)!r}, which names no folder to make. Give it a name.")
     near = (options.name or Path("x")).absolute().parent
     with checked_export(options.source, near) as export:
         out = options.name or Path(export.manifest.name)

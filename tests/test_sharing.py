@@ -290,6 +290,15 @@ def test_an_export_takes_no_place_that_is_taken(tmp_path, capsys, trained):
     assert not list(tmp_path.glob(".import-*"))
 
 
+@pytest.mark.parametrize("nowhere", ["", ".", ".."])
+def test_a_place_without_a_name_is_refused(tmp_path, capsys, trained, monkeypatch, nowhere):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+
+    assert "is there already" in refused(capsys, "export", trained, "--out", nowhere)
+    assert "names no folder" in refused(capsys, "import", TINY, "--as", nowhere)
+
+
 def test_the_same_export_is_the_same_zip(tmp_path, trained):
     for name in ("one", "two"):
         export_run(trained, tmp_path / name)
