@@ -292,12 +292,6 @@ def check_ready(workspace: Workspace, run: str, corpus: str = "") -> None:
         )
 
 
-def stop_waiting(workspace: Workspace, run: str, corpus: str) -> None:
-    """Stop what is made of a corpus for the tokenizer of a run, where this visitor asked for it."""
-    if corpus:
-        swaps.stop_edition(workspace, workspace.run(run), built_corpus(workspace, corpus))
-
-
 def statistics(folder: Path) -> dict[str, Any] | None:
     """The figures of a built corpus with its warnings, None before it is built."""
     if not is_built(folder):

@@ -175,7 +175,7 @@ def test_a_corpus_neither_goes_nor_changes_while_it_is_made_for_a_run(home, visi
             service.resume_build(visitor, "other")
         shutil.rmtree(visitor.corpus("other") / CHANGE)
 
-        service.stop_waiting(visitor, "little", "other")
+        swaps.stop_edition(visitor, visitor.run("little"), visitor.corpus("other"))
         corpus_changes.delete_corpus(visitor, "other")
     dispatch.start_next(home)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from retro_demo import job_views, service
+from retro_demo import job_views, service, swaps
 from retro_demo.errors import UserError
 from retro_demo.library import Library
 from retro_demo.ui.form import shows_errors
@@ -38,7 +38,8 @@ class Lane:
             yield gr.skip()
             for build in service.wait_for_corpus(workspace, name, other) if name else ():
                 if name and self._stopped.get(code):
-                    service.stop_waiting(workspace, name, other)
+                    if other:
+                        swaps.stop_edition(workspace, workspace.run(name), workspace.corpus(other))
                     raise UserError("You stopped it: no text is written.")
                 yield job_views.waiting(build, "The corpus is being prepared")
 
