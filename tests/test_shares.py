@@ -112,7 +112,6 @@ def test_an_imported_corpus_holds_no_more_text_than_one_that_is_built_here(tmp_p
     [
         (Limits(context=8), "reads 32 tokens at a time, and here it may read at most 8"),
         (Limits(neighbors=1), "2 neighbors of each chunk are asked for"),
-        (Limits(reading_megabytes=1), "Explaining a text of this run takes up to"),
     ],
 )
 def test_a_run_that_reads_more_at_a_time_than_the_page_can_is_not_imported(
