@@ -31,6 +31,7 @@ from retro_demo.troubles import why_interrupted
 
 PATIENCE = 2.0  # seconds; a look (is_running) may hold a lock for an instant
 LOOK_PATIENCE = 0.2  # likewise, where another look is the likely reason
+LEAVING = 5.0  # seconds; a worker that has told its end is gone in less
 LOG_TAIL = 4000
 ASKED = "stop"  # a note in the folder of a driven job, which no signal can stop
 DRIVEN = "driven"  # stands in its pid file, in place of a number
@@ -160,6 +161,16 @@ def kill(folder: Path) -> None:
 def is_under_way(folder: Path) -> bool:
     """Whether a job is running in the folder or waits to."""
     return tickets.waiting_ticket(folder) is not None or is_running(folder)
+
+
+def is_at_work(folder: Path) -> bool:
+    """As `is_under_way`, but not for a process that has told its end: for that one this waits to leave."""
+    until = time.monotonic() + LEAVING
+    while is_under_way(folder):
+        if status(folder).under_way or time.monotonic() >= until:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def stop_asked(folder: Path) -> bool:

@@ -140,7 +140,7 @@ def start_run(
     check_space(workspace)
     check_steps(limits_of(workspace.home), settings.get("steps", 0))
     place = built_corpus(workspace, corpus)
-    if jobs.is_under_way(place):
+    if jobs.is_at_work(place):
         raise UserError(
             f"{corpus_title(corpus)} is being changed, and a run of before could not go on. Wait."
         )
@@ -214,14 +214,14 @@ def resume_run(workspace: Workspace, run: str) -> None:
 def _check_unchanging(workspace: Workspace, run: str) -> None:
     """Raise UserError while the corpus of a run is being changed, or waits to be."""
     title, folder = corpus_of_run(workspace, run)
-    if is_built(folder) and jobs.is_under_way(folder):
+    if is_built(folder) and jobs.is_at_work(folder):
         raise UserError(f"{title} is being changed, and {run} reads it. Wait for the end of that.")
 
 
 def lengthen_run(workspace: Workspace, run: str, steps: int) -> None:
     """Give a run more steps and start it again."""
     folder = own_run(workspace, run)
-    if jobs.is_under_way(folder):
+    if jobs.is_at_work(folder):
         raise UserError(f"{run} is running or waits to. Stop it first, or wait for its end.")
     check_space(workspace)
     _check_unchanging(workspace, run)

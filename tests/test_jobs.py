@@ -238,6 +238,21 @@ def test_a_corpus_that_a_run_reads_is_not_deleted_under_it(workspace, small_fold
     assert not corpus.exists()
 
 
+def test_a_run_begins_at_the_moment_its_corpus_is_told_to_be_built(workspace, tmp_path):
+    """Its process takes a while to leave."""
+    corpus = service.start_build(
+        workspace, [("p.jsonl", write_jsonl(tmp_path / "p.jsonl", records()))], "at once", SMALL
+    )
+    while jobs.status(workspace.corpus(corpus)).state != "finished":
+        time.sleep(0.002)
+
+    run = service.start_run(workspace, corpus, "lm", "tiny", {"steps": 1, "dim": 16, "depth": 1}, "at once")
+
+    for _ in service.follow(workspace.run(run)):
+        pass
+    assert jobs.status(workspace.run(run)).state == "finished"
+
+
 def test_what_is_being_worked_on_is_not_deleted(workspace):
     folder = filled(workspace, "one")
 
