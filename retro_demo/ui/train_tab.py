@@ -300,12 +300,13 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
     # another model may begin from other runs, and has other settings even with the same base
     offered = [visitor, corpus, model, base]
     adapted = model.input(adapt, [model, preset], [preset, knobs_of_retro, knobs_of_marge], **QUIET)
-    adapted.then(offer_bases, offered, base, **QUIET).then(fill, planned, widgets, **QUIET)
+    filled = adapted.then(offer_bases, offered, base, **QUIET).then(fill, planned, widgets, **QUIET)
     corpus.change(offer_bases, offered, base, **QUIET)
     base.focus(offer_more, [visitor, corpus, model], base, **QUIET)
     guessed = [model, preset, base, *widgets]
-    gr.on([model.input, base.change, *(each.change for each in widgets)], guess, guessed, estimate, **QUIET)
-    arrival.then(guess, guessed, estimate, **QUIET)
+    gr.on([base.change, *(each.change for each in widgets)], guess, guessed, estimate, **QUIET)
+    for known in (filled, arrival):  # behind the offer: a base that another model has not would be refused
+        known.then(guess, guessed, estimate, **QUIET)
     for begun, look in ((arrival.then, refresh), (tab.select, look_again)):
         looked = begun(look, chosen, [corpus, run, listing], **QUIET)
         looked.then(follow, [visitor, run, shown_before], followed, **QUIET)
