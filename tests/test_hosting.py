@@ -159,7 +159,7 @@ def test_what_the_image_holds_is_enough_to_serve_and_to_be_found_healthy(tmp_pat
         assert ask() == 0
     finally:
         server.send_signal(signal.Signals[told("STOPSIGNAL")[0]])
-        server.wait(60)
+        server.wait(180)
 
 
 def test_the_image_gets_nothing_that_the_dockerfile_does_not_copy():

@@ -27,7 +27,7 @@ from retro_demo.events import Failed, append_event
 from retro_demo.janitor import delete_workspace
 from retro_demo.library import Library
 from retro_demo.limits import Limits, keep_limits
-from retro_demo.ui.lane import waiting_before
+from retro_demo.ui.lane import Lane
 from retro_demo.ui.workspace_drawer import forget_visitor
 from retro_demo.workspace import Workspace, is_built, new_code
 
@@ -228,17 +228,17 @@ def test_why_an_edition_failed_is_told_once_and_then_it_is_tried_again(home, vis
 
 
 def test_the_page_tells_how_the_edition_comes_along_and_stop_ends_its_job(home, visitor):
-    known, code = Library(home), visitor.folder.name
+    lane, code = Lane(Library(home)), visitor.folder.name
     with no_place_free(home):
-        steps = waiting_before(known)(code, "little", "other")
+        steps = lane.waiting()(code, "little", "other")
         next(steps)
         assert "it waits for its turn, place 1 of 1 in the queue" in next(steps)
-        known.ask_to_stop(code)
+        lane.stopping()(code)
         with pytest.raises(gr.Error, match="You stopped it"):
             list(steps)
         assert not jobs.is_under_way(edition(visitor))
 
-    *_, last = waiting_before(known)(code, "little", "other")
+    *_, last = lane.waiting()(code, "little", "other")
     assert "The corpus is being prepared" in last
     assert is_built(edition(visitor))
 
