@@ -28,7 +28,7 @@ SMALL = {
     "save_every": 20,
     "eval_every": 20,
 }
-ENDLESS = 4000  # steps
+ENDLESS = {"steps": 5000, "batch_size": 32, "save_every": 20}
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_one_goes_from_upload_to_verdict_while_the_other_tries_all_doors(
     page.locator("#base input").click()  # the run that ended a moment ago is offered, without another look
     expect(page.get_by_role("option", name="plain")).to_be_visible(timeout=LONG)
     page.keyboard.press("Escape")
-    train(author, "retrofit", "reader", {"steps": ENDLESS, "save_every": 20})
+    train(author, "retrofit", "reader", ENDLESS)
     expect(page.locator("#run-status .badge")).to_have_text("running", timeout=LONG)
 
     for link in ("?run=reader&tab=train", f"?run=../../{folder.name}/runs/reader&tab=train"):
@@ -165,7 +165,7 @@ def test_one_goes_from_upload_to_verdict_while_the_other_tries_all_doors(
     # the author stops it, and trains one to its end, with a verdict
     page.locator("#stop-training").click()
     expect(page.locator("#run-status .badge")).to_contain_text("stopped", timeout=LONG)
-    train(author, "retrofit", "short", {"steps": 60})
+    train(author, "retrofit", "short", {"steps": 60, "batch_size": 2})
     ended(author)
     author.tab("Evaluate")
     author.choose("evaluate-run", "short")
@@ -214,7 +214,8 @@ def test_one_goes_from_upload_to_verdict_while_the_other_tries_all_doors(
     assert author.outside == []
     assert stranger.outside == []
     assert author.errors == []
-    assert stranger.errors == []
+    # a look that is refused is a 500 to Gradio, and to the console of who asked
+    assert not [error for error in stranger.errors if "status of 500" not in error]
 
 
 def weights_of(folder: Path) -> dict[str, bytes]:
