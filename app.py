@@ -10,6 +10,9 @@ import os
 
 # before gradio and torch are imported: no calls home, and idle threads that leave cores to others
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+# nor a table of the last 10,000 calls, made anew after each of them for a page of figures that is shut
+os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = "1000000000"
+os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "100"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: fresh memory costs a tenth
 

@@ -3,9 +3,10 @@
     .venv/bin/python -m benchmarks.load [--visitors 50] [--minutes 30] [--seed 0]
 
 Starts `app.py --public` on a free port with a data folder of its own, then as many visitors as threads
-(load_visitor.py). One limit is raised: all come from one address here, so it gets the requests of as many
-addresses. Exit code 1 where an answer was neither a result nor a clear refusal, or where something is left
-in the queue or at work at the end. Linux only: memory and open files come from /proc.
+(load_visitor.py). Limits of an address are raised, because all come from one here: it gets the requests
+of as many addresses, and any number of places in both queues. Exit code 1 where an answer was neither a
+result nor a clear refusal, or where something is left in the queue or at work at the end. Linux only:
+memory and open files come from /proc.
 """
 
 from __future__ import annotations
@@ -211,7 +212,9 @@ def main() -> int:
         for name in ("factbook2015", "udhr44"):  # what the page would build at its start
             list(ensure_sample(f"sample:{name}"))
         rate = PUBLIC.requests_per_minute * visitors
-        flags = ("--public", "--requests-per-minute", str(rate))
+        flags = ("--public", "--requests-per-minute", str(rate), "--waiting-per-address", "0")
+        flags += ("--calls-per-address", "0", "--upload-megabytes-per-hour", "0")
+        flags += ("--calls-per-address", "0", "--upload-megabytes-per-hour", "0")
         with log.open("wb") as told, served_app(home, *flags, told=told) as (url, server):
             begun, over = time.monotonic(), threading.Event()
             spying = threading.Thread(target=watch, args=(server.pid, home, begun, over, samples))

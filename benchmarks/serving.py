@@ -13,28 +13,20 @@ from pathlib import Path
 from typing import IO
 from urllib.request import urlopen
 
+from retro_demo.limits import PRIVATE, Limits
+
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 120.0  # seconds until a server answers
 
 
 @contextmanager
-def served_page(home: Path) -> Iterator[str]:
-    """The address of the page over a data folder, in this process; it takes uploads of up to 1 MB."""
-    from starlette.middleware import Middleware  # here: who measures a start must not have read these before
-
+def served_page(home: Path, limits: Limits = PRIVATE) -> Iterator[str]:
+    """The address of the page over a data folder, in this process, behind the doors of app.py."""
+    from app import serve  # here: who measures a start must not have read these before
     from retro_demo.ui.page import build_app
-    from retro_demo.ui.security import SecurityHeaders
 
-    demo, _ = build_app(home)
-    _, address, _ = demo.launch(
-        prevent_thread_lock=True,
-        quiet=True,
-        ssr_mode=False,
-        run_history=False,
-        enable_monitoring=False,
-        max_file_size="1mb",
-        app_kwargs={"middleware": [Middleware(SecurityHeaders)]},
-    )
+    demo, _ = build_app(home, "", limits)
+    address = serve(demo, home, None, None)
     try:
         yield address
     finally:

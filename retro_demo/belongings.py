@@ -9,6 +9,7 @@ by its age.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from retro_demo.editions import EDITIONS
 from retro_demo.errors import UserError
-from retro_demo.whole_files import append_line
+from retro_demo.whole_files import append_line, replacing
 from retro_demo.workspace import Workspace, disk_use
 
 NOTES = "files.jsonl"  # in the folder of a workspace
@@ -26,7 +27,7 @@ EXPORTS = "exports.jsonl"  # beside it; of several with one name only the last i
 def note_files(workspace: Workspace, paths: Iterable[Path]) -> None:
     """Keep in mind that these files, or editions, are the visitor's; raises UserError where that is gone."""
     workspace.check_there()
-    known = _read(workspace.folder / NOTES)
+    known = set(_read(workspace.folder / NOTES))
     for path in dict.fromkeys(path.resolve() for path in paths):
         if path not in known:
             append_line(workspace.folder / NOTES, json.dumps(str(path)))
@@ -62,6 +63,26 @@ def noted_use(folder: Path) -> int:
 def delete_noted(folder: Path) -> None:
     """Delete what is noted in the folder of a workspace, but for what is another visitor's too."""
     _delete(noted(folder) - _of_others(folder))
+
+
+def forget_gone(folder: Path) -> None:
+    """Drop the notes about what is gone, in the folder of a workspace that nobody uses now.
+
+    Whoever notes something opened the workspace for it, which dates it: so no note is written meanwhile. The
+    date stays, for this is no use.
+    """
+    used = folder.stat()
+    notes = {NOTES: dict.fromkeys(_read(folder / NOTES)), EXPORTS: _exports(folder).values()}
+    try:
+        for name, known in notes.items():
+            there, file = [path for path in known if path.exists()], folder / name
+            if file.exists() and not there:
+                file.unlink()
+            elif len(there) < len(_read(file)):
+                with replacing(file) as unfinished:
+                    unfinished.write_text("".join(f"{json.dumps(str(path))}\n" for path in there), "utf-8")
+    finally:
+        os.utime(folder, ns=(used.st_atime_ns, used.st_mtime_ns))
 
 
 def noted_editions(folder: Path) -> list[Path]:

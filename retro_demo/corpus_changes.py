@@ -22,12 +22,15 @@ from retro_demo.dispatch import begin
 from retro_demo.errors import UserError
 from retro_demo.evaluations import evaluations_reading
 from retro_demo.library import Library
+from retro_demo.limits import limits_of
 from retro_demo.quotas import check_space, checked_addition
+from retro_demo.received import keep_files
 from retro_demo.weighing import weigh
 from retro_demo.workspace import SAMPLE, Workspace, corpus_folder, is_built
 
 MOST_LISTED = 2000
 MOST_WEIGHED = 50  # each is one more reading of every passage that finds it
+LEAST_WEIGHED = 500  # tokens, however many documents are named
 
 
 def start_change(
@@ -63,7 +66,7 @@ def start_change(
     if name.strip():
         folder = workspace.new_folder("corpora", name)
         try:
-            copies = service.keep_files(files, folder / SOURCES)
+            copies = keep_files(workspace, files, folder / SOURCES)
             prepare_change(base, folder, add=copies, forget=forget, config=config)
             begin(workspace, folder, "build-corpus")
         except BaseException:
@@ -73,20 +76,20 @@ def start_change(
     with jobs.asking(base):
         _check_free(workspace, corpus, base)
         shutil.rmtree(base / CHANGE, ignore_errors=True)  # what one that failed or was done may have left
-        copies = service.keep_files(files, base / CHANGE / SOURCES) if files else []
-        prepare_change(base, None, add=copies, forget=forget, config=config)
         try:
+            copies = keep_files(workspace, files, base / CHANGE / SOURCES) if files else []
+            prepare_change(base, None, add=copies, forget=forget, config=config)
             with jobs.without_events(base):  # those of the build are not about the change
                 begin(workspace, base, "build-corpus")
         except BaseException:
-            shutil.rmtree(base / CHANGE)  # nothing was begun
+            shutil.rmtree(base / CHANGE, ignore_errors=True)  # nothing was begun
             raise
     return base.name
 
 
 def _check_free(workspace: Workspace, corpus: str, base: Path) -> None:
     """Raise UserError while something is at work on the corpus, or reads it; a change that failed is not."""
-    if jobs.is_under_way(base) or (is_pending(base) and jobs.status(base).state != "failed"):
+    if jobs.is_at_work(base) or (is_pending(base) and jobs.status(base).state != "failed"):
         raise UserError(f"{corpus} is being changed already. Wait for its end, or resume it.")
     if reader := next(_readers(workspace, base), ""):
         raise UserError(
@@ -209,4 +212,7 @@ def weigh_documents(
         own = load_corpus(other).fingerprint == read_run_config(folder).corpus_fingerprint
         other = None if own else other
     config = config or WeighConfig()
+    if most := limits_of(workspace.home).weighed_tokens:  # all wait for the end of it
+        each = max(LEAST_WEIGHED, most // (len(documents) + 2))
+        config = replace(config, max_tokens=min(config.max_tokens, each))
     return weigh(library.run(folder, other, config.retriever), documents, config, text)

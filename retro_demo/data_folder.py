@@ -13,7 +13,19 @@ from retro_demo.errors import UserError
 log = logging.getLogger(__name__)
 
 UPLOADS = "uploads"  # the one folder in it that the page hands files out of
-PARTS = ("workspaces", "queue", "samples", "derived", "browser-secret", "limits.json")
+PARTS = (
+    "workspaces",
+    "queue",
+    "samples",
+    "derived",
+    "evaluations",
+    "browser-secret",
+    "limits.json",
+    "server.lock",
+    "server.pid",
+    "copying.lock",
+    "last-cleaning",
+)
 
 
 def serve_alone(home: Path) -> FileLock:

@@ -9,10 +9,12 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from retro_demo import jobs, tickets
+from retro_demo.addresses import ADDRESS
 from retro_demo.allowance import Allowance
 from retro_demo.checkpoint import read_any_config
 from retro_demo.devices import allowed_memory, choose_device, lends_gpu
@@ -44,22 +46,43 @@ def begin(workspace: Workspace, folder: Path, verb: str) -> None:
         device = config.device
         if lends_gpu():
             return  # who stays on the page drives it (slices.py)
+    jobs.let_leave(folder)
     with tickets.queue_lock(home):
         if jobs.is_running(folder):
             raise UserError(f"{folder.name} is already running. Stop it first, or wait for its end.")
         if tickets.waiting_ticket(folder):
             raise UserError(f"{folder.name} waits in the queue already. It starts by itself.")
-        known = _settled(home)
-        at_work = [ticket for ticket in known if ticket.started]
-        if not _fits(limits, at_work, Ticket(folder, folder, verb, visitor, device)):
-            check_queue(limits, known, visitor)
-        tickets.issue(home, folder, verb, visitor, device)
-    start_next(home)
+        _check_place(home, limits, Ticket(folder, folder, verb, visitor, device))
+        tickets.issue(home, folder, verb, visitor, device, ADDRESS.get())
+    try:
+        start_next(home)
+    except OSError as error:  # it has its ticket, and is started in a moment
+        log.warning("the queue stumbled: %s", error)
 
 
-def check_queue(limits: Limits, known: Sequence[Ticket], visitor: str) -> None:
-    """Raise UserError where no further job of a visitor may wait."""
+def check_place(workspace: Workspace) -> None:
+    """Raise UserError where a build of a visitor could neither start nor wait, before it takes any room."""
+    home = workspace.home
+    wanted = Ticket(home, home, "build-corpus", workspace.folder.name)
+    with tickets.queue_lock(home):
+        _check_place(home, limits_of(home), wanted)
+
+
+def _check_place(home: Path, limits: Limits, wanted: Ticket) -> None:
+    known = _settled(home)
+    if not _fits(limits, [ticket for ticket in known if ticket.started], wanted):
+        check_queue(limits, known, wanted.visitor, ADDRESS.get())
+
+
+def check_queue(limits: Limits, known: Sequence[Ticket], visitor: str, address: str = "") -> None:
+    """Raise UserError where no further job of a visitor, or from an address, may wait."""
     waiting = [ticket for ticket in known if not ticket.started]
+    from_there = sum(ticket.address == address for ticket in waiting) if address else 0
+    if limits.waiting_per_address and from_there >= limits.waiting_per_address:
+        raise UserError(
+            f"{from_there} jobs that were asked for from your address wait in the queue, and at most "
+            f"{limits.waiting_per_address} may. Try again later."
+        )
     own = [ticket.folder.name for ticket in waiting if ticket.visitor == visitor]
     if limits.waiting_per_visitor and len(own) >= limits.waiting_per_visitor:
         raise UserError(
@@ -135,12 +158,12 @@ def _end_overstayer(ticket: Ticket, limits: Limits) -> None:
     seconds = jobs.seconds_at_work(ticket.folder)
     if limits.minutes and seconds > limits.minutes * 60 + GRACE_SECONDS:
         log.warning("%s overstays after %.0f s and is killed", ticket.folder.name, seconds)
-        with (ticket.folder / "log.txt").open("a", encoding="utf-8") as told:
+        jobs.kill(ticket.folder)
+        with suppress(OSError), (ticket.folder / "log.txt").open("a", encoding="utf-8") as told:
             told.write(
                 f"The server ended it: it was at work for more than {limits.minutes} minutes and did not "
                 "leave when asked. Resume it to go on from its last save.\n"
             )
-        jobs.kill(ticket.folder)
 
 
 def keep_dispatching(home: Path) -> threading.Thread:

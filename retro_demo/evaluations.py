@@ -57,8 +57,8 @@ def start_evaluation(
     new = not folder.exists()
     prepare_evaluation(folder, request)
     try:
-        if jobs.is_under_way(folder):
-            begin(workspace, folder, "evaluate")  # which says so
+        if jobs.is_at_work(folder):
+            raise UserError("Just this is being measured already, or waits to be. Wait for its end.")
         with jobs.without_events(folder):  # what was said before is said again: the table is kept
             begin(workspace, folder, "evaluate")
     except BaseException:
@@ -118,7 +118,10 @@ def resume_evaluation(workspace: Workspace, run: str) -> None:
 def stop_evaluation(workspace: Workspace, run: str) -> bool:
     """Ask the evaluation of a run that is under way to keep what it has and leave; False where none is."""
     known = [f for f in _by_age(folder_of_evaluations(workspace, run)) if jobs.is_under_way(f)]
-    return bool(known) and jobs.stop(known[-1])
+    stopped = bool(known) and jobs.stop(known[-1])
+    if stopped and not jobs.is_under_way(known[-1]):
+        jobs.tell_as_before(known[-1])  # it left the queue: the figures of before are those to show
+    return stopped
 
 
 def evaluations_reading(workspace: Workspace, corpus: Path) -> list[str]:

@@ -13,7 +13,7 @@ from retro_demo.checkpoint import MargeRun, read_any_config, read_marge_config
 from retro_demo.corpus import Corpus
 from retro_demo.documents import Document
 from retro_demo.errors import UserError
-from retro_demo.evidence_store import Reindexing, load_reindexing
+from retro_demo.evidence_store import Reindexing, load_reindexing, reindexed_steps
 from retro_demo.loading import load_own_corpus
 from retro_demo.marge_writing import LoadedMarge
 from retro_demo.passages import Passages, cut_passages
@@ -151,3 +151,11 @@ def reindexing(folder: Path, step: int) -> Reindexing:
     if found is None:
         raise UserError(f"The re-index before step {step} of {folder.name} is gone. Choose another one.")
     return found
+
+
+def reindexing_at(folder: Path, place: int) -> Reindexing:
+    """The re-index at a place (0: the first), else the nearest one; UserError where the run kept none."""
+    steps = reindexed_steps(folder)
+    if not steps:
+        raise UserError(f"{folder.name} has kept no re-index. Train it further.")
+    return reindexing(folder, steps[min(max(int(place), 0), len(steps) - 1)])

@@ -9,11 +9,11 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from retro_demo import jobs
-from retro_demo.belongings import delete_noted, noted_editions
+from retro_demo.belongings import delete_noted, forget_gone, noted_editions
 from retro_demo.data_folder import UPLOADS
 from retro_demo.limits import MEGABYTE, limits_of
 from retro_demo.workspace import Workspace, disk_use
@@ -81,6 +81,8 @@ def clean(home: Path, now: float) -> list[str]:
                 went.append(folder.name)
             else:
                 went += [_delete(path) for path in _torn(folder, now)]
+                if unused > IN_USE:
+                    forget_gone(folder)
     return went + [_delete(path) for path in _old(home / UPLOADS, now)]
 
 
@@ -103,7 +105,8 @@ def make_room(home: Path, now: float) -> list[str]:
         if held <= most or now - used[folder] <= IN_USE:
             break
         with _on_to_the_next():
-            if not _under_way(folder):
+            # its visitor may have come back while all were measured
+            if not _under_way(folder) and folder.stat().st_mtime == used[folder]:
                 _remove(folder)
                 held -= sizes[folder]
                 went.append(folder.name)
@@ -154,8 +157,11 @@ def _torn(folder: Path, now: float) -> Iterator[Path]:
         yield from (path for path in folder.glob(kind) if now - path.stat().st_mtime > DAY)
 
 
-def _old(folder: Path, now: float) -> list[Path]:
-    return [path for path in folder.glob("*") if now - path.stat().st_mtime > DAY]
+def _old(folder: Path, now: float) -> Iterator[Path]:
+    for path in folder.glob("*"):
+        with suppress(FileNotFoundError):  # it goes at this moment
+            if now - path.stat().st_mtime > DAY:
+                yield path
 
 
 def _delete(path: Path) -> str:

@@ -11,6 +11,8 @@ from retro_demo.jobs import JobStatus
 from retro_demo.recall import recall_words
 from retro_demo.views import badge, bar, duration, esc, failure, note, size, standing, table, term
 
+OPERATIONS = 6  # of a parameter for each token, forward and backward
+OPERATIONS_A_SECOND = 40e9  # one core: 47e9 for both shipped sizes of RETRO, 44e9 for MARGE, 30e9 for tiny
 STAGES = {
     "read": "documents read",
     "split": "documents compared and split",
@@ -248,19 +250,19 @@ def worth(status: JobStatus, evaluation: Mapping[str, Any] | None) -> str:
     return f"on/off {term('gap')} {gap:+.2f} nat ({tokens:,.0f} held-out tokens measured in training)"
 
 
-def estimate(parameters: int, steps: int, tokens_a_step: int, model: str, preset: str) -> str:
-    """What a run will be, before it starts."""
-    usual = {
-        "tiny": "a few minutes on two cores",
-        "small": "about an hour on two cores",
-        "base": "a run for a GPU",
-    }
-    if model == "marge":
-        usual = {"tiny": "about two minutes on one core", "small": "about twelve minutes on one core"}
+def estimate(
+    parameters: int, steps: int, tokens_a_step: int, model: str, preset: str, minutes: int = 0
+) -> str:
+    """What a run will be and take, before it starts; `minutes`: those that a job may be at work, 0 = any."""
+    seconds = OPERATIONS * parameters * tokens_a_step * steps / OPERATIONS_A_SECOND
     most = "at most " if model == "marge" else ""
+    leave = ""
+    if minutes and seconds > 60 * minutes:
+        leave = f" After {minutes} minutes at work it saves and leaves, and can be resumed."
     return (
         f'<p class="estimate"><b>{parameters / 1e6:.2f} M</b> {term("parameters")} · <b>{steps:,}</b> '
-        f"{term('step', 'steps')} of {most}{tokens_a_step:,} tokens · {term(model)} {term('preset', preset)}"
-        f": {usual.get(preset, 'its own size')} at its usual size. The time left is measured from the first "
-        "steps on.</p>"
+        f"{term('step', 'steps' if steps != 1 else 'step')} of {most}{tokens_a_step:,} tokens · "
+        f"{term(model)} {term('preset', preset)}: about <b>{duration(seconds)}</b> on one CPU core such as "
+        f"trained the shipped runs, far less on a GPU.{leave} The time left is measured from the first steps "
+        "on.</p>"
     )

@@ -34,6 +34,7 @@ LOOK_PATIENCE = 0.2  # likewise, where another look is the likely reason
 LEAVING = 5.0  # seconds; a worker that has told its end is gone in less
 LOG_TAIL = 4000
 ASKED = "stop"  # a note in the folder of a driven job, which no signal can stop
+BEFORE = "events.before"  # what was told of a job that is to begin anew, until it starts
 DRIVEN = "driven"  # stands in its pid file, in place of a number
 LOG = EventLog(8_000_000)  # every page polls `status`; a memo of files, as an lru_cache would be
 
@@ -74,17 +75,24 @@ def asking(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def without_events(folder: Path) -> Iterator[None]:
-    """Begin a job anew in a folder, as one that nothing is told of yet; where that fails all stays told."""
-    path, before = folder / "events.jsonl", folder / "events.before"
+    """Begin a job anew in a folder, as one that nothing is told of yet; where that fails all stays told.
+
+    What was told before is kept beside it until the job starts: it may leave the queue (`tell_as_before`).
+    """
+    path = folder / "events.jsonl"
     if path.exists():
-        path.replace(before)  # with its time, by which the latest evaluation is known
+        path.replace(folder / BEFORE)  # with its time, by which the latest evaluation is known
     try:
         yield
     except BaseException:
-        if before.exists():
-            before.replace(path)
+        tell_as_before(folder)
         raise
-    before.unlink(missing_ok=True)
+
+
+def tell_as_before(folder: Path) -> None:
+    """Take back `without_events` where the job has not begun since."""
+    with suppress(FileNotFoundError):
+        (folder / BEFORE).replace(folder / "events.jsonl")
 
 
 def start(folder: Path, verb: str, allowance: Allowance = UNLIMITED) -> None:
@@ -100,6 +108,7 @@ def start(folder: Path, verb: str, allowance: Allowance = UNLIMITED) -> None:
     try:
         drop_endings(folder / "events.jsonl")  # from now on they are not the truth
         process = _launched(folder, verb, allowance)
+        (folder / BEFORE).unlink(missing_ok=True)
         _note_process(folder, process.pid)  # before the process can claim the folder and do it
     finally:
         lock.release()
@@ -165,12 +174,15 @@ def is_under_way(folder: Path) -> bool:
 
 def is_at_work(folder: Path) -> bool:
     """As `is_under_way`, but not for a process that has told its end: for that one this waits to leave."""
+    let_leave(folder)
+    return is_under_way(folder)
+
+
+def let_leave(folder: Path) -> None:
+    """Wait while a process that has told its end is still there: its visitor sees the end and goes on."""
     until = time.monotonic() + LEAVING
-    while is_under_way(folder):
-        if status(folder).under_way or time.monotonic() >= until:
-            return True
+    while is_running(folder) and not status(folder).under_way and time.monotonic() < until:
         time.sleep(0.05)
-    return False
 
 
 def stop_asked(folder: Path) -> bool:
@@ -246,7 +258,8 @@ def status(folder: Path) -> JobStatus:
         # each turn of a driven job ends with a stop
         state = "running" if running and _is_driven(folder) else last
     else:
-        state = "interrupted" if events or (folder / "log.txt").exists() else "new"
+        begun = (folder / "log.txt").exists() and not (folder / BEFORE).exists()
+        state = "interrupted" if events or begun else "new"
     log = folder / "log.txt"
     tail = (
         log.read_bytes()[-LOG_TAIL:].decode("utf-8", "replace")

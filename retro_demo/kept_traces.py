@@ -11,6 +11,7 @@ KEPT_TRACES = 30
 def keep_trace(workspace: Workspace, name: str, trace: Trace) -> None:
     """Save a trace; of many, only the latest stay. Raises UserError where the workspace is gone."""
     workspace.check_there()
+    (workspace.folder / "traces").mkdir(mode=0o700, exist_ok=True)
     trace.save(workspace.trace(name))
     others = [path for path in (workspace.folder / "traces").glob("*.json") if path.stem != name]
     others.sort(key=lambda path: path.stat().st_mtime)  # the new one stays, also where the clock was set back

@@ -6,14 +6,15 @@ The server writes the limits that hold into its data folder; whoever starts work
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from retro_demo.errors import UserError
 from retro_demo.knobs import check_ranges, from_json, knob, knobs
+from retro_demo.whole_files import replacing
 
 FILE = "limits.json"
 PREFIX = "RETRO_DEMO_LIMIT_"  # of the environment's variables: RETRO_DEMO_LIMIT_STEPS
@@ -39,6 +40,21 @@ class Limits:
         0,
         "Jobs in the queue of a visitor",
         "How many of them one visitor may have waiting.",
+        low=0,
+        high=MOST,
+    )
+    waiting_per_address: int = knob(
+        0,
+        "Jobs in the queue of an address",
+        "How many of them may have been asked for from one address: a visitor can make any number of "
+        "workspaces.",
+        low=0,
+        high=MOST,
+    )
+    calls_per_address: int = knob(
+        0,
+        "Calls that wait of an address",
+        "How many calls of one address may wait for a lane, such as that in which texts are written.",
         low=0,
         high=MOST,
     )
@@ -89,6 +105,14 @@ class Limits:
     new_tokens: int = knob(
         0, "Tokens of a text", "The most tokens that a text may be asked for at a time.", low=0, high=MOST
     )
+    weighed_tokens: int = knob(
+        0,
+        "Tokens weighed",
+        "The most tokens read to say what documents are worth, each as often as it is read: with, without, "
+        "without each one.",
+        low=0,
+        high=MOST,
+    )
     minutes: int = knob(
         0,
         "Minutes of a job",
@@ -106,6 +130,13 @@ class Limits:
     requests_per_minute: int = knob(
         0, "Requests a minute", "Requests of one address; more are answered with 429.", low=0, high=MOST
     )
+    upload_megabytes_per_hour: int = knob(
+        0,
+        "Megabytes uploaded an hour",
+        "Megabytes of uploads of one address within an hour; more are answered with 429.",
+        low=0,
+        high=MOST,
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -118,6 +149,8 @@ PUBLIC = Limits(
     trainings_per_device=1,
     waiting=40,
     waiting_per_visitor=3,
+    waiting_per_address=8,
+    calls_per_address=8,
     megabytes_per_visitor=1000,
     megabytes_of_all=20_000,
     text_megabytes=20,
@@ -128,11 +161,13 @@ PUBLIC = Limits(
     neighbors=10,
     reading_megabytes=2000,
     new_tokens=500,
+    weighed_tokens=40_000,
     minutes=90,
     memory_share=0.4,
     nice=10,
     keep_days=14,
     requests_per_minute=900,
+    upload_megabytes_per_hour=2000,
 )
 
 
@@ -156,14 +191,21 @@ def chosen_limits(public: bool, environment: Mapping[str, str], flags: Mapping[s
 
 def keep_limits(home: Path, limits: Limits) -> None:
     """Let these limits hold for all that is started in a data folder from now on."""
-    beside = home / f"{FILE}.tmp"
-    beside.write_text(json.dumps(asdict(limits), indent=1), "utf-8")
-    os.replace(beside, home / FILE)
+    with replacing(home / FILE) as file:
+        file.write_text(json.dumps(asdict(limits), indent=1), "utf-8")
 
 
-def limits_of(home: Path) -> Limits:
-    """The limits that hold in a data folder; the private ones where no server said otherwise."""
+def limits_of(home: Path, otherwise: Limits = PRIVATE) -> Limits:
+    """The limits that hold in a data folder; others, the private ones, where no server said what holds."""
+    path = home / FILE
     try:
-        return from_json(Limits, json.loads((home / FILE).read_text("utf-8")))
+        now = path.stat()
+        return _read(path, now.st_mtime_ns, now.st_size, now.st_ino)
     except FileNotFoundError:
-        return PRIVATE
+        return otherwise
+
+
+@lru_cache(maxsize=64)
+def _read(path: Path, _mtime_ns: int, _size: int, _inode: int) -> Limits:
+    """A file of limits, read once: each request asks for them. It is replaced, never written to."""
+    return from_json(Limits, json.loads(path.read_text("utf-8")))

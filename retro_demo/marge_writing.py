@@ -110,7 +110,9 @@ def likely_language(run: LoadedMarge, prompt: str, documents: Sequence[str]) -> 
     if len(known) == 1 or not (prompt or documents):
         return known[0]
     if prompt:
-        tokens = np.array([[run.config.network.vocab_size, *run.tokenizer.encode(prompt)]], dtype=np.int64)
+        # a longer one has no room anyway, and its embedding would take memory as the square of its length
+        words = run.tokenizer.encode(prompt)[: run.config.evidence.passage_len - 1]
+        tokens = np.array([[run.config.network.vocab_size, *words]], dtype=np.int64)
         like = int((run.vectors @ embed_passages(run.model, tokens)[0]).argmax())
     else:
         like = int(choose_passages(run, documents[:1])[0])
@@ -122,7 +124,7 @@ def first_token(run: LoadedMarge, language: str) -> int:
     known = run.config.network.languages
     if language not in known:
         raise UserError(
-            f"This run writes no {language!r}. Choose one of {', '.join(filter(None, known)) or 'none'}."
+            f"This run writes no {language[:80]!r}. Choose one of {', '.join(filter(None, known)) or 'none'}."
         )
     return run.config.network.vocab_size + known.index(language)
 

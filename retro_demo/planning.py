@@ -98,7 +98,9 @@ def make_run_config(
         check_base(begun_from, base, built, settings or {})
         decoder = begun_from.network
         reader = {name: value for name, value in shape.items() if name in READER_KNOBS}
-        shape = decoder_shape(decoder) | {"enc_dim": decoder.dim} | reader
+        shape = decoder_shape(decoder) | reader
+        if "enc_dim" not in (settings or {}):  # that of a preset belongs to the decoder of the preset
+            shape["enc_dim"] = decoder.dim
         if "cca_layers" not in (settings or {}):
             shape["cca_layers"] = fitting_layers(shape.get("cca_layers"), decoder.depth)
     # the matched baseline is the same decoder without cross-attention and encoder

@@ -103,7 +103,10 @@ def check_space(workspace: Workspace, coming: int = 0) -> None:
         used = disk_use(workspace.folder) + brought
         if used + coming >= most:
             asked = f", and {coming / MEGABYTE:,.1f} MB would join" if coming else ""
-            soon = f"{brought / MEGABYTE:,.1f} MB of it, uploads and exports, go after an hour. "
+            soon = (
+                f"{brought / MEGABYTE:,.1f} MB of it are uploads and exports, which go after an hour, and "
+                "samples made ready for its runs. "
+            )
             raise UserError(
                 f"This workspace holds {used / MEGABYTE:,.1f} of {most / MEGABYTE:,.0f} MB{asked}. "
                 f"{soon if brought else ''}Delete a run or a corpus first."

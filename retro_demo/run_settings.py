@@ -1,4 +1,4 @@
-"""A run's settings as the page shows them: where a form begins, what differs from a preset, its command."""
+"""A run as the page shows it: where its form begins, what differs from a preset, its command."""
 
 from __future__ import annotations
 
@@ -14,7 +14,26 @@ from retro_demo.marge_planning import marge_settings
 from retro_demo.planning import decoder_shape, fitting_layers
 from retro_demo.presets import MARGE_PRESETS, PRESETS, preset_settings
 from retro_demo.provenance import place_name
-from retro_demo.workspace import SAMPLE, Workspace, disk_use
+from retro_demo.workspace import SAMPLE, Workspace, corpus_folder, disk_use, is_built
+
+
+def built_ones(workspace: Workspace) -> list[str]:
+    """Ids of the corpora that can be used: samples first, then the newest."""
+    return [corpus for corpus in workspace.corpora() if is_built(workspace.corpus(corpus))]
+
+
+def corpus_to_train(workspace: Workspace, chosen: str | None) -> str | None:
+    """The corpus that one comes for who opens the page that trains.
+
+    What was chosen; but a sample, or nothing, gives way to the newest own corpus that no own run reads yet.
+    """
+    own = [corpus for corpus in built_ones(workspace) if not corpus.startswith(SAMPLE)]
+    if chosen in own:
+        return chosen
+    runs = [run for run in workspace.runs() if not run.startswith(SAMPLE)]
+    corpora = [read_any_config(workspace.run(run)).corpus for run in runs]
+    read = {corpus_folder(workspace.home, corpus).resolve() for corpus in corpora}
+    return next((corpus for corpus in own if workspace.corpus(corpus).resolve() not in read), chosen)
 
 
 def starting_settings(workspace: Workspace, model: str, preset: str, base: str) -> dict[str, Any]:
@@ -29,7 +48,7 @@ def starting_settings(workspace: Workspace, model: str, preset: str, base: str) 
         return settings
     network = read_run_config(workspace.run(base)).network
     fitting = {"cca_layers": fitting_layers(settings.get("cca_layers"), network.depth)}
-    return {"enc_dim": network.dim} | settings | decoder_shape(network) | fitting
+    return settings | decoder_shape(network) | {"enc_dim": network.dim} | fitting
 
 
 def changed_settings(config: AnyRun) -> list[tuple[str, Any]]:

@@ -6,7 +6,6 @@ They name corpora and runs by their ids in a workspace, start processes and look
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from retro_demo.limits import limits_of
 from retro_demo.marge_planning import plan_run
 from retro_demo.planning import extend_run, prepare_run
 from retro_demo.quotas import check_run, check_space, check_steps, checked_text
+from retro_demo.received import keep_files
 from retro_demo.run_state import saved_step
 from retro_demo.workspace import (
     SAMPLE,
@@ -39,6 +39,10 @@ from retro_demo.workspace import (
 
 VISITOR_CHOICES = {"embedder": ("static", "minilm"), "tokenizer": ("train", *SHIPPED_TOKENIZERS)}
 LOOK_SECONDS = 0.3
+NO_BASE = (
+    "A retrofit begins with a finished lm of the same corpus, and there is none yet. Choose lm as model and "
+    "train one first, or choose retro."
+)
 
 
 def start_build(
@@ -48,26 +52,15 @@ def start_build(
     if not files:
         raise UserError("There is nothing to build from. Choose one or more files first.")
     _check_harmless(config)
-    check_space(workspace, sum(path.stat().st_size for _, path in files))
     config = replace(config, max_megabytes=checked_text(workspace.home, config.max_megabytes))
     folder = workspace.new_folder("corpora", name or Path(files[0][0]).stem)
     try:
-        prepare_corpus(folder, keep_files(files, folder / SOURCES), config)
+        prepare_corpus(folder, keep_files(workspace, files, folder / SOURCES), config)
         begin(workspace, folder, "build-corpus")
     except BaseException:
         shutil.rmtree(folder)  # nothing was begun
         raise
     return folder.name
-
-
-def keep_files(files: Sequence[tuple[str, Path]], folder: Path) -> list[Path]:
-    """Copies of uploaded files (name, where it lies) in a folder of their own."""
-    folder.mkdir(parents=True)
-    copies: list[Path] = []
-    for given, path in files:
-        copies.append(folder / safe_name(given, {copy.name for copy in copies}))
-        shutil.copyfile(path, copies[-1])
-    return copies
 
 
 def _check_harmless(config: CorpusConfig) -> None:
@@ -84,17 +77,6 @@ def _check_harmless(config: CorpusConfig) -> None:
         raise UserError(f"The largest text is {config.max_megabytes} MB; here it is at most {most} MB.")
 
 
-def safe_name(given: str, taken: set[str]) -> str:
-    """A file name that is only a name, keeps its kind and is not taken."""
-    name = re.sub(r"[^\w. -]", "_", Path(given.replace("\\", "/")).name).lstrip(". ")[-100:]
-    stem, dot, ends = (name or "file.txt").partition(".")
-    for number in range(1, len(taken) + 2):
-        wanted = f"{stem}{f'-{number}' if number > 1 else ''}{dot}{ends}"
-        if wanted not in taken:
-            return wanted
-    raise AssertionError("one of n + 1 names is free")
-
-
 def start_sample(home: Path) -> None:
     """Start building each shipped corpus that is wanted at the start and that nobody builds yet."""
     for name, sample in SAMPLES.items():
@@ -103,8 +85,9 @@ def start_sample(home: Path) -> None:
 
 
 def _start_building(folder: Path) -> None:
-    if not is_built(folder) and not jobs.is_running(folder):
-        jobs.start(folder, "build-corpus")
+    with jobs.asking(folder):  # of two first visitors only one starts it
+        if not is_built(folder) and not jobs.is_running(folder):
+            jobs.start(folder, "build-corpus")
 
 
 def resume_build(workspace: Workspace, corpus: str) -> None:
@@ -144,6 +127,11 @@ def start_run(
         raise UserError(
             f"{corpus_title(corpus)} is being changed, and a run of before could not go on. Wait."
         )
+    if model == "retrofit" and not base:
+        known = ", ".join(bases(workspace, corpus))
+        raise UserError(
+            f"A retrofit begins with a finished lm. Choose its base: {known}." if known else NO_BASE
+        )
     wanted = plan_run(
         model,
         corpus if corpus.startswith(SAMPLE) else str(place),
@@ -155,7 +143,7 @@ def start_run(
     try:
         prepare_run(folder, wanted)
         begin(workspace, folder, "train")
-    except UserError:
+    except BaseException:
         shutil.rmtree(folder)  # nothing was begun
         raise
     return folder.name

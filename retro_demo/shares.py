@@ -41,7 +41,7 @@ def export_zip(
     """Write a run of the workspace, or a shipped one, as a .zip into `folder`; its path."""
     path = folder / f"{workspace.run(run).name}.zip"
     check_space(workspace)
-    with tempfile.TemporaryDirectory(dir=workspace.folder, prefix=".export-") as scratch:
+    with tempfile.TemporaryDirectory(dir=workspace.make().folder, prefix=".export-") as scratch:
         out = Path(scratch) / "export"
         _export(workspace, run, out, with_corpus=with_corpus, with_state=with_state, license=license)
         write_zip(out, path)
@@ -61,8 +61,9 @@ def push_run(
 ) -> str:
     """Export a run and push it to the Hub with the visitor's own token, never the server's; its address."""
     check_address(repo, token)
+    workspace.run(run)  # refuses what is no run
     check_space(workspace)  # the export lies there while it is pushed
-    with tempfile.TemporaryDirectory(dir=workspace.folder, prefix=".export-") as scratch:
+    with tempfile.TemporaryDirectory(dir=workspace.make().folder, prefix=".export-") as scratch:
         out = Path(scratch) / "export"
         _export(workspace, run, out, with_corpus=with_corpus, with_state=with_state, license=license)
         return push(out, repo, token, private=private)
@@ -75,7 +76,7 @@ def _export(
     if with_corpus:
         service.check_ready(workspace, run)
         title, place = service.corpus_of_run(workspace, run)
-        if jobs.is_under_way(place):
+        if jobs.is_at_work(place):
             raise UserError(f"{title} is being built or changed. Wait for its end, then export it.")
     export_run(
         folder,
@@ -97,7 +98,8 @@ def import_zip(workspace: Workspace, file: tuple[str, Path], name: str = "") -> 
         raise UserError(f"{given[:80]!r} is no .zip. Choose the .zip of an export.")
     check_space(workspace, path.stat().st_size)
     most = limits_of(workspace.home).text_megabytes * MEGABYTE
-    with checked_export(path, workspace.folder, LIMITS, most) as export:
+    with checked_export(path, workspace.make().folder, LIMITS, most) as export:
+        workspace.check_there()
         check_space(workspace)  # with what was unpacked, which becomes the run
         return _take(workspace, export, name or export.manifest.name)
 
@@ -139,12 +141,8 @@ def _begin_corpus(workspace: Workspace, export: Checked, name: str) -> str:
     folder = workspace.new_folder("corpora", export.manifest.corpus.title if export.config else name)
     try:
         take_corpus(export, folder)
-    except BaseException:
-        shutil.rmtree(folder)
-        raise
-    try:
         dispatch.begin(workspace, folder, "build-corpus")
-    except UserError:
+    except BaseException:
         shutil.rmtree(folder)  # nothing was begun
         raise
     return folder.name

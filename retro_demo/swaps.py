@@ -33,13 +33,15 @@ def begin_edition(workspace: Workspace, run: Path, corpus: Path, title: str) -> 
     if folder == corpus:
         return None
     _note_tokenizer(workspace, run, folder)
-    if is_built(folder) or jobs.is_under_way(folder):
-        return None if is_built(folder) else folder
+    if is_built(folder):
+        return None
+    if jobs.is_under_way(folder):
+        return folder
     _tell_failure(folder, title)
     with jobs.asking(folder.parent.parent):  # of the corpus: it neither changes nor goes meanwhile
         if is_built(folder) or jobs.is_under_way(folder):  # somebody else asked for it at this moment
             return folder
-        if not is_built(corpus) or jobs.is_under_way(corpus):
+        if not is_built(corpus) or jobs.is_at_work(corpus):
             raise UserError(f"{title} is being changed. Wait for the end of that, then ask again.")
         check_space(workspace, (corpus / "documents.jsonl").stat().st_size)
         planned = folder.exists()

@@ -25,7 +25,7 @@ AHEAD = 50  # later comers that a job lets go first, for each other job of its v
 class Ticket:
     """One job: its folder, its verb, whose it is, and the device that it needs alone ("" for none).
 
-    The one with the smallest `turn` comes next.
+    The one with the smallest `turn` comes next. `address`: where it was asked for from (addresses.py).
     """
 
     path: Path
@@ -35,6 +35,7 @@ class Ticket:
     device: str = ""
     turn: int = 0
     started: bool = False
+    address: str = ""
 
     @property
     def number(self) -> int:
@@ -72,12 +73,13 @@ def _write(ticket: Ticket) -> None:
         "device": ticket.device,
         "turn": ticket.turn,
         "started": ticket.started,
+        "address": ticket.address,
     }
     with replacing(ticket.path) as beside:
         beside.write_text(json.dumps(kept), "utf-8")
 
 
-def issue(home: Path, folder: Path, verb: str, visitor: str, device: str = "") -> Ticket:
+def issue(home: Path, folder: Path, verb: str, visitor: str, device: str = "", address: str = "") -> Ticket:
     """A new ticket; the lock of the queue is held.
 
     Visitors take turns: who has other jobs at work or waiting lets later comers go first, but not for ever.
@@ -85,7 +87,8 @@ def issue(home: Path, folder: Path, verb: str, visitor: str, device: str = "") -
     known = read_tickets(home)
     number = max((ticket.number for ticket in known), default=0) + 1
     turn = number + AHEAD * sum(ticket.visitor == visitor for ticket in known)
-    ticket = Ticket(home / QUEUE / f"{number:08d}.json", folder, verb, visitor, device, turn)
+    path = home / QUEUE / f"{number:08d}.json"
+    ticket = Ticket(path, folder, verb, visitor, device, turn, address=address)
     _write(ticket)
     with replacing(folder / POINTER) as beside:
         beside.write_text(os.path.relpath(ticket.path, folder), "utf-8")

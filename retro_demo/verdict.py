@@ -171,7 +171,9 @@ def _next(e: Evidence, helps: bool | None) -> tuple[str, ...]:
     if e.leaked:
         steps.append("A clean index: build the corpus anew.")
     if e.on_baseline is None:
-        steps.append("A matched baseline: train an lm of the same size on the same corpus for as many steps.")
+        steps.append(
+            "A matched baseline: train the same decoder as an lm, on the same corpus for as many steps."
+        )
     elif e.unfit:
         steps.append(f"A baseline that matches: this one does not, {e.unfit}.")
     if e.documents < MIN_DOCUMENTS:

@@ -30,7 +30,7 @@ from retro_demo.corpus import MANIFEST, file_hash
 from retro_demo.cutting import ASSETS, SHIPPED_TOKENIZERS
 from retro_demo.embedding import STATIC_FOLDER
 from retro_demo.errors import UserError
-from retro_demo.jobs import is_under_way
+from retro_demo.jobs import is_at_work
 from retro_demo.lookup_world import WRITERS, LookupConfig, write_lookup_world
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
@@ -158,21 +158,31 @@ class Workspace:
 
     @staticmethod
     def open(home: Path, code: str) -> Workspace:
-        """The workspace of a code, made on first use; raises UserError for what is no code."""
+        """The workspace of a code; raises UserError for what is no code.
+
+        Nothing is made, for anybody can make up codes: a request that writes calls `make`.
+        """
         if not isinstance(code, str) or not CODE.fullmatch(code):
             raise UserError(
                 "A workspace code has 16 to 64 letters, digits, - or _. Reload the page to get one."
             )
         folder = home / "workspaces" / code
-        for part in ("corpora", "runs", "traces"):
-            (folder / part).mkdir(parents=True, exist_ok=True, mode=0o700)
-        folder.chmod(0o700)
-        if abs(time.time() - folder.stat().st_mtime) > 3600:  # the clock may have been set back
-            os.utime(folder)  # the last visit: see janitor.py
+        with suppress(FileNotFoundError):  # nothing was written under this code yet
+            if abs(time.time() - folder.stat().st_mtime) > 3600:  # the clock may have been set back
+                os.utime(folder)  # the last visit: see janitor.py
         return Workspace(home, folder)
 
+    def make(self) -> Workspace:
+        """Make its folder, where there is none, for a request that begins to write; gives it back.
+
+        What takes long calls this at its begin, once it is known that it can be done, and `check_there` at
+        its end: what is missing then was deleted meanwhile. The folders inside are made by what fills them.
+        """
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return self
+
     def check_there(self) -> None:
-        """Raise UserError where it was deleted since it was opened: what ends later may not bring it back."""
+        """Raise UserError where it was deleted since it was made: what ends later may not bring it back."""
         if not self.folder.is_dir():
             raise UserError("There is no workspace of this code any more. Reload the page to get a new one.")
 
@@ -187,7 +197,7 @@ class Workspace:
         return [SAMPLE + path.name for path in shipped] + self._names("runs")
 
     def _names(self, kind: str) -> list[str]:
-        folders = [path for path in (self.folder / kind).iterdir() if (path / "config.json").exists()]
+        folders = [path for path in (self.folder / kind).glob("*") if (path / "config.json").exists()]
         return [
             path.name for path in sorted(folders, key=lambda path: (path / "config.json").stat().st_mtime)
         ][::-1]
@@ -228,6 +238,7 @@ class Workspace:
         """A folder for a new corpus or run (kind "corpora" or "runs"), named as wanted as can be."""
         plain = unicodedata.normalize("NFKD", wanted).encode("ascii", "ignore").decode()
         base = re.sub(r"[^a-z0-9._-]+", "-", plain.lower()).strip("-._")[:50] or "unnamed"
+        (self.make().folder / kind).mkdir(mode=0o700, exist_ok=True)
         for number in range(1, 10_000):
             folder = self.folder / kind / (base if number == 1 else f"{base}-{number}")
             if not folder.exists():
@@ -259,7 +270,7 @@ class Workspace:
         if name.startswith(SAMPLE):
             raise UserError(f"{name.removeprefix(SAMPLE)} ships with the app and stays as it is.")
         folder = self._existing(kind, name, {"corpora": "corpus", "runs": "run"}[kind])
-        if is_under_way(folder) or any(map(is_under_way, folder.glob("evaluations/*"))):
+        if is_at_work(folder) or any(map(is_at_work, folder.glob("evaluations/*"))):
             raise UserError(f"{name} is being worked on, or waits to be. Stop it first.")
         return folder
 
@@ -272,9 +283,10 @@ def without_folders(text: str) -> str:
 def disk_use(folder: Path) -> int:
     """Bytes of all files below the folder; what a job moves away meanwhile does not count."""
     used = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            used += path.stat().st_size if path.is_file() else 0
+    for place, _, names in os.walk(folder):  # which, unlike rglob, takes it well when a folder vanishes
+        for name in names:
+            with suppress(FileNotFoundError):
+                used += os.stat(os.path.join(place, name)).st_size
     return used
 
 

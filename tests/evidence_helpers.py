@@ -57,6 +57,7 @@ def translated(groups: int = 10) -> list[dict[str, str]]:
 
 def build_translated(folder: Path, holdout: float = 0.4) -> Path:
     """The corpus of `translated`, built in `folder`."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
     source = write_jsonl(folder.parent / f"{folder.name}.jsonl", translated())
     config = CorpusConfig(chunk_len=8, vocab_size=300, num_neighbors=2, holdout=holdout)
     prepare_corpus(folder, [source], config)

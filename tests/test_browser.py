@@ -162,8 +162,8 @@ def test_a_new_visitor_sees_an_example_and_goes_the_whole_way(browser, url, docu
     assert "search" in found["provenance"]["command"]
 
     visit.tab("Train")
-    visit.choose("train-corpus", "towns")
-    expect(page.locator("#estimate")).to_contain_text("Train one first", timeout=LONG)
+    expect(page.locator("#train-corpus input")).to_have_value("towns", timeout=LONG)
+    expect(page.locator("#estimate")).to_contain_text("Choose lm as model and train one first", timeout=LONG)
     page.locator("#model").get_by_text("retro", exact=True).click()
     expect(page.locator("#estimate")).to_contain_text("parameters", timeout=LONG)
     page.get_by_role("button", name="All knobs").click()

@@ -121,6 +121,26 @@ def test_more_documents_than_are_weighed_at_a_time_are_refused_with_both_numbers
         corpus_changes.weigh_documents(Library(workspace.home), workspace, "done", ["Arden"] * 51)
 
 
+def test_on_a_public_page_more_documents_are_weighed_on_less_text(workspace, monkeypatch):
+    """Each document is one more reading, and whoever wants to write or explain waits for the end."""
+    monkeypatch.setattr(corpus_changes, "LEAST_WEIGHED", 100)
+    prepare(workspace.folder / "runs" / "done", workspace.corpus("places"), seq_len=64)
+    advance(workspace.run("done"))
+    folder, library = workspace.corpus("places"), Library(workspace.home)
+    names = [one.id for one in read_stored_documents(folder / "documents.jsonl")][:8]
+    text = "Area of Zorland: 42 square km, estimated in 2001. " * 200
+
+    def read(count: int) -> int:
+        return corpus_changes.weigh_documents(library, workspace, "done", names[:count], text=text)["tokens"]
+
+    unlimited = read(8)
+    keep_limits(workspace.home, Limits(weighed_tokens=3000))
+
+    assert unlimited > 2000
+    assert 700 < read(1) <= 1000
+    assert 100 < read(8) <= 300
+
+
 def test_a_change_that_fails_is_told_and_the_corpus_stays(workspace, tmp_path):
     (tmp_path / "same").write_text("nothing")
     (tmp_path / "broken").write_text("{")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import namedtuple
 
 import httpx
@@ -16,15 +17,33 @@ from starlette.testclient import TestClient
 
 from retro_demo import quotas
 from retro_demo.limits import PRIVATE, PUBLIC, Limits, keep_limits
-from retro_demo.ui import doorman
+from retro_demo.ui import bodies, doorman
 from retro_demo.ui.doorman import Doorman
+from retro_demo.ui.refusals import MOST_CHARS
 
 
 async def hello(_request: Request) -> PlainTextResponse:
     return PlainTextResponse("hello")
 
 
-ROUTES = [Route("/{path:path}", hello, methods=["GET", "POST"])]
+async def weigh(request: Request) -> PlainTextResponse:
+    return PlainTextResponse(str(len(await request.body())))
+
+
+ROUTES = [
+    Route("/gradio_api/run/{name}", weigh, methods=["POST"]),
+    Route("/gradio_api/upload", weigh, methods=["POST"]),
+    Route("/{path:path}", hello, methods=["GET", "POST"]),
+]
+
+
+UPLOADING = {
+    "type": "http",
+    "method": "POST",
+    "path": "/gradio_api/upload",
+    "client": ("203.0.113.7", 1),
+    "headers": [(b"content-length", b"30000000")],
+}
 
 
 def client(home, *, proxies: int = 0) -> TestClient:
@@ -163,13 +182,6 @@ def test_uploads_at_once_count_what_is_still_to_come_of_the_others(data_folder, 
     keep_limits(data_folder, Limits(free_megabytes=100))
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(quotas.shutil, "disk_usage", lambda _: usage(1, 1, 150_000_000))
-    upload = {
-        "type": "http",
-        "method": "POST",
-        "path": "/gradio_api/upload",
-        "client": ("203.0.113.7", 1),
-        "headers": [(b"content-length", b"30000000")],
-    }
 
     async def arrive() -> list[int]:
         more, answers, entered = asyncio.Event(), [], []
@@ -186,14 +198,14 @@ def test_uploads_at_once_count_what_is_still_to_come_of_the_others(data_folder, 
             answers.extend([message["status"]] if message["type"] == "http.response.start" else [])
 
         door = Doorman(page, data_folder)
-        first = asyncio.create_task(door(upload, receive, send))
+        first = asyncio.create_task(door(UPLOADING, receive, send))
         while not entered:
             await asyncio.sleep(0)
         assert door._coming == 29_000_000  # the first megabyte is on the disk
-        await door(upload, receive, send)  # 29 and 30 more would leave 91 MB
+        await door(UPLOADING, receive, send)  # 29 and 30 more would leave 91 MB
         more.set()
         await first
-        await door(upload, receive, send)
+        await door(UPLOADING, receive, send)
         assert door._coming == 0
         return answers
 
@@ -220,3 +232,143 @@ def test_an_ipv4_address_is_one_visitor_also_where_ipv6_writes_it(data_folder):
         return door.get("/config", headers={"x-forwarded-for": address}).status_code
 
     assert [ask("::ffff:198.51.100.1"), ask("::ffff:198.51.100.2"), ask("198.51.100.1")] == [200, 200, 429]
+
+
+@pytest.mark.parametrize("path", ["deep_link", "component_server", "component_server/", "process_recording"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_doors_of_gradio_that_the_page_does_not_use_are_shut(data_folder, method, path):
+    refused = client(data_folder).request(method, f"/gradio_api/{path}", content=b"x")
+
+    assert refused.status_code == 404
+    assert refused.json()["detail"].endswith(".")
+
+
+@pytest.mark.parametrize("path", ["run/predict", "run/upload", "queue/join", "call/upload", "cancel", "mcp/"])
+def test_no_request_but_an_upload_is_read_that_is_larger_than_any_that_is_needed(data_folder, path):
+    door = client(data_folder)  # also of a private server
+    text = b'"' + b"x" * (bodies.MOST_BYTES - 2) + b'"'
+
+    assert door.post(f"/gradio_api/{path}", content=text).status_code == 200
+    refused = door.post(f"/gradio_api/{path}", content=text + b" ")
+    pieces = door.post(f"/gradio_api/{path}", content=iter([b"1", b"2"]))
+
+    assert (refused.status_code, pieces.status_code) == (413, 411)
+    assert "The request has 8.0 MB; at most 8 MB are taken" in refused.json()["detail"]
+    assert "must say its length" in pieces.json()["detail"]
+    assert door.post("/gradio_api/upload", content=text + b" ").text == str(len(text) + 1)
+
+
+def test_the_longest_text_in_any_script_is_within_what_is_read(data_folder):
+    door, texts = client(data_folder), [script * MOST_CHARS for script in ("a", "\n", "\u00e9", "\u4e2d")]
+    for text in texts:
+        for ascii_only in (True, False):
+            sent = json.dumps({"data": ["code", text]}, ensure_ascii=ascii_only).encode()
+            assert door.post("/gradio_api/run/predict", content=sent).text == str(len(sent))
+    emoji = json.dumps({"data": ["\U0001f40b" * MOST_CHARS]}, ensure_ascii=False).encode()
+    assert door.post("/gradio_api/run/predict", content=emoji).text == str(len(emoji))
+
+
+MANY = bodies.MOST_VALUES + 2
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"[" + b"[]," * MANY + b"[]]",
+        b"[" + b"{}," * MANY + b"{}]",
+        b"[" + b"1," * MANY + b"1]",
+        b"[" + b'"",' * MANY + b'""]',
+        b"[" + b'"",' * 4 * MANY + b'""]',
+        b"[" * MANY,
+        b'["\\\\",' + b"[]," * MANY + b'"\\""]',  # texts that end in a backslash, or hold a quote
+        b'["\\\\\\"",' + b"[]," * MANY + b'"\\""]',
+    ],
+    ids=[
+        "lists",
+        "objects",
+        "numbers",
+        "texts",
+        "more texts",
+        "nested",
+        "after a backslash",
+        "after a quote",
+    ],
+)
+def test_a_request_of_very_many_values_is_refused_before_they_are_read(data_folder, sent):
+    refused = client(data_folder).post("/gradio_api/run/predict", content=sent)
+
+    assert refused.status_code == 413
+    assert "The request holds more than 20,000 values" in refused.json()["detail"]
+
+
+def test_a_request_in_an_encoding_whose_values_are_not_counted_is_refused(data_folder):
+    sent = json.dumps([[]] * MANY).encode("utf-16")
+
+    assert client(data_folder).post("/gradio_api/run/predict", content=sent).status_code == 400
+
+
+def test_brackets_quotes_and_commas_within_a_text_are_no_values(data_folder):
+    sent = json.dumps({"data": ['[{"a\\": 1}, ' * 80_000, "\\"]}).encode()
+
+    assert client(data_folder).post("/gradio_api/run/predict", content=sent).text == str(len(sent))
+
+
+def test_an_address_uploads_so_much_within_an_hour_and_others_as_much_again(data_folder, monkeypatch):
+    keep_limits(data_folder, Limits(upload_megabytes_per_hour=3))
+    now = [1000.0]
+    monkeypatch.setattr(doorman.time, "monotonic", lambda: now[0])
+    door = client(data_folder, proxies=1)
+
+    def upload(megabytes: float, address: str = "192.0.2.1") -> httpx.Response:
+        content = b"x" * int(megabytes * 1_000_000)
+        return door.post("/gradio_api/upload", content=content, headers={"x-forwarded-for": address})
+
+    assert [upload(1.5).status_code for _ in range(2)] == [200, 200]
+    refused = upload(1.5)
+    assert refused.status_code == 429
+    assert "This upload has 1.5 MB, and one address may upload at most 3 MB within an hour" in refused.text
+    assert "Wait 30 minutes" in refused.text
+    assert refused.headers["retry-after"] == "1800"
+    assert upload(3, "192.0.2.9").status_code == 200
+    now[0] += 1801
+    assert upload(1.5).status_code == 200
+    never = upload(3.1, "192.0.2.8")  # no waiting would help
+    assert never.status_code == 413
+    assert "The upload has 3.1 MB, and one address may upload at most 3 MB" in never.text
+    assert door.post("/gradio_api/upload", content=iter([b"1", b"2"])).status_code == 411
+
+
+def test_what_a_broken_upload_did_not_send_is_not_counted(data_folder):
+    keep_limits(data_folder, Limits(upload_megabytes_per_hour=30))
+    answers, messages = [], []
+
+    async def page(_scope, receive, send) -> None:
+        while (await receive())["type"] == "http.request":
+            pass
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def receive() -> dict:
+        return messages.pop(0) if messages else {"type": "http.disconnect"}
+
+    async def send(message) -> None:
+        answers.extend([message["status"]] if message["type"] == "http.response.start" else [])
+
+    async def try_twice() -> None:
+        door = Doorman(page, data_folder)
+        await door(UPLOADING, receive, send)  # not a byte of it came
+        messages.append({"type": "http.request", "body": b"x" * 1_000_000, "more_body": True})
+        await door(UPLOADING, receive, send)
+        await door(UPLOADING, receive, send)  # 29 MB are left
+
+    asyncio.run(try_twice())
+    assert answers == [200, 200, 429]
+
+
+def test_the_limits_still_hold_when_their_file_is_gone(data_folder):
+    keep_limits(data_folder, Limits(requests_per_minute=2))
+    door = client(data_folder)
+
+    answers = [door.get("/config").status_code]
+    (data_folder / "limits.json").unlink()
+
+    assert answers + [door.get("/config").status_code for _ in range(2)] == [200, 200, 429]

@@ -20,6 +20,7 @@ from retro_demo.checkpoint import read_run_config, write_run_config
 from retro_demo.errors import UserError
 from retro_demo.evaluate_config import EvaluateConfig
 from retro_demo.evaluation_request import Request, prepare_evaluation
+from retro_demo.limits import PRIVATE, Limits, keep_limits
 from retro_demo.workspace import Workspace, new_code
 
 QUICK = EvaluateConfig(first_tokens=150, max_tokens=300, resamples=200, prepend="off")
@@ -107,6 +108,25 @@ def test_an_evaluation_goes_on_as_a_process_and_is_found_again(workspace):
     assert result["counts"]["tokens"] >= 300
     with pytest.raises(UserError, match="no evaluation of this run to go on with"):
         evaluations.resume_evaluation(workspace, "reader")
+
+
+def test_figures_stay_where_their_repetition_leaves_the_queue_before_it_began(workspace):
+    folder = evaluations.start_evaluation(workspace, "reader", QUICK, baseline="plain")
+    figures = evaluations.latest_result(finished(folder))
+    keep_limits(workspace.home, Limits(running=1, waiting=5))
+    busy = evaluations.start_evaluation(workspace, "chance", replace(QUICK, seed=5))
+
+    again = evaluations.start_evaluation(workspace, "reader", QUICK, baseline="plain")
+    waiting = jobs.status(again)
+    assert evaluations.stop_evaluation(workspace, "reader")
+    keep_limits(workspace.home, PRIVATE)
+    finished(busy)
+
+    assert again == folder
+    assert (waiting.state, waiting.events) == ("waiting", [])
+    assert figures is not None
+    assert evaluations.measured(workspace, "reader") == figures
+    assert jobs.status(folder).state == "finished"
 
 
 def test_the_same_evaluation_again_is_the_same_folder_and_says_the_same(workspace):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from retro_demo.marge_planning import marge_settings
 from retro_demo.network_size import count_parameters
 from retro_demo.presets import MARGE_PRESETS
 from retro_demo.run_settings import command_of
+from retro_demo.ui.page import build_app
 from retro_demo.workspace import Workspace, new_code
 
 
@@ -145,3 +147,19 @@ def test_a_run_of_another_model_and_one_without_weights_are_refused_as_evidence(
     (space.run("bare") / "model.safetensors").unlink()
     with pytest.raises(UserError, match="no weights yet"):
         library.marge(space.run("bare"))
+
+
+def test_looks_at_evidence_write_no_file_and_have_a_lane_of_their_own(space, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    known = {one.name: one for one in build_app(space.home)[0].fns.values()}
+    redraw, others, write = (known[name] for name in ("redraw", "other_documents", "write_file"))
+    look = [space.folder.name, "finder", "training", [], "group", "ranks", 0, "group"]
+
+    for place in range(3):
+        redraw.fn(*look[:6], place, "group")
+    others.fn(*look)
+    assert not list(tmp_path.rglob("evidence.json"))
+    path = write.fn(*look)
+    assert json.loads(Path(path).read_text())["step"] == 0
+    for one in (redraw, others, write):
+        assert (one.queue, one.concurrency_id, one.concurrency_limit) == (True, "looks", 2)

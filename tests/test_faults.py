@@ -23,7 +23,7 @@ from test_marge_training import prepare as prepare_marge
 from test_train import advance, prepare
 from test_views import small_trace
 
-from retro_demo import cli, jobs, service
+from retro_demo import cli, jobs, received, service
 from retro_demo.building import prepare_corpus
 from retro_demo.checkpoint import load_model, read_any_config
 from retro_demo.corpus import load_corpus
@@ -147,7 +147,7 @@ def test_an_upload_that_does_not_fit_leaves_nothing_and_is_told_so(small_disk, t
     with pytest.raises(UserError, match=r"nearly full \(.*, 2.0 MB would come\)"):
         service.start_build(workspace, [("large.txt", source)], "mine", SMALL)
 
-    assert not list((workspace.folder / "corpora").iterdir())
+    assert not list((workspace.folder / "corpora").glob("*"))
 
 
 def test_a_disk_that_fills_up_while_an_upload_is_taken_in_keeps_nothing_of_it(
@@ -156,22 +156,22 @@ def test_a_disk_that_fills_up_while_an_upload_is_taken_in_keeps_nothing_of_it(
     workspace = Workspace.open(small_disk, new_code())
     source = tmp_path / "large.txt"
     source.write_bytes(b"word " * 400_000)
-    before = service.check_space
+    before = received.check_space
 
     def then_others_fill_it(*looked) -> None:
         before(*looked)
         fill(small_disk, 500_000)
 
-    monkeypatch.setattr(service, "check_space", then_others_fill_it)
+    monkeypatch.setattr(received, "check_space", then_others_fill_it)
     with pytest.raises(OSError, match="No space left") as error:
         service.start_build(workspace, [("large.txt", source)], "mine", SMALL)
 
     assert "disk is full" in said(error.value)
-    assert not list((workspace.folder / "corpora").iterdir())
+    assert not list((workspace.folder / "corpora").glob("*"))
 
 
 def test_a_trace_that_does_not_fit_leaves_the_one_before_whole(small_disk):
-    workspace = Workspace.open(small_disk, new_code())
+    workspace = Workspace.open(small_disk, new_code()).make()
     keep_trace(workspace, "one", small_trace(32))
     fill(small_disk, 4096)
 
@@ -185,7 +185,7 @@ def test_a_trace_that_does_not_fit_leaves_the_one_before_whole(small_disk):
 
 
 def test_the_newest_trace_stays_also_where_the_clock_was_set_back(data_folder):
-    workspace = Workspace.open(data_folder, new_code())
+    workspace = Workspace.open(data_folder, new_code()).make()
     ahead = time.time() + 5 * HOUR
     for number in range(KEPT_TRACES):
         keep_trace(workspace, f"t{number}", small_trace(16))

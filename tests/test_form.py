@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from pathlib import Path
 
 import gradio as gr
 import pytest
@@ -11,6 +13,7 @@ from retro_demo.config import CorpusConfig, GenerateConfig, RetroConfig, TrainCo
 from retro_demo.errors import UserError
 from retro_demo.knobs import knobs
 from retro_demo.presets import PRESETS
+from retro_demo.ui import form as form_module
 from retro_demo.ui.form import Form, shows_errors
 
 CONFIGS = [CorpusConfig, RetroConfig, TrainConfig, GenerateConfig]
@@ -105,3 +108,12 @@ def test_a_bug_is_one_sentence_with_the_id_of_its_log_entry(caplog):
     assert "secret" not in toast.value.message
     assert number in caplog.text
     assert "Traceback" in caplog.text
+
+
+def test_each_lane_is_declared_once():
+    files = Path(form_module.__file__).parent.glob("*.py")
+    text = "\n".join(path.read_text("utf-8") for path in files)
+    declared = re.findall(r"""["']?concurrency_id["']?\s*[:=]\s*["'](\w+)["']""", text)
+
+    assert {"model", "share"} <= set(declared)
+    assert len(declared) == len(set(declared)), declared

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import httpx
 import pytest
 from marge_helpers import make_marge_run
@@ -19,11 +21,12 @@ from test_train import advance, prepare
 
 from benchmarks.serving import served_page
 from retro_demo.limits import PRIVATE, Limits, keep_limits
-from retro_demo.ui.refusals import sendable
+from retro_demo.ui.refusals import Page, sendable
 from retro_demo.workspace import Workspace, new_code
 
 ROOT = Path(__file__).resolve().parent.parent
 JUNK = [None, True, -1, 1.5, float("nan"), "\ud800", "\0", "../../etc/passwd", [1, [2]], {"a": {"b": None}}]
+MULTIPART = {"content-type": "multipart/form-data; boundary=hostile"}
 FORGED = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
 SHOWN_NEVER = ("Traceback", 'File "', "site-packages", "root:x", "Something went wrong inside", str(ROOT))
 
@@ -81,6 +84,21 @@ def test_each_endpoint_refuses_junk_of_each_type_in_a_sentence(client, home, jun
 def test_what_gradio_refuses_is_refused_in_words(client, home, values):
     for name in named(client):
         assert "The values that were sent are not what this takes" in asked(client, name, values), name
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_who_presses_before_the_lists_have_changed_hears_what_to_do_and_not_a_list(many):
+    with Page() as demo:
+        baseline = gr.Dropdown(["one", "two"], multiselect=many)
+        gr.Button().click(lambda value: value, baseline, None)
+    function = next(iter(demo.fns.values()))
+
+    with pytest.raises(gr.Error) as said:
+        asyncio.run(demo.preprocess_data(function, [["gone"] if many else "gone"], None))
+
+    assert "gone" in said.value.message
+    assert "is not in the list that it was chosen from, or no more. Look at what" in said.value.message
+    assert "two" not in said.value.message
 
 
 def handlers(client: httpx.Client, *, queued: bool) -> list[dict[str, Any]]:
@@ -211,6 +229,49 @@ def test_a_body_that_is_no_request_is_an_error_of_the_caller(client, home, route
 
         assert 400 <= answer.status_code < 500 or answer.status_code == 200
         assert not [one for one in (*SHOWN_NEVER, str(home)) if one in answer.text]
+
+
+def test_a_text_that_is_too_long_is_refused_by_the_name_of_its_field_wherever_it_stands(client, home):
+    """Before a handler sees it: the page's own took a text of any length."""
+    config, text = client.get("config").json(), "x" * 1_000_001
+    labels = {one["id"]: one["props"].get("label") for one in config["components"]}
+    kinds = {one["id"]: one["type"] for one in config["components"]}
+    seen = set()
+    for handler in handlers(client, queued=True) + handlers(client, queued=False):
+        for at, number in enumerate(handler["inputs"]):
+            if kinds[number] != "textbox" or labels[number] in seen:
+                continue
+            seen.add(labels[number])
+            for long in (text, [["a", {"b": text}]], {text: 1}):
+                values: list[Any] = [None] * len(handler["inputs"])
+                values[at] = long
+                said = sent(client, handler, values, f"long{number}")
+                assert f"{labels[number] or 'A text of the page'} has 1,000,001 characters" in said, said[
+                    :300
+                ]
+    assert len(seen) > 10
+
+    for name, argument, values in [
+        ("/generate", "prompt", [new_code(), "run", text]),
+        ("/search", "text", [new_code(), "corpus", text]),
+        ("/weigh", "documents", [new_code(), "run", [text], "a"]),
+    ]:
+        parameters = named(client)[name]["parameters"]
+        usual = [one.get("parameter_default") for one in parameters[len(values) :]]
+        assert f"{argument} has 1,000,001 characters; at most 1,000,000" in asked(
+            client, name, values + usual
+        )
+
+
+def test_the_served_page_refuses_what_would_fill_its_memory(client):
+    """With the web server itself between, which has to drop what nobody reads."""
+    for _ in range(3):
+        large = client.post("gradio_api/queue/join", content=b"[" + b" " * 20_000_000 + b"]")
+        many = client.post("gradio_api/run/predict", content=b"[" + b"[]," * 1_000_000 + b"[]]")
+        files = client.post("gradio_api/component_server", files={"a": b"x" * 1_000_000}, headers=MULTIPART)
+
+        assert [one.status_code for one in (large, many, files)] == [413, 413, 404]
+        assert all(one.json()["error"].endswith(".") for one in (large, many, files))
 
 
 @pytest.mark.parametrize("place", ["browser-secret", "workspaces", "../../etc/passwd"])

@@ -18,7 +18,7 @@ from retro_demo.janitor import DAY, clean, delete_workspace, keep_ages, make_roo
 from retro_demo.library import Library
 from retro_demo.limits import PUBLIC, Limits, keep_limits
 from retro_demo.ui import workspace_drawer
-from retro_demo.workspace import Workspace, new_code
+from retro_demo.workspace import Workspace, disk_use, new_code
 
 
 def aged(path: Path, days: float) -> Path:
@@ -28,7 +28,8 @@ def aged(path: Path, days: float) -> Path:
 
 
 def with_a_text(home: Path) -> Workspace:
-    opened = Workspace.open(home, new_code())
+    opened = Workspace.open(home, new_code()).make()
+    (opened.folder / "traces").mkdir(parents=True, exist_ok=True)
     (opened.folder / "traces" / "text.json").write_text("{}")
     return opened
 
@@ -66,7 +67,7 @@ def test_a_visit_counts_as_use(home):
 
 def test_an_empty_workspace_goes_after_a_day(home):
     keep_limits(home, PUBLIC)
-    passer_by, today = visitor(home), visitor(home)
+    passer_by, today = visitor(home).make(), visitor(home).make()
     aged(passer_by.folder, 1.1)
 
     assert clean(home, time.time()) == [passer_by.folder.name]
@@ -177,6 +178,7 @@ def test_a_workspace_that_cannot_be_cleaned_keeps_no_other_from_it(home, monkeyp
     keep_limits(home, Limits(keep_days=1, megabytes_of_all=1))
     broken, *others = (with_a_text(home) for _ in range(3))
     for one in (broken, *others):
+        (one.folder / "traces").mkdir(parents=True, exist_ok=True)
         (one.folder / "traces" / "text.json").write_bytes(b"x" * 1_000_000)
     remove = janitor.delete_noted
 
@@ -201,6 +203,7 @@ def test_a_workspace_that_cannot_be_cleaned_keeps_no_other_from_it(home, monkeyp
 def holding(home: Path, megabytes: float, hours: float) -> Workspace:
     """A workspace with so much in it that nobody used for so long."""
     opened = visitor(home)
+    (opened.folder / "traces").mkdir(parents=True, exist_ok=True)
     (opened.folder / "traces" / "text.json").write_bytes(b"x" * int(megabytes * 1e6))
     aged(opened.folder, hours / 24)
     return opened
@@ -314,3 +317,20 @@ def test_what_a_killed_server_staged_for_a_share_goes_after_a_day(home, kind):
     assert clean(home, time.time()) == [f"{kind}old"]
 
     assert (own.folder / f"{kind}new" / "export" / "model.safetensors").exists()
+
+
+def test_a_folder_that_goes_while_its_workspace_is_measured_hinders_nobody(tmp_path, monkeypatch):
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_bytes(b"12345")
+    stat = os.stat
+
+    def while_others_go(path, *values, **named):
+        found = stat(path, *values, **named)
+        for name in set("abc") - {Path(path).parent.name}:
+            shutil.rmtree(tmp_path / name, ignore_errors=True)
+        return found
+
+    monkeypatch.setattr(os, "stat", while_others_go)
+
+    assert disk_use(tmp_path) == 5

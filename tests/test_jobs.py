@@ -15,7 +15,7 @@ import pytest
 from conftest import SMALL, records, write_jsonl
 from test_train import prepare
 
-from retro_demo import corpus_changes, jobs, service
+from retro_demo import corpus_changes, evaluations, jobs, service
 from retro_demo.building import prepare_corpus
 from retro_demo.errors import UserError
 from retro_demo.events import Finished, Step, append_event, cut_back, read_events
@@ -145,7 +145,7 @@ def test_codes_are_long_and_never_the_same():
 
 
 def test_a_workspace_is_closed_to_other_users_of_the_machine(workspace):
-    assert workspace.folder.stat().st_mode & 0o077 == 0
+    assert workspace.make().folder.stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize(
@@ -159,8 +159,7 @@ def test_an_unknown_or_crooked_run_is_refused_with_a_sentence(workspace, name):
 def test_a_run_outside_the_shipped_ones_is_not_reached_through_sample(workspace):
     from retro_demo.workspace import CHECKPOINTS
 
-    outside = workspace.folder / "runs" / "mine"
-    outside.mkdir()
+    outside = workspace.new_folder("runs", "mine")
     (outside / "config.json").write_text("{}")
     for crooked in (f"sample:{os.path.relpath(outside, CHECKPOINTS)}", f"sample:{outside}"):
         with pytest.raises(UserError, match="no shipped run"):
@@ -184,7 +183,7 @@ def test_a_visitor_names_no_folder_of_the_server_no_model_and_no_larger_limit(wo
     with pytest.raises(UserError, match="on the page choose one of|at most"):
         service.start_build(workspace, [("p.jsonl", source)], "mine", replace(SMALL, **changes))
 
-    assert not list((workspace.folder / "corpora").iterdir())
+    assert not list((workspace.folder / "corpora").glob("*"))
 
 
 def filled(workspace: Workspace, name: str) -> Path:
@@ -251,6 +250,24 @@ def test_a_run_begins_at_the_moment_its_corpus_is_told_to_be_built(workspace, tm
     for _ in service.follow(workspace.run(run)):
         pass
     assert jobs.status(workspace.run(run)).state == "finished"
+
+
+def test_a_run_that_has_told_its_end_can_be_trained_longer_renamed_and_deleted_at_that_moment(
+    workspace, small_folder
+):
+    shutil.copytree(small_folder, workspace.folder / "corpora" / "places")
+    run = service.start_run(workspace, "places", "lm", "tiny", {"steps": 1, "dim": 16, "depth": 1}, "first")
+    for steps in (2, 3):
+        while jobs.status(workspace.run(run)).state != "finished":
+            time.sleep(0.002)
+        service.lengthen_run(workspace, run, steps)
+    while jobs.status(workspace.run(run)).state != "finished":
+        time.sleep(0.002)
+
+    run = evaluations.rename_run(workspace, run, "second")
+    evaluations.delete_run(workspace, run)
+
+    assert not list((workspace.folder / "runs").glob("*/config.json"))
 
 
 def test_what_is_being_worked_on_is_not_deleted(workspace):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import gzip
 import json
 import os
@@ -22,12 +23,12 @@ from starlette.testclient import TestClient
 from test_train import advance, prepare
 
 from benchmarks.serving import ROOT
-from retro_demo import corpus_changes, quotas, service
+from retro_demo import corpus_changes, limits, quotas, service
 from retro_demo.config import RetroConfig, TrainConfig
 from retro_demo.data_folder import close_folder
 from retro_demo.errors import UserError
 from retro_demo.flags import add_flags
-from retro_demo.knobs import knobs
+from retro_demo.knobs import from_json, knobs
 from retro_demo.library import Library
 from retro_demo.limits import (
     PRIVATE,
@@ -97,6 +98,31 @@ def test_the_limits_of_a_data_folder_are_those_of_the_last_server(data_folder):
     assert limits_of(data_folder) == PUBLIC
 
 
+def test_the_limits_are_read_once_and_again_when_others_are_kept(data_folder, monkeypatch):
+    read = []
+    monkeypatch.setattr(limits, "from_json", lambda kind, said: read.append(said) or from_json(kind, said))
+
+    for steps in (70, 80):
+        keep_limits(data_folder, Limits(steps=steps))
+        assert {limits_of(data_folder).steps for _ in range(5)} == {steps}
+
+    assert len(read) == 2
+
+
+def test_limits_that_do_not_get_onto_the_disk_leave_the_old_ones(data_folder, monkeypatch):
+    keep_limits(data_folder, PUBLIC)
+
+    def full(_file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        keep_limits(data_folder, PRIVATE)
+
+    assert limits_of(data_folder) == PUBLIC
+    assert [path.name for path in data_folder.glob("limits.json*")] == ["limits.json"]
+
+
 def test_the_help_of_app_py_says_that_0_is_no_limit():
     parser = argparse.ArgumentParser()
     add_flags(parser, Limits)
@@ -138,7 +164,7 @@ def test_a_run_with_too_many_steps_or_parameters_is_refused_and_leaves_nothing(w
     with pytest.raises(UserError, match=r"M parameters, and here it may have at most 0\.1 M"):
         service.start_run(workspace, "places", "lm", "tiny", {"steps": 50, "dim": 64})
 
-    assert not list((workspace.folder / "runs").iterdir())
+    assert not list((workspace.folder / "runs").glob("*"))
 
 
 def test_a_run_cannot_grow_past_the_limit_by_training_longer_nor_be_resumed_above_it(workspace):
@@ -169,6 +195,7 @@ def test_a_full_workspace_takes_nothing_more_and_says_how_full_it_is(workspace, 
     with pytest.raises(UserError, match="and 3.0 MB would join"):
         corpus_changes.start_change(workspace, "places", files=[("large.txt", large)])
 
+    (workspace.folder / "traces").mkdir(parents=True, exist_ok=True)
     (workspace.folder / "traces" / "much").write_bytes(b"x" * 3_000_000)
     for ask in (
         lambda: service.start_run(workspace, "places", "lm", "tiny", {}),
@@ -239,7 +266,7 @@ def test_a_run_that_reads_more_at_a_time_than_the_page_can_is_refused_and_leaves
     with pytest.raises(UserError, match=words):
         service.start_run(workspace, "places", "retro", "tiny", settings)
 
-    assert not list((workspace.folder / "runs").iterdir())
+    assert not list((workspace.folder / "runs").glob("*"))
 
 
 def test_a_run_of_before_the_limits_is_not_read_where_it_reads_more_at_a_time(workspace):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_marge_training import advance, folder, prepare  # noqa: F401
 
+from retro_demo import marge_writing
 from retro_demo.cli import main
 from retro_demo.config import GenerateConfig
 from retro_demo.errors import UserError
@@ -114,6 +115,7 @@ def test_a_passage_is_never_evidence_for_itself(run):
     [
         ("", {}, "neither a prompt nor evidence"),
         ("N7", {"language": "zz"}, "writes no 'zz'"),
+        ("N7", {"language": "z" * 900_000}, f"writes no '{'z' * 80}'"),
         ("", {"documents": ["nowhere"]}, "has no document 'nowhere'"),
         ("word " * 40, {}, "nothing can follow. Shorten it"),
         ("N7", {"documents": [str(n) for n in range(99)]}, "has no document '0'"),
@@ -178,3 +180,19 @@ def test_ids_come_with_commas_between_or_as_a_list_and_may_hold_a_comma(run):
 def test_a_prompt_that_is_no_text_is_refused_in_a_sentence(run):
     with pytest.raises(UserError, match="The prompt is 5, which is no text"):
         written(run, 5, language="xx")  # pyright: ignore[reportArgumentType]
+
+
+def test_of_a_prompt_without_end_no_more_is_embedded_than_a_passage_holds(run, monkeypatch):
+    """The memory that it takes grows with the square of the length: a request of 50 kB took 11 GB."""
+    lengths = []
+    embed = marge_writing.embed_passages
+    monkeypatch.setattr(
+        marge_writing,
+        "embed_passages",
+        lambda model, tokens: lengths.append(tokens.shape[1]) or embed(model, tokens),
+    )
+
+    with pytest.raises(UserError, match="Shorten it"):
+        written(run, "word " * 3000)
+
+    assert lengths == [run.config.evidence.passage_len]

@@ -18,6 +18,7 @@ from page_helpers import page_home
 from benchmarks.serving import served_page
 from retro_demo import corpus_changes, service
 from retro_demo.config import CorpusConfig
+from retro_demo.received import safe_name
 from retro_demo.workspace import Workspace, new_code
 
 SMALL = {"dim": 16, "depth": 2, "num_heads": 2, "cca_layers": (2,), "enc_dim": 16}
@@ -309,7 +310,7 @@ def test_renaming_and_deleting_keep_to_the_workspace(home, code, files):
 def test_names_of_uploads_become_names_only(given, kept):
     taken = {"a.jsonl.gz"}
 
-    assert service.safe_name(given, taken) == kept
+    assert safe_name(given, taken) == kept
 
 
 def test_a_renamed_corpus_is_still_that_of_its_runs(home, code, built, trained, client):

@@ -131,3 +131,22 @@ def test_a_row_of_the_matrix_and_a_key_on_its_table_show_what_that_target_reads(
         timeout=LONG
     )
     page.close()
+
+
+def test_the_page_works_where_the_browser_withholds_its_storage(browser, url):  # noqa: F811
+    """As with all cookies blocked: the code that the page shows is then the way back."""
+    denied = "throw new DOMException('Access is denied for this document.', 'SecurityError')"
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.add_init_script(
+        f"Object.defineProperty(window, 'localStorage', {{configurable: true, get() {{ {denied} }}}})"
+    )
+    page, wrong = context.new_page(), []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto(url)
+
+    expect(page.locator("#generate")).to_be_visible(timeout=LONG)
+    page.get_by_role("tab", name="Train", exact=True).click()
+    expect(page.locator("#run-status .badge")).to_have_text("shipped", timeout=LONG)
+
+    assert not wrong
+    context.close()

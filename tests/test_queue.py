@@ -18,6 +18,7 @@ from test_jobs import wait_until
 from test_train import prepare
 
 from retro_demo import dispatch, evaluations, jobs, service, tickets
+from retro_demo.addresses import ADDRESS
 from retro_demo.allowance import UNLIMITED, Allowance
 from retro_demo.errors import UserError
 from retro_demo.evaluate_config import EvaluateConfig
@@ -40,7 +41,7 @@ def run_of(workspace: Workspace, name: str, **changes) -> Path:
 
 def waiting_job(home: Path, workspace: Workspace, name: str) -> tickets.Ticket:
     folder = workspace.folder / "runs" / name
-    folder.mkdir()
+    folder.mkdir(parents=True)
     with tickets.queue_lock(home):
         return tickets.issue(home, folder, "train", workspace.folder.name, "cpu")
 
@@ -62,6 +63,27 @@ def test_visitors_take_turns_whoever_asked_most(home):
     assert tickets.place(newcomer.folder) == (2, 4)
     assert tickets.place(third.folder) == (4, 4)
     assert tickets.place(first.folder) == (0, 0)
+
+
+def test_an_address_fills_only_its_part_of_the_queue_however_many_workspaces_it_makes(home):
+    keep_limits(home, Limits(running=1, waiting=40, waiting_per_visitor=3, waiting_per_address=2))
+    there = ADDRESS.set("one")
+    try:
+        for name in "abc":  # one at work, two that wait
+            dispatch.begin(visitor := Workspace.open(home, new_code()), run_of(visitor, name), "train")
+        with pytest.raises(UserError, match="2 jobs that were asked for from your address wait .* at most 2"):
+            dispatch.begin(visitor := Workspace.open(home, new_code()), run_of(visitor, "d"), "train")
+    finally:
+        ADDRESS.reset(there)
+
+    elsewhere = Workspace.open(home, new_code())
+    folder = run_of(elsewhere, "e")
+    dispatch.begin(elsewhere, folder, "train")
+
+    assert jobs.status(folder).state == "waiting"
+    assert [ticket.address for ticket in tickets.read_tickets(home)] == ["one", "one", "one", ""]
+    for ticket in tickets.read_tickets(home):
+        jobs.stop(ticket.folder)
 
 
 def test_a_second_job_is_not_overtaken_for_ever(home):
@@ -184,7 +206,7 @@ def test_a_full_queue_says_so_and_leaves_nothing_behind(home):
     with pytest.raises(UserError, match="The queue is full: 1 jobs wait"):
         service.start_run(other, "places", "lm", "tiny", {"seq_len": 32})
 
-    assert not list((other.folder / "runs").iterdir())
+    assert not list((other.folder / "runs").glob("*"))
 
 
 def test_an_evaluation_that_is_refused_hides_none_of_those_before(home):

@@ -1,13 +1,27 @@
-"""Which sessions the page's queue remembers."""
+"""What the page's queue remembers of sessions, and what an answer costs."""
 
 from __future__ import annotations
 
+import asyncio
+import re
+import shutil
 from asyncio import Queue
+from copy import deepcopy
+from dataclasses import replace
 
 import gradio as gr
+import httpx
+from gradio.state_holder import SessionState
+from page_helpers import page_home
 
+import app
+from benchmarks.serving import served_page
+from retro_demo.limits import PUBLIC
+from retro_demo.tickets import read_tickets
 from retro_demo.ui import sessions
+from retro_demo.ui.refusals import Page
 from retro_demo.ui.sessions import Messages, keep_those_who_wait
+from retro_demo.workspace import new_code
 
 
 def test_whoever_waits_is_not_forgotten_for_those_who_came_later():
@@ -54,3 +68,79 @@ def test_the_queue_of_a_page_remembers_so():
     kept = demo._queue.pending_messages_per_session
     assert isinstance(kept, Messages)
     assert kept.waiting_for is demo._queue.pending_event_ids_session
+
+
+def test_an_answer_makes_only_those_components_anew_that_it_changes(monkeypatch):
+    made = []
+    monkeypatch.setattr(SessionState, "_update_config", lambda _state, key: made.append(key))
+    with Page() as demo:
+        boxes = [gr.Textbox() for _ in range(4)]
+        kept = gr.State("before")
+        boxes[0].change(lambda: None, None, [*boxes, kept])
+    function = next(iter(demo.fns.values()))
+    answers = {
+        boxes[2]._id: [gr.skip(), "a text", gr.update(visible=False), gr.skip(), "after"],
+        boxes[1]._id: [gr.skip(), gr.update(value="b"), gr.skip(), gr.skip(), gr.skip()],
+        None: [gr.skip()] * 5,
+    }
+    for changed, values in answers.items():
+        states = SessionState(demo), SessionState(demo)
+        ours = asyncio.run(demo.postprocess_data(function, deepcopy(values), states[0]))
+        assert made == [changed] * (changed is not None)
+        gradios = asyncio.run(gr.Blocks.postprocess_data(demo, function, deepcopy(values), states[1]))
+
+        assert ours == gradios
+        assert states[0][kept._id] == states[1][kept._id]
+        assert len(made) > 3  # Gradio's own makes all of them
+        made.clear()
+
+
+def test_a_page_makes_no_table_of_all_calls_after_each_call():
+    """Gradio's own is of 10,000 calls, on the thread that answers all of them."""
+    with gr.Blocks() as demo:
+        gr.Textbox()
+    queue = demo.queue()._queue
+    queue.events_recorded = 10_000
+    call = {"function": "search", "status": "success", "process_time": 1.0, "session_hash": "a"}
+
+    assert app.os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] == str(queue.ANALYTICS_MAX_EVENTS)
+    assert queue.compute_analytics_summary([call]) == {"functions": {}}
+
+
+def test_an_address_fills_only_its_part_of_the_pages_queue_and_others_get_in(tmp_path):
+    with page_home(tmp_path) as home, served_page(home, replace(PUBLIC, calls_per_address=2)) as address:
+        texts = {
+            "data": [new_code(), "sample:factbook-retrofit", "A", 400, 0.8, 0, 0.95, 7, "on", "", "", "", ""]
+        }
+
+        def asked(client: httpx.Client) -> httpx.Response:
+            return client.post("gradio_api/call/generate", json=texts)
+
+        with (
+            httpx.Client(base_url=address, transport=httpx.HTTPTransport(local_address="127.0.0.5")) as many,
+            httpx.Client(base_url=address) as other,
+        ):
+            forged = {"x-retro-demo-visitor": "somebody else"}  # as if it were a header of one's own
+            answers = [many.post("gradio_api/call/generate", json=texts, headers=forged) for _ in range(4)]
+            answers.append(asked(other))
+
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 503, 200]
+    assert "2 calls from your address wait already, and at most 2 may" in answers[3].json()["detail"]
+
+
+def test_a_job_knows_the_address_that_it_was_asked_for_from_by_a_hash_alone(tmp_path, small_folder):
+    with page_home(tmp_path) as home, served_page(home, replace(PUBLIC, running=0)) as address:
+        seen = []
+        for place, code in (("127.0.0.5", new_code()), ("127.0.0.5", new_code()), ("127.0.0.6", new_code())):
+            shutil.copytree(small_folder, home / "workspaces" / code / "corpora" / "places")
+            with httpx.Client(
+                base_url=address, transport=httpx.HTTPTransport(local_address=place), timeout=60
+            ) as client:
+                values = {"data": [code, "places", "lm", "tiny", 1, 0, ""]}
+                event = client.post("gradio_api/call/train", json=values).json()["event_id"]
+                said = client.get(f"gradio_api/call/train/{event}").text
+                assert "event: complete" in said, said
+            seen.append({ticket.visitor: ticket.address for ticket in read_tickets(home)}.get(code, "gone"))
+
+    assert seen[0] == seen[1] != seen[2]
+    assert all(re.fullmatch("[0-9a-f]{16}", one) for one in seen)

@@ -129,6 +129,7 @@ def test_a_run_that_reads_more_at_a_time_than_the_page_can_is_not_imported(
 
 def test_a_push_from_a_full_workspace_is_refused_before_anything_is_written_or_sent(workspace, monkeypatch):
     keep_limits(workspace.home, Limits(megabytes_per_visitor=1))
+    (workspace.folder / "traces").mkdir(parents=True, exist_ok=True)
     (workspace.folder / "traces" / "much").write_bytes(b"x" * 1_000_000)
     monkeypatch.setattr(shares, "push", lambda *_values, **_named: pytest.fail("it was sent"))
 

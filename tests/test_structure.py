@@ -41,6 +41,7 @@ LAYERS = [
         "change_config",
         "limits",
         "allowance",
+        "addresses",
         "tickets",
     ],
     [
@@ -160,6 +161,7 @@ LAYERS = [
         "kept_traces",
         "quotas",
         "dispatch",
+        "received",
         "belongings",
         "janitor",
         "swaps",

@@ -231,15 +231,15 @@ def test_the_page_tells_how_the_edition_comes_along_and_stop_ends_its_job(home, 
     lane, code = Lane(Library(home)), visitor.folder.name
     with no_place_free(home):
         steps = lane.waiting()(code, "little", "other")
-        next(steps)
-        assert "it waits for its turn, place 1 of 1 in the queue" in next(steps)
-        lane.stopping()(code)
+        _, token = next(steps)
+        assert "it waits for its turn, place 1 of 1 in the queue" in next(steps)[0]
+        lane.stopping()(code, token)
         with pytest.raises(gr.Error, match="You stopped it"):
             list(steps)
         assert not jobs.is_under_way(edition(visitor))
 
     *_, last = lane.waiting()(code, "little", "other")
-    assert "The corpus is being prepared" in last
+    assert "The corpus is being prepared" in last[0]
     assert is_built(edition(visitor))
 
 

@@ -357,11 +357,15 @@ def test_a_run_says_what_it_does_beside_its_steps():
         assert "measuring" not in job_views.run_status(now, "run", 10, None)
 
 
-def test_the_estimate_of_each_model_is_that_of_its_own_presets():
-    of_marge = job_views.estimate(10**6, 3000, 1536, "marge", "small")
-    assert "twelve minutes" in of_marge
-    assert "hour" not in of_marge
-    assert "hour" in job_views.estimate(10**6, 4500, 1024, "retro", "small")
+def test_the_estimate_grows_with_all_that_makes_a_run_long_and_names_the_time_that_it_may_take():
+    told = job_views.estimate(10**6, 3000, 1536, "marge", "small")
+    assert "about <b>11 min 31 s</b>" in told  # 6 operations of a parameter and token, 40e9 a second
+    assert "about <b>23 min 2 s</b>" in job_views.estimate(2 * 10**6, 3000, 1536, "marge", "small")
+    assert "about <b>12 s</b>" in job_views.estimate(10**6, 50, 1536, "retro", "random")
+    assert "saves and leaves" not in job_views.estimate(10**6, 3000, 1536, "retro", "tiny", 12)
+    assert "After 11 minutes at work it saves and leaves" in job_views.estimate(
+        10**6, 3000, 1536, "retro", "tiny", 11
+    )
 
 
 def test_a_label_of_a_figure_is_short_and_holds_neither_tags_nor_templates():

@@ -22,7 +22,7 @@ from test_train import advance, prepare
 from app import serve
 from benchmarks.serving import ROOT
 from retro_demo import jobs
-from retro_demo.data_folder import never_served, serve_alone
+from retro_demo.data_folder import serve_alone
 from retro_demo.ui.page import build_app
 from retro_demo.workspace import Workspace, data_home, new_code
 
@@ -38,12 +38,13 @@ def home(tmp_path_factory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def victim(home, small_folder) -> Workspace:
     """A visitor with a corpus, a run with weights, a run at work and a kept text; all speak of the secret."""
-    space = Workspace.open(home, new_code())
+    space = Workspace.open(home, new_code()).make()
     corpus = space.folder / "corpora" / f"{SECRET.lower()}-texts"
     shutil.copytree(small_folder, corpus)
     (corpus / "sources").mkdir()
     (corpus / "sources" / "upload.txt").write_text(f"{SECRET} is nobody's business. " * 50)
     advance(prepare(space.folder / "runs" / f"{SECRET.lower()}-run", corpus, steps=2))
+    (space.folder / "traces").mkdir(parents=True, exist_ok=True)
     (space.folder / "traces" / "kept.json").write_text(json.dumps({"text": SECRET}))
     return space
 
@@ -68,7 +69,7 @@ def config(http) -> dict[str, Any]:
 
 @pytest.fixture
 def stranger(home) -> str:
-    return Workspace.open(home, new_code()).folder.name
+    return Workspace.open(home, new_code()).make().folder.name
 
 
 @pytest.fixture
@@ -337,7 +338,8 @@ def test_nobody_stops_or_deletes_what_another_trains(http, home, victim, strange
 
 
 def test_delete_my_data_asks_for_a_yes_and_then_leaves_nothing(http, home):
-    own = Workspace.open(home, new_code())
+    own = Workspace.open(home, new_code()).make()
+    (own.folder / "traces").mkdir(parents=True, exist_ok=True)
     (own.folder / "traces" / "kept.json").write_text("{}")
 
     assert "confirm=true" in called(http, "delete_my_data", [own.folder.name, False])
@@ -347,7 +349,7 @@ def test_delete_my_data_asks_for_a_yes_and_then_leaves_nothing(http, home):
 
 
 def test_delete_my_data_takes_the_files_along_that_were_brought(http, home):
-    own = Workspace.open(home, new_code())
+    own = Workspace.open(home, new_code()).make()
     (path,) = http.post("/gradio_api/upload", files={"files": ("diary.txt", b"dear diary")}).json()
     file = {"path": path, "meta": {"_type": "gradio.FileData"}, "orig_name": "diary.txt"}
     assert http.get(f"/gradio_api/file={path}").status_code == 200
@@ -404,9 +406,7 @@ def test_what_lies_in_the_data_folder_is_not_served_even_where_a_handler_names_i
     with gr.Blocks() as demo:
         name, file = gr.Textbox(), gr.File()
         name.submit(lambda path: path, name, file, api_name="hand_out", queue=False)
-    _, address, _ = demo.launch(
-        prevent_thread_lock=True, quiet=True, ssr_mode=False, blocked_paths=never_served(tmp_path)
-    )
+    address = serve(demo, tmp_path, None, None)
     try:
         with httpx.Client(base_url=address) as http:
             said = {

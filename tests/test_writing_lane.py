@@ -17,7 +17,7 @@ from retro_demo.library import Library
 from retro_demo.limits import PRIVATE, PUBLIC, Limits
 from retro_demo.quotas import checked_writing
 from retro_demo.ui import lane as lane_module
-from retro_demo.ui.lane import Lane
+from retro_demo.ui.lane import FOLLOWERS, Lane
 from retro_demo.ui.page import build_app
 from retro_demo.workspace import CHECKPOINTS, new_code, prepare_sample
 
@@ -79,7 +79,7 @@ def test_the_page_waits_for_a_corpus_outside_the_lane_and_says_how_far_it_is(dat
     with jobs.claim(prepare_sample(data_folder, "factbook2015")):
         steps = waits[0].fn(new_code(), RUN)
         next(steps)
-        assert "The corpus is being prepared" in next(steps)
+        assert "The corpus is being prepared" in next(steps)[0]
 
 
 def test_stop_takes_the_code_of_a_workspace_and_nothing_else(data_folder):
@@ -88,41 +88,94 @@ def test_stop_takes_the_code_of_a_workspace_and_nothing_else(data_folder):
 
     for handler in stops:
         for code in ("x" * 2_000_000, "", [], {"a": 1}, None, 7):
-            assert "A workspace code has 16 to 64" in str(answer(handler.fn, code))
-        assert answer(handler.fn, new_code()) == [None]
+            assert "A workspace code has 16 to 64" in str(answer(handler.fn, code, "token"))
+        assert answer(handler.fn, new_code(), "token") == [None]
+
+
+def asked_for(lane: Lane, code: str) -> str:
+    """The token of a text whose corpus is there."""
+    return list(lane.waiting()(code, None))[0][1]
 
 
 def test_only_a_text_that_was_asked_for_can_be_stopped_from_then_to_its_end(data_folder):
     lane, code, other = Lane(Library(data_folder)), new_code(), new_code()
-    wait, stop = lane.waiting(), lane.stopping()
+    stop, token = lane.stopping(), asked_for(lane, code)
 
-    stop(code)  # there is none yet
-    with lane.text(code) as stopped, lane.text(other) as theirs:
+    stop(other, token)  # of somebody else
+    with lane.text(code, token) as stopped, lane.text(other, asked_for(lane, other)) as theirs:
         assert not stopped()
-        stop(code)
+        stop(code, token)
         assert stopped()
         assert not theirs()
-    stop(code)  # it has ended
-    list(wait(code, None))
-    stop(code)  # it waits for its turn
-    with lane.text(code) as stopped:
+    stop(code, token)  # it has ended
+    token = asked_for(lane, code)
+    stop(code, token)  # it waits for its turn
+    with lane.text(code, token) as stopped:
         assert stopped()
-    with lane.text(code) as stopped:
+    with lane.text(code, token) as stopped:
         assert not stopped()
+
+
+def test_stop_on_one_page_of_a_visitor_ends_no_text_of_another_one(data_folder):
+    lane, code = Lane(Library(data_folder)), new_code()
+    first, second = asked_for(lane, code), asked_for(lane, code)
+
+    with lane.text(code, first) as stopped:
+        lane.stopping()(code, second)
+        assert not stopped()
+    with lane.text(code, second) as stopped:  # the end of the first did not forget it
+        assert stopped()
+
+
+def test_a_page_keeps_the_token_of_its_own_text(data_folder):
+    known = handlers(data_folder)
+    for way in ("wait", "write", "side_by_side", "stop"):
+        for handler in named(known, way):
+            tokens = handler.outputs[1:] if way == "wait" else handler.inputs
+            assert sum(isinstance(one, gr.State) and one.value == "" for one in tokens) == 1, way
+
+
+def test_of_too_many_that_wait_for_one_visitor_the_oldest_is_let_go_and_nobody_elses(data_folder):
+    lane, code = Lane(Library(data_folder)), new_code()
+    with jobs.claim(prepare_sample(data_folder, "factbook2015")):  # as its build would
+        other = lane.waiting()(new_code(), RUN)
+        waits = [lane.waiting()(code, RUN) for _ in range(FOLLOWERS + 1)]
+        for steps in (other, *waits):
+            next(steps)
+            assert "The corpus is being prepared" in next(steps)[0]
+
+        with pytest.raises(gr.Error, match="Ask again when the corpus is ready"):
+            next(waits[0])
+        for steps in (other, *waits[1:]):
+            next(steps)
+        waits[1].close()  # pyright: ignore[reportAttributeAccessIssue]
+        # its visitor left: there is room for one more
+        again = lane.waiting()(code, RUN)
+        for steps in (again, again, *waits[2:]):
+            next(steps)
+
+
+def test_who_looks_at_the_evidence_waits_no_oftener_than_who_writes(data_folder):
+    choose = next(one for one in named(handlers(data_folder), "choose") if "evidence" in one.fn.__module__)
+    code = new_code()
+    with jobs.claim(prepare_sample(data_folder, "udhr44")):  # as its build would
+        waits = [choose.fn(code, "sample:rights-marge", "held-out") for _ in range(FOLLOWERS + 1)]
+        for steps in waits:
+            assert "The corpus is being prepared" in str(next(steps))
+        with pytest.raises(gr.Error, match="Ask again when the corpus is ready"):
+            next(waits[0])
 
 
 def test_texts_whose_visitors_left_are_not_remembered_for_ever(data_folder, monkeypatch):
     monkeypatch.setattr(lane_module, "MOST", 2)
     lane = Lane(Library(data_folder))
-    codes = [new_code() for _ in range(4)]
-    for code in codes:
-        list(lane.waiting()(code, None))
-    for code in codes:
-        lane.stopping()(code)
+    tokens = {code: asked_for(lane, code) for code in [new_code() for _ in range(4)]}
+    for code, token in tokens.items():
+        lane.stopping()(code, token)
 
     stopped = []
-    for code in reversed(codes):
-        with lane.text(code) as asked:
+    for code, token in reversed(tokens.items()):
+        with lane.text(code, token) as asked:
             stopped.append(asked())
     assert stopped == [True, True, False, False]
 

@@ -25,6 +25,7 @@ from retro_demo.quotas import checked_writing
 from retro_demo.rewriting import edit_by_values, edit_json
 from retro_demo.search import search as search_corpus
 from retro_demo.ui import zero_gpu
+from retro_demo.ui.form import MODEL
 from retro_demo.ui.refusals import public
 from retro_demo.ui.uploads import followed, uploaded
 from retro_demo.ui.workspace_drawer import forget_visitor
@@ -234,8 +235,8 @@ def add_endpoints(library: Library) -> None:
     ):
         publish(public(endpoint), api_name=endpoint.__name__, concurrency_limit=None)
     publish(public(search), api_name="search", concurrency_limit=2)
-    publish(public(generate), api_name="generate", concurrency_id="model", concurrency_limit=1)
-    publish(public(explain), api_name="explain", concurrency_id="model", concurrency_limit=1)
+    publish(public(generate), api_name="generate", **MODEL)
+    publish(public(explain), api_name="explain", **MODEL)
 
 
 def _whole(value: Any) -> Any:

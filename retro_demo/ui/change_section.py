@@ -10,7 +10,7 @@ import gradio as gr
 from retro_demo import corpus_changes, weigh_views
 from retro_demo.change_config import AddConfig
 from retro_demo.library import Library
-from retro_demo.ui.form import CHEAP, PRIVATE, QUIET, Form, json_file, once_known, shows_errors
+from retro_demo.ui.form import CHEAP, MODEL, PRIVATE, QUIET, Form, json_file, once_known, shows_errors
 from retro_demo.ui.uploads import chosen_files, documents_picker
 from retro_demo.workspace import SAMPLE, Workspace
 
@@ -115,7 +115,6 @@ def change_section(
         look,
         [visitor, corpus, documents, run, text],
         [missed, missed_file],
-        concurrency_id="model",
-        concurrency_limit=1,
         **PRIVATE,
+        **MODEL,
     )

@@ -9,6 +9,7 @@ import gradio as gr
 from retro_demo import corpus_changes
 from retro_demo.change_config import AddConfig
 from retro_demo.library import Library
+from retro_demo.ui.form import MODEL
 from retro_demo.ui.refusals import public
 from retro_demo.ui.uploads import followed, uploaded
 from retro_demo.workspace import Workspace
@@ -46,4 +47,4 @@ def add_corpus_endpoints(library: Library) -> None:
 
     publish = gr.api  # pyright: ignore[reportPrivateImportUsage]
     publish(public(change_corpus), api_name="change_corpus", concurrency_limit=None)
-    publish(public(weigh), api_name="weigh", concurrency_id="model", concurrency_limit=1)
+    publish(public(weigh), api_name="weigh", **MODEL)

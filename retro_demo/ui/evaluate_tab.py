@@ -21,9 +21,10 @@ from retro_demo import (
 from retro_demo.evaluate_config import EvaluateConfig
 from retro_demo.evaluation_request import read_request
 from retro_demo.library import Library
+from retro_demo.run_settings import built_ones
 from retro_demo.ui.form import CHEAP, QUIET, Form, json_file, once_known, shows_errors, stop_and_resume
 from retro_demo.ui.visit import copy_link
-from retro_demo.workspace import SAMPLE, Workspace, is_built, without_folders
+from retro_demo.workspace import SAMPLE, Workspace, without_folders
 
 OWN_CORPUS = "the corpus of its training"
 AGAINST = [("the whole database", "database"), ("its stored neighbors", "neighbors")]
@@ -46,7 +47,7 @@ def evaluate_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
                 [],
                 label="Matched baseline",
                 elem_id="evaluate-baseline",
-                info="An lm of the same size, trained alike on the same corpus. The verdict needs one.",
+                info="The same decoder without the reader of neighbors, trained alike. A verdict needs one.",
             )
             control = gr.Dropdown(
                 [], label="Control", elem_id="evaluate-control", info="A run trained with random neighbors."
@@ -246,7 +247,7 @@ def evaluate_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
         lms, others = evaluations.baselines(workspace, one), evaluations.controls(workspace, one)
         words = [(_called(each, why), each) for each, why in lms]
         fits = next((each for each, why in lms if not why), "")
-        built = [(service.corpus_title(c), c) for c in workspace.corpora() if is_built(workspace.corpus(c))]
+        built = [(service.corpus_title(corpus), corpus) for corpus in built_ones(workspace)]
         return [
             ([("none yet", ""), *words], fits),
             ([("none", ""), *_named(others)], next(iter(others), "")),

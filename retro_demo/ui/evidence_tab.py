@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import gradio as gr
 
 from retro_demo import evidence_figures, evidence_views, job_views, jobs, service, views
-from retro_demo.evidence_export import matrix_json
-from retro_demo.evidence_run import MargeCorpus, marge_runs, reindexing, targets_of
+from retro_demo.errors import UserError
+from retro_demo.evidence_run import MargeCorpus, marge_runs, reindexing_at, targets_of
 from retro_demo.evidence_sample import (
     centered,
     choose_sample,
@@ -23,8 +24,10 @@ from retro_demo.evidence_series import beta_series, pair_series, recall_series, 
 from retro_demo.evidence_store import reindexed_steps
 from retro_demo.glossary import explain
 from retro_demo.library import Library
+from retro_demo.ui.evidence_file import evidence_file
 from retro_demo.ui.evidence_target import evidence_target
-from retro_demo.ui.form import CHEAP, QUIET, json_file, once_known, relisted
+from retro_demo.ui.form import CHEAP, LOOKS, QUIET, once_known, relisted
+from retro_demo.ui.lane import Asked, Lane
 from retro_demo.ui.visit import copy_link
 from retro_demo.workspace import SAMPLE, Workspace
 
@@ -38,7 +41,7 @@ NO_REINDEX = "This run has not re-indexed yet. Its first re-index comes before i
 
 def evidence_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: Any) -> None:
     """Build the tab and wire it."""
-    home = library.home
+    home, lane = library.home, Lane(library)
     seen = gr.State("")  # the run and how many re-indexes are shown
     timer = gr.Timer(2.0, active=False)
     gr.HTML(
@@ -121,11 +124,8 @@ def evidence_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
         map_caption = gr.HTML()
         with gr.Accordion("The map as a table", open=False):
             map_table = gr.HTML()
-        download = gr.DownloadButton(
-            "Download matrix, map and figures with where they come from (JSON)",
-            size="sm",
-            elem_id="evidence-download",
-        )
+        looks = [visitor, run, kind, languages, order, values, at, by]
+        evidence_file(library, looks)
         gr.HTML("<h2>One target and what it reads</h2>")
         target = evidence_target(library, visitor, run, (kind, languages), [caption, matrix_table])
 
@@ -133,9 +133,8 @@ def evidence_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
         """The values of `pictures` for a run, a kind of documents, languages, and order ... by."""
         order_by, shown, place, colors = look
         folder = Workspace.open(home, code).run(name)
-        source, steps = library.marge_corpus(folder), reindexed_steps(folder)
-        first, last = reindexing(folder, steps[0]), reindexing(folder, steps[-1])
-        now = reindexing(folder, steps[min(max(int(place), 0), len(steps) - 1)])
+        source = library.marge_corpus(folder)
+        first, now, last = (reindexing_at(folder, which) for which in (0, place, sys.maxsize))
         passages, rules = source.passages, source.config.evidence
         sample = choose_sample(
             passages, now.rows, held_out=how == "held-out", order=order_by, languages=some or []
@@ -145,7 +144,6 @@ def evidence_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
         top = evidence_figures.full_color(centered(relevance_matrix(last, sample, passages, rules)))
         untrained = nearest_of_group(relevance_matrix(first, sample, passages, rules), sample, passages)
         moved = movement(first, now, sample)
-        rows = reindexes(jobs.status(folder))
         return [
             evidence_figures.matrix_figure(numbers, relevance, sample, source, kind=shown, top=top),
             evidence_views.matrix_caption(
@@ -155,7 +153,6 @@ def evidence_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
             evidence_figures.map_figure(moved, sample, source, colors),
             evidence_views.map_caption(moved, now.step),
             evidence_views.map_table(moved, sample, source),
-            json_file("evidence.json", matrix_json(folder, source, sample, first, now, rows)),
         ]
 
     def lines(code: str, name: str) -> list[Any]:
@@ -215,8 +212,12 @@ def evidence_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
             yield nothing(views.note(NO_RUN))
             return
         workspace = Workspace.open(home, code)
-        for build in service.wait_for_corpus(workspace, name):
-            yield nothing(job_views.waiting(build, "The corpus is being prepared"))
+        asked = Asked(code)
+        with lane.follower(asked):
+            for build in service.wait_for_corpus(workspace, name):
+                if asked.end:
+                    raise UserError(asked.end)
+                yield nothing(job_views.waiting(build, "The corpus is being prepared"))
         yield nothing('<p class="speed" role="status">Reading the passages of the corpus.</p>')
         yield opened(code, name, how, library.marge_corpus(workspace.run(name)), *look)
 
@@ -272,13 +273,12 @@ def evidence_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
         mark = [going, f"{name} {len(steps)}", slider]
         return [gr.skip()] * 4 + mark + lines(code, name) + drawing + [gr.skip()] * len(target.outputs)
 
-    pictures = [matrix, caption, matrix_table, picture, map_caption, map_table, download]
+    pictures = [matrix, caption, matrix_table, picture, map_caption, map_table]
     curves = [found, pairs, betas, lines_table]
     everything = [kind, languages, status, body, timer, seen, at, *curves, *pictures, *target.outputs]
-    looks = [visitor, run, kind, languages, order, values, at, by]
-    at.input(redraw, looks, pictures, trigger_mode="always_last", **QUIET)
-    gr.on([order.input, values.input, by.input], redraw, looks, pictures, **QUIET)
-    gr.on([kind.input, languages.input], other_documents, looks, [*pictures, *target.outputs], **QUIET)
+    at.input(redraw, looks, pictures, trigger_mode="always_last", **LOOKS)
+    gr.on([order.input, values.input, by.input], redraw, looks, pictures, **LOOKS)
+    gr.on([kind.input, languages.input], other_documents, looks, [*pictures, *target.outputs], **LOOKS)
     watched = [visitor, run, seen, at, kind, languages, order, values, by]
     timer.tick(follow, watched, everything, **QUIET)
     listed = [visitor, run, seen]

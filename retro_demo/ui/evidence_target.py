@@ -15,7 +15,7 @@ from retro_demo.evidence_reading import MOST_EVIDENCE, EvidenceReading, edit_evi
 from retro_demo.evidence_run import Choices, MargeCorpus, targets_of
 from retro_demo.glossary import explain
 from retro_demo.library import Library
-from retro_demo.ui.form import PRIVATE, QUIET, clicked, json_file, once_known, shows_errors
+from retro_demo.ui.form import CHEAP, MODEL, PRIVATE, QUIET, clicked, json_file, once_known, shows_errors
 from retro_demo.workspace import Workspace
 
 MEAN = "mean"
@@ -221,11 +221,7 @@ def evidence_target(
     asked = [visitor, run, target, count]
     pictures = [agreement, agreed, agreed_table, heat]
     shown = [said, inside, listing, piece, part, *pictures, text, changed, download]
-    model: dict[str, Any] = PRIVATE | {
-        "concurrency_id": "model",
-        "concurrency_limit": 1,
-        "show_progress": "hidden",
-    }
+    model = CHEAP | MODEL
     for begun in (read.click, target.input, count.release):
         begun(look_up, [*asked, layer, head], shown, **model).failure(lambda: "", None, said, **PRIVATE)
     for place in pickers:

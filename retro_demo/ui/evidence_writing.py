@@ -18,7 +18,16 @@ from retro_demo.generate import Written
 from retro_demo.library import Library
 from retro_demo.quotas import checked_writing
 from retro_demo.ui import zero_gpu
-from retro_demo.ui.form import CHEAP, PRIVATE, QUIET, Form, first_of, once_known, relisted, shows_errors
+from retro_demo.ui.form import (
+    CHEAP,
+    MODEL,
+    QUIET,
+    Form,
+    first_of,
+    once_known,
+    relisted,
+    shows_errors,
+)
 from retro_demo.ui.lane import Lane
 from retro_demo.workspace import SAMPLE, Workspace
 
@@ -106,7 +115,13 @@ def evidence_writing(tab: gr.Tab, library: Library, visitor: gr.BrowserState, ar
 
     @shows_errors
     def write(
-        code: str, name: str | None, tongue: str | None, chosen: list[str], words: str, *values: Any
+        code: str,
+        name: str | None,
+        token: str,
+        tongue: str | None,
+        chosen: list[str],
+        words: str,
+        *values: Any,
     ) -> Iterator[list[Any]]:
         which, many, *others = values
         # what is chosen is neither counted nor left out by what else the form says
@@ -118,7 +133,7 @@ def evidence_writing(tab: gr.Tab, library: Library, visitor: gr.BrowserState, ar
         if not name:
             raise UserError("There is no MARGE yet. Train one on the Train tab.")
         service.check_ready(workspace, name)
-        with lane.text(code) as stopped:
+        with lane.text(code, token) as stopped:
             yield [LOADING, gr.skip()]
             loaded, text = library.marge(workspace.run(name)), ""
             asked = {"language": tongue or "", "documents": chosen}
@@ -177,18 +192,15 @@ def evidence_writing(tab: gr.Tab, library: Library, visitor: gr.BrowserState, ar
         named = relisted([(each.removeprefix(SAMPLE), each) for each in names], now, now)
         return [named, gr.skip(), gr.skip(), gr.skip()]
 
-    model: dict[str, Any] = PRIVATE | {
-        "concurrency_id": "model",
-        "concurrency_limit": 1,
-        "show_progress": "hidden",
-    }
-    asked = [visitor, run, language, documents, prompt, kind, count, *form.inputs]
+    model = CHEAP | MODEL
+    token = gr.State("")  # of the text that this page asked for last
+    asked = [visitor, run, token, language, documents, prompt, kind, count, *form.inputs]
     picked = examples.click(first_of, examples, prompt, **QUIET)
     for begun in (go.click, picked.then):
-        waits = begun(lane.waiting(), [visitor, run], said, **CHEAP)
+        waits = begun(lane.waiting(), [visitor, run], [said, token], **CHEAP)
         for stage in (waits, waits.success(write, asked, [said, found], **model)):
             stage.failure(lambda: "", None, said, **QUIET)
-    stop.click(lane.stopping(), visitor, None, **QUIET)
+    stop.click(lane.stopping(), [visitor, token], None, **QUIET)
     offered = [language, among, documents]
     arrival = arrival.opening(tab, run)
     run.input(offer, [visitor, run], offered, **QUIET)

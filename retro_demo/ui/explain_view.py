@@ -15,7 +15,7 @@ from retro_demo.library import Library
 from retro_demo.loading import LoadedRun
 from retro_demo.rewriting import Rewritten, edit_json
 from retro_demo.tracing import Trace
-from retro_demo.ui.form import PRIVATE, QUIET, clicked, download, once_known, shows_errors
+from retro_demo.ui.form import MODEL, PRIVATE, QUIET, clicked, download, once_known, shows_errors
 from retro_demo.workspace import SAMPLE, Workspace
 from retro_demo.writing import export_trace
 
@@ -181,7 +181,7 @@ def explain_view(library: Library, visitor: gr.BrowserState, trace_id: gr.Browse
         made = rewriting.swap(run, trace, at[0], at[1], int(chunk))
         return [*rewriting.neighbor_texts(run, made.edit.after), *_edited(trace, made, at[2])]
 
-    model: dict[str, Any] = PRIVATE | {"concurrency_id": "model", "concurrency_limit": 1}
+    model = PRIVATE | MODEL
     known = [visitor, trace_id]
     edited = [changed, download]
     opened = linked.select(

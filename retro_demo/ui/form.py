@@ -177,6 +177,12 @@ QUIET: dict[str, Any] = PRIVATE | {"queue": False, "show_progress": "hidden"}
 """For polls and looks: not queued, so that a full queue cannot blank them, and nothing flickers."""
 CHEAP: dict[str, Any] = PRIVATE | {"concurrency_limit": None, "show_progress": "hidden"}
 """For handlers that cost little: visitors need not wait for each other."""
+LOOKS: dict[str, Any] = CHEAP | {"concurrency_id": "looks", "concurrency_limit": 2}
+"""For looks that compute: strangers who look at much wait for each other, and nobody else does."""
+MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
+"""The lane of what computes with a run: one at a time for all. On the page: CHEAP | MODEL."""
+SHARE: dict[str, Any] = {"concurrency_id": "share", "concurrency_limit": 2}
+"""The lane of exports and imports."""
 
 
 def first_of(row: Any) -> Any:

@@ -16,14 +16,24 @@ from retro_demo.explain_config import MOST_NEIGHBORS, ExplainConfig
 from retro_demo.library import Library
 from retro_demo.loading import LoadedRun
 from retro_demo.quotas import checked_writing
+from retro_demo.run_settings import built_ones
 from retro_demo.tracing import Trace
 from retro_demo.ui import zero_gpu
 from retro_demo.ui.evidence_writing import evidence_writing
 from retro_demo.ui.explain_view import explain_view
-from retro_demo.ui.form import CHEAP, PRIVATE, QUIET, Form, first_of, once_known, relisted, shows_errors
+from retro_demo.ui.form import (
+    CHEAP,
+    MODEL,
+    QUIET,
+    Form,
+    first_of,
+    once_known,
+    relisted,
+    shows_errors,
+)
 from retro_demo.ui.lane import Lane
 from retro_demo.ui.visit import copy_link, trail_line
-from retro_demo.workspace import SAMPLE, Workspace, is_built
+from retro_demo.workspace import SAMPLE, Workspace
 from retro_demo.writing import write_sides
 
 NO_RUN = "No run yet: train one on the Train tab."
@@ -108,17 +118,20 @@ def generate_tab(
         return [text_views.trace_speed(trace) if trace else "", *view.values(trace, name)]
 
     def restore(code: str, name: str) -> list[Any]:
-        """`everything`, then prompt and knobs as they made it: one click makes it again."""
-        trace = kept_traces.shown_trace(Workspace.open(home, code), name)[1]
+        """`everything`, then prompt and knobs as they made it; those of an example write another text."""
+        shown_id, trace = kept_traces.shown_trace(Workspace.open(home, code), name)
         if trace is None or trace.about.get("given"):
             return [*show(code, name), *[gr.skip()] * (1 + len(form.inputs))]
         made_with = trace.about.get("written_with", trace.about["config"])
+        if shown_id.startswith(SAMPLE):  # it stands there already: a first click is to write a new one
+            made_with = made_with | {"seed": made_with["seed"] + 1}
         return [*show(code, name), trace.about["prompt"], *form.fill(made_with)]
 
     def load(workspace: Workspace, name: str, other: str, retriever: str) -> LoadedRun:
         if not name:
             raise UserError("There is no run yet. Train one on the Train tab.")
         service.check_ready(workspace, name, other)
+        workspace.make()  # for the text, which is not kept where all is deleted meanwhile
         swap = service.built_corpus(workspace, other) if other else None
         return library.run(workspace.run(name), swap, retriever)
 
@@ -129,10 +142,10 @@ def generate_tab(
         return kept
 
     @shows_errors
-    def write(code: str, name: str, other: str, words: str, *values: Any) -> Iterator[list[Any]]:
+    def write(code: str, name: str, other: str, token: str, words: str, *values: Any) -> Iterator[list[Any]]:
         config = checked_writing(home, **form.read(values))
         workspace = Workspace.open(home, code)
-        with lane.text(code) as stopped:
+        with lane.text(code, token) as stopped:
             yield [gr.skip(), loading(other), gr.skip()]
             loaded = load(workspace, name, other, config.retriever)
             for writing in watch(loaded, name, words, config, stopped):
@@ -140,10 +153,12 @@ def generate_tab(
                 yield [text_views.growing_text(writing), text_views.writing_speed(writing), kept]
 
     @shows_errors
-    def side_by_side(code: str, name: str, other: str, words: str, *values: Any) -> Iterator[list[Any]]:
+    def side_by_side(
+        code: str, name: str, other: str, token: str, words: str, *values: Any
+    ) -> Iterator[list[Any]]:
         config = checked_writing(home, **form.read(values))
         workspace = Workspace.open(home, code)
-        with lane.text(code) as stopped:
+        with lane.text(code, token) as stopped:
             yield [loading(other), gr.skip()]
             loaded = load(workspace, name, other, config.retriever)
             if not loaded.database:
@@ -185,7 +200,7 @@ def generate_tab(
             shown_run = trace.about["run"] if trace else None
             chosen = shown_run if shown_run in runs else next(iter(runs), None)
         choices = [(r.removeprefix(SAMPLE), r) for r in runs]
-        corpora = [c for c in workspace.corpora() if is_built(workspace.corpus(c))]
+        corpora = built_ones(workspace)
         reads = [("the corpus of its training", ""), *((service.corpus_title(c), c) for c in corpora)]
         return [
             relisted(choices, now, chosen),
@@ -224,19 +239,16 @@ def generate_tab(
             service.corpus_of_run(Workspace.open(home, code), name)[1], int(number)
         )
 
+    token = gr.State("")  # of the text that this page asked for last
     of_marge = gr.State(False)  # whether the way to write that is in view is that of a MARGE
     arrival = arrival.opening(tab, run)
     shown = [visitor, trace_id]
-    model: dict[str, Any] = PRIVATE | {
-        "concurrency_id": "model",
-        "concurrency_limit": 1,
-        "show_progress": "hidden",
-    }
+    model = CHEAP | MODEL
     text = view.outputs[1]
     picked = examples.click(first_of, examples, prompt, **QUIET)
-    asked, written = [visitor, run, corpus, prompt, *form.inputs], [text, speed, trace_id]
+    asked, written = [visitor, run, corpus, token, prompt, *form.inputs], [text, speed, trace_id]
     clicks = (go.click, picked.then, explain.click, compare.click)
-    waits = [begun(lane.waiting(), [visitor, run, corpus], speed, **CHEAP) for begun in clicks]
+    waits = [begun(lane.waiting(), [visitor, run, corpus], [speed, token], **CHEAP) for begun in clicks]
     writes, tried = (begun.success(write, asked, written, **model) for begun in waits[:2])
     reads = waits[2].success(
         explain_given, [visitor, run, corpus, given, *reading.inputs], [speed, trace_id], **model
@@ -247,12 +259,10 @@ def generate_tab(
     for begun in (writes, tried, reads, rereads):
         begun.success(shows_errors(show), shown, everything, **CHEAP)
         begun.failure(lambda: "", None, speed, **QUIET)
-    compares = waits[3].success(
-        side_by_side, [visitor, run, corpus, prompt, *form.inputs], [speed, sides], **model
-    )
+    compares = waits[3].success(side_by_side, asked, [speed, sides], **model)
     for begun in (compares, *waits):
         begun.failure(lambda: "", None, speed, **QUIET)
-    stop.click(lane.stopping(), visitor, None, **QUIET)
+    stop.click(lane.stopping(), [visitor, token], None, **QUIET)
     for way in (plain, given_text, inner):  # a MARGE has runs and evidence of its own
         own = way is inner
         turned = way.select(

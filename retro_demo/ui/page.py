@@ -29,7 +29,7 @@ from retro_demo.ui.evidence_tab import evidence_tab
 from retro_demo.ui.form import QUIET, shows_errors
 from retro_demo.ui.generate_tab import generate_tab
 from retro_demo.ui.refusals import Page
-from retro_demo.ui.sessions import keep_those_who_wait
+from retro_demo.ui.sessions import bound_each_address, keep_those_who_wait
 from retro_demo.ui.share_api import add_share_endpoints
 from retro_demo.ui.train_tab import train_tab
 from retro_demo.ui.visit import NOWHERE, Arrival, asked_for
@@ -48,10 +48,13 @@ log = logging.getLogger(__name__)
 ASSETS = Path(__file__).resolve().parent.parent.parent / "assets"
 TITLE = "retro_demo: language models that look things up"
 # what style.css cannot reach, because Gradio confines its rules to what stands inside the page
-HEAD = """<style>
+HEAD = (
+    f"<script>{(ASSETS / 'storage.js').read_text('utf-8')}</script>"
+    + """<style>
 .dark .gradio-container { --color-accent: var(--primary-500) !important; }
 @media (max-width: 640px) { .gradio-container > .main.app { padding: 0.6rem 0.8rem !important; } }
 </style>"""
+)
 LEAD = (
     "<h1>retro_demo</h1><p class='lead'>Train a small RETRO or MARGE on your own texts, let it write, "
     "and see what it looked up and what it read.</p>"
@@ -116,6 +119,7 @@ def build_app(
         zero_gpu.add_endpoint(library)
     demo.queue(max_size=256, api_open=False)
     keep_those_who_wait(demo)
+    bound_each_address(demo, home)
     return demo, lambda: _prepare(library)
 
 

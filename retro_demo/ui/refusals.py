@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import logging
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
+from gradio.state_holder import SessionState
 
+from retro_demo.addresses import ADDRESS, VISITOR
 from retro_demo.errors import UserError
 from retro_demo.knobs import seen
 from retro_demo.ui.form import shows_errors
 
 log = logging.getLogger(__name__)
 
-MOST_CHARS = 1_000_000  # of a text over HTTP
+MOST_CHARS = 1_000_000  # of a text that is sent
 KINDS = {
     "str": (str, "a text"),
     "int": ((int, float), "a number"),
@@ -36,10 +40,11 @@ class Page(gr.Blocks):
         try:
             if not block_fn.fn:
                 raise gr.Error("That is done in the browser: there is nothing to ask the server for.")
+            _check_lengths(block_fn, inputs)
             given = await super().preprocess_data(block_fn, sendable(inputs), *values, **named)
             return [_as_browsers_send(*pair) for pair in zip(block_fn.inputs, given, strict=True)]
         except gr.Error as error:
-            raise gr.Error(error.message[:200], print_exception=False) from None
+            raise gr.Error(_in_words(error.message), print_exception=False) from None
         except Exception as error:
             log.info("a request was refused: %s", error)
             raise gr.Error(
@@ -47,6 +52,68 @@ class Page(gr.Blocks):
                 "was not uploaded here. The API page lists what each endpoint takes.",
                 print_exception=False,
             ) from None
+
+    async def process_api(self, *values: Any, **named: Any) -> dict[str, Any]:
+        """As Gradio's; what is asked for counts for the address that the doorman heard."""
+        request = named.get("request")
+        asker = ADDRESS.set(request.headers.get(VISITOR, "") if isinstance(request, gr.Request) else "")
+        try:
+            return await super().process_api(*values, **named)
+        finally:
+            ADDRESS.reset(asker)
+
+    async def postprocess_data(
+        self, block_fn: Any, predictions: Any, state: SessionState | None
+    ) -> list[Any]:
+        """As Gradio's, which makes each component anew whose value stays (gr.skip()): a look at a run, every
+        second, has 19 of them."""
+        outputs, stays = block_fn.outputs, gr.skip()
+        if not isinstance(predictions, list) or len(predictions) != len(outputs) or len(outputs) < 2:
+            return await super().postprocess_data(block_fn, predictions, state)
+        given = [
+            at
+            for at, value in enumerate(predictions)
+            if outputs[at].stateful or not (isinstance(value, dict) and value == stays)
+        ]
+        answer: list[Any] = [stays] * len(outputs)
+        if given:
+            part = copy.copy(block_fn)
+            part.outputs = [outputs[at] for at in given]
+            values = [predictions[at] for at in given]
+            values = await super().postprocess_data(part, values if len(given) > 1 else values[0], state)
+            for at, value in zip(given, values, strict=True):
+                answer[at] = value
+        return answer
+
+
+def _check_lengths(block_fn: Any, inputs: Sequence[Any]) -> None:
+    """Raise gr.Error for a text, also within a list, that is longer than any is taken."""
+    for at, (block, value) in enumerate(zip(block_fn.inputs, inputs, strict=False)):
+        if not block.stateful and (chars := _longest(value)) > MOST_CHARS:
+            name = getattr(block, "label", "") or "A text of the page"
+            if block.get_block_name() == "api":  # whose labels are 1st, 2nd
+                name = list(inspect.signature(block_fn.fn).parameters)[at]
+            raise gr.Error(f"{name[:80]} has {chars:,} characters; at most {MOST_CHARS:,} are taken.")
+
+
+def _longest(value: Any) -> int:
+    """Characters of the longest text in a value of JSON."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return max(map(_longest, [*value, *value.values()]), default=0)
+    return max(map(_longest, value), default=0) if isinstance(value, list) else 0
+
+
+def _in_words(message: str) -> str:
+    """What Gradio says, but for its list of all choices: who presses can be faster than the lists change."""
+    gone = re.match(r"Value: (.*?)(?: \(type: .*?\))? is not in the list of choices", message, re.DOTALL)
+    if gone is None:
+        return message[:200]
+    return (
+        f"{gone[1][:80]} is not in the list that it was chosen from, or no more. Look at what is chosen now, "
+        "then press again."
+    )
 
 
 def _as_browsers_send(block: Any, value: Any) -> Any:
@@ -84,8 +151,6 @@ def public(endpoint: Callable[..., Any]) -> Callable[..., Any]:
             items: Any = value if str(parameter.annotation).startswith("list[str]") else []
             if not all(isinstance(one, str) for one in items):
                 raise UserError(f"{name} is {seen(value)}, but it must be a list of texts.")
-            if isinstance(value, str) and len(value) > MOST_CHARS:
-                raise UserError(f"{name} has {len(value):,} characters; at most {MOST_CHARS:,} are taken.")
 
     if inspect.isgeneratorfunction(endpoint):
 

@@ -6,6 +6,7 @@ import gradio as gr
 
 from retro_demo import shares
 from retro_demo.library import Library
+from retro_demo.ui.form import SHARE
 from retro_demo.ui.refusals import public
 from retro_demo.ui.uploads import exported, uploaded
 from retro_demo.workspace import Workspace
@@ -34,4 +35,4 @@ def add_share_endpoints(library: Library) -> None:
 
     publish = gr.api  # pyright: ignore[reportPrivateImportUsage]
     for endpoint in (export_run, import_run):
-        publish(public(endpoint), api_name=endpoint.__name__, concurrency_id="share", concurrency_limit=2)
+        publish(public(endpoint), api_name=endpoint.__name__, **SHARE)

@@ -10,11 +10,10 @@ import gradio as gr
 from retro_demo import shares, views
 from retro_demo.errors import UserError
 from retro_demo.library import Library
-from retro_demo.ui.form import CHEAP, PRIVATE, shows_errors
+from retro_demo.ui.form import CHEAP, PRIVATE, SHARE, shows_errors
 from retro_demo.ui.uploads import chosen_files, exported, note_uploads
 from retro_demo.workspace import Workspace
 
-ONE_AT_A_TIME: dict[str, Any] = PRIVATE | {"concurrency_id": "share", "concurrency_limit": 2}
 PUSHES = PRIVATE | {"concurrency_id": "push", "concurrency_limit": 2}  # minutes, on a slow line to the Hub
 
 
@@ -113,7 +112,7 @@ def share_section(
 
     chosen = [visitor, run]
     run.change(lambda: gr.DownloadButton(visible=False), None, made, **CHEAP)
-    make.click(export, [*chosen, along, license], made, **ONE_AT_A_TIME)
-    bring.click(bring_in, [*chosen, file, name], [brought, file, *all_of_it], **ONE_AT_A_TIME)
+    make.click(export, [*chosen, along, license], made, **PRIVATE, **SHARE)
+    bring.click(bring_in, [*chosen, file, name], [brought, file, *all_of_it], **PRIVATE, **SHARE)
     told = [*chosen, repo, token, private, along, license]
     push.click(push_it, told, [pushed, token], **PUSHES)

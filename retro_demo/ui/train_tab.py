@@ -36,10 +36,9 @@ from retro_demo.ui.form import (
 )
 from retro_demo.ui.share_section import share_section
 from retro_demo.ui.visit import copy_link
-from retro_demo.workspace import SAMPLE, Workspace, is_built
+from retro_demo.workspace import SAMPLE, Workspace
 
 SIZES = "Sets all knobs: tiny for minutes, small for an hour, base for a GPU."
-NO_BASE = "A retrofit begins with a finished lm of the same corpus, and there is none yet. Train one first."
 STEPS = "Those that are done count."
 MARGE_SIZES = "Sets all knobs: tiny for about two minutes, small for about twelve."
 DOWNLOAD = "Download the curve, the table and where they come from (JSON)"
@@ -159,8 +158,7 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
     def lists(code: str, one: str | None, place: str | None) -> list[Any]:
         """The corpora and which one to choose, the runs and which one, the list of all runs."""
         workspace = Workspace.open(home, code)
-        built = [c for c in workspace.corpora() if is_built(workspace.corpus(c))]
-        names = workspace.runs()
+        built, names = run_settings.built_ones(workspace), workspace.runs()
         own = [each for each in names if not each.startswith(SAMPLE)]
         return [
             [(service.corpus_title(c), c) for c in built],
@@ -183,7 +181,8 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
     @once_known
     def refresh(code: str, one: str | None, place: str | None) -> list[Any]:
         """corpus, run, listing; a corpus or run that was chosen, or begun, meanwhile stays."""
-        corpora, there, runs, chosen, rows = lists(code, one, place)
+        wanted = run_settings.corpus_to_train(Workspace.open(home, code), place)
+        corpora, there, runs, chosen, rows = lists(code, one, wanted)
         return [relisted(corpora, place, there), relisted(runs, one, chosen), rows]
 
     @once_known
@@ -242,17 +241,18 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
     @shows_errors
     def guess(kind: str, size: str, begun_from: str | None, *values: Any) -> str:
         if kind == "retrofit" and not begun_from:
-            return views.note(NO_BASE, "warning")
+            return views.note(service.NO_BASE, "warning")
         try:  # half-typed knobs are no mistake yet: say it in place, without a toast
-            settings = read_knobs(kind, values)
+            settings, limits = read_knobs(kind, values), limits_of(home)
             shape = MargeConfig if kind == "marge" else RetroConfig
             chosen = {k.name: settings[k.name] for k in knobs(shape)}
             network = shape(**chosen | ({"cca_layers": ()} if kind == "lm" else {}))
-            check_settings(limits_of(home), network, settings)
+            check_settings(limits, network, settings)
         except UserError as error:
             return views.note(str(error), "warning")
         tokens = settings["batch_tokens"] if kind == "marge" else settings["batch_size"] * settings["seq_len"]
-        return job_views.estimate(count_parameters(network), settings["steps"], tokens, kind, size)
+        cost = count_parameters(network), settings["steps"], tokens
+        return job_views.estimate(*cost, kind, size, limits.minutes)
 
     @shows_errors
     def end(code: str, one: str) -> None:

@@ -57,17 +57,16 @@ def uploaded(workspace: Workspace, file: Any) -> tuple[str, Path]:
 
 def chosen_files(workspace: Workspace, paths: list[str] | str | None) -> list[tuple[str, Path]]:
     """As `uploaded`, for the files that a picker of the page shows; it shows them also when they are gone."""
-    several = [Path(path) for path in ([paths] if isinstance(paths, str) else paths or [])]
-    return [_taken(workspace, path, path.name) for path in several]
+    return [_taken(workspace, path, path.name) for path in _several(paths)]
 
 
 def _taken(workspace: Workspace, path: Path, name: str) -> tuple[str, Path]:
     path = path.resolve()
-    if not path.is_relative_to(Path(get_upload_folder()).resolve()):
+    if not _came_here(path):
         raise UserError("A file was not uploaded here. Send it with gradio_client's handle_file.")
     if not path.is_file():
         raise UserError(f"{name[:80]!r} is not there any more: uploads go after an hour. Upload it again.")
-    note_files(workspace, [path])
+    note_files(workspace.make(), [path])
     return name, path
 
 
@@ -82,12 +81,16 @@ def note_uploads(picker: gr.File, home: Path, visitor: gr.BrowserState) -> gr.Fi
     """The picker, whose files go with the visitor's workspace from the moment they are here."""
 
     def note(code: str, paths: list[str] | str | None) -> None:
-        several = [Path(path) for path in ([paths] if isinstance(paths, str) else paths or [])]
-        note_files(Workspace.open(home, code), filter(_is_upload, several))
+        if here := [path for path in _several(paths) if _came_here(path) and path.is_file()]:
+            note_files(Workspace.open(home, code).make(), here)
 
     picker.upload(once_known(note), [visitor, picker], None, **QUIET)
     return picker
 
 
-def _is_upload(path: Path) -> bool:
-    return path.resolve().is_relative_to(Path(get_upload_folder()).resolve()) and path.is_file()
+def _several(paths: list[str] | str | None) -> list[Path]:
+    return [Path(path) for path in ([paths] if isinstance(paths, str) else paths or [])]
+
+
+def _came_here(path: Path) -> bool:
+    return path.resolve().is_relative_to(Path(get_upload_folder()).resolve())

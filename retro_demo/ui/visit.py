@@ -25,6 +25,8 @@ COPY = """run => {
   return `<p class="caption" role="status">${words}</p>`;
 }"""
 
+IN_VIEW = "(code, run) => [code, document.querySelector('#RUN')?.offsetParent ? run : null]"
+
 
 @dataclass(frozen=True)
 class Arrival:
@@ -66,12 +68,17 @@ class Arrival:
         def name_it(code: str, name: str | None) -> Any:
             return trail_line(Workspace.open(self.home, code), name) if name else gr.skip()
 
-        for begun in (tab.select, run.input):
-            begun(name_it, [self.visitor, run], self.trail, **QUIET)
+        tab.select(name_it, [self.visitor, run], self.trail, **QUIET)
+        # a run begun or found by a look is chosen by no hand; the tabs out of view change theirs, too
+        in_view = IN_VIEW.replace("RUN", str(run.elem_id))
+        run.change(name_it, [self.visitor, run], self.trail, js=in_view, **QUIET)
 
 
 def asked_for(workspace: Workspace, query: Any) -> dict[str, str]:
-    """The tab and run that an address asks for (a stranger's query); UserError where there is none such."""
+    """The tab and run that an address asks for (a stranger's query); UserError where there is none such.
+
+    A run that this tab cannot show opens on Train, which shows every run.
+    """
     name, tab = str(query.get("run", ""))[:200], str(query.get("tab", "train"))[:40]
     if not name:
         return NOWHERE
@@ -83,9 +90,11 @@ def asked_for(workspace: Workspace, query: Any) -> dict[str, str]:
             f"The link names {what}, which is not here. Choose a run from the lists; for one of another "
             "workspace open that workspace first, with its code, at the foot of the page."
         )
-    if tab == "generate" and isinstance(read_any_config(workspace.run(run)), MargeRun):
+    config = read_any_config(workspace.run(run))
+    if tab == "generate" and isinstance(config, MargeRun):
         tab = "from-evidence"
-    return {"tab": tab, "run": run}
+    shown = {"evaluate": run in evaluations.readers(workspace), "evidence": isinstance(config, MargeRun)}
+    return {"tab": tab if shown.get(tab, True) else "train", "run": run}
 
 
 def copy_link(tab: str, run: gr.Dropdown, said: gr.HTML) -> None:

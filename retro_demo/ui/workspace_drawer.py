@@ -55,7 +55,7 @@ def forget_visitor(library: Library, code: str) -> int:
     """End a visitor's jobs and delete all that is kept of them; the bytes that are free again."""
     folder = Workspace.open(library.home, code).folder
     library.forget(folder)
-    freed = delete_workspace(library.home, code)
+    freed = delete_workspace(library.home, code) if folder.is_dir() else 0  # nothing was ever written
     library.forget(folder)  # what was asked for while its jobs ended
     return freed
 
