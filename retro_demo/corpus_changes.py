@@ -100,17 +100,17 @@ def _check_free(workspace: Workspace, corpus: str, base: Path) -> None:
 
 def _readers(workspace: Workspace, base: Path) -> Iterator[str]:
     """What of the workspace is at work and reads the corpus, as the beginning of a sentence."""
-    runs = [run for run in workspace.runs() if jobs.is_under_way(workspace.run(run))]
+    runs = [run for run in workspace.runs() if jobs.is_at_work(workspace.run(run))]
     for run in runs:
         if read_any_config(workspace.run(run)).corpus == str(base):
             yield f"{run} is training on"
     for run in evaluations_reading(workspace, base):
         yield f"An evaluation of {run} reads"
-    if any(map(jobs.is_under_way, base.glob("editions/*"))):
+    if any(map(jobs.is_at_work, base.glob("editions/*"))):
         yield "A run with another tokenizer is about to read"
     for one in workspace.corpora():
         folder = workspace.corpus(one)
-        if jobs.is_under_way(folder) and base_of_change(folder) == base.resolve():
+        if jobs.is_at_work(folder) and base_of_change(folder) == base.resolve():
             yield f"{one} is being made from"
 
 

@@ -154,7 +154,7 @@ def _check_unneeded(workspace: Workspace, run: str) -> None:
             told = f"The evaluation of {request.folder('run').name} measures {run} too"
             raise UserError(f"{told}. Wait for its end, or stop it first.")
     for place in (workspace.folder / "runs").glob("*"):
-        if jobs.is_under_way(place) and getattr(read_any_config(place), "base", "") == str(folder):
+        if jobs.is_at_work(place) and getattr(read_any_config(place), "base", "") == str(folder):
             raise UserError(f"{place.name} begins from {run}. Wait for its end, or stop it first.")
 
 
@@ -163,7 +163,7 @@ def _under_way(workspace: Workspace) -> list[Request]:
     folders = [
         f for place in ("runs/*/evaluations/*", "evaluations/*/*") for f in workspace.folder.glob(place)
     ]
-    return [read_request(folder) for folder in folders if jobs.is_under_way(folder)]
+    return [read_request(folder) for folder in folders if jobs.is_at_work(folder)]
 
 
 def latest_result(status: jobs.JobStatus) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from retro_demo.corpus import KEPT_FILES, MANIFEST, Corpus, file_hash, load_corp
 from retro_demo.errors import UserError
 from retro_demo.evaluation_request import read_request
 from retro_demo.events import read_events
-from retro_demo.jobs import is_running
+from retro_demo.jobs import is_running, let_leave
 from retro_demo.loading import load_own_corpus
 from retro_demo.model_card import LICENSE, model_card
 from retro_demo.provenance import place_name
@@ -48,6 +48,7 @@ def export_run(
     config = read_any_config(run)
     if not LICENSE.fullmatch(license):
         raise UserError(f"The license is {license[:80]!r}; give its short name, such as mit or cc-by-4.0.")
+    let_leave(run)
     if is_running(run):
         raise UserError(f"{run.name} is being trained. Stop it first, or wait for its end.")
     if not (run / "model.safetensors").exists():
@@ -92,6 +93,7 @@ def export_run(
 
 def export_corpus(corpus: Path, out: Path, title: str = "") -> Manifest:
     """Write a built corpus to the folder `out`, not there yet; `title`: "sample:NAME" of a sample."""
+    let_leave(corpus)
     if is_running(corpus):
         raise UserError(f"{corpus.name} is being worked on. Stop that first, or wait for its end.")
     loaded = load_corpus(corpus)

@@ -99,7 +99,7 @@ def resume_build(workspace: Workspace, corpus: str) -> None:
         raise UserError(f"{corpus_title(corpus)} is built already. There is nothing to resume.")
     check_space(workspace)
     with jobs.asking(folder):
-        if any(map(jobs.is_under_way, folder.glob("editions/*"))):  # a change would remove it
+        if any(map(jobs.is_at_work, folder.glob("editions/*"))):  # a change would remove it
             raise UserError(
                 f"{corpus_title(corpus)} is being made ready for a run with another tokenizer. Wait for the "
                 "end of that."

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_jobs import wait_until
+from test_jobs import leaving, wait_until
 from test_queue import waiting_job
 from test_train import advance, prepare
 
@@ -312,6 +312,16 @@ def test_a_change_that_left_the_queue_or_found_it_full_can_be_asked_for_again(wo
     assert read_events(folder / "events.jsonl") == before
 
 
+def asked_evaluation(workspace: Workspace) -> Path:
+    """An evaluation of a run on a copy of the corpus places, which it is to read."""
+    other = Path(shutil.copytree(workspace.corpus("places"), workspace.folder / "corpora" / "other"))
+    run = prepare(workspace.folder / "runs" / "done", other, seq_len=64)
+    advance(run)
+    request = Request(str(run), corpus=str(workspace.corpus("places")))
+    prepare_evaluation(run / "evaluations" / request.key, request)
+    return run / "evaluations" / request.key
+
+
 GOES = {
     "renamed": lambda workspace: corpus_changes.rename_corpus(workspace, "places", "moved"),
     "deleted": lambda workspace: corpus_changes.delete_corpus(workspace, "places"),
@@ -320,13 +330,7 @@ GOES = {
 
 @pytest.mark.parametrize("going", GOES)
 def test_a_corpus_is_neither_renamed_nor_deleted_under_an_evaluation_that_waits_to_read_it(workspace, going):
-    own = workspace.corpus("places")
-    other = Path(shutil.copytree(own, workspace.folder / "corpora" / "other"))
-    run = prepare(workspace.folder / "runs" / "done", other, seq_len=64)
-    advance(run)
-    request = Request(str(run), corpus=str(own))
-    folder = run / "evaluations" / request.key
-    prepare_evaluation(folder, request)
+    own, folder = workspace.corpus("places"), asked_evaluation(workspace)
     with tickets.queue_lock(workspace.home):
         ticket = tickets.issue(workspace.home, folder, "evaluate", workspace.folder.name)
 
@@ -355,7 +359,8 @@ def test_a_corpus_is_neither_renamed_nor_deleted_under_one_that_is_or_is_still_t
     service.resume_build(workspace, "copy")
     for _ in service.follow(copy):
         pass
-    GOES[going](workspace)
+    with leaving(copy):
+        GOES[going](workspace)
     assert len(load_corpus(copy).documents) == 13
 
 
@@ -381,6 +386,35 @@ def test_a_corpus_is_neither_renamed_nor_deleted_while_a_change_of_it_is_being_a
     assert held
     assert ended.is_set()
     assert is_built(folder)
+
+
+def asked_edition(workspace: Workspace) -> Path:
+    folder = workspace.corpus("places") / "editions" / "another"
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.mark.parametrize("asked", [asked_evaluation, asked_edition])
+def test_a_corpus_can_be_changed_at_the_moment_its_last_reader_has_told_its_end(workspace, asked):
+    with leaving(asked(workspace)):
+        assert corpus_changes.start_change(workspace, "places", forget=["Arden"]) == "places"
+
+    for _ in service.follow(workspace.corpus("places")):
+        pass
+    assert len(load_corpus(workspace.corpus("places")).documents) == 13
+
+
+def test_a_corpus_can_be_renamed_and_changed_at_the_moment_a_run_on_it_has_told_its_end(workspace):
+    run = prepare(workspace.folder / "runs" / "done", workspace.corpus("places"))
+
+    with leaving(run):
+        corpus_changes.rename_corpus(workspace, "places", "moved")
+    assert read_any_config(run).corpus == str(workspace.corpus("moved"))
+
+    with leaving(run):
+        corpus_changes.start_change(workspace, "moved", forget=["Arden"])
+    for _ in service.follow(workspace.corpus("moved")):
+        pass
 
 
 def test_a_corpus_is_not_renamed_under_a_run_that_waits_to_train_on_it(workspace):

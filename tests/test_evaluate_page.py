@@ -14,6 +14,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from marge_helpers import built, make_marge_run, translated
 from page_helpers import opened_client, page_home
+from test_jobs import leaving
 
 from retro_demo import evaluations, jobs, service
 from retro_demo.checkpoint import read_run_config, write_run_config
@@ -189,7 +190,10 @@ def test_a_run_that_an_evaluation_measures_beside_another_is_neither_renamed_nor
                 with pytest.raises(UserError, match=f"The evaluation of reader measures {run} too. Wait"):
                     work()
         assert evaluations.rename_run(workspace, "brief", "short") == "short"
-    assert evaluations.rename_run(workspace, "short", "brief") == "brief"
+    with leaving(folder):
+        evaluations.rename_run(workspace, "plain", "another")
+    for old, new in (("short", "brief"), ("another", "plain")):
+        assert evaluations.rename_run(workspace, old, new) == new
     shutil.rmtree(folder)
 
 
@@ -202,6 +206,9 @@ def test_a_run_from_which_a_training_is_about_to_begin_is_neither_renamed_nor_de
     with jobs.claim(made), pytest.raises(UserError, match="later begins from plain. Wait"):
         evaluations.delete_run(workspace, "plain")
 
+    with leaving(made):
+        evaluations.rename_run(workspace, "plain", "another")
+    evaluations.rename_run(workspace, "another", "plain")
     evaluations.delete_run(workspace, "later")
 
 

@@ -7,7 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +30,24 @@ def wait_until(true, seconds: float = 60) -> None:
     while not true():
         assert time.time() < deadline, "it did not happen in time"
         time.sleep(0.05)
+
+
+@contextmanager
+def leaving(folder: Path, seconds: float = 0.4) -> Iterator[None]:
+    """A job that has told its end and works on the folder for a moment more."""
+    told = threading.Event()
+
+    def work() -> None:
+        with jobs.claim(folder):
+            append_event(folder / "events.jsonl", Finished())
+            told.set()
+            time.sleep(seconds)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert told.wait(30)
+    yield
+    thread.join()
 
 
 def test_a_started_job_runs_stops_on_request_and_can_be_looked_at_all_the_while(tmp_path, small_folder):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from gradio_client import Client, handle_file
 from page_helpers import opened_client, page_home
+from test_jobs import leaving
 from test_sharing import TINY, trained  # noqa: F401  (a fixture)
 
 from retro_demo import importing, jobs, quotas, service, shares
@@ -176,7 +177,16 @@ def test_a_corpus_is_not_exported_while_a_job_is_at_work_on_it(tmp_path, workspa
         shares.export_zip(workspace, "first", tmp_path, with_corpus=True)
     assert not list(tmp_path.iterdir())
 
-    assert shares.export_zip(workspace, "first", tmp_path, with_corpus=True).exists()
+    with leaving(workspace.corpus("places")):
+        assert shares.export_zip(workspace, "first", tmp_path, with_corpus=True).exists()
+
+
+def test_a_run_is_exported_at_the_moment_it_has_told_its_end(tmp_path, workspace):
+    with jobs.claim(workspace.run("first")), pytest.raises(UserError, match="is being trained"):
+        shares.export_zip(workspace, "first", tmp_path)
+
+    with leaving(workspace.run("first")):
+        assert shares.export_zip(workspace, "first", tmp_path).exists()
 
 
 @pytest.fixture(scope="module")
