@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from retro_demo import jobs, tickets
@@ -109,10 +110,16 @@ def start_next(home: Path) -> None:
             try:
                 jobs.start(ticket.folder, ticket.verb, _allowance(limits))
             except (OSError, UserError) as error:  # those behind it are not to wait for that
-                log.warning("%s waits on: %s", ticket.folder.name, error)
+                _note_once(f"{ticket.folder.name} waits on: {error}")
                 continue
             tickets.mark_started(ticket)
             at_work.append(ticket)
+
+
+@lru_cache(maxsize=256)
+def _note_once(words: str) -> None:
+    """Log what each look, two a second, would find again."""
+    log.warning("%s", words)
 
 
 def _settled(home: Path) -> list[Ticket]:

@@ -135,13 +135,15 @@ def split_claim(sentence: str) -> tuple[str, str]:
 def moved_html(moved: Mapping[str, float], reference: str) -> str:
     """How many tokens retrieval helped and hurt against what is called so, as a bar with words."""
     helped, hurt, threshold = moved["helped"], moved["hurt"], moved["threshold"]
+    # in words: in the verdict beside it a minus is the better sign, in a gain it is the plus
+    mean = f"{abs(moved['mean']):.4f} nat a token {'better' if moved['mean'] > 0 else 'worse'}"
     return (
         f'<div class="moved"><div class="twosided" role="img" '
         f'aria-label="{helped:.0%} helped, {hurt:.0%} hurt">'
         f'<i class="helped" style="width:{100 * helped:.1f}%"></i>'
         f'<i class="hurt" style="width:{100 * hurt:.1f}%"></i></div>'
         f"<p class='caption'>Against {esc(reference)}: {helped:.0%} of the tokens helped, "
-        f"{hurt:.0%} hurt (by more than {esc(threshold)} nat), mean {moved['mean']:+.4f} nat.</p></div>"
+        f"{hurt:.0%} hurt (by more than {esc(threshold)} nat), {mean} on average.</p></div>"
     )
 
 

@@ -47,6 +47,15 @@ def test_the_verdict_is_marked_by_what_it_says(result, helps, kind):
     assert f'class="verdict {kind}"' in evaluate_views.verdict_html(result | {"helps": helps})
 
 
+@pytest.mark.parametrize(
+    ("mean", "words"), [(0.0312, "0.0312 nat a token better"), (-0.2, "worse on average")]
+)
+def test_a_mean_gain_is_said_in_words_beside_a_verdict_where_less_is_better(mean, words):
+    moved = {"helped": 0.5, "hurt": 0.2, "threshold": 0.1, "mean": mean}
+
+    assert words in evaluate_views.moved_html(moved, "baseline")
+
+
 def test_every_arm_has_a_dot_and_a_row_with_the_same_figure(result):
     figure = evaluate_figures.arms_figure(result)
     table = evaluate_views.arms_table(result)

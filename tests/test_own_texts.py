@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from evaluation_helpers import make_run
+from test_train import prepare
 
 from retro_demo import run_settings, service
 from retro_demo.checkpoint import read_run_config
@@ -92,18 +93,38 @@ def test_a_retrofits_encoder_is_as_wide_as_its_base_unless_somebody_says_otherwi
     assert wide.network.enc_dim == 2 * plain.network.dim
 
 
+NO_NEIGHBORS = "reads no neighbors, so there is no retrieval to judge. It is opened on Train."
+NO_MARGE = (
+    "cannot be shown on the tab Evidence: it is no MARGE, so it has no evidence. It is opened on Train."
+)
+
+
 @pytest.mark.parametrize(
-    ("run", "tab", "opened"),
+    ("run", "tab", "opened", "said"),
     [
-        ("factbook-lm", "evaluate", "train"),
-        ("factbook-lm", "evidence", "train"),
-        ("factbook-lm", "generate", "generate"),
-        ("factbook-retrofit", "evaluate", "evaluate"),
-        ("factbook-retrofit", "evidence", "train"),
-        ("rights-marge", "evidence", "evidence"),
-        ("rights-marge", "generate", "from-evidence"),
+        ("factbook-lm", "evaluate", "train", NO_NEIGHBORS),
+        ("factbook-lm", "evidence", "train", NO_MARGE),
+        ("factbook-lm", "generate", "generate", ""),
+        ("factbook-retrofit", "evaluate", "evaluate", ""),
+        ("factbook-retrofit", "evidence", "train", NO_MARGE),
+        ("rights-marge", "evidence", "evidence", ""),
+        ("rights-marge", "generate", "from-evidence", ""),
     ],
 )
-def test_a_link_opens_a_tab_that_can_show_its_run(workspace, run, tab, opened):
-    link = asked_for(workspace, {"run": run, "tab": tab})
+def test_a_link_opens_a_tab_that_can_show_its_run_and_says_why_it_is_another(
+    workspace, run, tab, opened, said
+):
+    link, words = asked_for(workspace, {"run": run, "tab": tab})
     assert link == {"tab": opened, "run": SAMPLE + run}
+    assert said in words
+    assert bool(said) == bool(words)
+
+
+@pytest.mark.parametrize("tab", ["generate", "evaluate"])
+def test_a_link_to_a_run_without_weights_opens_on_train(workspace, small_folder, tab):
+    prepare(workspace.folder / "runs" / "young", small_folder)
+
+    link, words = asked_for(workspace, {"run": "young", "tab": tab})
+
+    assert link == {"tab": "train", "run": "young"}
+    assert "it has no weights yet. It is opened on Train." in words

@@ -354,7 +354,7 @@ def test_a_ticket_that_a_full_disk_tore_holds_nobody_up(home, torn):
     assert tickets.waiting_ticket(other.folder) is None
 
 
-def test_a_job_that_cannot_start_holds_up_nobody_behind_it(home, monkeypatch):
+def test_a_job_that_cannot_start_holds_up_nobody_behind_it_and_is_logged_once(home, monkeypatch, caplog):
     keep_limits(home, Limits(running=1))
     first, second = waiting_job(home, visitor(home), "first"), waiting_job(home, visitor(home), "second")
     plain, started = jobs.start, []
@@ -366,9 +366,11 @@ def test_a_job_that_cannot_start_holds_up_nobody_behind_it(home, monkeypatch):
         return plain(folder, *rest)
 
     monkeypatch.setattr(jobs, "start", start)
-    dispatch.start_next(home)
+    for _ in range(3):
+        dispatch.start_next(home)
 
     assert started == [second.folder]
+    assert caplog.messages == ["first waits on: no process can be made"]
     assert tickets.waiting_ticket(first.folder) == first  # and it is tried again
 
 

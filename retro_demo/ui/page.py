@@ -135,9 +135,10 @@ def _asked(home: Path) -> Callable[..., Any]:
     def ask(code: str, request: gr.Request) -> list[Any]:
         """link, and what is wrong with it, in words that stay."""
         try:
-            return [asked_for(Workspace.open(home, code), request.query_params), gr.skip()]
+            link, words = asked_for(Workspace.open(home, code), request.query_params)
         except UserError as error:
-            return [NOWHERE, gr.HTML(views.note(str(error), "warning"), visible=True)]
+            link, words = NOWHERE, str(error)
+        return [link, gr.HTML(views.note(words, "warning"), visible=True) if words else gr.skip()]
 
     return ask
 

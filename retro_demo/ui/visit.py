@@ -74,14 +74,15 @@ class Arrival:
         run.change(name_it, [self.visitor, run], self.trail, js=in_view, **QUIET)
 
 
-def asked_for(workspace: Workspace, query: Any) -> dict[str, str]:
-    """The tab and run that an address asks for (a stranger's query); UserError where there is none such.
+def asked_for(workspace: Workspace, query: Any) -> tuple[dict[str, str], str]:
+    """The tab and run that an address asks for (a stranger's query), and why another tab opens, or "".
 
-    A run that this tab cannot show opens on Train, which shows every run.
+    A run that this tab cannot show opens on Train, which shows every run. Raises UserError where there is
+    no such run or tab.
     """
     name, tab = str(query.get("run", ""))[:200], str(query.get("tab", "train"))[:40]
     if not name:
-        return NOWHERE
+        return NOWHERE, ""
     known = workspace.runs()
     run = next((one for one in (name, SAMPLE + name) if one in known), "")
     if not run or tab not in TABS:
@@ -90,11 +91,19 @@ def asked_for(workspace: Workspace, query: Any) -> dict[str, str]:
             f"The link names {what}, which is not here. Choose a run from the lists; for one of another "
             "workspace open that workspace first, with its code, at the foot of the page."
         )
-    config = read_any_config(workspace.run(run))
-    if tab == "generate" and isinstance(config, MargeRun):
-        tab = "from-evidence"
-    shown = {"evaluate": run in evaluations.readers(workspace), "evidence": isinstance(config, MargeRun)}
-    return {"tab": tab if shown.get(tab, True) else "train", "run": run}
+    folder = workspace.run(run)
+    reads_evidence = isinstance(read_any_config(folder), MargeRun)
+    unfit = ""
+    if tab in ("generate", "evaluate") and not (folder / "model.safetensors").exists():
+        unfit = "it has no weights yet"
+    elif tab == "evaluate" and run not in evaluations.readers(workspace):
+        unfit = "it reads no neighbors, so there is no retrieval to judge"
+    elif tab == "evidence" and not reads_evidence:
+        unfit = "it is no MARGE, so it has no evidence"
+    if unfit:
+        words = f"{name} cannot be shown on the tab {tab.capitalize()}: {unfit}. It is opened on Train."
+        return {"tab": "train", "run": run}, words
+    return {"tab": "from-evidence" if tab == "generate" and reads_evidence else tab, "run": run}, ""
 
 
 def copy_link(tab: str, run: gr.Dropdown, said: gr.HTML) -> None:
