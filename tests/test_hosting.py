@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -151,7 +152,9 @@ def test_what_the_image_holds_is_enough_to_serve_and_to_be_found_healthy(tmp_pat
         return subprocess.run(check, env=env, stderr=subprocess.DEVNULL).returncode
 
     assert ask() != 0  # nobody is there yet
-    server = subprocess.Popen([sys.executable, *start[1:]], cwd=inside, env=env)
+    # what a shell starts in the background ignores this signal, and so would all that these tests start
+    heed = partial(signal.signal, signal.Signals[told("STOPSIGNAL")[0]], signal.SIG_DFL)
+    server = subprocess.Popen([sys.executable, *start[1:]], cwd=inside, env=env, preexec_fn=heed)
     try:
         deadline = time.monotonic() + 120
         while ask() and server.poll() is None and time.monotonic() < deadline:
@@ -159,7 +162,10 @@ def test_what_the_image_holds_is_enough_to_serve_and_to_be_found_healthy(tmp_pat
         assert ask() == 0
     finally:
         server.send_signal(signal.Signals[told("STOPSIGNAL")[0]])
-        server.wait(180)
+        try:
+            server.wait(180)
+        finally:
+            server.kill()
 
 
 def test_the_image_gets_nothing_that_the_dockerfile_does_not_copy():
