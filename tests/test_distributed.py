@@ -189,6 +189,7 @@ def children(process: subprocess.Popen) -> list[int]:
 
 
 @needs_proc
+@pytest.mark.proof
 def test_together_a_run_stops_by_any_process_survives_a_kill_and_ends_with_the_same_weights(
     tmp_path, small_folder
 ):

@@ -156,11 +156,12 @@ def test_one_trains_and_the_next_waits_shows_its_place_and_starts_when_there_is_
 @pytest.mark.parametrize("look", ["place", "is_running"])
 def test_a_job_that_begins_while_it_is_looked_at_is_never_seen_as_interrupted(home, monkeypatch, look):
     keep_limits(home, Limits(running=1))
-    one, other = visitor(home), visitor(home)
-    first, second = run_of(one, "first", steps=3), run_of(other, "second")
-    dispatch.begin(one, first, "train")
-    dispatch.begin(other, second, "train")
-    wait_until(lambda: not jobs.is_running(first))
+    other = visitor(home)
+    first, second = waiting_job(home, visitor(home), "first"), run_of(other, "second")
+    with tickets.queue_lock(home):
+        tickets.mark_started(first)
+    with jobs.claim(first.folder):
+        dispatch.begin(other, second, "train")
     module = tickets if look == "place" else jobs
     really = getattr(module, look)
 
@@ -292,7 +293,7 @@ def test_tickets_of_deleted_folders_and_dead_jobs_are_dropped(home):
 def test_a_worker_whose_time_is_up_saves_says_why_and_can_go_on(home):
     workspace = visitor(home)
     run = run_of(workspace, "long")
-    jobs.start(run, "train", Allowance(seconds=15, nice=7))
+    jobs.start(run, "train", Allowance(seconds=9, nice=7))
     worker = jobs.worker_of(run)
     wait_until(lambda: os.getpriority(os.PRIO_PROCESS, worker.number) >= 7, 10)
 
@@ -300,7 +301,7 @@ def test_a_worker_whose_time_is_up_saves_says_why_and_can_go_on(home):
 
     status = jobs.status(run)
     reached = status.of_kind("stopped")[-1]
-    assert "at work for 0.25 minutes" in reached["why"]
+    assert "at work for 0.15 minutes" in reached["why"]
     assert reached["why"] in standing(status)
     jobs.start(run, "train")
     wait_until(lambda: any(step["step"] > reached["step"] for step in jobs.status(run).of_kind("step")))
