@@ -97,7 +97,7 @@ def build_corpus(out: Path) -> Iterator[Event]:
         )
     if short := int((missing[train] > 0).sum()):
         warnings.append(
-            f"{short} of {len(train)} training chunks have fewer than {config.num_neighbors} neighbors "
+            f"{short:,} of {len(train):,} training chunks have fewer than {config.num_neighbors} neighbors "
             "outside their own document and its near-duplicates; the missing ones are masked."
         )
     for sentence in warnings:

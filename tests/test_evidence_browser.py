@@ -106,6 +106,7 @@ def test_a_visitor_looks_at_evidence_moves_through_reindexes_edits_and_downloads
     assert page.evaluate("window.canary") is None
     expect(page.locator("#evidence-pieces")).to_contain_text(HOSTILE)
 
+    expect(page.locator("#evidence-file")).to_be_hidden()  # a script presses it
     with page.expect_download() as waiting:
         page.locator("#evidence-download").click()
     kept = json.loads(Path(waiting.value.path()).read_text())

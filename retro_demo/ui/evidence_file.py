@@ -28,8 +28,9 @@ def evidence_file(library: Library, looks: Sequence[Any]) -> None:
         size="sm",
         elem_id="evidence-download",
     )
-    # a button to download sends what it has when it is pressed, so this one is pressed once it has the file
-    file = gr.DownloadButton("Download", visible="hidden", elem_id="evidence-file")
+    # a button to download sends what it has when it is pressed, so this one is pressed once it has the file;
+    # style.css hides it, because Gradio shows what it hides itself after the first look at a run
+    file = gr.DownloadButton("Download", elem_id="evidence-file")
 
     @shows_errors
     def write_file(code: str, name: str | None, how: str, some: list[str], *look: Any) -> str:
