@@ -119,7 +119,7 @@ def test_one_goes_from_upload_to_verdict_while_the_other_tries_all_doors(
     # the base, and what is trained from it while the stranger tries to reach it
     author.tab("Train")
     author.choose("train-corpus", "towns")
-    expect(page.locator("#estimate")).to_contain_text("Train one first", timeout=LONG)
+    expect(page.locator("#estimate")).to_contain_text("train one first", timeout=LONG)
     page.get_by_role("button", name="All knobs").click()
     train(author, "lm", "plain", SMALL)
     ended(author)
