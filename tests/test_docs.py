@@ -1,4 +1,4 @@
-"""The snippets of docs/http.md run as they stand there, against the page; its address is put in."""
+"""The snippets of docs/http.md run as they stand there, against the page; its table names the endpoints."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from gradio_client import Client
 from page_helpers import opened_client, page_home
 
 ROOT = Path(__file__).resolve().parent.parent
-SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "http.md").read_text("utf-8"), re.S)
+HTTP = (ROOT / "docs" / "http.md").read_text("utf-8")
+SNIPPETS = re.findall(r"```python\n(.*?)```", HTTP, re.S)
+LENT = "/advance"  # where GPUs are lent, and nowhere else
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +42,10 @@ def test_every_snippet_of_the_http_page_runs_and_says_what_it_promises(
     assert "In the year" in written
     assert "no such corpus" in refused
     assert refused.count("\n") == 1
+
+
+def test_the_table_of_the_http_page_names_every_endpoint_and_no_other(address):
+    rows = "\n".join(line.split("|")[1] for line in HTTP.splitlines() if line.startswith("| `/"))
+    named = Client(address, verbose=False).view_api(return_format="dict")["named_endpoints"]  # pyright: ignore
+
+    assert set(re.findall(r"`(/\w+)`", rows)) == {*named, LENT}
