@@ -17,7 +17,9 @@ from page_helpers import page_home
 
 from benchmarks.serving import served_page
 from retro_demo import corpus_changes, service
-from retro_demo.config import CorpusConfig
+from retro_demo.config import CorpusConfig, GenerateConfig
+from retro_demo.evaluate_config import EvaluateConfig
+from retro_demo.explain_config import ExplainConfig
 from retro_demo.received import safe_name
 from retro_demo.workspace import Workspace, new_code
 
@@ -113,6 +115,27 @@ def test_every_endpoint_takes_the_workspace_code_first(client):
     named = client.view_api(return_format="dict")["named_endpoints"]  # pyright: ignore
     for endpoint in ENDPOINTS:
         assert named[endpoint]["parameters"][0]["parameter_name"] == "workspace"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "config"),
+    [
+        ("/build_corpus", CorpusConfig()),
+        ("/generate", GenerateConfig()),
+        ("/evaluate", EvaluateConfig()),
+        ("/explain", ExplainConfig()),
+    ],
+)
+def test_what_a_program_leaves_out_is_what_the_settings_say(client, endpoint, config):
+    named = client.view_api(return_format="dict")["named_endpoints"]  # pyright: ignore
+    left_out = {
+        parameter["parameter_name"]: parameter["parameter_default"]
+        for parameter in named[endpoint]["parameters"]
+        if hasattr(config, parameter["parameter_name"])
+    }
+
+    assert left_out
+    assert left_out == {name: getattr(config, name) for name in left_out}
 
 
 def test_a_corpus_is_built_of_uploaded_files(built):

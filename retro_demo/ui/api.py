@@ -129,7 +129,7 @@ def add_endpoints(library: Library) -> None:
         run: str,
         prompt: str,
         max_new_tokens: int = 128,
-        temperature: float = 0.8,
+        temperature: float = 0.6,
         top_k: int = 0,
         top_p: float = 0.95,
         seed: int = 7,
