@@ -214,7 +214,6 @@ def main() -> int:
         rate = PUBLIC.requests_per_minute * visitors
         flags = ("--public", "--requests-per-minute", str(rate), "--waiting-per-address", "0")
         flags += ("--calls-per-address", "0", "--upload-megabytes-per-hour", "0")
-        flags += ("--calls-per-address", "0", "--upload-megabytes-per-hour", "0")
         with log.open("wb") as told, served_app(home, *flags, told=told) as (url, server):
             begun, over = time.monotonic(), threading.Event()
             spying = threading.Thread(target=watch, args=(server.pid, home, begun, over, samples))
