@@ -51,7 +51,7 @@ fuzz: setup
 load: setup
 	$(BIN)/python -m benchmarks.load
 
-# The shipped checkpoint, from the shipped corpus and the seed below; about an hour on two cores.
+# The four shipped runs, from the shipped corpora and one seed; about an hour on one core.
 sample: setup
 	$(BIN)/python -m benchmarks.make_checkpoint
 
