@@ -65,8 +65,10 @@ def main() -> None:
     lines = [
         "# Settings",
         "",
-        "Made by `python -m benchmarks.settings_table` from the declarations in `retro_demo/config.py`.",
-        "A setting `batch_size` is the flag `--batch-size` of its verb and a field of its form on the page.",
+        "Made by `python -m benchmarks.settings_table` from the declarations in `config.py`, `*_config.py`,",
+        "`presets.py` and `limits.py`. A setting `batch_size` is the flag `--batch-size` of its verb and a",
+        "field of its form on the page; a limit `minutes` is the flag `--minutes` of `app.py` and the",
+        "variable `RETRO_DEMO_LIMIT_MINUTES`.",
     ]
     for config, verb, title in VERBS:
         lines += ["", f"## {title} (`{verb}`)", "", *table(config)]
