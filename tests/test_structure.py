@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -318,6 +319,19 @@ def test_every_file_named_in_the_papers_exists():
             r"`((?:docs|benchmarks|assets|checkpoints|retro_demo)/[\w./-]+)`", path.read_text()
         ):
             assert (ROOT / named).exists(), f"{path.name} names {named}"
+
+
+def test_every_module_is_named_in_the_architecture_or_in_the_tree_of_the_readme():
+    tree = (ROOT / "README.md").read_text().split("## The repository")[1]
+    named = re.findall(r"`(?:retro_demo/)?([\w/*]+)\.py`", (ROOT / "docs" / "architecture.md").read_text())
+    for line in tree.splitlines():
+        if line.startswith("  "):
+            named += line.strip().split("  ")[0].split()
+
+    for path in modules():
+        name = str(path.relative_to(PACKAGE).with_suffix(""))
+        if path.stem not in ("__init__", "__main__"):
+            assert any(fnmatch(name, one) for one in named), name
 
 
 def test_no_shipped_file_is_over_10_mb():
