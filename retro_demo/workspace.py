@@ -252,8 +252,8 @@ class Workspace:
         wanted = new.strip().lower()
         if not NAME.fullmatch(wanted):
             raise UserError(
-                f"{new[:80]!r} is no name: use up to 60 small letters, digits, - _ or . "
-                "and begin with a letter."
+                f"{new[:80]!r} is no name: use up to 61 small letters, digits, - _ or . "
+                "and begin with a letter or a digit."
             )
         target = folder.with_name(wanted)
         if target.exists():
