@@ -34,6 +34,7 @@ def tab(page: Page, name: str) -> None:
     page.get_by_role("tab", name=name, exact=True).click()
 
 
+@pytest.mark.proof
 def test_a_visitor_trains_a_marge_and_sees_its_reindexes_after_a_reload(browser, url, space):  # noqa: F811
     page = opened(browser, url, space.folder.name)
     tab(page, "Train")

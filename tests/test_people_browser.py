@@ -91,6 +91,7 @@ def test_no_tab_breaks_a_rule_of_wcag_or_is_too_wide_and_each_picture_says_its_f
     page.close()
 
 
+@pytest.mark.proof
 def test_a_row_of_the_matrix_and_a_key_on_its_table_show_what_that_target_reads(browser, url, space):  # noqa: F811
     page = opened(browser, url, space.folder.name)
     page.goto(f"{url}?run=finder&tab=evidence")
