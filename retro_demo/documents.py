@@ -14,7 +14,9 @@ from pathlib import Path
 
 from retro_demo.archives import DEFAULT_LIMITS, Entry, ReadingLimits, open_sources
 from retro_demo.errors import UserError
-from retro_demo.formats import FIELDS, KINDS, Row, read_rows
+from retro_demo.formats.reader import KINDS, read_rows
+from retro_demo.formats.rows import FIELDS, Row
+from retro_demo.reading_notes import Notes
 
 __all__ = ["Document", "Reading", "ReadingLimits", "parse_fields", "read_documents"]
 
@@ -93,9 +95,10 @@ def read_documents(
     _check_names(fields)
     if not sources:
         raise UserError(f"There is nothing to read: give files or folders ({' '.join(KINDS)}).")
-    warnings: list[str] = []
-    rows = _rows(open_sources(sources, limits), fields, limits, warnings)
-    documents = list(_documents(rows, warnings))
+    notes = Notes()
+    rows = _rows(open_sources(sources, limits), fields, limits, notes)
+    documents = list(_documents(rows, notes))
+    warnings = notes.sentences()
     if not documents:
         names = ", ".join(source.name or str(source) for source in sources[:5])
         raise UserError(" ".join([f"No text was found in {names}.", *warnings]))
@@ -117,13 +120,12 @@ def _check_names(names: Iterable[str]) -> None:
 
 
 def _rows(
-    entries: Iterable[Entry], fields: Mapping[str, str], limits: ReadingLimits, warnings: list[str]
+    entries: Iterable[Entry], fields: Mapping[str, str], limits: ReadingLimits, notes: Notes
 ) -> Iterator[tuple[Entry, Row]]:
-    skipped: list[str] = []
     for entry in entries:
         if entry.kind in KINDS:
             row = None
-            for row in read_rows(entry, fields=fields, limits=limits, warnings=warnings):
+            for row in read_rows(entry, fields=fields, limits=limits, notes=notes):
                 yield entry, row
             if row is None:
                 yield entry, Row("")
@@ -134,21 +136,17 @@ def _rows(
                 f"give {' '.join(KINDS)}, also as .gz or in a .zip."
             )
         else:
-            skipped.append(entry.label)
-    if skipped:
-        warnings.append(f"Skipped, as of a kind that cannot be read: {_listed(skipped)}.")
+            notes.add("Skipped, as of a kind that cannot be read: {names}.", entry.label)
 
 
-def _documents(rows: Iterable[tuple[Entry, Row]], warnings: list[str]) -> Iterator[Document]:
+def _documents(rows: Iterable[tuple[Entry, Row]], notes: Notes) -> Iterator[Document]:
     used: dict[str, int] = {}  # id -> how many documents asked for it
-    empty: list[str] = []
-    renamed: list[str] = []
     for entry, row in rows:
         place = f"{entry.name}#{row.number}" if row.number else entry.name
         text = _clean(row.text).strip()
         if not text:
             scan = " (a PDF without text: it may be a scan, which needs text recognition first)"
-            empty.append(place + (scan if entry.kind == ".pdf" else ""))
+            notes.add("Left out, as empty: {names}.", place + (scan if entry.kind == ".pdf" else ""))
             continue
         wanted = _clean(row.id).strip() or _clean(place)
         name = wanted
@@ -156,7 +154,7 @@ def _documents(rows: Iterable[tuple[Entry, Row]], warnings: list[str]) -> Iterat
             used[wanted] += 1
             name = f"{wanted}~{used[wanted]}"
         if name != wanted:
-            renamed.append(f"{wanted} -> {name}")
+            notes.add("Renamed, as their ids stood there already: {names}.", f"{wanted} -> {name}")
         used[name] = 1
         title = _clean(row.title).strip() or wanted
         use = row.use.strip()
@@ -166,20 +164,11 @@ def _documents(rows: Iterable[tuple[Entry, Row]], warnings: list[str]) -> Iterat
                 "A column that means something else needs another name."
             )
         yield Document(name, title, _clean(row.lang).strip(), text, _clean(row.group).strip(), use)
-    if empty:
-        warnings.append(f"Left out, as empty: {_listed(empty)}.")
-    if renamed:
-        warnings.append(f"Renamed, as their ids stood there already: {_listed(renamed)}.")
 
 
 def _clean(text: str) -> str:
     """`text` with \\n as its line end, and without what UTF-8 cannot hold."""
     return re.sub("[\ud800-\udfff]", "\ufffd", text.replace("\r\n", "\n"))
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
-    return f"{', '.join(names[:5])}{more} ({len(names):,} in all)" if more else ", ".join(names)
 
 
 def _split(document: Document) -> list[Document]:

@@ -1,7 +1,4 @@
-"""Decodes the bytes of a text file piece by piece, and refuses what is not text.
-
-It knows encodings and lines, not what the text means.
-"""
+"""Reads text files (.txt .md), and decodes the bytes of all kinds that hold text; refuses what is no text."""
 
 from __future__ import annotations
 
@@ -10,9 +7,35 @@ import re
 from collections.abc import Iterator
 
 from retro_demo.errors import UserError
+from retro_demo.formats.rows import File, Row
 
 BLOCK_CHARS = 1 << 16
 BAD_SHARE = 0.1  # of the characters of a block that do not decode, above which it is not text
+
+
+def read_text(file: File) -> Iterator[Row]:
+    """The whole file as one document."""
+    text, limits = TextReader(file), file.limits
+    blocks: list[str] = []
+    num_chars = open_line = 0
+    while block := text.read():
+        num_chars += len(block)
+        if num_chars > limits.document_chars:
+            raise UserError(
+                f"{text.label} has more than {limits.document_chars:,} characters, "
+                "too many for one document: split it into several files."
+            )
+        lengths = [len(line) for line in block.split("\n")]
+        lengths[0] += open_line
+        open_line = lengths[-1]
+        if max(lengths) > limits.line_chars:
+            raise UserError(
+                f"{text.label} has a line of more than {limits.line_chars:,} characters: "
+                "break its text into lines, or give it as .jsonl."
+            )
+        blocks.append(block)
+    text.note_bad_bytes()
+    yield Row("".join(blocks))
 
 
 class TextReader:
@@ -21,8 +44,8 @@ class TextReader:
     Line ends become \\n, bad bytes U+FFFD. Refuses what is not text.
     """
 
-    def __init__(self, stream: io.BufferedReader, label: str) -> None:
-        head = stream.peek()
+    def __init__(self, file: File) -> None:
+        head = file.stream.peek()
         start = head[:4]
         if start in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
             self._encoding = "utf-32"
@@ -34,8 +57,9 @@ class TextReader:
         utf8 = self._encoding == "utf-8-sig"
         self._bad = re.compile("[\udc80-\udcff]" if utf8 else "\ufffd")
         errors = "surrogateescape" if utf8 else "replace"
-        self._decoded = io.TextIOWrapper(stream, encoding=self._encoding, errors=errors)
-        self.label = label
+        self._decoded = io.TextIOWrapper(file.stream, encoding=self._encoding, errors=errors)
+        self.label = file.label
+        self._notes = file.notes
         self._num_bad = 0
         if utf8:  # judged before a parser can stumble over its first line
             self._judge(head.decode("utf-8", errors="surrogateescape"))
@@ -74,11 +98,11 @@ class TextReader:
             "check that it is a text file and save it in UTF-8."
         )
 
-    def warnings(self) -> list[str]:
-        if not self._num_bad:
-            return []
-        encoding = self._encoding.removesuffix("-sig").upper()
-        return [
-            f"{self.label} is not clean {encoding}: {self._num_bad:,} invalid bytes were replaced "
-            "by \N{REPLACEMENT CHARACTER}."
-        ]
+    def note_bad_bytes(self) -> None:
+        """Say what did not decode; to be called at the end of the file."""
+        if self._num_bad:
+            encoding = self._encoding.removesuffix("-sig").upper()
+            self._notes.add(
+                f"Not clean {encoding}, invalid bytes were replaced by \N{REPLACEMENT CHARACTER}: {{names}}.",
+                f"{self.label} ({self._num_bad:,})",
+            )
