@@ -27,7 +27,7 @@ from retro_demo.pipeline import ensure_sample
 from retro_demo.reading_views import edit_html, timeline_html
 from retro_demo.rewriting import rewrite
 from retro_demo.workspace import CHECKPOINTS
-from retro_demo.writing import export_trace
+from retro_demo.writing import trace_values
 
 NEIGHBORS = (4, 6, 10)
 
@@ -82,7 +82,7 @@ def main() -> None:
             "attention of one head": lambda: heat(trace, trace.layers[0], 0),
             "timeline": lambda: timeline_html(trace),
             "table of all numbers": lambda: token_table(trace),
-            "JSON file": lambda: export_trace(trace, Path(folder) / "trace.json"),
+            "JSON file": lambda: (Path(folder) / "trace.json").write_text(json.dumps(trace_values(trace))),
         }
         taken = {name: seconds(work, chosen.repeats) for name, work in views.items()}
     for k in NEIGHBORS:

@@ -11,3 +11,7 @@ ADDRESS: ContextVar[str] = ContextVar("address", default="")
 
 A variable of the request's own context, because between the page and the queue lie ten ways to start a job.
 """
+SITS_HERE = "x-retro-demo-here"
+"""The header in which the doorman says that the visitor sits at this machine; also dropped from outside."""
+HERE: ContextVar[bool] = ContextVar("here", default=False)
+"""Whether the request comes from this machine and the page is not for strangers: who asks may see folders."""

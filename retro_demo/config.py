@@ -200,7 +200,9 @@ class TrainConfig:
         check_ranges(self)
         if self.compile and self.sharded:
             raise UserError(
-                "compile and sharded are both on, but sharded weights are not compiled: leave one."
+                "compile and sharded are both on, but sharded weights are not compiled: leave one.",
+                compile="",
+                sharded="",
             )
 
 

@@ -20,7 +20,7 @@ from retro_demo.checkpoint import read_any_config, read_run_config, write_run_co
 from retro_demo.corpus import load_corpus, read_stored_documents
 from retro_demo.dispatch import begin
 from retro_demo.errors import UserError
-from retro_demo.evaluations import evaluations_reading
+from retro_demo.evaluations import evaluations_reading, tell_of_move
 from retro_demo.library import Library
 from retro_demo.limits import limits_of
 from retro_demo.quotas import check_space, checked_addition
@@ -123,6 +123,7 @@ def rename_corpus(workspace: Workspace, old: str, new: str) -> str:
             config = read_any_config(folder)
             if config.corpus == str(before):
                 write_run_config(folder, replace(config, corpus=str(workspace.corpus(name))))
+        tell_of_move(workspace, before, workspace.corpus(name))
     return name
 
 

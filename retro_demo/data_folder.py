@@ -19,6 +19,7 @@ PARTS = (
     "samples",
     "derived",
     "evaluations",
+    "links",
     "browser-secret",
     "limits.json",
     "server.lock",

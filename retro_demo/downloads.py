@@ -5,24 +5,23 @@ This module knows folders and figures; it does not know whose they are or how th
 
 from __future__ import annotations
 
-import shlex
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from retro_demo import commands
 from retro_demo.building import read_corpus_config
 from retro_demo.checkpoint import read_any_config
+from retro_demo.corpus import MANIFEST
 from retro_demo.evidence_series import reindexes
 from retro_demo.jobs import JobStatus
-from retro_demo.knobs import knobs
 from retro_demo.provenance import corpus_provenance, provenance, training_seconds, weights_of
 from retro_demo.workspace import SAMPLE
 
-PROGRAM = ["python", "-m", "retro_demo"]
-
 
 def training_json(folder: Path, status: JobStatus, command: str) -> dict[str, Any]:
-    """The loss curve and all held-out measurements of a run; `command` trains it again."""
+    """The loss curve and all held-out measurements of a run; `command` is that of its training."""
     seconds = training_seconds(folder, read_any_config(folder), weights_of(folder)[0])
     return {
         "state": status.state,
@@ -39,10 +38,8 @@ def _without_kind(event: Mapping[str, Any]) -> dict[str, Any]:
 
 def corpus_json(folder: Path, corpus: str, statistics: Mapping[str, Any]) -> dict[str, Any]:
     """The statistics of a built corpus; `corpus` is its id."""
-    command = shlex.join(build_command(folder, corpus))
-    origin = corpus_provenance(
-        folder, corpus=corpus, command=command, seconds=statistics["seconds"], settings={}
-    )
+    command, seconds = build_command(folder, corpus), statistics["seconds"]
+    origin = corpus_provenance(folder, corpus=corpus, command=command, seconds=seconds, settings={})
     return {"statistics": dict(statistics), "provenance": origin}
 
 
@@ -59,21 +56,23 @@ def search_json(
     """What a search in a built corpus found, best first; it took so many seconds."""
     settings = {"text": text, "retriever": retriever, "k": k}
     # the text last and behind two dashes: it may begin with one
-    words = [*PROGRAM, "search", "-k", str(k), "--retriever", retriever, "--", corpus, text]
-    origin = corpus_provenance(
-        folder, corpus=corpus, command=shlex.join(words), seconds=seconds, settings=settings
-    )
+    words = [commands.place(folder), "-k", str(k), "--retriever", retriever, "--", text]
+    command = commands.command("search", *words)
+    origin = corpus_provenance(folder, corpus=corpus, command=command, seconds=seconds, settings=settings)
     return settings | {"found": list(found), "provenance": origin}
 
 
-def build_command(folder: Path, corpus: str) -> list[str]:
-    """The command line that builds a corpus again, of files by their names; a sample is built when used."""
+def build_command(folder: Path, corpus: str) -> str:
+    """The command line of a corpus: it goes on with its build, or says that it is done.
+
+    A sample is built when it is used. Sources are named where the corpus is what they make.
+    """
     if corpus.startswith(SAMPLE):
-        return [*PROGRAM, "search", corpus, "coast"]
+        return commands.command("search", corpus, "coast")
     config, sources = read_corpus_config(folder)
-    words = [*PROGRAM, "build-corpus", *(source.name for source in sources), "--out", f"{corpus}-again"]
-    for knob in knobs(config):
-        if (value := getattr(config, knob.name)) != knob.default:
-            shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            words += [f"--{knob.name.replace('_', '-')}", shown]
-    return words
+    manifest = folder / MANIFEST
+    changed = manifest.exists() and json.loads(manifest.read_text("utf-8")).get("history")
+    words, out = list(map(str, sources)), ["--out", str(folder.resolve())]
+    if changed or not words:
+        return commands.command("build-corpus", *out)
+    return commands.command("build-corpus", *words, *out, *commands.set_flags(config))

@@ -9,15 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from retro_demo import commands
 from retro_demo.checkpoint import MargeRun, read_any_config
 from retro_demo.corpus import write_atomically
 from retro_demo.errors import UserError
 from retro_demo.evaluate_config import EvaluateConfig
-from retro_demo.knobs import from_json, knobs
+from retro_demo.knobs import from_json
 from retro_demo.matching import check_same_tokens, match, unfit_control
 from retro_demo.workspace import CHECKPOINTS, SAMPLE, data_home, run_folder
 
@@ -54,18 +54,11 @@ class Request:
 
     def command(self) -> str:
         """The command line that measures the same."""
-        words = [".venv/bin/python", "-m", "retro_demo", "evaluate", self.run]
-        for name in ("baseline", "control", "corpus"):
-            if value := {"baseline": self.baseline, "control": self.control, "corpus": self.corpus}[name]:
-                words += [f"--{name}", value]
-        for knob in knobs(EvaluateConfig):
-            value = getattr(self.settings, knob.name)
-            if value != knob.default:
-                shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-                words += [f"--{knob.name.replace('_', '-')}", shown]
-        if self.device != "auto":
-            words += ["--device", self.device]
-        return shlex.join(words)
+        others = {"baseline": self.baseline, "control": self.control, "corpus": self.corpus}
+        words = commands.flags((name, commands.place(value)) for name, value in others.items() if value)
+        words += commands.set_flags(self.settings)
+        words += ["--device", self.device] if self.device != "auto" else []
+        return commands.command("evaluate", commands.place(self.run), *words)
 
 
 def settled(place: str) -> str:
@@ -84,12 +77,20 @@ def usual_folder(request: Request) -> Path:
 def prepare_evaluation(out: Path, request: Request) -> None:
     """Write down what is to be measured; raises UserError where it cannot be, or `out` holds another."""
     check_request(request)
-    path, wanted = out / "config.json", {"kind": "evaluation", "format": FORMAT, **asdict(request)}
-    content = (json.dumps(wanted, indent=2) + "\n").encode()
-    if path.exists() and json.loads(path.read_text("utf-8")) != json.loads(content):
+    path = out / "config.json"
+    if path.exists() and json.loads(path.read_text("utf-8")) != json.loads(json.dumps(_kept(request))):
         raise UserError(f"{out} already holds another evaluation or something else. Choose another folder.")
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, content)
+    write_request(out, request)
+
+
+def _kept(request: Request) -> dict[str, object]:
+    return {"kind": "evaluation", "format": FORMAT, **asdict(request)}
+
+
+def write_request(out: Path, request: Request) -> None:
+    """Write down what the evaluation in a folder measures."""
+    write_atomically(out / "config.json", (json.dumps(_kept(request), indent=2) + "\n").encode())
 
 
 def check_request(request: Request) -> None:

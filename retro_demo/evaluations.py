@@ -7,15 +7,23 @@ the workspace. A shipped run may bring an evaluation of its own, in its folder `
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from retro_demo import jobs, service
-from retro_demo.checkpoint import AnyRun, MargeRun, read_any_config, read_run_config
+from retro_demo.checkpoint import (
+    AnyRun,
+    MargeRun,
+    RunConfig,
+    read_any_config,
+    read_run_config,
+    write_run_config,
+)
 from retro_demo.dispatch import begin
 from retro_demo.errors import UserError
 from retro_demo.evaluate_config import EvaluateConfig
-from retro_demo.evaluation_request import Request, prepare_evaluation, read_request
+from retro_demo.evaluation_request import Request, prepare_evaluation, read_request, write_request
 from retro_demo.matching import baseline_settings, match, unfit_control
 from retro_demo.quotas import check_space
 from retro_demo.trained_on import trainings
@@ -135,9 +143,32 @@ def evaluations_reading(workspace: Workspace, corpus: Path) -> list[str]:
 
 
 def rename_run(workspace: Workspace, old: str, new: str) -> str:
-    """Give a run another name; returns it. Raises UserError while anything works on it or needs it."""
+    """Give a run another name, and tell what began with it or measures it; returns the name.
+
+    Raises UserError while anything works on it or needs it.
+    """
     _check_unneeded(workspace, old)
-    return workspace.rename("runs", old, new)
+    before = workspace.run(old)
+    name = workspace.rename("runs", old, new)
+    now = str(workspace.run(name))
+    for folder in (workspace.folder / "runs").glob("*"):
+        config = read_any_config(folder)
+        if isinstance(config, RunConfig) and config.base == str(before):
+            write_run_config(folder, replace(config, base=now))
+    tell_of_move(workspace, before, Path(now))
+    return name
+
+
+def tell_of_move(workspace: Workspace, before: Path, now: Path) -> None:
+    """Let the evaluations of a workspace name a run or a corpus that was renamed by its new place."""
+    for folder in _all(workspace):
+        if before.name not in (folder / "config.json").read_text("utf-8"):
+            continue
+        request = read_request(folder)
+        places = {name: getattr(request, name) for name in ("run", "baseline", "control", "corpus")}
+        if str(before) in places.values():
+            moved = {name: str(now) if place == str(before) else place for name, place in places.items()}
+            write_request(folder, replace(request, **moved))
 
 
 def delete_run(workspace: Workspace, run: str) -> None:
@@ -160,10 +191,13 @@ def _check_unneeded(workspace: Workspace, run: str) -> None:
 
 def _under_way(workspace: Workspace) -> list[Request]:
     """What is asked of the evaluations that run or wait."""
-    folders = [
-        f for place in ("runs/*/evaluations/*", "evaluations/*/*") for f in workspace.folder.glob(place)
-    ]
-    return [read_request(folder) for folder in folders if jobs.is_at_work(folder)]
+    return [read_request(folder) for folder in _all(workspace) if jobs.is_at_work(folder)]
+
+
+def _all(workspace: Workspace) -> list[Path]:
+    """The folders of all evaluations of a workspace."""
+    places = ("runs/*/evaluations/*", "evaluations/*/*")
+    return [f.parent for place in places for f in workspace.folder.glob(f"{place}/config.json")]
 
 
 def latest_result(status: jobs.JobStatus) -> dict[str, Any] | None:

@@ -6,7 +6,6 @@ This module knows loaded runs and traces; it does not know whose they are or how
 from __future__ import annotations
 
 import json
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from retro_demo import commands
 from retro_demo.config import GenerateConfig
 from retro_demo.corpus import MANIFEST, Corpus, read_stored_documents
 from retro_demo.errors import UserError
@@ -25,7 +25,7 @@ from retro_demo.loading import LoadedRun
 from retro_demo.neighbors import Neighbors
 from retro_demo.provenance import place_name, provenance
 from retro_demo.tracing import Trace, trace
-from retro_demo.workspace import SAMPLE, is_built
+from retro_demo.workspace import is_built
 
 TELLING = 100  # characters: a shorter text may stand in a document by chance
 
@@ -145,28 +145,19 @@ def with_origin(made: Trace, run: LoadedRun, config: ExplainConfig | GenerateCon
 
 def command_of(made: Trace, run: LoadedRun, config: ExplainConfig | GenerateConfig) -> str:
     """The command line that reads the same tokens with the same neighbors on the same kind of machine."""
-    words = ["python", "-m", "retro_demo", "explain", place_of(run.folder)]
+    words = [commands.place(run.folder)]
     if made.about.get("given"):
         words += [f"--text={made.about['prompt']}"]  # one word: a text may begin with a dash
         words += ["--page", str(made.about["page"])] * (made.about["page"] > 1)
     else:
         words += ["--tokens", ",".join(map(str, made.ids)), "--prompt-tokens", str(made.prompt_tokens)]
     if run.database is not None:
-        words += ["--corpus", place_of(run.place)] if run.place is not None else []
+        words += ["--corpus", commands.place(run.place)] if run.place is not None else []
         words += ["--retriever", run.retriever, "--retrieval", config.retrieval]
         words += ["--num-neighbors", str(neighbors_read(run, config))]
         words += ["--seed", str(config.seed)] if config.retrieval == "shuffled" else []
     words += ["--device", next(run.model.parameters()).device.type]
-    return shlex.join(words)
-
-
-def place_of(folder: Path) -> str:
-    """How a command names a run or a corpus, without the folders of this machine."""
-    if folder.parent.name == "checkpoints":
-        return f"checkpoints/{folder.name}"
-    if folder.parent.name == "samples":  # NAME-HASH
-        return SAMPLE + folder.name.rpartition("-")[0]
-    return folder.name
+    return commands.command("explain", *words)
 
 
 def document_of(corpus: Corpus, text: str) -> int | None:

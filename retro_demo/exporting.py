@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from retro_demo.checkpoint import IMPORTED, AnyRun, RunConfig, read_any_config, write_run_config
+from retro_demo.commands import for_others
 from retro_demo.corpus import KEPT_FILES, MANIFEST, Corpus, file_hash, load_corpus
 from retro_demo.errors import UserError
 from retro_demo.evaluation_request import read_request
@@ -192,4 +193,5 @@ def figures_of(run: Path, config: AnyRun, evaluations: Path | None = None) -> di
     last = max(results, key=lambda result: result[:2])[2]
     kept = {name: last[name] for name in FIGURES if name in last}
     origin = {name: last["provenance"][name] for name in ORIGIN if name in last["provenance"]}
+    origin |= {"command": for_others(origin["command"])} if "command" in origin else {}
     return _without_places(kept | {"provenance": origin})

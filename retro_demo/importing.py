@@ -176,8 +176,8 @@ def _manifest_of_old(source: Path, folder: Path) -> Manifest:
     """What a plain run folder, as every release leaves it, would have as its manifest."""
     if not (folder / "config.json").exists():
         raise UserError(
-            f"{source.name} holds neither {MANIFEST} nor config.json: it is no export. Make one with: "
-            "export RUN --out DIR"
+            f"{source.name} holds neither {MANIFEST} nor config.json: it is no export. "
+            "Export a run, and give what comes of that."
         )
     shutil.rmtree(folder / "corpus", ignore_errors=True)  # none of ours
     config = check_config(folder)
@@ -212,7 +212,7 @@ def _check_corpus(folder: Path, note: CorpusNote) -> tuple[CorpusConfig, int]:
     if config.embedder not in EMBEDDERS:  # another one is a model to fetch or a folder to read
         raise UserError(
             f"This corpus was embedded by {config.embedder[:80]!r}, which an import does not load for a "
-            "stranger. Build its documents.jsonl yourself: build-corpus documents.jsonl --embedder NAME."
+            "stranger. Build a corpus of its documents.jsonl yourself, by that embedder."
         )
     check_tokenizer(folder / "tokenizer.json")
     if (folder.parent / "tokenizer.json").exists():

@@ -16,7 +16,7 @@ from retro_demo import jobs
 from retro_demo.belongings import delete_noted, forget_gone, noted_editions
 from retro_demo.data_folder import UPLOADS
 from retro_demo.limits import MEGABYTE, limits_of
-from retro_demo.workspace import Workspace, disk_use
+from retro_demo.workspace import Workspace, disk_use, link_to
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ def _remove(folder: Path) -> int:
     """Delete a workspace, with its uploads, so that at no moment half of it can be opened."""
     used = disk_use(folder)
     delete_noted(folder)
+    link_to(folder.parent.parent, folder.name).unlink(missing_ok=True)
     gone = folder.with_name(f"{GONE}{secrets.token_hex(8)}")
     folder.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)  # what a dying process still wrote goes with the next cleaning

@@ -9,6 +9,7 @@ import numpy as np
 
 from retro_demo.jobs import JobStatus
 from retro_demo.recall import recall_words
+from retro_demo.telling import on_page
 from retro_demo.views import badge, bar, duration, esc, failure, note, size, standing, table, term
 
 OPERATIONS = 6  # of a parameter for each token, forward and backward
@@ -75,7 +76,7 @@ def corpus_statistics(stats: Mapping[str, Any] | None) -> str:
         (size(stats["bytes"]), "of text"),
     ]
     boxes = "".join(f"<div><b>{value}</b><span>{words}</span></div>" for value, words in facts)
-    warnings = "".join(note(text, "warning") for text in stats["warnings"])
+    warnings = "".join(note(on_page(text), "warning") for text in stats["warnings"])
     share = held / max(stats["documents"], 1)
     return (
         f'{warnings}<div class="facts">{boxes}</div><div class="pictures">'

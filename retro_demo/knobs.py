@@ -61,15 +61,16 @@ def check_ranges(config: Any) -> None:
         if not _same_kind(value, knob_field.default):
             kind = {int: "a whole number", float: "a number", tuple: "a list of whole numbers"}
             wanted = kind.get(type(knob_field.default), type(knob_field.default).__name__)
-            raise UserError(f"{name} is {seen(value)}, but it must be {wanted}.")
+            raise UserError(f"{name} is {seen(value)}, but it must be {wanted}.", **{name: meta["label"]})
         if meta["choices"] and value not in meta["choices"]:
             choices = ", ".join(filter(None, meta["choices"]))
-            raise UserError(f"{name} is {seen(value)}; choose one of {choices}.")
+            raise UserError(f"{name} is {seen(value)}; choose one of {choices}.", **{name: meta["label"]})
         for number in value if isinstance(value, tuple) else (value,):
             low, high = meta["low"], meta["high"]
             outside = (low is not None and number < low) or (high is not None and number > high)
             if outside or (isinstance(number, float) and not math.isfinite(number)):
-                raise UserError(f"{name} is {seen(number)}; it must lie between {low} and {high}.")
+                said = f"{name} is {seen(number)}; it must lie between {low} and {high}."
+                raise UserError(said, **{name: meta["label"]})
 
 
 def seen(value: Any) -> str:

@@ -171,6 +171,19 @@ PUBLIC = Limits(
 )
 
 
+def for_strangers(limits: Limits) -> bool:
+    """Whether a page with these limits expects strangers: it counts by addresses, or deletes by age."""
+    return any(
+        (
+            limits.requests_per_minute,
+            limits.calls_per_address,
+            limits.waiting_per_address,
+            limits.upload_megabytes_per_hour,
+            limits.keep_days,
+        )
+    )
+
+
 def on_space(environment: Mapping[str, str]) -> bool:
     """Whether this is a Hugging Face Space, which is public unless somebody says otherwise."""
     return environment.get("SYSTEM") == "spaces" or "SPACE_ID" in environment

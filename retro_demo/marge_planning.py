@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,12 @@ def marge_settings() -> dict[str, type]:
     return own | dict.fromkeys(MARGE_TRAINING, TrainConfig)
 
 
+def usual_settings(preset: str, languages: Sequence[str]) -> dict[str, Any]:
+    """What a preset sets where the documents are in these languages."""
+    alone = {"evidence_languages": "any"} if len(languages) == 1 else {}  # no other can be had
+    return MARGE_PRESETS[preset] | alone
+
+
 def make_marge_config(
     corpus: str,
     *,
@@ -62,10 +68,7 @@ def make_marge_config(
     folder = corpus_folder(data_home()[0], corpus)
     built = load_corpus(folder)
     languages = languages_of(built)
-    usual = MARGE_PRESETS[preset]
-    if len(languages) == 1:  # evidence in another language cannot be had
-        usual = usual | {"evidence_languages": "any"}
-    chosen = usual | dict(settings or {})
+    chosen = usual_settings(preset, languages) | dict(settings or {})
     parts = {
         kind: {name: value for name, value in chosen.items() if known[name] is kind}
         for kind in (MargeConfig, EvidenceConfig, TrainConfig)

@@ -36,8 +36,8 @@ def match(run: Path, baseline: Path) -> Match:
     ours, theirs = read_run_config(run), read_run_config(baseline)
     if theirs.retrieves:
         raise UserError(
-            f"The baseline {baseline.name} is a {theirs.model}, which retrieves too. Name an lm: "
-            "train lm --corpus DIR --out BASELINE."
+            f"The baseline {baseline.name} is a {theirs.model}, which retrieves too. Name an lm "
+            "that was trained on the same corpus."
         )
     check_same_tokens(run, baseline)
     steps, parameters = weights_of(run)

@@ -121,8 +121,8 @@ def _figures(config: AnyRun, result: Mapping[str, Any] | None, events: list[dict
             "| Arm | Bits a byte | 95% interval | Nats a token |\n|---|---|---|---|\n"
         )
         said = plain_sentence(result["verdict"])
-        command = plain_sentence(result.get("provenance", {}).get("command", ""))
-        made = f"\n\nMeasured with: {command}" if command else ""
+        command = " ".join(result.get("provenance", {}).get("command", "").split())
+        made = f"\n\nMeasured with:\n\n{code_block(command)}" if command else ""
         return f"## Held-out loss\n\n{head}" + "\n".join(rows) + f"\n\n{said}{made}"
     measured = [event for event in events if event["event"] == "evaluated" and event["arms"]]
     if not measured:
@@ -141,6 +141,13 @@ def _figures(config: AnyRun, result: Mapping[str, Any] | None, events: list[dict
 def plain_sentence(text: str) -> str:
     """A verdict as Markdown: as long as it is, on one line."""
     return re.sub(r"([\\`*_{}\[\]<>#|~$&])", r"\\\1", " ".join(text.split()))
+
+
+def code_block(text: str) -> str:
+    """A line as Markdown that shows it as it is: a fence that nothing in it closes."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text}\n{fence}"
 
 
 def _interval(arm: Mapping[str, Any]) -> str:

@@ -151,7 +151,8 @@ def check_base(config: RunConfig, base: str, corpus: Corpus, settings: Mapping[s
         if settings[name] != getattr(config.network, name):
             raise UserError(
                 f"{name} is {settings[name]}, but the base run {base} has {getattr(config.network, name)}. "
-                "The decoder keeps the shape of its base."
+                "The decoder keeps the shape of its base.",
+                **{name: ""},
             )
 
 

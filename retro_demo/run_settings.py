@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
+from retro_demo import commands
 from retro_demo.checkpoint import MODELS, AnyRun, MargeRun, RunConfig, read_any_config, read_run_config
+from retro_demo.config import RetroConfig
 from retro_demo.errors import UserError
 from retro_demo.jobs import JobStatus, seconds_at_work, status
 from retro_demo.knobs import knobs
-from retro_demo.marge_planning import marge_settings
+from retro_demo.marge_planning import marge_settings, usual_settings
 from retro_demo.planning import decoder_shape, fitting_layers
 from retro_demo.presets import MARGE_PRESETS, PRESETS, preset_settings
-from retro_demo.provenance import place_name
-from retro_demo.workspace import SAMPLE, Workspace, corpus_folder, disk_use, is_built
+from retro_demo.workspace import SAMPLE, Workspace, corpus_folder, disk_use, is_built, run_folder
 
 
 def built_ones(workspace: Workspace) -> list[str]:
@@ -53,16 +53,15 @@ def starting_settings(workspace: Workspace, model: str, preset: str, base: str) 
 
 def changed_settings(config: AnyRun) -> list[tuple[str, Any]]:
     """The knobs of a run that differ from its preset, with their values."""
+    usual: dict[str, Any]
     if isinstance(config, MargeRun):
-        usual, own = MARGE_PRESETS.get(config.preset, {}), marge_settings()
+        usual, own = usual_settings(_preset(config), config.network.languages), marge_settings()
         parts = (config.training, config.evidence, config.network)
         chosen = [(part, knob) for part in parts for knob in knobs(part) if own.get(knob.name) is type(part)]
     else:
-        usual = (
-            preset_settings(config.model, config.preset, begun=bool(config.base))
-            if config.preset in PRESETS
-            else {}
-        )
+        usual = preset_settings(config.model, _preset(config), begun=bool(config.base))
+        if not config.base and config.network.dim != usual.get("dim", RetroConfig.dim):
+            usual = {"enc_dim": config.network.dim} | usual  # it follows, see planning.make_run_config
         if config.base:
             fitting = fitting_layers(usual.get("cca_layers"), config.network.depth)
             usual = usual | decoder_shape(config.network) | {"enc_dim": config.network.dim}
@@ -92,20 +91,28 @@ def seconds_left(folder: Path, config: AnyRun, status: JobStatus) -> float | Non
     return more * seconds / (done[-1]["step"] - started[-1]["step"]) if seconds else None
 
 
-def command_of(run: str, config: AnyRun) -> str:
-    """The command line that trains the same run again, in a folder of its own.
+def _preset(config: AnyRun) -> str:
+    """The preset of a run, "tiny" for one that came from elsewhere with a preset that is not known here."""
+    known = MARGE_PRESETS if isinstance(config, MargeRun) else PRESETS
+    return config.preset if config.preset in known else "tiny"
 
-    Corpus and base stand there by their names: the folder of a workspace holds its code, which is a secret.
+
+def command_of(folder: Path, config: AnyRun, home: Path) -> str:
+    """The command line of a run: it goes on with it, or says that it is finished.
+
+    A run that cannot be gone on with, as one that ships, is trained anew beside whoever calls. Where its
+    corpus is gone no command is left.
     """
-    corpus = place_name(config.corpus)
-    words = [".venv/bin/python", "-m", "retro_demo", "train", config.model, "--corpus", corpus]
-    words += ["--out", f"{run.removeprefix(SAMPLE)}-again", "--preset", config.preset]
-    if not isinstance(config, MargeRun) and config.base:
-        words += ["--base", place_name(config.base)]
-    for name, value in changed_settings(config):
-        shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        words += [f"--{name.replace('_', '-')}", shown]
-    return shlex.join(words)
+    if not corpus_folder(home, config.corpus).is_dir() and not config.corpus.startswith(SAMPLE):
+        return commands.NOT_ANEW
+    goes_on = (folder / "state.safetensors").exists() or not (folder / "model.safetensors").exists()
+    out = str(folder.resolve()) if goes_on else f"{folder.name}-again"
+    base = "" if isinstance(config, MargeRun) else config.base
+    if base and not (run_folder(base) / "config.json").exists():
+        return commands.command("train", "--out", out) if goes_on else commands.NOT_ANEW
+    words = [config.model, "--corpus", commands.place(config.corpus), "--out", out]
+    words += ["--preset", _preset(config), *(["--base", commands.place(base)] if base else [])]
+    return commands.command("train", *words, *commands.flags(changed_settings(config)))
 
 
 def row_of(folder: Path, name: str) -> tuple[str, str, str, str, int]:

@@ -119,7 +119,7 @@ def check_goes_on(folder: Path) -> None:
     if (folder / IMPORTED).exists() and not (folder / "state.safetensors").exists():
         raise UserError(
             f"{folder.name} was imported without its optimizer state, so it cannot be trained on. Import an "
-            "export that was made --with-state, or train a new run."
+            "export that was made with --with-state, or train a new run."
         )
 
 

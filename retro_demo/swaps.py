@@ -17,7 +17,7 @@ from retro_demo.dispatch import begin
 from retro_demo.editions import edition_of_stored, plan_edition
 from retro_demo.errors import UserError
 from retro_demo.quotas import check_space
-from retro_demo.workspace import Workspace, is_built, without_folders
+from retro_demo.workspace import Workspace, is_built
 
 
 def begin_edition(workspace: Workspace, run: Path, corpus: Path, title: str) -> Path | None:
@@ -77,7 +77,7 @@ def _tell_failure(folder: Path, title: str) -> None:
     status = jobs.status(folder)
     if status.state == "failed":
         (folder / "events.jsonl").unlink(missing_ok=True)
-        said = without_folders(status.of_kind("failed")[-1]["error"])
+        said = status.of_kind("failed")[-1]["error"]
         raise UserError(f"{title} could not be made ready for this run: {said}")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from retro_demo.glossary import GLOSSARY, explain
 from retro_demo.jobs import JobStatus
+from retro_demo.telling import on_page
 from retro_demo.workspace import without_folders
 
 COLORS = ("#3a7ebf", "#d9702b", "#219f7a", "#b565a0", "#b8901a", "#7a6fd0")
@@ -175,9 +176,9 @@ def failure(status: JobStatus) -> str:
     """The sentence of a failed job and the end of its log."""
     errors = status.of_kind("failed")
     if status.state == "interrupted":
-        said = note(status.why, "bad")
+        said = note(on_page(status.why), "bad")
     elif status.state == "failed":
-        said = note(without_folders(errors[-1]["error"]) if errors else "It failed.", "bad")
+        said = note(on_page(errors[-1]["error"]) if errors else "It failed.", "bad")
     else:
         return ""
     tail = without_folders(status.log_tail.strip())

@@ -9,7 +9,6 @@ Shapes: T tokens, L = T // C chunks, C chunk length, K neighbors, R = 2 C, N chu
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from retro_demo import commands
 from retro_demo.arms import held_out_windows
 from retro_demo.change_config import WeighConfig
 from retro_demo.changing import find_documents
 from retro_demo.errors import UserError
 from retro_demo.explain import log_probabilities, losses_of, read_losses
-from retro_demo.explained import document_of, place_of, too_close
+from retro_demo.explained import document_of, too_close
 from retro_demo.generate import Database
 from retro_demo.knobs import to_json
 from retro_demo.loading import LoadedRun
@@ -76,10 +76,10 @@ def weigh(run: LoadedRun, documents: Sequence[str], config: WeighConfig, text: s
         totals += part
     rows.sort(key=lambda row: -row["lost"])
     tokens, reading, before, after, off = totals.tolist()
-    command = ["python", "-m", "retro_demo", "weigh", place_of(run.folder), *documents]
-    command += [f"--text={text}"] * bool(text)
-    command += ["--corpus", place_of(run.place)] if run.place is not None else []
-    command += [f"--{name.replace('_', '-')}={value}" for name, value in to_json(config).items() if value]
+    words = [commands.place(run.folder)]
+    words += [f"--text={text}"] * bool(text)
+    words += ["--corpus", commands.place(run.place)] if run.place is not None else []
+    words += [*commands.set_flags(config), "--", *documents]  # an id or a title may begin with a dash
     return {
         "weighed": [corpus.documents[number].title for number in numbers],
         "passages": len(passages),
@@ -93,7 +93,7 @@ def weigh(run: LoadedRun, documents: Sequence[str], config: WeighConfig, text: s
         "rows": rows[: config.rows],
         "provenance": provenance(
             run.folder,
-            command=shlex.join(command),
+            command=commands.command("weigh", *words),
             seconds=time.perf_counter() - begun,
             settings=to_json(config) | {"retriever": run.retriever, "database": corpus.fingerprint},
         ),

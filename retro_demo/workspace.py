@@ -2,6 +2,7 @@
 
 DATA/samples/NAME-HASH          built sample corpora, shared and read-only for visitors
 DATA/derived/FINGERPRINT        what is made from a corpus that cannot be written
+DATA/links/TAG                  another way to a workspace, which does not tell its code
 DATA/workspaces/CODE/corpora    a visitor's corpora, runs and kept traces
                     /runs           with their evaluations
                     /evaluations    those of the shipped runs
@@ -38,6 +39,9 @@ CODE = re.compile(r"[A-Za-z0-9_-]{16,64}")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,60}")
 # only the name of a folder may be told
 SERVER_FOLDERS = re.compile(r"(?:/[^\s/]+)+/(?:corpora|runs|traces|samples|checkpoints|evaluations)/")
+INSIDE = re.compile(rf"(?P<home>/.*)/workspaces/(?P<code>{CODE.pattern})/(?P<rest>.*)", re.DOTALL)
+LASTING = Path("/data")  # where a container or a Space keeps what lasts
+LINKS = "links"  # in the data folder: TAG -> workspaces/CODE
 SAMPLE = "sample:"  # before the name of a corpus or run that ships with the code
 
 
@@ -78,14 +82,23 @@ def data_home() -> tuple[Path, str]:
         if not _writable(home):
             raise UserError(f"RETRO_DEMO_HOME is {named}, which cannot be written. Name another folder.")
         return home, ""
-    for home in (Path("/data"), Path(platformdirs.user_data_dir("retro_demo", appauthor=False))):
-        if (home.is_dir() or home != Path("/data")) and _writable(home):
+    for home in (LASTING, _of_the_user()):
+        if (home.is_dir() or home != LASTING) and _writable(home):
             return home, ""
     return (
         Path(tempfile.mkdtemp(prefix="retro_demo-")),
         "Nothing here can be written for good: corpora and runs are in a temporary folder and will be lost. "
         "Set RETRO_DEMO_HOME to a folder that lasts.",
     )
+
+
+def _of_the_user() -> Path:
+    return Path(platformdirs.user_data_dir("retro_demo", appauthor=False))
+
+
+def usual_home() -> Path:
+    """The data folder of whoever has not set RETRO_DEMO_HOME; nothing is made or looked into."""
+    return LASTING if LASTING.is_dir() and os.access(LASTING, os.W_OK) else _of_the_user()
 
 
 def settle_data_home() -> tuple[Path, str]:
@@ -273,6 +286,26 @@ class Workspace:
         if is_at_work(folder) or any(map(is_at_work, folder.glob("evaluations/*"))):
             raise UserError(f"{name} is being worked on, or waits to be. Stop it first.")
         return folder
+
+
+def link_to(home: Path, code: str) -> Path:
+    """Where the link to a workspace lies, or would; the code cannot be found from its name."""
+    return home / LINKS / hashlib.blake2b(code.encode(), digest_size=6).hexdigest()
+
+
+def linked_place(path: str) -> str:
+    """A path as it may be told: one into a workspace goes by the link to it, made where it is missing.
+
+    Raises OSError where links cannot be made.
+    """
+    found = INSIDE.fullmatch(path)
+    if found is None or not Path(found["home"], "workspaces", found["code"]).is_dir():
+        return path
+    link = link_to(Path(found["home"]), found["code"])
+    link.parent.mkdir(mode=0o700, exist_ok=True)
+    with suppress(FileExistsError):
+        link.symlink_to(Path("..", "workspaces", found["code"]), target_is_directory=True)
+    return str(link / found["rest"])
 
 
 def without_folders(text: str) -> str:

@@ -5,11 +5,9 @@ This module knows loaded runs and traces; it does not know whose they are or how
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -118,8 +116,8 @@ def write_sides(
             yield dict(sides)
 
 
-def export_trace(kept: Trace, path: Path, edit: dict[str, Any] | None = None) -> None:
-    """Write a trace as one JSON file for people: weights as their mean over heads, rounded.
+def trace_values(kept: Trace, edit: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A trace as JSON for people: weights as their mean over heads, rounded.
 
     What followed from another neighbor (see rewriting.edit_json) stands under "edit".
     """
@@ -134,4 +132,4 @@ def export_trace(kept: Trace, path: Path, edit: dict[str, Any] | None = None) ->
             for layer, rows in zip(kept.layers, mean, strict=True)
         ]
         values["attention_shape"] = "rows: chunk by reading token; columns: neighbor by its tokens"
-    path.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
+    return values

@@ -16,6 +16,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from retro_demo import quotas
+from retro_demo.addresses import SITS_HERE, VISITOR
 from retro_demo.limits import PRIVATE, PUBLIC, Limits, keep_limits
 from retro_demo.ui import bodies, doorman
 from retro_demo.ui.doorman import Doorman
@@ -85,6 +86,34 @@ def test_a_private_server_counts_nothing(data_folder):
 
     assert {door.get("/config").status_code for _ in range(PUBLIC.requests_per_minute + 100)} == {200}
     assert not door.app._buckets  # pyright: ignore[reportAttributeAccessIssue]
+
+
+ASKERS = {
+    "a browser here": ("127.0.0.1", {}, 0, PRIVATE, True),
+    "a browser here, by IPv6": ("::1", {}, 0, PRIVATE, True),
+    "one that names this machine by its address": ("192.0.2.4", {}, 0, PRIVATE, True),
+    "another machine": ("203.0.113.7", {}, 0, PRIVATE, False),
+    "no address": ("testclient", {}, 0, PRIVATE, False),
+    "somebody behind a proxy that nobody told of": ("127.0.0.1", {"X-Forwarded-For": "a"}, 0, PRIVATE, False),
+    "somebody behind a proxy of ours": ("127.0.0.1", {}, 1, PRIVATE, False),
+    "Gradio, for somebody": ("127.0.0.1", {VISITOR: "a"}, 0, PRIVATE, False),
+    "who says so": ("203.0.113.7", {SITS_HERE: "1"}, 0, PRIVATE, False),
+    "a browser here on a public page": ("127.0.0.1", {}, 0, PUBLIC, False),
+}
+
+
+@pytest.mark.parametrize(("address", "headers", "proxies", "limits", "here"), ASKERS.values(), ids=ASKERS)
+def test_only_who_sits_at_a_machine_that_serves_no_strangers_may_see_its_folders(
+    data_folder, address, headers, proxies, limits, here
+):
+    async def told(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(str(SITS_HERE in request.headers))
+
+    keep_limits(data_folder, limits)
+    door = Doorman(Starlette(routes=[Route("/", told)]), data_folder, proxies)
+    asker = TestClient(door, base_url="http://192.0.2.4", client=(address, 1))
+
+    assert asker.get("/", headers=headers).text == str(here)
 
 
 def test_the_files_of_the_page_cost_nothing(data_folder):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import shlex
 
 import pytest
+from command_helpers import run, words_of
 from conftest import records, write_jsonl
 from test_train import advance, prepare, steps
 
-from retro_demo import cli, jobs, service
+from retro_demo import jobs, service
 from retro_demo.building import build_corpus, prepare_corpus
 from retro_demo.checkpoint import read_any_config
+from retro_demo.commands import for_others
 from retro_demo.config import CorpusConfig
 from retro_demo.corpus import load_corpus
 from retro_demo.downloads import build_command, corpus_json, search_json, training_json
@@ -20,13 +21,15 @@ from retro_demo.run_settings import command_of
 from retro_demo.search import search
 
 
-def test_the_curve_and_the_held_out_table_are_those_of_the_training_with_their_origin(tmp_path, small_folder):
-    run = prepare(tmp_path / "run", small_folder)
-    events = advance(run)
-    command = command_of("run", read_any_config(run))
+def finished(capsys) -> dict:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
 
-    assert f"--corpus {small_folder.name} " in command  # by its name: a folder of a workspace tells its code
-    kept = json.loads(json.dumps(training_json(run, jobs.status(run), command)))
+
+def test_the_curve_and_the_held_out_table_are_those_of_the_training_with_their_origin(tmp_path, small_folder):
+    trained = prepare(tmp_path / "run", small_folder)
+    events = advance(trained)
+    command = command_of(trained, read_any_config(trained), tmp_path)
+    kept = json.loads(json.dumps(training_json(trained, jobs.status(trained), command)))
 
     assert [one["loss"] for one in kept["losses"]] == [event["loss"] for event in steps(events)]
     measured = [event["arms"] for event in events if event["event"] == "evaluated"]
@@ -52,22 +55,26 @@ def test_statistics_carry_the_fingerprint_and_the_command_that_builds_the_same_c
     assert statistics is not None
 
     kept = json.loads(json.dumps(corpus_json(tmp_path / "places", "places", statistics)))
-    again = shlex.split(kept["provenance"]["command"])
+    command = kept["provenance"]["command"]
 
     assert kept["statistics"] == statistics
-    assert again[:3] == ["python", "-m", "retro_demo"]
-    assert cli.main([*again[3:], "--json"]) == 0
-    capsys.readouterr()
-    rebuilt = load_corpus(tmp_path / "places-again").fingerprint
-    assert kept["provenance"]["corpus_fingerprint"] == rebuilt
+    assert run(command) == 0
+    assert finished(capsys)["fingerprint"] == kept["provenance"]["corpus_fingerprint"]
+    assert run(for_others(command)) == 0  # where the source lies too
+    assert finished(capsys)["fingerprint"] == kept["provenance"]["corpus_fingerprint"]
+    assert (tmp_path / "places-again").is_dir()
 
 
 def test_a_sample_is_named_and_not_built_of_files(small_folder):
-    assert build_command(small_folder, "sample:factbook2015")[3:5] == ["search", "sample:factbook2015"]
+    command = build_command(small_folder, "sample:factbook2015")
+
+    assert words_of(command)[:2] == ["search", "sample:factbook2015"]
 
 
 @pytest.mark.parametrize("text", ["Coastline of Kestrel", "--exports: fish"])
-def test_a_search_is_kept_with_the_command_that_finds_the_same(small_folder, monkeypatch, capsys, text):
+def test_a_search_is_kept_with_the_command_that_finds_the_same(
+    small_folder, monkeypatch, capsys, tmp_path, text
+):
     corpus = load_corpus(small_folder)
     found = search(corpus, load_retriever(corpus, "bm25"), text, 3)
     name = small_folder.name
@@ -77,8 +84,6 @@ def test_a_search_is_kept_with_the_command_that_finds_the_same(small_folder, mon
     assert kept["found"] == found
     assert kept["provenance"]["seconds"] == 0.25
     assert kept["provenance"]["corpus_fingerprint"] == corpus.fingerprint
-    monkeypatch.chdir(small_folder.parent)
-    words = shlex.split(kept["provenance"]["command"])[3:]
-    assert cli.main([words[0], "--json", *words[1:]]) == 0
-    last = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert last["neighbors"] == json.loads(json.dumps(found))
+    monkeypatch.chdir(tmp_path)
+    assert run(kept["provenance"]["command"]) == 0
+    assert finished(capsys)["neighbors"] == json.loads(json.dumps(found))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from command_helpers import words_of
 from evaluation_helpers import make_run
 
 from retro_demo import cli
@@ -43,7 +44,7 @@ def test_the_command_in_the_provenance_measures_the_same(capsys, runs, tmp_path)
     arguments = ["evaluate", runs["reader"], *QUICK, "--corruption", "0,40", "--seed", "3", "--json"]
     assert cli.main([*arguments, "--out", str(tmp_path / "one")]) == 0
     first = said(capsys)[-1]
-    words = first["provenance"]["command"].split()[3:]
+    words = words_of(first["provenance"]["command"])
     assert cli.main([*words, "--out", str(tmp_path / "two"), "--json"]) == 0
     second = said(capsys)[-1]
 

@@ -92,7 +92,7 @@ def test_the_endpoint_measures_a_marge_without_any_baseline(client, code):
         (("plain", ""), "plain lm"),
         (("reader", "reader"), "retrieves too"),
         (("nobody", ""), "no run"),
-        (("several", "plain"), "--baseline means nothing here"),
+        (("several", "plain"), "so baseline means nothing here"),
     ],
 )
 def test_the_endpoint_says_what_is_wrong_in_a_sentence(client, code, values, words):

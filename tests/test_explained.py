@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import shlex
 
 import numpy as np
 import pytest
+from command_helpers import run as run_command
+from command_helpers import words_of
 from conftest import records, write_jsonl
 
-from retro_demo import cli, explained
+from retro_demo import explained
 from retro_demo.building import build_corpus, prepare_corpus
 from retro_demo.config import CorpusConfig, GenerateConfig
 from retro_demo.corpus import load_corpus
@@ -30,7 +31,7 @@ from retro_demo.loading import LoadedRun, load_run
 from retro_demo.pipeline import run_training
 from retro_demo.planning import make_run_config, prepare_run
 from retro_demo.rewriting import CANDIDATES, candidates, edit_by_values, edit_json, rewrite, swap
-from retro_demo.writing import export_trace, watch_writing
+from retro_demo.writing import trace_values, watch_writing
 
 OTHER = CorpusConfig(chunk_len=16, vocab_size=300, num_neighbors=3)
 
@@ -193,7 +194,8 @@ def test_an_explanation_says_where_it_comes_from_and_how_to_repeat_it(run):
     trace = explain_text(run, "little", "Area of Arden: it's 100", ExplainConfig(num_neighbors=1))
 
     origin = as_json(trace)["about"]["provenance"]
-    assert origin["command"].startswith("python -m retro_demo explain little '--text=Area of Arden: it'")
+    words = ["explain", str(run.folder), "--text=Area of Arden: it's 100"]
+    assert words_of(origin["command"])[:3] == words
     assert "--num-neighbors 1 --device cpu" in origin["command"]
     assert origin["corpus_fingerprint"] == run.config.corpus_fingerprint
 
@@ -222,13 +224,12 @@ def test_an_edited_neighbor_is_read_as_written_and_says_what_was_cut(run):
     assert edit_json(made)["earlier_positions_changed"] == 0
 
 
-def test_an_export_holds_the_edit_with_its_proof_its_strip_and_the_top_ten_of_each_position(run, tmp_path):
+def test_an_export_holds_the_edit_with_its_proof_its_strip_and_the_top_ten_of_each_position(run):
     trace = explain_text(run, "little", held_out_text(run)[:200], ExplainConfig())
     made = rewrite(run, trace, 1, 0, "Area of Arden", "")
 
-    export_trace(trace, tmp_path / "edited.json", edit_json(made))
-    export_trace(trace, tmp_path / "found.json")
-    kept, found = (json.loads((tmp_path / f"{name}.json").read_text("utf-8")) for name in ("edited", "found"))
+    texts = (json.dumps(trace_values(trace, edit)) for edit in (edit_json(made), None))
+    kept, found = map(json.loads, texts)
 
     edit = kept.pop("edit")
     assert kept == found
@@ -288,11 +289,9 @@ def said_of(trace) -> dict:
 
 
 def repeated(trace, capsys, monkeypatch, folder) -> dict:
-    """What the command in the provenance prints, run where the runs and corpora lie."""
+    """What the command in the provenance prints, run in some folder."""
     monkeypatch.chdir(folder)
-    words = shlex.split(trace.about["provenance"]["command"])
-    assert words[:4] == ["python", "-m", "retro_demo", "explain"]
-    assert cli.main([*words[3:], "--json"]) == 0
+    assert run_command(trace.about["provenance"]["command"]) == 0
     event = json.loads(capsys.readouterr().out.splitlines()[-1])
     del event["event"], event["about"]
     for row in event["chunks"]:
@@ -310,11 +309,11 @@ def repeated(trace, capsys, monkeypatch, folder) -> dict:
         ExplainConfig(retriever="bm25"),
     ],
 )
-def test_the_command_of_an_explanation_repeats_every_figure(run, capsys, monkeypatch, config):
+def test_the_command_of_an_explanation_repeats_every_figure(run, capsys, monkeypatch, tmp_path, config):
     loaded = load_run(run.folder, "cpu", retriever=config.retriever)
     trace = explain_text(loaded, "little", held_out_text(run), config)
 
-    again = repeated(trace, capsys, monkeypatch, run.folder.parent)
+    again = repeated(trace, capsys, monkeypatch, tmp_path)
 
     assert again == json.loads(json.dumps(said_of(trace)))
     assert "--device cpu" in trace.about["provenance"]["command"]
@@ -328,11 +327,10 @@ def test_the_command_of_an_explanation_names_the_swapped_corpus(run, capsys, mon
     list(prepare_edition(load_corpus(other), run.folder, run.config.network.chunk_len))
     swapped = load_run(run.folder, "cpu", other)
     trace = explain_text(swapped, "little", held_out_text(run), ExplainConfig())
-    (tmp_path / "little").symlink_to(run.folder)
 
     again = repeated(trace, capsys, monkeypatch, tmp_path)
 
-    assert "--corpus other" in trace.about["provenance"]["command"]
+    assert f"--corpus {other} " in trace.about["provenance"]["command"]
     assert again == json.loads(json.dumps(said_of(trace)))
     plain = explain_text(run, "little", held_out_text(run), ExplainConfig())
     assert said_of(plain)["neighbors"] != said_of(trace)["neighbors"]
@@ -341,7 +339,7 @@ def test_the_command_of_an_explanation_names_the_swapped_corpus(run, capsys, mon
 @pytest.mark.parametrize("retrieval", ["on", "off", "shuffled"])
 @pytest.mark.parametrize("new", [29, 30, 31, 32, 33, 34, 35, 36])
 def test_the_command_of_a_written_text_reads_the_very_tokens_that_were_written(
-    run, capsys, monkeypatch, retrieval, new
+    run, capsys, monkeypatch, tmp_path, retrieval, new
 ):
     config = GenerateConfig(max_new_tokens=new, retrieval=retrieval, num_neighbors=3, temperature=1.5, seed=3)
     *_, last = watch_writing(run, "little", "Area of Arden", config, lambda: False)

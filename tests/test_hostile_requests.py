@@ -39,10 +39,10 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(home):
-    json_type = {"content-type": "application/json"}
+    stranger = {"content-type": "application/json", "x-forwarded-for": "192.0.2.1"}  # elsewhere
     with (
         served_page(home) as address,
-        httpx.Client(base_url=address, timeout=60, headers=json_type) as opened,
+        httpx.Client(base_url=address, timeout=60, headers=stranger) as opened,
     ):
         yield opened
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_helpers import words_of
 from evaluation_helpers import make_run
 from marge_helpers import LANGUAGES, built, make_marge_run, translated
 
@@ -204,7 +205,7 @@ def test_the_command_in_the_provenance_measures_the_same(capsys, runs, tmp_path)
     arguments = ["evaluate", runs["reader"], "--first-tokens", "150", "--resamples", "300", "--seed", "4"]
     assert cli.main([*arguments, "--out", str(tmp_path / "one"), "--json"]) == 0
     first = json.loads(capsys.readouterr().out.splitlines()[-1])
-    words = first["provenance"]["command"].split()[3:]
+    words = words_of(first["provenance"]["command"])
     assert cli.main([*words, "--out", str(tmp_path / "two")]) == 0
     lines = capsys.readouterr().out.splitlines()
 

@@ -269,6 +269,20 @@ def test_an_empty_file_fails_the_build_with_a_sentence(client, code, tmp_path):
     assert str(tmp_path) not in said
 
 
+def test_a_table_is_built_by_its_columns_which_the_refusal_says_how_to_name(client, code, tmp_path):
+    lines = [f"Island {i} exports fish and salt. " * 9 for i in range(8)]
+    (tmp_path / "islands.csv").write_text(
+        "Name,Body\n" + "".join(f"{i},{line}\n" for i, line in enumerate(lines))
+    )
+    values = (code, [handle_file(tmp_path / "islands.csv")], "tables", 8, 0.2, "static")
+
+    assert 'with fields="text=NAME"' in refusal(client, *values, endpoint="/build_corpus")
+    job = client.submit(*values, fields="text=Body,title=Name", api_name="/build_corpus")
+    job.result(timeout=240)
+
+    assert job.outputs()[-1]["documents"] == 8
+
+
 @pytest.mark.parametrize("path", ["/etc/passwd", "../../../etc/passwd", "http://127.0.0.1:1/x.txt"])
 def test_a_path_on_the_server_is_no_upload(url, code, path):
     forged = [{"path": path, "meta": {"_type": "gradio.FileData"}}]
@@ -350,14 +364,16 @@ def test_a_renamed_corpus_is_still_that_of_its_runs(home, code, built, trained, 
 def test_a_corpus_is_changed_in_a_copy_over_http_and_a_run_says_what_it_would_miss(
     client, home, code, built, trained, tmp_path
 ):
-    (tmp_path / "new.txt").write_text("Island 99 exports wool and 3 boats of slate.\n" * 40)
+    text = "Island 99 exports wool and 3 boats of slate. " * 40
+    (tmp_path / "new.csv").write_text(f"Body,Name\n{text},new\n")
     asked = (
         code,
         built["corpus"],
-        [handle_file(tmp_path / "new.txt")],
+        [handle_file(tmp_path / "new.csv")],
         ["island 3.txt"],
         "database",
         "changed",
+        "text=Body",
     )
     job = client.submit(*asked, api_name="/change_corpus")
     job.result(timeout=240)

@@ -40,6 +40,7 @@ LAYERS = [
         "explain_config",
         "marge_config",
         "change_config",
+        "wording",
         "limits",
         "allowance",
         "addresses",
@@ -121,6 +122,8 @@ LAYERS = [
     [
         "jobs",
         "workspace",
+        "commands",
+        "telling",
         "data_folder",
         "planning",
         "editions",

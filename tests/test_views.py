@@ -21,7 +21,7 @@ from retro_demo.glossary import GLOSSARY
 from retro_demo.jobs import JobStatus
 from retro_demo.rewriting import Rewritten
 from retro_demo.tracing import Trace
-from retro_demo.writing import Writing, export_trace
+from retro_demo.writing import Writing, trace_values
 
 CANARY = "<img src=x onerror=alert(1)>{{x}}${y}"
 C, K, HEADS = 4, 2, 3
@@ -320,10 +320,8 @@ def test_what_a_run_is_worth_names_where_the_figure_is_from():
     assert job_views.worth(status(step(1)), None) == ""
 
 
-def test_a_trace_is_exported_as_json_with_its_weights(tmp_path):
-    export_trace(TRACE, tmp_path / "trace.json")
-
-    values = json.loads((tmp_path / "trace.json").read_text("utf-8"))
+def test_a_trace_is_exported_as_json_with_its_weights():
+    values = json.loads(json.dumps(trace_values(TRACE)))
 
     assert [row["text"] for row in values["tokens"]] == TRACE.pieces
     assert values["summary"]["agreement"] == findings.agreement(TRACE)

@@ -24,12 +24,13 @@ from retro_demo.marge_writing import grown, ids_of, refuse_evidence, refuse_retr
 from retro_demo.quotas import checked_writing
 from retro_demo.rewriting import edit_by_values, edit_json
 from retro_demo.search import search as search_corpus
+from retro_demo.telling import to_program, values_to_program
 from retro_demo.ui import zero_gpu
 from retro_demo.ui.form import MODEL
 from retro_demo.ui.refusals import public
 from retro_demo.ui.uploads import followed, uploaded
 from retro_demo.ui.workspace_drawer import forget_visitor
-from retro_demo.workspace import Workspace, without_folders
+from retro_demo.workspace import Workspace
 
 
 def add_endpoints(library: Library) -> None:
@@ -44,11 +45,12 @@ def add_endpoints(library: Library) -> None:
         chunk_len: int = 64,
         holdout: float = 0.15,
         embedder: str = "static",
+        fields: str = "",
     ) -> Iterator[dict]:
-        """Build a corpus of uploaded files and follow it. Yields events (`waiting` with its place while it
-        has to queue); the last is `finished`,
-        `stopped` or `failed`, with the corpus id under "corpus"."""
-        config = CorpusConfig(chunk_len=_whole(chunk_len), holdout=holdout, embedder=embedder)
+        """Build a corpus of uploaded files and follow it. fields says of files with columns which is which,
+        as in text=body,title=name. Yields events (`waiting` with its place while it has to queue); the last
+        is `finished`, `stopped` or `failed`, with the corpus id under "corpus"."""
+        config = CorpusConfig(chunk_len=_whole(chunk_len), holdout=holdout, embedder=embedder, fields=fields)
         space = Workspace.open(home, workspace)
         corpus = service.start_build(space, [uploaded(space, file) for file in files or []], name, config)
         yield from followed(space.corpus(corpus), "build", corpus=corpus)
@@ -97,7 +99,7 @@ def add_endpoints(library: Library) -> None:
             "sample": measured[-1].get("sample", "") if measured else "",
             "reindexes": reindexes(status),
             "beta": measured[-1].get("about", {}).get("beta", []) if measured else [],
-            "error": without_folders(failed[-1]["error"]) if failed else status.why,
+            "error": to_program(failed[-1]["error"] if failed else status.why),
         }
 
     def stop_run(workspace: str, run: str) -> dict:
@@ -220,7 +222,8 @@ def add_endpoints(library: Library) -> None:
         other = service.built_corpus(space, corpus) if corpus else None
         loaded = library.run(folder, other, retriever)
         trace = explain_text(loaded, run, text, config)
-        return as_json(trace) | ({"edit": edit_json(edit_by_values(loaded, trace, edit))} if edit else {})
+        changed = {"edit": edit_json(edit_by_values(loaded, trace, edit))} if edit else {}
+        return values_to_program(as_json(trace) | changed)
 
     publish = gr.api  # pyright: ignore[reportPrivateImportUsage]
     for endpoint in (

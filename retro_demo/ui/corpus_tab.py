@@ -18,8 +18,10 @@ from retro_demo.ui.form import (
     PRIVATE,
     QUIET,
     Form,
+    command_box,
     json_file,
     once_known,
+    shown_command,
     shows_errors,
     stop_and_resume,
     sure,
@@ -59,6 +61,7 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
                 stop = gr.Button("Stop", size="sm", elem_id="stop-building")
                 resume = gr.Button("Resume", size="sm", elem_id="resume-building")
             stats = gr.HTML(elem_id="statistics")
+            command = command_box("The command that builds the same", "build-command")
             stats_file = gr.DownloadButton(
                 "Download the statistics and where they come from (JSON)",
                 size="sm",
@@ -119,18 +122,19 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
         """The values of `followed`; figures are drawn anew only when they changed."""
         hidden = gr.DownloadButton(visible=False)
         if not one:
-            return ["", "", hidden, *stop_and_resume(""), gr.Timer(active=False), ""]
+            return ["", "", "", hidden, *stop_and_resume(""), gr.Timer(active=False), ""]
         workspace = Workspace.open(home, code)
         if one not in workspace.corpora():
             gone = views.note("Choose a corpus from the list.")
-            return ["", gone, hidden, *stop_and_resume(""), gr.Timer(active=False), ""]
+            return ["", gone, "", hidden, *stop_and_resume(""), gr.Timer(active=False), ""]
         now, built = state_of(workspace, one)
         mark = f"{one} {now.state} {len(now.events)} {now.place} {built is not None}"
         if mark == before:
-            return [*[gr.skip()] * 5, gr.Timer(active=now.under_way), before]
+            return [*[gr.skip()] * 6, gr.Timer(active=now.under_way), before]
         return [
             job_views.build_status(now, service.corpus_title(one)),
             job_views.corpus_statistics(built),
+            shown_command(downloads.build_command(workspace.corpus(one), one)),
             hidden if built is None else _download("statistics.json", _statistics(workspace, one, built)),
             *stop_and_resume(now.state),
             gr.Timer(active=now.under_way),
@@ -204,7 +208,7 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
         corpus_changes.delete_corpus(Workspace.open(home, code), one)
         return refreshed(code, None)
 
-    followed = [status, stats, stats_file, stop, resume, timer, shown_before]
+    followed = [status, stats, command, stats_file, stop, resume, timer, shown_before]
     all_of_it = [corpus, listing, *followed]
     with changes:
         change_section(library, visitor, corpus, refreshed, all_of_it)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from retro_demo.addresses import VISITOR
+from retro_demo.addresses import SITS_HERE, VISITOR
 from retro_demo.errors import UserError
-from retro_demo.limits import MEGABYTE, PRIVATE, Limits, limits_of
+from retro_demo.limits import MEGABYTE, PRIVATE, Limits, for_strangers, limits_of
 from retro_demo.quotas import check_disk
 from retro_demo.ui.bodies import announced, refused_or_read
 
@@ -27,6 +27,9 @@ FREE_OF_CHARGE = ("/assets/", "/static/", "/svelte/", "/theme.css", "/favicon.ic
 
 UPLOAD = "/gradio_api/upload"  # whole: /run/upload would be an endpoint of that name
 HOUR = 3600  # seconds; nobody's uploads are kept for longer (build_app)
+
+PASSED_ON = (VISITOR, SITS_HERE, "x-forwarded-for", "x-real-ip", "forwarded", "via")
+"""Headers of a request that somebody passed on; the first two are ours, which Gradio sends to itself."""
 
 SHUT = {
     "/deep_link": "This page makes no deep links. Share a workspace code instead.",
@@ -76,7 +79,7 @@ class Doorman:
             )
             await _refuse(send, 429, said, wait)
             return
-        scope = {**scope, "headers": self._passed_on(scope["headers"], address)}
+        scope = {**scope, "headers": self._passed_on(scope, address)}
         length = announced(dict(scope["headers"]))
         if scope["method"] == "POST" and path.endswith(UPLOAD):
             await self._take_in(scope, receive, send, limits, length, address)
@@ -87,11 +90,28 @@ class Doorman:
         else:
             await self.app(scope, receive, send)
 
-    def _passed_on(self, headers: list[tuple[bytes, bytes]], address: str) -> list[tuple[bytes, bytes]]:
-        """The headers of a request, with a hash of its address: the queue's files are to tell no address."""
+    def _passed_on(self, scope: Scope, address: str) -> list[tuple[bytes, bytes]]:
+        """The headers of a request, with a hash of its address: the queue's files are to tell no address.
+
+        Also whether the asker sits at this machine, which commands are told by.
+        """
         visitor = blake2b(address.encode(), key=self._key, digest_size=8).hexdigest()
-        kept = [(name, value) for name, value in headers if name != VISITOR.encode()]
-        return [*kept, (VISITOR.encode(), visitor.encode())]
+        own = (VISITOR.encode(), SITS_HERE.encode())
+        kept = [(name, value) for name, value in scope["headers"] if name not in own]
+        here = [(own[1], b"1")] if self._sits_here(scope) else []
+        return [*kept, (own[0], visitor.encode()), *here]
+
+    def _sits_here(self, scope: Scope) -> bool:
+        """Whether a request comes from this machine: nobody passed it on, and no strangers come here."""
+        if self.proxies or for_strangers(self._limits) or not scope.get("client"):
+            return False
+        if any(name.decode("latin-1").lower() in PASSED_ON for name, _ in scope["headers"]):
+            return False
+        asker, server = scope["client"][0], (scope.get("server") or ("",))[0]
+        try:
+            return asker == server or ipaddress.ip_address(asker.removeprefix("::ffff:")).is_loopback
+        except ValueError:
+            return False
 
     async def _take_in(
         self, scope: Scope, receive: Receive, send: Send, limits: Limits, length: int | None, address: str

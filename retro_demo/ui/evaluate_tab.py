@@ -22,9 +22,19 @@ from retro_demo.evaluate_config import EvaluateConfig
 from retro_demo.evaluation_request import read_request
 from retro_demo.library import Library
 from retro_demo.run_settings import built_ones
-from retro_demo.ui.form import CHEAP, QUIET, Form, json_file, once_known, shows_errors, stop_and_resume
+from retro_demo.ui.form import (
+    CHEAP,
+    QUIET,
+    Form,
+    command_box,
+    json_file,
+    once_known,
+    shown_command,
+    shows_errors,
+    stop_and_resume,
+)
 from retro_demo.ui.visit import copy_link
-from retro_demo.workspace import SAMPLE, Workspace, without_folders
+from retro_demo.workspace import SAMPLE, Workspace
 
 OWN_CORPUS = "the corpus of its training"
 AGAINST = [("the whole database", "database"), ("its stored neighbors", "neighbors")]
@@ -120,12 +130,7 @@ def evaluate_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
             with gr.Accordion("Database sizes and k as a table", open=False):
                 curve_table = gr.HTML()
         origin = gr.HTML()
-        command = gr.Textbox(
-            label="The command that measures the same",
-            buttons=["copy"],
-            interactive=False,
-            elem_id="evaluate-command",
-        )
+        command = command_box("The command that measures the same", "evaluate-command")
         download = gr.DownloadButton(
             "Download all figures and where they come from (JSON)", size="sm", elem_id="evaluate-download"
         )
@@ -212,7 +217,7 @@ def evaluate_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
             gr.Column(visible=True),
             *own_part(result, which),
             evaluate_views.origin_html(result),
-            without_folders(read_request(folder).command()),
+            shown_command(read_request(folder).command()),
             json_file("evaluation.json", result),
             going,
             mark,

@@ -15,9 +15,9 @@ from retro_demo.library import Library
 from retro_demo.loading import LoadedRun
 from retro_demo.rewriting import Rewritten, edit_json
 from retro_demo.tracing import Trace
-from retro_demo.ui.form import MODEL, PRIVATE, QUIET, clicked, download, once_known, shows_errors
+from retro_demo.ui.form import MODEL, PRIVATE, QUIET, clicked, json_file, once_known, shows_errors
 from retro_demo.workspace import SAMPLE, Workspace
-from retro_demo.writing import export_trace
+from retro_demo.writing import trace_values
 
 ASSETS = Path(__file__).resolve().parent.parent.parent / "assets"
 MEAN = "mean"
@@ -201,9 +201,5 @@ def _edited(trace: Trace, made: Rewritten | None, token: int) -> list[str]:
 
 def _file(trace: Trace, made: Rewritten | None = None) -> str:
     """The trace as a file that Gradio may hand out."""
-
-    def write(folder: Path) -> Path:
-        export_trace(trace, folder / "trace.json", edit_json(made) if made is not None else None)
-        return folder / "trace.json"
-
-    return str(download(write))
+    values = trace_values(trace, edit_json(made) if made is not None else None)
+    return json_file("trace.json", values, indent=None)

@@ -17,10 +17,12 @@ import gradio as gr
 from gradio.processing_utils import hash_file
 from gradio.utils import get_upload_folder
 
+from retro_demo.addresses import HERE
+from retro_demo.commands import told
 from retro_demo.errors import UserError
 from retro_demo.knobs import knobs
+from retro_demo.telling import on_page, values_to_program
 from retro_demo.troubles import said
-from retro_demo.workspace import without_folders
 
 log = logging.getLogger(__name__)
 
@@ -108,8 +110,13 @@ def _cast(knob: dataclasses.Field[Any], value: Any) -> Any:
     return float(value)
 
 
-def shows_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """A handler (function or generator) whose UserErrors are toasts and whose bugs are one sentence."""
+def shows_errors(
+    handler: Callable[..., Any], words: Callable[[Exception], str] = on_page
+) -> Callable[..., Any]:
+    """A handler (function or generator) whose UserErrors are toasts and whose bugs are one sentence.
+
+    `words` makes of an error what is shown: the page and programs know settings by other names.
+    """
     if inspect.isgeneratorfunction(handler):
 
         @functools.wraps(handler)
@@ -117,7 +124,7 @@ def shows_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 yield from handler(*values, **named)
             except (UserError, gr.Error) as error:
-                raise _toast(error) from None
+                raise _toast(error, words) from None
             except Exception as error:
                 raise _bug(handler, error) from None
 
@@ -128,7 +135,7 @@ def shows_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return handler(*values, **named)
         except (UserError, gr.Error) as error:
-            raise _toast(error) from None
+            raise _toast(error, words) from None
         except Exception as error:
             raise _bug(handler, error) from None
 
@@ -153,9 +160,9 @@ def once_known(handler: Callable[..., Any]) -> Callable[..., Any]:
     return shows_errors(look)
 
 
-def _toast(error: Exception) -> gr.Error:
-    text = error.message if isinstance(error, gr.Error) else str(error)
-    return gr.Error(without_folders(text), duration=12, print_exception=False)
+def _toast(error: Exception, words: Callable[[Exception], str]) -> gr.Error:
+    shown = UserError(error.message) if isinstance(error, gr.Error) else error
+    return gr.Error(words(shown), duration=12, print_exception=False)
 
 
 def _bug(handler: Callable[..., Any], error: Exception) -> gr.Error:
@@ -171,6 +178,9 @@ def _bug(handler: Callable[..., Any], error: Exception) -> gr.Error:
         print_exception=False,
     )
 
+
+FOR_HERE = "Runs in a terminal of this machine, in any folder."
+FOR_OTHERS = "Names stand for folders: give those where your corpora and runs lie, such as unpacked exports."
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 QUIET: dict[str, Any] = PRIVATE | {"queue": False, "show_progress": "hidden"}
@@ -226,14 +236,25 @@ def download(make: Callable[[Path], Path]) -> Path:
         return made.replace(folder / made.name)  # with the date of now: it goes an hour after its last making
 
 
-def json_file(name: str, values: Any) -> str:
-    """Values as a file that Gradio may hand out."""
+def json_file(name: str, values: Any, indent: int | None = 1) -> str:
+    """Values as a file that Gradio may hand out; without `indent` on one line, for very many."""
 
     def write(folder: Path) -> Path:
-        (folder / name).write_text(without_folders(json.dumps(values, indent=1)), encoding="utf-8")
+        text = json.dumps(values_to_program(values), indent=indent, ensure_ascii=False)
+        (folder / name).write_bytes(text.encode("utf-8", "replace"))
         return folder / name
 
     return str(download(write))
+
+
+def command_box(label: str, elem_id: str) -> gr.Textbox:
+    """Where a command to paste into a terminal stands; `shown_command` fills it."""
+    return gr.Textbox(label=label, buttons=["copy"], interactive=False, elem_id=elem_id, info=FOR_OTHERS)
+
+
+def shown_command(command: str) -> gr.Textbox:
+    """A command as whoever looks can use it, and what is to be known of that."""
+    return gr.Textbox(told(command), info=FOR_HERE if HERE.get() else FOR_OTHERS)
 
 
 def sure(kind: str) -> str:

@@ -13,9 +13,10 @@ from typing import Any
 import gradio as gr
 from gradio.state_holder import SessionState
 
-from retro_demo.addresses import ADDRESS, VISITOR
+from retro_demo.addresses import ADDRESS, HERE, SITS_HERE, VISITOR
 from retro_demo.errors import UserError
 from retro_demo.knobs import seen
+from retro_demo.telling import to_program
 from retro_demo.ui.form import shows_errors
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class Page(gr.Blocks):
         try:
             if not block_fn.fn:
                 raise gr.Error("That is done in the browser: there is nothing to ask the server for.")
+            inputs = _completed(block_fn, inputs)
             _check_lengths(block_fn, inputs)
             given = await super().preprocess_data(block_fn, sendable(inputs), *values, **named)
             return [_as_browsers_send(*pair) for pair in zip(block_fn.inputs, given, strict=True)]
@@ -54,13 +56,15 @@ class Page(gr.Blocks):
             ) from None
 
     async def process_api(self, *values: Any, **named: Any) -> dict[str, Any]:
-        """As Gradio's; what is asked for counts for the address that the doorman heard."""
+        """As Gradio's; the doorman says which address it counts for, and whether the asker sits here."""
         request = named.get("request")
-        asker = ADDRESS.set(request.headers.get(VISITOR, "") if isinstance(request, gr.Request) else "")
+        headers = request.headers if isinstance(request, gr.Request) else {}
+        asker, here = ADDRESS.set(headers.get(VISITOR, "")), HERE.set(SITS_HERE in headers)
         try:
             return await super().process_api(*values, **named)
         finally:
             ADDRESS.reset(asker)
+            HERE.reset(here)
 
     async def postprocess_data(
         self, block_fn: Any, predictions: Any, state: SessionState | None
@@ -84,6 +88,16 @@ class Page(gr.Blocks):
             for at, value in zip(given, values, strict=True):
                 answer[at] = value
         return answer
+
+
+def _completed(block_fn: Any, inputs: list[Any]) -> list[Any]:
+    """The values for a named endpoint with the defaults of the arguments that were left out at its end, as
+    gradio_client completes them: a program of before an argument joined goes on."""
+    left_out = block_fn.inputs[len(inputs) :]
+    if not left_out or any(block.get_block_name() != "api" for block in left_out):
+        return inputs
+    defaults = [one.default for one in inspect.signature(block_fn.fn).parameters.values()][len(inputs) :]
+    return inputs if inspect.Parameter.empty in defaults else [*inputs, *defaults]
 
 
 def _check_lengths(block_fn: Any, inputs: Sequence[Any]) -> None:
@@ -159,14 +173,14 @@ def public(endpoint: Callable[..., Any]) -> Callable[..., Any]:
             check(values)
             yield from endpoint(*values)
 
-        return shows_errors(stream)
+        return shows_errors(stream, to_program)
 
     @functools.wraps(endpoint)
     def call(*values: Any) -> Any:
         check(values)
         return endpoint(*values)
 
-    return shows_errors(call)
+    return shows_errors(call, to_program)
 
 
 def _kind(annotation: str) -> tuple[Any, str]:

@@ -21,15 +21,18 @@ from retro_demo.marge_planning import marge_settings
 from retro_demo.network_size import count_parameters
 from retro_demo.presets import MARGE_PRESETS, PRESETS
 from retro_demo.quotas import check_settings
+from retro_demo.telling import on_page
 from retro_demo.ui import zero_gpu
 from retro_demo.ui.evidence_live import evidence_live
 from retro_demo.ui.form import (
     CHEAP,
     QUIET,
     Form,
+    command_box,
     json_file,
     once_known,
     relisted,
+    shown_command,
     shows_errors,
     stop_and_resume,
     sure,
@@ -107,9 +110,7 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
             curve = gr.Plot(show_label=False, container=False, elem_id="loss")
             arms = gr.HTML(elem_id="arms", min_height=80)
             live = evidence_live()
-            command = gr.Textbox(
-                label="The command that does the same", buttons=["copy"], interactive=False, elem_id="command"
-            )
+            command = command_box("The command that does the same", "command")
             download = gr.DownloadButton(DOWNLOAD, size="sm", interactive=False, elem_id="train-download")
     with gr.Accordion("All runs, disk use, train longer, rename, delete", open=False):
         listing = gr.HTML(elem_id="runs")
@@ -139,6 +140,7 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
         if mark == before:
             return [*[gr.skip()] * (len(followed) - 2), going, before]
         config = read_any_config(folder)
+        trained_by = run_settings.command_of(folder, config, home)
         left = run_settings.seconds_left(folder, config, now)
         shown = replace(now, state="shipped") if one.startswith(SAMPLE) else now
         begun = bool(now.of_kind("step"))
@@ -148,8 +150,8 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
             drawn,
             job_views.arms_html(now),
             *(live.values(now, one) if isinstance(config, MargeRun) else live.hidden),
-            run_settings.command_of(one, config),
-            _download(folder, now, run_settings.command_of(one, config)),
+            shown_command(trained_by),
+            _download(folder, now, trained_by),
             *stop_and_resume("" if one.startswith(SAMPLE) else now.state),
             going,
             mark,
@@ -249,7 +251,7 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
             network = shape(**chosen | ({"cca_layers": ()} if kind == "lm" else {}))
             check_settings(limits, network, settings)
         except UserError as error:
-            return views.note(str(error), "warning")
+            return views.note(on_page(error), "warning")
         tokens = settings["batch_tokens"] if kind == "marge" else settings["batch_size"] * settings["seq_len"]
         cost = count_parameters(network), settings["steps"], tokens
         return job_views.estimate(*cost, kind, size, limits.minutes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from gradio.utils import get_upload_folder
 from retro_demo import service, shares
 from retro_demo.belongings import note_export, note_files
 from retro_demo.errors import UserError
+from retro_demo.telling import values_to_program
 from retro_demo.ui.form import QUIET, download, once_known
-from retro_demo.workspace import Workspace, without_folders
+from retro_demo.workspace import Workspace
 
 
 def followed(folder: Path, what: str, **about: str) -> Iterator[dict[str, Any]]:
@@ -29,13 +29,13 @@ def followed(folder: Path, what: str, **about: str) -> Iterator[dict[str, Any]]:
             place = status.place
             yield {"event": "waiting", "place": place, "waiting": status.waiting} | about
         for event in status.events[sent:]:
-            yield json.loads(without_folders(json.dumps(event))) | about
+            yield values_to_program(event) | about
         sent = len(status.events)
     if status.state in ("failed", "interrupted"):
         failed = status.of_kind("failed")
         raise UserError(failed[-1]["error"] if failed else f"The {what} was interrupted. {status.why}")
     if place and status.state == "new":
-        raise UserError(f"The {what} was taken out of the queue before it began. Resume it on the page.")
+        raise UserError(f"The {what} was taken out of the queue before it began. Resume it.")
 
 
 def documents_picker(label: str, elem_id: str, height: int, home: Path, visitor: gr.BrowserState) -> gr.File:
