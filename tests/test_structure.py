@@ -210,38 +210,56 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: path.stem)
-def test_imports_point_one_way(path):
-    name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if name in ("__init__", "__main__"):
-        return
-    level = {module: number for number, layer in enumerate(LAYERS) for module in layer}
-
-    assert name in level, f"{name} belongs to no layer yet"
-    above = {other for other in imported(path) if level[other] > level[name]}
-    assert not above
-
-
-@pytest.mark.parametrize("path", modules(), ids=lambda path: path.stem)
-def test_gradio_is_imported_by_the_page_alone_and_only_printing_prints(path):
+def roots(path: Path) -> set[str]:
+    """The first names of all modules that a file imports, ours and others."""
     tree = ast.parse(path.read_text())
-    inside_ui = "ui" in path.relative_to(PACKAGE).parts
-
-    roots = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-    roots |= {(n.module or "").split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-    calls = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
-
-    assert inside_ui or "gradio" not in roots
-    assert not (inside_ui and "torch" in roots)
-    assert path.stem in ("printing", "cli") or "print" not in calls
+    plain = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    return plain | {(n.module or "").split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: path.stem)
-def test_every_module_says_what_it_is_and_is_short(path):
-    text = path.read_text()
+def test_imports_point_one_way():
+    level = {module: number for number, layer in enumerate(LAYERS) for module in layer}
+    wrong = []
+    for path in modules():
+        name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if name in ("__init__", "__main__"):
+            continue
+        if name not in level:
+            wrong.append(f"{name} belongs to no layer yet")
+            continue
+        wrong += [
+            f"{path.relative_to(PACKAGE)} imports {other}, which stands above it"
+            for other in sorted(imported(path))
+            if level.get(other, len(LAYERS)) > level[name]
+        ]
 
-    assert ast.get_docstring(ast.parse(text)) or path.parent.name == "ui"
-    assert len(text.splitlines()) <= 600
+    assert not wrong
+
+
+def test_gradio_is_imported_by_the_page_alone_and_only_printing_prints():
+    wrong = []
+    for path in modules():
+        inside_ui = "ui" in path.relative_to(PACKAGE).parts
+        if not inside_ui and "gradio" in roots(path):
+            wrong.append(f"{path.stem} imports gradio")
+        if inside_ui and "torch" in roots(path):
+            wrong.append(f"{path.stem} imports torch")
+        if path.stem not in ("printing", "cli") and "print" in called(path):
+            wrong.append(f"{path.stem} prints")
+
+    assert not wrong
+
+
+def test_every_module_says_what_it_is_and_is_short():
+    wrong = []
+    for path in modules():
+        text = path.read_text()
+        if not ast.get_docstring(ast.parse(text)) and path.parent.name != "ui":
+            wrong.append(f"{path.stem} says nothing")
+        if (lines := len(text.splitlines())) > 600:
+            wrong.append(f"{path.stem} has {lines} lines")
+
+    assert not wrong
 
 
 def front_matter() -> dict[str, str]:
@@ -373,25 +391,25 @@ def called(path: Path) -> dict[str, list[ast.Call]]:
     return found
 
 
-@pytest.mark.parametrize("path", [*modules(), ROOT / "app.py"], ids=lambda path: path.stem)
-def test_nothing_is_unpickled_evaluated_or_given_to_a_shell(path):
-    tree = ast.parse(path.read_text())
-    roots = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-    roots |= {(n.module or "").split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-    calls = called(path)
+def test_nothing_is_unpickled_evaluated_or_given_to_a_shell():
+    picklers = {"pickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}
+    runners = {"eval", "exec", "compile", "torch.load", "os.system", "os.popen", "__import__"}
+    wrong = []
+    for path in [*modules(), ROOT / "app.py"]:
+        calls = called(path)
+        wrong += [f"{path.stem}: {name}" for name in sorted(roots(path) & picklers | set(calls) & runners)]
+        for name, found in calls.items():
+            for call in found:
+                given = {word.arg: ast.unparse(word.value) for word in call.keywords}
+                if given.get("shell", "False") != "False":
+                    wrong.append(f"{path.stem}: {name} with a shell")
+                if name == "np.load" and given.get("allow_pickle") != "False":
+                    wrong.append(f"{path.stem}: np.load that may unpickle")
 
-    assert not roots & {"pickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}
-    assert not set(calls) & {"eval", "exec", "compile", "torch.load", "os.system", "os.popen", "__import__"}
-    for name, found in calls.items():
-        for call in found:
-            given = {word.arg: ast.unparse(word.value) for word in call.keywords}
-            assert given.get("shell", "False") == "False", name
-            if name == "np.load":
-                assert given["allow_pickle"] == "False"
+    assert not wrong
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: path.stem)
-def test_no_table_is_exported_as_csv_whose_cells_a_spreadsheet_would_run(path):
-    assert not {
-        name for name in called(path) if re.search(r"csv\.(writer|DictWriter)|\.to_csv|Dataframe$", name)
-    }
+def test_no_table_is_exported_as_csv_whose_cells_a_spreadsheet_would_run():
+    writers = re.compile(r"csv\.(writer|DictWriter)|\.to_csv|Dataframe$")
+
+    assert not [(path.stem, name) for path in modules() for name in called(path) if writers.search(name)]
