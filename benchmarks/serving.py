@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 from urllib.request import urlopen
@@ -16,7 +17,8 @@ from urllib.request import urlopen
 from retro_demo.limits import PRIVATE, Limits
 
 ROOT = Path(__file__).resolve().parent.parent
-PATIENCE = 120.0  # seconds until a server answers
+PATIENCE = 240.0  # seconds until a server answers
+PORTS = range(20_000, 32_000)  # below those that a kernel gives to whoever connects somewhere
 
 
 @contextmanager
@@ -33,15 +35,22 @@ def served_page(home: Path, limits: Limits = PRIVATE) -> Iterator[str]:
         demo.close()
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens on, and that hardly anybody else chooses meanwhile."""
+    while True:
+        port = random.choice(PORTS)
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+
+
 def start_app(home: Path, *flags: str, told: IO[bytes] | None = None) -> tuple[str, subprocess.Popen[bytes]]:
     """Start app.py on a free port; its address and process, once it answers. Its words go to `told`, or its
     errors alone to where ours go.
 
     Raises RuntimeError where it ends, or does not answer in time.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}/"
     server = subprocess.Popen(
         [sys.executable, str(ROOT / "app.py"), "--host", "127.0.0.1", "--port", str(port), *flags],
@@ -53,7 +62,7 @@ def start_app(home: Path, *flags: str, told: IO[bytes] | None = None) -> tuple[s
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            urlopen(url, timeout=5).close()
+            urlopen(url, timeout=60).close()
             return url, server
         except OSError:
             if server.poll() is not None or time.monotonic() > deadline:
@@ -72,4 +81,4 @@ def served_app(
         yield url, server
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(PATIENCE)

@@ -116,7 +116,7 @@ def start(folder: Path, verb: str, allowance: Allowance = UNLIMITED) -> None:
 
 
 def _launched(folder: Path, verb: str, allowance: Allowance) -> subprocess.Popen[bytes]:
-    with (folder / "log.txt").open("ab") as log:
+    with (folder / "log.txt").open("ab") as log, _without_sigterm():
         return subprocess.Popen(
             [sys.executable, "-m", "retro_demo", verb, "--out", str(folder), "--json"],
             stdin=subprocess.DEVNULL,
@@ -127,6 +127,20 @@ def _launched(folder: Path, verb: str, allowance: Allowance) -> subprocess.Popen
             | {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": os.pathsep.join(sys.path)}
             | allowance.to_environment(),
         )
+
+
+@contextmanager
+def _without_sigterm() -> Iterator[None]:
+    """A process that is started within hears no SIGTERM until it can heed it (stopping.py): else a stop in
+    its first moment would be a kill."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _note_process(folder: Path, number: int) -> None:

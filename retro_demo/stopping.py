@@ -20,4 +20,6 @@ def stop_on_signal() -> Callable[[], bool]:
     signal.signal(signal.SIGINT, note)
     if hasattr(signal, "SIGALRM"):
         signal.signal(signal.SIGALRM, note)  # see allowance.py
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # held back until here: see jobs.py
     return lambda: bool(asked)

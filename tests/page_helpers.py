@@ -11,6 +11,7 @@ from pathlib import Path
 import platformdirs
 import pytest
 from gradio_client import Client
+from held_back import PATIENCE
 
 from benchmarks import serving
 
@@ -26,12 +27,18 @@ def page_home(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def client_of(address: str) -> Iterator[Client]:
+    """A client of the page at that address; it waits longer for answers than the five seconds of httpx."""
+    opened = Client(address, verbose=False, httpx_kwargs={"timeout": PATIENCE})
+    yield opened
+    opened.close()
+
+
+@contextmanager
 def opened_client(home: Path) -> Iterator[Client]:
     """A client of the page, which is started for it."""
-    with serving.served_page(home) as address:
-        opened = Client(address, verbose=False)
+    with serving.served_page(home) as address, client_of(address) as opened:
         yield opened
-        opened.close()
 
 
 def lend_samples(home: Path) -> None:

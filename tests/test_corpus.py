@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import SMALL, records, write_jsonl
 
+from retro_demo import vectors
 from retro_demo.building import build_corpus, prepare_corpus
 from retro_demo.config import CorpusConfig
 from retro_demo.corpus import Chunks, chunk_documents, excluded, hold_out, keep_split, load_corpus
@@ -260,27 +259,32 @@ def test_an_unfinished_corpus_is_not_loaded(tmp_path, small_folder):
         load_corpus(folder)
 
 
-def test_a_build_killed_while_it_embeds_is_taken_up_and_ends_the_same(tmp_path):
-    rows = [row | {"id": f"{row['id']}{seed}"} for seed in range(60) for row in records(seed)]
-    whole = build(tmp_path / "whole", rows)[-1].to_json()
-    source = write_jsonl(tmp_path / "cut.jsonl", rows)
-    prepare_corpus(tmp_path / "cut", [source], SMALL)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "retro_demo", "build-corpus", "--out", str(tmp_path / "cut"), "--json"],
-        stdout=subprocess.DEVNULL,
-    )
-    deadline = time.time() + 120
-    while not (tmp_path / "cut" / "vectors.part").exists() and time.time() < deadline:
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from retro_demo import vectors
+from retro_demo.pipeline import run_build
+
+vectors.EMBED_BLOCK = 50
+for event in run_build(Path(sys.argv[1]), lambda: False):
+    if (told := event.to_json()).get("stage") == "embed" and told["done"] == 100:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_build_killed_while_it_embeds_is_taken_up_and_ends_the_same(tmp_path, small_folder, monkeypatch):
+    prepare_corpus(tmp_path / "cut", [write_jsonl(tmp_path / "cut.jsonl", records())], SMALL)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "cut")])
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / "cut" / "vectors.part").exists()
     assert not (tmp_path / "cut" / "corpus.json").exists()
 
+    monkeypatch.setattr(vectors, "EMBED_BLOCK", 50)
     result = list(build_corpus(tmp_path / "cut"))[-1].to_json()
 
-    assert result["fingerprint"] == whole["fingerprint"]
+    assert result["fingerprint"] == load_corpus(small_folder).fingerprint
     for name in ("vectors.npy", "neighbor_ids.npy"):
-        np.testing.assert_array_equal(np.load(tmp_path / "cut" / name), np.load(tmp_path / "whole" / name))
+        np.testing.assert_array_equal(np.load(tmp_path / "cut" / name), np.load(small_folder / name))
 
 
 def test_a_corpus_keeps_no_absolute_truth_about_its_neighbors_but_finds_the_alike(small_corpus):

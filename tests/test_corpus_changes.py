@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_jobs import leaving, wait_until
+from held_back import PATIENCE, leaving, wait_until
 from test_queue import waiting_job
 from test_train import advance, prepare
 
@@ -160,7 +160,7 @@ def test_a_change_that_fails_is_told_and_the_corpus_stays(workspace, tmp_path):
 
 def test_of_two_changes_asked_for_at_once_one_begins_and_the_other_is_told(workspace, monkeypatch):
     """Both look before either has written: the uploads and the wish of one must not become the other's."""
-    both, answers = threading.Barrier(2, timeout=30), []
+    both, answers = threading.Barrier(2, timeout=PATIENCE), []
     look = corpus_changes.find_documents
 
     def together(corpus, names):
@@ -381,7 +381,7 @@ def test_a_corpus_is_neither_renamed_nor_deleted_while_a_change_of_it_is_being_a
         held = not ended.is_set()
         with tickets.queue_lock(workspace.home):
             tickets.issue(workspace.home, folder, "build-corpus", workspace.folder.name)
-    thread.join(30)
+    thread.join(PATIENCE)
 
     assert held
     assert ended.is_set()

@@ -12,9 +12,9 @@ import pytest
 from evaluation_helpers import make_run
 from gradio_client import Client
 from gradio_client.exceptions import AppError
+from held_back import leaving
 from marge_helpers import built, make_marge_run, translated
 from page_helpers import opened_client, page_home
-from test_jobs import leaving
 
 from retro_demo import evaluations, jobs, service
 from retro_demo.checkpoint import read_run_config, write_run_config

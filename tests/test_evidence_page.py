@@ -88,7 +88,7 @@ def test_each_list_offers_only_the_runs_that_it_can_use(space):
 
 
 def test_a_marge_stops_goes_on_and_is_trained_longer_as_any_run(space):
-    run = service.start_run(space, "three", "marge", "tiny", TINY | {"steps": 5000, "save_every": 2})
+    run = service.start_run(space, "three", "marge", "tiny", TINY | {"steps": 100_000, "save_every": 2})
     folder = space.run(run)
     for status in service.follow(folder):
         if status.of_kind("saved") and status.state == "running":

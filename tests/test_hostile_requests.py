@@ -15,6 +15,7 @@ from typing import Any
 import gradio as gr
 import httpx
 import pytest
+from held_back import PATIENCE
 from marge_helpers import make_marge_run
 from page_helpers import page_home
 from test_train import advance, prepare
@@ -42,7 +43,7 @@ def client(home):
     stranger = {"content-type": "application/json", "x-forwarded-for": "192.0.2.1"}  # elsewhere
     with (
         served_page(home) as address,
-        httpx.Client(base_url=address, timeout=60, headers=stranger) as opened,
+        httpx.Client(base_url=address, timeout=PATIENCE, headers=stranger) as opened,
     ):
         yield opened
 

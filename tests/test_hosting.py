@@ -7,21 +7,20 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
-from gradio_client import Client
 from gradio_client.exceptions import AppError
+from held_back import PATIENCE, wait_until
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
-from page_helpers import served_app
+from page_helpers import client_of, served_app
 
+from benchmarks.serving import free_port
 from retro_demo.workspace import new_code
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -87,12 +86,12 @@ def test_a_cpu_space_serves_with_nothing_set(tmp_path, monkeypatch):
     for name, value in (told | {"ACCELERATOR": "none", "GRADIO_SSR_MODE": "True"}).items():
         monkeypatch.setenv(name, value)
     (tmp_path / "home").mkdir()
-    with served_app(tmp_path / "home") as address:
-        client = Client(address, verbose=False)
-
-        with pytest.raises(AppError, match="nowhere"):
-            client.predict(new_code(), "nowhere", api_name="/train")
-        client.close()
+    with (
+        served_app(tmp_path / "home") as address,
+        client_of(address) as client,
+        pytest.raises(AppError, match="nowhere"),
+    ):
+        client.predict(new_code(), "nowhere", api_name="/train")
 
 
 def docker() -> list[tuple[str, str]]:
@@ -138,9 +137,7 @@ def test_what_the_image_holds_is_enough_to_serve_and_to_be_found_healthy(tmp_pat
             shutil.copytree(ROOT / source, place, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(ROOT / source, place)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     env = os.environ | environment() | {"RETRO_DEMO_HOME": str(tmp_path), "GRADIO_SERVER_PORT": str(port)}
     env["PYTHONPATH"] = str(inside)
     healthy = json.loads(told("HEALTHCHECK")[0].partition("CMD ")[2])
@@ -156,14 +153,12 @@ def test_what_the_image_holds_is_enough_to_serve_and_to_be_found_healthy(tmp_pat
     heed = partial(signal.signal, signal.Signals[told("STOPSIGNAL")[0]], signal.SIG_DFL)
     server = subprocess.Popen([sys.executable, *start[1:]], cwd=inside, env=env, preexec_fn=heed)
     try:
-        deadline = time.monotonic() + 120
-        while ask() and server.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.5)
+        wait_until(lambda: not ask() or server.poll() is not None)
         assert ask() == 0
     finally:
         server.send_signal(signal.Signals[told("STOPSIGNAL")[0]])
         try:
-            server.wait(180)
+            server.wait(PATIENCE)
         finally:
             server.kill()
 

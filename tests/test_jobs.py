@@ -5,17 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import SMALL, records, write_jsonl
+from held_back import PATIENCE, held_jobs, wait_until
 from test_train import prepare
 
 from retro_demo import corpus_changes, evaluations, jobs, service
@@ -25,38 +21,13 @@ from retro_demo.events import Finished, Step, append_event, cut_back, read_event
 from retro_demo.workspace import Workspace, data_home, new_code
 
 
-def wait_until(true, seconds: float = 60) -> None:
-    deadline = time.time() + seconds
-    while not true():
-        assert time.time() < deadline, "it did not happen in time"
-        time.sleep(0.05)
-
-
-@contextmanager
-def leaving(folder: Path, seconds: float = 0.4) -> Iterator[None]:
-    """A job that has told its end and works on the folder for a moment more."""
-    told = threading.Event()
-
-    def work() -> None:
-        with jobs.claim(folder):
-            append_event(folder / "events.jsonl", Finished())
-            told.set()
-            time.sleep(seconds)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    assert told.wait(30)
-    yield
-    thread.join()
-
-
 def test_a_started_job_runs_stops_on_request_and_can_be_looked_at_all_the_while(tmp_path, small_folder):
     run = prepare(tmp_path / "run", small_folder, steps=100_000, eval_every=100_000, save_every=100_000)
     assert jobs.status(run).state == "new"
 
-    jobs.start(run, "train")
-
-    assert jobs.status(run).state == "running"  # before the process has even claimed the folder
+    with held_jobs():
+        jobs.start(run, "train")
+        assert jobs.status(run).state == "running"  # before the process has even claimed the folder
     wait_until(lambda: jobs.status(run).of_kind("step"))
     with pytest.raises(UserError, match="already running"):
         jobs.start(run, "train")
@@ -66,15 +37,34 @@ def test_a_started_job_runs_stops_on_request_and_can_be_looked_at_all_the_while(
     assert not jobs.stop(run)
 
 
-def test_a_stop_in_the_first_moment_is_a_stop_and_not_a_kill(tmp_path, small_folder):
+LISTENS = """
+import signal, sys
+
+class AtTorch:
+    def find_spec(self, name, *_rest):
+        if name == "torch":
+            sys.meta_path.remove(self)
+            heard = signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+            ours = signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+            print("listens" if heard and ours else "does not", file=sys.stderr, flush=True)
+
+sys.meta_path.insert(0, AtTorch())
+"""
+
+
+def test_a_stop_in_the_first_moment_is_a_stop_and_not_a_kill(tmp_path, small_folder, monkeypatch):
     run = prepare(tmp_path / "run", small_folder, steps=100_000, eval_every=100_000, save_every=100_000)
-    process = subprocess.Popen([sys.executable, "-m", "retro_demo", "train", "--out", str(run)])
-    time.sleep(0.4)  # it is importing: torch alone takes more than a second
+    (tmp_path / "sitecustomize.py").write_text(LISTENS)
+    monkeypatch.syspath_prepend(tmp_path)
 
-    process.send_signal(signal.SIGTERM)
+    with held_jobs():
+        jobs.start(run, "train")
+        assert jobs.stop(run)  # it has not come to its own first line
 
-    assert process.wait(60) == 130
+    wait_until(lambda: not jobs.is_running(run))
     assert jobs.status(run).state == "stopped"
+    assert len(jobs.status(run).of_kind("step")) <= 1
+    assert "listens" in (run / "log.txt").read_text()  # before the slow imports, of which torch is the first
 
 
 def test_a_killed_job_is_seen_as_interrupted_at_once_and_can_be_started_again(tmp_path, small_folder):
@@ -84,7 +74,7 @@ def test_a_killed_job_is_seen_as_interrupted_at_once_and_can_be_started_again(tm
 
     os.kill(jobs.worker_of(run).number, signal.SIGKILL)
 
-    wait_until(lambda: jobs.status(run).state == "interrupted", 10)
+    wait_until(lambda: jobs.status(run).state == "interrupted")
     saved = jobs.status(run).of_kind("saved")[-1]["step"]
     jobs.start(run, "train")
     wait_until(lambda: len(jobs.status(run).of_kind("started")) == 2)
@@ -258,7 +248,13 @@ def test_a_corpus_that_a_run_reads_is_not_deleted_under_it(workspace, small_fold
     assert not corpus.exists()
 
 
-def test_a_run_begins_at_the_moment_its_corpus_is_told_to_be_built(workspace, tmp_path):
+@pytest.fixture
+def leaves_late(monkeypatch) -> None:
+    """A process that has told its end is waited for, however slow the machine."""
+    monkeypatch.setattr(jobs, "LEAVING", PATIENCE)
+
+
+def test_a_run_begins_at_the_moment_its_corpus_is_told_to_be_built(workspace, tmp_path, leaves_late):
     """Its process takes a while to leave."""
     corpus = service.start_build(
         workspace, [("p.jsonl", write_jsonl(tmp_path / "p.jsonl", records()))], "at once", SMALL
@@ -274,7 +270,7 @@ def test_a_run_begins_at_the_moment_its_corpus_is_told_to_be_built(workspace, tm
 
 
 def test_a_run_that_has_told_its_end_can_be_trained_longer_renamed_and_deleted_at_that_moment(
-    workspace, small_folder
+    workspace, small_folder, leaves_late
 ):
     shutil.copytree(small_folder, workspace.folder / "corpora" / "places")
     run = service.start_run(workspace, "places", "lm", "tiny", {"steps": 1, "dim": 16, "depth": 1}, "first")

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from held_back import PATIENCE, wait_until
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
-from test_jobs import wait_until
 
 from benchmarks import load_visitor
 from benchmarks.load import Sample, percentile, sampled, tell, thirds, workers
@@ -143,7 +143,10 @@ def test_a_call_that_is_answered_by_heartbeats_alone_is_a_fault_and_ends(stuck, 
     tally = Tally()
     visitor = Visitor(stuck, tally, "0", time.monotonic() + left, (0, 0))
 
-    with httpx.Client(base_url=stuck) as visitor.http, pytest.raises(Fault, match="heartbeats alone"):
+    with (
+        httpx.Client(base_url=stuck, timeout=PATIENCE) as visitor.http,
+        pytest.raises(Fault, match="heartbeats alone"),
+    ):
         visitor._call(name, "code")
 
     assert tally.faults == [(name, "heartbeats alone for 0.2 s")]
@@ -183,7 +186,7 @@ def test_a_fault_something_left_or_a_traceback_in_the_log_fails_the_run(faults, 
 def test_the_server_is_sampled_and_its_workers_are_found(tmp_path):
     sample = sampled(os.getpid(), tmp_path, 0.0)
     job = tmp_path / "workspaces" / "code" / "runs" / "one"
-    asleep = "import time; time.sleep(60)"
+    asleep = "import time; time.sleep(600)"
     worker = subprocess.Popen([sys.executable, "-c", asleep, "retro_demo", "train", "--out", str(job)])
     try:
         wait_until(lambda: workers(tmp_path) != [])  # until it has become the program that it is to be

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_jsonl
+from held_back import train_and_kill
 from safetensors.torch import load_file
 
 from retro_demo import marge_batches
@@ -148,19 +146,11 @@ def test_a_run_killed_with_kill_9_goes_on_across_a_re_index_bit_for_bit(tmp_path
     changes = {"steps": 40, "refresh_every": 7, "save_every": 4}
     for name in ("whole", "cut"):
         prepare(tmp_path / name, folder, **changes)
-    command = [sys.executable, "-m", "retro_demo", "train", "--json", "--out"]
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, stdout=subprocess.DEVNULL, timeout=250)
-    process = subprocess.Popen([*command, str(tmp_path / "cut")], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        told = json.loads(line)
-        if told["event"] == "reindexed" and told["step"] == 21:  # saved at 20, re-indexed at 21, then killed
-            process.send_signal(signal.SIGKILL)
-            break
-    process.wait()
-    assert 20 <= saved_step(tmp_path / "cut") < 40
+    advance(tmp_path / "whole")
+    train_and_kill(tmp_path / "cut", "reindexed", 21)  # saved at 20, re-indexed at 21
+    assert saved_step(tmp_path / "cut") == 20
 
-    subprocess.run([*command, str(tmp_path / "cut")], check=True, stdout=subprocess.DEVNULL, timeout=250)
+    advance(tmp_path / "cut")
 
     assert same_weights(tmp_path / "whole", tmp_path / "cut")
     recorded = [read_events(tmp_path / name / "events.jsonl") for name in ("whole", "cut")]

@@ -13,7 +13,8 @@ from urllib.request import Request, urlopen
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
-from page_helpers import page_home
+from held_back import PATIENCE
+from page_helpers import client_of, page_home
 
 from benchmarks.serving import served_page
 from retro_demo import corpus_changes, service
@@ -58,9 +59,8 @@ def url(home) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def client(url) -> Iterator[Client]:
-    opened = Client(url, verbose=False)
-    yield opened
-    opened.close()
+    with client_of(url) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def built(client, code, files) -> dict:
     """The finished event of a corpus that was built over HTTP."""
     sent = [handle_file(path) for path in files]
     job = client.submit(code, sent, "Islands", 8, 0.2, "static", api_name="/build_corpus")
-    job.result(timeout=240)
+    job.result(timeout=PATIENCE)
     return job.outputs()[-1]
 
 
@@ -103,7 +103,7 @@ def trained(home, built, code) -> str:
 
 def refusal(client: Client, *values: object, endpoint: str) -> str:
     with pytest.raises(AppError) as error:
-        client.submit(*values, api_name=endpoint).result(timeout=120)
+        client.submit(*values, api_name=endpoint).result(timeout=PATIENCE)
     return str(error.value)
 
 
@@ -165,9 +165,9 @@ def test_a_search_takes_a_retriever(client, built, code, retriever):
 
 
 def test_training_returns_at_once_and_can_be_watched_and_stopped(client, built, code):
-    begun = client.predict(code, built["corpus"], "lm", "tiny", 4000, 1, api_name="/train")
+    begun = client.predict(code, built["corpus"], "lm", "tiny", 100_000, 1, api_name="/train")
     run = begun["run"]
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     status = {}
     while not status.get("losses") and time.monotonic() < deadline:
         status = client.predict(code, run, api_name="/run_status")
@@ -176,7 +176,7 @@ def test_training_returns_at_once_and_can_be_watched_and_stopped(client, built, 
     while status["state"] == "running" and time.monotonic() < deadline:
         status = client.predict(code, run, api_name="/run_status")
     assert status["state"] == "stopped"
-    assert status["steps"] == 4000
+    assert status["steps"] == 100_000
     assert status["step"] == len(status["losses"])
     assert "nats" in next(iter(status["arms"].values()))
 
@@ -185,7 +185,7 @@ def test_text_streams_and_ends_with_the_neighbors_of_each_chunk(client, code, tr
     job = client.submit(
         code, trained, "Island 3 exports fish", 20, 0.8, 0, 0.95, 7, "on", api_name="/generate"
     )
-    last = job.result(timeout=120)
+    last = job.result(timeout=PATIENCE)
 
     assert last["done"] is True
     assert last["text"].startswith("Island 3 exports fish")
@@ -291,8 +291,8 @@ def test_a_path_on_the_server_is_no_upload(url, code, path):
     before = set(service.Workspace.open(Path(os.environ["RETRO_DEMO_HOME"]), code).corpora())
 
     try:  # raw HTTP: gradio_client would upload its own machine's file of that name
-        event = json.loads(urlopen(asked, timeout=30).read())["event_id"]
-        said = urlopen(f"{url}gradio_api/call/build_corpus/{event}", timeout=60).read().decode()
+        event = json.loads(urlopen(asked, timeout=PATIENCE).read())["event_id"]
+        said = urlopen(f"{url}gradio_api/call/build_corpus/{event}", timeout=PATIENCE).read().decode()
     except HTTPError as error:
         said = f"event: error {error.code}"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import SMALL as SMALL_CORPUS
 from conftest import records, write_jsonl
-from test_jobs import wait_until
+from held_back import PATIENCE, wait_until
 from test_train import prepare
 
 from retro_demo import dispatch, evaluations, jobs, service, tickets
@@ -121,7 +121,7 @@ def test_a_moved_data_folder_keeps_its_queue(home, tmp_path):
     assert tickets.place(folder) == (1, 1)
 
 
-def test_one_trains_and_the_next_waits_shows_its_place_and_starts_when_there_is_room(home):
+def test_one_trains_and_the_next_waits_shows_its_place_and_starts_when_there_is_room(home, monkeypatch):
     keep_limits(home, ONE_TRAINING)
     one, other = visitor(home), visitor(home)
     first, second, third = run_of(one, "first"), run_of(other, "second", steps=3), run_of(other, "third")
@@ -146,11 +146,18 @@ def test_one_trains_and_the_next_waits_shows_its_place_and_starts_when_there_is_
 
     wait_until(lambda: jobs.status(first).of_kind("step"))
     jobs.stop(first)
-    dispatch.keep_dispatching(home)  # also what a restarted server begins with
+    dispatching = dispatch.keep_dispatching(home)  # also what a restarted server begins with
     wait_until(lambda: jobs.status(second).state == "finished")
     assert jobs.status(first).state == "stopped"
     wait_until(lambda: not tickets.read_tickets(home))
     assert not jobs.stop(third)
+
+    def leave(_home: Path) -> None:
+        raise SystemExit  # or it would go on beside all tests that come
+
+    monkeypatch.setattr(dispatch, "start_next", leave)
+    dispatching.join(PATIENCE)
+    assert not dispatching.is_alive()
 
 
 @pytest.mark.parametrize("look", ["place", "is_running"])
@@ -293,15 +300,15 @@ def test_tickets_of_deleted_folders_and_dead_jobs_are_dropped(home):
 def test_a_worker_whose_time_is_up_saves_says_why_and_can_go_on(home):
     workspace = visitor(home)
     run = run_of(workspace, "long")
-    jobs.start(run, "train", Allowance(seconds=9, nice=7))
+    jobs.start(run, "train", Allowance(seconds=2, nice=7))  # its time begins with its first line
     worker = jobs.worker_of(run)
-    wait_until(lambda: os.getpriority(os.PRIO_PROCESS, worker.number) >= 7, 10)
+    wait_until(lambda: os.getpriority(os.PRIO_PROCESS, worker.number) >= 7)
 
     wait_until(lambda: not jobs.is_running(run))
 
     status = jobs.status(run)
     reached = status.of_kind("stopped")[-1]
-    assert "at work for 0.15 minutes" in reached["why"]
+    assert "at work for 0.0333 minutes" in reached["why"]
     assert reached["why"] in standing(status)
     jobs.start(run, "train")
     wait_until(lambda: any(step["step"] > reached["step"] for step in jobs.status(run).of_kind("step")))
@@ -367,6 +374,7 @@ def test_a_job_that_cannot_start_holds_up_nobody_behind_it_and_is_logged_once(ho
         return plain(folder, *rest)
 
     monkeypatch.setattr(jobs, "start", start)
+    dispatch._note_once.cache_clear()  # of whatever was noted before this test
     for _ in range(3):
         dispatch.start_next(home)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
+import threading
 from asyncio import Queue
 from copy import deepcopy
 from dataclasses import replace
@@ -12,10 +13,13 @@ from dataclasses import replace
 import gradio as gr
 import httpx
 from gradio.state_holder import SessionState
+from held_back import PATIENCE, no_place_free
 from page_helpers import page_home
 
 import app
 from benchmarks.serving import served_page
+from retro_demo import service
+from retro_demo.errors import UserError
 from retro_demo.limits import PUBLIC
 from retro_demo.tickets import read_tickets
 from retro_demo.ui import sessions
@@ -107,7 +111,15 @@ def test_a_page_makes_no_table_of_all_calls_after_each_call():
     assert queue.compute_analytics_summary([call]) == {"functions": {}}
 
 
-def test_an_address_fills_only_its_part_of_the_pages_queue_and_others_get_in(tmp_path):
+def test_an_address_fills_only_its_part_of_the_pages_queue_and_others_get_in(tmp_path, monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def held(*_values) -> None:
+        begun.set()
+        go_on.wait(PATIENCE)
+        raise UserError("The test is over.")
+
+    monkeypatch.setattr(service, "check_ready", held)  # the first text holds its lane: the others wait
     with page_home(tmp_path) as home, served_page(home, replace(PUBLIC, calls_per_address=2)) as address:
         texts = {
             "data": [new_code(), "sample:factbook-retrofit", "A", 400, 0.8, 0, 0.95, 7, "on", "", "", "", ""]
@@ -117,24 +129,29 @@ def test_an_address_fills_only_its_part_of_the_pages_queue_and_others_get_in(tmp
             return client.post("gradio_api/call/generate", json=texts)
 
         with (
-            httpx.Client(base_url=address, transport=httpx.HTTPTransport(local_address="127.0.0.5")) as many,
-            httpx.Client(base_url=address) as other,
+            httpx.Client(
+                base_url=address, transport=httpx.HTTPTransport(local_address="127.0.0.5"), timeout=PATIENCE
+            ) as many,
+            httpx.Client(base_url=address, timeout=PATIENCE) as other,
         ):
             forged = {"x-retro-demo-visitor": "somebody else"}  # as if it were a header of one's own
-            answers = [many.post("gradio_api/call/generate", json=texts, headers=forged) for _ in range(4)]
+            answers = [many.post("gradio_api/call/generate", json=texts, headers=forged)]
+            assert begun.wait(PATIENCE)
+            answers += [many.post("gradio_api/call/generate", json=texts, headers=forged) for _ in range(3)]
             answers.append(asked(other))
+            go_on.set()
 
     assert [answer.status_code for answer in answers] == [200, 200, 200, 503, 200]
     assert "2 calls from your address wait already, and at most 2 may" in answers[3].json()["detail"]
 
 
 def test_a_job_knows_the_address_that_it_was_asked_for_from_by_a_hash_alone(tmp_path, small_folder):
-    with page_home(tmp_path) as home, served_page(home, replace(PUBLIC, running=0)) as address:
-        seen = []
+    with page_home(tmp_path) as home, served_page(home, PUBLIC) as address, no_place_free(home, PUBLIC):
+        seen = []  # of jobs that wait: one that starts leaves the queue as fast as it can
         for place, code in (("127.0.0.5", new_code()), ("127.0.0.5", new_code()), ("127.0.0.6", new_code())):
             shutil.copytree(small_folder, home / "workspaces" / code / "corpora" / "places")
             with httpx.Client(
-                base_url=address, transport=httpx.HTTPTransport(local_address=place), timeout=60
+                base_url=address, transport=httpx.HTTPTransport(local_address=place), timeout=PATIENCE
             ) as client:
                 values = {"data": [code, "places", "lm", "tiny", 1, 0, ""]}
                 event = client.post("gradio_api/call/train", json=values).json()["event_id"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SMALL, records, write_jsonl
+from held_back import PATIENCE
 
 from retro_demo import building, changing, sharding, vectors
 from retro_demo.building import build_corpus, prepare_corpus
@@ -193,7 +194,7 @@ def test_processes_that_begin_at_once_share_the_work(tmp_path, small_folder):
             )
             for number in (1, 2)
         ]
-        told = [process.communicate(timeout=120)[0].splitlines() for process in started]
+        told = [process.communicate(timeout=PATIENCE)[0].splitlines() for process in started]
         assert [process.returncode for process in started] == [0, 0]
 
     assert "corpus" in {json.loads(lines[-1])["done"] for lines in told}  # of the last one to end

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from gradio_client import Client, handle_file
+from held_back import leaving
 from page_helpers import opened_client, page_home
-from test_jobs import leaving
 from test_sharing import TINY, trained  # noqa: F401  (a fixture)
 
 from retro_demo import importing, jobs, quotas, service, shares

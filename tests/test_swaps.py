@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +11,8 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 from conftest import records
+from held_back import PATIENCE, held_jobs, no_place_free, wait_until
 from test_editions import built
-from test_jobs import wait_until
 from test_train import advance, prepare
 from test_writing_lane import answer, handlers, named
 
@@ -54,19 +52,6 @@ def edition(visitor: Workspace) -> Path:
     return edition_of_stored(visitor.corpus("other"), visitor.run("little"), 8)
 
 
-@contextmanager
-def no_place_free(home: Path) -> Iterator[None]:
-    """One job may be at work, and somebody else's is: what comes waits."""
-    keep_limits(home, Limits(running=1))
-    other = Workspace.open(home, new_code())
-    folder = other.folder / "corpora" / "busy"
-    with jobs.claim(folder):
-        with tickets.queue_lock(home):
-            tickets.mark_started(tickets.issue(home, folder, "build-corpus", other.folder.name))
-        yield
-    shutil.rmtree(other.folder)
-
-
 def followed(visitor: Workspace) -> list[jobs.JobStatus]:
     return list(service.wait_for_corpus(visitor, "little", "other"))
 
@@ -97,13 +82,12 @@ def test_while_one_visitors_edition_is_made_the_search_of_another_answers(home, 
     known = Library(home)
     before = known.corpus(home / "places")
     making = service.wait_for_corpus(visitor, "little", "other")
-    next(making)
-    worker = jobs.worker_of(edition(visitor))
-    assert worker is not None
+    with held_jobs():
+        next(making)
+        assert jobs.worker_of(edition(visitor)) is not None
 
-    assert answer(known.corpus, home / "places") == [before]
-    assert answer(lambda: known.forget(visitor.folder)) == [None]
-    assert worker.is_alive()  # all that was in the midst of it
+        assert answer(known.corpus, home / "places") == [before]
+        assert answer(lambda: known.forget(visitor.folder)) == [None]
     assert list(making)[-1].state == "finished"
 
 
@@ -113,21 +97,21 @@ def test_what_is_loaded_is_handed_out_while_something_else_is_being_loaded(home,
 
     def slowly(folder: Path):
         begun.set()
-        go_on.wait(60)
+        go_on.wait(PATIENCE)
         return read(folder)
 
     monkeypatch.setattr(library, "load_corpus", slowly)
     loading = threading.Thread(target=known.corpus, args=(visitor.corpus("other"),))
     waiting = threading.Thread(target=known.wait)
     loading.start()
-    begun.wait(60)
+    assert begun.wait(PATIENCE)
     waiting.start()
 
     assert answer(known.corpus, home / "places") == [before]
     assert waiting.is_alive()  # a fork would wait: it must not be made now
     go_on.set()
-    loading.join(60)
-    waiting.join(60)
+    loading.join(PATIENCE)
+    waiting.join(PATIENCE)
     assert not waiting.is_alive()
 
 
@@ -192,8 +176,9 @@ def test_while_a_corpus_changes_it_is_made_for_no_run(home, visitor):
 
 
 def test_delete_my_data_ends_the_making_of_an_edition_and_nothing_comes_back(home, visitor):
-    next(service.wait_for_corpus(visitor, "little", "other"))
-    worker = jobs.worker_of(edition(visitor))
+    with held_jobs():
+        next(service.wait_for_corpus(visitor, "little", "other"))
+        worker = jobs.worker_of(edition(visitor))
     assert worker is not None
 
     assert forget_visitor(Library(home), visitor.folder.name) > 1000

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from held_back import train_and_kill
 from safetensors.torch import load_file
 
 from retro_demo import run_state
@@ -119,20 +120,13 @@ def test_a_stopped_run_goes_on_to_the_weights_of_one_never_stopped(tmp_path, sma
 
 
 def test_a_run_killed_with_kill_9_goes_on_to_the_weights_of_one_never_killed(tmp_path, small_folder):
-    prepare(tmp_path / "whole", small_folder, steps=60)
-    prepare(tmp_path / "cut", small_folder, steps=60)
-    command = [sys.executable, "-m", "retro_demo", "train", "--json", "--out"]
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, stdout=subprocess.DEVNULL, timeout=250)
-    process = subprocess.Popen([*command, str(tmp_path / "cut")], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if json.loads(line).get("step") == 22:  # saves were made at 4, 8, ..., 20
-            process.send_signal(signal.SIGKILL)
-            break
-    process.wait()
-    assert 20 <= saved_step(tmp_path / "cut") < 60
+    prepare(tmp_path / "whole", small_folder, steps=30)
+    prepare(tmp_path / "cut", small_folder, steps=30)
+    advance(tmp_path / "whole")
+    train_and_kill(tmp_path / "cut", "step", 22)  # saves were made at 4, 8, ..., 20
+    assert saved_step(tmp_path / "cut") == 20
 
-    subprocess.run([*command, str(tmp_path / "cut")], check=True, stdout=subprocess.DEVNULL, timeout=250)
+    advance(tmp_path / "cut")
 
     assert same_weights(tmp_path / "whole", tmp_path / "cut")
     recorded = [steps(read_events(tmp_path / name / "events.jsonl")) for name in ("whole", "cut")]

@@ -78,7 +78,7 @@ def test_a_process_killed_at_its_work_is_gone_on_with(folder, tmp_path):
         "c = load_corpus(Path(sys.argv[1]))\n"
         "for event in vectors.embed_chunks(c.folder, c.chunks, c.tokenizer, StaticEmbedder(STATIC_FOLDER)):\n"
         "    print(event.done, flush=True)\n"
-        "    time.sleep(60 if event.done >= 100 else 0)\n"
+        "    time.sleep(600 if event.done >= 100 else 0)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

@@ -16,6 +16,7 @@ from typing import Any
 import gradio as gr
 import httpx
 import pytest
+from held_back import PATIENCE
 from page_helpers import page_home
 from test_train import advance, prepare
 
@@ -58,7 +59,7 @@ def url(home) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def http(url) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=url, timeout=60) as opened:
+    with httpx.Client(base_url=url, timeout=PATIENCE) as opened:
         yield opened
 
 
@@ -89,7 +90,7 @@ def test_a_session_holds_no_copy_of_the_whole_page(home):
     demo, _ = build_app(home)
     url = serve(demo, home, None, None)
     try:
-        with httpx.Client(base_url=url, timeout=60) as http:
+        with httpx.Client(base_url=url, timeout=PATIENCE) as http:
             said = called(http, "run_status", [new_code(), "sample:factbook-lm"])
         sessions = demo.app.state_holder.session_data
     finally:
@@ -408,7 +409,7 @@ def test_what_lies_in_the_data_folder_is_not_served_even_where_a_handler_names_i
         name.submit(lambda path: path, name, file, api_name="hand_out", queue=False)
     address = serve(demo, tmp_path, None, None)
     try:
-        with httpx.Client(base_url=address) as http:
+        with httpx.Client(base_url=address, timeout=PATIENCE) as http:
             said = {
                 p: http.post("/gradio_api/run/hand_out", json={"data": [str(p)]}) for p in (private, plain)
             }

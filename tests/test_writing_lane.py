@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 import pytest
+from held_back import PATIENCE
 
 from retro_demo import jobs
 from retro_demo.errors import UserError
@@ -48,7 +49,7 @@ def answer(fn: Callable[..., Any], *values: Any) -> list[Any]:
 
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
-    thread.join(20)
+    thread.join(PATIENCE)
     return said
 
 

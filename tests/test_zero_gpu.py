@@ -15,7 +15,7 @@ import torch
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from marge_helpers import SHAPE
-from page_helpers import served_app
+from page_helpers import client_of, served_app
 from playwright.sync_api import expect
 from safetensors.torch import load_file, save_file
 from test_browser import browser  # noqa: F401 (a fixture)
@@ -88,9 +88,8 @@ def url(lending, place, space) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def client(url) -> Iterator[Client]:
-    opened = Client(url, verbose=False)
-    yield opened
-    opened.close()
+    with client_of(url) as opened:
+        yield opened
 
 
 def prepared(space: Workspace, name: str, steps: int) -> str:

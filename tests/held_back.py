@@ -1,0 +1,122 @@
+"""What has to be slow in a test is held back here and let go by the test: none hopes it is slow enough."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from retro_demo import jobs, tickets
+from retro_demo.events import Finished, append_event
+from retro_demo.limits import Limits, keep_limits
+from retro_demo.workspace import Workspace, new_code
+
+PATIENCE = 240.0  # seconds for what comes in the end; a busy machine needs many times what a quiet one does
+
+
+def wait_until(true, seconds: float = PATIENCE) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+@contextmanager
+def held_jobs() -> Iterator[None]:
+    """Jobs that this process starts within the block stand still in their first moment, until it ends."""
+    launched, held = jobs._launched, []
+
+    def hold(*values) -> subprocess.Popen[bytes]:
+        process = launched(*values)
+        process.send_signal(signal.SIGSTOP)
+        held.append(process)
+        return process
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs, "_launched", hold)
+        try:
+            yield
+        finally:
+            for process in held:
+                process.send_signal(signal.SIGCONT)
+
+
+@contextmanager
+def held_job(folder: Path) -> Iterator[None]:
+    """The job of a folder, whoever started it or is about to, stands still until the block ends."""
+    wait_until(lambda: jobs.worker_of(folder))
+    number = jobs.worker_of(folder).number  # pyright: ignore[reportOptionalMemberAccess]
+    os.kill(number, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(number, signal.SIGCONT)
+
+
+@contextmanager
+def no_place_free(home: Path, limits: Limits = Limits()) -> Iterator[None]:  # noqa: B008
+    """One job may be at work, and somebody else's is: what comes waits."""
+    keep_limits(home, replace(limits, running=1))
+    other = Workspace.open(home, new_code())
+    folder = other.folder / "corpora" / "busy"
+    with jobs.claim(folder):
+        with tickets.queue_lock(home):
+            tickets.mark_started(tickets.issue(home, folder, "build-corpus", other.folder.name))
+        yield
+    shutil.rmtree(other.folder)
+
+
+@contextmanager
+def leaving(folder: Path) -> Iterator[None]:
+    """A job that has told its end and works on the folder until somebody has waited for it to leave."""
+    told, waited = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with jobs.claim(folder):
+            append_event(folder / "events.jsonl", Finished())
+            told.set()
+            waited.wait(PATIENCE)
+
+    def sleep(seconds: float) -> None:
+        waited.set()
+        time.sleep(seconds)
+
+    thread = threading.Thread(target=work)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+        patch.setattr(jobs, "LEAVING", PATIENCE)
+        thread.start()
+        try:
+            assert told.wait(PATIENCE)
+            yield
+            assert waited.is_set()  # or nobody cared that it was still there
+        finally:
+            waited.set()
+            thread.join()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from retro_demo.pipeline import run_training
+for event in run_training(Path(sys.argv[1]), lambda: False):
+    if (told := event.to_json())["event"] == sys.argv[2] and told["step"] == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def train_and_kill(run: Path, event: str, step: int) -> None:
+    """Train in a process of its own, which is killed (-9) where it tells this event of this step."""
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(run), event, str(step)], timeout=PATIENCE)
+    assert ended.returncode == -signal.SIGKILL
