@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from held_back import PATIENCE
 from test_marge_training import SETTINGS as MARGE_SETTINGS
 from test_marge_training import folder as two_languages  # noqa: F401
 from test_train import SETTINGS
 from torch import nn
-from torchrun_helpers import largest_difference, of, torchrun, train_together
+from torchrun_helpers import largest_difference, of, torchrun, train_together, train_until_signaled
 
 from retro_demo.batches import check_share
 from retro_demo.checkpoint import read_any_config
@@ -32,7 +32,6 @@ from retro_demo.retro import RETRO, RetroBatch
 from retro_demo.retro_config import RetroConfig
 from retro_demo.run_state import saved_processes, saved_step
 
-needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
 LOSS_TOLERANCE = 1e-5  # nats: the processes add the same float32 numbers in another order
 NORM_TOLERANCE = 1e-3  # of the gradient's norm, to which cancelled digits mean more
 WEIGHT_TOLERANCE = 1e-4
@@ -130,7 +129,7 @@ def test_a_process_that_is_gone_is_told_as_that_and_a_fault_of_the_program_as_it
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 
     done = subprocess.run(
-        [*launcher, str(tmp_path / "together.py")], capture_output=True, text=True, timeout=250
+        [*launcher, str(tmp_path / "together.py")], capture_output=True, text=True, timeout=PATIENCE
     )
 
     assert done.stdout.split() == ["RuntimeError", "UserError"], done.stderr
@@ -154,41 +153,6 @@ def test_what_engines_say_is_told_apart(message, gone):
     assert ("start all of them again" in str(told.value)) == gone
 
 
-def stopped(out: Path, processes: int, step: int, rank: int) -> list[dict]:
-    """Train together, ask the process of this rank to stop at a step, and wait until all have left."""
-    with subprocess.Popen(torchrun(out, processes), stdout=subprocess.PIPE, text=True) as process:
-        seen = until(process, step)
-        os.kill(children(process)[rank], signal.SIGTERM)
-        assert process.stdout is not None
-        return seen + [json.loads(line) for line in process.stdout]
-
-
-def killed(out: Path, processes: int, step: int) -> None:
-    """Train together and kill all of them at a step."""
-    with subprocess.Popen(torchrun(out, processes), stdout=subprocess.PIPE, text=True) as process:
-        until(process, step)
-        for pid in [*children(process), process.pid]:
-            os.kill(pid, signal.SIGKILL)
-
-
-def until(process: subprocess.Popen, step: int) -> list[dict]:
-    """Read the events of a training up to this step."""
-    assert process.stdout is not None
-    seen = []
-    for line in process.stdout:
-        seen.append(json.loads(line))
-        if seen[-1]["event"] == "step" and seen[-1]["step"] == step:
-            return seen
-    raise AssertionError(f"the training ended before step {step}")
-
-
-def children(process: subprocess.Popen) -> list[int]:
-    """The trainings that a `torchrun` has started, in the order of their ranks."""
-    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-    return sorted(int(pid) for pid in listed.split())
-
-
-@needs_proc
 @pytest.mark.proof
 def test_together_a_run_stops_by_any_process_survives_a_kill_and_ends_with_the_same_weights(
     tmp_path, small_folder
@@ -198,12 +162,12 @@ def test_together_a_run_stops_by_any_process_survives_a_kill_and_ends_with_the_s
         prepare(tmp_path / name, small_folder, **changes)
     train_together(tmp_path / "whole", 2)
 
-    first = stopped(tmp_path / "cut", 2, step=3, rank=1)  # not the one that writes
-    assert first[-1]["event"] == "stopped"
-    assert first[-2] == {"event": "saved", "step": first[-1]["step"]}
-    assert saved_step(tmp_path / "cut") == first[-1]["step"]
-    killed(tmp_path / "cut", 2, step=first[-1]["step"] + 13)
-    assert first[-1]["step"] < saved_step(tmp_path / "cut") < 60
+    first = train_until_signaled(tmp_path / "cut", 2, 3, signal.SIGTERM, [1])  # not the one that writes
+    assert first[-1] == {"event": "stopped", "step": 3, "why": ""}
+    assert first[-2] == {"event": "saved", "step": 3}
+    assert saved_step(tmp_path / "cut") == 3
+    train_until_signaled(tmp_path / "cut", 2, 13, signal.SIGKILL, [0, 1])
+    assert saved_step(tmp_path / "cut") == 15
     train_together(tmp_path / "cut", 2)
 
     recorded = [of(read_events(tmp_path / name / "events.jsonl"), "step") for name in ("whole", "cut")]
@@ -211,7 +175,6 @@ def test_together_a_run_stops_by_any_process_survives_a_kill_and_ends_with_the_s
     assert largest_difference(tmp_path / "whole", tmp_path / "cut") == 0
 
 
-@needs_proc
 @pytest.mark.parametrize("model", ["retro", pytest.param("marge", marks=pytest.mark.proof)])
 def test_sharded_weights_give_the_same_curve_and_are_taken_up_by_one_process_or_come_from_it(
     tmp_path,
@@ -225,7 +188,7 @@ def test_sharded_weights_give_the_same_curve_and_are_taken_up_by_one_process_or_
 
     # begun by many and ended by one, or the other way round
     parts = (
-        [stopped(out, 2, step=3, rank=0), alone(out)]
+        [train_until_signaled(out, 2, 3, signal.SIGTERM, [0]), alone(out)]
         if model == "retro"
         else [alone(out, stop_after=5), train_together(out, 2)]
     )
@@ -237,7 +200,7 @@ def test_sharded_weights_give_the_same_curve_and_are_taken_up_by_one_process_or_
 
 
 def test_a_mistake_is_said_once_and_ends_all_processes(tmp_path):
-    done = subprocess.run(torchrun(tmp_path / "no", 2), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(torchrun(tmp_path / "no", 2), capture_output=True, text=True, timeout=PATIENCE)
 
     assert done.returncode
     assert len(done.stdout.splitlines()) == 1
@@ -271,7 +234,7 @@ def test_a_batch_smaller_than_the_world_is_refused(small_folder, tmp_path):
     refused = tmp_path / "refused"
     begin = ["retro", "--corpus", str(small_folder), "--batch-size", "1"]
     done = subprocess.run(
-        torchrun(refused, 2, *begin), capture_output=True, text=True, timeout=250, check=False
+        torchrun(refused, 2, *begin), capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert "1 sequence, but 2 processes" in done.stderr
     assert not (refused / "config.json").exists()  # another batch may be tried under the same name
@@ -320,7 +283,7 @@ def test_two_gpus_have_the_loss_curve_of_one(tmp_path, small_folder, sharded):
 def test_more_processes_than_gpus_are_refused_with_a_sentence(tmp_path, small_folder):
     out = prepare(tmp_path / "run", small_folder)
     done = subprocess.run(
-        torchrun(out, 2, "--device", "cuda"), capture_output=True, text=True, timeout=120, check=False
+        torchrun(out, 2, "--device", "cuda"), capture_output=True, text=True, timeout=PATIENCE, check=False
     )
 
     assert "2 processes on a machine with 1 GPUs" in done.stdout + done.stderr
