@@ -151,6 +151,7 @@ def serve(
         ssr_mode=False,
         pwa=False,
         mcp_server=mcp,  # the environment alone does not open it
+        _frontend=False,  # else it asks itself for the page, and ends where that takes more than 3 seconds
         theme=theme(),
         head=HEAD,
         css_paths=[ASSETS / "style.css"],

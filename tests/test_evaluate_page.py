@@ -12,7 +12,7 @@ import pytest
 from evaluation_helpers import make_run
 from gradio_client import Client
 from gradio_client.exceptions import AppError
-from held_back import leaving
+from held_back import held_jobs, leaving
 from marge_helpers import built, make_marge_run, translated
 from page_helpers import opened_client, page_home
 
@@ -115,13 +115,13 @@ def test_figures_stay_where_their_repetition_leaves_the_queue_before_it_began(wo
     folder = evaluations.start_evaluation(workspace, "reader", QUICK, baseline="plain")
     figures = evaluations.latest_result(finished(folder))
     keep_limits(workspace.home, Limits(running=1, waiting=5))
-    busy = evaluations.start_evaluation(workspace, "chance", replace(QUICK, seed=5))
-
-    again = evaluations.start_evaluation(workspace, "reader", QUICK, baseline="plain")
-    waiting = jobs.status(again)
-    assert evaluations.stop_evaluation(workspace, "reader")
+    with held_jobs():
+        busy = evaluations.start_evaluation(workspace, "chance", replace(QUICK, seed=5))
+        again = evaluations.start_evaluation(workspace, "reader", QUICK, baseline="plain")
+        waiting = jobs.status(again)
+        assert evaluations.stop_evaluation(workspace, "reader")
+        jobs.kill(busy)
     keep_limits(workspace.home, PRIVATE)
-    finished(busy)
 
     assert again == folder
     assert (waiting.state, waiting.events) == ("waiting", [])
