@@ -64,6 +64,14 @@ def held_job(folder: Path) -> Iterator[None]:
         os.kill(number, signal.SIGCONT)
 
 
+def is_asked_to_stop(folder: Path) -> bool:
+    """Whether SIGTERM waits for the held job of a folder."""
+    worker = jobs.worker_of(folder)
+    told = Path(f"/proc/{worker.number}/status") if worker else Path()
+    pending = dict(line.split(":\t") for line in told.read_text().splitlines())["ShdPnd"]
+    return bool(int(pending, 16) >> (signal.SIGTERM - 1) & 1)
+
+
 @contextmanager
 def no_place_free(home: Path, limits: Limits = Limits()) -> Iterator[None]:  # noqa: B008
     """One job may be at work, and somebody else's is: what comes waits."""

@@ -167,7 +167,7 @@ def test_a_new_visitor_sees_an_example_and_goes_the_whole_way(browser, url, docu
     page.locator("#model").get_by_text("retro", exact=True).click()
     expect(page.locator("#estimate")).to_contain_text("parameters", timeout=LONG)
     page.get_by_role("button", name="All knobs").click()
-    small = {"steps": 4000, "dim": 32, "depth": 2, "num_heads": 2, "cca_layers": "2", "enc_dim": 32}
+    small = {"steps": 100_000, "dim": 32, "depth": 2, "num_heads": 2, "cca_layers": "2", "enc_dim": 32}
     more = {"seq_len": 64, "batch_size": 2, "eval_tokens": 500, "save_every": 20, "eval_every": 20}
     for knob, value in (small | more).items():
         visit.fill(f"knob-{knob}", value)
@@ -203,7 +203,7 @@ def test_a_new_visitor_sees_an_example_and_goes_the_whole_way(browser, url, docu
 
     page.set_viewport_size({"width": 390, "height": 844})
     # nothing scrolls sideways; Gradio folds its tabs a moment after the resize
-    page.wait_for_function("document.documentElement.scrollWidth - innerWidth <= 1", timeout=10_000)
+    page.wait_for_function("document.documentElement.scrollWidth - innerWidth <= 1", timeout=LONG)
     assert page.evaluate("window.canary") is None
     assert visit.outside == []
     assert visit.errors == []
@@ -269,5 +269,5 @@ def test_another_visitor_sees_nothing_of_the_first(browser, url):
 
 REFUSED = """() => new Promise(done => {
   document.addEventListener('securitypolicyviolation', e => done(e.blockedURI));
-  fetch('http://outside.invalid/').catch(() => setTimeout(() => done(''), 1000));
+  fetch('http://outside.invalid/').catch(() => setTimeout(() => done(''), 30000));
 })"""

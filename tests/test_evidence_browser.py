@@ -115,8 +115,7 @@ def test_a_visitor_looks_at_evidence_moves_through_reindexes_edits_and_downloads
     assert [row["step"] for row in kept["reindexes"]] == [0, 3, 6]
     assert str(space.home) not in json.dumps(kept)
     page.set_viewport_size({"width": 390, "height": 844})
-    page.wait_for_timeout(1000)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.wait_for_function("document.documentElement.scrollWidth <= 390", timeout=LONG)
     assert wrong == []
     page.close()
 

@@ -84,7 +84,7 @@ def test_no_tab_breaks_a_rule_of_wcag_or_is_too_wide_and_each_picture_says_its_f
             expect(page.locator("#evidence-heat .main-svg[role=img]")).to_be_visible(timeout=LONG)
         if found := page.evaluate(AUDIT):
             broken[name] = found
-        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+        page.wait_for_function(f"document.documentElement.scrollWidth <= {width}", timeout=LONG)
         for words in page.evaluate(PICTURES):
             assert re.search(r"\d", words), (name, words)
     assert broken == {}

@@ -4,6 +4,7 @@ As in spaces 0.51 (spaces/zero/wrappers.py) the process is forked, kept for the 
 function, and runs each call in a thread of its own; arguments and results are pickled; of an exception
 only the name of its class comes back, unless it is a gr.Error. SPACES_STAND_IN_CALLS names a file with one
 line for each call, which is written here, and SPACES_STAND_IN_QUOTA one with the number of calls left.
+SPACES_STAND_IN_GATE names one with the number of calls that are let through; others wait until it is gone.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 assert "torch" not in sys.modules, "spaces must be imported before torch"
@@ -80,6 +82,11 @@ def _spend(name, duration):
         )
     if left.exists():
         left.write_text(str(number - 1))
+    gate = Path(os.environ["SPACES_STAND_IN_GATE"])
+    with suppress(FileNotFoundError):
+        while not (through := int(gate.read_text() or 0)):
+            time.sleep(0.02)
+        gate.write_text(str(through - 1))
     with open(os.environ["SPACES_STAND_IN_CALLS"], "a") as calls:
         calls.write(f"{name} {duration}\n")
 
