@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the app does: tests ma
 
 import numpy as np
 import pytest
+from forked import Forks
 
 from retro_demo import jobs, tickets
 from retro_demo.building import build_corpus, prepare_corpus
@@ -70,6 +73,23 @@ def data_folder(tmp_path_factory, monkeypatch) -> Path:
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("RETRO_DEMO_HOME", str(home))
     return home
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_jobs() -> Iterator[None]:
+    """Jobs are forked from a process that has read torch already."""
+    forks = Forks()
+    with pytest.MonkeyPatch.context() as patch:
+        if sys.platform == "linux":
+            patch.setattr(jobs, "subprocess", forks)
+        yield
+    forks.close()
+
+
+@pytest.fixture
+def own_process(monkeypatch) -> None:
+    """Jobs are started as in the program: a Python of their own, which reads everything anew."""
+    monkeypatch.setattr(jobs, "subprocess", subprocess)
 
 
 SMALL = CorpusConfig(chunk_len=8, vocab_size=400, num_neighbors=4)

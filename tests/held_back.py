@@ -10,12 +10,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from forked import Forked, Forks
 
 from retro_demo import jobs, tickets
 from retro_demo.events import Finished, append_event
@@ -39,17 +40,30 @@ def held_jobs() -> Iterator[None]:
 
     def hold(*values) -> subprocess.Popen[bytes]:
         process = launched(*values)
-        process.send_signal(signal.SIGSTOP)
-        held.append(process)
+        if not isinstance(process, Forked):
+            process.send_signal(signal.SIGSTOP)
+        held.append(process.pid)
         return process
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jobs, "_launched", hold)
+        patch.setattr(Forks, "held", True)
         try:
             yield
         finally:
-            for process in held:
-                process.send_signal(signal.SIGCONT)
+            for number in held:
+                wait_until(lambda number=number: _told(number, "State", "T")[0] in "TZX")
+                with suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGCONT)
+
+
+def _told(number: int, name: str, gone: str) -> str:
+    """What the kernel says of a process, `gone` where it says nothing."""
+    try:
+        lines = Path(f"/proc/{number}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return gone
+    return dict(line.split(":\t") for line in lines)[name]
 
 
 @contextmanager
@@ -67,8 +81,7 @@ def held_job(folder: Path) -> Iterator[None]:
 def is_asked_to_stop(folder: Path) -> bool:
     """Whether SIGTERM waits for the held job of a folder."""
     worker = jobs.worker_of(folder)
-    told = Path(f"/proc/{worker.number}/status") if worker else Path()
-    pending = dict(line.split(":\t") for line in told.read_text().splitlines())["ShdPnd"]
+    pending = _told(worker.number, "ShdPnd", "0") if worker else "0"
     return bool(int(pending, 16) >> (signal.SIGTERM - 1) & 1)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from gradio_client import Client
 from held_back import PATIENCE
 
+import app
 from benchmarks import serving
 
 
@@ -39,6 +41,23 @@ def opened_client(home: Path) -> Iterator[Client]:
     """A client of the page, which is started for it."""
     with serving.served_page(home) as address, client_of(address) as opened:
         yield opened
+
+
+@pytest.fixture
+def refusing_app(monkeypatch, capsys) -> Iterator[Callable[..., str]]:
+    """What app.py says with these flags, where it refuses to serve; it runs in this process."""
+
+    def start(*flags: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["app.py", *flags])
+        monkeypatch.setattr(app, "serve", lambda *_, **__: pytest.fail("it serves"))
+        assert app.main() == 2
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        return said
+
+    mask = os.umask(0o077)  # what it sets for all that it writes
+    yield start
+    os.umask(mask)
 
 
 def lend_samples(home: Path) -> None:

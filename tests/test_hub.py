@@ -9,14 +9,18 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import yaml
+from held_back import PATIENCE
+from huggingface_hub import constants
 from test_sharing import told, trained  # noqa: F401  (a fixture)
 from test_train import same_weights
+
+from retro_demo import cli
 
 TOKEN = "hf_thisIsASecretOfTheTest"
 
@@ -117,19 +121,33 @@ def hub(tmp_path) -> Iterator[Hub]:
     server.server_close()
 
 
-def pushed(run: Path, hub: Hub, *more: str, token: str = TOKEN, repo: str = "me/places") -> tuple[int, str]:
-    """Exit code and all output of the command."""
-    env = os.environ | {"HF_ENDPOINT": hub.address, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": token}
-    env |= {"HF_HOME": str(hub.folder / "home")}
-    command = [sys.executable, "-m", "retro_demo", "push", str(run), "--repo", repo, "--json", *more]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
-    return done.returncode, done.stdout + done.stderr
+@pytest.fixture
+def pushed(hub, monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
+    """Pushes a run, as the verb does; tells its exit code and all that it said."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    for place in ("HF_TOKEN_PATH", "HF_STORED_TOKENS_PATH"):  # whoever runs the tests may have some
+        monkeypatch.setattr(constants, place, str(hub.folder / "home" / place))
+
+    def push(run: Path, *more: str, token: str = TOKEN, repo: str = "me/places") -> tuple[int, str]:
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        monkeypatch.setenv("HF_TOKEN", token)
+        code = cli.main(["push", str(run), "--repo", repo, "--json", *more])
+        told = capsys.readouterr()
+        return code, told.out + told.err
+
+    return push
 
 
 def test_what_is_pushed_comes_back_from_a_clone(tmp_path, hub, trained, capsys):  # noqa: F811
-    code, said = pushed(trained, hub, "--with-corpus", "--private")
+    env = os.environ | {"HF_ENDPOINT": hub.address, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN}
+    env |= {"HF_HOME": str(hub.folder / "home")}
+    command = [sys.executable, "-m", "retro_demo", "push", str(trained), "--repo", "me/places", "--json"]
+    done = subprocess.run(
+        [*command, "--with-corpus", "--private"], env=env, capture_output=True, text=True, timeout=PATIENCE
+    )
+    said = done.stdout + done.stderr
 
-    assert code == 0, said
+    assert done.returncode == 0, said
     assert json.loads(said.splitlines()[-1])["url"] == f"{hub.address}/me/places"
     assert hub.private == {"me/places": True}
     clone = hub.folder / "me" / "places"
@@ -139,8 +157,8 @@ def test_what_is_pushed_comes_back_from_a_clone(tmp_path, hub, trained, capsys):
     assert yaml.safe_load((clone / "README.md").read_text().split("---")[1])["library_name"] == "retro_demo"
 
 
-def test_the_token_goes_to_the_hub_and_nowhere_else(tmp_path, hub, trained):  # noqa: F811
-    code, said = pushed(trained, hub)
+def test_the_token_goes_to_the_hub_and_nowhere_else(tmp_path, hub, trained, pushed):  # noqa: F811
+    code, said = pushed(trained)
 
     assert code == 0, said
     assert {token for path, token in hub.seen if "repos/create" in path} == {f"Bearer {TOKEN}"}
@@ -150,20 +168,20 @@ def test_the_token_goes_to_the_hub_and_nowhere_else(tmp_path, hub, trained):  # 
     assert not [path for path in kept if TOKEN.encode() in path.read_bytes()]
 
 
-def test_a_wrong_token_and_a_missing_one_are_said_without_showing_any(hub, trained):  # noqa: F811
-    code, said = pushed(trained, hub, token="hf_wrongwrongwrong")
+def test_a_wrong_token_and_a_missing_one_are_said_without_showing_any(trained, pushed):  # noqa: F811
+    code, said = pushed(trained, token="hf_wrongwrongwrong")
 
     assert code == 2
     assert "the token is wrong" in said
     assert "hf_wrongwrongwrong" not in said
-    assert "no token for the Hub" in pushed(trained, hub, token="")[1]
-    assert "give it as OWNER/NAME" in pushed(trained, hub, repo="../../x")[1]
+    assert "no token for the Hub" in pushed(trained, token="")[1]
+    assert "give it as OWNER/NAME" in pushed(trained, repo="../../x")[1]
 
 
-def test_a_hub_that_is_not_there_is_one_sentence(hub, trained):  # noqa: F811
+def test_a_hub_that_is_not_there_is_one_sentence(hub, trained, pushed):  # noqa: F811
     hub.address = "http://127.0.0.1:9"
 
-    code, said = pushed(trained, hub)
+    code, said = pushed(trained)
 
     assert code == 2
     assert "was not reached" in said

@@ -21,7 +21,9 @@ from retro_demo.events import Finished, Step, append_event, cut_back, read_event
 from retro_demo.workspace import Workspace, data_home, new_code
 
 
-def test_a_started_job_runs_stops_on_request_and_can_be_looked_at_all_the_while(tmp_path, small_folder):
+def test_a_started_job_runs_stops_on_request_and_can_be_looked_at_all_the_while(
+    tmp_path, small_folder, own_process
+):
     run = prepare(tmp_path / "run", small_folder, steps=100_000, eval_every=100_000, save_every=100_000)
     assert jobs.status(run).state == "new"
 
@@ -52,7 +54,9 @@ sys.meta_path.insert(0, AtTorch())
 """
 
 
-def test_a_stop_in_the_first_moment_is_a_stop_and_not_a_kill(tmp_path, small_folder, monkeypatch):
+def test_a_stop_in_the_first_moment_is_a_stop_and_not_a_kill(
+    tmp_path, small_folder, monkeypatch, own_process
+):
     run = prepare(tmp_path / "run", small_folder, steps=100_000, eval_every=100_000, save_every=100_000)
     (tmp_path / "sitecustomize.py").write_text(LISTENS)
     monkeypatch.syspath_prepend(tmp_path)
@@ -85,7 +89,7 @@ def test_a_killed_job_is_seen_as_interrupted_at_once_and_can_be_started_again(tm
     assert steps[-1] >= saved
 
 
-def test_a_failed_job_keeps_its_sentence_and_shows_the_end_of_its_log(tmp_path):
+def test_a_failed_job_keeps_its_sentence_and_shows_the_end_of_its_log(tmp_path, own_process):
     source = tmp_path / "empty.txt"
     source.write_text("")
     folder = tmp_path / "corpus"

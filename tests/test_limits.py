@@ -8,13 +8,12 @@ import gzip
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections import namedtuple
 from dataclasses import replace
 
 import pytest
 from conftest import SMALL, records, write_jsonl
+from page_helpers import refusing_app  # noqa: F401  (a fixture)
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
@@ -22,7 +21,6 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from test_train import advance, prepare
 
-from benchmarks.serving import ROOT
 from retro_demo import corpus_changes, limits, quotas, service
 from retro_demo.config import RetroConfig, TrainConfig
 from retro_demo.data_folder import close_folder
@@ -145,15 +143,8 @@ def test_a_limit_of_0_lifts_one_of_the_public_set():
     )
 
 
-def test_app_py_refuses_a_bad_limit_before_it_serves(tmp_path):
-    env = os.environ | {"RETRO_DEMO_HOME": str(tmp_path)}
-    command = [sys.executable, str(ROOT / "app.py"), "--public", "--memory-share", "7"]
-
-    ended = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
-
-    assert ended.returncode == 2
-    assert "memory_share is 7" in ended.stderr
-    assert "Traceback" not in ended.stderr
+def test_app_py_refuses_a_bad_limit_before_it_serves(refusing_app):  # noqa: F811
+    assert "memory_share is 7" in refusing_app("--public", "--memory-share", "7")
 
 
 def test_a_run_with_too_many_steps_or_parameters_is_refused_and_leaves_nothing(workspace):

@@ -121,6 +121,7 @@ def test_a_moved_data_folder_keeps_its_queue(home, tmp_path):
     assert tickets.place(folder) == (1, 1)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_one_trains_and_the_next_waits_shows_its_place_and_starts_when_there_is_room(home, monkeypatch):
     keep_limits(home, ONE_TRAINING)
     one, other = visitor(home), visitor(home)

@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +15,10 @@ import gradio as gr
 import httpx
 import pytest
 from held_back import PATIENCE
-from page_helpers import page_home
+from page_helpers import page_home, refusing_app  # noqa: F401  (a fixture)
 from test_train import advance, prepare
 
 from app import serve
-from benchmarks.serving import ROOT
 from retro_demo import jobs
 from retro_demo.data_folder import serve_alone
 from retro_demo.ui.page import build_app
@@ -421,14 +418,10 @@ def test_what_lies_in_the_data_folder_is_not_served_even_where_a_handler_names_i
         demo.close()
 
 
-def test_two_servers_on_one_data_folder_refuse_each_other(tmp_path):
+def test_two_servers_on_one_data_folder_refuse_each_other(tmp_path, monkeypatch, refusing_app):  # noqa: F811
     lock = serve_alone(tmp_path)
-    env = os.environ | {"RETRO_DEMO_HOME": str(tmp_path)}
-    command = [sys.executable, str(ROOT / "app.py"), "--port", "1"]
+    monkeypatch.setenv("RETRO_DEMO_HOME", str(tmp_path))
 
-    ended = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
-
-    assert ended.returncode == 2
-    assert f"is served by another process already (number {os.getpid()})" in ended.stderr
+    assert f"is served by another process already (number {os.getpid()})" in refusing_app("--port", "1")
     lock.release()
     serve_alone(tmp_path).release()  # who died or left holds nothing
