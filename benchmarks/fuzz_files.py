@@ -19,6 +19,7 @@ from benchmarks.fuzz import Target
 from benchmarks.fuzz_inputs import (
     STRINGS,
     a_document,
+    a_packed,
     an_archive,
     as_json,
     changed,
@@ -87,6 +88,7 @@ def targets_of(folder: Path) -> dict[str, Target]:
     (folder / "work").mkdir()
     return {
         "documents": _documents,
+        "packed documents": _packed,
         "archives": _archives,
         "fields": _fields,
         **{kind.__name__: partial(_config, kind) for kind in CONFIGS},
@@ -125,6 +127,12 @@ def _documents(rng: random.Random, folder: Path) -> object:
     name, content = a_document(rng)
     (folder / name).write_bytes(content)
     return read_documents([folder / name], fields=_some_fields(rng))
+
+
+def _packed(rng: random.Random, folder: Path) -> object:
+    name, content = a_packed(rng)
+    (folder / name).write_bytes(content)
+    return read_documents([folder / name], fields=_some_fields(rng), least=1)
 
 
 def _some_fields(rng: random.Random) -> dict[str, str]:

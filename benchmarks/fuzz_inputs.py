@@ -8,11 +8,13 @@ import io
 import json
 import random
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pypdf import PdfWriter
 from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
+
+from benchmarks.made_files import docx_parts, epub_parts, notebook, packed, parquet, word_paragraph
 
 CANARY = "<img src=x onerror=alert(1)>{{x}}${y}"
 STRINGS = (
@@ -184,11 +186,11 @@ def a_jsonl(rng: random.Random) -> Made:
 
 
 def a_csv(rng: random.Random) -> Made:
-    mark = rng.choice(",;\t|")
+    mark, name = rng.choice(((",", "a.csv"), (";", "a.csv"), ("\t", "a.tsv"), ("|", "a.csv")))
     rows = [["id", "title", "text"], *[[str(i), rng.choice(STRINGS), f"Fish {i}. " * 9] for i in range(3)]]
     quote = rng.choice(('"', "", '""'))
     text = "\r\n".join(mark.join(f"{quote}{cell}{quote}" for cell in row) for row in rows)
-    return "a.csv", text.encode("utf-8", "surrogatepass")
+    return name, text.encode("utf-8", "surrogatepass")
 
 
 def a_text(rng: random.Random) -> Made:
@@ -197,7 +199,7 @@ def a_text(rng: random.Random) -> Made:
     text = "".join(f"{words} The islands export fish.\n" for words in said)
     encoding = rng.choice(("utf-8", "utf-8", "utf-16", "utf-32", "latin-1"))
     errors = "surrogatepass" if encoding != "latin-1" else "replace"
-    return rng.choice(("a.txt", "a.md")), text.encode(encoding, errors)
+    return rng.choice(("a.txt", "a.md", "a.rst", "a.tex", "a.py", "README")), text.encode(encoding, errors)
 
 
 def a_pdf(rng: random.Random) -> Made:
@@ -214,12 +216,127 @@ def a_pdf(rng: random.Random) -> Made:
     return "a.pdf", buffer.getvalue()
 
 
-PLAIN: Sequence[Callable[[random.Random], Made]] = (a_jsonl, a_csv, a_text, a_pdf)
+TAGS = "p div table tr td ul li h1 pre nav script style title select svg math template b a br"
+MARKUP = (
+    b"<",
+    b">",
+    b"</w:p>",
+    b"<w:p>",
+    b"<w:t>",
+    b"<w:txbxContent>",
+    b"<w:tc>",
+    b"<nav>",
+    b"<pre>",
+    b"<!--",
+    b"]]>",
+    b"&#x110000;",
+    b"&lol;",
+    b"<div>" * 2000,
+    b"<w:tbl>" * 300,
+    b'<!DOCTYPE a [<!ENTITY b "bbbb"><!ENTITY c "&b;&b;&b;&b;">]>',
+    b'<!ENTITY x SYSTEM "file:///etc/passwd">&x;',
+    b"../../../etc/passwd",
+    b"http://nowhere.invalid/",
+)
+
+
+def markup(rng: random.Random) -> str:
+    """A web page, now and then with elements that are not closed, or closed elsewhere."""
+    pieces = [
+        f"<{tag} class='x' {rng.choice(('', 'hidden', 'lang=de', 'title=' + 'a' * 3000))}>"
+        f"{rng.choice(STRINGS[:24])} Island {i} exports fish &amp; salt. {rng.choice(('', f'</{tag}>'))}"
+        for i, tag in enumerate(rng.choices(TAGS.split(), k=rng.randint(1, 40)))
+    ]
+    return f"<html lang='en'><title>Islands</title><body>{''.join(pieces)}</body></html>"
+
+
+def a_page(rng: random.Random) -> Made:
+    charset = rng.choice(("utf-8", "latin1", "gbk", "utf-7", "hex", "shift_jis", "no-such"))
+    page = f"<meta charset={charset}>" * rng.randint(0, 1) + markup(rng)
+    return rng.choice(("a.html", "a.htm", "a.xhtml")), page.encode("utf-8", "surrogatepass")
+
+
+def a_json(rng: random.Random) -> Made:
+    rows = records(rng)
+    value: Any = rng.choice((rows, {"data": rows}, rows[0], junk(rng)))
+    text = json.dumps(value) if rng.random() < 0.8 else "\n".join(map(json.dumps, rows))
+    return "a.json", text.encode()
+
+
+def a_notebook(rng: random.Random) -> Made:
+    cells = [(rng.choice(("code", "markdown", "raw")), f"# Island {i}\nfish = {i}\n" * 9) for i in range(3)]
+    content = notebook(*cells, outputs=[{"data": "x"}])
+    return "a.ipynb", as_json(rng, changed(rng, json.loads(content))) if rng.random() < 0.6 else content
+
+
+def a_parquet(rng: random.Random) -> Made:
+    text = f"repeat('Island ' || i || ' exports fish. ', {rng.randint(0, 30)}) AS text"
+    title = rng.choice(("i AS title", "{'a': i} AS title", "[i] AS title", "NULL AS title", "i::DATE AS use"))
+    if title.endswith("use"):
+        title = "DATE '2020-01-01' AS title"
+    return "a.parquet", parquet(f"SELECT {text}, {title} FROM range({rng.randint(0, 9)}) r(i)")
+
+
+def a_docx(rng: random.Random) -> Made:
+    return "a.docx", packed(_hurt(rng, _word_parts(rng)))
+
+
+def _word_parts(rng: random.Random) -> dict[str, str | bytes]:
+    said = [
+        word_paragraph(f"Island {i} exports fish. " * 9, rng.choice(("", "Titel", "Liste"))) for i in range(5)
+    ]
+    cells = "".join(f"<w:tc>{words}</w:tc>" for words in said)
+    note = '<w:r><w:footnoteReference w:id="2"/></w:r>'
+    body = "".join(said) + word_paragraph(note) + f"<w:tbl><w:tr>{cells}</w:tr></w:tbl>"
+    box = f"<w:p><w:r><w:txbxContent>{said[0]}</w:txbxContent></w:r></w:p><w:del>{said[1]}</w:del>"
+    foot = f'<w:footnote w:id="2">{said[2]}</w:footnote>'
+    return docx_parts(body + box, "Islands", footnotes=foot, header1=said[3])
+
+
+def an_epub(rng: random.Random) -> Made:
+    names = [f"{i}.xhtml" for i in range(rng.randint(1, 4))]
+    spine = rng.choices([*names, "nowhere", "../../x"], k=rng.choice((1, 3, 200)))
+    parts = epub_parts({name: markup(rng) for name in names}, "Islands", "en", spine)
+    return "a.epub", packed(_hurt(rng, {name: _as_bytes(part) for name, part in parts.items()}))
+
+
+def _as_bytes(part: str | bytes) -> bytes:
+    return part.encode("utf-8", "replace") if isinstance(part, str) else part
+
+
+def _hurt(rng: random.Random, parts: Mapping[str, str | bytes]) -> dict[str, bytes]:
+    """The parts of a packed file, some of them damaged, missing, under another name or far too long."""
+    hurt = {}
+    for name, part in parts.items():
+        content, accident = _as_bytes(part), rng.random()
+        if accident < 0.15:
+            at = rng.randrange(len(content) + 1)
+            content = content[:at] + rng.choice(MARKUP) + content[at:]
+        elif accident < 0.2:
+            content = damaged(rng, content)
+        elif accident < 0.22:
+            continue
+        elif accident < 0.23:
+            content = content.replace(b"fish", b"f" * 300_000)
+        elif accident < 0.24:
+            name = rng.choice(("../", "/", "x/")) + name
+        hurt[name] = content
+    return hurt
+
+
+PLAIN: Sequence[Callable[[random.Random], Made]] = (a_jsonl, a_csv, a_text, a_pdf, a_page, a_json)
+PACKED: Sequence[Callable[[random.Random], Made]] = (a_docx, an_epub, a_notebook, a_parquet)
+
+
+def a_packed(rng: random.Random) -> Made:
+    """A file that is packed inside, its parts damaged or, now and then, the file itself."""
+    name, content = rng.choice(PACKED)(rng)
+    return name, damaged(rng, content) if rng.random() < 0.1 else content
 
 
 def a_document(rng: random.Random) -> Made:
     """A file that a visitor may upload, two of five times damaged."""
-    name, content = rng.choice(PLAIN)(rng)
+    name, content = rng.choice((*PLAIN, *PACKED))(rng)
     return name, damaged(rng, content) if rng.random() < 0.4 else content
 
 

@@ -1,7 +1,8 @@
 """Opens what a user gave (files, folders, .zip, .gz) as named byte streams within limits.
 
-It guards against hostile archives: every byte is counted as it is unpacked, and what an archive's
-headers claim about sizes is not believed. It knows nothing of text, encodings or documents.
+It guards against hostile archives, and files that are archives inside: every byte is counted as it is
+unpacked, and what an archive's headers claim about sizes is not believed. It knows nothing of text,
+encodings or documents.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import gzip
 import io
 import os
 import re
+import shutil
 import stat
 import struct
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -43,9 +46,9 @@ class ReadingLimits:
     total_bytes: int = 256_000_000
     """Of all sources together, unpacked."""
     document_chars: int = 32_000_000
-    """Of one document (of one line in .jsonl and .csv)."""
+    """Of one document (of one line in .jsonl and .csv, one record in .json, the whole of an .ipynb)."""
     line_chars: int = 1_000_000
-    """Of one line in .txt and .md."""
+    """Of one line in .txt, .md and other text."""
     archive_members: int = 10_000
     compression_ratio: int = 200
     """Bytes that one byte of an archive may unpack to."""
@@ -70,6 +73,8 @@ class Entry:
     """The user named this very file; False for what was found in a folder or an archive."""
     open: Callable[[], AbstractContextManager[io.BufferedReader]]
     """Opens the unpacked bytes. Reading raises UserError where the file is broken or too large."""
+    unpacker: Unpacker
+    """For kinds that are packed inside, such as .docx."""
 
 
 def open_sources(sources: Sequence[Path], limits: ReadingLimits) -> Iterator[Entry]:
@@ -104,7 +109,8 @@ def _entries(path: Path, name: str, *, chosen: bool, meter: _Meter) -> Iterator[
         yield from _zip_entries(path, name, meter)
     else:
         _refuse_nested(kind, name)
-        yield Entry(name, name, kind, chosen, partial(_open_file, path, name, meter))
+        opener = partial(_open_file, path, name, meter)
+        yield Entry(name, name, kind, chosen, opener, Unpacker(name, meter))
 
 
 @contextmanager
@@ -120,26 +126,33 @@ def _open_file(path: Path, label: str, meter: _Meter) -> Iterator[io.BufferedRea
 
 def _zip_entries(path: Path, label: str, meter: _Meter) -> Iterator[Entry]:
     meter.begin(path, label)
-    limit = meter.limits.archive_members
-    too_many = f"{label} holds more than {limit:,} files: split it into several archives."
-    with _ZipFileOnDisk(path, limit * DIRECTORY_BYTES, too_many) as file:
-        try:
-            archive = zipfile.ZipFile(file)
-        except BROKEN_ARCHIVE as error:
-            raise UserError(f"{label} is not a zip archive, or is broken ({error}).") from error
-        members = archive.infolist()
-        if len(members) > limit:
-            raise UserError(too_many)
-        for member in members:
-            _check_member(member, label)
-        for member in sorted(members, key=lambda member: member.filename):
+    with _opened_zip(path, label, "a zip archive", meter) as archive:
+        for member in sorted(archive.infolist(), key=lambda member: member.filename):
             hidden = any(map(_is_hidden, PurePosixPath(member.filename).parts))
             if not (member.filename.endswith("/") or hidden):
                 where = f"{member.filename} in {label}"
                 kind = _kind(member.filename)
                 _refuse_nested(kind, where)
                 opener = partial(_open_member, archive, member, where, meter)
-                yield Entry(member.filename, where, kind, False, opener)
+                yield Entry(member.filename, where, kind, False, opener, Unpacker(where, meter))
+
+
+@contextmanager
+def _opened_zip(place: Path | int, label: str, kind: str, meter: _Meter) -> Iterator[zipfile.ZipFile]:
+    """A zip at a path or descriptor, all of whose members may be unpacked; `kind` as in "a zip archive"."""
+    limit = meter.limits.archive_members
+    too_many = f"{label} holds more than {limit:,} files: split it into several archives."
+    with _ZipFileOnDisk(place, limit * DIRECTORY_BYTES, too_many) as file:
+        try:
+            archive = zipfile.ZipFile(file)
+        except BROKEN_ARCHIVE as error:
+            raise UserError(f"{label} is not {kind}, or is broken ({error}).") from error
+        members = archive.infolist()
+        if len(members) > limit:
+            raise UserError(too_many)
+        for member in members:
+            _check_member(member, label)
+        yield archive
 
 
 @contextmanager
@@ -164,6 +177,53 @@ def _unpacked(raw: IO[bytes], name: str, label: str, meter: _Meter) -> Iterator[
         with gzip.GzipFile(fileobj=outer) as unpacked:
             inner: io.BufferedReader = io.BufferedReader(_Metered(unpacked, label, meter))
             yield inner
+
+
+class Unpacker:
+    """Opens a file that is a zip inside (.docx, .epub), its bytes counted with those of its source."""
+
+    def __init__(self, label: str, meter: _Meter) -> None:
+        self._label = label
+        self._meter = meter
+
+    def count(self, num_bytes: int) -> None:
+        """Count what a library unpacked by itself; raises UserError where it is too much."""
+        self._meter.count(num_bytes, self._label)
+
+    @contextmanager
+    def parts(self, stream: io.BufferedReader, kind: str) -> Iterator[Parts]:
+        """The parts of the file whose bytes are `stream`; `kind` as in "a .docx file". Raises UserError."""
+        with tempfile.TemporaryFile() as file:  # a zip is read from its end, and a stream has none yet
+            shutil.copyfileobj(stream, file)
+            file.flush()
+            with _opened_zip(file.fileno(), self._label, kind, self._meter) as archive:
+                yield Parts(archive, self._label, self._meter)
+
+
+class Parts:
+    """The parts of a file that is a zip inside, by name."""
+
+    def __init__(self, archive: zipfile.ZipFile, label: str, meter: _Meter) -> None:
+        self._archive = archive
+        self._label = label
+        self._meter = meter
+        self._members = {member.filename: member for member in archive.infolist()}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._members
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[io.BufferedReader]:
+        """The unpacked bytes of a part. Reading raises UserError where it is broken or too large."""
+        where = f"{name} in {self._label}"
+        try:
+            raw = self._archive.open(self._members[name])
+        except KeyError:
+            raise UserError(f"{self._label} is incomplete: it has no {name}.") from None
+        except BROKEN_ARCHIVE as error:
+            raise UserError(f"{where} is broken ({error}).") from error
+        with raw:
+            yield io.BufferedReader(_Metered(raw, where, self._meter))
 
 
 def _kind(name: str) -> str:
@@ -256,8 +316,8 @@ class _Metered(io.RawIOBase):
 class _ZipFileOnDisk(io.FileIO):
     """Refuses the one big read that zipfile makes: the table of contents, before it is parsed."""
 
-    def __init__(self, path: Path, read_limit: int, message: str) -> None:
-        super().__init__(path)
+    def __init__(self, place: Path | int, read_limit: int, message: str) -> None:
+        super().__init__(place, closefd=isinstance(place, Path))
         self._read_limit = max(read_limit, 1 << 17)  # the search for the table's end reads 64 kB
         self._message = message
 

@@ -15,8 +15,8 @@ class AddConfig:
     fields: str = knob(
         "",
         "Fields",
-        "For .csv and .jsonl: which column is which, as in text=body,title=name; empty: as the corpus was "
-        "built.",
+        "For tables and records (.csv .tsv .parquet .jsonl .json): which column is which, as in "
+        "text=body,title=name; empty: as the corpus was built.",
     )
     use: str = knob(
         "",

@@ -79,8 +79,8 @@ class CorpusConfig:
     fields: str = knob(
         "",
         "Fields",
-        "For .csv and .jsonl: which column is which, as in text=body,title=name "
-        "(ours: id, title, lang, text, group, use).",
+        "For tables and records (.csv .tsv .parquet .jsonl .json): which column is which, as in "
+        "text=body,title=name (ours: id, title, lang, text, group, use).",
     )
     seed: int = knob(0, "Seed", "Which groups are held out.", low=0, high=2**31 - 1)
     max_megabytes: int = knob(256, "Largest text", "Megabytes of text read at most.", low=1, high=1_000_000)

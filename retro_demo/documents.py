@@ -1,7 +1,7 @@
 """Reads what a user gave into documents with unique ids.
 
 It knows nothing of tokens, chunks or where a corpus is kept. What lies in archives and file formats
-is the business of `archives.py` and `formats.py`.
+is the business of `archives.py` and `formats/`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from retro_demo.archives import DEFAULT_LIMITS, Entry, ReadingLimits, open_sources
 from retro_demo.errors import UserError
-from retro_demo.formats.reader import KINDS, read_rows
+from retro_demo.formats.reader import can_read, read_rows, told_kinds
 from retro_demo.formats.rows import FIELDS, Row
 from retro_demo.reading_notes import Notes
 
@@ -86,7 +86,7 @@ def read_documents(
     limits: ReadingLimits = DEFAULT_LIMITS,
     least: int = 2,
 ) -> Reading:
-    """The documents of files and folders (.txt .md .jsonl .csv .pdf, also in .zip and .gz).
+    """The documents of files and folders, of any kind in `formats/reader.py`, also in .zip and .gz.
 
     The order is that of the sources, within a folder or archive that of the sorted names. A single
     document (fewer than `least`) is split into sections, with a warning. Raises UserError on anything
@@ -94,7 +94,7 @@ def read_documents(
     """
     _check_names(fields)
     if not sources:
-        raise UserError(f"There is nothing to read: give files or folders ({' '.join(KINDS)}).")
+        raise UserError(f"There is nothing to read: give files or folders of {told_kinds()}.")
     notes = Notes()
     rows = _rows(open_sources(sources, limits), fields, limits, notes)
     documents = list(_documents(rows, notes))
@@ -123,7 +123,7 @@ def _rows(
     entries: Iterable[Entry], fields: Mapping[str, str], limits: ReadingLimits, notes: Notes
 ) -> Iterator[tuple[Entry, Row]]:
     for entry in entries:
-        if entry.kind in KINDS:
+        if can_read(entry):
             row = None
             for row in read_rows(entry, fields=fields, limits=limits, notes=notes):
                 yield entry, row
@@ -133,7 +133,7 @@ def _rows(
             kind = entry.kind or "without a suffix"
             raise UserError(
                 f"{entry.label} is of a kind that cannot be read ({kind}): "
-                f"give {' '.join(KINDS)}, also as .gz or in a .zip."
+                f"give {told_kinds()}, also as .gz or in a .zip."
             )
         else:
             notes.add("Skipped, as of a kind that cannot be read: {names}.", entry.label)

@@ -26,7 +26,7 @@ def test_a_folder_is_read_in_the_order_of_its_names_without_hidden_files(tmp_pat
         ("a/z.md", "# zed"),
         ("b.txt", "bee\nline"),
     ]
-    assert reading.documents[1] == Document("a/z.md", "a/z.md", "", "# zed", "a/z.md")
+    assert reading.documents[1] == Document("a/z.md", "zed", "", "# zed", "a/z.md")
     assert reading.warnings == []
     assert not reading.sections
 

@@ -1,34 +1,50 @@
-"""Reads files of JSON records (.jsonl)."""
+"""Reads files of JSON records (.jsonl), and turns records of other kinds of file into rows."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from retro_demo.errors import UserError
 from retro_demo.formats.rows import FIELDS, File, Row, no_column
 from retro_demo.formats.text import TextReader
 
+Record = tuple[int, str, Mapping[str, object]]
+"""Its number, how to speak of it, and its values by column."""
+
 
 def read_jsonl(file: File) -> Iterator[Row]:
     """One document a line, each a JSON object."""
-    text, fields, limits = TextReader(file), file.fields, file.limits
+    text = TextReader(file)
+    yield from record_rows(_lines(text, file.limits.document_chars), file)
+    text.note_bad_bytes()
+
+
+def _lines(text: TextReader, limit: int) -> Iterator[Record]:
+    for number, line in enumerate(text.lines(limit), start=1):
+        if line.strip():
+            where = f"Line {number} of {text.label}"
+            yield number, where, _parse_object(line, where)
+
+
+def record_rows(records: Iterable[Record], file: File) -> Iterator[Row]:
+    """The rows of records of any kind of file, each checked. Raises UserError."""
+    fields, limit = file.fields, file.limits.document_chars
     columns = {name: fields.get(name, name) for name in FIELDS}
     seen: set[str] = set()
-    for number, line in enumerate(text.lines(limits.document_chars), start=1):
-        if not line.strip():
-            continue
-        where = f"Line {number} of {text.label}"
-        record = _parse_object(line, where)
+    for number, where, record in records:
         if columns["text"] not in record:
             raise no_column("text", columns["text"], list(record), where)
         seen.update(record)
         row = {name: _as_text(record.get(columns[name]), name, where) for name in FIELDS}
+        if len(row["text"]) > limit:
+            raise UserError(
+                f"{where} has more than {limit:,} characters, too many for one document: split it."
+            )
         yield Row(**row, number=number)
     for name, column in fields.items():
         if seen and column not in seen:
-            raise no_column(name, column, sorted(seen), text.label)
-    text.note_bad_bytes()
+            raise no_column(name, column, sorted(seen), file.label)
 
 
 def _parse_object(line: str, where: str) -> dict[str, object]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from retro_demo.archives import ReadingLimits
+from retro_demo.archives import ReadingLimits, Unpacker
 from retro_demo.errors import UserError
 from retro_demo.reading_notes import Notes
 
@@ -26,7 +26,7 @@ class Row:
     group: str = ""
     use: str = ""
     number: int = 0
-    """Line in a .jsonl, data row in a .csv, from 1; 0 where the whole file is the document."""
+    """Line, row or record in a file of several, from 1; 0 where the whole file is the document."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class File:
     limits: ReadingLimits
     notes: Notes
     """Where a reader says what it mended."""
+    unpacker: Unpacker
+    """For kinds that are packed inside."""
 
 
 class Reader(Protocol):

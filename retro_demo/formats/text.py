@@ -44,15 +44,18 @@ class TextReader:
     Line ends become \\n, bad bytes U+FFFD. Refuses what is not text.
     """
 
-    def __init__(self, file: File) -> None:
+    def __init__(self, file: File, declared: str = "") -> None:
+        """`declared` is the encoding that the file says it has, which a byte order mark overrules."""
         head = file.stream.peek()
         start = head[:4]
         if start in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
             self._encoding = "utf-32"
         elif start[:2] in (b"\xff\xfe", b"\xfe\xff"):
             self._encoding = "utf-16"
-        else:
+        elif declared in ("", "utf-8", "utf8") or start[:3] == b"\xef\xbb\xbf":
             self._encoding = "utf-8-sig"
+        else:
+            self._encoding = declared
         # Escaped bytes can be told from a U+FFFD that is really in the file.
         utf8 = self._encoding == "utf-8-sig"
         self._bad = re.compile("[\udc80-\udcff]" if utf8 else "\ufffd")

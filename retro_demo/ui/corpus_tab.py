@@ -42,9 +42,7 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
                 f"<h2>Build a {views.term('corpus')}</h2><p class='caption'>Drop a dozen or more texts, or "
                 "one long one: what makes neighbors useful is that documents resemble each other.</p>"
             )
-            files = documents_picker(
-                "Files (.txt .md .jsonl .csv .pdf .zip .gz)", "files", 150, home, visitor
-            )
+            files = documents_picker("Files", "files", 150, home, visitor)
             name = gr.Textbox(
                 label="Name", max_lines=1, elem_id="corpus-name", info="Empty: that of the first file."
             )
