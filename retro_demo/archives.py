@@ -53,7 +53,11 @@ class ReadingLimits:
     compression_ratio: int = 200
     """Bytes that one byte of an archive may unpack to."""
     pdf_bytes: int = 64_000_000
-    pdf_pages: int = 2_000
+    pdf_pages: int = 20_000
+    pdf_seconds: int = 300
+    """For one file; the largest manual of Debian, 16,248 pages, takes 40."""
+    pdf_memory: int = 2_000_000_000
+    """Bytes that reading one file may write to; systems other than Linux do not hold it."""
 
 
 DEFAULT_LIMITS = ReadingLimits()
@@ -71,6 +75,8 @@ class Entry:
     """Suffix in lower case, without .gz: `.jsonl` for `a.jsonl.gz`."""
     chosen: bool
     """The user named this very file; False for what was found in a folder or an archive."""
+    size: int
+    """Bytes that it takes on the disk, as a member of an archive packed."""
     open: Callable[[], AbstractContextManager[io.BufferedReader]]
     """Opens the unpacked bytes. Reading raises UserError where the file is broken or too large."""
     unpacker: Unpacker
@@ -94,6 +100,20 @@ def open_sources(sources: Sequence[Path], limits: ReadingLimits) -> Iterator[Ent
             raise UserError(f"There is no file or folder {str(source)!r}: check the path.")
 
 
+def size_of(source: Path) -> int:
+    """The bytes on the disk of what `open_sources` finds in a source; 0 where there is nothing."""
+    if os.path.isdir(source):
+        return sum(_size(source / name) for name in _files_below(source))
+    return _size(source)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
 def _files_below(folder: Path) -> list[str]:
     names = []
     for root, folders, files in os.walk(folder):
@@ -110,7 +130,7 @@ def _entries(path: Path, name: str, *, chosen: bool, meter: _Meter) -> Iterator[
     else:
         _refuse_nested(kind, name)
         opener = partial(_open_file, path, name, meter)
-        yield Entry(name, name, kind, chosen, opener, Unpacker(name, meter))
+        yield Entry(name, name, kind, chosen, _size(path), opener, Unpacker(name, meter))
 
 
 @contextmanager
@@ -134,7 +154,9 @@ def _zip_entries(path: Path, label: str, meter: _Meter) -> Iterator[Entry]:
                 kind = _kind(member.filename)
                 _refuse_nested(kind, where)
                 opener = partial(_open_member, archive, member, where, meter)
-                yield Entry(member.filename, where, kind, False, opener, Unpacker(where, meter))
+                yield Entry(
+                    member.filename, where, kind, False, member.compress_size, opener, Unpacker(where, meter)
+                )
 
 
 @contextmanager

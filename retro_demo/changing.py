@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,9 @@ from retro_demo.corpus import (
     write_documents,
 )
 from retro_demo.cutting import cut
-from retro_demo.documents import Document, ReadingLimits, parse_fields, read_documents
+from retro_demo.documents import Document, ReadingLimits, follow_reading, parse_fields
 from retro_demo.errors import UserError
-from retro_demo.events import Event, Finished, Progress
+from retro_demo.events import Event, Finished
 from retro_demo.marks import unchanged
 from retro_demo.vectors import give_vectors
 
@@ -176,10 +176,9 @@ def _carry_over(folder: Path, change: Change) -> Iterator[Event]:
         raise UserError(f"{corpus.name} has changed since this was asked for. Ask again, into a new folder.")
     stays = ~np.isin([document.id for document in corpus.documents], change.forget)
     documents = [one for one, stay in zip(corpus.documents, stays, strict=True) if stay]
-    new, warnings = _new_documents(change, corpus, documents)
+    new, warnings = yield from _new_documents(change, corpus, documents)
     if not new and corpus.held_out[stays].all():
         raise UserError(f"Without these documents nothing of {corpus.name} is left to retrieve from.")
-    yield Progress("read", len(documents) + len(new), len(documents) + len(new))
     chunks, rows = corpus.chunks, np.flatnonzero(stays[corpus.chunks.document])
     number = np.cumsum(stays, dtype=np.int32) - 1  # of a document, where those before it are gone
     added = cut(new, corpus.tokenizer, corpus.config.chunk_len)
@@ -214,14 +213,15 @@ def _named(documents: Sequence[Document]) -> list[list[str]]:
 
 def _new_documents(
     change: Change, corpus: Corpus, stay: Sequence[Document]
-) -> tuple[list[Document], list[str]]:
+) -> Generator[Event, None, tuple[list[Document], list[str]]]:
     """The documents to add, with warnings; UserError where one has the id of another that is there."""
     if not change.add:
         return [], []
     settings = from_json(AddConfig, change.settings)
     limits = replace(ReadingLimits(), total_bytes=settings.max_megabytes * 1_000_000)
     fields = parse_fields(settings.fields or corpus.config.fields)
-    reading = read_documents([Path(path) for path in change.add], fields=fields, limits=limits, least=1)
+    paths = [Path(path) for path in change.add]
+    reading = yield from follow_reading(paths, fields=fields, limits=limits, least=1)
     there = {document.id: document for document in stay}
     taken = [one for one in reading.documents if one.id in there and one.text != there[one.id].text]
     if taken:

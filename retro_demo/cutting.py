@@ -25,10 +25,11 @@ from retro_demo.corpus import (
     write_atomically,
     write_documents,
 )
-from retro_demo.documents import Document, ReadingLimits, parse_fields, read_documents
+from retro_demo.documents import Document, ReadingLimits, follow_reading, parse_fields
 from retro_demo.duplicates import Duplicates, find_duplicates
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Progress
+from retro_demo.reading_progress import read_event
 from retro_demo.tokenizer import Tokenizer
 
 ENCODE_BLOCK = 256
@@ -62,9 +63,8 @@ class Text:
 
 def read_text(out: Path, config: CorpusConfig, sources: Sequence[Path]) -> Generator[Event, None, Text]:
     """Read, split and cut the text of a corpus, from wherever that stands, yielding progress."""
-    documents, kept = _read(out, sources, config)
+    documents, kept = yield from _read(out, sources, config)
     warnings = list(kept["warnings"])
-    yield Progress("read", len(documents), len(documents))
     duplicates = find_duplicates(word_ids(document.text for document in documents))
     held_out = drawn = choose_held_out(documents, duplicates.cluster, config.holdout, config.seed)
     if "held_out" in kept:
@@ -90,7 +90,9 @@ def read_text(out: Path, config: CorpusConfig, sources: Sequence[Path]) -> Gener
     return Text(documents, kept, warnings, duplicates, held_out, split, tokenizer, chunks, window)
 
 
-def _read(out: Path, sources: Sequence[Path], config: CorpusConfig) -> tuple[list[Document], dict[str, Any]]:
+def _read(
+    out: Path, sources: Sequence[Path], config: CorpusConfig
+) -> Generator[Event, None, tuple[list[Document], dict[str, Any]]]:
     """The documents, read once; a later call finds them stored and notices sources that changed.
 
     With them what is kept in reading.json: warnings, sections, and of a corpus that was changed
@@ -100,9 +102,11 @@ def _read(out: Path, sources: Sequence[Path], config: CorpusConfig) -> tuple[lis
     if state.exists():
         kept = json.loads(state.read_text("utf-8"))
         if "held_out" in kept or not (sources and all(source.exists() for source in sources)):
+            size = stored.stat().st_size
+            yield read_event(size, size)
             return read_stored_documents(stored), kept
     limit = config.max_megabytes * 1_000_000
-    reading = read_documents(
+    reading = yield from follow_reading(
         sources, fields=parse_fields(config.fields), limits=replace(ReadingLimits(), total_bytes=limit)
     )
     if state.exists() and read_stored_documents(stored) != reading.documents:

@@ -7,18 +7,20 @@ is the business of `archives.py` and `formats/`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 from retro_demo.archives import DEFAULT_LIMITS, Entry, ReadingLimits, open_sources
 from retro_demo.errors import UserError
+from retro_demo.events import Event
 from retro_demo.formats.reader import can_read, read_rows, told_kinds
-from retro_demo.formats.rows import FIELDS, Row
+from retro_demo.formats.rows import FIELDS, WHOLE, Part, Row
 from retro_demo.reading_notes import Notes
+from retro_demo.reading_progress import ReadingProgress, read_event
 
-__all__ = ["Document", "Reading", "ReadingLimits", "parse_fields", "read_documents"]
+__all__ = ["Document", "Reading", "ReadingLimits", "follow_reading", "parse_fields", "read_documents"]
 
 MIN_SECTIONS = 4
 USUAL_SECTIONS = 8
@@ -92,12 +94,34 @@ def read_documents(
     document (fewer than `least`) is split into sections, with a warning. Raises UserError on anything
     that cannot be read; what could be mended or was left out is said in the warnings.
     """
+    reading = follow_reading(sources, fields=fields, limits=limits, least=least)
+    while True:
+        try:
+            next(reading)
+        except StopIteration as end:
+            return end.value
+
+
+def follow_reading(
+    sources: Sequence[Path],
+    *,
+    fields: Mapping[str, str],
+    limits: ReadingLimits = DEFAULT_LIMITS,
+    least: int = 2,
+) -> Generator[Event, None, Reading]:
+    """As `read_documents`, yielding how many kilobytes are read."""
     _check_names(fields)
     if not sources:
         raise UserError(f"There is nothing to read: give files or folders of {told_kinds()}.")
-    notes = Notes()
+    notes, progress = Notes(), ReadingProgress(sources)
     rows = _rows(open_sources(sources, limits), fields, limits, notes)
-    documents = list(_documents(rows, notes))
+    documents: list[Document] = []
+    for one in _documents(rows, notes):
+        if isinstance(one, Document):
+            documents.append(one)
+        elif event := progress.passed(*one):
+            yield event
+    yield read_event(progress.total, progress.total)
     warnings = notes.sentences()
     if not documents:
         names = ", ".join(source.name or str(source) for source in sources[:5])
@@ -121,13 +145,14 @@ def _check_names(names: Iterable[str]) -> None:
 
 def _rows(
     entries: Iterable[Entry], fields: Mapping[str, str], limits: ReadingLimits, notes: Notes
-) -> Iterator[tuple[Entry, Row]]:
+) -> Iterator[tuple[Entry, Row | Part]]:
     for entry in entries:
         if can_read(entry):
-            row = None
+            empty = True
             for row in read_rows(entry, fields=fields, limits=limits, notes=notes):
+                empty = empty and not isinstance(row, Row)
                 yield entry, row
-            if row is None:
+            if empty:
                 yield entry, Row("")
         elif entry.chosen:
             kind = entry.kind or "without a suffix"
@@ -137,11 +162,18 @@ def _rows(
             )
         else:
             notes.add("Skipped, as of a kind that cannot be read: {names}.", entry.label)
+        yield entry, WHOLE
 
 
-def _documents(rows: Iterable[tuple[Entry, Row]], notes: Notes) -> Iterator[Document]:
+def _documents(
+    rows: Iterable[tuple[Entry, Row | Part]], notes: Notes
+) -> Iterator[Document | tuple[Entry, Part]]:
+    """The documents, and between them how much of which file is read."""
     used: dict[str, int] = {}  # id -> how many documents asked for it
     for entry, row in rows:
+        if isinstance(row, Part):
+            yield entry, row
+            continue
         place = f"{entry.name}#{row.number}" if row.number else entry.name
         text = _clean(row.text).strip()
         if not text:

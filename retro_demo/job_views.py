@@ -15,7 +15,7 @@ from retro_demo.views import badge, bar, duration, esc, failure, note, size, sta
 OPERATIONS = 6  # of a parameter for each token, forward and backward
 OPERATIONS_A_SECOND = 40e9  # one core: 47e9 for both shipped sizes of RETRO, 44e9 for MARGE, 30e9 for tiny
 STAGES = {
-    "read": "documents read",
+    "read": "kB read",
     "split": "documents compared and split",
     "tokenizer": "tokens in the vocabulary",
     "chunks": "chunks cut",

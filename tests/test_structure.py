@@ -51,6 +51,7 @@ LAYERS = [
         "tokenizer",
         "archives",
         "reading_notes",
+        "reading_progress",
         "formats",
         "documents",
         "duplicates",

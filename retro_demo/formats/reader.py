@@ -18,7 +18,7 @@ from retro_demo.formats.notebooks import read_ipynb
 from retro_demo.formats.parquet import read_parquet
 from retro_demo.formats.pdf import read_pdf
 from retro_demo.formats.records import read_jsonl
-from retro_demo.formats.rows import File, Reader, Row
+from retro_demo.formats.rows import File, Part, Reader, Row
 from retro_demo.formats.tables import read_csv, read_tsv
 from retro_demo.formats.text import read_text
 from retro_demo.formats.titles import (
@@ -107,8 +107,8 @@ def can_read(entry: Entry) -> bool:
 
 def read_rows(
     entry: Entry, *, fields: Mapping[str, str], limits: ReadingLimits, notes: Notes
-) -> Iterator[Row]:
-    """The rows of one file that `can_read`; tells `notes` what was mended.
+) -> Iterator[Row | Part]:
+    """The rows of one file that `can_read`, and how much of it is read; tells `notes` what was mended.
 
     `fields` maps names in FIELDS to columns of files that have columns. Raises UserError.
     """

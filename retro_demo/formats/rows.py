@@ -30,6 +30,18 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Part:
+    """How much of a file is read: told between rows of a file that takes long."""
+
+    done: int
+    total: int
+
+
+WHOLE = Part(1, 1)
+"""A file has been read, or passed over."""
+
+
+@dataclass(frozen=True)
 class File:
     """A file to read: its unpacked bytes, how to speak of it, and what holds for all files of a call."""
 
@@ -47,7 +59,7 @@ class File:
 class Reader(Protocol):
     """Reads one kind of file; raises UserError where the file cannot be read."""
 
-    def __call__(self, file: File, /) -> Iterator[Row]: ...
+    def __call__(self, file: File, /) -> Iterator[Row | Part]: ...
 
 
 def no_column(name: str, column: str, seen: Sequence[str], where: str) -> UserError:

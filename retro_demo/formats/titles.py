@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from retro_demo.formats.flow import as_title
-from retro_demo.formats.rows import File, Reader, Row
+from retro_demo.formats.rows import File, Part, Reader, Row
 
 HEAD_CHARS = 1 << 16  # a heading further down is not that of the text
 LINE_CHARS = 500  # nor is a longer line a heading
@@ -27,9 +27,11 @@ LATEX = re.compile(r"^[^%\n]*\\(?:title|chapter\*?|section\*?)\{([^{}]+)\}", re.
 def titled(read: Reader, title_of: Callable[[str], str]) -> Reader:
     """`read`, whose documents get the title that `title_of` finds in the head of their text, or none."""
 
-    def read_titled(file: File) -> Iterator[Row]:
+    def read_titled(file: File) -> Iterator[Row | Part]:
         for row in read(file):
-            yield replace(row, title=as_title(title_of(row.text[:HEAD_CHARS])))
+            yield (
+                replace(row, title=as_title(title_of(row.text[:HEAD_CHARS]))) if isinstance(row, Row) else row
+            )
 
     return read_titled
 

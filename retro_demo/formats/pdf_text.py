@@ -1,0 +1,118 @@
+"""What is done to the text of a PDF's pages: letters as searches spell them, whole words, doubts said.
+
+A PDF says where glyphs are drawn, not what words there are. It knows nothing of PDFium: pages are strings in
+which HYPHEN stands for a hyphen at a line end.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+
+HYPHEN = "\x02"
+"""Stands in a page's text for a hyphen at a line end, of which only the whole document tells what it is."""
+
+LETTER = r"[^\W\d_]"
+ALPHABETIC = "A-Za-z\u00c0-\u024f\u0370-\u03ff\u0400-\u04ff\u1e00-\u1fff"
+CONTROL = "\0\x01\x03-\x08\x0b-\x1f\x7f-\x9f"
+
+# Radicals and compatibility forms of Chinese characters, ligatures, presentation forms of Armenian, Hebrew
+# and Arabic, letters of formulas.
+FORMS = re.compile("[\u2f00-\u2fd5\uf900-\ufaff\ufb00-\ufdff\ufe70-\ufefc\U0001d400-\U0001d7ff]+")
+BLANKS = re.compile("[\t\u00a0\u1680\u2000-\u200a\u202f\u205f]")
+INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff\ufffe\uffff]")
+# TeX's older fonts keep their ligatures among the control characters, and tell no Unicode of them.
+TEX_LIGATURES = dict(
+    zip("\x0b\x0c\r\x0e\x0f\x1b\x1c\x1d\x1e\x1f", ["ff", "fi", "fl", "ffi", "ffl"] * 2, strict=True)
+)
+TEX_LIGATURE = re.compile(f"(?<={LETTER})[\x0b-\x0f\x1b-\x1f]|[\x0b-\x0f\x1b-\x1f](?=[a-z])")
+# A hyphen at a line end that PDFium did not take for one: another character, or a line far away.
+LINE_END = re.compile(f"(?<={LETTER})[\u2010\u00ad-]\n(?=[a-z\u00df-\u00f6\u00f8-\u00ff\u0430-\u045f])")
+BROKEN = re.compile(f"({LETTER}+){HYPHEN}([^\\W_]+)")
+
+UNREADABLE = re.compile(
+    f"{LETTER}[\ue000-\uf8ff\ufffd]|{LETTER}[{CONTROL}](?={LETTER})"  # within or at the end of a word
+)
+# Names of commands and fields are long, and of any letters.
+WORD = re.compile(rf"(?<![\\\w@.:/-])[{ALPHABETIC}]{{4,}}")
+VOWELS = frozenset("aeiouy" + "аеиоуыэюяіє" + "αεηιουω")
+GLUED_WORD = 20  # letters
+
+
+def spelled(page: str) -> str:
+    """The text of a page in the letters that searches spell; control characters that say nothing go."""
+    page = TEX_LIGATURE.sub(lambda found: TEX_LIGATURES[found[0]], page)
+    page = FORMS.sub(lambda found: unicodedata.normalize("NFKC", found[0]), page)
+    page = LINE_END.sub(HYPHEN, page)
+    page = INVISIBLE.sub("", BLANKS.sub(" ", page))
+    return unicodedata.normalize("NFC", re.sub(f"[{CONTROL}]", "", page)).strip()
+
+
+def doubt(page: str, unmapped: float) -> str:
+    """ "garbled" or "glued" where the text of a page is likely to be that, else "".
+
+    unmapped: the share of its characters for which the file names no Unicode, so that they are guesses. The
+    bounds hold for 25,158 pages of Debian's manuals in 20 languages (docs/formats.md): none is taken for bad.
+    """
+    page = TEX_LIGATURE.sub(lambda found: TEX_LIGATURES[found[0]], page)
+    words = WORD.findall(page)
+    letters = "".join(words)
+    unreadable = len(UNREADABLE.findall(page))
+    if unreadable >= 3 and unreadable >= len(words) / 100:
+        return "garbled"
+    if len(letters) < 200:
+        return ""
+    if sum("\u00c0" <= letter <= "\u00ff" for letter in letters) > 0.3 * len(letters):
+        return "garbled"  # another alphabet, read as that of Western Europe
+    vowels = sum(letter in VOWELS for letter in unicodedata.normalize("NFD", letters.casefold()))
+    few, least = (20, 0.28) if unmapped > 0.3 else (100, 0.25)
+    if len(set(words)) >= few and vowels < least * len(letters):
+        return "garbled"
+    small = [word for word in words if word.islower()]
+    long = sum(len(word) for word in small if len(word) >= GLUED_WORD)
+    return "glued" if long > 0.5 * len("".join(small)) else ""
+
+
+def join_broken_words(text: str) -> str:
+    """`text` with each word that a line end broke in one piece, and compounds with their hyphens.
+
+    Which is which the rest of the document tells; where it is silent a hyphen stays before a capital or a
+    digit, and between two words of which the first begins other compounds.
+    """
+    if HYPHEN not in text:
+        return text
+    whole = BROKEN.sub(" ", text).casefold()
+    words = Counter(re.findall(f"{LETTER}+", whole))
+    compounds = Counter(re.findall(rf"(?<!{LETTER})(?=({LETTER}+-[^\W_]+))", whole))
+    beginnings = {compound.partition("-")[0] for compound in compounds}
+
+    def join(found: re.Match[str]) -> str:
+        one, other = found[1].casefold(), found[2].casefold()
+        joined, hyphenated = words[one + other], compounds[f"{one}-{other}"]
+        if joined == hyphenated:
+            begins_another = not found[2][0].islower() and not found[0].replace(HYPHEN, "").isupper()
+            stands = one in beginnings and words[one] and words[other]
+            hyphenated = joined + bool(begins_another or stands)
+        return found[1] + "-" * (hyphenated > joined) + found[2]
+
+    before = ""
+    while before != text:  # a word can be broken twice
+        before, text = text, BROKEN.sub(join, text)
+    return text.replace(HYPHEN, "-")
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """[1, 2, 3, 7] -> "1-3, 7"; of many the first."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    told = [f"{first}-{last}" if last > first else str(first) for first, last in parts[:MOST_RANGES]]
+    return ", ".join(told + ["..."] * (len(parts) > MOST_RANGES))
+
+
+MOST_RANGES = 8
