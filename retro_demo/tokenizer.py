@@ -22,6 +22,7 @@ from retro_demo.whole_files import replacing
 
 SPECIALS = ("<pad>", "<eos>")
 MIN_VOCAB = len(SPECIALS) + 256
+MOST_BYTES = 32  # of a token: without spaces between words a small text would become a single one
 # Encoding keeps about 90 bytes a token until it is done, so it goes on in parts of this size.
 BATCH_CHARS = 1 << 22
 PIECE_CHARS = 1 << 18
@@ -64,6 +65,7 @@ class Tokenizer:
             vocab_size=vocab_size,
             special_tokens=list(SPECIALS),
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            max_token_length=MOST_BYTES,
             show_progress=False,
         )
         backend.train_from_iterator(map(_without_surrogates, texts), trainer)

@@ -47,6 +47,16 @@ def test_any_text_comes_back_unchanged(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+def test_a_small_text_without_spaces_does_not_become_one_token():
+    rng = random.Random(0)
+    thai = "".join(chr(rng.randint(0x0E01, 0x0E2E)) for _ in range(2000))
+
+    tokenizer = Tokenizer.train([thai], 4096)
+
+    assert len(tokenizer.encode(thai)) >= 3 * 2000 / 32
+    assert max(len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)) <= 32
+
+
 def test_special_tokens_have_the_first_ids_and_are_skipped_in_decoding(tokenizer):
     assert (tokenizer.pad_id, tokenizer.eos_id) == (0, 1)
     assert tokenizer.vocab_size == 400
