@@ -3,7 +3,7 @@
 config.json       the sources and the CorpusConfig
 documents.jsonl   the text          tokenizer.json    chunks.npy, chunk_documents.npy
 vectors.npy       one for each chunk, held-out ones too (they are queries only)
-index.faiss       the training chunks
+index.faiss       the training chunks that have a vector: the others are found by nobody
 neighbor_ids.npy, neighbor_scores.npy    of every chunk
 corpus.json       the manifest, written last: fingerprint, hashes, statistics
 """
@@ -43,7 +43,8 @@ from retro_demo.marks import file_mark
 from retro_demo.neighbors import Neighbors
 from retro_demo.recall import Excluded, Recall, measure_recall
 from retro_demo.tokenizer import Tokenizer
-from retro_demo.vectors import embed_chunks, take_given
+from retro_demo.unknown_text import count_without_vector, doubt, few_without_vector, measure_unknown
+from retro_demo.vectors import embed_chunks, has_vector, take_given
 
 SEARCH_BLOCK = 4096
 
@@ -72,7 +73,7 @@ def prepare_corpus(out: Path, sources: Sequence[Path], config: CorpusConfig) -> 
 def build_corpus(out: Path) -> Iterator[Event]:
     """Build the corpus that `prepare_corpus` wrote down, from wherever it stands, yielding progress.
 
-    Raises UserError for bad input, and where no chunk could have a neighbor.
+    Raises UserError for bad input, and where no chunk could have a neighbor by any retriever.
     """
     begun = time.perf_counter()
     config, sources = read_corpus_config(out)
@@ -85,24 +86,30 @@ def build_corpus(out: Path) -> Iterator[Event]:
     yield from embed_chunks(out, chunks, tokenizer, embedder)
     vectors = load_array(out / "vectors.npy", mapped=True)
     on_gpu, device_sentence = gpu_available()
-    index, recall = yield from index_chunks(out, vectors, train, text.too_near, "cuda" if on_gpu else "cpu")
+    there = has_vector(vectors)
+    index, recall = yield from index_chunks(
+        out, vectors, train[there[train]], text.too_near, "cuda" if on_gpu else "cpu"
+    )
     retriever = DenseRetriever(index, embedder, tokenizer.decode, text.too_near)
     yield from _find_neighbors(out, vectors, retriever, config.num_neighbors)
     missing = (load_array(out / "neighbor_ids.npy") < 0).sum(axis=1)
-    if (missing[train] == config.num_neighbors).all():
+    found = int((missing[train] < config.num_neighbors).sum())
+    if not found and not text.could_retrieve():
         raise UserError(
             f"None of the {len(train)} training chunks has a neighbor outside its own document: with "
             f"{int((~held_out).sum())} training documents there is nothing to retrieve. Add documents, or "
             "hold out less."
         )
-    if short := int((missing[train] > 0).sum()):
+    short = int((missing[train] > 0).sum())
+    if found and short:
         warnings.append(
             f"{short:,} of {len(train):,} training chunks have fewer than {config.num_neighbors} neighbors "
             "outside their own document and its near-duplicates; the missing ones are masked."
         )
-    for sentence in warnings:
-        yield Warned(sentence)
     statistics = describe(documents, chunks, held_out, duplicates, tokenizer, missing) | {
+        "chunks_with_neighbors": found,
+        "chunks_without_vector": count_without_vector(chunks, tokenizer, there),
+        "unknown_word_pieces": measure_unknown(chunks, tokenizer, embedder),
         "index": index.factory,
         "shards": index.shards,
         "recall": recall.to_json(),
@@ -110,6 +117,8 @@ def build_corpus(out: Path) -> Iterator[Event]:
         "embedder": embedder.name,
         "seconds": round(time.perf_counter() - begun, 2),
     }
+    if sentence := few_without_vector(statistics):
+        warnings.append(sentence)
     hashes = {name: file_hash(out / name) for name in KEPT_FILES}
     manifest = {
         "format": 1,
@@ -127,8 +136,22 @@ def build_corpus(out: Path) -> Iterator[Event]:
         "warnings": warnings,
         "statistics": statistics,
     }
+    ending = built(manifest)
+    for sentence in ending.result["warnings"]:
+        yield Warned(sentence)
     write_atomically(out / MANIFEST, json.dumps(manifest).encode())
-    yield Finished(statistics | {"fingerprint": manifest["fingerprint"], "warnings": warnings})
+    yield ending
+
+
+def built(manifest: dict[str, Any]) -> Finished:
+    """The end of a build or a change that left this manifest.
+
+    What the embedder does not know is said here as the command line has it; the page says it in its own way.
+    """
+    statistics, warnings = manifest["statistics"], manifest["warnings"]
+    if sentence := doubt(statistics, "command"):
+        warnings = [*warnings, sentence]
+    return Finished(statistics | {"fingerprint": manifest["fingerprint"], "warnings": warnings})
 
 
 def read_corpus_config(out: Path) -> tuple[CorpusConfig, list[Path]]:
@@ -145,11 +168,11 @@ def read_corpus_config(out: Path) -> tuple[CorpusConfig, list[Path]]:
 
 
 def index_chunks(
-    out: Path, vectors: np.ndarray, train: np.ndarray, too_near: Excluded, device: str, *, shards: int = 1
+    out: Path, vectors: np.ndarray, rows: np.ndarray, too_near: Excluded, device: str, *, shards: int = 1
 ) -> Generator[Event, None, tuple[VectorIndex, Recall]]:
-    """Index the vectors of the training chunks, tuned to its measured recall; yields progress.
+    """Index the vectors of some chunks, the training ones that have one, tuned to its measured recall.
 
-    What is there already, of these very vectors, is opened as it was measured.
+    Yields progress. What is there already, of these very vectors, is opened as it was measured.
     """
     about, mark = out / "index.json", file_mark(out / "vectors.npy")
     if about.exists() and (kept := json.loads(about.read_text("utf-8")))["vectors"] == mark:
@@ -158,10 +181,10 @@ def index_chunks(
             index.probe(recall.probes)
         return index, recall
     about.unlink(missing_ok=True)
-    for done in write_index(out, vectors, train, device, memory=allowed_memory(), shards=shards):
-        yield Progress("index", done, len(train))
+    for done in write_index(out, vectors, rows, device, memory=allowed_memory(), shards=shards):
+        yield Progress("index", done, len(rows))
     index = open_files(out, device)
-    recall = measure_recall(index, vectors, train, too_near, tune=True)
+    recall = measure_recall(index, vectors, rows, too_near, tune=True)
     write_atomically(about, json.dumps({"vectors": mark, "recall": recall.to_json()}).encode())
     return index, recall
 

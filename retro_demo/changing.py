@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from retro_demo.building import build_corpus
+from retro_demo.building import build_corpus, built
 from retro_demo.change_config import AddConfig
 from retro_demo.config import from_json, to_json
 from retro_demo.corpus import (
@@ -153,7 +153,7 @@ def carry_out(out: Path) -> Iterator[Event]:
             ) from error
     _take_places(out, pending)
     manifest = json.loads((out / MANIFEST).read_text("utf-8"))
-    yield Finished(manifest["statistics"] | {name: manifest[name] for name in ("fingerprint", "warnings")})
+    yield built(manifest)
 
 
 def is_pending(out: Path) -> bool:

@@ -30,7 +30,7 @@ from retro_demo.errors import UserError
 from retro_demo.evaluate_config import EvaluateConfig
 from retro_demo.evaluating import run_evaluation
 from retro_demo.evaluation_request import Request, prepare_evaluation, settled, usual_folder
-from retro_demo.events import Event, Failed, Finished, Stopped
+from retro_demo.events import Event, Failed, Finished, Retrieved, Stopped, Warned
 from retro_demo.explain_config import ExplainConfig
 from retro_demo.explained import explain_text, explain_written
 from retro_demo.findings import as_json
@@ -49,10 +49,11 @@ from retro_demo.marge_writing import (
 from retro_demo.pipeline import ensure_sample
 from retro_demo.printing import Printer, print_json
 from retro_demo.ready import ready_run
-from retro_demo.search import search
+from retro_demo.search import search, search_doubt
 from retro_demo.share_verbs import add_share_verbs
 from retro_demo.tokenizer import Tokenizer
 from retro_demo.troubles import said
+from retro_demo.unknown_text import nothing_found
 from retro_demo.workspace import SAMPLE, SAMPLES, corpus_folder, data_home, run_folder, settle_data_home
 
 PROGRAM = "python -m retro_demo"
@@ -183,8 +184,16 @@ def _search(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[E
     yield from ensure_sample(options.corpus, stop)
     begun = time.perf_counter()
     corpus = load_corpus(corpus_folder(data_home()[0], options.corpus))
-    neighbors = search(corpus, load_retriever(corpus, options.retriever), options.text, options.k)
-    yield Finished({"neighbors": neighbors, "seconds": round(time.perf_counter() - begun, 3)})
+    retriever = load_retriever(corpus, options.retriever)
+    neighbors = search(corpus, retriever, options.text, options.k)
+    if doubted := search_doubt(corpus, retriever, options.text, "command"):
+        yield Warned(doubted)
+    nothing = nothing_found(options.retriever, corpus.manifest["statistics"])
+    yield Finished(
+        {"neighbors": neighbors, "retriever": options.retriever}
+        | ({} if neighbors else {"nothing_found": nothing})
+        | {"seconds": round(time.perf_counter() - begun, 3)}
+    )
 
 
 def _evaluate(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
@@ -216,7 +225,9 @@ def _generate(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable
     if run is None:
         return
     about = {"retriever": run.retriever, "swapped": run.swapped}
-    yield from _told(write(run, options.prompt, config), run.tokenizer, about, stop)
+    statistics = run.database.corpus.manifest["statistics"] if run.database else None
+    nothing = nothing_found(run.retriever, statistics) if statistics else ""
+    yield from _told(write(run, options.prompt, config), run.tokenizer, about, stop, nothing)
 
 
 def _generate_from_evidence(
@@ -232,11 +243,23 @@ def _generate_from_evidence(
 
 
 def _told(
-    events: Iterable[Event | Written], tokenizer: Tokenizer, about: dict[str, str], stop: Callable[[], bool]
+    events: Iterable[Event | Written],
+    tokenizer: Tokenizer,
+    about: dict[str, str],
+    stop: Callable[[], bool],
+    nothing: str = "",
 ) -> Iterable[Event]:
-    """The events of a generation; its end as `finished`, with what else there is to tell."""
+    """The events of a generation; its end as `finished`, with what else there is to tell.
+
+    `nothing` is the sentence for one that looked up neighbors and found none at all.
+    """
     begun = time.perf_counter()
+    looked_up: list[Retrieved] = []
     for event in events:
+        if isinstance(event, Retrieved):
+            looked_up.append(event)
+        if isinstance(event, Written) and nothing and looked_up and not any(e.neighbors for e in looked_up):
+            yield Warned(nothing)
         if isinstance(event, Written):
             figures = {
                 "text": tokenizer.decode(event.tokens),

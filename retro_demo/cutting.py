@@ -60,6 +60,13 @@ class Text:
         """As corpus.excluded."""
         return excluded(self.chunks, self.duplicates.cluster, self.window, own, candidates)
 
+    def could_retrieve(self) -> bool:
+        """Whether any training chunk may have another one for its neighbor, whatever retrieves."""
+        train = self.train
+        # where a pair is allowed, so is one with the first chunk of a document or of its near-duplicates
+        _, first = np.unique(self.duplicates.cluster[self.chunks.document[train]], return_index=True)
+        return any(not self.too_near(train[[at]], train[None]).all() for at in first)
+
 
 def read_text(out: Path, config: CorpusConfig, sources: Sequence[Path]) -> Generator[Event, None, Text]:
     """Read, split and cut the text of a corpus, from wherever that stands, yielding progress."""

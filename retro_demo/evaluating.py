@@ -194,7 +194,9 @@ def make_study(arms: Arms, request: Request, loaded: LoadedRun, known: Known) ->
     """The table to fill, the database as it is, and how the baseline compares."""
     windows, corpus = arms.windows, arms.corpus
     table = LossTable(windows, arms.tokens(np.arange(len(windows))), corpus.bytes_of_tokens())
-    database = open_index(corpus).ids
+    # a chunk without a vector is not in the index, and BM25 finds it
+    retrievable = np.flatnonzero(~corpus.held_out[corpus.chunks.document])
+    database = np.union1d(open_index(corpus).ids, retrievable)
     most = table.windows_for(request.settings.rounds(int(table.there.sum()))[-1])
     overlaps = Overlaps(corpus.chunks, windows.rows[:most, 1:], database)
     compared = match(request.folder("run"), request.folder("baseline")) if request.baseline else None

@@ -88,7 +88,7 @@ def gpu_available() -> tuple[bool, str]:
 
 
 class VectorIndex:
-    """Vectors of length 1 and the chunk id of each, searched by inner product (the cosine).
+    """Vectors of length 1 and the chunk id of each, searched by inner product (the cosine); maybe none.
 
     One FAISS index, or several (shards) that answer as one. The index of record is on the CPU; device
     "cuda" searches a copy of it on the GPU, cut into shards where there are several.
@@ -106,7 +106,7 @@ class VectorIndex:
             self._index = faiss.IndexShards(parts[0].d, False, False)  # pyright: ignore[reportCallIssue]
             for part in parts:
                 self._index.add_shard(part)
-        self._gpu = on_all_gpus(self._index) if device == "cuda" else None
+        self._gpu = on_all_gpus(self._index) if device == "cuda" and len(self) else None
 
     @classmethod
     def build(
@@ -119,10 +119,14 @@ class VectorIndex:
     ) -> VectorIndex:
         """vectors (N, E), rows of length 1 or 0, and their chunk ids (N,), each below 2**32.
 
+        A row of zeros is left out: it is no vector, and nobody is to find it at a score of 0.
         The same input gives the same index: k-means is seeded. Training and adding run on the
         CPU. Without a factory, `choose_factory` decides. See index_files.py for more vectors than
         memory holds.
         """
+        there = vectors.any(axis=1)
+        if not there.all():
+            vectors, ids = vectors[there], ids[there]
         factory = factory or choose_factory(len(vectors), device)
         part = empty_index(vectors, np.arange(len(vectors)), factory, device)
         part.add_with_ids(checked(vectors), np.ascontiguousarray(ids, np.int64))
@@ -207,7 +211,7 @@ class DenseRetriever(Retriever):
         """excluded: own (q,), candidates (q, k') -> bool (q, k'); its word on -1 is ignored."""
         if index.dim != embedder.dim:
             raise ValueError(f"the index has width {index.dim}, the embedder {embedder.dim}")
-        self._index, self._embedder = index, embedder
+        self._index, self.embedder = index, embedder
         self._decode, self._excluded = decode, excluded
 
     def search(self, tokens: np.ndarray, k: int, *, own: np.ndarray | None = None) -> Neighbors:
@@ -215,7 +219,7 @@ class DenseRetriever(Retriever):
         found = []
         for rows in blocks_of(len(tokens), QUERY_BLOCK):
             texts = [self._decode(row[row != 0].tolist()) for row in tokens[rows]]
-            vectors = self._embedder.embed(texts)
+            vectors = self.embedder.embed(texts)
             found.append(self.search_vectors(vectors, k, own=None if own is None else own[rows]))
         return joined(found, k)
 

@@ -46,6 +46,8 @@ def plan_index(
     """
     kind = factory or choose_factory(total, device)
     fitting = int(SHARE_OF_MEMORY * memory) // bytes_per_vector(kind, dim)
+    if not total:
+        return kind, 1
     size = max(1, min(total, fitting, -(-total // shards)))
     if size < total and device != "cpu":
         return plan_index(total, dim, "cpu", memory=memory, factory=factory, shards=shards)
@@ -71,8 +73,8 @@ def write_index(
     dim = vectors.shape[1]
     factory, size = plan_index(len(rows), dim, device, memory=memory, factory=factory, shards=shards)
     empty = empty_index(vectors, rows, factory, device)
-    names = index_names(-(-len(rows) // size))
-    for name, shard in zip(names, blocks_of(len(rows), size), strict=True):
+    names = index_names(max(1, -(-len(rows) // size)))  # of no vectors an empty one
+    for name, shard in zip(names, blocks_of(max(1, len(rows)), size), strict=True):
         part = faiss.clone_index(empty)
         assert isinstance(part, faiss.IndexIDMap)
         held = rows[shard]

@@ -10,6 +10,7 @@ import numpy as np
 from retro_demo.jobs import JobStatus
 from retro_demo.recall import recall_words
 from retro_demo.telling import on_page
+from retro_demo.unknown_text import doubt, known_words
 from retro_demo.views import badge, bar, duration, esc, failure, note, size, standing, table, term
 
 OPERATIONS = 6  # of a parameter for each token, forward and backward
@@ -76,7 +77,9 @@ def corpus_statistics(stats: Mapping[str, Any] | None) -> str:
         (size(stats["bytes"]), "of text"),
     ]
     boxes = "".join(f"<div><b>{value}</b><span>{words}</span></div>" for value, words in facts)
-    warnings = "".join(note(on_page(text), "warning") for text in stats["warnings"])
+    doubted = doubt(stats, "page")
+    warned = [*stats["warnings"], doubted] if doubted else stats["warnings"]
+    warnings = "".join(note(on_page(text), "warning") for text in warned)
     share = held / max(stats["documents"], 1)
     return (
         f'{warnings}<div class="facts">{boxes}</div><div class="pictures">'
@@ -88,6 +91,7 @@ def corpus_statistics(stats: Mapping[str, Any] | None) -> str:
         f'<p class="caption">{esc(stats["device"])} {term("index", "Index")}: {esc(stats["index"])}, '
         f"{term('embedder')}: {esc(stats['embedder'])}. {stats['chunks_short_of_neighbors']:,} chunks "
         f"have fewer neighbors than asked for. {esc(recall_words(stats.get('recall')))} "
+        f"{esc(known_words(stats))} "
         f"Built in {duration(stats['seconds'])}.</p>"
     )
 

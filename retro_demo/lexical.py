@@ -183,6 +183,7 @@ class HybridRetriever(Retriever):
 
     def __init__(self, dense: DenseRetriever, lexical: LexicalRetriever) -> None:
         self._dense, self._lexical = dense, lexical
+        self.embedder = dense.embedder
 
     def search(self, tokens: np.ndarray, k: int, *, own: np.ndarray | None = None) -> Neighbors:
         """As `Retriever.search`."""

@@ -46,6 +46,7 @@ from retro_demo.run_state import check_goes_on, go_on, save_state, saved_step
 from retro_demo.sharding import Shard, begun_in_shards, build_shard, check_count, finish_shards
 from retro_demo.train import Hooks, make_optimizer, train
 from retro_demo.troubles import LIGHTER, said
+from retro_demo.unknown_text import doubt_of
 from retro_demo.workspace import SAMPLE, data_home, is_built, prepare_sample, run_folder
 
 log = logging.getLogger(__name__)
@@ -222,6 +223,8 @@ def _train(
     start = yield from go_on(out, config, model, optimizer, device, world)
     if problem:
         yield Warned(problem)
+    if config.retrieves and (doubted := doubt_of(corpus, training.retriever, "command")):
+        yield Warned(doubted)
     widths = corpus.bytes_of_tokens()
 
     def evaluate(step: int) -> Iterator[Event]:

@@ -29,6 +29,7 @@ from retro_demo.jobs import is_running
 from retro_demo.network_size import check_memory
 from retro_demo.presets import PRESETS, preset_settings
 from retro_demo.tokenizer import Tokenizer
+from retro_demo.unknown_text import check_found
 from retro_demo.workspace import SAMPLE, corpus_folder, data_home, run_folder
 
 READER_KNOBS = frozenset(
@@ -163,6 +164,8 @@ def prepare_run(out: Path, wanted: AnyRun) -> None:
         corpus = load_corpus(corpus_folder(data_home()[0], wanted.corpus))
         if isinstance(wanted, RunConfig):
             check_windows(corpus, wanted.training.seq_len, wanted.training.num_neighbors)
+            if wanted.retrieves:
+                check_found(corpus, wanted.training.retriever)
         out.mkdir(parents=True, exist_ok=True)
         corpus.tokenizer.save(out / "tokenizer.json")
         write_run_config(out, wanted)

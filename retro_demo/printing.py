@@ -8,7 +8,7 @@ from typing import Any
 from retro_demo.evaluate_views import baseline_of
 from retro_demo.events import Event, Finished, Progress, Refined, Retrieved, Started, Step, Token
 from retro_demo.recall import recall_words
-from retro_demo.views import NOTHING_FOUND
+from retro_demo.unknown_text import known_words
 from retro_demo.weigh_views import weighed_words
 
 
@@ -67,11 +67,14 @@ class Printer:
                 f"  N: {n['text']!r}\n  F: {n['continuation']!r}"
                 for n in values["neighbors"]
             )
-            return found or NOTHING_FOUND
+            return found or values["nothing_found"]
         said = ""
         if isinstance(event, Finished):
+            if known := known_words(values):
+                said = "\n" + known
+                values.pop("unknown_word_pieces")
             if "recall" in values:
-                said = "\n" + recall_words(values.pop("recall"))
+                said += "\n" + recall_words(values.pop("recall"))
             values = {
                 name: value for name, value in values.items() if name not in ("document_tokens", "text")
             }

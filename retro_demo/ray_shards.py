@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from retro_demo.building import read_corpus_config
+from retro_demo.building import built, read_corpus_config
 from retro_demo.corpus import MANIFEST
 from retro_demo.errors import UserError
-from retro_demo.events import Event, Finished, Progress, Started
+from retro_demo.events import Event, Progress, Started
 from retro_demo.pipeline import run_shard
 from retro_demo.sharding import Shard
 
@@ -45,7 +45,7 @@ def build_on_ray(out: Path, count: int) -> Iterator[Event]:
                 raise UserError(row["error"])
             yield Progress(stage, done, count)
     manifest = json.loads((out / MANIFEST).read_text("utf-8"))
-    yield Finished(manifest["statistics"] | {name: manifest[name] for name in ("fingerprint", "warnings")})
+    yield built(manifest)
 
 
 def _call(row: dict[str, Any]) -> dict[str, Any]:

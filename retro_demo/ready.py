@@ -11,6 +11,7 @@ from retro_demo.editions import prepare_edition
 from retro_demo.events import Event, Stopped, Warned
 from retro_demo.loading import LoadedRun, load_run
 from retro_demo.pipeline import ensure_sample
+from retro_demo.unknown_text import doubt_of
 from retro_demo.workspace import corpus_folder, data_home
 
 
@@ -36,4 +37,6 @@ def ready_run(
     run = load_run(folder, device, other, retriever)
     if run.swapped:
         yield Warned(f"Hot swap: this run was trained on another corpus and now reads {run.swapped}.")
+    if run.database and (doubted := doubt_of(run.database.corpus, run.retriever, "command")):
+        yield Warned(doubted)
     return run

@@ -48,6 +48,8 @@ def recall_words(values: dict[str, Any] | None) -> str:
     """A measured recall in a sentence for people; None: it was never measured."""
     if values is None:
         return "How much of an exact search its index finds was not measured when it was built."
+    if not values["queries"]:
+        return "Its index is empty: no chunk has a vector."
     return (
         f"Of the {values['k']} nearest chunks that an exact search finds, the index finds "
         f"{percent(values['recall'])}, and {percent(values['self_recall'])} of its chunks find themselves "
@@ -65,13 +67,17 @@ def measure_recall(
 ) -> Recall:
     """The recall of an index of the rows (n,) of vectors (N, E), which may lie on disk.
 
-    Looked for are chunks drawn from all N, without what `excluded` (own (q,), candidates (q, k') -> bool)
-    keeps from them. `tune`: set the inverted lists to look into to the fewest that reach AIM.
+    All rows have a vector. Looked for are chunks drawn from all N, or from the rows where none of these has
+    a vector, without what `excluded` (own (q,), candidates (q, k') -> bool) keeps from them. An index of
+    nothing lacks nothing. `tune`: set the inverted lists to look into to the fewest that reach AIM.
     """
+    if not len(rows):
+        return Recall(1.0, 1.0, K, 0, index.probes)
     own = drawn(len(vectors), QUERIES, seed=0)
+    own = own[vectors[own].any(axis=1)]
+    if not len(own):
+        own = rows[drawn(len(rows), QUERIES, seed=0)]
     sample = np.asarray(vectors[own])
-    own = own[sample.any(axis=1)]
-    sample = sample[sample.any(axis=1)]
 
     def exclude(places: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         return excluded(own[places], candidates)
@@ -83,7 +89,7 @@ def measure_recall(
     def recall() -> float:
         found = search_allowed(index, sample, K, exclude)
         hits = wanted & (_true_scores(vectors, sample, found) >= least - TIE)
-        return float(hits.sum() / max(1, wanted.sum()))
+        return float(hits.sum() / wanted.sum()) if wanted.any() else 1.0
 
     if tune and index.lists:
         fewest = min(FEWEST_PROBES, index.lists)
@@ -106,6 +112,7 @@ def _stored(vectors: np.ndarray, rows: np.ndarray) -> Iterator[tuple[np.ndarray,
 
 def _true_scores(vectors: np.ndarray, queries: np.ndarray, found: Neighbors) -> np.ndarray:
     """The cosines (Q, K) of queries (Q, E) and what was found, by the vectors as they were indexed."""
-    there = np.asarray(vectors[np.maximum(found.ids, 0).reshape(-1)]).reshape(*found.ids.shape, -1)
+    there = np.asarray(vectors[np.maximum(found.ids, 0).reshape(-1)])
+    there = there.reshape(*found.ids.shape, vectors.shape[1])
     scores = np.einsum("qe,qke->qk", queries, there)
     return np.where(found.ids >= 0, scores, -np.inf)

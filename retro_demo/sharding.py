@@ -32,7 +32,7 @@ from retro_demo.events import Event, Finished, Progress, Started
 from retro_demo.index import DenseRetriever, gpu_available
 from retro_demo.jobs import claim
 from retro_demo.tokenizer import Tokenizer
-from retro_demo.vectors import EMBED_BLOCK, embed_chunks, npy_header, sources_of
+from retro_demo.vectors import EMBED_BLOCK, embed_chunks, has_vector, npy_header, sources_of
 
 SHARDS = "shards"
 VECTORS, NEIGHBORS = "vectors.npy", "neighbors.npy"
@@ -180,9 +180,9 @@ def _joined_index(
     def too_near(own: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         return excluded(chunks, cluster, window, own, candidates)
 
-    train = np.flatnonzero(~held_out[chunks.document])
+    rows = np.flatnonzero(~held_out[chunks.document] & has_vector(vectors))
     device = "cuda" if gpu_available()[0] else "cpu"
-    index, _ = yield from index_chunks(out, vectors, train, too_near, device, shards=shard.count)
+    index, _ = yield from index_chunks(out, vectors, rows, too_near, device, shards=shard.count)
     return DenseRetriever(index, embedder, tokenizer.decode, too_near)
 
 

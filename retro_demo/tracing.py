@@ -223,5 +223,6 @@ def why_nothing(trace: Trace, chunk: int = 0) -> str:
             "Choose an earlier one."
         )
     if not trace.neighbors[chunk]:
-        return f"No neighbor was found for chunk {chunk + 1}."
+        why = trace.about.get("nothing_found", "No neighbor was found.")  # traces of 0.5.0 do not say why
+        return f"Chunk {chunk + 1}: {why}"
     return ""

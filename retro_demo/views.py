@@ -28,10 +28,6 @@ _TEMPLATE = str.maketrans({"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#9
 
 
 TABLE = "A table; the arrow keys scroll it where it is larger than its frame"
-NOTHING_FOUND = (
-    "Nothing was found: no chunk of the index shares a word or token with this text. Try other words, or the "
-    "dense retriever, which goes by meaning and always finds some."
-)
 
 
 def esc(text: object) -> str:
@@ -126,11 +122,12 @@ def table(head: str, rows: Sequence[str]) -> str:
     return f'<div class="scroll" tabindex="0" role="group" aria-label="{TABLE}"><table>{body}</table></div>'
 
 
-def found_html(neighbors: Sequence[Mapping[str, Any]]) -> str:
-    """What a search found."""
+def found_html(neighbors: Sequence[Mapping[str, Any]], *, doubted: str = "", nothing: str = "") -> str:
+    """What a search found, after why that may be unrelated; `nothing` says why there is none."""
+    warned = note(doubted, "warning") if doubted else ""
     if not neighbors:
-        return note(NOTHING_FOUND)
-    return "".join(neighbor_card(neighbor, place) for place, neighbor in enumerate(neighbors))
+        return warned + note(nothing)
+    return warned + "".join(neighbor_card(neighbor, place) for place, neighbor in enumerate(neighbors))
 
 
 STATES = {

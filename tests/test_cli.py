@@ -231,7 +231,7 @@ def test_search_takes_a_retriever(capsys, built, retriever):
 def test_a_search_that_finds_nothing_says_so(capsys, built):
     assert cli.main(["search", str(built), "zzzqqq", "--retriever", "bm25-words"]) == 0
 
-    assert capsys.readouterr().out.startswith("Nothing was found: no chunk of the index shares a word")
+    assert capsys.readouterr().out.startswith("Nothing was found by bm25-words: ")
 
 
 def test_generate_swaps_corpus_and_retriever_and_announces_it(capsys, tmp_path, built):

@@ -206,7 +206,8 @@ def test_a_corpus_of_before_there_were_marks_and_recall_still_opens(tmp_path, sm
 
     corpus = load_corpus(folder)
 
-    assert len(open_index(corpus)) == (~corpus.held_out[corpus.chunks.document]).sum()
+    there = np.load(folder / "vectors.npy").any(axis=1)  # the last chunk of a document may hold its end alone
+    assert len(open_index(corpus)) == (there & ~corpus.held_out[corpus.chunks.document]).sum()
     assert search_stored(corpus, load_retriever(corpus), np.arange(3), 2).ids.shape == (3, 2)
 
 

@@ -18,6 +18,7 @@ from page_helpers import client_of, page_home
 
 from benchmarks.serving import served_page
 from retro_demo import corpus_changes, service
+from retro_demo.building import build_corpus, prepare_corpus
 from retro_demo.config import CorpusConfig, GenerateConfig
 from retro_demo.evaluate_config import EvaluateConfig
 from retro_demo.explain_config import ExplainConfig
@@ -162,6 +163,37 @@ def test_a_search_takes_a_retriever(client, built, code, retriever):
     found = client.predict(code, built["corpus"], "boats of timber", 3, retriever, api_name="/search")
 
     assert len(found) == 3
+
+
+@pytest.fixture(scope="module")
+def unknown(home, code) -> list[str]:
+    """Two corpora of the visitor: the embedder knows a part of the first, and nothing in the second."""
+    for name in ("zh", "amharic"):
+        folder = Workspace.open(home, code).make().folder / "corpora" / name
+        sources = sorted((Path(__file__).parent / "data" / "languages").glob(f"{name}_*.txt"))
+        prepare_corpus(folder, sources, CorpusConfig(chunk_len=16, vocab_size=400, holdout=0.0))
+        list(build_corpus(folder))
+    return ["zh", "amharic"]
+
+
+def test_a_search_where_the_embedder_does_not_know_the_text_says_so(client, unknown, code):
+    part, nothing = unknown
+    passage = "灯塔的看守每年冬天写一封信，讲述风暴与潮汐。"
+
+    found = client.predict(code, part, passage, 2, api_name="/search")
+    words = client.predict(code, part, passage, 2, "bm25-words", api_name="/search")
+
+    assert len(found) == len(words) == 2
+    assert all("does not know" in one["warned"] and "bm25-words" in one["warned"] for one in found)
+    assert not any("warned" in one for one in words)
+    assert "Nothing was found by dense" in refusal(client, code, nothing, "በጸደይ", endpoint="/search")
+
+
+def test_a_training_can_be_given_the_retriever_that_its_refusal_names(client, unknown, code):
+    asked = code, unknown[1], "retro", "tiny", 5, 0, ""
+
+    assert "with the retriever bm25-words or bm25" in refusal(client, *asked, endpoint="/train")
+    assert "choose one of dense, bm25, bm25-words" in refusal(client, *asked, "x", endpoint="/train")
 
 
 def test_training_returns_at_once_and_can_be_watched_and_stopped(client, built, code):

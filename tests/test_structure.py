@@ -72,6 +72,7 @@ LAYERS = [
         "marks",
         "index_files",
         "recall",
+        "unknown_text",
         "lexical",
         "cutting",
         "building",

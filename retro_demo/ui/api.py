@@ -24,12 +24,14 @@ from retro_demo.marge_writing import grown, ids_of, refuse_evidence, refuse_retr
 from retro_demo.quotas import checked_writing
 from retro_demo.rewriting import edit_by_values, edit_json
 from retro_demo.search import search as search_corpus
+from retro_demo.search import search_doubt
 from retro_demo.telling import to_program, values_to_program
 from retro_demo.ui import zero_gpu
 from retro_demo.ui.form import MODEL
 from retro_demo.ui.refusals import public
 from retro_demo.ui.uploads import followed, uploaded
 from retro_demo.ui.workspace_drawer import forget_visitor
+from retro_demo.unknown_text import doubt_of, nothing_found
 from retro_demo.workspace import Workspace
 
 
@@ -57,10 +59,15 @@ def add_endpoints(library: Library) -> None:
 
     def search(workspace: str, corpus: str, text: str, k: int = 4, retriever: str = "dense") -> list[dict]:
         """The k chunks of a corpus that are nearest to the text: document, title, score, text and
-        continuation of each. The retriever is dense, bm25 (over tokens), bm25-words or hybrid."""
+        continuation of each. The retriever is dense, bm25 (over tokens), bm25-words or hybrid. Where dense or
+        hybrid do not know the corpus or the text, each chunk has a sentence on that under "warned"."""
         folder = service.built_corpus(Workspace.open(home, workspace), corpus)
         database = library.corpus(folder, retriever)
-        return search_corpus(database.corpus, database.retriever, text, _whole(k))
+        found = search_corpus(database.corpus, database.retriever, text, _whole(k))
+        if not found and doubt_of(database.corpus, retriever, "http"):  # an empty list has no room for a word
+            raise UserError(nothing_found(retriever, database.corpus.manifest["statistics"]))
+        doubted = search_doubt(database.corpus, database.retriever, text, "http")
+        return [one | {"warned": doubted} for one in found] if doubted else found
 
     def train(
         workspace: str,
@@ -70,11 +77,13 @@ def add_endpoints(library: Library) -> None:
         steps: int = 0,
         seed: int = 0,
         base: str = "",
+        retriever: str = "",
     ) -> dict:
         """Start training and return at once: {"run": id}. steps 0 means as many as the preset says;
         base is the run whose weights it begins with (a retrofit needs one). model is lm, retro, retrofit
-        or marge."""
-        settings = {"seed": _whole(seed)} | ({"steps": _whole(steps)} if steps else {})
+        or marge. retriever is dense, bm25, bm25-words or hybrid; empty: that of the preset."""
+        settings: dict[str, Any] = {"seed": _whole(seed)} | ({"steps": _whole(steps)} if steps else {})
+        settings |= {"retriever": retriever} if retriever else {}
         run = service.start_run(Workspace.open(home, workspace), corpus, model, preset, settings, base=base)
         return {"run": run}
 
@@ -143,8 +152,9 @@ def add_endpoints(library: Library) -> None:
     ) -> Iterator[dict]:
         """Write text with a run. Yields {"text", "new_tokens", "done": false} as it grows; the last has
         "done": true, the full text and the neighbors of each chunk. retrieval is on, off or shuffled;
-        retriever and corpus name others than those of the training, and "swapped" then says so. A MARGE
-        writes in a language, from evidence: ids of documents with commas between, none: its own choice."""
+        retriever and corpus name others than those of the training, and "swapped" then says so; "warned"
+        says why no chunk found a neighbor. A MARGE writes in a language, from evidence: ids of documents
+        with commas between, none: its own choice."""
         space = Workspace.open(home, workspace)
         config = checked_writing(
             home,
@@ -175,6 +185,9 @@ def add_endpoints(library: Library) -> None:
                 chunks = [{"chunk": e.chunk, "ms": e.ms, "neighbors": e.neighbors} for e in writing.retrieved]
                 kept = {"run": run, "seconds": round(writing.seconds, 3), "chunks": chunks}
                 kept |= {"retriever": loaded.retriever, "swapped": loaded.swapped}
+                if chunks and loaded.database and not any(one["neighbors"] for one in chunks):
+                    statistics = loaded.database.corpus.manifest["statistics"]
+                    kept |= {"warned": nothing_found(loaded.retriever, statistics)}
                 yield base | kept | {"done": True}
 
     def evaluate(

@@ -11,7 +11,7 @@ from retro_demo import corpus_changes, downloads, job_views, jobs, service, view
 from retro_demo.config import RETRIEVERS, CorpusConfig
 from retro_demo.errors import UserError
 from retro_demo.library import Library
-from retro_demo.search import search
+from retro_demo.search import search, search_doubt
 from retro_demo.ui.change_section import change_section
 from retro_demo.ui.form import (
     CHEAP,
@@ -27,6 +27,7 @@ from retro_demo.ui.form import (
     sure,
 )
 from retro_demo.ui.uploads import chosen_files, documents_picker
+from retro_demo.unknown_text import nothing_found
 from retro_demo.workspace import SAMPLE, Workspace, disk_use
 
 
@@ -189,11 +190,13 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
         database = library.corpus(folder, by)
         begun = time.perf_counter()
         near = search(database.corpus, database.retriever, words, count)
+        doubted = search_doubt(database.corpus, database.retriever, words, "page")
+        nothing = nothing_found(by, database.corpus.manifest["statistics"])
         seconds = time.perf_counter() - begun
         kept = downloads.search_json(
             folder, one, text=words, retriever=by, k=count, found=near, seconds=seconds
         )
-        return [views.found_html(near), _download("search.json", kept)]
+        return [views.found_html(near, doubted=doubted, nothing=nothing), _download("search.json", kept)]
 
     @shows_errors
     def call_it(code: str, one: str, wanted: str) -> list[Any]:
