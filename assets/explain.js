@@ -12,6 +12,11 @@ const make = (tag, words, kind) => {
   if (kind) made.className = kind;
   return made;
 };
+const theirs = (tag, words) => {  // text of others, in its own direction
+  const made = make(tag, words);
+  made.dir = 'auto';
+  return made;
+};
 const token = (t) => element.querySelector(`[data-t="${t}"]`);
 const chunkOf = (t) => Math.floor(t / data.chunkLen);
 const signed = (x) => (x >= 0 ? '+' : '−') + Math.abs(x).toFixed(3);
@@ -96,7 +101,7 @@ const likely = (title, arm, t) => {
     const p = data.p[arm][t - 1][i], item = make('li', undefined, id === data.ids[t] ? 'it' : '');
     const bar = make('i');
     bar.style.width = `${100 * p}%`;
-    item.append(make('span', data.words[id]), bar, make('b', percent(p)));
+    item.append(theirs('span', data.words[id]), bar, make('b', percent(p)));
     list.append(item);
   });
   box.append(list);
@@ -107,7 +112,7 @@ const panel = (t) => {
   const end = t === data.labels.length;
   box.replaceChildren();
   const head = make('p', undefined, 'which');
-  head.append(make('b', end ? 'What would come next' : data.labels[t]));
+  head.append(end ? make('b', 'What would come next') : theirs('b', data.labels[t]));
   if (!end) head.append(make('span', `token ${t + 1}, chunk ${chunkOf(t) + 1}`));
   box.append(head);
   if (t === 0) { box.append(make('p', 'The first token: nothing came before it to expect it by.', 'caption')); return; }
@@ -195,7 +200,8 @@ element.addEventListener('click', e => {
 });
 element.addEventListener('keydown', e => {
   if (!data || !e.target.closest('.text')) return;
-  const step = {ArrowRight: 1, ArrowLeft: -1, ArrowDown: data.chunkLen, ArrowUp: -data.chunkLen}[e.key];
+  const ahead = getComputedStyle(token(chosen).parentElement).direction === 'rtl' ? -1 : 1;
+  const step = {ArrowRight: ahead, ArrowLeft: -ahead, ArrowDown: data.chunkLen, ArrowUp: -data.chunkLen}[e.key];
   if (e.key === 'Home') { e.preventDefault(); choose(0, {focus: true}); }
   if (e.key === 'End') { e.preventDefault(); choose(data.labels.length, {focus: true}); }
   if (step) { e.preventDefault(); choose(chosen + step, {focus: true}); }

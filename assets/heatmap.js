@@ -6,7 +6,8 @@ let data = null, weights = null, chosen = 0, width = 0;
 const decode = (text) => Uint8Array.from(atob(text), c => c.charCodeAt(0));
 const tone = (hex, alpha) =>
   `rgba(${[1, 3, 5].map(i => parseInt(hex.slice(i, i + 2), 16)).join(', ')}, ${alpha})`;
-const short = (text, most) => text.length > most ? text.slice(0, most - 1) + '…' : text;
+const own = (text) => `\u2068${text}\u2069`;  // in its own direction, between what is ours
+const short = (text, most) => own(text.length > most ? text.slice(0, most - 1) + '…' : text);
 const chunk = () => Math.floor(chosen / data.shape[1]) - 1;
 const weight = (u, row, k, r) => {
   const [, C, K, R] = data.shape;
@@ -31,7 +32,7 @@ const draw = () => {
   data.neighbors[u].forEach((neighbor, k) => {
     const box = document.createElement('figure');
     const title = document.createElement('figcaption');
-    title.textContent = `${k + 1} ${neighbor.title}`;
+    title.textContent = `${k + 1} ${own(neighbor.title)}`;
     title.style.borderLeft = `4px solid ${data.colors[k]}`;  // as text the color would be too pale
     title.style.paddingLeft = '0.4rem';
     const scroll = document.createElement('div');
@@ -103,9 +104,9 @@ const draw = () => {
       const cellAt = at(e);
       if (!cellAt) return;
       const r = cellAt.place, part = r < R / 2 ? 'N' : 'F';
-      const who = cellAt.token < data.labels.length ? data.labels[cellAt.token] : 'what comes next';
+      const who = cellAt.token < data.labels.length ? own(data.labels[cellAt.token]) : 'what comes next';
       reading.textContent = `Before ${who} (token ${cellAt.token + 1}) was written: weight ` +
-        `${(weight(u, cellAt.row, k, r) * data.top).toFixed(4)} on ${neighbor.tokens[r]} of ${part}, neighbor ${k + 1}`;
+        `${(weight(u, cellAt.row, k, r) * data.top).toFixed(4)} on ${own(neighbor.tokens[r])} of ${part}, neighbor ${k + 1}`;
     });
     canvas.addEventListener('click', e => {
       const cellAt = at(e);

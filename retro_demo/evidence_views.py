@@ -12,7 +12,7 @@ from retro_demo.evidence_run import MargeCorpus
 from retro_demo.evidence_sample import Sample
 from retro_demo.evidence_series import reindexes
 from retro_demo.jobs import JobStatus
-from retro_demo.views import esc, language_name, neighbor_color, note, table, term
+from retro_demo.views import esc, language_name, neighbor_color, note, table, term, theirs
 
 WORDS = 400  # characters of a piece of evidence in the list
 TABLE_COLUMNS = (
@@ -101,11 +101,11 @@ def matrix_table(values: np.ndarray, relevance: np.ndarray, sample: Sample, sour
     for row, name in enumerate(names):
         order = np.argsort(np.where(np.isnan(relevance[row]), np.inf, -relevance[row]), kind="stable")[:3]
         cells = "".join(
-            f"<td>{esc(names[at])}</td><td>{relevance[row, at]:.4f}</td><td>{values[row, at]:.4g}</td>"
+            f"<td>{theirs(names[at])}</td><td>{relevance[row, at]:.4f}</td><td>{values[row, at]:.4g}</td>"
             for at in order
             if not np.isnan(relevance[row, at])
         )
-        show = f'<button type="button" data-target="{int(sample.ids[row])}">{esc(name)}</button>'
+        show = f'<button type="button" data-target="{int(sample.ids[row])}">{theirs(name)}</button>'
         rows.append(f"<tr><th>{show}</th>{cells}</tr>")
     return table(head, rows)
 
@@ -128,7 +128,7 @@ def map_table(moved: Mapping[str, Any], sample: Sample, source: MargeCorpus) -> 
         about = source.about(int(i))
         cells = "".join(f"<td>{value:+.3f}</td>" for value in (*before, *after))
         rows.append(
-            f"<tr><th>{esc(about['name'])}</th><td>{esc(about['group'])}</td>"
+            f"<tr><th>{theirs(about['name'])}</th><td>{theirs(about['group'])}</td>"
             f"<td>{esc(language_name(about['language']))}</td>{cells}</tr>"
         )
     head = (
@@ -147,8 +147,8 @@ def target_html(reading: EvidenceReading | None, source: MargeCorpus) -> str:
         f'<p class="finding">{_worth(reading)}</p>'
         f'<p class="caption">One target only: <b>Evaluate</b> tells whether it is so over all held-out ones. '
         f"{term('beta')} by layer: {betas}.</p>"
-        f'<article class="card"><header><b>{esc(about["title"])}</b>'
-        f"<span>{esc(language_name(about['language']))}</span><span>{esc(about['name'])}</span></header>"
+        f'<article class="card"><header><b>{theirs(about["title"])}</b>'
+        f"<span>{esc(language_name(about['language']))}</span><span>{theirs(about['name'])}</span></header>"
         f'<p dir="auto">{esc(source.text(reading.target))}</p></article>'
     )
 
@@ -181,7 +181,7 @@ def evidence_table(reading: EvidenceReading, source: MargeCorpus) -> str:
         same = " · same group" if about["group"] == source.about(reading.target)["group"] else ""
         rows.append(
             f"<tr><th>{place + 1}</th><td>{esc(language_name(about['language']))}</td>"
-            f"<td><b>{esc(about['title'])}</b> <small>{esc(about['name'] + same)}</small>"
+            f"<td><b>{theirs(about['title'])}</b> <small>{theirs(about['name'])}{same}</small>"
             f'<br><span dir="auto">{esc(text[:WORDS])}</span></td>'
             f"<td>{reading.relevance[place]:+.4f}</td><td>{mass[place]:.1%}</td>"
             f"<td>{reading.without[place]:.4f}</td><td>{reading.effect[place]:+.4f}</td></tr>"
@@ -244,8 +244,8 @@ def found_evidence(passages: Sequence[Mapping[str, Any]], milliseconds: float) -
         return note("Written without any evidence.")
     cards = "".join(
         f'<article class="card" style="--own:{neighbor_color(place)}"><header><b>{place + 1} '
-        f"{esc(one['title'] or one['document'])}</b><span>{esc(language_name(one['language']))}</span>"
-        f"<span>{esc(one['document'])}</span><span>{term('relevance')} {_relevance(one['score'])}</span>"
+        f"{theirs(one['title'] or one['document'])}</b><span>{esc(language_name(one['language']))}</span>"
+        f"<span>{theirs(one['document'])}</span><span>{term('relevance')} {_relevance(one['score'])}</span>"
         "</header>"
         f'<p dir="auto">{esc(one["text"])}</p></article>'
         for place, one in enumerate(passages)

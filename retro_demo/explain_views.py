@@ -16,7 +16,7 @@ import numpy as np
 from retro_demo.copying import LONG, Span
 from retro_demo.findings import spans, summary, token_rows
 from retro_demo.tracing import Trace, attention, mass, why_nothing
-from retro_demo.views import esc, neighbor_color, note, table, term
+from retro_demo.views import esc, neighbor_color, note, passage, table, term, theirs
 
 GAIN_SCALES = (0.5, 1, 2, 4)  # nat, where the colors are full: the first that most gains stay within
 EFFECT_OF_RANKS = "The effect is that of all neighbors of the same rank in the text, not of this one alone."
@@ -122,7 +122,8 @@ def _chunk(trace: Trace, number: int, copied: list[Span]) -> str:
         )
     return (
         f'<div class="chunk" data-chunk="{number}" role="group" aria-label="Chunk {number + 1}">'
-        f'<span class="number">{number + 1}</span><div class="tokens">{"".join(tokens)}</div></div>'
+        f'<span class="number">{number + 1}</span>'
+        f'<div class="tokens" dir="auto">{"".join(tokens)}</div></div>'
     )
 
 
@@ -173,12 +174,12 @@ def _card(trace: Trace, chunk: int, place: int, shares: np.ndarray) -> str:
         f'<article class="card" data-chunk="{chunk}" data-neighbor="{place}" '
         f'style="--own:{neighbor_color(place)}"><header>'
         f'<button type="button" class="name" data-act="used" aria-pressed="false">{place + 1} '
-        f"{esc(neighbor['title'] or neighbor['document'])}</button>"
+        f"{theirs(neighbor['title'] or neighbor['document'])}</button>"
         f"<span>{term('score')} {neighbor['score']:.2f}</span>"
         f'<span class="mass">{term("mass")} {share:.0%}</span>'
         f'<span class="bar"><i style="width:{100 * min(1, share):.0f}%"></i></span>'
         f"<span>{term('effect')} <b>{effect}</b></span></header>"
-        f"<p><em>{term('N')}</em>{parts[0]}</p><p><em>{term('F')}</em>{after}</p>"
+        f"{passage('N', parts[0])}{passage('F', after)}"
         f'<footer class="acts">{buttons}</footer></article>'
     )
 
@@ -270,5 +271,7 @@ def token_table(trace: Trace | None) -> str:
             at = row["from"]
             source = f"{at['neighbor'] + 1} {at['part']} {at['place'] + 1}" if at else ""
             cells += f"<td>{row['copied'] or ''}</td><td>{source}</td>"
-        rows.append(f"<tr><td>{row['token'] + 1}</td><th>{esc(trace.tokens[row['token']])}</th>{cells}</tr>")
+        rows.append(
+            f"<tr><td>{row['token'] + 1}</td><th>{theirs(trace.tokens[row['token']])}</th>{cells}</tr>"
+        )
     return table(head, rows)

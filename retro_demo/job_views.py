@@ -11,7 +11,19 @@ from retro_demo.jobs import JobStatus
 from retro_demo.recall import recall_words
 from retro_demo.telling import on_page
 from retro_demo.unknown_text import doubt, known_words
-from retro_demo.views import badge, bar, duration, esc, failure, note, size, standing, table, term
+from retro_demo.views import (
+    badge,
+    bar,
+    duration,
+    esc,
+    failure,
+    note,
+    size,
+    standing,
+    table,
+    term,
+    theirs,
+)
 
 OPERATIONS = 6  # of a parameter for each token, forward and backward
 OPERATIONS_A_SECOND = 40e9  # one core: 47e9 for both shipped sizes of RETRO, 44e9 for MARGE, 30e9 for tiny
@@ -129,7 +141,7 @@ def duplicates(stats: Mapping[str, Any]) -> str:
     exact, near = stats["exact_duplicates"], stats["near_duplicates"]
     words = f"{exact:,} exact duplicates, {near:,} {term('near-duplicate', 'near-duplicates')}"
     rows = [
-        f"<tr><td>{esc(one)}</td><td>{esc(other)}</td><td>{alike:.2f}</td></tr>"
+        f"<tr><td>{theirs(one)}</td><td>{theirs(other)}</td><td>{alike:.2f}</td></tr>"
         for one, other, alike in stats["duplicate_examples"]
     ]
     more = table("<th>document</th><th>is almost</th><th>alike</th>", rows) if rows else ""

@@ -12,7 +12,7 @@ from retro_demo.editing import Edit
 from retro_demo.findings import timeline, top_words
 from retro_demo.rewriting import Rewritten
 from retro_demo.tracing import Trace, why_nothing
-from retro_demo.views import esc, neighbor_color, note, table, term
+from retro_demo.views import esc, neighbor_color, note, table, term, theirs
 
 
 def timeline_html(trace: Trace | None) -> str:
@@ -27,11 +27,12 @@ def timeline_html(trace: Trace | None) -> str:
     for row in lookups:
         found = "".join(
             f'<li style="--own:{neighbor_color(place)}"><b>{place + 1}</b> '
-            f"{esc(one['title'] or one['document'])} <small>{_scores(one)}</small></li>"
+            f"{theirs(one['title'] or one['document'])} <small>{_scores(one)}</small></li>"
             for place, one in enumerate(row["neighbors"])
         )
         rows.append(
-            f"<tr><td>{row['chunk'] + 1}</td><td class='query'>{esc(row['query'].strip()[:90])}</td>"
+            f"<tr><td>{row['chunk'] + 1}</td>"
+            f"<td class='query' dir='auto'>{esc(row['query'].strip()[:90])}</td>"
             f"<td><ol class='ranks'>{found}</ol></td><td>{_number(row['nearest'], '.2f')}</td>"
             f"<td>{_number(row['ms'], '.1f')}</td><td>{_two_sided(row['gain'], widest)}</td>"
             f"<td>{_number(row['copied'], '.0%')}</td></tr>"
@@ -82,19 +83,21 @@ def edit_html(trace: Trace, made: Rewritten, token: int) -> str:
     if made.goes_on_before or made.goes_on_after:
         continued = (
             '<div class="three two"><section><h3>goes on, before</h3>'
-            f'<div class="sample">{esc(made.goes_on_before)}</div></section>'
-            "<section><h3>goes on, after</h3>"
-            f'<div class="sample">{esc(made.goes_on_after)}</div></section></div>'
+            f"{_sample(made.goes_on_before)}</section><section><h3>goes on, after</h3>"
+            f"{_sample(made.goes_on_after)}</section></div>"
         )
     blocks = "".join(_next_tokens(trace, made, i, hidden=i != shown) for i in reached)
     return (
         f'<div class="edited" style="--own:{neighbor_color(edit.neighbor)}">{warning}{proof(edit)}'
         f"{_strip(trace, edit, shown)}{blocks}{continued}"
-        f"<details><summary>Old and new text of neighbor {edit.neighbor + 1}, {esc(title)}</summary>"
-        f'<div class="three two"><section><h3>old</h3><div class="sample">{esc(made.before)}</div></section>'
-        f'<section><h3>new</h3><div class="sample">{esc(made.after or "(nothing)")}</div></section></div>'
-        "</details></div>"
+        f"<details><summary>Old and new text of neighbor {edit.neighbor + 1}, {theirs(title)}</summary>"
+        f'<div class="three two"><section><h3>old</h3>{_sample(made.before)}</section>'
+        f"<section><h3>new</h3>{_sample(made.after or '(nothing)')}</section></div></details></div>"
     )
+
+
+def _sample(text: str) -> str:
+    return f'<div class="sample" dir="auto">{esc(text)}</div>'
 
 
 def proof(edit: Edit) -> str:
@@ -137,13 +140,13 @@ def _next_tokens(trace: Trace, made: Rewritten, position: int, *, hidden: bool) 
         names, made.edit.top_ids[:, position], made.edit.top_probabilities[:, position], strict=True
     ):
         items = "".join(
-            f"<li><span>{esc(word)}</span><i style='width:{100 * p:.0f}%'></i><b>{p:.1%}</b></li>"
+            f"<li><span dir='auto'>{esc(word)}</span><i style='width:{100 * p:.0f}%'></i><b>{p:.1%}</b></li>"
             for word, p in top_words(made.words, ids, np.asarray(likely))
         )
         lists.append(f"<section><h4>{name}</h4><ol class='likely'>{items}</ol></section>")
     context = "".join(trace.pieces[max(0, position - 11) : position + 1])
     return (
         f'<div data-after="{position}"{" hidden" if hidden else ""}>'
-        f'<p class="caption">What comes after “…{esc(context)}”</p>'
+        f'<p class="caption">What comes after “{theirs("…" + context)}”</p>'
         f'<div class="three">{"".join(lists)}</div></div>'
     )

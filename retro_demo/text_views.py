@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from retro_demo.findings import summary
 from retro_demo.tracing import Trace
-from retro_demo.views import esc, note, table, term
+from retro_demo.views import esc, note, table, term, theirs
 from retro_demo.workspace import SAMPLE
 from retro_demo.writing import SIDES, Writing
 
@@ -22,7 +22,8 @@ def growing_text(writing: Writing) -> str:
         )
         number = start // writing.chunk_len + 1
         blocks.append(
-            f'<div class="chunk"><span class="number">{number}</span><div class="tokens">{tokens}</div></div>'
+            f'<div class="chunk"><span class="number">{number}</span>'
+            f'<div class="tokens" dir="auto">{tokens}</div></div>'
         )
     going = " going" if writing.trace is None else ""
     return f'<div class="text{going}">{"".join(blocks)}</div>'
@@ -81,7 +82,7 @@ def intro(trace: Trace | None, *, example: bool) -> str:
         looked = f"{term('neighbor', 'neighbors')}"
     own = ""
     if about.get("source"):
-        own = f" The text stands in <b>{esc(about['source'])}</b>, which was left out of the search."
+        own = f" The text stands in <b>{theirs(about['source'])}</b>, which was left out of the search."
     return (
         f'<p class="intro">{mark}{whose}: after each {term("chunk")} it looked up {looked} in {where}, '
         f"and read them through {term('cross-attention')} while it went on.{own}</p>"
@@ -102,8 +103,8 @@ def sides_html(sides: Mapping[str, Writing]) -> str:
         parts = (writing.pieces[:prompt], writing.pieces[prompt:same], writing.pieces[same:])
         given, alike, apart = (esc("".join(part)) for part in parts)
         columns.append(
-            f'<section><h3>{names[side]}</h3><div class="sample"><span class="prompt">{given}</span>{alike}'
-            f'<span class="apart">{apart}</span></div></section>'
+            f'<section><h3>{names[side]}</h3><div class="sample" dir="auto">'
+            f'<span class="prompt">{given}</span>{alike}<span class="apart">{apart}</span></div></section>'
         )
         if writing.trace is not None:
             found = summary(writing.trace)

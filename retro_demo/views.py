@@ -7,6 +7,7 @@ passes through `esc` here and nowhere else.
 from __future__ import annotations
 
 import html
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,12 +36,26 @@ def esc(text: object) -> str:
     return html.escape(str(text)).translate(_TEMPLATE)
 
 
+def theirs(text: object) -> str:
+    """Text of others within a line of ours, such as a title: it runs in its own direction.
+
+    A block of their text has dir="auto" in its place.
+    """
+    return f"<bdi>{esc(text)}</bdi>"
+
+
+def isolated(text: object) -> str:
+    """As `theirs`, where there are no tags: what runs from right to left stands between two isolates."""
+    turned = any(unicodedata.bidirectional(one) in ("R", "AL") for one in str(text))
+    return f"\u2068{text}\u2069" if turned else str(text)
+
+
 def label(text: object) -> str:
     """Text of others in a figure: neither a tag nor a template of plotly, and of a bounded length."""
     words = str(text)
-    return esc(
-        words if len(words) <= MOST_LABEL else f"{words[: MOST_LABEL // 2]}…{words[-MOST_LABEL // 2 :]}"
-    )
+    if len(words) > MOST_LABEL:
+        words = f"{words[: MOST_LABEL // 2]}…{words[-MOST_LABEL // 2 :]}"
+    return esc(isolated(words))
 
 
 def term(word: str, shown: str = "") -> str:
@@ -104,15 +119,19 @@ def trail(corpus: str, stats: Mapping[str, Any] | None, run: str, worth: str) ->
     return '<nav class="trail">' + " <i>›</i> ".join(f"<span>{p}</span>" for p in parts) + "</nav>"
 
 
+def passage(name: str, inside: str) -> str:
+    """A passage of a document behind its letter (N or F), which has no say in its direction."""
+    return f'<p dir="auto"><em dir="ltr">{term(name)}</em>{inside}</p>'
+
+
 def neighbor_card(neighbor: Mapping[str, Any], place: int) -> str:
     """One neighbor as a search found it: N, F and score."""
     after = neighbor["continuation"] or "(the document ends here)"
     return (
         f'<article class="card" style="--own:{neighbor_color(place)}"><header><b>{place + 1} '
-        f"{esc(neighbor['title'] or neighbor['document'])}</b><span>{term('score')} "
+        f"{theirs(neighbor['title'] or neighbor['document'])}</b><span>{term('score')} "
         f"{neighbor['score']:.2f}</span></header>"
-        f"<p><em>{term('N')}</em>{esc(neighbor['text'])}</p>"
-        f"<p><em>{term('F')}</em>{esc(after)}</p></article>"
+        f"{passage('N', esc(neighbor['text']))}{passage('F', esc(after))}</article>"
     )
 
 

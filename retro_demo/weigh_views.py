@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from retro_demo.views import esc, note, table, term
+from retro_demo.views import esc, note, table, term, theirs
 
 
 def weighed_words(result: Mapping[str, Any]) -> str:
@@ -34,9 +34,9 @@ def weighed_html(result: Mapping[str, Any] | None) -> str:
     if result is None:
         return ""
     rows = [
-        f"<tr><td>{esc(row['context'])}<mark>{esc(row['token'])}</mark></td>"
+        f"<tr><td dir='auto'>{esc(row['context'])}<mark>{esc(row['token'])}</mark></td>"
         f"<td>{row['lost']:+.2f}</td><td>{row['log_p_with']:.2f}</td><td>{row['log_p_without']:.2f}</td>"
-        f"<td>{row['log_p_off']:.2f}</td><td>{esc(row['because'])}</td></tr>"
+        f"<td>{row['log_p_off']:.2f}</td><td>{theirs(row['because'])}</td></tr>"
         for row in result["rows"]
         if row["lost"] > 0
     ]

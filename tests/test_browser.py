@@ -218,7 +218,10 @@ def test_a_given_text_is_explained_and_its_tokens_neighbors_and_edits_are_linked
     page.get_by_role("tab", name="Explain a given text", exact=True).click()
     visit.choose("run", "factbook-retrofit")
     words = f"Background: {CANARY} The islands became independent in 1975. Area: total: 2,235 sq km. " * 2
-    page.locator("#given textarea").fill(words)
+    direction = "one => getComputedStyle(one).direction"
+    for typed, runs in (("قال John (1948).", "rtl"), (words, "ltr")):
+        page.locator("#given textarea").fill(typed)
+        assert page.locator("#given textarea").evaluate(direction) == runs
     page.locator("#explain").click()
     expect(page.locator("#intro")).to_contain_text("A given text, read by factbook-retrofit", timeout=LONG)
     expect(page.locator("#linked .text")).to_contain_text("<img src=x onerror")

@@ -152,7 +152,7 @@ def explain_view(library: Library, visitor: gr.BrowserState, trace_id: gr.Browse
             made = rewriting.swap(run, trace, chunk, neighbor, choices[0]["chunk"])
             texts = rewriting.neighbor_texts(run, made.edit.after)
         title = trace.neighbors[chunk][neighbor]["title"]
-        words = f"Neighbor {neighbor + 1} of chunk {chunk + 1}: {title}"
+        words = f"Neighbor {neighbor + 1} of chunk {chunk + 1}: {views.isolated(title)}"
         options = [
             (f"{one['title'] or one['document']} · {one['score']:.2f}", one["chunk"]) for one in choices
         ]
