@@ -4,7 +4,8 @@
 
 Each file holds the same made-up text, as that kind is usually written: pages with links and tables, a
 Word file with a few runs a paragraph, a book of chapters. The ratio says how many times as long a kind
-takes as .txt in the same run, kind after kind in turns. PDF has few pages, because it is slow.
+takes as .txt in the same run, kind after kind in turns. Seconds are those of the CPU, as one thread reads.
+PDF has few pages, because it is slow.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def main() -> None:
         paths = _write(Path(folder), _paragraphs(60_000 if chosen.quick else chosen.characters))
         chars = {kind: sum(len(d.text) for d in _read(path).documents) for kind, path in paths.items()}
         ways = {kind: partial(_read, path) for kind, path in paths.items()}
-        seconds = take_turns(ways, 1 if chosen.quick else chosen.rounds)
+        seconds = take_turns(ways, 1 if chosen.quick else chosen.rounds, clock="cpu")
         rows, figures = [], {}
         for kind, path in paths.items():
             each = [took / chars[kind] for took in seconds[kind]]

@@ -6,6 +6,7 @@ It knows where lines, paragraphs and cells of tables end, and nothing of any fil
 from __future__ import annotations
 
 import re
+from io import StringIO
 
 from retro_demo.errors import UserError
 
@@ -21,7 +22,7 @@ class Flow:
         """`label` names the file in errors; more than `limit` characters are refused."""
         self._label = label
         self._limit = limit
-        self._pieces: list[str] = []
+        self._written = StringIO()  # millions of short pieces would fill the memory
         self._num_chars = 0
         self._break = 0  # line ends before the next piece
         self._blank = False
@@ -74,29 +75,30 @@ class Flow:
 
     def mark(self) -> int:
         """A place in the text, for `since`."""
-        return len(self._pieces)
+        return self._num_chars
 
     def since(self, mark: int) -> str:
         """The text from a place on as a title: on one line, and not a whole page."""
-        return as_title("".join(self._pieces[mark:]))
+        return as_title(self.whole()[mark:])
 
     def whole(self) -> str:
-        return "".join(self._pieces)
+        return self._written.getvalue()
 
     def _put(self, piece: str) -> None:
-        if self._pieces and self._break:
-            self._pieces.append("\n" * self._break)
-        elif self._pieces and (self._blank or self._borders):
-            self._pieces.append(" ")
-        if self._borders:
-            self._pieces.append(BORDER * self._borders)
-        self._pieces.append(piece)
-        self._num_chars += len(piece)
+        between = ""
+        if self._num_chars and self._break:
+            between = "\n" * self._break
+        elif self._num_chars and (self._blank or self._borders):
+            between = " "
+        between += BORDER * self._borders
+        self._num_chars += len(between) + len(piece)
         if self._num_chars > self._limit:
             raise UserError(
                 f"{self._label} has more than {self._limit:,} characters of text, "
                 "too many for one document: split it into several files."
             )
+        self._written.write(between)
+        self._written.write(piece)
         self._break, self._blank, self._borders, self._in_row = 0, False, 0, self._cells > 0
 
 

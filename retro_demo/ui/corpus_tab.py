@@ -10,6 +10,7 @@ import gradio as gr
 from retro_demo import corpus_changes, downloads, job_views, jobs, service, views
 from retro_demo.config import RETRIEVERS, CorpusConfig
 from retro_demo.errors import UserError
+from retro_demo.formats.reader import KIND_NAMES
 from retro_demo.library import Library
 from retro_demo.search import search, search_doubt
 from retro_demo.ui.change_section import change_section
@@ -41,7 +42,8 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
         with gr.Column(scale=2, min_width=320):
             gr.HTML(
                 f"<h2>Build a {views.term('corpus')}</h2><p class='caption'>Drop a dozen or more texts, or "
-                "one long one: what makes neighbors useful is that documents resemble each other.</p>"
+                "one long one: what makes neighbors useful is that documents resemble each other. "
+                f"They may be {KIND_NAMES}; also in .zip and .gz.</p>"
             )
             files = documents_picker("Files", "files", 150, home, visitor)
             name = gr.Textbox(

@@ -12,7 +12,6 @@ from gradio.utils import get_upload_folder
 from retro_demo import service, shares
 from retro_demo.belongings import note_export, note_files
 from retro_demo.errors import UserError
-from retro_demo.formats.reader import KIND_NAMES
 from retro_demo.telling import values_to_program
 from retro_demo.ui.form import QUIET, download, once_known
 from retro_demo.workspace import Workspace
@@ -42,9 +41,7 @@ def followed(folder: Path, what: str, **about: str) -> Iterator[dict[str, Any]]:
 def documents_picker(label: str, elem_id: str, height: int, home: Path, visitor: gr.BrowserState) -> gr.File:
     """Where a visitor chooses files of documents, of every kind that is read."""
     # Without file_types: the widget would refuse by listing all suffixes; the build does it in a sentence.
-    picker = gr.File(
-        label=f"{label} ({KIND_NAMES}; also .zip, .gz)", file_count="multiple", elem_id=elem_id, height=height
-    )
+    picker = gr.File(label=label, file_count="multiple", elem_id=elem_id, height=height)
     return note_uploads(picker, home, visitor)
 
 
