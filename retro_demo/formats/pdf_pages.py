@@ -26,6 +26,9 @@ from typing import Any
 import pypdfium2
 import pypdfium2.raw as pdfium
 
+from retro_demo.formats.pdf_columns import Line, by_columns, gutter
+from retro_demo.formats.pdf_text import HYPHEN
+
 ACCENTS = {
     ord(drawn): combining
     for drawn, combining in zip("`^~¨¯´¸ˆˇ˘˙˚˛˜˝", "\u0300\u0302\u0303\u0308\u0304\u0301\u0327"
@@ -90,8 +93,32 @@ def _read_page(page: pypdfium2.PdfPage, text: pypdfium2.PdfTextPage) -> dict[str
     if num_objects * GLYPHWISE > len(codes):
         _part_words(text, codes, chars)
     unmapped = sum(pdfium.FPDFText_HasUnicodeMapError(text, i) == 1 for i in range(len(codes)))
-    joined = "".join(chars).encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return {"text": joined.replace("\r\n", "\n"), "unmapped": round(unmapped / len(codes), 3)}
+    joined = _in_columns(text, chars) or "".join(chars).replace("\r\n", "\n")
+    whole = joined.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return {"text": whole, "unmapped": round(unmapped / len(codes), 3)}
+
+
+def _in_columns(text: pypdfium2.PdfTextPage, chars: list[str]) -> str:
+    """The text of a page one column after the other, where it draws two of them row by row; else ""."""
+    boxes = []
+    for i in range(text.count_rects()):
+        left, bottom, right, top = text.get_rect(i)
+        boxes.append((left, bottom, right, top))
+    middle = gutter(boxes)
+    if middle is None:
+        return ""
+    x, y = ctypes.c_double(), ctypes.c_double()
+    lines: list[Line] = [[]]
+    for i, char in enumerate(chars):
+        if char == "\n":
+            lines.append([])
+        elif char != "\r":
+            pdfium.FPDFText_GetCharOrigin(text, i, x, y)
+            before = lines[-1][-1][1] if lines[-1] else x.value
+            lines[-1].append(("-" if char == HYPHEN else char, before if char == " " else x.value))
+            if char == HYPHEN:
+                lines.append([])
+    return "\n".join(by_columns(lines, middle) or [])
 
 
 def _is_seen(page: pypdfium2.PdfPage, num_objects: int) -> bool:

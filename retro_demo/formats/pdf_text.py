@@ -27,13 +27,13 @@ INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff\ufffe\uffff]")
 TEX_LIGATURES = dict(
     zip("\x0b\x0c\r\x0e\x0f\x1b\x1c\x1d\x1e\x1f", ["ff", "fi", "fl", "ffi", "ffl"] * 2, strict=True)
 )
-TEX_LIGATURE = re.compile(f"(?<={LETTER})[\x0b-\x0f\x1b-\x1f]|[\x0b-\x0f\x1b-\x1f](?=[a-z])")
+TEX_LIGATURE = re.compile(f"(?<={LETTER})[\x0b\x1b](?![^\\W_])|[\x0b-\x0f\x1b-\x1f](?=[a-z])")
 # A hyphen at a line end that PDFium did not take for one: another character, or a line far away.
 LINE_END = re.compile(f"(?<={LETTER})[\u2010\u00ad-]\n(?=[a-z\u00df-\u00f6\u00f8-\u00ff\u0430-\u045f])")
 BROKEN = re.compile(f"({LETTER}+){HYPHEN}([^\\W_]+)")
 
 UNREADABLE = re.compile(
-    f"{LETTER}[\ue000-\uf8ff\ufffd]|{LETTER}[{CONTROL}](?={LETTER})"  # within or at the end of a word
+    f"{LETTER}[\ue000-\uf8ff\ufffd]|{LETTER}{{2}}[{CONTROL}](?={LETTER})"  # in or at the end of a word
 )
 # Names of commands and fields are long, and of any letters.
 WORD = re.compile(rf"(?<![\\\w@.:/-])[{ALPHABETIC}]{{4,}}")
@@ -62,6 +62,8 @@ def doubt(page: str, unmapped: float) -> str:
     unreadable = len(UNREADABLE.findall(page))
     if unreadable >= 3 and unreadable >= len(words) / 100:
         return "garbled"
+    if unmapped > 0.3 and len(re.findall(f"[{CONTROL}\u0100-\uffff]", page)) > max(50, 0.3 * len(page)):
+        return "garbled"  # a guess is good for the letters of ASCII alone; these are numbers of glyphs
     if len(letters) < 200:
         return ""
     if sum("\u00c0" <= letter <= "\u00ff" for letter in letters) > 0.3 * len(letters):
@@ -71,7 +73,7 @@ def doubt(page: str, unmapped: float) -> str:
     if len(set(words)) >= few and vowels < least * len(letters):
         return "garbled"
     small = [word for word in words if word.islower()]
-    long = sum(len(word) for word in small if len(word) >= GLUED_WORD)
+    long = sum(len(word) for word in small if len(word) >= GLUED_WORD and len(set(word)) > 6)
     return "glued" if long > 0.5 * len("".join(small)) else ""
 
 
