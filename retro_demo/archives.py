@@ -83,16 +83,19 @@ class Entry:
     """For kinds that are packed inside, such as .docx."""
 
 
-def open_sources(sources: Sequence[Path], limits: ReadingLimits) -> Iterator[Entry]:
+def open_sources(
+    sources: Sequence[Path], limits: ReadingLimits, *, skipped: Callable[[Path], bool] = lambda _: False
+) -> Iterator[Entry]:
     """The files of all sources in their order, those of a folder or archive sorted by name.
 
-    Hidden files are skipped. A .gz inside a .zip is unpacked, an archive inside an archive is not.
-    Raises UserError: a missing source, a broken, encrypted, oversized or unsafe archive.
+    Hidden files are skipped, and below a source the folders that `skipped` says yes to. A .gz inside a
+    .zip is unpacked, an archive inside an archive is not. Raises UserError: a missing source, a broken,
+    encrypted, oversized or unsafe archive.
     """
     meter = _Meter(limits)
     for source in sources:
         if os.path.isdir(source):
-            for name in _files_below(source):
+            for name in _files_below(source, skipped):
                 yield from _entries(source / name, name, chosen=False, meter=meter)
         elif os.path.isfile(source):
             yield from _entries(source, source.name, chosen=True, meter=meter)
@@ -100,10 +103,10 @@ def open_sources(sources: Sequence[Path], limits: ReadingLimits) -> Iterator[Ent
             raise UserError(f"There is no file or folder {str(source)!r}: check the path.")
 
 
-def size_of(source: Path) -> int:
+def size_of(source: Path, *, skipped: Callable[[Path], bool] = lambda _: False) -> int:
     """The bytes on the disk of what `open_sources` finds in a source; 0 where there is nothing."""
     if os.path.isdir(source):
-        return sum(_size(source / name) for name in _files_below(source))
+        return sum(_size(source / name) for name in _files_below(source, skipped))
     return _size(source)
 
 
@@ -114,10 +117,10 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _files_below(folder: Path) -> list[str]:
+def _files_below(folder: Path, skipped: Callable[[Path], bool]) -> list[str]:
     names = []
     for root, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not _is_hidden(name)]
+        folders[:] = [n for n in sorted(folders) if not (_is_hidden(n) or skipped(Path(root, n)))]
         paths = (Path(root, name) for name in files if not _is_hidden(name))
         names += [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
     return sorted(names)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from retro_demo.index import DenseRetriever, VectorIndex, gpu_available
 from retro_demo.index_files import index_names, open_files, where_searched, write_index
 from retro_demo.marks import file_mark
 from retro_demo.neighbors import Neighbors
+from retro_demo.output_folder import CONFIG, check_output, kind_of, make_output, read_object
 from retro_demo.recall import Excluded, Recall, measure_recall
 from retro_demo.tokenizer import Tokenizer
 from retro_demo.unknown_text import count_without_vector, doubt, few_without_vector, measure_unknown
@@ -49,25 +50,35 @@ from retro_demo.vectors import embed_chunks, has_vector, take_given
 SEARCH_BLOCK = 4096
 
 
-def prepare_corpus(out: Path, sources: Sequence[Path], config: CorpusConfig) -> None:
-    """Write down what is to be built, so that `build_corpus(out)` can; refuses another corpus' folder."""
-    wanted = {
-        "kind": "corpus",
-        "sources": [str(path.resolve()) for path in sources],
-        "config": to_json(config),
-    }
-    path = out / "config.json"
-    if path.exists():
-        there = json.loads(path.read_text("utf-8"))
-        if there == json.loads(json.dumps(wanted)):
+def prepare_corpus(
+    out: Path, sources: Sequence[Path], config: CorpusConfig, *, placed: Collection[str] = ()
+) -> None:
+    """Write down what is to be built, so that `build_corpus(out)` can.
+
+    `placed` names what the caller has put there. Raises UserError for a folder of another corpus, or of
+    anybody else.
+    """
+    if check_output(out, "corpus", placed=placed):
+        if read_object(out / CONFIG) == json.loads(_as_config(sources, config)):
             return
         # where nothing could be read yet (a mistyped source, say) there is nothing to lose
-        if there.get("kind") != "corpus" or (out / "reading.json").exists():
+        if (out / "reading.json").exists():
             raise UserError(
-                f"{out} already holds something of other sources or settings. Choose another folder."
+                f"{out} already holds a corpus of other sources or settings. Choose another folder."
             )
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(wanted, indent=2) + "\n").encode())
+    write_corpus_config(out, sources, config)
+
+
+def write_corpus_config(out: Path, sources: Sequence[Path], config: CorpusConfig) -> None:
+    """As `prepare_corpus`, in a folder that the program chose: nobody else's things can be there."""
+    make_output(out)
+    write_atomically(out / CONFIG, _as_config(sources, config))
+
+
+def _as_config(sources: Sequence[Path], config: CorpusConfig) -> bytes:
+    places = [str(path.resolve()) for path in sources]
+    values = {"kind": "corpus", "sources": places, "config": to_json(config)}
+    return (json.dumps(values, indent=2) + "\n").encode()
 
 
 def build_corpus(out: Path) -> Iterator[Event]:
@@ -156,14 +167,11 @@ def built(manifest: dict[str, Any]) -> Finished:
 
 def read_corpus_config(out: Path) -> tuple[CorpusConfig, list[Path]]:
     """What `prepare_corpus` wrote; raises UserError where there is nothing to build."""
-    path = out / "config.json"
-    if not path.exists():
+    if kind_of(out) != "corpus":
         raise UserError(
             f"There is nothing to build in {out}. Name the sources: build-corpus SOURCE... --out {out}"
         )
-    values = json.loads(path.read_text("utf-8"))
-    if values.get("kind") != "corpus":
-        raise UserError(f"{out} holds something else than a corpus. Choose another folder.")
+    values = read_object(out / CONFIG)
     return from_json(CorpusConfig, values["config"]), [Path(source) for source in values["sources"]]
 
 

@@ -13,6 +13,7 @@ from retro_demo.errors import UserError
 from retro_demo.events import Event, Finished
 from retro_demo.flags import add_flags, given
 from retro_demo.jobs import claim
+from retro_demo.output_folder import check_output
 from retro_demo.pipeline import ensure_sample, run_build
 from retro_demo.ready import ready_run
 from retro_demo.weighing import weigh
@@ -57,8 +58,11 @@ def _forget(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[E
 
 
 def _held(base: Path, out: Path | None) -> AbstractContextManager[None]:
-    """The corpus held while a change of it in place is written down: none may be going on."""
-    return claim(base) if out is None and is_built(base) else nullcontext()
+    """The corpus held while a change of it in place is written down: none may be going on.
+
+    Nothing but a corpus is held: that would write a lock into somebody's folder.
+    """
+    return claim(base) if out is None and check_output(base, "corpus") and is_built(base) else nullcontext()
 
 
 def _base_of_change(options: argparse.Namespace, stop: Callable[[], bool]) -> Generator[Event, None, Path]:
@@ -68,6 +72,8 @@ def _base_of_change(options: argparse.Namespace, stop: Callable[[], bool]) -> Ge
             f"{options.corpus} ships with the app and stays as it is. Name a folder for the changed one with "
             "--out."
         )
+    if options.out is not None:
+        check_output(options.out, "corpus")  # before a sample is built for it
     yield from ensure_sample(options.corpus, stop)
     home = data_home()[0]
     base = corpus_folder(home, options.corpus)

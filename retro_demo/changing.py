@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from retro_demo.building import build_corpus, built
+from retro_demo.building import build_corpus, built, read_corpus_config
 from retro_demo.change_config import AddConfig
 from retro_demo.config import from_json, to_json
 from retro_demo.corpus import (
@@ -38,13 +38,22 @@ from retro_demo.documents import Document, ReadingLimits, follow_reading, parse_
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Finished
 from retro_demo.marks import unchanged
+from retro_demo.output_folder import CONFIG, check_output, make_output, read_object
 from retro_demo.vectors import give_vectors
 
 CHANGE = "change"
 SOURCES = "sources"  # copies of uploads
 OF_THE_JOB = ("config.json", "events.jsonl", "log.txt", "lock", "pid", "signal", SOURCES)
 """What stays in DIR/change when its files take their places."""
-OF_THE_PAST = ("*.safetensors", "*.part", "*.tmp", "*.joined", "editions", "shards")
+OF_THE_PAST = (
+    "bm25*.safetensors",
+    "neighbors-*.safetensors",
+    "*.part",
+    "*.tmp",
+    "*.joined",
+    "editions",
+    "shards",
+)
 """Made from the corpus as it was, or left there by a kill."""
 
 
@@ -69,11 +78,12 @@ def prepare_change(
     add: Sequence[Path] = (),
     forget: Sequence[str] = (),
     config: AddConfig | None = None,
+    placed: Collection[str] = (),
 ) -> Path:
     """Write down a change of a built corpus, in `out` or (None) in place; returns the folder to build.
 
-    `forget` holds ids or titles. Raises UserError where there is nothing to do, a document is not
-    there, or the folder holds something else.
+    `forget` holds ids or titles, `placed` the names of what the caller has put into `out`. Raises
+    UserError where there is nothing to do, a document is not there, or the folder holds something else.
     """
     if not add and not forget:
         raise UserError("Name what to change: files or folders to add, or documents to forget.")
@@ -84,16 +94,19 @@ def prepare_change(
     change = Change(place, corpus.fingerprint, sources, names, to_json(config or AddConfig()))
     folder = out or base / CHANGE
     wanted = {"kind": "corpus", "sources": [], "config": to_json(corpus.config), "change": asdict(change)}
-    path = folder / "config.json"
-    if path.exists() and json.loads(path.read_text("utf-8")) != json.loads(json.dumps(wanted)):
-        if out is not None:
-            raise UserError(f"{out} already holds something else. Choose another folder.")
-        raise UserError(
-            f"Another change of {base.name} was begun. Let build-corpus --out {base} finish it first, or "
-            f"remove {path.parent} to drop it."
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(wanted, indent=2) + "\n").encode())
+    content = (json.dumps(wanted, indent=2) + "\n").encode()
+    differs = read_object(folder / CONFIG) != json.loads(content)
+    if out is None:
+        read_corpus_config(base)  # nothing is written into what is no corpus of ours
+        if is_pending(base) and differs:
+            raise UserError(
+                f"Another change of {base.name} was begun. Let build-corpus --out {base} finish it first, or "
+                f"remove {folder} to drop it."
+            )
+    if check_output(folder, "corpus", placed=(SOURCES,) if out is None else placed) and differs:
+        raise UserError(f"{folder} already holds another corpus. Choose another folder.")
+    make_output(folder)
+    write_atomically(folder / CONFIG, content)
     return out or base
 
 

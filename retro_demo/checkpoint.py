@@ -14,6 +14,7 @@ so a kill between two files cannot mix two saves. Nothing is ever unpickled.
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -31,6 +32,7 @@ from retro_demo.linear import lay_out_for_writing
 from retro_demo.marge import MARGE
 from retro_demo.marge_config import EvidenceConfig, MargeConfig
 from retro_demo.network_size import shapes_of
+from retro_demo.output_folder import CONFIG, make_output
 from retro_demo.retro import RETRO
 from retro_demo.tensor_files import ANEW, Head, check_shapes, finite_tensors, read_head, save_tensors
 
@@ -104,8 +106,13 @@ def versions() -> dict[str, str]:
 
 
 def write_run_config(folder: Path, config: AnyRun) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "config.json", (json.dumps(asdict(config), indent=2) + "\n").encode())
+    make_output(folder)
+    write_atomically(folder / CONFIG, config_bytes(config))
+
+
+def config_bytes(config: AnyRun) -> bytes:
+    """What `write_run_config` writes."""
+    return (json.dumps(asdict(config), indent=2) + "\n").encode()
 
 
 def read_run_config(folder: Path) -> RunConfig:
@@ -129,7 +136,7 @@ def read_marge_config(folder: Path) -> MargeRun:
 def read_any_config(folder: Path) -> AnyRun:
     """The config of a run; raises UserError where there is none or it is not one of ours."""
     path = folder / "config.json"
-    if not path.exists():
+    if not os.path.isfile(path):  # a name that is too long is none
         raise UserError(
             f"There is no run at {folder}. Train one with: train retro --corpus DIR --out {folder}"
         )

@@ -266,7 +266,7 @@ def load_corpus(folder: Path) -> Corpus:
     """Read a built corpus; raises UserError where it is missing, unfinished or changed by hand."""
     if not os.path.isdir(folder):  # a name that is too long is none
         raise UserError(f"There is no corpus at {folder}. Build one with build-corpus, or name another.")
-    if not (folder / MANIFEST).exists():
+    if not (folder / MANIFEST).is_file():
         raise UserError(f"The corpus at {folder} is not built to its end. Go on: build-corpus --out {folder}")
     written = (folder / MANIFEST).read_bytes()
     manifest = read_manifest(folder / MANIFEST, written)

@@ -67,7 +67,7 @@ def start_change(
         folder = workspace.new_folder("corpora", name)
         try:
             copies = keep_files(workspace, files, folder / SOURCES)
-            prepare_change(base, folder, add=copies, forget=forget, config=config)
+            prepare_change(base, folder, add=copies, forget=forget, config=config, placed=(SOURCES,))
             begin(workspace, folder, "build-corpus")
         except BaseException:
             shutil.rmtree(folder)  # nothing was begun

@@ -9,14 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from retro_demo.archives import DEFAULT_LIMITS, Entry, ReadingLimits, open_sources
+from retro_demo.archives import DEFAULT_LIMITS, Entry, ReadingLimits, open_sources, size_of
 from retro_demo.errors import UserError
 from retro_demo.events import Event
 from retro_demo.formats.reader import can_read, read_rows, told_kinds
 from retro_demo.formats.rows import FIELDS, WHOLE, Part, Row
+from retro_demo.output_folder import kind_of
 from retro_demo.reading_notes import Notes
 from retro_demo.reading_progress import ReadingProgress, read_event
 
@@ -113,10 +115,13 @@ def follow_reading(
     _check_names(fields)
     if not sources:
         raise UserError(f"There is nothing to read: give files or folders of {told_kinds()}.")
-    notes, progress = Notes(), ReadingProgress(sources)
-    rows = _rows(open_sources(sources, limits), fields, limits, notes)
+    for source in sources:
+        _refuse_output(source)
+    notes = Notes()
+    progress = ReadingProgress(sum(size_of(one, skipped=lambda f: bool(kind_of(f))) for one in sources))
+    entries = open_sources(sources, limits, skipped=partial(_is_output, notes, sources))
     documents: list[Document] = []
-    for one in _documents(rows, notes):
+    for one in _documents(_rows(entries, fields, limits, notes), notes):
         if isinstance(one, Document):
             documents.append(one)
         elif event := progress.passed(*one):
@@ -135,6 +140,33 @@ def follow_reading(
         "the text beside a passage gives away what follows it. More documents make a better corpus."
     )
     return Reading(sections, warnings, sections=True)
+
+
+def _refuse_output(source: Path) -> None:
+    """Raise UserError where a source is a folder that this program made: its files are no documents."""
+    kind = kind_of(source)
+    if kind == "corpus":
+        raise UserError(
+            f"{source} is a built corpus, not a source. To build anew from its text name the file "
+            f"{source / 'documents.jsonl'}; to let documents join it use add-documents."
+        )
+    if kind:
+        raise UserError(
+            f"{source} holds no documents: this program keeps something of its own there (kind: {kind}). "
+            "Name files, or a folder of them."
+        )
+
+
+def _is_output(notes: Notes, sources: Sequence[Path], folder: Path) -> bool:
+    """Whether this program made a folder below the sources, as one that holds a run: that is noted."""
+    if not kind_of(folder):
+        return False
+    inside = next(source for source in sources if folder.is_relative_to(source))
+    notes.add(
+        "Left out, as folders of this program (corpora, runs, evaluations, exports): {names}.",
+        folder.relative_to(inside).as_posix(),
+    )
+    return True
 
 
 def _check_names(names: Iterable[str]) -> None:

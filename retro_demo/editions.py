@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from retro_demo.building import build_corpus, prepare_corpus
+from retro_demo.building import build_corpus, write_corpus_config
 from retro_demo.corpus import MANIFEST, Corpus, beside, load_corpus
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Progress, Warned
@@ -63,7 +63,7 @@ def plan_edition(corpus: Corpus, run: Path, chunk_len: int) -> Path:
             with beside(folder / source.name) as copy:
                 shutil.copyfile(source, copy)
         config = replace(corpus.config, tokenizer=f"of the run {run.name}", chunk_len=chunk_len)
-        prepare_corpus(folder, [], config)  # no sources: text and tokenizer are there
+        write_corpus_config(folder, [], config)  # no sources: text and tokenizer are there
     return folder
 
 

@@ -19,6 +19,7 @@ from retro_demo.errors import UserError
 from retro_demo.evaluate_config import EvaluateConfig
 from retro_demo.knobs import from_json
 from retro_demo.matching import check_same_tokens, match, unfit_control
+from retro_demo.output_folder import CONFIG, check_output, kind_of, make_output, read_object
 from retro_demo.workspace import CHECKPOINTS, SAMPLE, data_home, run_folder
 
 FORMAT = 1
@@ -77,10 +78,10 @@ def usual_folder(request: Request) -> Path:
 def prepare_evaluation(out: Path, request: Request) -> None:
     """Write down what is to be measured; raises UserError where it cannot be, or `out` holds another."""
     check_request(request)
-    path = out / "config.json"
-    if path.exists() and json.loads(path.read_text("utf-8")) != json.loads(json.dumps(_kept(request))):
-        raise UserError(f"{out} already holds another evaluation or something else. Choose another folder.")
-    out.mkdir(parents=True, exist_ok=True)
+    there = check_output(out, "evaluation")
+    if there and read_object(out / CONFIG) != json.loads(json.dumps(_kept(request))):
+        raise UserError(f"{out} already holds another evaluation. Choose another folder.")
+    make_output(out)
     write_request(out, request)
 
 
@@ -90,7 +91,7 @@ def _kept(request: Request) -> dict[str, object]:
 
 def write_request(out: Path, request: Request) -> None:
     """Write down what the evaluation in a folder measures."""
-    write_atomically(out / "config.json", (json.dumps(_kept(request), indent=2) + "\n").encode())
+    write_atomically(out / CONFIG, (json.dumps(_kept(request), indent=2) + "\n").encode())
 
 
 def check_request(request: Request) -> None:
@@ -134,9 +135,11 @@ def check_marge_request(request: Request) -> None:
 
 def read_request(out: Path) -> Request:
     """What an evaluation folder measures; raises UserError where there is none."""
-    path = out / "config.json"
-    values = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    if values.get("kind") != "evaluation":
+    if kind_of(out) != "evaluation":
         raise UserError(f"There is no evaluation at {out}. Begin one with: evaluate RUN --out {out}")
-    del values["kind"], values["format"]
-    return Request(**values | {"settings": from_json(EvaluateConfig, values["settings"])})
+    values = read_object(out / CONFIG)
+    asked = {name: value for name, value in values.items() if name not in ("kind", "format")}
+    try:
+        return Request(**asked | {"settings": from_json(EvaluateConfig, values["settings"])})
+    except TypeError as error:
+        raise UserError(f"{out / CONFIG} is not the config of an evaluation ({error}).") from error

@@ -6,8 +6,6 @@ import json
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from retro_demo.events import read_events
 from retro_demo.jobs import is_running, let_leave
 from retro_demo.loading import load_own_corpus
 from retro_demo.model_card import LICENSE, model_card
+from retro_demo.output_folder import kind_of, whole_folder
 from retro_demo.provenance import place_name
 from retro_demo.sharing import RUN, STATE, CorpusNote, Manifest, write_manifest
 from retro_demo.whole_files import replacing
@@ -60,7 +59,7 @@ def export_run(
         )
     corpus = load_own_corpus(config) if with_corpus else None
     note = _note(config.corpus, config.corpus_fingerprint)
-    with _unfinished(out) as folder:
+    with whole_folder(out) as folder:
         base = {"base": place_name(config.base)} if isinstance(config, RunConfig) else {}
         write_run_config(folder, replace(config, corpus=place_name(config.corpus), **base))
         for name in ["model.safetensors", "tokenizer.json", *([STATE] if with_state else [])]:
@@ -94,12 +93,14 @@ def export_run(
 
 def export_corpus(corpus: Path, out: Path, title: str = "") -> Manifest:
     """Write a built corpus to the folder `out`, not there yet; `title`: "sample:NAME" of a sample."""
+    if kind_of(corpus) != "corpus":  # not even a lock of it is looked at
+        raise UserError(f"There is no corpus at {corpus}. Build one with build-corpus, or name another.")
     let_leave(corpus)
     if is_running(corpus):
         raise UserError(f"{corpus.name} is being worked on. Stop that first, or wait for its end.")
     loaded = load_corpus(corpus)
     note = _note(title or str(corpus.resolve()), loaded.fingerprint)
-    with _unfinished(out) as folder:
+    with whole_folder(out) as folder:
         _copy_corpus(loaded, folder / "corpus")
         return write_manifest(folder, "corpus", title.removeprefix(SAMPLE) or corpus.name, note)
 
@@ -113,23 +114,6 @@ def write_zip(folder: Path, path: Path) -> None:
             about.external_attr = 0o600 << 16
             with file.open("rb") as source, archive.open(about, "w", force_zip64=True) as target:
                 shutil.copyfileobj(source, target, 1 << 20)
-
-
-@contextmanager
-def _unfinished(out: Path) -> Iterator[Path]:
-    """A folder to write to that becomes `out` at the end, or nothing."""
-    if not out.name or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise UserError(f"{out} is there already. Name a folder that is not, with --out.")
-    folder = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-        if out.exists():
-            out.rmdir()
-        folder.replace(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _note(corpus: str, fingerprint: str) -> CorpusNote:

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +22,7 @@ from retro_demo.corpus import MANIFEST as CORPUS_MANIFEST
 from retro_demo.corpus import file_hash, write_atomically
 from retro_demo.devices import allowed_threads, choose_device
 from retro_demo.errors import UserError
+from retro_demo.output_folder import working_folder
 from retro_demo.provenance import place_name
 from retro_demo.share_checks import (
     check_config,
@@ -85,9 +85,7 @@ def checked_export(
     corpus has are not even unpacked. What is not taken from there is gone at the end. Raises UserError for
     whatever is not as it should be.
     """
-    near.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=near, prefix=".import-"))
-    try:
+    with working_folder(near, ".import-") as folder:
         there = _unpack(source, folder, limits, most_bytes(most_text))
         try:
             export = _check(source, folder, there)
@@ -96,8 +94,6 @@ def checked_export(
             said = str(error).replace(f"{folder}/", "")
             raise UserError(said if len(said) < SAID_CHARS else f"{said[:SAID_CHARS]} ...") from None
         yield export
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _unpack(

@@ -18,6 +18,7 @@ from retro_demo.flags import add_flags, given
 from retro_demo.jobs import claim
 from retro_demo.marge_config import EvidenceConfig, MargeConfig
 from retro_demo.marge_planning import plan_run
+from retro_demo.output_folder import check_output, make_output
 from retro_demo.pipeline import ensure_sample, run_build, run_shard, run_training
 from retro_demo.planning import extend_run, prepare_run
 from retro_demo.presets import PRESETS
@@ -69,16 +70,19 @@ def add_job_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _build(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
+    if options.ray is not None and options.shard:
+        raise UserError("--ray builds all shards by itself: leave --shard out, or --ray.")
+    check_output(options.out, "corpus")  # before it is held, too
     if options.sources:
+        config = CorpusConfig(**given(options, CorpusConfig))
+        make_output(options.out)
         with claim(options.out, patience=-1) if options.shard else nullcontext():  # many begin at once
-            prepare_corpus(options.out, options.sources, CorpusConfig(**given(options, CorpusConfig)))
+            prepare_corpus(options.out, options.sources, config)
     elif given(options, CorpusConfig):
         raise UserError(
             "Settings go with sources: build-corpus SOURCE... --out DIR. Without sources a build goes on "
             "as it was begun."
         )
-    if options.ray is not None and options.shard:
-        raise UserError("--ray builds all shards by itself: leave --shard out, or --ray.")
     if options.ray is not None:
         return build_on_ray(options.out, options.ray)
     return run_shard(options.out, options.shard, stop) if options.shard else run_build(options.out, stop)
@@ -95,6 +99,7 @@ def _train(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Ev
 def _prepare_training(options: argparse.Namespace, stop: Callable[[], bool], world: World) -> Iterable[Event]:
     """Write down the run that is asked for, or check what is there against it."""
     settings = given(options, TrainConfig, RetroConfig, EvidenceConfig, MargeConfig)
+    check_output(options.out, "run")  # before a sample is built for it
     if options.model:
         if not options.corpus:
             raise UserError(

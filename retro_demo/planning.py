@@ -15,6 +15,7 @@ from retro_demo.checkpoint import (
     MODELS,
     AnyRun,
     RunConfig,
+    config_bytes,
     differences,
     read_any_config,
     read_run_config,
@@ -27,9 +28,11 @@ from retro_demo.devices import allowed_threads, choose_device
 from retro_demo.errors import UserError
 from retro_demo.jobs import is_running
 from retro_demo.network_size import check_memory
+from retro_demo.output_folder import CONFIG, check_output, make_output
 from retro_demo.presets import PRESETS, preset_settings
 from retro_demo.tokenizer import Tokenizer
 from retro_demo.unknown_text import check_found
+from retro_demo.whole_files import replacing
 from retro_demo.workspace import SAMPLE, corpus_folder, data_home, run_folder
 
 READER_KNOBS = frozenset(
@@ -159,16 +162,17 @@ def check_base(config: RunConfig, base: str, corpus: Corpus, settings: Mapping[s
 
 def prepare_run(out: Path, wanted: AnyRun) -> None:
     """Write down a new run, or check that a second call means the same one; more steps extend it."""
-    if not (out / "config.json").exists():
+    if not check_output(out, "run"):
         check_size(wanted)
         corpus = load_corpus(corpus_folder(data_home()[0], wanted.corpus))
         if isinstance(wanted, RunConfig):
             check_windows(corpus, wanted.training.seq_len, wanted.training.num_neighbors)
             if wanted.retrieves:
                 check_found(corpus, wanted.training.retriever)
-        out.mkdir(parents=True, exist_ok=True)
-        corpus.tokenizer.save(out / "tokenizer.json")
-        write_run_config(out, wanted)
+        make_output(out)
+        with replacing(out / CONFIG) as unfinished:  # comes last, and begun first it says whose folder it is
+            unfinished.write_bytes(config_bytes(wanted))
+            corpus.tokenizer.save(out / "tokenizer.json")
         return
     there = read_any_config(out)
     changed = differences(there, wanted)

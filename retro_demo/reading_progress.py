@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
-from retro_demo.archives import Entry, size_of
+from retro_demo.archives import Entry
 from retro_demo.events import Progress
 from retro_demo.formats.rows import WHOLE, Part
 
@@ -21,8 +18,9 @@ def read_event(done: int, total: int) -> Progress:
 class ReadingProgress:
     """Counts files as they are read; tells of it seldom, and the same for the same files."""
 
-    def __init__(self, sources: Sequence[Path]) -> None:
-        self.total = sum(map(size_of, sources))
+    def __init__(self, total: int) -> None:
+        """total: bytes of all files together."""
+        self.total = total
         self._before = self._told = 0
         """Bytes of the files before the one that is being read, and of what was told last."""
 

@@ -55,7 +55,8 @@ def start_build(
     config = replace(config, max_megabytes=checked_text(workspace.home, config.max_megabytes))
     folder = workspace.new_folder("corpora", name or Path(files[0][0]).stem)
     try:
-        prepare_corpus(folder, keep_files(workspace, files, folder / SOURCES), config)
+        copies = keep_files(workspace, files, folder / SOURCES)
+        prepare_corpus(folder, copies, config, placed=(SOURCES,))
         begin(workspace, folder, "build-corpus")
     except BaseException:
         shutil.rmtree(folder)  # nothing was begun

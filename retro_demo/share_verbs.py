@@ -25,6 +25,7 @@ from retro_demo.importing import (
     take_corpus,
     take_run,
 )
+from retro_demo.output_folder import check_new, working_folder
 from retro_demo.pipeline import ensure_sample, run_build
 from retro_demo.sharing import Manifest
 from retro_demo.workspace import SAMPLE, SAMPLES, corpus_folder, data_home, run_folder, sample_folder
@@ -65,15 +66,16 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
-    yield from _needed(options, stop)
     out: Path = options.out
-    if out.suffix.lower() == ".zip":
-        if out.exists():
-            raise UserError(f"{out} is there already. Name a file that is not, with --out.")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as scratch:
-            manifest = _write(options, Path(scratch) / "export")
-            write_zip(Path(scratch) / "export", out)
+    is_file = out.suffix.lower() == ".zip"
+    check_new(out, is_file=is_file)  # before a sample is built for it
+    yield from _needed(options, stop)
+    if is_file:
+        with working_folder(out.parent, ".export-") as scratch:
+            manifest = _write(options, scratch / "export")
+            write_zip(scratch / "export", scratch / "export.zip")
+            check_new(out, is_file=True)  # that took a while
+            (scratch / "export.zip").replace(out)
     else:
         manifest = _write(options, out)
     yield Finished(_told(manifest) | {"out": str(out)})
@@ -127,6 +129,8 @@ def _told(manifest: Manifest) -> dict[str, object]:
 def _import(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
     if options.name is not None and options.name.name in ("", ".."):
         raise UserError(f"--as is {str(options.name)!r}, which names no folder to make. Give it a name.")
+    if options.name is not None:
+        check_new(options.name, flag="--as")  # before anything is unpacked
     near = (options.name or Path("x")).absolute().parent
     with checked_export(options.source, near) as export:
         out = options.name or Path(export.manifest.name)
@@ -138,8 +142,8 @@ def _import(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[E
         if export.corpus is None or (of_run and corpus_here(export, samples)):
             place = None  # none is along, or it is here already
         for folder in (out, place):
-            if folder is not None and folder.exists():
-                raise UserError(f"{folder} is there already. Name another with --as.")
+            if folder is not None:
+                check_new(folder, flag="--as")
         if place is not None:
             built = yield from _build(export, place, stop)
             if not built:
@@ -164,10 +168,13 @@ def _build(export: Checked, place: Path, stop: Callable[[], bool]) -> Generator[
 
     Raises UserError where it becomes another corpus than the export says.
     """
+    was_empty, place = place.is_dir(), place.resolve()  # which may be a link
     take_corpus(export, place)
     for event in run_build(place, stop):
         if isinstance(event, Stopped):
             shutil.rmtree(place)
+            if was_empty:
+                place.mkdir()
             return False
         if not isinstance(event, Finished):
             yield event

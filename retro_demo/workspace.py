@@ -25,7 +25,7 @@ from pathlib import Path
 
 import platformdirs
 
-from retro_demo.building import prepare_corpus
+from retro_demo.building import write_corpus_config
 from retro_demo.config import CorpusConfig
 from retro_demo.corpus import MANIFEST, file_hash
 from retro_demo.cutting import ASSETS, SHIPPED_TOKENIZERS
@@ -141,7 +141,7 @@ def prepare_sample(home: Path, name: str) -> Path:
         if isinstance(source, LookupConfig):
             folder.mkdir(parents=True, exist_ok=True)
             source = write_lookup_world(folder / "world.jsonl", source)
-        prepare_corpus(folder, [source], sample.config)
+        write_corpus_config(folder, [source], sample.config)
     return folder
 
 

@@ -84,11 +84,10 @@ def test_forgetting_embeds_nothing_and_leaves_what_a_build_without_the_document_
     assert sides(corpus_folder) == kept
     # the same documents, split and tokenizer, built from nothing
     anew = tmp_path / "anew"
-    anew.mkdir()
     uses = {True: "held-out", False: "training"}
     rows = [row | {"use": uses[kept[row["id"]]]} for row in records() if row["id"] in kept]
-    shutil.copyfile(corpus_folder / "tokenizer.json", anew / "tokenizer.json")
     prepare_corpus(anew, [write_jsonl(tmp_path / "kept.jsonl", rows)], SMALL)
+    shutil.copyfile(corpus_folder / "tokenizer.json", anew / "tokenizer.json")
     list(build_corpus(anew))
     for name in (
         "chunks.npy",

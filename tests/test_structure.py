@@ -50,6 +50,7 @@ LAYERS = [
         "neighbors",
         "tokenizer",
         "archives",
+        "output_folder",
         "reading_notes",
         "reading_progress",
         "formats",

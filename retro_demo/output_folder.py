@@ -1,0 +1,280 @@
+"""Where a verb may write: where nothing is, or where the same verb began. All else is somebody's and stays.
+
+Each verb that writes to a folder or file that a person names asks here before it writes anything, a lock
+or a parent folder included. What is ours is known by what its manifest or config says, never by a name:
+people have files called documents.jsonl, config.json and model.safetensors, too. So walking sources can
+leave out what was built below them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from retro_demo.errors import UserError
+
+CONFIG, EXPORT = "config.json", "export.json"
+UNFINISHED = CONFIG + ".tmp"
+PID = re.compile(rb"driven|\d+ \S+ [\d.]+\n|")  # as jobs.claim writes it, when it holds the lock
+BEFORE_CONFIG = {"run": ("tokenizer.json", "tokenizer.json.tmp")}
+"""What a verb writes while its config is on the way."""
+MOST_BYTES = 100_000_000  # of a config: one of a corpus may name every file, or every document to forget
+ROOM = 160  # bytes of a path for the names of what comes to lie in a folder
+LONGEST_NAME, LONGEST_PATH = 255, 4095  # where the system does not say
+SHOWN_CHARS, SHOWN_NAMES = 60, 4
+
+
+def kind_of(folder: Path) -> str:
+    """What of ours a folder holds: "corpus", "run", "evaluation", "export", or "" for nothing of ours."""
+    if _is_manifest(read_object(folder / EXPORT)):
+        return "export"
+    return _kind_of_config(read_object(folder / CONFIG))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; {} where there is none that can be read, whatever lies there."""
+    try:
+        at = path.stat()
+        if not stat.S_ISREG(at.st_mode) or at.st_size > MOST_BYTES:  # a pipe would keep us waiting
+            return {}
+        values = json.loads(path.read_bytes().decode("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def check_output(out: Path, kind: str, *, placed: Collection[str] = ()) -> bool:
+    """Whether `out` holds a `kind` of ours, to go on with; False where it is free for a new one.
+
+    Free is what is not there and can be made, an empty folder, and what a kill left of a begin. `placed`
+    names what the caller has put there. Looks and touches nothing. Raises UserError for everything else.
+    """
+    there = _names_in(out)
+    if there is None:
+        _check_can_be_made(out)
+        return False
+    if (found := kind_of(out)) and found != kind:
+        raise UserError(
+            f"{_shown(out)} holds {_a(found)}, not {_a(kind)}. Nothing there was touched: choose another "
+            "folder."
+        )
+    strange = [] if found else [n for n in there if n not in placed and not _of_a_begin(out, n, kind)]
+    if strange:
+        unknown = f", and its {CONFIG} is another program's or damaged" if CONFIG in strange else ""
+        raise UserError(
+            f"{_shown(out)} holds {_listed(strange)} and is no {kind} of this program{unknown}. Nothing "
+            "there was touched: choose another folder, or an empty one."
+        )
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise UserError(f"{_shown(out)} cannot be written. Choose another folder, or change its permissions.")
+    return bool(found)
+
+
+def check_new(out: Path, *, is_file: bool = False, flag: str = "--out") -> None:
+    """Raise UserError where a new folder (an empty one may be there) or file cannot be put at `out`.
+
+    Looks and touches nothing. `flag` is what names the place.
+    """
+    if is_file and os.path.lexists(_system_path(out)):
+        raise UserError(
+            f"{_shown(out)} is there already. Nothing was touched: name a file that is not, with {flag}."
+        )
+    there = _names_in(out)
+    if there is None:
+        _check_can_be_made(out)
+    elif there or not out.name:
+        holds = f" and holds {_listed(there)}" if there else ""
+        raise UserError(
+            f"{_shown(out)} is there already{holds}. Nothing was touched: name a folder that is not, or an "
+            f"empty one, with {flag}."
+        )
+
+
+def make_output(out: Path) -> list[Path]:
+    """Make a folder that was found free, and its parents; gives back those that were not there, inner first.
+
+    Raises UserError, and leaves nothing, where the system does not let it be made.
+    """
+    missing = [folder for folder in (out, *out.parents) if not os.path.lexists(folder)]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _unmake(missing)
+        raise _not_made(out, error) from error
+    return missing
+
+
+@contextmanager
+def working_folder(near: Path, prefix: str) -> Iterator[Path]:
+    """A folder of its own below `near` to write to first: gone at the end, with parents that nothing fills.
+
+    `prefix` begins with a dot: what a kill leaves is hidden. Raises UserError where it cannot be made.
+    """
+    made = make_output(near)
+    try:
+        folder = Path(tempfile.mkdtemp(dir=near, prefix=prefix))
+    except OSError as error:
+        _unmake(made)
+        raise _not_made(near, error) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _unmake(made)
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `out` at the end, which is free, or nothing where that fails."""
+    check_new(out)
+    place = out.resolve()  # an empty folder may be meant by a link
+    with working_folder(place.parent, ".export-") as scratch:
+        folder = scratch / "whole"
+        folder.mkdir()
+        yield folder
+        try:
+            folder.replace(place)  # the system refuses where somebody put something there meanwhile
+        except OSError as error:
+            raise _not_made(out, error) from error
+
+
+def _is_manifest(values: Mapping[str, Any]) -> bool:
+    about = values.get("corpus")
+    return (
+        isinstance(values.get("format"), int)
+        and values.get("kind") in ("run", "corpus")
+        and isinstance(values.get("files"), dict)
+        and isinstance(about, dict)
+        and isinstance(about.get("fingerprint"), str)
+    )
+
+
+def _kind_of_config(values: Mapping[str, Any]) -> str:
+    config, training = values.get("config"), values.get("training")
+    if values.get("kind") == "corpus":
+        sources = values.get("sources")
+        ours = isinstance(sources, list) and all(isinstance(source, str) for source in sources)
+        return "corpus" if ours and isinstance(config, dict) and "chunk_len" in config else ""
+    if values.get("kind") == "evaluation":
+        ours = isinstance(values.get("run"), str) and isinstance(values.get("settings"), dict)
+        return "evaluation" if ours else ""
+    texts = all(isinstance(values.get(name), str) for name in ("model", "corpus", "corpus_fingerprint"))
+    ours = isinstance(values.get("network"), dict) and isinstance(training, dict) and "steps" in training
+    return "run" if texts and ours else ""
+
+
+def _of_a_begin(out: Path, name: str, kind: str) -> bool:
+    """Whether a file is what a kill leaves of us before there is a config: a lock, or a config on its way."""
+    path = out / name
+    try:
+        at = path.lstat()
+        if not stat.S_ISREG(at.st_mode):
+            return False
+        if name in ("lock", UNFINISHED) and not at.st_size:
+            return True
+        if name == "pid":
+            held = os.path.lexists(out / "lock") and at.st_size < 200
+            return held and PID.fullmatch(path.read_bytes()) is not None
+    except FileNotFoundError:  # another process is at its begin
+        return True
+    except OSError:
+        return False
+    if name == UNFINISHED or name in BEFORE_CONFIG.get(kind, ()):
+        return _kind_of_config(read_object(out / UNFINISHED)) == kind
+    return False
+
+
+def _names_in(out: Path) -> list[str] | None:
+    """The names in a folder, None where nothing is there; UserError for what is no folder."""
+    place = _system_path(out)
+    try:
+        return sorted(os.listdir(place))
+    except FileNotFoundError:
+        if not os.path.lexists(place):
+            return None
+        raise UserError(f"{_shown(out)} is a link that leads nowhere. Name a folder.") from None
+    except NotADirectoryError:
+        if not os.path.lexists(place):  # one of its parents is a file
+            return None
+        raise UserError(
+            f"{_shown(out)} is a file, not a folder. Nothing was touched: name another place."
+        ) from None
+    except OSError as error:
+        raise _not_made(out, error) from error
+
+
+def _check_can_be_made(out: Path) -> None:
+    """Raise UserError where the folders on the way to `out` do not let it be made."""
+    place = out.absolute()
+    if len(os.fsencode(place)) + ROOM > _limit(Path("/"), "PC_PATH_MAX", LONGEST_PATH):
+        raise UserError(f"The path {_shown(out)} is too long for this system. Name another folder.")
+    missing = [place.name]
+    for parent in place.parents:
+        if os.path.lexists(parent):
+            break
+        missing.append(parent.name)
+    else:
+        parent = place.root
+    if not os.path.isdir(parent):
+        raise UserError(f"{_shown(out)} cannot be made: {_shown(parent)} is no folder. Name another place.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{_shown(out)} cannot be made: {_shown(parent)} cannot be written. Name another place."
+        )
+    longest = _limit(Path(parent), "PC_NAME_MAX", LONGEST_NAME)
+    if any(len(os.fsencode(name)) > longest for name in missing):
+        raise UserError(f"A name in {_shown(out)} is too long for this system. Name another folder.")
+
+
+def _limit(at: Path, name: str, default: int) -> int:
+    try:
+        return os.pathconf(at, name)
+    except (OSError, ValueError, AttributeError):
+        return default
+
+
+def _system_path(out: Path) -> str:
+    """The path as the system takes it; UserError for one that it cannot take."""
+    text = os.fspath(out)
+    try:
+        if b"\0" in os.fsencode(text):
+            raise ValueError
+    except ValueError:
+        raise UserError(f"{text[:SHOWN_CHARS]!r} is no path: it holds a character that none has.") from None
+    return text
+
+
+def _not_made(out: Path, error: OSError) -> UserError:
+    return UserError(f"{_shown(out)} cannot be written ({error.strerror or error}). Name another place.")
+
+
+def _unmake(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):  # it was not made, or something lies in it
+            folder.rmdir()
+
+
+def _a(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+
+
+def _shown(place: os.PathLike[str] | str) -> str:
+    text = os.fspath(place)
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= 4 * SHOWN_CHARS else f"{text[: 4 * SHOWN_CHARS]}..."
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first names, each cut, and how many more there are."""
+    shown = [name if name.isprintable() else ascii(name) for name in names[:SHOWN_NAMES]]
+    first = ", ".join(name if len(name) <= SHOWN_CHARS else f"{name[:SHOWN_CHARS]}..." for name in shown)
+    more = len(names) - SHOWN_NAMES
+    return f"{first} and {more:,} more" if more > 0 else first
