@@ -27,6 +27,7 @@ from benchmarks.fuzz_inputs import (
     damaged_tensors,
     junk,
 )
+from benchmarks.fuzz_outputs import output_targets
 from benchmarks.fuzz_shares import import_targets, make_exports
 from retro_demo import cli, figures, job_views, jobs
 from retro_demo.building import build_corpus, prepare_corpus
@@ -100,6 +101,7 @@ def targets_of(folder: Path) -> dict[str, Target]:
         "corpus.json": partial(_manifest, corpus),
         "corpus files": partial(_corpus_files, corpus),
         **import_targets(exports),
+        **output_targets(folder / "islands.jsonl", corpus, run, exports),
         "flags": partial(_flags, corpus, run, exports["retro"]),
     }
 

@@ -9,6 +9,7 @@ from benchmarks.fuzz_files import targets_of
 from retro_demo.errors import UserError
 
 SLICE = 25
+SHORTER = {"output folders": 20}  # each is some thirty commands
 NAMES = 26  # of targets, told here so that none is lost unseen
 
 
@@ -28,10 +29,12 @@ def test_every_input_ends_in_a_result_or_a_sentence(targets, folder, place):
     assert len(targets) == NAMES
     name, target = list(targets.items())[place]
 
-    tally = run_target(target, name, 0, range(SLICE), folder / "work")
+    count = SHORTER.get(name, SLICE)
+
+    tally = run_target(target, name, 0, range(count), folder / "work")
 
     assert not tally.crashes, tally.crashes[0][1]
-    assert tally.results + tally.refusals == SLICE
+    assert tally.results + tally.refusals == count
 
 
 def test_a_crash_is_counted_with_its_number_and_the_same_seed_makes_it_again(tmp_path):

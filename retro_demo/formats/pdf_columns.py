@@ -1,8 +1,8 @@
 """Two columns of prose that a PDF draws row by row, read one after the other.
 
 Text in the order in which it is drawn then runs over the gap between the columns, half a sentence of one
-after half a sentence of the other. Rows of a table are drawn in the same way and are right as they are: what tells
-them from prose is that they are short. It knows nothing of PDFium.
+after half a sentence of the other. Rows of a table are drawn in the same way and are right as they are: what
+tells them from prose is that they are short. It knows nothing of PDFium.
 """
 
 from __future__ import annotations
