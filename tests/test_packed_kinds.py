@@ -40,6 +40,10 @@ def book(tmp_path, content: bytes) -> tuple[Document, list[str]]:
         ),
         (f"<w:p><w:moveFrom>{word_run('x')}</w:moveFrom><w:moveTo>{word_run('y')}</w:moveTo></w:p>", "y"),
         (f"<w:sdt><w:sdtContent>{word_paragraph('control')}</w:sdtContent></w:sdt>", "control"),
+        (
+            f"<w:p><w:r><w:ruby><w:rt>{word_run('x')}</w:rt><w:rubyBase>{word_run('y')}</w:rubyBase></w:ruby></w:r></w:p>",
+            "y",
+        ),
         (f"<w:p><w:hyperlink>{word_run('link')}</w:hyperlink></w:p>", "link"),
         ("<w:p><w:r><w:t>a</w:t><w:tab/><w:t>b</w:t><w:br/><w:noBreakHyphen/></w:r></w:p>", "a\tb\n-"),
         (

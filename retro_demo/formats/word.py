@@ -17,8 +17,8 @@ from retro_demo.formats.packages import feed, first_text, local, named, place_of
 from retro_demo.formats.rows import File, Row
 
 OLD_OR_LOCKED = b"\xd0\xcf\x11\xe0"  # the container of .doc, and of a .docx with a password
-GONE = ("del", "moveFrom", "Fallback", "pPrChange")
-"""Deleted, moved away, said again for older programs, or as it was before a change."""
+GONE = ("del", "moveFrom", "Fallback", "pPrChange", "rt")
+"""Deleted, moved away, said again for older programs, as it was before a change, or a reading over a word."""
 NOTES = ("footnote", "endnote")
 LEFT_OUT = "Headers, footers and comments of Word files were left out: {names}."
 
