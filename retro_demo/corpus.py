@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from retro_demo.bootstrap import MIN_DOCUMENTS
 from retro_demo.config import CorpusConfig, from_json
 from retro_demo.corpus_checks import DAMAGED, checked, mapped_array, read_manifest
 from retro_demo.documents import Document
@@ -35,6 +37,9 @@ TEXT_FILES = ("documents.jsonl", "tokenizer.json", "chunks.npy", "chunk_document
 
 KEPT_FILES = (*TEXT_FILES, "neighbor_ids.npy", "neighbor_scores.npy")
 """The files whose hashes the manifest keeps and loading checks."""
+
+ENOUGH_GROUPS = 20
+"""So many groups, and six of them can be held out: what is left is still most of the text."""
 
 # scripts that put no space between words count by the character
 WORD = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\W\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]+")
@@ -94,23 +99,26 @@ def word_ids(texts: Iterable[str]) -> list[np.ndarray]:
     ]
 
 
-def hold_out(groups: Sequence[str], cluster: np.ndarray, share: float, seed: int) -> np.ndarray:
+def hold_out(
+    groups: Sequence[str], cluster: np.ndarray, share: float, seed: int, *, least: int = 1
+) -> np.ndarray:
     """Which documents are held out, bool (D,): about `share` of the groups, whole.
 
     Groups joined by a near-duplicate (the same number in `cluster` (D,)) go to one side together,
-    so no held-out text has its twin in training. At least one group stays on either side.
+    so no held-out text has its twin in training. At least one group stays on either side. Of
+    ENOUGH_GROUPS or more at least `least` are held out: those that the share alone draws, and others.
     """
     unit = _joined(groups, cluster)
     units = np.unique(unit)
     if share == 0 or len(units) < 2:
         return np.zeros(len(unit), dtype=bool)
-    count = min(max(1, round(share * len(units))), len(units) - 1)
-    chosen = np.random.default_rng(seed).permutation(units)[:count]
+    count = max(least if len(units) >= ENOUGH_GROUPS else 1, round(share * len(units)))
+    chosen = np.random.default_rng(seed).permutation(units)[: min(count, len(units) - 1)]
     return np.isin(unit, chosen)
 
 
 def choose_held_out(
-    documents: Sequence[Document], cluster: np.ndarray, share: float, seed: int
+    documents: Sequence[Document], cluster: np.ndarray, share: float, seed: int, *, least: int = 1
 ) -> np.ndarray:
     """Which documents are held out, bool (D,): those that say so, or a draw (`hold_out`).
 
@@ -124,7 +132,38 @@ def choose_held_out(
                 "Leave the field `use` of some documents empty."
             )
         return np.array([document.use == "held-out" for document in documents])
-    return hold_out([document.group for document in documents], cluster, share, seed)
+    return hold_out([document.group for document in documents], cluster, share, seed, least=least)
+
+
+def too_few_held_out(
+    documents: Sequence[Document], cluster: np.ndarray, held_out: np.ndarray, chunks: Chunks
+) -> str:
+    """A sentence where fewer groups are held out than a verdict needs, "" where they are enough.
+
+    A document of one chunk does not count: retrieval reaches none of its tokens.
+    """
+    unit = _joined([document.group for document in documents], cluster)
+    longer = np.bincount(chunks.document, minlength=len(documents)) > 1
+    held, groups = len(np.unique(unit[held_out & longer])), len(np.unique(unit[longer]))
+    if held >= MIN_DOCUMENTS:
+        return ""
+    alone = len(np.unique(unit)) == len(documents)
+    named = "documents" if alone else "groups of documents"
+    count = "none is" if not held else f"{held} {'is' if held == 1 else 'are'}"
+    few = f"Of {groups:,} {named} of more than one chunk {count} held out"
+    if not held:
+        few += ", so nothing can be measured on text that a run has not seen"
+    share = math.ceil(100 * MIN_DOCUMENTS / max(1, groups)) / 100
+    if any(document.use for document in documents):
+        mend = f'Say "held-out" in the field `use` of at least {MIN_DOCUMENTS}'
+    elif share <= 0.5:
+        mend = f"Build the corpus anew with a larger share held out ({share:g} or more)"
+    else:
+        mend = f"Add documents: {ENOUGH_GROUPS} or more are best"
+    return (
+        f"{few}. A verdict on whether retrieval helps needs at least {MIN_DOCUMENTS}. {mend}, before you "
+        "train for one."
+    )
 
 
 def keep_split(
@@ -301,6 +340,22 @@ def _loaded(folder: Path, manifest: dict[str, Any]) -> Corpus:
         neighbor_scores=load_array(folder / "neighbor_scores.npy"),
         manifest=manifest,
     )
+
+
+def training_tokens(folder: Path) -> np.ndarray:
+    """Tokens of each document of a built corpus that stands in training batches, its end included (D',)."""
+    manifest = folder / MANIFEST
+    return _training_tokens(folder, manifest.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=32)
+def _training_tokens(folder: Path, _changed: int) -> np.ndarray:
+    manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+    tokens, trained = np.array(manifest["statistics"]["document_tokens"]), ~np.array(manifest["held_out"])
+    if manifest["statistics"].get("database_documents"):
+        documents = read_stored_documents(folder / "documents.jsonl")
+        trained &= np.array([document.use != "database" for document in documents])
+    return tokens[trained]
 
 
 def _check_unchanged(folder: Path, written: bytes) -> None:

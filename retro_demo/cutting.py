@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from retro_demo.bootstrap import MIN_DOCUMENTS
 from retro_demo.config import CorpusConfig
 from retro_demo.corpus import (
     Chunks,
@@ -21,6 +22,7 @@ from retro_demo.corpus import (
     load_array,
     read_stored_documents,
     save_array,
+    too_few_held_out,
     word_ids,
     write_atomically,
     write_documents,
@@ -33,6 +35,7 @@ from retro_demo.reading_progress import read_event
 from retro_demo.tokenizer import Tokenizer
 
 ENCODE_BLOCK = 256
+READING = "reading.json"
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 SHIPPED_TOKENIZERS = {"factbook": ASSETS / "factbook_tokenizer.json"}
 
@@ -76,6 +79,14 @@ def read_text(out: Path, config: CorpusConfig, sources: Sequence[Path]) -> Gener
     held_out = drawn = choose_held_out(documents, duplicates.cluster, config.holdout, config.seed)
     if "held_out" in kept:
         held_out = keep_split(documents, duplicates.cluster, kept["held_out"])
+    elif config.holdout == CorpusConfig.holdout and not (out / "tokenizer.json").exists():
+        # a share that somebody chose is taken as it is; and where there is a tokenizer, the split was used
+        held_out = choose_held_out(
+            documents, duplicates.cluster, config.holdout, config.seed, least=MIN_DOCUMENTS
+        )
+        if not np.array_equal(held_out, drawn):
+            kept = kept | {"held_out": held_out.tolist()}
+            write_atomically(out / READING, json.dumps(kept).encode())
     split = "" if np.array_equal(held_out, drawn) else hashlib.sha256(held_out.tobytes()).hexdigest()
     if twins := int(np.isin(duplicates.cluster[held_out], duplicates.cluster[~held_out]).sum()):
         warnings.append(
@@ -93,6 +104,8 @@ def read_text(out: Path, config: CorpusConfig, sources: Sequence[Path]) -> Gener
             f"{max(len(d.text) for d in documents)} characters), so neighbors could help no later text. "
             "Add longer documents, or choose a smaller chunk length."
         )
+    if few := too_few_held_out(documents, duplicates.cluster, held_out, chunks):
+        warnings.append(few)
     window = config.window if kept["sections"] else 0
     return Text(documents, kept, warnings, duplicates, held_out, split, tokenizer, chunks, window)
 
@@ -102,13 +115,13 @@ def _read(
 ) -> Generator[Event, None, tuple[list[Document], dict[str, Any]]]:
     """The documents, read once; a later call finds them stored and notices sources that changed.
 
-    With them what is kept in reading.json: warnings, sections, and of a corpus that was changed
-    (changing.py) held_out and history.
+    With them what is kept in reading.json: warnings, sections; held_out where the settings would draw
+    another split; and of a corpus that was changed (changing.py) held_out and history.
     """
-    stored, state = out / "documents.jsonl", out / "reading.json"
+    stored, state = out / "documents.jsonl", out / READING
     if state.exists():
         kept = json.loads(state.read_text("utf-8"))
-        if "held_out" in kept or not (sources and all(source.exists() for source in sources)):
+        if "history" in kept or not (sources and all(source.exists() for source in sources)):
             size = stored.stat().st_size
             yield read_event(size, size)
             return read_stored_documents(stored), kept
@@ -118,8 +131,8 @@ def _read(
     )
     if state.exists() and read_stored_documents(stored) != reading.documents:
         raise UserError(f"The sources changed since {out.name} was begun. Build them into a new folder.")
-    kept = {"warnings": reading.warnings, "sections": reading.sections}
     if not state.exists():
+        kept = {"warnings": reading.warnings, "sections": reading.sections}
         write_documents(stored, reading.documents)
         write_atomically(state, json.dumps(kept).encode())
     return list(reading.documents), kept

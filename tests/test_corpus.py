@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import SMALL, records, write_jsonl
 
-from retro_demo import vectors
+from retro_demo import cutting, vectors
 from retro_demo.building import build_corpus, prepare_corpus
 from retro_demo.config import CorpusConfig
 from retro_demo.corpus import Chunks, chunk_documents, excluded, hold_out, keep_split, load_corpus
@@ -71,6 +71,111 @@ def test_about_the_asked_share_is_held_out():
     held_out = hold_out([str(i) for i in range(200)], np.arange(200), 0.15, 0)
 
     assert held_out.sum() == 30
+
+
+@pytest.mark.parametrize(
+    ("groups", "count"), [(3, 1), (14, 2), (19, 3), (20, 6), (30, 6), (36, 6), (40, 6), (60, 9)]
+)
+def test_of_twenty_groups_or_more_at_least_six_are_held_out_those_of_the_share_among_them(groups, count):
+    names, cluster = [str(i) for i in range(groups)], np.arange(groups)
+
+    held_out = hold_out(names, cluster, 0.15, 0, least=6)
+
+    assert held_out.sum() == count
+    assert held_out[hold_out(names, cluster, 0.15, 0)].all()
+    assert not hold_out(names, cluster, 0.0, 0, least=6).any()
+
+
+def many(count: int = 24) -> list[dict[str, str]]:
+    """Documents enough for six to be held out, each of its own words."""
+    rng = np.random.default_rng(0)
+    texts = [" ".join("".join(rng.choice(list("abcdef"), 5)) for _ in range(30)) for _ in range(count)]
+    return [{"id": f"d{i}", "title": f"d{i}", "text": text} for i, text in enumerate(texts)]
+
+
+USUAL = CorpusConfig(chunk_len=8, vocab_size=400, num_neighbors=4)  # with the usual share
+
+
+def sentences(events: list) -> list[str]:
+    return [event.text for event in events if isinstance(event, Warned)]
+
+
+def test_twenty_four_documents_hold_out_six_by_default_and_nothing_is_said(tmp_path):
+    events = build(tmp_path / "c", many(), USUAL)
+    corpus = load_corpus(tmp_path / "c")
+
+    assert corpus.held_out.sum() == 6
+    assert not [text for text in sentences(events) if "held out" in text]
+    again = build(tmp_path / "again", many(), USUAL)[-1].result
+    assert again["fingerprint"] == corpus.fingerprint
+    assert [event.result for event in build_corpus(tmp_path / "c") if isinstance(event, Finished)][0][
+        "fingerprint"
+    ] == corpus.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("share", "held", "mend"),
+    [(0.1, "2 are", "0.25 or more"), (0.04, "1 is", "0.25"), (0.0, "none is", "0.25")],
+)
+def test_a_share_that_somebody_chose_is_taken_as_it_is_and_fewer_than_six_are_said_at_the_build(
+    tmp_path, share, held, mend
+):
+    events = build(tmp_path / "c", many(), replace(USUAL, holdout=share))
+
+    (said,) = [text for text in sentences(events) if "held out" in text]
+    assert f"Of 24 documents of more than one chunk {held} held out" in said
+    assert "at least 6" in said
+    assert mend in said
+    assert said in load_corpus(tmp_path / "c").manifest["warnings"]
+
+
+def test_too_few_documents_for_six_are_told_to_be_added_to(tmp_path):
+    (said,) = [text for text in sentences(build(tmp_path / "c", records()[:8], USUAL)) if "held out" in text]
+
+    assert "Of 8 documents" in said
+    assert "Add documents" in said
+
+
+def test_groups_are_counted_and_documents_of_one_chunk_are_not(tmp_path):
+    pairs = [row | {"group": row["id"][:2]} for row in many(20)]  # d0, d1 to d19: eleven documents in one
+    few = [
+        text
+        for text in sentences(
+            build(tmp_path / "c", [*pairs, {"id": "z", "title": "z", "text": "abc"}], USUAL)
+        )
+        if "held out" in text
+    ]
+
+    assert len(few) == 1
+    assert "Of 10 groups of documents of more than one chunk" in few[0]
+
+
+def test_a_build_that_was_begun_with_another_split_keeps_it_and_its_fingerprint(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:  # as release 0.5.0 drew it
+        patch.setattr(cutting, "MIN_DOCUMENTS", 1)
+        before = build(tmp_path / "before", many(), USUAL)[-1].result
+        source = write_jsonl(tmp_path / "cut.jsonl", many())
+        prepare_corpus(tmp_path / "cut", [source], USUAL)
+        for event in build_corpus(tmp_path / "cut"):
+            if isinstance(event, Progress) and event.stage == "tokenizer":  # the split is in use from here on
+                break
+
+    assert load_corpus(tmp_path / "before").held_out.sum() == 4
+    for name in ("cut", "before"):
+        again = list(build_corpus(tmp_path / name))[-1]
+        assert isinstance(again, Finished)
+        assert again.result["fingerprint"] == before["fingerprint"]
+        assert load_corpus(tmp_path / name).held_out.sum() == 4
+    assert build(tmp_path / "now", many(), USUAL)[-1].result["fingerprint"] != before["fingerprint"]
+
+
+def test_a_build_of_six_held_out_still_notices_sources_that_changed(tmp_path):
+    build(tmp_path / "c", many(), USUAL)
+    (tmp_path / "c" / "corpus.json").unlink()
+    write_jsonl(tmp_path / "c.jsonl", many(25))
+
+    with pytest.raises(UserError, match="sources changed"):
+        list(build_corpus(tmp_path / "c"))
 
 
 def test_own_document_and_near_duplicates_are_excluded_and_nothing_else():
