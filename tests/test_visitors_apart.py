@@ -21,6 +21,7 @@ from test_train import advance, prepare
 from app import serve
 from retro_demo import jobs
 from retro_demo.data_folder import serve_alone
+from retro_demo.errors import UserError
 from retro_demo.ui.page import build_app
 from retro_demo.workspace import Workspace, data_home, new_code
 
@@ -425,3 +426,16 @@ def test_two_servers_on_one_data_folder_refuse_each_other(tmp_path, monkeypatch,
     assert f"is served by another process already (number {os.getpid()})" in refusing_app("--port", "1")
     lock.release()
     serve_alone(tmp_path).release()  # who died or left holds nothing
+
+
+def test_a_data_folder_with_uploads_of_somebody_else_is_not_served(tmp_path):
+    mine = tmp_path / "uploads" / "letter.txt"
+    mine.parent.mkdir()
+    mine.write_text("Dear all")
+
+    with pytest.raises(UserError, match="uploads"):
+        serve_alone(tmp_path)
+
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [mine]
+    (tmp_path / "server.pid").write_text("4711")  # as a server leaves it
+    serve_alone(tmp_path).release()
