@@ -9,6 +9,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the app does: tests may run on a busy machine
 
@@ -90,6 +92,39 @@ def forked_jobs() -> Iterator[None]:
 def own_process(monkeypatch) -> None:
     """Jobs are started as in the program: a Python of their own, which reads everything anew."""
     monkeypatch.setattr(jobs, "subprocess", subprocess)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """The browser of all tests that need one."""
+    from browsing import opened_chromium
+
+    with opened_chromium() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory) -> Iterator[SimpleNamespace]:
+    """app.py as a process of its own, for all tests in a browser: its `home` and its `url`."""
+    from page_helpers import served_app
+
+    home = tmp_path_factory.mktemp("app") / "home"
+    with served_app(home) as url:
+        yield SimpleNamespace(home=home, url=url)
+
+
+def pytest_xdist_make_scheduler(config, log) -> Any:
+    """With --dist loadfile the tests in a browser are as one file: they share a browser and a server."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "browser" if file.endswith("_browser.py") else file
+
+    return Files(config, log)
 
 
 SMALL = CorpusConfig(chunk_len=8, vocab_size=400, num_neighbors=4)

@@ -3,63 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
-from page_helpers import served_app
-from playwright.sync_api import Error, Page, expect, sync_playwright
+from browsing import LONG
+from playwright.sync_api import Page, expect
 
 CANARY = '<img src=x onerror="window.canary=1">{{canary}}${canary}'
-LONG = 180_000  # milliseconds: other work may use the cores
-expect.set_options(timeout=LONG)
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(540)]
 
 
-def chromium_path(playwright) -> str | None:
-    """An installed browser; else playwright's, else the distribution's, else a failure."""
-    for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"):
-        if found := shutil.which(name):
-            return found
-    if Path(playwright.chromium.executable_path).exists():
-        return None
-    download = [sys.executable, "-m", "playwright", "install", "chromium"]
-    if subprocess.run(download, check=False, timeout=300).returncode == 0:
-        return None
-    if os.name == "posix" and os.geteuid() == 0 and shutil.which("apt-get"):
-        subprocess.run(["apt-get", "update", "-qq"], check=False, timeout=300)
-        subprocess.run(["apt-get", "install", "-qq", "-y", "chromium"], check=False, timeout=600)
-        if found := shutil.which("chromium"):
-            return found
-    return pytest.fail("There is no Chromium or Chrome, and none could be installed. Install one.")
+@pytest.fixture(scope="module")
+def browser(chromium):
+    return chromium
 
 
 @pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        try:
-            opened = playwright.chromium.launch(
-                executable_path=chromium_path(playwright),
-                args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"],
-            )
-        except Error as error:
-            pytest.fail(f"The browser does not start: {error}")
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("app")
-    with served_app(folder / "home") as address:
-        yield address
+def url(served) -> str:
+    return served.url
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +80,11 @@ class Visit:
         self.leaving = True
         self.page.reload()
         self.leaving = False
+
+    def leave(self) -> None:
+        """A page that stays open asks the server every second."""
+        self.leaving = True
+        self.page.context.close()
 
     def tab(self, name: str) -> None:
         self.page.get_by_role("tab", name=name, exact=True).click()
@@ -209,6 +179,7 @@ def test_a_new_visitor_sees_an_example_and_goes_the_whole_way(browser, url, docu
     assert visit.errors == []
     refused = page.evaluate(REFUSED)
     assert "outside.invalid" in refused
+    visit.leave()
 
 
 def test_a_given_text_is_explained_and_its_tokens_neighbors_and_edits_are_linked(browser, url):
@@ -260,6 +231,7 @@ def test_a_given_text_is_explained_and_its_tokens_neighbors_and_edits_are_linked
     assert page.evaluate("window.canary") is None
     assert visit.outside == []
     assert visit.errors == []
+    visit.leave()
 
 
 def test_another_visitor_sees_nothing_of_the_first(browser, url):
@@ -268,6 +240,7 @@ def test_another_visitor_sees_nothing_of_the_first(browser, url):
     expect(visit.page.locator("#preset")).to_be_visible(timeout=LONG)
     visit.page.locator("#train-run input").click()
     assert "towns" not in visit.page.locator("body").inner_text()
+    visit.leave()
 
 
 REFUSED = """() => new Promise(done => {

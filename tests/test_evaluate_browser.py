@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browsing import LONG, opened
 from evaluation_helpers import make_run
 from held_back import held_job, is_asked_to_stop, wait_until
 from marge_helpers import built, make_marge_run, translated
-from page_helpers import served_app
 from playwright.sync_api import Page, expect
-from test_browser import LONG, browser  # noqa: F401 (a fixture)
+from test_browser import browser, url  # noqa: F401 (fixtures)
 
 from retro_demo import evaluations, jobs
 from retro_demo.workspace import Workspace, new_code
@@ -21,35 +20,13 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def space(tmp_path_factory, half_held_out) -> Workspace:
-    space = Workspace.open(tmp_path_factory.mktemp("home"), new_code())
+def space(served, tmp_path_factory, half_held_out) -> Workspace:
+    space = Workspace.open(served.home, new_code())
     make_run(space.folder / "runs" / "reader", half_held_out.folder, "retro", seed=1)
     make_run(space.folder / "runs" / "plain", half_held_out.folder, "lm", seed=1)
     translations = built(tmp_path_factory.mktemp("corpora") / "three", translated())
     make_marge_run(space.folder / "runs" / "several", translations.folder)
     return space
-
-
-@pytest.fixture(scope="module")
-def url(space) -> Iterator[str]:
-    with served_app(space.home) as address:
-        yield address
-
-
-def opened(browser, url: str, code: str) -> Page:  # noqa: F811
-    """The Evaluate tab of that workspace, on a page that has come to rest."""
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.set_default_timeout(LONG)
-    page.goto(url)
-    box = page.locator("#code textarea, #code input").first
-    while not box.is_visible():  # a click before the page has come to life is lost
-        page.get_by_text("Your workspace").first.click()
-        page.wait_for_timeout(1000)
-    expect(box).not_to_have_value("", timeout=LONG)
-    box.fill(code)
-    with page.expect_navigation():
-        page.locator("#open-workspace").click()
-    return page
 
 
 def choose(page: Page, run: str) -> None:
@@ -103,7 +80,6 @@ def test_a_visitor_measures_reloads_stops_goes_on_and_downloads(browser, url, sp
     assert kept["arms"] == result["arms"]
     assert kept["provenance"]["seed"] == 1
     assert str(space.home) not in json.dumps(kept)
-    page.close()
 
 
 @pytest.mark.proof
@@ -144,4 +120,3 @@ def test_a_visitor_measures_a_marge_and_sees_its_arms_and_not_those_of_a_retro(b
     page.locator("#evaluate").click()
     expect(page.get_by_text("Is it copying?")).to_be_visible(timeout=2 * LONG)
     expect(page.locator("#betas")).to_be_hidden()
-    page.close()

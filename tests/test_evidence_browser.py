@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+from browsing import LONG, opened
 from evidence_helpers import HOSTILE, TINY, build_translated, train_marge_run
 from playwright.sync_api import Page, expect
-from test_browser import LONG, browser  # noqa: F401 (a fixture)
-from test_evaluate_browser import opened, url  # noqa: F401 (a fixture)
+from test_browser import browser, url  # noqa: F401 (fixtures)
 
 from retro_demo import jobs
 from retro_demo.checkpoint import read_marge_config
@@ -20,11 +20,10 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def space(tmp_path_factory) -> Workspace:
-    home = tmp_path_factory.mktemp("home")
+def space(served) -> Workspace:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RETRO_DEMO_HOME", str(home))
-        space = Workspace.open(home, new_code())
+        patch.setenv("RETRO_DEMO_HOME", str(served.home))
+        space = Workspace.open(served.home, new_code())
         corpus = build_translated(space.folder / "corpora" / "three")
         train_marge_run(space.folder / "runs" / "finder", corpus)
     return space
@@ -66,7 +65,6 @@ def test_a_visitor_trains_a_marge_and_sees_its_reindexes_after_a_reload(browser,
     folder = space.run("made-here")
     assert jobs.status(folder).of_kind("step")[-1]["step"] == 6
     assert read_marge_config(folder).evidence.passage_len == 24
-    page.close()
 
 
 def test_a_visitor_looks_at_evidence_moves_through_reindexes_edits_and_downloads(browser, url, space):  # noqa: F811
@@ -117,7 +115,6 @@ def test_a_visitor_looks_at_evidence_moves_through_reindexes_edits_and_downloads
     page.set_viewport_size({"width": 390, "height": 844})
     page.wait_for_function("document.documentElement.scrollWidth <= 390", timeout=LONG)
     assert wrong == []
-    page.close()
 
 
 def test_a_visitor_writes_from_chosen_evidence_in_another_language(browser, url, space):  # noqa: F811
@@ -152,4 +149,3 @@ def test_a_visitor_writes_from_chosen_evidence_in_another_language(browser, url,
     page.locator("#marge-write-prompt textarea").fill("ka1 111 " * 60)
     page.locator("#marge-write").click()
     expect(page.get_by_text("nothing can follow")).to_be_visible(timeout=LONG)
-    page.close()

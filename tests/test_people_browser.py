@@ -11,9 +11,9 @@ from collections.abc import Callable
 from importlib import resources
 
 import pytest
+from browsing import LONG, opened
 from playwright.sync_api import Page, expect
-from test_browser import LONG, browser  # noqa: F401 (a fixture)
-from test_evaluate_browser import opened, url  # noqa: F401 (a fixture)
+from test_browser import browser, url  # noqa: F401 (fixtures)
 from test_evidence_browser import space  # noqa: F401 (a fixture)
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
@@ -88,7 +88,6 @@ def test_no_tab_breaks_a_rule_of_wcag_or_is_too_wide_and_each_picture_says_its_f
         for words in page.evaluate(PICTURES):
             assert re.search(r"\d", words), (name, words)
     assert broken == {}
-    page.close()
 
 
 @pytest.mark.proof
@@ -131,7 +130,6 @@ def test_a_row_of_the_matrix_and_a_key_on_its_table_show_what_that_target_reads(
     expect(page.get_by_text("The link names the run “nobody”, which is not here.")).to_be_visible(
         timeout=LONG
     )
-    page.close()
 
 
 def test_the_page_works_where_the_browser_withholds_its_storage(browser, url):  # noqa: F811

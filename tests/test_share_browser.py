@@ -6,10 +6,9 @@ import re
 import zipfile
 
 import pytest
-from page_helpers import served_app
+from browsing import LONG, opened
 from playwright.sync_api import expect
-from test_browser import LONG, browser  # noqa: F401 (a fixture)
-from test_evaluate_browser import opened
+from test_browser import browser, url  # noqa: F401 (fixtures)
 from test_sharing import TINY
 
 from retro_demo import jobs, service
@@ -20,17 +19,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def space(tmp_path_factory) -> Workspace:
-    home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RETRO_DEMO_HOME", str(home))
-        return Workspace.open(home, new_code())
-
-
-@pytest.fixture(scope="module")
-def url(space):
-    with served_app(space.home) as address:
-        yield address
+def space(served) -> Workspace:
+    return Workspace.open(served.home, new_code())
 
 
 def test_a_visitor_imports_a_run_exports_it_and_a_push_forgets_the_token(tmp_path, browser, url, space):  # noqa: F811
@@ -68,6 +58,5 @@ def test_a_visitor_imports_a_run_exports_it_and_a_push_forgets_the_token(tmp_pat
     expect(page.get_by_text("give it as OWNER/NAME")).to_be_visible(timeout=LONG)
     expect(token).to_have_value("", timeout=LONG)
     page.screenshot(path=str(tmp_path / "share.png"), full_page=True)
-    page.close()
     kept = [path for path in space.home.rglob("*") if path.is_file()]
     assert not [path for path in kept if b"hf_secretOfTheVisitor" in path.read_bytes()]

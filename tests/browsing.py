@@ -1,0 +1,71 @@
+"""One browser for all tests that need one, and a page of it that is at a visitor's workspace."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
+
+LONG = 180_000  # milliseconds: other work may use the cores
+expect.set_options(timeout=LONG)
+
+
+def chromium_path(playwright) -> str | None:
+    """An installed browser; else playwright's, else the distribution's, else a failure."""
+    for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"):
+        if found := shutil.which(name):
+            return found
+    if Path(playwright.chromium.executable_path).exists():
+        return None
+    download = [sys.executable, "-m", "playwright", "install", "chromium"]
+    if subprocess.run(download, check=False, timeout=300).returncode == 0:
+        return None
+    if os.name == "posix" and os.geteuid() == 0 and shutil.which("apt-get"):
+        subprocess.run(["apt-get", "update", "-qq"], check=False, timeout=300)
+        subprocess.run(["apt-get", "install", "-qq", "-y", "chromium"], check=False, timeout=600)
+        if found := shutil.which("chromium"):
+            return found
+    return pytest.fail("There is no Chromium or Chrome, and none could be installed. Install one.")
+
+
+@contextmanager
+def opened_chromium() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        try:
+            opened = playwright.chromium.launch(
+                executable_path=chromium_path(playwright),
+                args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"],
+            )
+        except Error as error:
+            pytest.fail(f"The browser does not start: {error}")
+        yield opened
+        opened.close()
+
+
+def opened(browser: Browser, url: str, code: str) -> Page:
+    """A page at that workspace, come to rest. It is the last one that was opened so: a load takes seconds."""
+    kept: dict[str, Any] = vars(browser).setdefault("kept_page", {})
+    page: Page | None = kept.get(url)
+    if page is None or page.is_closed():
+        page = kept[url] = browser.new_page()
+        page.set_default_timeout(LONG)
+        page.goto(url)
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.emulate_media(color_scheme="light", reduced_motion="no-preference")
+    box = page.locator("#code textarea, #code input").first
+    while not box.is_visible():  # a click before the page has come to life is lost
+        page.get_by_text("Your workspace").first.click()
+        page.wait_for_timeout(1000)
+    expect(box).not_to_have_value("", timeout=LONG)
+    box.fill(code)
+    with page.expect_navigation():
+        page.locator("#open-workspace").click()
+    return page
