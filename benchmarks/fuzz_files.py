@@ -35,7 +35,7 @@ from retro_demo.change_config import AddConfig, WeighConfig
 from retro_demo.checkpoint import load_model, read_any_config, save_weights
 from retro_demo.config import CorpusConfig, GenerateConfig, RetroConfig, TrainConfig, from_json, to_json
 from retro_demo.corpus import file_hash, load_corpus
-from retro_demo.documents import parse_fields, read_documents
+from retro_demo.documents import ReadingLimits, parse_fields, read_documents
 from retro_demo.errors import UserError
 from retro_demo.evaluate_config import EvaluateConfig
 from retro_demo.explain_config import ExplainConfig
@@ -62,6 +62,7 @@ CONFIGS = (
     WeighConfig,
     LookupConfig,
 )
+LIMITS = ReadingLimits(pdf_memory=300_000_000, pdf_seconds=15)  # what ends there ends sooner
 SHAPE = {"dim": 16, "depth": 2, "num_heads": 2, "enc_dim": 16, "cca_layers": (2,)}
 BRIEF = {"seq_len": 32, "batch_size": 2, "steps": 4}
 EVENTS: tuple[dict[str, Any], ...] = (
@@ -128,7 +129,7 @@ def _a_run(folder: Path, corpus: Path) -> None:
 def _documents(rng: random.Random, folder: Path) -> object:
     name, content = a_document(rng)
     (folder / name).write_bytes(content)
-    return read_documents([folder / name], fields=_some_fields(rng))
+    return read_documents([folder / name], fields=_some_fields(rng), limits=LIMITS)
 
 
 def _packed(rng: random.Random, folder: Path) -> object:
@@ -160,7 +161,7 @@ def _archives(rng: random.Random, folder: Path) -> object:
     (folder / name).write_bytes(content)
     before = sorted(path.name for path in folder.parent.iterdir())
     try:
-        return read_documents([folder / name], fields={})
+        return read_documents([folder / name], fields={}, limits=LIMITS)
     finally:
         assert sorted(path.name for path in folder.parent.iterdir()) == before, "it wrote outside its folder"
 

@@ -8,6 +8,7 @@ import io
 import json
 import random
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from pypdf import PdfWriter
 from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
 from benchmarks.made_files import docx_parts, epub_parts, notebook, packed, parquet, word_paragraph
+from benchmarks.small_pdfs import FLATE, FONT, drawn, pages, stream, whole
 
 CANARY = "<img src=x onerror=alert(1)>{{x}}${y}"
 STRINGS = (
@@ -216,6 +218,53 @@ def a_pdf(rng: random.Random) -> Made:
     return "a.pdf", buffer.getvalue()
 
 
+def a_hostile_pdf(rng: random.Random) -> Made:
+    """A PDF whose objects lead in circles, nest deeply, unpack to much or claim what is not so."""
+    much = rng.choice((10, 1_000, 100_000))
+    form = b"/Type/XObject/Subtype/Form/BBox[0 0 9 9]/Resources<</Font<</F1 3 0 R>>/XObject<</X %d 0 R>>>>"
+    kind = rng.randrange(9)
+    if kind == 0:  # forms that draw themselves, or each the next many times
+        ring = {
+            i: stream(b"/X Do " * rng.randint(1, 9), form % (i + 1 if i < 9 else 4)) for i in range(4, 10)
+        }
+        return "a.pdf", pages(stream(b"/X Do"), more=ring)
+    if kind == 1:  # a tree of pages that is a ring, or claims any number of them
+        count = rng.choice(NUMBERS[:12])
+        kids = rng.choice((b"2 0 R", b"3 0 R " * 20, b"9 0 R", b"null"))
+        root = {1: b"<</Type/Catalog/Pages 2 0 R>>", 2: b"<</Type/Pages/Count %d/Kids[%s]>>" % (count, kids)}
+        return "a.pdf", whole(root | {3: b"<</Type/Page/Parent 2 0 R>>"})
+    if kind == 2:
+        nested = rng.choice((b"[", b"<<", b"q ", b"BT ", b"/A BMC ", b"(", b"<")) * much
+        return "a.pdf", pages(stream(nested), drawn(b"after it"))
+    if kind == 3:
+        filters = b"/Filter[" + b"/FlateDecode" * rng.randint(1, 3) + b"]"
+        content = zlib.compress(b"BT /F1 9 Tf (word) Tj ET " * much)
+        return "a.pdf", pages(stream(content, filters), stream(content, FLATE))
+    if kind == 4:  # numbers beyond reason where sizes, places and lengths stand
+        line = b"BT /F1 %d Tf %d %d Td (words) Tj %d Tw %d TL T* ET" % tuple(rng.choices(NUMBERS[:13], k=5))
+        about = b"/Length %d" % rng.choice(NUMBERS[:13])
+        return "a.pdf", pages(
+            stream(line), stream(b"q Q", about), drawn(b"words", size=rng.choice((0, -9, 1e9)))
+        )
+    if kind == 5:  # fonts that are none, or whose maps to Unicode are
+        maps = rng.choice((b"3 0 R", b"9 0 R", b"(text)", b"-1"))
+        kinds = rng.choice((b"Type0", b"Type3", b"TrueType", b"CIDFontType2", b"X"))
+        font = b"<</Type/Font/Subtype/%s/Encoding/Identity-H/ToUnicode %s/DescendantFonts[%s]>>"
+        return "a.pdf", pages(drawn(b"words of a page"), font=font % (kinds, maps, maps))
+    if kind == 6:
+        return "a.pdf", pages(
+            *[drawn(b"a page of words")] * rng.choice((1, 30, 300)), font=FONT[: rng.randint(0, 50)]
+        )
+    if kind == 7:  # a form
+        field = b"<</Type/Annot/Subtype/Widget/FT/%s/T(a)/V %s/Parent 5 0 R/Kids[5 0 R]/Rect[0 0 9 9]>>"
+        value = rng.choice((b"(value)", b"5 0 R", b"[(a)(b)]", b"<FEFF>", b"9", b"(" + b"v" * much + b")"))
+        form = pages(drawn(b"A form"), more={5: field % (rng.choice((b"Tx", b"Ch", b"Btn", b"Sig")), value)})
+        return "a.pdf", form.replace(b"/MediaBox", b"/Annots[5 0 R 5 0 R]/MediaBox").replace(
+            b"/Pages 2", b"/AcroForm<</Fields[5 0 R]/XFA[(x)]>>/Pages 2"
+        )
+    return "a.pdf", b"%PDF-1.7\n" + rng.randbytes(rng.choice((0, 30, 3_000)))
+
+
 TAGS = "p div table tr td ul li h1 pre nav script style title select svg math template b a br"
 MARKUP = (
     b"<",
@@ -336,7 +385,10 @@ def a_packed(rng: random.Random) -> Made:
 
 def a_document(rng: random.Random) -> Made:
     """A file that a visitor may upload, two of five times damaged."""
-    name, content = rng.choice((*PLAIN, *PACKED))(rng)
+    kind = rng.choice((*PLAIN, *PACKED))
+    if kind is a_pdf and rng.random() < 0.6:
+        kind = a_hostile_pdf
+    name, content = kind(rng)
     return name, damaged(rng, content) if rng.random() < 0.4 else content
 
 
