@@ -140,11 +140,12 @@ def test_values_of_a_form_are_read_with_their_labels():
     ]
     content = pages(drawn(b"Application"), more=dict(enumerate(form, start=5)))
     annotated = content.replace(b"/MediaBox", b"/Annots[5 0 R 6 0 R 7 0 R]/MediaBox").replace(
-        b"/Pages 2 0 R", b"/Pages 2 0 R/AcroForm<</Fields[5 0 R 6 0 R 7 0 R]>>"
+        b"/Pages 2 0 R", b"/Pages 2 0 R/AcroForm<</Fields[5 0 R 6 0 R 7 0 R]/XFA[(template)]>>"
     )
 
-    _, page, _ = read_pages(annotated, 100)
+    head, page, _ = read_pages(annotated, 100)
 
+    assert head == {"pages": 1, "xfa": True}
     assert page["form"] == ["Full name: Jane Harbor", "port: Bergen"]
 
 

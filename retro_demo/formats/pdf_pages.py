@@ -36,6 +36,8 @@ ACCENTS = {
 }  # fmt: skip
 """Accents that fonts have as characters of their own -> the same as a part of a letter."""
 
+FLATE = ("/FlateDecode", ["/FlateDecode"])
+STREAM = re.compile(rb"/FlateDecode[^<>]{0,500}(?:<<[^<>]{0,500}>>[^<>]{0,500}){0,4}>>\s{0,9}stream\r?\n")
 SPACELESS = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7af\uf900-\ufaff]"
 )
@@ -61,7 +63,8 @@ def read_pages(data: bytes, most_pages: int) -> Iterator[dict[str, Any]]:
         return
     form = pdf.get_formtype()
     if form != pdfium.FORMTYPE_NONE:
-        pdf.init_forms()
+        with contextlib.suppress(pypdfium2.PdfiumError):  # what is drawn can be read all the same
+            pdf.init_forms()
     if len(pdf) > most_pages:
         yield {"refused": "pages", "pages": len(pdf)}
         return
@@ -229,7 +232,6 @@ def damaged_pages(data: bytes) -> list[int]:
     from pypdf import PdfReader
     from pypdf.generic import ArrayObject, StreamObject
 
-    logging.getLogger("pypdf").setLevel(logging.CRITICAL)
     damaged = []
     with contextlib.suppress(Exception):
         # what it raises on damaged files goes well beyond its own errors, and this is a second opinion
@@ -237,13 +239,10 @@ def damaged_pages(data: bytes) -> list[int]:
             content = page["/Contents"].get_object() if "/Contents" in page else []
             parts = [part.get_object() for part in content] if isinstance(content, ArrayObject) else [content]
             streams = [part for part in parts if isinstance(part, StreamObject)]
-            if not all(_unpacks(part._data) for part in streams if part.get("/Filter") in FLATE):  # pyright: ignore[reportPrivateUsage]
+            packed = [part._data for part in streams if part.get("/Filter") in FLATE]
+            if not all(map(_unpacks, packed)):
                 damaged.append(number)
     return damaged
-
-
-FLATE = ("/FlateDecode", ["/FlateDecode"])
-STREAM = re.compile(rb"/FlateDecode[^<>]*(?:<<[^<>]*>>[^<>]*)*>>\s*stream\r?\n")
 
 
 def _has_damage(data: bytes) -> bool:
@@ -278,6 +277,7 @@ def _unpacks(packed: bytes) -> bool:
 def main() -> int:
     """`pdf_pages MOST_PAGES MEMORY`: bytes of a PDF in, a JSON object a line out."""
     most_pages, memory = int(sys.argv[1]), int(sys.argv[2])
+    logging.disable(logging.CRITICAL)  # what matters to the user is said elsewhere
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is meant for who started this, and ends it
     with contextlib.suppress(ImportError, ValueError):  # Windows has no such limits; lower ones may hold
         import resource
