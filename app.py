@@ -33,6 +33,7 @@ from retro_demo.data_folder import UPLOADS, never_served, serve_alone
 from retro_demo.errors import UserError
 from retro_demo.flags import add_flags, given
 from retro_demo.limits import Limits, chosen_limits, on_space
+from retro_demo.printing import escape_what_cannot_be_shown
 from retro_demo.ui.doorman import Doorman
 from retro_demo.ui.page import ASSETS, HEAD, build_app, theme
 from retro_demo.ui.security import SecurityHeaders
@@ -40,6 +41,7 @@ from retro_demo.workspace import settle_data_home
 
 
 def main() -> int:
+    escape_what_cannot_be_shown()
     parser = argparse.ArgumentParser(description="Serve the page of retro_demo.")
     parser.add_argument("--host", help="address to listen on (default: Gradio's, 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen on (default: Gradio's, 7860)")

@@ -22,9 +22,10 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, NoReturn
 
 from retro_demo.errors import UserError
+from retro_demo.zip_names import names_of
 
 BROKEN_ARCHIVE = (
     zipfile.BadZipFile,
@@ -37,6 +38,8 @@ BROKEN_ARCHIVE = (
 )
 FREE_BYTES = 1_000_000  # tiny archives may unpack to this much at any compression ratio
 DIRECTORY_BYTES = 1_024  # of a zip's table of contents, for each member allowed
+NESTED = "an archive inside an archive"
+UNPACK = "unpack the outer one first"
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,19 @@ class ReadingLimits:
 DEFAULT_LIMITS = ReadingLimits()
 
 
+class OverLimit(UserError):
+    """There is more than may be read of all sources together, so that no part of them is."""
+
+
+class BadFile(UserError):
+    """A file that cannot be read, whatever the others are: "`label` is `what`: `advice`."."""
+
+    def __init__(self, label: str, what: str, advice: str) -> None:
+        super().__init__(f"{label} is {what}: {advice}.")
+        self.what = what
+        self.advice = advice
+
+
 @dataclass(frozen=True)
 class Entry:
     """One file to read, wherever it lies: on its own, in a folder, in an archive."""
@@ -81,6 +97,10 @@ class Entry:
     """Opens the unpacked bytes. Reading raises UserError where the file is broken or too large."""
     unpacker: Unpacker
     """For kinds that are packed inside, such as .docx."""
+    trouble: UserError | None = None
+    """Why it cannot be read, where that is known before it is opened; opening raises it."""
+    guessed: str = ""
+    """The encoding that its name in an archive was guessed to be in, "" = none was."""
 
 
 def open_sources(
@@ -89,24 +109,29 @@ def open_sources(
     """The files of all sources in their order, those of a folder or archive sorted by name.
 
     Hidden files are skipped, and below a source the folders that `skipped` says yes to. A .gz inside a
-    .zip is unpacked, an archive inside an archive is not. Raises UserError: a missing source, a broken,
-    encrypted, oversized or unsafe archive.
+    .zip is unpacked, an archive inside an archive is not. What cannot be read has its trouble: a missing
+    source, a broken or unsafe archive, a link that leads nowhere, a folder that cannot be opened. Raises
+    OverLimit.
     """
     meter = _Meter(limits)
     for source in sources:
         if os.path.isdir(source):
-            for name in _files_below(source, skipped):
-                yield from _entries(source / name, name, chosen=False, meter=meter)
+            for name, what in _files_below(source, skipped):
+                if what:
+                    trouble = BadFile(_shown(name), what, "put the file itself in its place")
+                    yield _troubled(name, trouble, meter, chosen=False)
+                else:
+                    yield from _entries(source / name, name, chosen=False, meter=meter)
         elif os.path.isfile(source):
             yield from _entries(source, source.name, chosen=True, meter=meter)
         else:
-            raise UserError(f"There is no file or folder {str(source)!r}: check the path.")
+            yield _troubled(source.name, _no_file(source), meter, chosen=True)
 
 
 def size_of(source: Path, *, skipped: Callable[[Path], bool] = lambda _: False) -> int:
     """The bytes on the disk of what `open_sources` finds in a source; 0 where there is nothing."""
     if os.path.isdir(source):
-        return sum(_size(source / name) for name in _files_below(source, skipped))
+        return sum(_size(source / name) for name, what in _files_below(source, skipped) if not what)
     return _size(source)
 
 
@@ -117,78 +142,145 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _files_below(folder: Path, skipped: Callable[[Path], bool]) -> list[str]:
-    names = []
-    for root, folders, files in os.walk(folder):
+def _no_file(source: Path) -> UserError:
+    """Why a source is neither a file nor a folder."""
+    try:
+        source.stat()
+    except OSError as error:
+        if os.path.islink(source):
+            return BadFile(_shown(str(source)), "a link that leads nowhere", "give the file itself")
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            return UserError(f"There is no file or folder {_shown(str(source))!r}: check the path.")
+        return UserError(f"{_shown(str(source))!r} cannot be opened ({error.strerror}): check the path.")
+    except ValueError:  # a zero byte in the path
+        return UserError(f"There is no file or folder {str(source)!r}: check the path.")
+    what = "neither a file nor a folder but a pipe, socket or device"
+    return BadFile(_shown(str(source)), what, "save what it gives in a file and name that")
+
+
+def _closed(label: str, error: OSError) -> BadFile:
+    return BadFile(label, f"a file that cannot be opened ({error.strerror})", "check whether you may read it")
+
+
+def _files_below(folder: Path, skipped: Callable[[Path], bool]) -> list[tuple[str, str]]:
+    """What lies below a folder, sorted by its path: (path, what it is where that is no file, or "")."""
+    found: list[tuple[str, str]] = []
+
+    def add(path: Path, what: str) -> None:
+        found.append((path.relative_to(folder).as_posix() if path != folder else folder.name, what))
+
+    def closed(error: OSError) -> None:
+        add(Path(error.filename), f"a folder that cannot be opened ({error.strerror})")
+
+    for root, folders, files in os.walk(folder, onerror=closed):
         folders[:] = [n for n in sorted(folders) if not (_is_hidden(n) or skipped(Path(root, n)))]
-        paths = (Path(root, name) for name in files if not _is_hidden(name))
-        names += [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
-    return sorted(names)
+        for path in (Path(root, name) for name in folders):
+            if path.is_symlink():  # not followed: it may lead around in a circle
+                add(path, "a link to a folder")
+        for path in (Path(root, name) for name in files if not _is_hidden(name)):
+            if path.is_file():
+                add(path, "")
+            else:
+                add(path, "a link that leads nowhere" if path.is_symlink() else "a pipe, socket or device")
+    return sorted(found)
 
 
 def _entries(path: Path, name: str, *, chosen: bool, meter: _Meter) -> Iterator[Entry]:
-    kind = _kind(name)
+    kind, label = _kind(name), _shown(name)
     if kind == ".zip" and not name.lower().endswith(".gz"):
-        yield from _zip_entries(path, name, meter)
+        try:
+            yield from _zip_entries(path, label, meter)
+        except OverLimit:
+            raise
+        except UserError as error:
+            yield _troubled(name, error, meter, chosen=chosen)
+    elif kind in (".zip", ".gz"):
+        yield _troubled(name, BadFile(label, NESTED, UNPACK), meter, chosen=chosen)
     else:
-        _refuse_nested(kind, name)
-        opener = partial(_open_file, path, name, meter)
-        yield Entry(name, name, kind, chosen, _size(path), opener, Unpacker(name, meter))
+        opener = partial(_open_file, path, label, meter)
+        yield Entry(label, label, kind, chosen, _size(path), opener, Unpacker(label, meter))
+
+
+def _troubled(name: str, error: UserError, meter: _Meter, *, chosen: bool) -> Entry:
+    def open_it() -> NoReturn:
+        raise error
+
+    label = _shown(name)
+    return Entry(label, label, _kind(name), chosen, 0, open_it, Unpacker(label, meter), error)
 
 
 @contextmanager
 def _open_file(path: Path, label: str, meter: _Meter) -> Iterator[io.BufferedReader]:
-    meter.begin(path, label)
     try:
+        meter.begin(path, label)
         raw = path.open("rb")
     except OSError as error:
-        raise UserError(f"{label} cannot be opened ({error.strerror}).") from error
+        raise _closed(label, error) from error
     with raw, _unpacked(raw, path.name, label, meter) as stream:
         yield stream
 
 
 def _zip_entries(path: Path, label: str, meter: _Meter) -> Iterator[Entry]:
-    meter.begin(path, label)
+    """The members of an archive; raises UserError before the first of them where none can be read."""
+    try:
+        meter.begin(path, label)
+    except OSError as error:
+        raise _closed(label, error) from error
     with _opened_zip(path, label, "a zip archive", meter) as archive:
-        for member in sorted(archive.infolist(), key=lambda member: member.filename):
-            hidden = any(map(_is_hidden, PurePosixPath(member.filename).parts))
-            if not (member.filename.endswith("/") or hidden):
-                where = f"{member.filename} in {label}"
-                kind = _kind(member.filename)
-                _refuse_nested(kind, where)
-                opener = partial(_open_member, archive, member, where, meter)
+        members = archive.infolist()
+        names = names_of(members)
+        for name in names.names:
+            _check_name(name, label)
+        paths = [name.replace("\\", "/") for name in names.names]  # some programs on Windows write these
+        for name, member in sorted(zip(paths, members, strict=True), key=lambda pair: pair[0]):
+            hidden = any(map(_is_hidden, PurePosixPath(name).parts))
+            if not (name.endswith("/") or hidden):
+                where, kind = f"{name} in {label}", _kind(name)
+                trouble = BadFile(where, NESTED, UNPACK) if kind in (".zip", ".gz") else None
+                trouble = trouble or _trouble_of(member, where)
                 yield Entry(
-                    member.filename, where, kind, False, member.compress_size, opener, Unpacker(where, meter)
+                    name,
+                    where,
+                    kind,
+                    False,
+                    member.compress_size,
+                    partial(_open_member, archive, member, name, where, meter),
+                    Unpacker(where, meter),
+                    trouble,
+                    "" if name.isascii() else names.guessed,
                 )
 
 
 @contextmanager
 def _opened_zip(place: Path | int, label: str, kind: str, meter: _Meter) -> Iterator[zipfile.ZipFile]:
-    """A zip at a path or descriptor, all of whose members may be unpacked; `kind` as in "a zip archive"."""
+    """A zip at a path or descriptor, whose members are not too many; `kind` as in "a zip archive"."""
     limit = meter.limits.archive_members
     too_many = f"{label} holds more than {limit:,} files: split it into several archives."
-    with _ZipFileOnDisk(place, limit * DIRECTORY_BYTES, too_many) as file:
+    try:
+        file = _ZipFileOnDisk(place, limit * DIRECTORY_BYTES, too_many)
+    except OSError as error:
+        raise _closed(label, error) from error
+    with file:
         try:
             archive = zipfile.ZipFile(file)
         except BROKEN_ARCHIVE as error:
             raise UserError(f"{label} is not {kind}, or is broken ({error}).") from error
-        members = archive.infolist()
-        if len(members) > limit:
+        if len(archive.infolist()) > limit:
             raise UserError(too_many)
-        for member in members:
-            _check_member(member, label)
         yield archive
 
 
 @contextmanager
 def _open_member(
-    archive: zipfile.ZipFile, member: zipfile.ZipInfo, label: str, meter: _Meter
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, label: str, meter: _Meter
 ) -> Iterator[io.BufferedReader]:
+    if trouble := _trouble_of(member, label):
+        raise trouble
     try:
         raw = archive.open(member)
     except BROKEN_ARCHIVE as error:
         raise UserError(f"{label} is broken ({error}).") from error
-    with raw, _unpacked(raw, member.filename, label, meter) as stream:
+    with raw, _unpacked(raw, name, label, meter) as stream:
         yield stream
 
 
@@ -222,6 +314,10 @@ class Unpacker:
             shutil.copyfileobj(stream, file)
             file.flush()
             with _opened_zip(file.fileno(), self._label, kind, self._meter) as archive:
+                for member in archive.infolist():
+                    _check_name(member.filename, self._label)
+                    if trouble := _trouble_of(member, f"{member.filename} in {self._label}"):
+                        raise trouble
                 yield Parts(archive, self._label, self._meter)
 
 
@@ -259,28 +355,30 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _refuse_nested(kind: str, label: str) -> None:
-    if kind in (".zip", ".gz"):
-        raise UserError(f"{label} is an archive inside an archive: unpack the outer one first.")
+def _shown(name: str) -> str:
+    """A path as it can be told and kept: bytes that are no UTF-8 are replaced."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _check_member(member: zipfile.ZipInfo, label: str) -> None:
-    name = member.filename
+def _check_name(name: str, label: str) -> None:
     if ".." in re.split(r"[/\\]", name) or re.match(r"[/\\]|[A-Za-z]:", name):
         raise UserError(
             f"{label} holds the unsafe path {name!r}, which leads out of the archive: "
             "pack it again from inside its folder."
         )
+
+
+def _trouble_of(member: zipfile.ZipInfo, label: str) -> UserError | None:
+    """Why a member of an archive is not unpacked, None where it can be."""
     if stat.S_ISLNK(member.external_attr >> 16):
-        raise UserError(f"{label} holds the link {name!r}: pack the file itself instead.")
+        return BadFile(label, "a link", "pack the file itself instead")
     if member.flag_bits & 1:
-        raise UserError(f"{label} is encrypted ({name!r}): pack it again without a password.")
+        return BadFile(label, "encrypted", "pack it again without a password")
     # Only these two unpack in bounded steps: a few bytes of bzip2 can hold gigabytes.
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise UserError(
-            f"{label} is packed by method {member.compress_type} ({name!r}): "
-            "pack it again with the usual method, deflate."
-        )
+        method = f"packed by method {member.compress_type}"
+        return BadFile(label, method, "pack it again with the usual method, deflate")
+    return None
 
 
 class _Meter:
@@ -305,14 +403,14 @@ class _Meter:
             raise self._too_large(label)
         allowed = self._source_size * self.limits.compression_ratio
         if self._source_unpacked > max(allowed, FREE_BYTES):
-            raise UserError(
+            raise OverLimit(
                 f"{label} unpacks to more than {self.limits.compression_ratio} times its size, "
                 "as a zip bomb does: unpack it yourself and give the files."
             )
 
-    def _too_large(self, label: str) -> UserError:
+    def _too_large(self, label: str) -> OverLimit:
         limit = self.limits.total_bytes / 1e6
-        return UserError(
+        return OverLimit(
             f"With {label} there are more than {limit:,.6g} MB to read: give fewer or smaller files."
         )
 

@@ -47,7 +47,7 @@ from retro_demo.marge_writing import (
     write_from_evidence,
 )
 from retro_demo.pipeline import ensure_sample
-from retro_demo.printing import Printer, print_json
+from retro_demo.printing import Printer, escape_what_cannot_be_shown, print_json
 from retro_demo.ready import ready_run
 from retro_demo.search import search, search_doubt
 from retro_demo.share_verbs import add_share_verbs
@@ -61,6 +61,7 @@ PROGRAM = "python -m retro_demo"
 
 def main(arguments: list[str] | None = None, *, stop: Callable[[], bool] = lambda: False) -> int:
     """Run one verb until its end or until `stop` says so; returns the exit code."""
+    escape_what_cannot_be_shown()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)  # also where flags are wrong
     show = print_json if as_json else Printer()

@@ -80,7 +80,8 @@ class CorpusConfig:
         "",
         "Fields",
         "For tables and records (.csv .tsv .parquet .jsonl .json): which column is which, as in "
-        "text=body,title=name (ours: id, title, lang, text, group, use).",
+        "text=body,title=name (ours: id, title, lang, text, group, use); a name with a comma in quotes: "
+        'text="Body, English".',
     )
     seed: int = knob(0, "Seed", "Which groups are held out.", low=0, high=2**31 - 1)
     max_megabytes: int = knob(256, "Largest text", "Megabytes of text read at most.", low=1, high=1_000_000)

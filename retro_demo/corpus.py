@@ -44,6 +44,8 @@ ENOUGH_GROUPS = 20
 # scripts that put no space between words count by the character
 WORD = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\W\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]+")
 
+LEAST_WORDS = 0.25  # of all writing systems Shan has the fewest characters in words, 40%
+
 
 @dataclass(frozen=True)
 class Chunks:
@@ -88,15 +90,21 @@ def chunk_documents(encoded: Sequence[Sequence[int] | np.ndarray], chunk_len: in
 
 
 def word_ids(texts: Iterable[str]) -> list[np.ndarray]:
-    """Each text as numbers of its lower-case words: the unit in which duplicates are counted."""
+    """Each text as numbers of its lower-case words: the unit in which duplicates are counted.
+
+    A text of signs (braille, emoji) has hardly any words, so its characters are counted instead.
+    """
     numbers: dict[str, int] = {}
     return [
-        np.array(
-            [numbers.setdefault(word, len(numbers)) for word in WORD.findall(text.lower())],
-            dtype=np.int64,
-        )
+        np.array([numbers.setdefault(unit, len(numbers)) for unit in _units(text.lower())], dtype=np.int64)
         for text in texts
     ]
+
+
+def _units(text: str) -> Sequence[str]:
+    """The words of a text, or its characters where less than LEAST_WORDS of it are in words."""
+    words, characters = WORD.findall(text), "".join(text.split())
+    return words if sum(map(len, words)) >= LEAST_WORDS * len(characters) else characters
 
 
 def hold_out(

@@ -35,6 +35,7 @@ from retro_demo.reading_progress import read_event
 from retro_demo.tokenizer import Tokenizer
 
 ENCODE_BLOCK = 256
+FAR = 2.5  # times what was asked for, from which on the share that is held out is warned of
 READING = "reading.json"
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 SHIPPED_TOKENIZERS = {"factbook": ASSETS / "factbook_tokenizer.json"}
@@ -87,6 +88,15 @@ def read_text(out: Path, config: CorpusConfig, sources: Sequence[Path]) -> Gener
         if not np.array_equal(held_out, drawn):
             kept = kept | {"held_out": held_out.tolist()}
             write_atomically(out / READING, json.dumps(kept).encode())
+    _check_distinct(duplicates, held_out, "sections" if kept["sections"] else "documents")
+    copies = duplicates.exact + duplicates.near
+    if copies > len(documents) / 2:
+        warnings.append(
+            f"{copies:,} of {len(documents):,} documents are copies or near-copies of others, and those are "
+            f"never neighbors of each other: {len(documents) - copies:,} texts differ."
+        )
+    if "history" not in kept:
+        warnings += _unlike_asked(documents, held_out, config.holdout)
     split = "" if np.array_equal(held_out, drawn) else hashlib.sha256(held_out.tobytes()).hexdigest()
     if twins := int(np.isin(duplicates.cluster[held_out], duplicates.cluster[~held_out]).sum()):
         warnings.append(
@@ -110,6 +120,40 @@ def read_text(out: Path, config: CorpusConfig, sources: Sequence[Path]) -> Gener
     return Text(documents, kept, warnings, duplicates, held_out, split, tokenizer, chunks, window)
 
 
+def _check_distinct(duplicates: Duplicates, held_out: np.ndarray, what: str) -> None:
+    """Raise UserError where all that is indexed are copies of one text: none could be another's neighbor."""
+    cluster = duplicates.cluster
+    distinct = len(np.unique(cluster))
+    if distinct == 1 and len(cluster) > 1:
+        copies = "copies" if duplicates.near == 0 else "copies or near-copies"
+        raise UserError(
+            f"All {len(cluster):,} {what} are {copies} of each other (1 distinct text), and a copy is never "
+            "the neighbor of another, so there is nothing to retrieve. Add documents that differ."
+        )
+    if len(np.unique(cluster[~held_out])) < 2:
+        raise UserError(
+            f"Of {len(cluster):,} {what} ({distinct:,} distinct) {int(held_out.sum()):,} are held out, which "
+            "leaves one text, so there is nothing to retrieve. Add documents, or hold out less."
+        )
+
+
+def _unlike_asked(documents: Sequence[Document], held_out: np.ndarray, asked: float) -> list[str]:
+    """A warning where the share of the text that a draw held out is far from the one asked for."""
+    if not asked or any(document.use for document in documents):
+        return []
+    sizes = np.array([len(document.text) for document in documents])
+    taken = sizes[held_out].sum() / sizes.sum()
+    if asked / FAR <= taken <= asked * FAR:
+        return []
+    groups = len({document.group for document in documents})
+    return [
+        f"{taken:.0%} of the text is held out ({int(held_out.sum()):,} of {len(documents):,} documents), "
+        f"where {asked:.0%} was asked for: a group (and near-copies) is held out whole or not at all, and "
+        f"there are {groups:,} groups, few or of unlike size. Give more or smaller groups, or say in a field "
+        "`use` what is held out."
+    ]
+
+
 def _read(
     out: Path, sources: Sequence[Path], config: CorpusConfig
 ) -> Generator[Event, None, tuple[list[Document], dict[str, Any]]]:
@@ -130,7 +174,10 @@ def _read(
         sources, fields=parse_fields(config.fields), limits=replace(ReadingLimits(), total_bytes=limit)
     )
     if state.exists() and read_stored_documents(stored) != reading.documents:
-        raise UserError(f"The sources changed since {out.name} was begun. Build them into a new folder.")
+        raise UserError(
+            f"The sources changed since {out.name} was begun, or this version reads them otherwise. Build "
+            "them into a new folder."
+        )
     if not state.exists():
         kept = {"warnings": reading.warnings, "sections": reading.sections}
         write_documents(stored, reading.documents)

@@ -13,13 +13,23 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from retro_demo.archives import DEFAULT_LIMITS, Entry, ReadingLimits, open_sources, size_of
+from retro_demo.archives import (
+    DEFAULT_LIMITS,
+    BadFile,
+    Entry,
+    OverLimit,
+    ReadingLimits,
+    open_sources,
+    size_of,
+)
+from retro_demo.charsets import name_of
 from retro_demo.errors import UserError
 from retro_demo.events import Event
 from retro_demo.formats.reader import can_read, read_rows, told_kinds
 from retro_demo.formats.rows import FIELDS, WHOLE, Part, Row
+from retro_demo.formats.text import BYTE_ORDER_MARK, with_newlines
 from retro_demo.output_folder import kind_of
-from retro_demo.reading_notes import Notes
+from retro_demo.reading_notes import Notes, listed
 from retro_demo.reading_progress import ReadingProgress, read_event
 
 __all__ = ["Document", "Reading", "ReadingLimits", "follow_reading", "parse_fields", "read_documents"]
@@ -33,6 +43,11 @@ USUAL_SECTION_CHARS = 4_000
 CUT_REACH = 1 / 6
 MIN_SHARE_CHARS = round(MIN_SECTION_CHARS / (1 - 2 * CUT_REACH))
 USES = ("training", "held-out", "database")
+MOST_REASONS = 10  # of files that cannot be read, in one error or warning; of others the name alone
+PAIR = re.compile(
+    r"""(?P<name>[^=,]*)(?P<equals>=?)\s*(?:(?P<quoted>"(?:[^"]|"")*")\s*(?=,|$)|(?P<bare>[^,]*))"""
+)
+SURROGATE = re.compile("[\ud800-\udfff]")
 CUT_MARKS = ("\n\n", "\n", ". ", "\N{IDEOGRAPHIC FULL STOP}", " ")  # the best first
 
 
@@ -67,18 +82,27 @@ class Reading:
 
 
 def parse_fields(fields: str) -> dict[str, str]:
-    """`"text=body,title=name"` -> `{"text": "body", "title": "name"}`: our names to the user's.
+    """`'text="Body, English",id=no'` -> `{"text": "Body, English", "id": "no"}`: our names to the user's.
 
-    Raises UserError.
+    The name of a column may stand in double quotes, and must where it holds a comma; a quote within is
+    doubled. Raises UserError.
     """
     columns: dict[str, str] = {}
-    for pair in filter(None, (part.strip() for part in fields.split(","))):
-        name, equals, column = (part.strip() for part in pair.partition("="))
-        if not (equals and column):
-            raise UserError(f"{pair!r} names no field: write pairs such as text=body,title=name.")
+    rest = fields
+    while rest := rest.lstrip(" \t\r\n,"):
+        pair = PAIR.match(rest)
+        assert pair, "an empty name and an unquoted column match whatever comes"
+        name, quoted, bare = pair["name"].strip(), pair["quoted"], (pair["bare"] or "").strip()
+        column = quoted[1:-1].replace('""', '"') if quoted else bare
+        if not column or bare.startswith('"') or not pair["equals"]:
+            raise UserError(
+                f"{pair[0].strip()[:80]!r} names no field: write pairs such as text=body,title=name, and "
+                'double quotes around a name that holds a comma, as in text="Body, English".'
+            )
         if name in columns:
             raise UserError(f"The field {name!r} is given twice in {fields!r}: name it once.")
         columns[name] = column
+        rest = rest[pair.end() :]
     _check_names(columns)
     return columns
 
@@ -93,8 +117,9 @@ def read_documents(
     """The documents of files and folders, of any kind in `formats/reader.py`, also in .zip and .gz.
 
     The order is that of the sources, within a folder or archive that of the sorted names. A single
-    document (fewer than `least`) is split into sections, with a warning. Raises UserError on anything
-    that cannot be read; what could be mended or was left out is said in the warnings.
+    document (fewer than `least`) is split into sections, with a warning. Raises one UserError about all
+    files named here that cannot be read; what was mended, or left out of folders and archives, is said
+    in the warnings.
     """
     reading = follow_reading(sources, fields=fields, limits=limits, least=least)
     while True:
@@ -117,23 +142,24 @@ def follow_reading(
         raise UserError(f"There is nothing to read: give files or folders of {told_kinds()}.")
     for source in sources:
         _refuse_output(source)
-    notes = Notes()
+    notes, unread = Notes(), Unread()
     progress = ReadingProgress(sum(size_of(one, skipped=lambda f: bool(kind_of(f))) for one in sources))
     entries = open_sources(sources, limits, skipped=partial(_is_output, notes, sources))
     documents: list[Document] = []
-    for one in _documents(_rows(entries, fields, limits, notes), notes):
+    for one in _documents(_rows(entries, fields, limits, notes, unread), notes):
         if isinstance(one, Document):
             documents.append(one)
         elif event := progress.passed(*one):
             yield event
+    unread.raise_chosen()
     yield read_event(progress.total, progress.total)
-    warnings = notes.sentences()
+    warnings = notes.sentences() + unread.warnings()
     if not documents:
         names = ", ".join(source.name or str(source) for source in sources[:5])
         raise UserError(" ".join([f"No text was found in {names}.", *warnings]))
     if len(documents) >= least:
         return Reading(documents, warnings, sections=False)
-    sections = _split(documents[0])
+    sections = _split(documents[0], warnings)
     warnings.append(
         f"Only one document was found ({documents[0].id}), so it was split into {len(sections)} "
         "sections; neighbors from an exclusion window around each query will be left out, because "
@@ -175,23 +201,79 @@ def _check_names(names: Iterable[str]) -> None:
         raise UserError(f"There is no field {unknown[0]!r}: the fields are {', '.join(FIELDS)}.")
 
 
+class Unread:
+    """The files that cannot be read, with their errors: those the user named, and those beside others."""
+
+    def __init__(self) -> None:
+        self._chosen: list[tuple[str, UserError]] = []
+        self._found: list[tuple[str, UserError]] = []
+
+    def add(self, entry: Entry, error: UserError) -> None:
+        (self._chosen if entry.chosen else self._found).append((entry.label, error))
+
+    def raise_chosen(self) -> None:
+        """Raise one UserError that names all files that were given by name and cannot be read."""
+        if len(self._chosen) == 1:
+            raise self._chosen[0][1]
+        if self._chosen:
+            count = len(self._chosen)
+            raise UserError(f"{count} of the files given cannot be read. {_reasons(self._chosen)}")
+
+    def warnings(self) -> list[str]:
+        """What was left out of folders and archives: a sentence for each reason that files share."""
+        notes, own = Notes(), []
+        for label, error in self._found:
+            if isinstance(error, BadFile):
+                notes.add(f"Left out, as {error.what}: {{names}} ({error.advice}).", label)
+            else:
+                own.append((label, error))
+        names = listed([label for label, _ in own])
+        told = [f"Left out, as they cannot be read: {names}. {_reasons(own)}"] if own else []
+        return notes.sentences() + told
+
+
+def _reasons(unread: Sequence[tuple[str, UserError]]) -> str:
+    """What is wrong with each file, and the names of those that are too many for that."""
+    more = [label for label, _ in unread[MOST_REASONS:]]
+    told = [str(error) for _, error in unread[:MOST_REASONS]]
+    return " ".join(told + ([f"The same holds for {', '.join(more)}."] if more else []))
+
+
 def _rows(
-    entries: Iterable[Entry], fields: Mapping[str, str], limits: ReadingLimits, notes: Notes
+    entries: Iterable[Entry], fields: Mapping[str, str], limits: ReadingLimits, notes: Notes, unread: Unread
 ) -> Iterator[tuple[Entry, Row | Part]]:
+    """The rows of all files that can be read whole; of the others none, but their errors in `unread`."""
     for entry in entries:
-        if can_read(entry):
-            empty = True
-            for row in read_rows(entry, fields=fields, limits=limits, notes=notes):
-                empty = empty and not isinstance(row, Row)
-                yield entry, row
-            if empty:
-                yield entry, Row("")
+        if entry.trouble:
+            unread.add(entry, entry.trouble)
+        elif can_read(entry):
+            of_file = Notes()  # which are said only where the file is read
+            rows: list[Row] = []
+            try:
+                for row in read_rows(entry, fields=fields, limits=limits, notes=of_file):
+                    if isinstance(row, Part):
+                        yield entry, row
+                    else:
+                        _check_use(row, _place(entry, row))
+                        rows.append(row)
+            except OverLimit:
+                raise
+            except UserError as error:
+                unread.add(entry, error)
+            else:
+                notes.take(of_file)
+                if entry.guessed:
+                    encoding = name_of(entry.guessed)
+                    told = f"Names in archives were read as {encoding}, which fits best: {{names}}."
+                    notes.add(told, entry.label)
+                yield from ((entry, row) for row in rows or [Row("")])
         elif entry.chosen:
             kind = entry.kind or "without a suffix"
-            raise UserError(
+            error = UserError(
                 f"{entry.label} is of a kind that cannot be read ({kind}): "
                 f"give {told_kinds()}, also as .gz or in a .zip."
             )
+            unread.add(entry, error)
         else:
             notes.add("Skipped, as of a kind that cannot be read: {names}.", entry.label)
         yield entry, WHOLE
@@ -206,12 +288,18 @@ def _documents(
         if isinstance(row, Part):
             yield entry, row
             continue
-        place = f"{entry.name}#{row.number}" if row.number else entry.name
+        place = _place(entry, row)
         text = _clean(row.text).strip()
         if not text:
             scan = " (a PDF without text: it may be a scan, which needs text recognition first)"
             notes.add("Left out, as empty: {names}.", place + (scan if entry.kind == ".pdf" else ""))
             continue
+        if halves := sum(len(SURROGATE.findall(field)) for field in (row.text, row.title, row.id)):
+            notes.add(
+                "Halves of surrogate pairs, which are no characters, were replaced by "
+                "\N{REPLACEMENT CHARACTER}: {names}.",
+                f"{place} ({halves:,})",
+            )
         wanted = _clean(row.id).strip() or _clean(place)
         name = wanted
         while name in used:
@@ -221,24 +309,34 @@ def _documents(
             notes.add("Renamed, as their ids stood there already: {names}.", f"{wanted} -> {name}")
         used[name] = 1
         title = _clean(row.title).strip() or wanted
-        use = row.use.strip()
-        if use and use not in USES:
-            raise UserError(
-                f"{place} has the use {use[:40]!r}: it can be {', '.join(USES)} or empty. "
-                "A column that means something else needs another name."
-            )
-        yield Document(name, title, _clean(row.lang).strip(), text, _clean(row.group).strip(), use)
+        lang, group = _clean(row.lang).strip(), _clean(row.group).strip()
+        yield Document(name, title, lang, text, group, row.use.strip())
+
+
+def _place(entry: Entry, row: Row) -> str:
+    """Where a row stands: its file, and its number where the file has several."""
+    return f"{entry.name}#{row.number}" if row.number else entry.name
+
+
+def _check_use(row: Row, place: str) -> None:
+    use = row.use.strip()
+    if use and use not in USES:
+        raise UserError(
+            f"{place} has the use {use[:40]!r}: it can be {', '.join(USES)} or empty. "
+            "A column that means something else needs another name."
+        )
 
 
 def _clean(text: str) -> str:
-    """`text` with \\n as its line end, and without what UTF-8 cannot hold."""
-    return re.sub("[\ud800-\udfff]", "\ufffd", text.replace("\r\n", "\n"))
+    """`text` with \\n as its line end, without what UTF-8 cannot hold and what marks where a file begins."""
+    return SURROGATE.sub("\N{REPLACEMENT CHARACTER}", with_newlines(text).replace(BYTE_ORDER_MARK, ""))
 
 
-def _split(document: Document) -> list[Document]:
+def _split(document: Document, warnings: Sequence[str]) -> list[Document]:
     """Sections of about equal length, cut at the paragraph, line or sentence end that is nearest.
 
-    Each has at least MIN_SECTION_CHARS characters (blanks at its ends included).
+    Each has at least MIN_SECTION_CHARS characters (blanks at its ends included). Raises UserError where
+    the document is too short, with the warnings: they say why it is the only one.
     """
     text = document.text
     most = len(text) // MIN_SHARE_CHARS
@@ -248,11 +346,12 @@ def _split(document: Document) -> list[Document]:
     parts = [text[start:end].strip() for start, end in pairwise([0, *inner, len(text)])]
     parts = [part for part in parts if part]
     if len(parts) < MIN_SECTIONS:
-        raise UserError(
+        too_short = (
             f"The only document, {document.id}, has {len(text):,} characters, which is too short "
             f"to split into sections (at least {MIN_SECTIONS * MIN_SHARE_CHARS:,} are needed for "
             f"{MIN_SECTIONS}): give more documents, or a longer one."
         )
+        raise UserError(" ".join([too_short, *warnings]))
     return [
         Document(f"{document.id}#{i}", f"{document.title}, section {i}", document.lang, part)
         for i, part in enumerate(parts, start=1)

@@ -107,6 +107,8 @@ def _unpack(
     there: dict[str, tuple[int, str]] = {}
     top: str | None = None
     for entry in open_sources([source], limits):
+        if entry.trouble:
+            raise entry.trouble
         parts = entry.name.split("/")
         if top is None:  # a .zip made of the folder itself has its name before all others
             top = parts[0] if len(parts) > 1 and parts[0] not in ("corpus", "evidence") else ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from typing import Any
 
 from retro_demo.evaluate_views import baseline_of
@@ -10,6 +12,13 @@ from retro_demo.events import Event, Finished, Progress, Refined, Retrieved, Sta
 from retro_demo.recall import recall_words
 from retro_demo.unknown_text import known_words
 from retro_demo.weigh_views import weighed_words
+
+
+def escape_what_cannot_be_shown() -> None:
+    """From now on characters that the console's encoding lacks are printed as escapes, as in \\u20ac."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not where a caller collects what is printed
+            stream.reconfigure(errors="backslashreplace")
 
 
 def print_json(event: Event) -> None:

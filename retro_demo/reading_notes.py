@@ -17,6 +17,11 @@ class Notes:
         """Note that `sentence`, which holds "{names}" once, is true of the file or document `name`."""
         self._names.setdefault(sentence, []).append(name)
 
+    def take(self, other: Notes) -> None:
+        """Note all that another collector has noted."""
+        for sentence, names in other._names.items():
+            self._names.setdefault(sentence, []).extend(names)
+
     def sentences(self) -> list[str]:
         """One sentence a kind, with the first names and their number where there are more."""
         return [sentence.replace("{names}", listed(names)) for sentence, names in self._names.items()]

@@ -7,11 +7,16 @@ import stat
 import struct
 import tracemalloc
 import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from uploads import PNG, jsonl, read, refusal, texts, write, write_zip
 
 from retro_demo.documents import Document, ReadingLimits
+
+CASES = Path(__file__).parent / "data" / "cases"
 
 
 def test_a_folder_is_read_in_the_order_of_its_names_without_hidden_files(tmp_path):
@@ -79,11 +84,14 @@ def test_a_zip_with_names_that_lead_out_of_it_is_refused(tmp_path, name):
     assert repr(name) in message
 
 
-def test_a_zip_with_a_link_is_refused(tmp_path):
+def test_links_in_a_zip_are_left_out_and_named(tmp_path):
     link = zipfile.ZipInfo("link.txt")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
-    path = write_zip(tmp_path / "d.zip", {"good.txt": "good", link: "/etc/passwd"})
-    assert "holds the link 'link.txt'" in refusal(path)
+    path = write_zip(tmp_path / "d.zip", {"a.txt": "a", "b.txt": "b", link: "/etc/passwd"})
+    reading = read(path)
+    assert texts(reading) == {"a.txt": "a", "b.txt": "b"}
+    (warning,) = reading.warnings
+    assert "Left out, as a link: link.txt in d.zip" in warning
 
 
 def test_a_zip_bomb_is_refused_while_it_unpacks(tmp_path):
@@ -134,8 +142,10 @@ def test_a_zip_with_a_huge_table_of_contents_is_refused_before_parsing_it(tmp_pa
 
 def test_archives_inside_archives_are_refused(tmp_path):
     inner = write_zip(tmp_path / "inner.zip", {"a.txt": "a"}).read_bytes()
+    assert "archive inside an archive: inner.zip in d.zip" in refusal(
+        write_zip(tmp_path / "d.zip", {"inner.zip": inner})
+    )
     for path in (
-        write_zip(tmp_path / "d.zip", {"inner.zip": inner}),
         write(tmp_path / "inner.zip.gz", gzip.compress(inner)),
         write(tmp_path / "a.txt.gz.gz", gzip.compress(gzip.compress(b"a"))),
     ):
@@ -173,7 +183,7 @@ def test_an_encrypted_zip_is_refused(tmp_path):
     data[6] |= 1  # the flag in the member's header and in the table of contents
     data[data.index(b"PK\x01\x02") + 8] |= 1
     path.write_bytes(data)
-    assert "d.zip is encrypted" in refusal(path)
+    assert "Left out, as encrypted: a.txt in d.zip" in refusal(path)
 
 
 def test_a_zip_that_cannot_be_unpacked_in_steps_is_refused(tmp_path):
@@ -181,3 +191,88 @@ def test_a_zip_that_cannot_be_unpacked_in_steps_is_refused(tmp_path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
         archive.writestr("a.txt", "text")
     assert "packed by method 12" in refusal(path)
+
+
+def zip_of_raw_names(path: Path, names: Sequence[bytes], extra: bytes = b"") -> Path:
+    """A .zip whose members have these bytes for names, without the flag for UTF-8, as old programs write."""
+    stand_ins = [str(number).rjust(len(name), "@") for number, name in enumerate(names)]
+    members = {zipfile.ZipInfo(name): f"text {number}" for number, name in enumerate(stand_ins)}
+    for member in members:
+        member.extra = extra
+    data = write_zip(path, members).read_bytes()
+    for stand_in, name in zip(stand_ins, names, strict=True):
+        data = data.replace(stand_in.encode(), name)
+    return write(path, data)
+
+
+@pytest.mark.parametrize(
+    ("names", "encoding", "told"),
+    [
+        (["Brücke.txt", "日本語メモ.txt"], "utf-8", ""),
+        (["Brücke.txt", "Größe.txt"], "cp437", ""),
+        (["灯台守.txt", "手紙.txt"], "cp932", "Shift-JIS"),
+        (["表計算ソフト.txt", "能力.txt"], "cp932", "Shift-JIS"),  # the second byte of these is a backslash
+        (["灯塔.txt", "给妹妹的信.txt"], "gbk", "GBK"),
+        (["Маяк.txt", "Письмо сестре.txt"], "cp866", "code page 866"),
+        (["Письмо сестре.txt", "Маяк.txt"], "cp1251", "Windows-1251"),
+    ],
+)
+def test_names_in_a_zip_are_read_as_they_were_written(tmp_path, names, encoding, told):
+    reading = read(zip_of_raw_names(tmp_path / "d.zip", [name.encode(encoding) for name in names]))
+    assert sorted(texts(reading)) == sorted(names)
+    assert [told in warning for warning in reading.warnings] == ([True] if told else [])
+
+
+def test_the_unicode_name_beside_another_one_wins(tmp_path):
+    raw, name = b"Br?cke.txt", "Brücke.txt".encode()
+    field = struct.pack("<BI", 1, zlib.crc32(raw)) + name
+    extra = struct.pack("<HH", 0x7075, len(field)) + field
+    other = b"renamed since.txt"  # its own field names another one, and counts for nothing
+    path = zip_of_raw_names(tmp_path / "d.zip", [raw, other], extra)
+    assert sorted(texts(read(path))) == ["Brücke.txt", "renamed since.txt"]
+
+
+def test_names_of_the_zip_case_are_right():
+    assert list(texts(read(CASES / "utf8noflag.zip"))) == ["Brücke.txt", "Ελληνικά.txt", "日本語メモ.txt"]
+
+
+def test_backslashes_part_folders_and_a_name_may_stand_twice(tmp_path):
+    path = write_zip(tmp_path / "d.zip", {"s\\a.txt": "one", "b.txt": "two"})
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("b.txt", "three")
+    reading = read(path)
+    assert texts(reading) == {"b.txt": "two", "b.txt~2": "three", "s/a.txt": "one"}
+    assert "b.txt -> b.txt~2" in reading.warnings[0]
+
+
+def test_bad_members_are_left_out_and_named_each_with_its_reason(tmp_path):
+    inner = write_zip(tmp_path / "inner.zip", {"a.txt": "a"}).read_bytes()
+    good = {f"{name}.txt": f"text {name} " * 30 for name in "abc"}
+    members = good | {
+        "bad.txt": "some words " * 99,
+        "inner.zip": inner,
+        "x.jsonl": "no",
+        "y.csv": "no,text\n1\n",
+    }
+    path = write_zip(tmp_path / "d.zip", members)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("packed.txt", "text")
+    data = path.read_bytes()
+    at = data.index(b"bad.txt") + 10
+    path.write_bytes(data[:at] + b"\xff\xff" + data[at + 2 :])
+
+    reading = read(path)
+
+    assert list(texts(reading)) == list(good)
+    told = " ".join(reading.warnings)
+    assert "archive inside an archive: inner.zip in d.zip" in told
+    assert "packed by method 12: packed.txt in d.zip" in told
+    assert "bad.txt in d.zip, x.jsonl in d.zip, y.csv in d.zip" in told
+    assert "Line 1 of x.jsonl in d.zip is not valid JSON" in told
+    assert len(reading.warnings) == 3
+
+
+def test_the_nested_zip_case_is_read_but_for_the_inner_one():
+    reading = read(CASES / "nestedzip.zip")
+    assert list(texts(reading)) == ["a.txt", "b.txt"]
+    assert "examples/sample.zip" in reading.warnings[0]

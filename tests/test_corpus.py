@@ -54,6 +54,9 @@ def test_the_continuation_is_the_next_chunk_of_the_document_and_padding_at_its_e
     ]
 
 
+CASES = Path(__file__).parent / "data" / "cases"
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_groups_and_near_duplicates_are_held_out_whole(seed):
     groups = ["a", "a", "b", "c", "c", "d", "e", "f"]
@@ -275,6 +278,29 @@ def test_one_document_is_cut_into_sections_with_a_warning_and_keeps_its_distance
 def test_where_no_chunk_can_have_a_neighbor_the_build_ends_with_a_sentence(tmp_path):
     with pytest.raises(UserError, match="nothing to retrieve"):
         build(tmp_path / "c", records()[:2])  # one of the two is held out
+
+
+def test_copies_are_told_before_anything_is_embedded(tmp_path):
+    prepare_corpus(tmp_path / "c", [CASES / "same_0.txt", CASES / "same_1.txt"], SMALL)
+    seen = []
+    with pytest.raises(UserError, match=r"All 2 documents are copies of each other \(1 distinct text\)"):
+        seen += build_corpus(tmp_path / "c")
+    assert not (tmp_path / "c" / "chunks.npy").exists()
+
+
+def test_many_copies_are_counted_in_a_warning(tmp_path):
+    rows = records()
+    events = build(tmp_path / "c", rows[:6] + [rows[0] | {"id": str(number)} for number in range(8)])
+    said = [event.text for event in events if isinstance(event, Warned)]
+    assert any("8 of 14 documents are copies" in text and "6 texts differ" in text for text in said)
+
+
+def test_a_group_that_takes_far_more_than_was_asked_for_is_told(tmp_path):
+    prepare_corpus(tmp_path / "c", [CASES / "group_ab.csv"], SMALL)
+    said = [event.text for event in build_corpus(tmp_path / "c") if isinstance(event, Warned)]
+    share = load_corpus(tmp_path / "c").held_out.mean()
+    assert 0.4 < share < 0.6
+    assert any("15% was asked for" in text and "2 groups" in text for text in said)
 
 
 def test_documents_of_one_chunk_each_are_refused_with_the_way_out(tmp_path):

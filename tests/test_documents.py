@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import pytest
 from uploads import PNG, jsonl, pdf, read, refusal, texts, write, write_zip
 
@@ -134,3 +141,114 @@ def test_a_bad_mapping_is_refused(fields, expected):
 def test_fields_are_parsed_with_blanks_and_equal_signs_in_column_names():
     assert parse_fields("") == {}
     assert parse_fields(" text = my body , title=a=b") == {"text": "my body", "title": "a=b"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ('text="Body, English",title=name', {"text": "Body, English", "title": "name"}),
+        (' title = "a ""b"" = c" , text = d e', {"title": 'a "b" = c', "text": "d e"}),
+        ('text="",id=1', None),
+        ('text="Body, English', None),
+        ('text="a" b', None),
+    ],
+)
+def test_names_of_columns_may_stand_in_quotes(fields, expected):
+    if expected:
+        assert parse_fields(fields) == expected
+    else:
+        with pytest.raises(UserError, match="names no field"):
+            parse_fields(fields)
+
+
+def bad_files(folder: Path) -> list[Path]:
+    """Files that cannot be read, each for another reason."""
+    return [
+        write(folder / "a.csv", "id,body\n1,a\n"),
+        write(folder / "b.jsonl", "no"),
+        write(folder / "c.pdf", "no"),
+        write(folder / "d.txt", PNG),
+        write(folder / "e.zip", "no"),
+        write(folder / "f.txt.gz.gz", "no"),
+        write(folder / "g.csv", "text,use\na,home\n"),
+    ]
+
+
+def test_what_lies_beside_bad_files_is_built_and_all_bad_ones_are_named(tmp_path):
+    names = [path.name for path in bad_files(tmp_path)]
+    write(tmp_path / "x.txt", "one")
+    write(tmp_path / "y.txt", "two")
+    reading = read(tmp_path)
+    assert texts(reading) == {"x.txt": "one", "y.txt": "two"}
+    assert all(name in " ".join(reading.warnings) for name in names)
+    assert len(reading.warnings) == 2  # the archive in an archive has a kind of its own
+
+
+def test_bad_files_that_were_named_are_all_in_one_error(tmp_path):
+    good = write(tmp_path / "x.txt", "one")
+    paths = [*bad_files(tmp_path), tmp_path / "nowhere.txt", write(tmp_path / "h.tar", "no")]
+    message = refusal(good, *paths)
+    assert message.startswith(f"{len(paths)} of the files given cannot be read.")
+    assert all(path.name in message for path in paths)
+    assert "x.txt" not in message
+
+
+def test_what_is_no_file_is_named_and_never_waited_for(tmp_path):
+    write(tmp_path / "x.txt", "one")
+    write(tmp_path / "y.txt", "two")
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "gone.txt").symlink_to("nowhere")
+    (tmp_path / "round.txt").symlink_to("round.txt")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "up").symlink_to("..")
+    reading = read(tmp_path)
+    assert list(texts(reading)) == ["x.txt", "y.txt"]
+    told = " ".join(reading.warnings)
+    assert "leads nowhere: gone.txt, round.txt" in told
+    assert "a link to a folder: deep/up" in told
+    assert "pipe.txt" in told
+    for name in ("pipe.txt", "gone.txt", "round.txt"):
+        assert name in refusal(tmp_path / name)
+
+
+def test_files_and_folders_that_may_not_be_opened_are_named(tmp_path, reader_without_rights):
+    folder = reader_without_rights
+    write(folder / "x.txt", "one")
+    write(folder / "y.txt", "two")
+    write(folder / "z.txt", "three").chmod(0)
+    write(folder / "shut" / "s.txt", "four").parent.chmod(0)
+    with as_nobody():
+        reading, message = read(folder), refusal(folder / "z.txt", folder / "shut" / "s.txt")
+    assert list(texts(reading)) == ["x.txt", "y.txt"]
+    assert "z.txt" in " ".join(reading.warnings)
+    assert "shut" in " ".join(reading.warnings)
+    assert "z.txt is a file that cannot be opened" in message
+    assert "s.txt" in message
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Without the rights of root, which may open anything."""
+    before = os.geteuid()
+    os.seteuid(65534) if before == 0 else None
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+@pytest.fixture
+def reader_without_rights() -> Iterator[Path]:
+    """A folder that everybody may enter: pytest's own are root's alone."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    for path in folder.iterdir():
+        path.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+def test_names_that_are_no_utf_8_are_told_with_a_mark(tmp_path):
+    for name in (b"Br\xfccke.txt", b"b.txt"):
+        write(Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))), "text")
+    assert list(texts(read(tmp_path))) == ["Br\ufffdcke.txt", "b.txt"]

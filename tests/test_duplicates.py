@@ -7,6 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from retro_demo.corpus import word_ids
 from retro_demo.duplicates import find_duplicates
 
 VOCAB = 500
@@ -152,3 +153,9 @@ def test_lists_and_arrays_of_any_integer_type_give_the_same():
         found = find_duplicates(same)
         assert found.cluster.tolist() == expected.cluster.tolist()
         assert found.pairs == expected.pairs
+
+
+@pytest.mark.parametrize("signs", ["\N{SAILBOAT}\N{WATER WAVE}\N{ANCHOR}", "\u2801\u2803\u2809"])
+def test_texts_of_signs_are_copies_only_where_the_signs_are_the_same(signs):
+    texts = [signs * 40, signs[::-1] * 40, signs * 40, "\N{SNOWMAN}" * 40]
+    assert find_duplicates(word_ids(texts)).cluster.tolist() == [0, 1, 0, 2]

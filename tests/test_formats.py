@@ -90,17 +90,6 @@ def test_binary_junk_is_refused(tmp_path, name):
     assert "does not look like text" in refusal(write(tmp_path / name, content))
 
 
-def test_text_in_another_encoding_that_mostly_fails_to_decode_is_refused(tmp_path):
-    path = write(tmp_path / "r.txt", ("Привет, мир. " * 9_000).encode("cp1251"))
-    message = refusal(path)
-    assert "does not look like text" in message
-    assert "UTF-8" in message
-    path = write(tmp_path / "r.csv", "текст\nПривет\n".encode("cp1251"))
-    assert "does not look like text" in refusal(path)
-    path = write(tmp_path / "u.txt", "no mark".encode("utf-16-le"))
-    assert "zero bytes" in refusal(path)
-
-
 @pytest.mark.parametrize("name", ["long.txt", "long.jsonl", "long.csv", "long.txt.gz"])
 def test_a_single_line_of_100_mb_is_refused_without_reading_it_all(tmp_path, name):
     path = tmp_path / name
@@ -163,13 +152,13 @@ def test_large_pdfs_are_refused(tmp_path):
     [
         ('{"text": "a"', "is not valid JSON"),
         ("text", "is not valid JSON"),
-        ('["a"]', "holds a JSON list, not an object"),
-        ("3", "holds a JSON int, not an object"),
+        ('["a"]', "holds an array, not an object"),
+        ("3", "holds a number, not an object"),
         ("[" * 100_000, "nested too deeply"),
         ('{"text": "a", "id": ' + "1" * 5_000 + "}", "a number is too long"),
-        ('{"text": 3}', "has a int as its text"),
-        ('{"text": ["a"]}', "has a list as its text"),
-        ('{"text": "a", "title": {}}', "has a dict as its title"),
+        ('{"text": 3}', "has a number as its text"),
+        ('{"text": ["a"]}', "has an array as its text"),
+        ('{"text": "a", "title": {}}', "has an object as its title"),
         ('{"body": "a", "id": 1}', "has no field 'text' (it has: body, id)"),
     ],
 )

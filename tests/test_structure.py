@@ -49,6 +49,8 @@ LAYERS = [
     [
         "neighbors",
         "tokenizer",
+        "charsets",
+        "zip_names",
         "archives",
         "output_folder",
         "reading_notes",

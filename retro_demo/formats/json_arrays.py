@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 
 from retro_demo.errors import UserError
-from retro_demo.formats.records import Record, record_rows
+from retro_demo.formats.records import DECODER, Record, record_rows
 from retro_demo.formats.rows import File, Row
 from retro_demo.formats.text import TextReader
 
@@ -57,7 +57,6 @@ class _Values:
         self._buffer = ""
         self._at = 0
         self._ended = False
-        self._decoder = json.JSONDecoder()
         self._in_array = self._next() == "["
         self._at += self._in_array
 
@@ -100,7 +99,7 @@ class _Values:
         wanted = 0
         while True:
             try:
-                value, end = self._decoder.raw_decode(self._buffer, self._at)
+                value, end = DECODER.raw_decode(self._buffer, self._at)
             except json.JSONDecodeError as error:
                 cut = error.pos > len(self._buffer) - NEAR_END or error.msg.startswith("Unterminated")
                 wanted = 2 * (len(self._buffer) - self._at)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from retro_demo.errors import UserError
 from retro_demo.formats.records import Record, record_rows
-from retro_demo.formats.rows import FIELDS, File, Row
+from retro_demo.formats.rows import FIELDS, File, Row, find_column
 
 MAGIC = b"PAR1"
 LOCKED = b"PARE"
@@ -44,16 +44,17 @@ def read_parquet(file: File) -> Iterator[Row]:
 def _records(path: Path, file: File) -> Iterator[Record]:
     import duckdb  # takes 0.1 s, and most have no use for it
 
-    columns = {file.fields.get(name, name): name for name in FIELDS}
+    names = {file.fields.get(name, name): name for name in FIELDS}
     # Older writers do not mark which of their bytes are text.
     table = "read_parquet(?, binary_as_string=true)"
     try:
         with duckdb.connect(":memory:", config=SETTINGS) as database:
             about = database.execute(f"DESCRIBE SELECT * FROM {table}", [str(path)]).fetchall()
             kinds = {column: kind for column, kind, *_ in about}
-            asked = [column for column in columns if column in kinds]
-            for column in asked:
-                _check_kind(kinds[column], column, columns[column], file.label)
+            asked = {find_column(column, list(kinds)): name for column, name in names.items()}
+            asked.pop("", None)
+            for column, name in asked.items():
+                _check_kind(kinds[column], column, name, file.label)
             named = ", ".join('"' + column.replace('"', '""') + '"' for column in asked)
             rows = database.execute(f"SELECT {named or 'NULL'} FROM {table}", [str(path)])
             number = 0

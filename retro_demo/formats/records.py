@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from math import isfinite
 
 from retro_demo.errors import UserError
-from retro_demo.formats.rows import FIELDS, File, Row, no_column
+from retro_demo.formats.rows import FIELDS, File, Row, find_column, no_column, note_case, shown_name
 from retro_demo.formats.text import TextReader
+from retro_demo.reading_notes import listed
 
-Record = tuple[int, str, Mapping[str, object]]
-"""Its number, how to speak of it, and its values by column."""
+LARGEST_EXACT = 2**53  # from there on a float may stand for several whole numbers
+
+
+class Keys(dict[str, object]):
+    """A JSON object, and the keys that it has more than once."""
+
+    def __init__(self, pairs: Sequence[tuple[str, object]]) -> None:
+        super().__init__(pairs)
+        counts = Counter(key for key, _ in pairs) if len(self) < len(pairs) else Counter[str]()
+        self.doubled = {key for key, count in counts.items() if count > 1}
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=Keys)
+
+Record = tuple[int, str, Mapping[str, object] | UserError]
+"""Its number, how to speak of it, and its values by column, or why it has none."""
 
 
 def read_jsonl(file: File) -> Iterator[Row]:
@@ -21,36 +39,83 @@ def read_jsonl(file: File) -> Iterator[Row]:
 
 
 def _lines(text: TextReader, limit: int) -> Iterator[Record]:
+    first = True
     for number, line in enumerate(text.lines(limit), start=1):
         if line.strip():
             where = f"Line {number} of {text.label}"
-            yield number, where, _parse_object(line, where)
+            try:
+                yield number, where, _parse_object(line, where, first=first)
+            except UserError as error:
+                yield number, where, error
+            first = False
 
 
 def record_rows(records: Iterable[Record], file: File) -> Iterator[Row]:
-    """The rows of records of any kind of file, each checked. Raises UserError."""
-    fields, limit = file.fields, file.limits.document_chars
-    columns = {name: fields.get(name, name) for name in FIELDS}
-    seen: set[str] = set()
+    """The rows of records of any kind of file, each checked.
+
+    Raises one UserError at the end where some cannot be read, with the numbers of all of them.
+    """
+    seen: dict[str, None] = {}
+    first_error: UserError | None = None
+    bad: list[str] = []  # numbers of further records
+    alike: dict[str, str] = {}  # name that was looked for -> key that was taken instead
+
+    @lru_cache(maxsize=1_000)
+    def columns(keys: tuple[str, ...]) -> dict[str, str]:
+        """Which key holds each of our fields in records of such keys."""
+        found: dict[str, str] = {}
+        for name in FIELDS:
+            column = file.fields.get(name, name)
+            if key := find_column(column, keys):
+                found[name] = key
+                if key != column:
+                    alike[column] = key
+        return found
+
     for number, where, record in records:
-        if columns["text"] not in record:
-            raise no_column("text", columns["text"], list(record), where)
-        seen.update(record)
-        row = {name: _as_text(record.get(columns[name]), name, where) for name in FIELDS}
-        if len(row["text"]) > limit:
-            raise UserError(
-                f"{where} has more than {limit:,} characters, too many for one document: split it."
-            )
+        try:
+            if isinstance(record, UserError):
+                raise record
+            row = _row(record, columns(tuple(record)), file, where)
+        except UserError as error:
+            if first_error:
+                bad.append(str(number))
+            first_error = first_error or error
+            continue
+        seen.update(dict.fromkeys(record))
         yield Row(**row, number=number)
-    for name, column in fields.items():
-        if seen and column not in seen:
+    if first_error:
+        more = f" These cannot be read either: {listed(bad)}." if bad else ""
+        raise UserError(f"{first_error}{more}")
+    for name, column in file.fields.items():
+        if seen and not find_column(column, list(seen)):
             raise no_column(name, column, sorted(seen), file.label)
+    for column, key in alike.items():
+        note_case(file, column, key)
 
 
-def _parse_object(line: str, where: str) -> dict[str, object]:
+def _row(record: Mapping[str, object], columns: Mapping[str, str], file: File, where: str) -> dict[str, str]:
+    limit = file.limits.document_chars
+    if "text" not in columns:
+        raise no_column("text", file.fields.get("text", "text"), list(record), where)
+    if isinstance(record, Keys) and (doubled := record.doubled & set(columns.values())):
+        raise UserError(f"{where} has the key {shown_name(min(doubled))} more than once: leave one of them.")
+    row = {name: _as_text(record[key], name, where) for name, key in columns.items()}
+    if len(row["text"]) > limit:
+        raise UserError(f"{where} has more than {limit:,} characters, too many for one document: split it.")
+    return row
+
+
+def _parse_object(line: str, where: str, *, first: bool) -> Keys:
+    """The object of a line; `first` = none was read yet, so the file may be of another kind."""
     try:
-        record = json.loads(line)
+        value = DECODER.decode(line)
     except json.JSONDecodeError as error:
+        if first and error.pos >= len(line.rstrip()) and line.lstrip()[:1] in ("{", "["):
+            raise UserError(
+                f"{where} ends within a JSON value, as where one is written over several lines: a .jsonl "
+                "file holds one JSON object a line. If the file is an array of records, name it .json."
+            ) from error
         raise UserError(
             f"{where} is not valid JSON ({error.msg}, character {error.colno}): "
             "a .jsonl file holds one JSON object a line."
@@ -58,12 +123,12 @@ def _parse_object(line: str, where: str) -> dict[str, object]:
     except (ValueError, RecursionError) as error:
         reason = "a number is too long" if isinstance(error, ValueError) else "nested too deeply"
         raise UserError(f"{where} cannot be read as JSON ({reason}): correct it.") from error
-    if not isinstance(record, dict):
-        raise UserError(
-            f"{where} holds a JSON {type(record).__name__}, not an object: "
-            'write lines such as {"id": "1", "text": "..."}.'
-        )
-    return record
+    if isinstance(value, Keys):
+        return value
+    advice = 'write lines such as {"id": "1", "text": "..."}'
+    if first and isinstance(value, list):
+        advice = f"name the file .json, or {advice}"
+    raise UserError(f"{where} holds {_kind(value)}, not an object: {advice}.")
 
 
 def _as_text(value: object, name: str, where: str) -> str:
@@ -71,6 +136,22 @@ def _as_text(value: object, name: str, where: str) -> str:
         return ""
     if isinstance(value, str):
         return value
-    if name != "text" and isinstance(value, int | float):  # ids are often numbers
+    if name == "text":
+        raise UserError(f"{where} has {_kind(value)} as its text: it must be a string.")
+    if isinstance(value, int) and not isinstance(value, bool):  # ids are often numbers
         return str(value)
-    raise UserError(f"{where} has a {type(value).__name__} as its {name}: it must be a string.")
+    if isinstance(value, float) and isfinite(value):
+        # 1.0 is what other programs make of 1 in a column with gaps
+        whole = value.is_integer() and abs(value) < LARGEST_EXACT
+        return str(int(value)) if whole else str(value)
+    raise UserError(f"{where} has {_kind(value)} as its {name}: it must be a string or a number.")
+
+
+def _kind(value: object) -> str:
+    """What a JSON value is, with an article."""
+    if isinstance(value, bool | None):
+        return json.dumps(value)
+    if isinstance(value, float) and not isfinite(value):
+        return json.dumps(value)
+    names = {str: "a string", int: "a number", float: "a number", list: "an array"}
+    return names.get(type(value), "an object")

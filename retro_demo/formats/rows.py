@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from retro_demo.reading_notes import Notes
 
 FIELDS = ("id", "title", "lang", "text", "group", "use")
 """The names of a document's fields."""
+NAME_CHARS = 60  # of a column's name that are shown
+SHOWN_NAMES = 10
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,44 @@ class Reader(Protocol):
     def __call__(self, file: File, /) -> Iterator[Row | Part]: ...
 
 
+def find_column(column: str, there: Sequence[str]) -> str:
+    """The one of the columns that is meant: of that very name, else the only one whose name differs from it
+    in case and blanks alone, "" = none."""
+    if column in there:
+        return column
+    alike = [name for name in there if _plain(name) == _plain(column)]
+    return alike[0] if len(alike) == 1 else ""
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.split()).casefold()
+
+
+def note_case(file: File, column: str, found: str) -> None:
+    """Say that a column was taken whose name is not quite the one that was looked for."""
+    if found and found.strip() != column:
+        note = "Columns whose names differ from those looked for in case or blanks alone were taken: {names}."
+        file.notes.add(note, f"{shown_name(found)} as {column} in {file.label}")
+
+
 def no_column(name: str, column: str, seen: Sequence[str], where: str) -> UserError:
     """The error for a field whose column is not among those seen."""
-    shown = ", ".join(seen[:20]) or "none"
+    near = difflib.get_close_matches(column, [one for one in seen if len(one) <= NAME_CHARS], n=1)
+    hint = f" Do you mean {near[0]!r}?" if near else ""
     return UserError(
-        f"{where} has no field {column!r} (it has: {shown}): "
-        f"name the field that holds the {name} with --fields {name}=NAME."
+        f"{where} has no field {column[:NAME_CHARS]!r} (it has: {shown_names(seen)}): "
+        f"name the field that holds the {name} with --fields {name}=NAME.{hint}"
     )
+
+
+def shown_names(names: Sequence[str]) -> str:
+    """The first names of columns, none of them long."""
+    shown = ", ".join(map(shown_name, names[:SHOWN_NAMES])) or "none"
+    return shown + (f" and {len(names) - SHOWN_NAMES:,} more" if len(names) > SHOWN_NAMES else "")
+
+
+def shown_name(name: str) -> str:
+    """A column's name as it can be shown: cut, on one line, and in quotes where it holds a comma."""
+    line = " ".join(name.split())
+    line = line if len(line) <= NAME_CHARS else f"{line[: NAME_CHARS - 3]}..."
+    return f'"{line}"' if "," in line or not line else line
