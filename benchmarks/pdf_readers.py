@@ -129,8 +129,8 @@ WORD = re.compile(f"[{CJK}]+|(?:(?![{CJK}])[^\\W_])+")
 BLOCKS = frozenset(
     re.findall(
         r"\w+",
-        "address article aside blockquote body br caption dd div dl dt figure footer h1 h2 h3 h4 h5 h6 header "
-        "hr li nav ol option p pre section table td th title tr ul",
+        "address article aside blockquote body br caption dd div dl dt figure footer h1 h2 h3 h4 h5 h6 "
+        "header hr li nav ol option p pre section table td th title tr ul",
     )
 )
 

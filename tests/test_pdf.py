@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from uploads import pdf, read, refusal, texts, write
 
-from benchmarks.small_pdfs import FONT, FLATE, drawn, packed, pages, stream
+from benchmarks.small_pdfs import FLATE, FONT, drawn, packed, pages, stream
 from retro_demo.archives import ReadingLimits
 from retro_demo.documents import follow_reading
 from retro_demo.formats.pdf_columns import by_columns
