@@ -21,6 +21,7 @@ from benchmarks.reference_env import load_references
 import torch.nn.functional as F  # isort: skip
 from torch import Tensor, nn
 
+from retro_demo.alarms import Watch
 from retro_demo.config import TrainConfig
 from retro_demo.distributed import ALONE, spread
 from retro_demo.events import Evaluated, Step
@@ -216,10 +217,12 @@ def our_step(model: nn.Module, batch: Any, *, half: bool = False) -> Callable[[]
     config = TrainConfig(
         steps=FOREVER, warmup=0, lr=LR, weight_decay=DECAY, eval_every=FOREVER, save_every=FOREVER
     )
-    hooks = Hooks(evaluate=lambda step: (Evaluated(step, {}),), save=lambda step: None, stop=lambda: False)
+    hooks = Hooks(
+        evaluate=lambda step: (Evaluated(step, {}),), save=lambda step, best: None, stop=lambda: False
+    )
     optimizer = make_optimizer(model, config)
     learner = spread(model, ALONE, sharded=False, precision="bfloat16" if half else "float32")
-    events = train(learner, OneBatch(batch), optimizer, config, start=0, hooks=hooks)
+    events = train(learner, OneBatch(batch), optimizer, config, start=0, hooks=hooks, watch=Watch(config))
     return lambda: next(event.loss for event in events if isinstance(event, Step))
 
 

@@ -1,7 +1,8 @@
 """Run folders: what a run is, its weights and the state from which it goes on.
 
     config.json           RunConfig: model, network, training, corpus and its fingerprint, versions
-    model.safetensors     the weights, for use
+    model.safetensors     the weights of the last save
+    best.safetensors      those of the save with the best held-out loss: `keep` says which of both is used
     state.safetensors     weights, optimizer and generators of the last save, for going on
     events.jsonl          all that happened
     tokenizer.json        the tokenizer of the corpus
@@ -37,6 +38,7 @@ from retro_demo.retro import RETRO
 from retro_demo.tensor_files import ANEW, Head, check_shapes, finite_tensors, read_head, save_tensors
 
 FORMAT = 1
+LAST, BEST = "model.safetensors", "best.safetensors"
 IMPORTED = "imported.json"
 MOST_THREADS = 4096
 MOST_CHARS = 4096  # of a text in config.json
@@ -185,7 +187,7 @@ def differences(old: AnyRun, new: AnyRun) -> list[str]:
     if old.model != new.model:
         return [f"model {old.model} -> {new.model}"]
     before, after = _flat(asdict(old)), _flat(asdict(new))
-    aside = {"threads", "device", "corpus", "preset", "lesson_steps", "sharded"}
+    aside = {"threads", "device", "corpus", "preset", "lesson_steps", "sharded", "keep"}
     return [
         f"{name} {before[name]} -> {after[name]}"
         for name in before
@@ -205,7 +207,23 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
 def save_weights(folder: Path, model: nn.Module, step: int, dtype: torch.dtype | None = None) -> None:
     """Write model.safetensors; a `dtype` of float16 halves it, for shipping."""
     tensors = {name: tensor.to(dtype or tensor.dtype) for name, tensor in model.state_dict().items()}
-    save_tensors(folder / "model.safetensors", tensors, {"step": str(step)})
+    save_tensors(folder / LAST, tensors, {"step": str(step)})
+
+
+def weights_file(folder: Path) -> Path:
+    """The weights that a run is used with: those of its last save, or of its best one (`keep`).
+
+    A run whose best save was never kept (by a release before there was one, or because no text is held
+    out) is used with the last. Raises UserError where there is no run.
+    """
+    best = folder / BEST
+    return best if read_any_config(folder).training.keep == "best" and best.exists() else folder / LAST
+
+
+def weights_with(folder: Path, digest: str) -> Path | None:
+    """The weights of a run, last or best, that have this hash; None where neither has."""
+    files = [folder / name for name in (LAST, BEST)]
+    return next((path for path in files if path.exists() and file_hash(path) == digest), None)
 
 
 def begin_from(model: RETRO, base: Path, expected: str) -> None:
@@ -215,13 +233,13 @@ def begin_from(model: RETRO, base: Path, expected: str) -> None:
     then like what the decoder makes of the text. Raises UserError where the base is gone, or is not
     the one that was meant (by its hash).
     """
-    path = base / "model.safetensors"
-    if not path.exists() or file_hash(path) != expected:
+    path = weights_with(base, expected)
+    if path is None:
         raise UserError(
             f"The weights of the base run at {base} have changed or are gone since this run was set up. "
             "Put them back, or set up a new run."
         )
-    tensors = _weights(base, read_run_config(base).network)
+    tensors = _weights(path, read_run_config(base).network)
     missing, strange = model.load_state_dict(tensors, strict=False)
     if strange or any(not is_of_reader(name) for name in missing):
         raise UserError(f"The weights in {path} do not fit the network that they should begin.")
@@ -241,25 +259,27 @@ def freeze_decoder(model: RETRO) -> None:
         weight.requires_grad_(is_of_reader(name))
 
 
-def load_model(folder: Path, device: str = "cpu") -> RETRO:
-    """The model of a run in float32 and eval mode; raises UserError where it has no weights that fit."""
+def load_model(folder: Path, device: str = "cpu", weights: Path | None = None) -> RETRO:
+    """The model of a run in float32 and eval mode; raises UserError where it has no weights that fit.
+
+    `weights`: another file of them than the one that the run is used with.
+    """
     network = read_run_config(folder).network
-    tensors = _weights(folder, network)
+    tensors = _weights(weights or weights_file(folder), network)
     return _filled(RETRO(network), tensors).to(device)
 
 
 def load_marge(folder: Path, device: str = "cpu") -> MARGE:
     """The same for a run of MARGE."""
     network = read_marge_config(folder).network
-    tensors = _weights(folder, network)
+    tensors = _weights(weights_file(folder), network)
     return _filled(MARGE(network), tensors).to(device)
 
 
-def _weights(folder: Path, network: RetroConfig | MargeConfig) -> dict[str, Tensor]:
+def _weights(path: Path, network: RetroConfig | MargeConfig) -> dict[str, Tensor]:
     """The saved weights in float32; raises UserError where there are none that fit the network."""
-    path = folder / "model.safetensors"
     if not path.exists():
-        raise UserError(f"The run at {folder} has no weights yet. Let it train until its first save.")
+        raise UserError(f"The run at {path.parent} has no weights yet. Let it train until its first save.")
     check_weights(path, network)
     return {name: tensor.float() for name, tensor in finite_tensors(path)}
 

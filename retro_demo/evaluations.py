@@ -18,8 +18,10 @@ from retro_demo.checkpoint import (
     RunConfig,
     read_any_config,
     read_run_config,
+    weights_file,
     write_run_config,
 )
+from retro_demo.corpus import file_hash
 from retro_demo.dispatch import begin
 from retro_demo.errors import UserError
 from retro_demo.evaluate_config import EvaluateConfig
@@ -107,11 +109,22 @@ def shown_evaluation(workspace: Workspace, run: str) -> Path | None:
 
 
 def measured(workspace: Workspace, run: str) -> dict[str, Any] | None:
-    """The figures of the evaluation to show, None where there are none or they are of another corpus."""
+    """The figures of the evaluation to show, None where there are none or they are of another corpus.
+
+    Those of other weights than the run is used with are none of it either.
+    """
     folder = shown_evaluation(workspace, run)
     if folder is None or read_request(folder).corpus:
         return None
-    return latest_result(jobs.status(folder))
+    result = latest_result(jobs.status(folder))
+    return None if result and of_other_weights(workspace, run, result) else result
+
+
+def of_other_weights(workspace: Workspace, run: str, result: dict[str, Any]) -> bool:
+    """Whether figures were measured before the run was trained on, or used with another of its saves."""
+    used = result.get("provenance", {}).get("weights", {}).get("run")
+    now = weights_file(workspace.run(run))
+    return bool(used) and now.exists() and used != file_hash(now)
 
 
 def resume_evaluation(workspace: Workspace, run: str) -> None:

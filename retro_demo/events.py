@@ -47,9 +47,14 @@ class Progress(Event):
 
 @dataclass(frozen=True)
 class Warned(Event):
-    """Something that the user should know and that does not stop the job."""
+    """Something that the user should know and that does not stop the job.
+
+    `about`: what kind of alarm a training raises (alarms.py), after which `step`.
+    """
 
     text: str
+    about: str = ""
+    step: int = 0
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from retro_demo.checkpoint import IMPORTED, AnyRun, RunConfig, read_any_config, write_run_config
+from retro_demo.checkpoint import (
+    BEST,
+    IMPORTED,
+    LAST,
+    AnyRun,
+    RunConfig,
+    read_any_config,
+    weights_file,
+    write_run_config,
+)
 from retro_demo.commands import for_others
 from retro_demo.corpus import KEPT_FILES, MANIFEST, Corpus, file_hash, load_corpus
 from retro_demo.errors import UserError
@@ -51,7 +60,7 @@ def export_run(
     let_leave(run)
     if is_running(run):
         raise UserError(f"{run.name} is being trained. Stop it first, or wait for its end.")
-    if not (run / "model.safetensors").exists():
+    if not (run / LAST).exists():
         raise UserError(f"{run.name} has no weights yet. Let it train until its first save.")
     if with_state and not (run / STATE).exists():
         raise UserError(
@@ -62,7 +71,10 @@ def export_run(
     with whole_folder(out) as folder:
         base = {"base": place_name(config.base)} if isinstance(config, RunConfig) else {}
         write_run_config(folder, replace(config, corpus=place_name(config.corpus), **base))
-        for name in ["model.safetensors", "tokenizer.json", *([STATE] if with_state else [])]:
+        # to be trained on it needs its last weights, and its best ones stay what they are
+        of_state = [name for name in (STATE, BEST) if with_state and (run / name).exists()]
+        shutil.copyfile(run / LAST if with_state else weights_file(run), folder / LAST)
+        for name in ["tokenizer.json", *of_state]:
             shutil.copyfile(run / name, folder / name)
         for path in sorted((run / "evidence").glob("[0-9]*.safetensors")):
             (folder / "evidence").mkdir(exist_ok=True)
@@ -164,7 +176,7 @@ def figures_of(run: Path, config: AnyRun, evaluations: Path | None = None) -> di
     found = [
         path for place in [*places, *([evaluations] if evaluations else [])] for path in place.glob("*/")
     ]
-    weights, results = file_hash(run / "model.safetensors"), []
+    weights, results = file_hash(weights_file(run)), []
     for folder in [run / "evaluation", *found]:
         if not (folder / "config.json").exists() or read_request(folder).corpus:
             continue

@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from retro_demo.archives import ReadingLimits, open_sources
-from retro_demo.checkpoint import IMPORTED, AnyRun, RunConfig, write_run_config
+from retro_demo.checkpoint import BEST, IMPORTED, LAST, AnyRun, RunConfig, weights_with, write_run_config
 from retro_demo.config import CorpusConfig, from_json
 from retro_demo.corpus import MANIFEST as CORPUS_MANIFEST
-from retro_demo.corpus import file_hash, write_atomically
+from retro_demo.corpus import write_atomically
 from retro_demo.devices import allowed_threads, choose_device
 from retro_demo.errors import UserError
 from retro_demo.output_folder import working_folder
@@ -187,7 +187,9 @@ def _manifest_of_old(source: Path, folder: Path) -> Manifest:
 
 def _check_run(folder: Path) -> AnyRun:
     config = check_config(folder)
-    check_weights(folder / "model.safetensors", config)
+    for name in (LAST, BEST):
+        if (folder / name).exists():
+            check_weights(folder / name, config)
     check_tokenizer(folder / "tokenizer.json", config.network.vocab_size)
     if (folder / STATE).exists():
         check_state(folder / STATE, config)
@@ -253,7 +255,7 @@ def take_run(export: Checked, out: Path, corpus: str, bases: Sequence[Path] = ()
     """
     assert export.config is not None
     out.mkdir(parents=True, exist_ok=True)
-    for name in (*RUN[1:], STATE, "evidence"):
+    for name in (*RUN[1:], STATE, BEST, "evidence"):
         if (export.folder / name).exists():
             os.replace(export.folder / name, out / name)
     about = {"format": export.manifest.format, "name": export.manifest.name, "corpus": corpus}
@@ -273,8 +275,7 @@ def _base_here(config: RunConfig, bases: Sequence[Path]) -> str:
     if not config.base:
         return ""
     for folder in bases:
-        weights = folder / "model.safetensors"
-        if weights.exists() and file_hash(weights) == config.base_weights:
+        if weights_with(folder, config.base_weights) is not None:
             shipped = folder.resolve().is_relative_to(CHECKPOINTS)
             return f"{SAMPLE}{folder.name}" if shipped else str(folder.resolve())
     return f"{MISSING}/{PurePosixPath(place_name(config.base)).name[:80]}"

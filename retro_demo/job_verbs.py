@@ -20,7 +20,7 @@ from retro_demo.marge_config import EvidenceConfig, MargeConfig
 from retro_demo.marge_planning import plan_run
 from retro_demo.output_folder import check_output, make_output
 from retro_demo.pipeline import ensure_sample, run_build, run_shard, run_training
-from retro_demo.planning import extend_run, prepare_run
+from retro_demo.planning import extend_run, keep_weights, prepare_run
 from retro_demo.presets import PRESETS
 from retro_demo.ray_shards import build_on_ray
 from retro_demo.sharding import read_shard
@@ -117,11 +117,13 @@ def _prepare_training(options: argparse.Namespace, stop: Callable[[], bool], wor
         if wanted.model != "marge":
             check_share(wanted.training, world)  # before anything is written under this name
         prepare_run(options.out, wanted)
-    elif options.corpus or options.base or options.preset or set(settings) - {"steps"}:
+    elif options.corpus or options.base or options.preset or set(settings) - {"steps", "keep"}:
         raise UserError(
             "Settings go with a model: train MODEL --corpus DIR --out RUN. "
-            "Without one a run goes on as it was begun, or to more --steps."
+            "Without one a run goes on as it was begun, or to more --steps, or with --keep best or last."
         )
-    elif settings and settings["steps"] != read_any_config(options.out).training.steps:
+    elif settings.get("steps", there := read_any_config(options.out).training.steps) != there:
         extend_run(options.out, settings["steps"])
+    if "keep" in settings:  # where nothing is said of it, all stays as it is
+        keep_weights(options.out, settings["keep"])
     read_any_config(options.out)  # where several processes train, one says what is wrong with it

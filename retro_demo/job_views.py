@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from retro_demo.alarms import Watch, ahead_words, passes_words
+from retro_demo.checkpoint import AnyRun
 from retro_demo.jobs import JobStatus
 from retro_demo.recall import recall_words
 from retro_demo.telling import on_page
@@ -204,6 +206,16 @@ def _recent(done: Sequence[Mapping[str, Any]]) -> float:
     return float(np.mean([step["loss"] for step in done[-10:]]))
 
 
+def alarms_html(status: JobStatus, config: AnyRun) -> str:
+    """What the run has to say of itself as things stand, and how often it has read its training text."""
+    watch = Watch(config.training, status.events)
+    done = status.of_kind("step")
+    notes = "".join(note(words, "warning") for words in watch.warnings(ended=status.state == "finished"))
+    passes = watch.passes(done[-1]["step"]) if done else 0.0
+    read = f"So far it has read its training text {passes_words(passes)}."
+    return notes + (f'<p class="caption">{read}</p>' if passes else "")
+
+
 def arms_html(status: JobStatus) -> str:
     """The last held-out measurement, and what the model wrote then."""
     measured = status.of_kind("evaluated")
@@ -268,18 +280,28 @@ def worth(status: JobStatus, evaluation: Mapping[str, Any] | None) -> str:
 
 
 def estimate(
-    parameters: int, steps: int, tokens_a_step: int, model: str, preset: str, minutes: int = 0
+    parameters: int,
+    steps: int,
+    tokens_a_step: int,
+    model: str,
+    preset: str,
+    minutes: int = 0,
+    passes: Mapping[str, float] | None = None,
 ) -> str:
-    """What a run will be and take, before it starts; `minutes`: those that a job may be at work, 0 = any."""
+    """What a run will be and take, before it starts; `minutes`: those that a job may be at work, 0 = any.
+
+    `passes` over the training text as `run_settings.passes_ahead` has them.
+    """
     seconds = OPERATIONS * parameters * tokens_a_step * steps / OPERATIONS_A_SECOND
     most = "at most " if model == "marge" else ""
     leave = ""
     if minutes and seconds > 60 * minutes:
         leave = f" After {minutes} minutes at work it saves and leaves, and can be resumed."
+    read = ahead_words(passes or {})
     return (
         f'<p class="estimate"><b>{parameters / 1e6:.2f} M</b> {term("parameters")} · <b>{steps:,}</b> '
         f"{term('step', 'steps' if steps != 1 else 'step')} of {most}{tokens_a_step:,} tokens · "
         f"{term(model)} {term('preset', preset)}: about <b>{duration(seconds)}</b> on one CPU core such as "
-        f"trained the shipped runs, far less on a GPU.{leave} The time left is measured from the first steps "
-        "on.</p>"
+        f"trained the shipped runs, far less on a GPU.{leave} {read} The time left is measured from the "
+        "first steps on.</p>"
     )

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from retro_demo.checkpoint import read_marge_config, read_run_config
+from retro_demo.checkpoint import BEST, LAST, read_marge_config, read_run_config
 from retro_demo.corpus import MANIFEST, TEXT_FILES, load_corpus
 from retro_demo.devices import compute_as_served
 from retro_demo.evidence_reading import EvidenceReading, read_evidence
@@ -52,7 +52,7 @@ class Library:
         config = read_run_config(folder)
         check_reading(limits_of(self.home), config)
         read = corpus or corpus_folder(self.home, config.corpus)
-        stamps = (_stamp(folder, "config.json", "model.safetensors"), _corpus_stamp(read))
+        stamps = (_stamp(folder, "config.json", LAST, BEST), _corpus_stamp(read))
         key = (folder, corpus, retriever, *stamps)
         return self._remember(self._runs, key, lambda: load_run(folder, corpus=corpus, retriever=retriever))
 
@@ -71,14 +71,14 @@ class Library:
         return self._remember(self._marge_corpora, key, lambda: load_marge_corpus(folder))
 
     def marge(self, folder: Path) -> LoadedMarge:
-        """A MARGE run with its last saved weights and their embeddings of all its passages."""
+        """A MARGE run with the weights that it is used with and their embeddings of all its passages."""
         check_reading(limits_of(self.home), read_marge_config(folder))
-        key = (*self._marge_key(folder), _stamp(folder, "model.safetensors"))
+        key = (*self._marge_key(folder), _stamp(folder, LAST, BEST))
         return self._remember(self._marges, key, lambda: load_marge_run(folder))
 
     def evidence(self, folder: Path, target: int, count: int) -> EvidenceReading:
         """A passage of a MARGE run read with as many pieces of evidence; see evidence_reading.py."""
-        key = (*self._marge_key(folder), _stamp(folder, "model.safetensors"), target, count)
+        key = (*self._marge_key(folder), _stamp(folder, LAST, BEST), target, count)
         return self._remember(self._readings, key, lambda: read_evidence(self.marge(folder), target, count))
 
     def _marge_key(self, folder: Path) -> tuple[Any, ...]:

@@ -164,10 +164,15 @@ class MargeBatches:
         rows = shown_rows(self.passages.place)
         figures |= {"recall": across, "beta": model.betas(), "seconds": round(time.perf_counter() - begun, 3)}
         found = Reindexing(step, pairs, rows, vectors[rows], figures, matrix)
-        save_reindexing(folder, found)
         if step < self.steps:  # the one behind the last step is only looked at
             self.found = found
+            figures["batches"] = self._size_of(0)
+        save_reindexing(folder, found)
         return found.figures
+
+    def passes_at_most(self, steps: int) -> float:
+        """How often so many steps read the targets, were batches full of them and of no evidence."""
+        return steps * self.config.batch_tokens / max(1, int(self.passages.lengths[self.targets].sum()))
 
     def last_due(self, step: int) -> int:
         """Before which step the evidence of the batch of `step` was found."""

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from retro_demo.arms import Windows
-from retro_demo.checkpoint import MargeRun, load_marge, read_marge_config
+from retro_demo.checkpoint import MargeRun, load_marge, read_marge_config, weights_file
 from retro_demo.corpus import Corpus, file_hash, load_corpus
 from retro_demo.cross_lingual import recall, scripts_of
 from retro_demo.devices import allowed_threads, choose_device
@@ -177,7 +177,7 @@ def rounds(study: MargeStudy) -> list[int]:
 def what_is_read(request: Request, study: MargeStudy, corpus: Corpus) -> dict[str, str]:
     """Which weights read what: a table of losses of others is not gone on with."""
     return {
-        "run": file_hash(request.folder("run") / "model.safetensors"),
+        "run": file_hash(weights_file(request.folder("run"))),
         "k": str(study.arms.k),
         "seed": str(study.config.seed),
         "corpus": corpus.fingerprint,
@@ -222,5 +222,5 @@ def _provenance(request: Request, corpus: Corpus, count: int, seconds: float) ->
         "measured_on": name_of(corpus, request),
         "measured_on_fingerprint": corpus.fingerprint,
         "split": f"held-out documents, {count} passages from the front of the order drawn with the seed",
-        "weights": {"run": file_hash(request.folder("run") / "model.safetensors")},
+        "weights": {"run": file_hash(weights_file(request.folder("run")))},
     }

@@ -31,6 +31,7 @@ MARGE_TRAINING = (
     "save_every",
     "precision",
     "sharded",
+    "keep",
 )
 """The knobs of TrainConfig that mean something to MARGE; its batches follow from EvidenceConfig."""
 

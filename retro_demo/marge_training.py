@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from retro_demo.alarms import Watch
 from retro_demo.checkpoint import MargeRun
 from retro_demo.config import GenerateConfig
 from retro_demo.devices import choose_device
 from retro_demo.distributed import ALONE, World, for_measuring, spread
-from retro_demo.events import Evaluated, Event, Progress, Warned
+from retro_demo.events import Evaluated, Event, Progress, Warned, read_events
 from retro_demo.generate import Written
 from retro_demo.loading import load_own_corpus
 from retro_demo.marge import MARGE
@@ -51,7 +52,9 @@ def train_marge(
         reading_steps=config.lesson_steps,
         lessons_kept=training.lessons_kept,
     )
-    start = yield from go_on(out, config, model, optimizer, device, world)
+    watch = Watch(training, read_events(out / "events.jsonl"))
+    told = {"passes_at_most": round(batches.passes_at_most(training.steps), 3)}
+    start = yield from go_on(out, config, model, optimizer, device, world, watch, told)
     if start and not batches.due(start) and world.any(not batches.resume(start, out)):
         yield Warned(
             f"What the last re-index before step {start} found is gone from the run's folder, or damaged: it "
@@ -63,7 +66,9 @@ def train_marge(
     def refresh(step: int) -> Iterator[Event]:
         if batches.due(step):
             yield Progress("embedding passages anew", 0, len(batches.passages))
-            yield batches.refresh(step, for_measuring(model), out, world)
+            found = batches.refresh(step, for_measuring(model), out, world)
+            watch.reindexed(found.step, found.figures)
+            yield found
 
     def evaluate(step: int) -> Iterator[Event]:
         full = for_measuring(model)
@@ -78,12 +83,14 @@ def train_marge(
 
     hooks = Hooks(
         evaluate=evaluate,
-        save=lambda step: save_state(out, step, model, optimizer, world),
+        save=lambda step, best: save_state(out, step, model, optimizer, world, best=best),
         stop=lambda: world.any(stop()),
         refresh=refresh,
         due=batches.due,
     )
-    yield from train(learner, batches, optimizer, training, start=start, hooks=hooks, world=world)
+    yield from train(
+        learner, batches, optimizer, training, start=start, hooks=hooks, watch=watch, world=world
+    )
 
 
 def _sample(run: LoadedMarge, arms: EvidenceArms) -> str:

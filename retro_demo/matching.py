@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retro_demo.checkpoint import RunConfig, read_run_config
+from retro_demo.alarms import best_of, has_risen, held_out
+from retro_demo.checkpoint import BEST, RunConfig, read_run_config, weights_file, weights_with
 from retro_demo.config import RetroConfig, TrainConfig
 from retro_demo.errors import UserError
+from retro_demo.events import read_events
 from retro_demo.knobs import knobs
 from retro_demo.planning import READER_KNOBS
 from retro_demo.presets import preset_settings
 from retro_demo.provenance import weights_of
+from retro_demo.tensor_files import read_head
 from retro_demo.tokenizer import Tokenizer
 from retro_demo.workspace import run_folder
 
@@ -29,6 +32,15 @@ class Match:
 
     words: str
     unfit: str
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a baseline was before, to be measured beside it: weights of a run, and what they are in words."""
+
+    run: Path
+    weights: Path
+    words: str
 
 
 def match(run: Path, baseline: Path) -> Match:
@@ -49,6 +61,37 @@ def match(run: Path, baseline: Path) -> Match:
         f"{their_parameters / 1e6:.2f} M)"
     )
     return Match(words, _unfit(ours, theirs, seen, their_seen))
+
+
+def before(baseline: Path) -> Before | None:
+    """What a baseline began from, else its best save where it is measured with the last; None = neither.
+
+    Trained for too long it is an easy opponent, and a frozen retrofit would look good beside it.
+    """
+    config = read_run_config(baseline)
+    if config.base and (weights := weights_with(run_folder(config.base), config.base_weights)):
+        return Before(run_folder(config.base), weights, "what the baseline began from")
+    best = baseline / BEST
+    if not best.exists() or weights_file(baseline) == best:
+        return None
+    step = read_head(best).number("step", 0)
+    if step == weights_of(baseline)[0]:
+        return None
+    return Before(baseline, best, f"the best save of the baseline (step {step:,})")
+
+
+def got_worse(baseline: Path) -> str:
+    """That a baseline was better before, as its own training measured it, in words; "" = it was not."""
+    points = held_out(e for e in read_events(baseline / "events.jsonl") if e["event"] == "evaluated")
+    best = best_of(points)
+    kept = read_run_config(baseline).training.keep
+    if best is None or kept == "best" or not has_risen(points, ended=True):
+        return ""
+    return (
+        f"The baseline was better before, as its own training measured it: {best.nats:.3f} nats a token at "
+        f"step {best.step:,}, {points[-1].nats:.3f} at step {points[-1].step:,}. What the run gains on it "
+        "may be its loss."
+    )
 
 
 def unfit_control(run: Path, control: Path) -> str:
@@ -87,14 +130,24 @@ def _unfit(ours: RunConfig, theirs: RunConfig, seen: int | None, their_seen: int
 
 
 def tokens_seen(run: Path) -> int | None:
-    """Tokens read in training up to the saved weights, those of the base run included; None = unknown."""
+    """Tokens read in training up to the saved weights, those of the base run included; None = unknown.
+
+    Of a run that is used with its best save all of the training counts: it was chosen from all of it.
+    """
     config = read_run_config(run)
-    own = weights_of(run)[0] * config.training.batch_size * config.training.seq_len
+    own = _trained_steps(run) * config.training.batch_size * config.training.seq_len
     if not config.base:
         return own
     base = run_folder(config.base)
     before = tokens_seen(base) if (base / "config.json").exists() else None
     return None if before is None else before + own
+
+
+def _trained_steps(run: Path) -> int:
+    saved = [weights_of(run)[0]]
+    if read_run_config(run).training.keep == "best":
+        saved += [event["step"] for event in read_events(run / "events.jsonl") if event["event"] == "saved"]
+    return max(saved)
 
 
 def _steps(config: RunConfig, steps: int) -> str:

@@ -51,7 +51,7 @@ def model_card(
         _front(config, license),
         f"# {plain(name)}\n\nA small {KIND[config.model]}, made with retro_demo.",
         _origin(run, config, corpus, imported),
-        _figures(config, result, events),
+        _figures(config, result, events, weights_of(run)[0]),
         _not_measured(config, result),
         _data(corpus, "corpus" in has),
         _use(name, config, has),
@@ -81,7 +81,7 @@ def _origin(run: Path, config: AnyRun, corpus: CorpusNote, imported: bool) -> st
     training = config.training
     rows = {
         "Parameters": f"{parameters:,}",
-        "Steps": f"{step:,} of {training.steps:,}",
+        "Steps": f"{step:,} of {training.steps:,}" + (", the best save" if training.keep == "best" else ""),
         "Seed": str(training.seed),
         "Preset": plain(config.preset),
         "Trained on": f"{plain(corpus.title)} (fingerprint {plain(corpus.fingerprint)})",
@@ -105,7 +105,9 @@ def _origin(run: Path, config: AnyRun, corpus: CorpusNote, imported: bool) -> st
     return f"## What it is\n\n{table}\n\n{NOT_COMPARABLE}{note}"
 
 
-def _figures(config: AnyRun, result: Mapping[str, Any] | None, events: list[dict[str, Any]]) -> str:
+def _figures(
+    config: AnyRun, result: Mapping[str, Any] | None, events: list[dict[str, Any]], step: int
+) -> str:
     names = NAMES if isinstance(config, MargeRun) else ARM_NAMES
     if result is not None:
         arms = {name: result["arms"][name] for name in arms_in_order(result)}
@@ -124,7 +126,8 @@ def _figures(config: AnyRun, result: Mapping[str, Any] | None, events: list[dict
         command = " ".join(result.get("provenance", {}).get("command", "").split())
         made = f"\n\nMeasured with:\n\n{code_block(command)}" if command else ""
         return f"## Held-out loss\n\n{head}" + "\n".join(rows) + f"\n\n{said}{made}"
-    measured = [event for event in events if event["event"] == "evaluated" and event["arms"]]
+    told = [event for event in events if event["event"] == "evaluated" and event["step"] <= step]
+    measured = [event for event in told if event["arms"]]
     if not measured:
         return "## Held-out loss\n\nNothing was measured."
     rows = [

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from retro_demo.alarms import Watch
 from retro_demo.allowance import time_is_up
 from retro_demo.batches import RetroBatches, check_share
 from retro_demo.building import read_corpus_config
@@ -34,6 +35,7 @@ from retro_demo.events import (
     Warned,
     append_event,
     cut_back,
+    read_events,
 )
 from retro_demo.generate import Database, Written, generate
 from retro_demo.jobs import claim
@@ -220,7 +222,10 @@ def _train(
     corpus = database.corpus if database else load_own_corpus(config)
     batches = make_batches(config, corpus)
     check_share(training, world)
-    start = yield from go_on(out, config, model, optimizer, device, world)
+    per_step = training.batch_size / batches.windows_per_epoch
+    watch = Watch(training, read_events(out / "events.jsonl"), passes_a_step=per_step)
+    told = {"passes": round(watch.passes(training.steps), 3)}
+    start = yield from go_on(out, config, model, optimizer, device, world, watch, told)
     if problem:
         yield Warned(problem)
     if config.retrieves and (doubted := doubt_of(corpus, training.retriever, "command")):
@@ -238,10 +243,12 @@ def _train(
 
     hooks = Hooks(
         evaluate=evaluate,
-        save=lambda step: save_state(out, step, model, optimizer, world),
+        save=lambda step, best: save_state(out, step, model, optimizer, world, best=best),
         stop=lambda: world.any(stop()),
     )
-    yield from train(learner, batches, optimizer, training, start=start, hooks=hooks, world=world)
+    yield from train(
+        learner, batches, optimizer, training, start=start, hooks=hooks, watch=watch, world=world
+    )
 
 
 def _sample(model: RETRO, config: RunConfig, database: Database) -> str:

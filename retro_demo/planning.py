@@ -12,6 +12,8 @@ from typing import Any
 
 from retro_demo.batches import check_windows
 from retro_demo.checkpoint import (
+    BEST,
+    LAST,
     MODELS,
     AnyRun,
     RunConfig,
@@ -20,6 +22,7 @@ from retro_demo.checkpoint import (
     read_any_config,
     read_run_config,
     versions,
+    weights_file,
     write_run_config,
 )
 from retro_demo.config import RetroConfig, TrainConfig, knobs
@@ -30,6 +33,7 @@ from retro_demo.jobs import is_running
 from retro_demo.network_size import check_memory
 from retro_demo.output_folder import CONFIG, check_output, make_output
 from retro_demo.presets import PRESETS, preset_settings
+from retro_demo.run_state import saved_step
 from retro_demo.tokenizer import Tokenizer
 from retro_demo.unknown_text import check_found
 from retro_demo.whole_files import replacing
@@ -127,7 +131,7 @@ def make_run_config(
         device=choose_device(device),
         versions=versions(),
         base=base if not base or base.startswith(SAMPLE) else str(Path(base).resolve()),
-        base_weights=file_hash(run_folder(base) / "model.safetensors") if base else "",
+        base_weights=file_hash(weights_file(run_folder(base))) if base else "",
     )
 
 
@@ -191,6 +195,23 @@ def prepare_run(out: Path, wanted: AnyRun) -> None:
             "only a larger number of steps extends a run."
         )
     extend_run(out, wanted.training.steps)
+
+
+def keep_weights(out: Path, keep: str) -> None:
+    """Choose which weights a run is used with, "last" or "best"; both stay where they are.
+
+    Raises UserError where it has no best save and, being at its end, comes to none.
+    """
+    there = read_any_config(out)
+    chosen = replace(there, training=replace(there.training, keep=keep))
+    ended = (out / LAST).exists() and saved_step(out) in (0, there.training.steps)  # 0: it has no state
+    if keep == "best" and ended and not (out / BEST).exists():
+        raise UserError(
+            f"No best save of {out.name} was kept: no text of its corpus is held out, it was trained by a "
+            "release that kept none, or it came without one. Use the last one, or train a new run."
+        )
+    if chosen != there:
+        write_run_config(out, chosen)
 
 
 def check_size(config: AnyRun) -> None:

@@ -7,8 +7,9 @@ import json
 import sys
 from typing import Any
 
+from retro_demo.alarms import ahead_words
 from retro_demo.evaluate_views import baseline_of
-from retro_demo.events import Event, Finished, Progress, Refined, Retrieved, Started, Step, Token
+from retro_demo.events import Event, Finished, Progress, Refined, Retrieved, Started, Step, Token, Warned
 from retro_demo.recall import recall_words
 from retro_demo.unknown_text import known_words
 from retro_demo.weigh_views import weighed_words
@@ -46,7 +47,12 @@ class Printer:
     def line(self, event: Event) -> str:
         if isinstance(event, Started):
             self.steps = event.about.get("steps", 0)
-            return f"{event.job}: from step {event.step}" if self.steps else f"{event.job}: begun"
+            if not self.steps:
+                return f"{event.job}: begun"
+            passes = ahead_words(event.about)
+            return f"{event.job}: from step {event.step} of {self.steps}{passes and f'. {passes}'}"
+        if isinstance(event, Warned):
+            return f"warned: {event.text}"
         if isinstance(event, Progress):
             return f"{event.stage}: {event.done} of {event.total}"
         if isinstance(event, Step):
@@ -84,6 +90,8 @@ class Printer:
                 values.pop("unknown_word_pieces")
             if "recall" in values:
                 said += "\n" + recall_words(values.pop("recall"))
+            if "parameters" in values:  # a training: what was warned of may be long ago, or be mended
+                said += "".join(f"\nwarned: {words}" for words in values.pop("warnings", []))
             values = {
                 name: value for name, value in values.items() if name not in ("document_tokens", "text")
             }

@@ -17,7 +17,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from retro_demo.checkpoint import AnyRun, RunConfig, read_any_config, versions
+from retro_demo.checkpoint import AnyRun, RunConfig, read_any_config, versions, weights_file
 from retro_demo.corpus import MANIFEST
 from retro_demo.devices import allowed_threads
 from retro_demo.events import read_events
@@ -82,8 +82,8 @@ def corpus_provenance(
 
 
 def weights_of(run: Path) -> tuple[int, int]:
-    """(step, number of parameters) of the saved weights, read from the file's head; (0, 0) without any."""
-    path = run / "model.safetensors"
+    """(step, number of parameters) of the weights that a run is used with, by its head; (0, 0) = none."""
+    path = weights_file(run)
     if not path.exists():
         return 0, 0
     with safe_open(path, "pt") as file:

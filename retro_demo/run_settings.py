@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from retro_demo import commands
-from retro_demo.checkpoint import MODELS, AnyRun, MargeRun, RunConfig, read_any_config, read_run_config
+from retro_demo.alarms import held_out
+from retro_demo.checkpoint import (
+    BEST,
+    LAST,
+    MODELS,
+    AnyRun,
+    MargeRun,
+    RunConfig,
+    read_any_config,
+    read_run_config,
+)
 from retro_demo.config import RetroConfig
+from retro_demo.corpus import MANIFEST, training_tokens
 from retro_demo.errors import UserError
 from retro_demo.jobs import JobStatus, seconds_at_work, status
 from retro_demo.knobs import knobs
 from retro_demo.marge_planning import marge_settings, usual_settings
 from retro_demo.planning import decoder_shape, fitting_layers
 from retro_demo.presets import MARGE_PRESETS, PRESETS, preset_settings
+from retro_demo.tensor_files import read_head
 from retro_demo.workspace import SAMPLE, Workspace, corpus_folder, disk_use, is_built, run_folder
 
 
@@ -95,6 +111,39 @@ def _preset(config: AnyRun) -> str:
     """The preset of a run, "tiny" for one that came from elsewhere with a preset that is not known here."""
     known = MARGE_PRESETS if isinstance(config, MargeRun) else PRESETS
     return config.preset if config.preset in known else "tiny"
+
+
+def passes_ahead(corpus: Path, model: str, settings: Mapping[str, Any]) -> dict[str, float]:
+    """How often a run with these knobs would read the training text of a built corpus, as `started` says it.
+
+    Of a MARGE only the most that it can be: how many targets a batch holds follows from their evidence.
+    """
+    tokens = training_tokens(corpus)
+    if model == "marge":
+        words = settings["passage_len"] - 1  # each passage has the token of its language too
+        if settings["first_passages"]:
+            read = (np.minimum(tokens, words) + 1).sum()
+        else:
+            read = (tokens + -(-tokens // words)).sum()
+        return {"passes_at_most": settings["steps"] * settings["batch_tokens"] / max(1, int(read))}
+    chunk_len = json.loads((corpus / MANIFEST).read_text("utf-8"))["config"]["chunk_len"]
+    windows = int((-(-tokens // chunk_len)).sum()) // max(1, settings["seq_len"] // chunk_len)
+    return {"passes": settings["steps"] * settings["batch_size"] / max(1, windows)}
+
+
+def weights_kept(folder: Path) -> dict[str, int]:
+    """The step of each save whose weights a run has: "last", and "best" where that is kept."""
+    files = {"last": folder / LAST, "best": folder / BEST}
+    return {keep: read_head(path).number("step", 0) for keep, path in files.items() if path.exists()}
+
+
+def weights_choices(folder: Path, now: JobStatus) -> list[tuple[str, str]]:
+    """The saves that a run can be used with, as (words, "last" or "best"); none where there is but one."""
+    loss = {point.step: point.nats for point in held_out(now.of_kind("evaluated"))}
+    kept = weights_kept(folder)
+    measured = {step: f", held-out loss {loss[step]:.3f}" if step in loss else "" for step in kept.values()}
+    choices = [(f"{keep} (step {step:,}{measured[step]})", keep) for keep, step in kept.items()]
+    return choices if len(choices) > 1 else []
 
 
 def command_of(folder: Path, config: AnyRun, home: Path) -> str:

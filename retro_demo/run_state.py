@@ -7,18 +7,22 @@ kept whole, generators for each process.
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterator
+import shutil
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from retro_demo.checkpoint import IMPORTED, AnyRun, versions
+from retro_demo.alarms import Watch
+from retro_demo.checkpoint import BEST, IMPORTED, LAST, AnyRun, versions
 from retro_demo.distributed import ALONE, World, like, whole
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Started, Warned
 from retro_demo.knobs import seen
 from retro_demo.tensor_files import ANEW, Head, Shapes, check_shapes, load_tensors, read_head, save_tensors
+from retro_demo.whole_files import replacing
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 GENERATOR = re.compile(r"generator\.(cpu|cuda)(\.[1-9][0-9]{0,3})?")
@@ -26,9 +30,15 @@ GENERATOR_BYTES = 10_000  # and more is no generator's state
 
 
 def save_state(
-    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, world: World = ALONE
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    world: World = ALONE,
+    *,
+    best: bool = False,
 ) -> None:
-    """Keep everything that the next step depends on.
+    """Keep everything that the next step depends on; where held-out loss is the `best`, the weights twice.
 
     Of several processes all must call: each gives its part, the leader writes, nobody leaves before that.
     """
@@ -51,9 +61,31 @@ def save_state(
     if world.leads:
         weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
         # the state comes last: as long as it is the old one, going on makes these weights once more
-        save_tensors(folder / "model.safetensors", weights, {"step": str(step)})
+        save_tensors(folder / LAST, weights, {"step": str(step)})
         save_tensors(folder / "state.safetensors", tensors, {"step": str(step), "processes": str(world.size)})
+        if best:
+            keep_best(folder, step)
     world.any(False)
+
+
+def keep_best(folder: Path, step: int) -> None:
+    """Keep the weights of the last save, of this step, as the best; where that is done, nothing.
+
+    They come after the state, so they are never of a step that is done again after a kill. A kill between
+    the two is mended by calling this when the run goes on: the weights of that step are still the last.
+    """
+    last, best = folder / LAST, folder / BEST
+    if _step_of(last) == step and _step_of(best) != step:
+        with replacing(best) as copy:
+            shutil.copyfile(last, copy)
+
+
+def _step_of(path: Path) -> int:
+    """The step of a file of weights, 0 where there is none or it is damaged: it is replaced then."""
+    try:
+        return read_head(path).number("step", 0) if path.exists() else 0
+    except UserError:
+        return 0
 
 
 def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, world: World = ALONE) -> int:
@@ -139,17 +171,27 @@ def _count(folder: Path, name: str, default: int) -> int:
 
 
 def go_on(
-    out: Path, config: AnyRun, model: nn.Module, optimizer: torch.optim.Optimizer, device: str, world: World
+    out: Path,
+    config: AnyRun,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: str,
+    world: World,
+    watch: Watch,
+    told: Mapping[str, Any],
 ) -> Generator[Event, None, int]:
     """Put back the last save of the run in `out` and tell what begins; the step it goes on from.
 
-    From here to the loop nothing may draw from the generators.
+    `told` is what else is known of it before it starts. From here to the loop nothing may draw from the
+    generators.
     """
     world.seed(config.training.seed, saved_step(out))
     start = load_state(out, model, optimizer, world)
+    if world.leads and watch.best is not None and watch.best.step == start:
+        keep_best(out, start)
     parameters = sum(weight.numel() for weight in model.parameters())
     about = {"parameters": parameters, "steps": config.training.steps, "device": device}
-    yield Started(config.model, start, about)
+    yield Started(config.model, start, about | dict(told))
     if start:
         yield from _otherwise(out, config.versions, world)
     return start

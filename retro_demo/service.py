@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from retro_demo import jobs, swaps
+from retro_demo import jobs, planning, swaps
 from retro_demo.building import prepare_corpus
 from retro_demo.changing import SOURCES, is_pending
 from retro_demo.checkpoint import RunConfig, read_any_config
@@ -219,6 +219,11 @@ def lengthen_run(workspace: Workspace, run: str, steps: int) -> None:
     if steps != config.training.steps or saved_step(folder) >= steps:  # else a longer run never began
         extend_run(folder, steps)
     begin(workspace, folder, "train")
+
+
+def keep_weights(workspace: Workspace, run: str, keep: str) -> None:
+    """Choose which weights a run is used with: those of its last save, or of its best one."""
+    planning.keep_weights(own_run(workspace, run), keep)
 
 
 def stop_run(workspace: Workspace, run: str) -> bool:

@@ -6,6 +6,8 @@ An export is a folder (or a .zip of it) that holds a run, or a corpus alone:
     README.md            the model card (a run only), for people; an import does not read it
     config.json model.safetensors tokenizer.json events.jsonl      as in a run folder
     state.safetensors    optimizer and generators, where asked: with it an imported run trains on
+    best.safetensors     with a state: the best save beside the last. Without one model.safetensors is
+                         whichever of both the run is used with
     evidence/            of a MARGE: what each re-index found
     evaluation.json      figures of these weights, for programs; an import does not read it
     corpus/              text, tokenizer, vectors and index, where asked; the index is made anew on import
@@ -22,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from retro_demo.checkpoint import BEST
 from retro_demo.errors import UserError
 
 FORMAT = 1
@@ -92,7 +95,7 @@ class Manifest:
 
 def is_read(name: str) -> bool:
     """Whether an import reads a file of this path; raises UserError for one that belongs to no export."""
-    if name in (MANIFEST, *RUN, STATE) or EVIDENCE.fullmatch(name):
+    if name in (MANIFEST, *RUN, STATE, BEST) or EVIDENCE.fullmatch(name):
         return True
     if name.removeprefix("corpus/") in CORPUS and name.startswith("corpus/"):
         return True

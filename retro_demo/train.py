@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -16,10 +16,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from retro_demo.alarms import Watch
 from retro_demo.config import TrainConfig
 from retro_demo.distributed import ALONE, World, clip_gradients, noticing_loss, part_of
 from retro_demo.errors import UserError
-from retro_demo.events import Event, Finished, Saved, Step, Stopped
+from retro_demo.events import Evaluated, Event, Finished, Saved, Step, Stopped
 
 LR_FLOOR = 0.1  # the cosine ends at a tenth (RETRO section 3.1)
 
@@ -34,13 +35,14 @@ class Batches(Protocol):
 class Hooks:
     """What the loop asks of its caller: the arms' losses (an Evaluated at the end), a save, whether to stop.
 
-    Where several processes train together, all of them call each of these at the same place.
+    A save is told whether held-out loss was never lower than at its step. Where several processes train
+    together, all of them call each of these at the same place.
     `refresh` comes before the batch of each step and once behind the last one: MARGE re-indexes there.
     Where it is `due`, the batch of that step cannot be made before.
     """
 
     evaluate: Callable[[int], Iterable[Event]]
-    save: Callable[[int], None]
+    save: Callable[[int, bool], None]
     stop: Callable[[], bool]
     refresh: Callable[[int], Iterable[Event]] = lambda step: ()
     due: Callable[[int], bool] = lambda step: False
@@ -78,12 +80,14 @@ def train(
     *,
     start: int,
     hooks: Hooks,
+    watch: Watch,
     world: World = ALONE,
 ) -> Iterator[Event]:
     """Advance a model, as `distributed.spread` gives it, from step `start` to the last one.
 
-    Yields what happens. Each of several processes takes its part of each batch and tells the loss of the
-    whole. Raises UserError when the loss is no longer a number; what was saved before stays.
+    Yields what happens; `watch` knows what happened before. Each of several processes takes its part of
+    each batch and tells the loss of the whole. Raises UserError when the loss is no longer a number; what
+    was saved before stays.
     """
     device = next(learner.parameters()).device
 
@@ -98,11 +102,20 @@ def train(
         following = step + 1
         return None if following == config.steps or hooks.due(following) else begun_batch(following)
 
+    def measured(step: int) -> Generator[Event, None, bool]:
+        """Measure; whether these weights are the best so far, which only the leader can tell."""
+        for event in hooks.evaluate(step):
+            yield event
+            if isinstance(event, Evaluated):
+                yield from watch.measured(step, event.arms)
+        best = watch.best
+        return world.any(best is not None and best.step == step)
+
     ahead: tuple[int, Any] | None = None
     for step in range(start, config.steps):
         yield from hooks.refresh(step)
         if step == 0:
-            yield from hooks.evaluate(0)
+            yield from measured(0)
         begun = time.perf_counter()
         tokens, own = ahead or begun_batch(step)
         rate = learning_rate(step, config)
@@ -114,22 +127,24 @@ def train(
         speed = tokens / (time.perf_counter() - begun)
         done = step + 1
         yield Step(done, loss, rate, round(speed, 1), norm)
-        last = done == config.steps
+        yield from watch.stepped(done, loss)
+        last, best = done == config.steps, False
         if last:
             yield from hooks.refresh(done)
         if last or done % config.eval_every == 0:
-            yield from hooks.evaluate(done)
+            best = yield from measured(done)
         stopping = hooks.stop()
-        if last or stopping or done % config.save_every == 0:
+        # the best weights are a copy of a save, so that they never are of a step that a kill undoes
+        if last or stopping or best or done % config.save_every == 0:
             if world.any(not _is_sound(learner)):  # a save of them would replace one that is sound
                 raise _diverged("Weights became infinite or not a number", done, config)
-            hooks.save(done)
+            hooks.save(done, best)
             yield Saved(done)
         if stopping and not last:
             yield Stopped(done)
             return
     parameters = sum(weight.numel() for weight in learner.parameters())
-    yield Finished({"step": config.steps, "parameters": parameters})
+    yield Finished({"step": config.steps, "parameters": parameters} | watch.figures())
 
 
 def _diverged(what: str, step: int, config: TrainConfig) -> UserError:

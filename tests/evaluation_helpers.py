@@ -14,10 +14,12 @@ from retro_demo.retro import RETRO
 TINY = {"dim": 16, "depth": 2, "num_heads": 2, "enc_dim": 16, "seq_len": 32, "batch_size": 2}
 
 
-def make_run(folder: Path, corpus: Path, model: str, **settings: Any) -> Path:
+def make_run(folder: Path, corpus: Path, model: str, *, base: str = "", **settings: Any) -> Path:
     """A run with random weights, as if it had been trained for `steps` steps."""
     shape: dict[str, Any] = TINY | ({"cca_layers": (1, 2)} if model != "lm" else {}) | {"steps": 10}
-    config = make_run_config(model, str(corpus), preset="tiny", settings=shape | settings, device="cpu")
+    config = make_run_config(
+        model, str(corpus), preset="tiny", settings=shape | settings, device="cpu", base=base
+    )
     prepare_run(folder, config)
     torch.manual_seed(config.training.seed)
     network = RETRO(config.network)

@@ -141,6 +141,7 @@ def test_a_new_visitor_sees_an_example_and_goes_the_whole_way(browser, url, docu
     more = {"seq_len": 64, "batch_size": 2, "eval_tokens": 500, "save_every": 20, "eval_every": 20}
     for knob, value in (small | more).items():
         visit.fill(f"knob-{knob}", value)
+    expect(page.locator("#estimate")).to_contain_text("times: held-out loss often rises", timeout=LONG)
     visit.fill("run-name", "towns-run")
     page.locator("#train").click()
     expect(page.locator("#run-status")).to_contain_text("towns-run", timeout=LONG)
@@ -159,6 +160,8 @@ def test_a_new_visitor_sees_an_example_and_goes_the_whole_way(browser, url, docu
     assert kept["losses"][0]["step"] == 1
     assert kept["held_out"][0]["step"] == 0
     assert "--save-every 20" in kept["provenance"]["command"]
+    page.locator("#weights").get_by_text("best (step").click()
+    expect(page.locator("#command textarea")).to_have_value(re.compile("--keep best"), timeout=LONG)
 
     visit.tab("Generate")
     visit.choose("run", "towns-run")

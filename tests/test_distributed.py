@@ -31,6 +31,7 @@ from retro_demo.planning import prepare_run
 from retro_demo.retro import RETRO, RetroBatch
 from retro_demo.retro_config import RetroConfig
 from retro_demo.run_state import saved_processes, saved_step
+from retro_demo.tensor_files import read_head
 
 LOSS_TOLERANCE = 1e-5  # nats: the processes add the same float32 numbers in another order
 NORM_TOLERANCE = 1e-3  # of the gradient's norm, to which cancelled digits mean more
@@ -195,8 +196,12 @@ def test_sharded_weights_give_the_same_curve_and_are_taken_up_by_one_process_or_
 
     assert all(of(part, "step") for part in parts)
     assert ["goes on with" in str(of(part, "warned")) for part in parts] == [False, True]
-    assert_same_curve(one, [event for part in parts for event in part])
+    told = [event for part in parts for event in part]
+    assert_same_curve(one, told)
     assert largest_difference(tmp_path / "one", out) < WEIGHT_TOLERANCE
+    loss = {event["step"]: event["arms"]["on"]["nats"] for event in of(told, "evaluated") if event["step"]}
+    best = read_head(out / "best.safetensors").number("step", 0)
+    assert loss[best] == min(loss.values())  # the leader alone measures, and all of them save
 
 
 def test_a_mistake_is_said_once_and_ends_all_processes(tmp_path):

@@ -220,7 +220,17 @@ def test_the_figures_of_a_run_are_those_on_its_own_corpus_and_never_those_of_a_s
     assert evaluations.measured(workspace, "both") is None
 
     own = finished(evaluations.start_evaluation(workspace, "both", QUICK, baseline="plain"))
-    assert evaluations.measured(workspace, "both") == evaluations.latest_result(own)
+    figures = evaluations.latest_result(own)
+    assert figures is not None
+    assert evaluations.measured(workspace, "both") == figures
+    weights = workspace.run("both") / "model.safetensors"
+    weights.rename(kept := weights.with_name("kept"))
+    shutil.copyfile(workspace.run("reader") / "model.safetensors", weights)
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")  # other ones than were measured
+    assert evaluations.of_other_weights(workspace, "both", figures)
+    assert evaluations.measured(workspace, "both") is None
+    kept.replace(weights)
+    assert evaluations.measured(workspace, "both") == figures
 
     folder = evaluations.start_evaluation(workspace, "both", QUICK, baseline="plain", corpus="twin")
     assert evaluations.latest_result(finished(folder)) is not None

@@ -29,6 +29,7 @@ from retro_demo.marge_planning import plan_run
 from retro_demo.pipeline import run_training
 from retro_demo.planning import extend_run, prepare_run
 from retro_demo.run_state import saved_step
+from retro_demo.tensor_files import read_head
 
 SETTINGS = {
     "dim": 16,
@@ -122,6 +123,26 @@ def test_a_run_re_indexes_before_its_first_step_on_time_and_behind_its_last(tmp_
     assert {"pairs", "targets_resting", "churn", "beta", "seconds"} <= set(figures)
     assert 0 <= figures["recall"]["recall_at_1"] <= 1
     assert "churn" not in of(events, "reindexed")[0]["figures"]
+
+
+def test_a_marge_tells_its_passes_and_keeps_the_save_with_the_best_loss_on_its_own_evidence(tmp_path, folder):
+    events = advance(prepare(tmp_path / "run", folder), stop_after=6) + advance(tmp_path / "run")
+
+    found = [event["figures"] for event in of(events, "reindexed") if event["step"] < 10]
+    shares = [
+        one["targets_with_evidence"] / (one["targets_with_evidence"] + one["targets_resting"])
+        for one in found
+    ]
+    passes = sum(n * s / one["batches"] for n, s, one in zip((4, 4, 2), shares, found, strict=True))
+    end = events[-1]
+    assert end["passes"] == pytest.approx(passes, abs=1e-3)
+    assert 0 < passes < events[0]["about"]["passes_at_most"]
+    loss = {event["step"]: event["arms"]["on"]["nats"] for event in of(events, "evaluated")}
+    best = min(loss, key=lambda step: loss[step])
+    assert (end["best_step"], end["best_held_out"], end["held_out"]) == (best, loss[best], loss[10])
+    assert read_head(tmp_path / "run" / "best.safetensors").number("step", 0) == min(
+        (step for step in loss if step), key=lambda step: loss[step]
+    )
 
 
 @pytest.mark.parametrize("stop_after", [2, 4, 6, 8])

@@ -35,6 +35,7 @@ ENDPOINTS = {
     "/stop_run",
     "/delete_my_data",
     "/resume_run",
+    "/keep_weights",
     "/resume_build",
     "/generate",
     "/explain",
@@ -211,6 +212,23 @@ def test_training_returns_at_once_and_can_be_watched_and_stopped(client, built, 
     assert status["steps"] == 100_000
     assert status["step"] == len(status["losses"])
     assert "nats" in next(iter(status["arms"].values()))
+
+
+def test_a_run_tells_its_best_measurement_and_is_used_with_the_save_that_is_asked_for(client, code, trained):
+    status = client.predict(code, trained, api_name="/run_status")
+
+    assert status["best_step"] == 10
+    assert status["best_held_out"] == status["arms"]["on"]["nats"]
+    assert status["weights"] == {"keep": "last", "last": 10, "best": 10}
+    assert status["passes"] > 0
+    assert status["warnings"] == []
+    asked = client.predict(code, trained, "best", api_name="/keep_weights")
+    assert asked == {"run": trained, "keep": "best"}
+    assert client.predict(code, trained, api_name="/run_status")["weights"]["keep"] == "best"
+    assert "first" in refusal(client, code, trained, "first", endpoint="/keep_weights")
+    assert "ships with the app" in refusal(
+        client, code, "sample:factbook-retrofit", "best", endpoint="/keep_weights"
+    )
 
 
 def test_text_streams_and_ends_with_the_neighbors_of_each_chunk(client, code, trained):

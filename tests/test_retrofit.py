@@ -178,6 +178,7 @@ def test_a_base_that_changed_since_the_run_was_set_up_is_noticed(tmp_path, base,
     copy.mkdir()
     for path in base.iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
+    (copy / "best.safetensors").unlink()  # the same weights, from which the run could begin
     run = set_up(tmp_path / "run", small_folder, "retrofit", copy)
     weights = load_file(copy / "model.safetensors")
     weights["embedding.weight"] += 1

@@ -30,6 +30,7 @@ LAYERS = [
         "knobs",
         "retro_config",
         "config",
+        "alarms",
         "evaluate_config",
         "presets",
         "glossary",

@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 from retro_demo import evaluations, jobs, service
+from retro_demo.alarms import Watch, best_of
 from retro_demo.checkpoint import MargeRun, read_any_config
 from retro_demo.config import CorpusConfig
 from retro_demo.errors import UserError
@@ -23,6 +24,7 @@ from retro_demo.library import Library
 from retro_demo.marge_writing import grown, ids_of, refuse_evidence, refuse_retriever
 from retro_demo.quotas import checked_writing
 from retro_demo.rewriting import edit_by_values, edit_json
+from retro_demo.run_settings import weights_kept
 from retro_demo.search import search as search_corpus
 from retro_demo.search import search_doubt
 from retro_demo.telling import to_program, values_to_program
@@ -78,11 +80,14 @@ def add_endpoints(library: Library) -> None:
         seed: int = 0,
         base: str = "",
         retriever: str = "",
+        keep: str = "last",
     ) -> dict:
         """Start training and return at once: {"run": id}. steps 0 means as many as the preset says;
         base is the run whose weights it begins with (a retrofit needs one). model is lm, retro, retrofit
-        or marge. retriever is dense, bm25, bm25-words or hybrid; empty: that of the preset."""
-        settings: dict[str, Any] = {"seed": _whole(seed)} | ({"steps": _whole(steps)} if steps else {})
+        or marge. retriever is dense, bm25, bm25-words or hybrid; empty: that of the preset. keep says which
+        of its saves it will be used with, the last or the best."""
+        settings: dict[str, Any] = {"seed": _whole(seed), "keep": keep}
+        settings |= {"steps": _whole(steps)} if steps else {}
         settings |= {"retriever": retriever} if retriever else {}
         run = service.start_run(Workspace.open(home, workspace), corpus, model, preset, settings, base=base)
         return {"run": run}
@@ -90,10 +95,13 @@ def add_endpoints(library: Library) -> None:
     def run_status(workspace: str, run: str) -> dict:
         """How a run stands: state, its place in the queue while that is waiting, step, steps, losses of all
         steps, why one stopped that nobody stopped, the last held-out measurement (arms), the error of a
-        failed one, or why one was interrupted; of a marge also its re-indexes with their figures, and
-        beta."""
+        failed one, or why one was interrupted; the step and loss of the best held-out measurement, passes
+        over the training text so far, which saves it keeps and uses (weights), and warnings, as of rising
+        held-out loss; of a marge also its re-indexes with their figures, and beta."""
         folder = Workspace.open(home, workspace).run(run)
-        status = jobs.status(folder)
+        status, config = jobs.status(folder), read_any_config(folder)
+        watch = Watch(config.training, status.events)
+        best = best_of(watch.points)
         steps, measured, failed = (status.of_kind(k) for k in ("step", "evaluated", "failed"))
         stopped = status.of_kind("stopped") if status.state == "stopped" else []
         return {
@@ -102,10 +110,15 @@ def add_endpoints(library: Library) -> None:
             "place": status.place,
             "why": stopped[-1].get("why", "") if stopped else "",
             "step": steps[-1]["step"] if steps else 0,
-            "steps": read_any_config(folder).training.steps,
+            "steps": config.training.steps,
             "losses": [step["loss"] for step in steps],
             "arms": measured[-1]["arms"] if measured else {},
             "sample": measured[-1].get("sample", "") if measured else "",
+            "best_step": best.step if best else None,
+            "best_held_out": best.nats if best else None,
+            "passes": round(watch.passes(steps[-1]["step"]), 3) if steps else 0.0,
+            "weights": {"keep": config.training.keep} | weights_kept(folder),
+            "warnings": watch.warnings(ended=status.state == "finished"),
             "reindexes": reindexes(status),
             "beta": measured[-1].get("about", {}).get("beta", []) if measured else [],
             "error": to_program(failed[-1]["error"] if failed else status.why),
@@ -114,6 +127,12 @@ def add_endpoints(library: Library) -> None:
     def stop_run(workspace: str, run: str) -> dict:
         """Ask a run to save and leave, or to leave the queue; {"asked": false} where it does neither."""
         return {"run": run, "asked": service.stop_run(Workspace.open(home, workspace), run)}
+
+    def keep_weights(workspace: str, run: str, keep: str) -> dict:
+        """Use a run with its last save or its best one from now on: keep is last or best. Both stay;
+        training goes on from the last. Gives {"run": id, "keep": keep}."""
+        service.keep_weights(Workspace.open(home, workspace), run, keep)
+        return {"run": run, "keep": keep}
 
     def delete_my_data(workspace: str, confirm: bool = False) -> dict:
         """Stop all jobs of a workspace and delete it with all its corpora, runs and texts; confirm must be
@@ -246,6 +265,7 @@ def add_endpoints(library: Library) -> None:
         run_status,
         stop_run,
         resume_run,
+        keep_weights,
         evaluate,
         delete_my_data,
     ):

@@ -194,7 +194,8 @@ def evaluate_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
         result = evaluations.latest_result(now)
         going = gr.Timer(active=now.under_way)
         said = len(now.of_kind("refined")) + len(now.of_kind("finished"))
-        mark = f"{one} {folder.name} {now.state} {now.place} {said} {which}"
+        other = bool(known and result and evaluations.of_other_weights(workspace, known, result))
+        mark = f"{one} {folder.name} {now.state} {now.place} {said} {which} {other}"
         buttons = stop_and_resume("" if folder.name == "evaluation" else now.state)
         progress = evaluate_views.evaluation_status(now)
         if mark == before:
@@ -205,6 +206,8 @@ def evaluate_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
         words = f"Round {rounds[-1]['round']} of {rounds[-1]['rounds']}." if now.state == "running" else ""
         if folder.name == "evaluation":
             words = "This evaluation ships with the run. Evaluate measures anew."
+        if other and not now.under_way:
+            words = "These figures are of other weights than the run is used with now: evaluate it again."
         return [
             evaluate_views.verdict_html(result, words),
             progress,

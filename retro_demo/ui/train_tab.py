@@ -107,8 +107,11 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
                 stop = gr.Button("Stop", size="sm", elem_id="stop-training")
                 resume = gr.Button("Resume", size="sm", elem_id="resume-training")
                 copy_link("train", run, linked)
+            alarms = gr.HTML(elem_id="alarms")
             curve = gr.Plot(show_label=False, container=False, elem_id="loss")
             arms = gr.HTML(elem_id="arms", min_height=80)
+            kept = "What it writes, is measured and exported with. Training goes on from the last."
+            weights = gr.Radio([], label="Weights in use", info=kept, visible=False, elem_id="weights")
             live = evidence_live()
             command = command_box("The command that does the same", "command")
             download = gr.DownloadButton(DOWNLOAD, size="sm", interactive=False, elem_id="train-download")
@@ -132,7 +135,7 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
             empty = views.note("No run yet. Choose a corpus, a model and a preset, and start training.")
             no_curve, no_file = gr.Plot(visible=False), gr.DownloadButton(DOWNLOAD, interactive=False)
             still = [*stop_and_resume(""), gr.Timer(active=False), ""]
-            return [empty, no_curve, "", *live.hidden, "", no_file, *still]
+            return [empty, "", no_curve, "", gr.Radio(visible=False), *live.hidden, "", no_file, *still]
         folder = workspace.run(one)
         now = jobs.status(folder)
         going = gr.Timer(active=now.under_way)
@@ -143,12 +146,15 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
         trained_by = run_settings.command_of(folder, config, home)
         left = run_settings.seconds_left(folder, config, now)
         shown = replace(now, state="shipped") if one.startswith(SAMPLE) else now
+        choices = [] if one.startswith(SAMPLE) else run_settings.weights_choices(folder, now)
         begun = bool(now.of_kind("step"))
         drawn = gr.Plot(figures.loss_curve(now, one), visible=True) if begun else gr.Plot(visible=False)
         return [
             job_views.run_status(shown, one, config.training.steps, left),
+            job_views.alarms_html(now, config),
             drawn,
             job_views.arms_html(now),
+            gr.Radio(choices, value=config.training.keep, visible=bool(choices)),
             *(live.values(now, one) if isinstance(config, MargeRun) else live.hidden),
             shown_command(trained_by),
             _download(folder, now, trained_by),
@@ -241,7 +247,9 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
         return refreshed(code, run_id, place)
 
     @shows_errors
-    def guess(kind: str, size: str, begun_from: str | None, *values: Any) -> str:
+    def guess(
+        code: str, place: str | None, kind: str, size: str, begun_from: str | None, *values: Any
+    ) -> str:
         if kind == "retrofit" and not begun_from:
             return views.note(service.NO_BASE, "warning")
         try:  # half-typed knobs are no mistake yet: say it in place, without a toast
@@ -254,7 +262,10 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
             return views.note(on_page(error), "warning")
         tokens = settings["batch_tokens"] if kind == "marge" else settings["batch_size"] * settings["seq_len"]
         cost = count_parameters(network), settings["steps"], tokens
-        return job_views.estimate(*cost, kind, size, limits.minutes)
+        workspace = Workspace.open(home, code)
+        there = place in run_settings.built_ones(workspace)
+        passes = run_settings.passes_ahead(workspace.corpus(place), kind, settings) if place and there else {}
+        return job_views.estimate(*cost, kind, size, limits.minutes, passes)
 
     @shows_errors
     def end(code: str, one: str) -> None:
@@ -271,6 +282,11 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
         return refreshed(code, one, place)
 
     @shows_errors
+    def use(code: str, one: str, place: str | None, keep: str) -> list[Any]:
+        service.keep_weights(Workspace.open(home, code), one or "", keep)
+        return refreshed(code, one, place)
+
+    @shows_errors
     def call_it(code: str, one: str, place: str | None, wanted: str) -> list[Any]:
         return refreshed(code, evaluations.rename_run(Workspace.open(home, code), one or "", wanted), place)
 
@@ -281,7 +297,20 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
         evaluations.delete_run(Workspace.open(home, code), one)
         return refreshed(code, None)
 
-    followed = [status, curve, arms, *live.outputs, command, download, stop, resume, timer, shown_before]
+    followed = [
+        status,
+        alarms,
+        curve,
+        arms,
+        weights,
+        *live.outputs,
+        command,
+        download,
+        stop,
+        resume,
+        timer,
+        shown_before,
+    ]
     widgets = [*form.inputs, *own_form.inputs]
     all_of_it = [corpus, run, listing, *followed]
     chosen = [visitor, run, corpus]
@@ -291,6 +320,7 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
     resumes = resume.click(go_on, chosen, all_of_it, **CHEAP)
     lengthens = longer.click(lengthen, [*chosen, more], all_of_it, **CHEAP)
     zero_gpu.drive_after((begins, resumes, lengthens), library, visitor, run, timer)
+    weights.input(use, [*chosen, weights], all_of_it, **CHEAP)
     rename.click(call_it, [*chosen, new_name], all_of_it, **CHEAP)
     delete.click(remove, [visitor, run, answer], all_of_it, js=sure("run"), **CHEAP)
     arrival = arrival.opening(tab, run)
@@ -305,8 +335,8 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
     filled = adapted.then(offer_bases, offered, base, **QUIET).then(fill, planned, widgets, **QUIET)
     corpus.change(offer_bases, offered, base, **QUIET)
     base.focus(offer_more, [visitor, corpus, model], base, **QUIET)
-    guessed = [model, preset, base, *widgets]
-    gr.on([base.change, *(each.change for each in widgets)], guess, guessed, estimate, **QUIET)
+    guessed = [visitor, corpus, model, preset, base, *widgets]
+    gr.on([base.change, corpus.change, *(each.change for each in widgets)], guess, guessed, estimate, **QUIET)
     for known in (filled, arrival):  # behind the offer: a base that another model has not would be refused
         known.then(guess, guessed, estimate, **QUIET)
     for begun, look in ((arrival.then, refresh), (tab.select, look_again)):
