@@ -14,6 +14,7 @@ from retro_demo.views import badge, bar, duration, esc, failure, note, standing,
 
 ARM_NAMES = {
     "baseline": "matched baseline (lm)",
+    "baseline_before": "the baseline before",
     "off": "retrieval off",
     "on": "retrieval on",
     "dense": "dense",
@@ -35,6 +36,7 @@ VERDICTS = {True: ("helps", "yes"), False: ("does not help", "no"), None: ("not 
 
 ARM_TERMS = {
     "baseline": "lm",
+    "baseline_before": "baseline before",
     "off": "retrieval off",
     "on": "retrieval on",
     "dense": "embedder",

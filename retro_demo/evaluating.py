@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from retro_demo.arms import Arms, held_out_windows
-from retro_demo.checkpoint import MargeRun, load_model, read_any_config, read_run_config
+from retro_demo.checkpoint import MargeRun, load_model, read_any_config, read_run_config, weights_file
 from retro_demo.corpus import Corpus, file_hash, load_corpus
 from retro_demo.devices import allowed_threads, choose_device
 from retro_demo.editions import prepare_edition
@@ -36,10 +36,10 @@ from retro_demo.leakage import Overlaps
 from retro_demo.loading import LoadedRun, load_retriever, load_run
 from retro_demo.loss_table import LossTable, prepended_neighbors, read_arm, read_prepended
 from retro_demo.marge_evaluate import evaluate_marge
-from retro_demo.matching import match
+from retro_demo.matching import before, got_worse, match
 from retro_demo.pipeline import ensure_sample, record
 from retro_demo.provenance import code_hash, provenance
-from retro_demo.report import Study, curves, report
+from retro_demo.report import WAS, Study, curves, report
 from retro_demo.retro import RETRO
 from retro_demo.smaller_databases import Part, part_of_database, search_part
 from retro_demo.trained_on import Known, known_documents, trainings
@@ -47,6 +47,7 @@ from retro_demo.workspace import corpus_folder, data_home
 
 READERS = {
     "baseline": ("baseline", "off"),
+    WAS: (WAS, "off"),
     "control_random": ("control", "random"),
     "control_real": ("control", "on"),
 }
@@ -88,21 +89,24 @@ def _evaluate(out: Path, request: Request, stop: Callable[[], bool]) -> Iterator
     models = {"run": loaded.model} | {
         name: load_model(request.folder(name), device) for name in request.runs[1:]
     }
+    if was := before(request.folder("baseline")) if request.baseline else None:
+        models[WAS] = load_model(was.run, device, was.weights)
     corpus = loaded.database.corpus
     known = known_documents(corpus, [request.folder(name) for name in request.runs])
     if known.words:
         yield Warned(known.words)
     arms = make_arms(loaded, corpus, request.settings, known)
-    study = make_study(arms, request, loaded, known)
+    study = make_study(arms, request, loaded, known, was.words if was else "")
     inside = corpus.held_out[corpus.chunks.document[study.database]].sum()
     if inside:
         yield Warned(
             f"{inside:,} held-out chunks stand in the index: retrieval can look up the very text that is "
             "measured. No figure here says that it helps."
         )
-    work = Work(study, models, out / "table.npz", what_is_read(request, arms))
+    weights = weights_used(request) | ({WAS: file_hash(was.weights)} if was else {})
+    work = Work(study, models, out / "table.npz", weights | what_is_read(arms))
     study.table.load(work.path, work.weights)
-    passes = plan(study.table, request, loaded.retriever, arms.k)
+    passes = plan(study.table, request, loaded.retriever, arms.k, before=bool(was))
     parts: dict[str, Part] = {}
     result: dict[str, Any] = {}
     total, done = sum(work.cost(one, passes[:place]) for place, one in enumerate(passes)), 0
@@ -123,7 +127,7 @@ def _evaluate(out: Path, request: Request, stop: Callable[[], bool]) -> Iterator
             result["curves"] = curves(study, one.windows, parts)
         else:
             result = report(study, one.names, one.windows)
-        result["provenance"] = _provenance(request, loaded, one, time.perf_counter() - begun)
+        result["provenance"] = _provenance(request, loaded, one, time.perf_counter() - begun, weights)
         yield Refined(one.round, rounds, result)
     yield Finished(result)
 
@@ -190,8 +194,8 @@ def search_parts(arms: Arms, one: Pass, config: EvaluateConfig) -> dict[str, Par
     return parts
 
 
-def make_study(arms: Arms, request: Request, loaded: LoadedRun, known: Known) -> Study:
-    """The table to fill, the database as it is, and how the baseline compares."""
+def make_study(arms: Arms, request: Request, loaded: LoadedRun, known: Known, was: str) -> Study:
+    """The table to fill, the database as it is, how the baseline compares, and what it `was` before."""
     windows, corpus = arms.windows, arms.corpus
     table = LossTable(windows, arms.tokens(np.arange(len(windows))), corpus.bytes_of_tokens())
     # a chunk without a vector is not in the index, and BM25 finds it
@@ -200,18 +204,21 @@ def make_study(arms: Arms, request: Request, loaded: LoadedRun, known: Known) ->
     most = table.windows_for(request.settings.rounds(int(table.there.sum()))[-1])
     overlaps = Overlaps(corpus.chunks, windows.rows[:most, 1:], database)
     compared = match(request.folder("run"), request.folder("baseline")) if request.baseline else None
-    return Study(arms, table, request.settings, database, compared, loaded.swapped, known, overlaps)
+    worse = got_worse(request.folder("baseline")) if request.baseline and not was else ""
+    return Study(
+        arms, table, request.settings, database, compared, loaded.swapped, known, overlaps, was, worse
+    )
 
 
 def weights_used(request: Request) -> dict[str, str]:
     """The hash of the weights of each run that is measured."""
-    return {name: file_hash(request.folder(name) / "model.safetensors") for name in request.runs}
+    return {name: file_hash(weights_file(request.folder(name))) for name in request.runs}
 
 
-def what_is_read(request: Request, arms: Arms) -> dict[str, str]:
-    """Which weights read which neighbors: a table of losses of others is not gone on with."""
+def what_is_read(arms: Arms) -> dict[str, str]:
+    """Which neighbors are read, by which code: a table of losses of others is not gone on with."""
     chosen = {"retriever": arms.own, "k": str(arms.k), "seed": str(arms.seed)}
-    return weights_used(request) | chosen | {"corpus": arms.corpus.fingerprint, "code": code_hash()}
+    return chosen | {"corpus": arms.corpus.fingerprint, "code": code_hash()}
 
 
 @dataclass(frozen=True)
@@ -224,10 +231,13 @@ class Pass:
     is_curve: bool = False
 
 
-def plan(table: LossTable, request: Request, own: str, k: int) -> list[Pass]:
-    """The rounds of an evaluation: what decides comes first, what is slow and the curves last."""
+def plan(table: LossTable, request: Request, own: str, k: int, *, before: bool) -> list[Pass]:
+    """The rounds of an evaluation: what decides comes first, what is slow and the curves last.
+
+    `before`: whether what the baseline was before is measured beside it.
+    """
     config = request.settings
-    names = ["baseline"] * bool(request.baseline) + ["off", "on", "shuffled"]
+    names = ["baseline"] * bool(request.baseline) + [WAS] * before + ["off", "on", "shuffled"]
     names += ["control_random"] * bool(request.control)
     core = [*names, *["control_real"] * bool(request.control), "random", "wrong_order", "n_only", "f_only"]
     core += [f"oracle_{percent}" for percent in sorted(set(config.corruption))]
@@ -290,7 +300,9 @@ def _known(name: str, before: list[Pass]) -> int:
     return max((one.windows for one in before if name in one.names), default=0)
 
 
-def _provenance(request: Request, loaded: LoadedRun, one: Pass, seconds: float) -> dict[str, Any]:
+def _provenance(
+    request: Request, loaded: LoadedRun, one: Pass, seconds: float, weights: dict[str, str]
+) -> dict[str, Any]:
     origin = provenance(
         request.folder("run"), command=request.command(), seconds=seconds, settings=asdict(request.settings)
     )
@@ -299,5 +311,5 @@ def _provenance(request: Request, loaded: LoadedRun, one: Pass, seconds: float) 
         "measured_on": loaded.database.corpus.name,
         "measured_on_fingerprint": loaded.database.corpus.fingerprint,
         "split": f"held-out documents, {one.windows} windows from the front of the order drawn with the seed",
-        "weights": weights_used(request),
+        "weights": weights,
     }

@@ -28,6 +28,9 @@ from retro_demo.smaller_databases import Part
 from retro_demo.trained_on import Known
 from retro_demo.verdict import Evidence, verdict
 
+WAS = "baseline_before"
+"""The arm of what the baseline was before: what it began from, or a better save of it."""
+
 
 @dataclass(frozen=True)
 class Study:
@@ -41,6 +44,8 @@ class Study:
     swapped: str
     known: Known
     overlaps: Overlaps
+    was: str = ""  # what the baseline was before, where that is measured too
+    got_worse: str = ""  # where it is not: that the training of the baseline tells that it was better
 
 
 def report(study: Study, names: list[str], count: int) -> dict[str, Any]:
@@ -93,7 +98,7 @@ def report(study: Study, names: list[str], count: int) -> dict[str, Any]:
 def _evidence(study: Study, sums: Sums, names: list[str], counts: dict[str, Any]) -> Evidence:
     against = {
         other: sums.difference("on", other) if other in names else None
-        for other in ("baseline", "shuffled", "control_random")
+        for other in ("baseline", "shuffled", "control_random", WAS)
     }
     return Evidence(
         on_baseline=against["baseline"],
@@ -111,6 +116,10 @@ def _evidence(study: Study, sums: Sums, names: list[str], counts: dict[str, Any]
         swapped=study.swapped,
         leaked=counts["held_out_chunks_in_index"],
         trained_on=study.known.words,
+        was=study.was,
+        baseline_on_was=sums.difference("baseline", WAS) if WAS in names else None,
+        on_was=against[WAS],
+        got_worse=study.got_worse,
     )
 
 

@@ -18,7 +18,8 @@ class Evidence:
     """What the verdict stands on; differences are arm "on" minus the other, None = not measured.
 
     `match` says in words how run and baseline compare, `unfit` why the baseline is no match ("" = it
-    is one), `swapped` names a corpus that the run was not trained on.
+    is one), `swapped` names a corpus that the run was not trained on. `was` says in words what the
+    baseline was before, where that was measured too: what it began from, or a save that was better.
     """
 
     on_baseline: Difference | None
@@ -36,6 +37,10 @@ class Evidence:
     swapped: str = ""
     leaked: int = 0  # held-out chunks that stand in the index
     trained_on: str = ""  # of another corpus: what the training held of it, in words
+    was: str = ""
+    baseline_on_was: Difference | None = None
+    on_was: Difference | None = None
+    got_worse: str = ""  # where it was not measured: that the training of the baseline tells so, in words
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,8 @@ class Verdict:
 def verdict(evidence: Evidence) -> Verdict:
     """The verdict with its intervals, what it was measured on, and which control is missing."""
     helps, claim = _claim(evidence)
-    return Verdict(helps, f"{claim} {_measured_on(evidence)}", _next(evidence, helps))
+    parts = (claim, _on_baseline_before(evidence), _measured_on(evidence))
+    return Verdict(helps, " ".join(filter(None, parts)), _next(evidence, helps))
 
 
 def _claim(e: Evidence) -> tuple[bool | None, str]:
@@ -92,6 +98,12 @@ def _claim(e: Evidence) -> tuple[bool | None, str]:
             False if hurts else None,
             f"{claim}: {_against_baseline(e)}. {_against_shuffled(e.on_shuffled)}",
         )
+    if (was := _worse_than(e)) and not less(was):
+        if more(was):
+            told = f"does better (difference {said(was)})"
+            return False, f"Retrieval does not help: {_against_baseline(e)}, but {e.was} {told}."
+        told = f"the run could not be told apart from {e.was} (difference {said(was)}, which holds 0)"
+        return None, f"Retrieval is not shown to help: {_against_baseline(e)}, but {told}."
     if e.on_control is not None and more(e.on_control):
         return False, (
             f"Retrieval does not help: {_against_baseline(e)}, but a run trained with random neighbors does "
@@ -138,6 +150,24 @@ def _against_baseline(e: Evidence) -> str:
     return f"the run cannot be told from the baseline (difference {said(e.on_baseline)}, which holds 0)"
 
 
+def _worse_than(e: Evidence) -> Difference | None:
+    """The run minus what the baseline was before, where the baseline has got worse since; else None."""
+    if e.baseline_on_was is None or e.documents < MIN_DOCUMENTS:
+        return None
+    return e.on_was if more(e.baseline_on_was) else None
+
+
+def _on_baseline_before(e: Evidence) -> str:
+    """That the baseline has got worse, so that what a run gains on it may be its loss; "" = it has not."""
+    if (was := _worse_than(e)) is None:
+        return e.got_worse
+    assert e.baseline_on_was is not None
+    return (
+        f"The baseline got worse in training: its difference to {e.was} is {said(e.baseline_on_was)}, so "
+        f"what the run gains on it may be its loss. The run's difference to the same is {said(was)}."
+    )
+
+
 def _against_shuffled(difference: Difference) -> str:
     """What the neighbors are worth beside those of another sequence, where that makes no gain."""
     if less(difference):
@@ -176,6 +206,8 @@ def _next(e: Evidence, helps: bool | None) -> tuple[str, ...]:
         )
     elif e.unfit:
         steps.append(f"A baseline that matches: this one does not, {e.unfit}.")
+    if _on_baseline_before(e):
+        steps.append("A baseline at its best: train it with --keep best, or for fewer steps.")
     if e.documents < MIN_DOCUMENTS:
         steps.append(f"More held-out documents: at least {MIN_DOCUMENTS}.")
     if e.on_control is None:

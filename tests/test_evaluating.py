@@ -11,16 +11,18 @@ import faiss
 import numpy as np
 import pytest
 import torch
-from evaluation_helpers import make_run
+from evaluation_helpers import TINY, make_run
 
 from retro_demo.checkpoint import load_model, save_weights
-from retro_demo.corpus import load_corpus
+from retro_demo.corpus import file_hash, load_corpus
 from retro_demo.errors import UserError
 from retro_demo.evaluate_config import EvaluateConfig
 from retro_demo.evaluating import run_evaluation
 from retro_demo.evaluation_request import Request, prepare_evaluation, usual_folder
 from retro_demo.events import Event, Finished, Progress, Refined, Stopped, Warned, read_events
 from retro_demo.marks import file_mark
+from retro_demo.pipeline import run_training
+from retro_demo.planning import make_run_config, prepare_run
 
 QUICK = EvaluateConfig(first_tokens=150, max_tokens=600, resamples=200, corruption=(0, 30))
 CORE = {"baseline", "off", "on", "dense", "bm25", "n_only", "f_only", "random", "shuffled", "wrong_order"}
@@ -264,3 +266,34 @@ def test_the_rounds_grow_threefold_up_to_what_is_wanted():
     assert config.rounds(10**6) == [1000, 3000, 9000, 20_000]
     assert config.rounds(1200) == [1200]
     assert EvaluateConfig(first_tokens=1000, max_tokens=0).rounds(5000) == [1000, 5000]
+
+
+def test_a_baseline_that_got_worse_than_its_base_is_measured_beside_it_and_said_to_be(
+    tmp_path, half_held_out, runs
+):
+    corpus = half_held_out.folder
+    base = tmp_path / "base"
+    shape = TINY | {
+        "steps": 60,
+        "eval_every": 60,
+        "eval_tokens": 200,
+        "dropout": 0.0,
+        "warmup": 5,
+        "lr": 2e-2,
+    }
+    prepare_run(base, make_run_config("lm", str(corpus), settings=shape, device="cpu"))
+    list(run_training(base, lambda: False))
+    # weights of chance: as bad as a training can make them
+    baseline = make_run(tmp_path / "baseline", corpus, "lm", base=str(base), seed=3)
+
+    result = result_of(evaluate(tmp_path / "e", Request(runs["run"], str(baseline), settings=QUICK)))
+
+    arms, weights = result["arms"], result["provenance"]["weights"]
+    assert arms["baseline_before"]["tokens"] == arms["baseline"]["tokens"]
+    assert arms["baseline_before"]["bpb"] < arms["baseline"]["bpb"]
+    assert weights["baseline_before"] == file_hash(base / "model.safetensors")
+    assert (
+        "The baseline got worse in training: its difference to what the baseline began from is +"
+        in (result["verdict"])
+    )
+    assert result["helps"] is not True

@@ -127,3 +127,50 @@ def test_without_intervals_nothing_is_claimed():
     bare = Difference(Estimate(-0.1, None, None), Estimate(-0.1, None, None))
 
     assert verdict(replace(GOOD, documents=1, on_baseline=bare, on_shuffled=bare)).helps is None
+
+
+WAS = "what the baseline began from"
+
+
+@pytest.mark.parametrize(
+    ("on_was", "helps", "begins"),
+    [
+        (BETTER, True, "Retrieval helps"),
+        (SAME, None, "Retrieval is not shown to help"),
+        (WORSE, False, "Retrieval does not help"),
+    ],
+)
+def test_beside_a_baseline_that_got_worse_the_better_of_the_two_decides_and_that_is_said(
+    on_was, helps, begins
+):
+    said = verdict(replace(GOOD, was=WAS, baseline_on_was=WORSE, on_was=on_was))
+
+    assert said.helps is helps
+    assert said.sentence.startswith(begins)
+    assert f"The baseline got worse in training: its difference to {WAS} is +0.0300" in said.sentence
+    assert "+0.0200 to +0.0400" in said.sentence
+    assert f"{on_was.bpb.value:+.4f}, 95% interval" in said.sentence.split("The run's difference")[1]
+    assert any("--keep best" in step for step in said.next)
+
+
+@pytest.mark.parametrize("baseline", [BETTER, SAME])
+def test_of_a_baseline_that_did_not_get_worse_nothing_is_said(baseline):
+    before = replace(GOOD, was=WAS, baseline_on_was=baseline, on_was=WORSE)
+
+    assert verdict(before) == verdict(GOOD)
+
+
+def test_too_few_documents_say_nothing_of_what_the_baseline_was():
+    few = replace(GOOD, documents=MIN_DOCUMENTS - 1)
+
+    assert verdict(replace(few, was=WAS, baseline_on_was=WORSE, on_was=BETTER)) == verdict(few)
+
+
+def test_what_only_the_training_of_the_baseline_tells_is_said_and_decides_nothing():
+    told = "The baseline was better before."
+
+    said = verdict(replace(GOOD, got_worse=told))
+
+    assert said.helps is True
+    assert told in said.sentence
+    assert any("--keep best" in step for step in said.next)
