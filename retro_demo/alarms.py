@@ -84,11 +84,11 @@ def has_risen(points: Sequence[Point], *, ended: bool = False) -> bool:
     return above[-1] > AT_ONCE * best.margin or twice or (ended and above[-1] > best.margin)
 
 
-def rise_words(points: Sequence[Point], loss: float, passes: float, *, exploded: bool) -> str:
+def rise_words(points: Sequence[Point], loss: float, passes: float, *, exploded: bool, lost: bool) -> str:
     """That held-out loss has risen, and what may be the cause.
 
     `loss` is that of the last steps in training, `passes` over the training text up to then (0: unknown);
-    `exploded`: whether the loss in training did so before.
+    `exploded`: whether the loss in training did so before; `lost`: whether the best save was not kept.
     """
     best, now = best_of(points), points[-1]
     assert best is not None
@@ -104,6 +104,8 @@ def rise_words(points: Sequence[Point], loss: float, passes: float, *, exploded:
         )
     else:
         said += f" The loss in training is {loss:.3f}: a smaller learning rate may help."
+    if best.step and lost:
+        return f"{said} Its save of step {best.step:,} was not kept."
     if best.step:
         return f"{said} The weights of step {best.step:,} are kept beside the last ones (keep best)."
     return (
@@ -143,7 +145,10 @@ def ahead_words(about: Mapping[str, Any]) -> str:
 
 
 class Watch:
-    """Follows a run from what its events have told so far, and says each kind of alarm once."""
+    """Follows a run from what its events have told so far, and says each kind of alarm once.
+
+    `kept` is the step of the best save where that is not the best measurement: an earlier release kept none.
+    """
 
     def __init__(
         self, config: TrainConfig, events: Iterable[Mapping[str, Any]] = (), *, passes_a_step: float = 0.0
@@ -156,6 +161,7 @@ class Watch:
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._step = 0
         self._said: set[str] = set()
+        self.kept: int | None = None
         for event in events:
             kind = event["event"]
             if kind == "evaluated":
@@ -179,6 +185,8 @@ class Watch:
     def measured(self, step: int, arms: Mapping[str, Any]) -> Iterator[Warned]:
         """Take in what was measured of held-out text."""
         self.points += held_out([{"step": step, "arms": arms}])
+        if self.best is not None and self.best.step == step:  # it will be
+            self.kept = None
         if not self.points and self.config.keep == "best":
             words = "No text is held out, so no save can be told to be the best: the last one is used."
             yield from self._once(NOTHING_HELD_OUT, words)
@@ -227,8 +235,10 @@ class Watch:
     def _rise(self, *, ended: bool) -> str:
         if not self._recent or not has_risen(self.points, ended=ended):
             return ""
-        passes = self.passes(self.points[-1].step)
-        return rise_words(self.points, fmean(self._recent), passes, exploded=EXPLODING in self._said)
+        best, passes = best_of(self.points), self.passes(self.points[-1].step)
+        lost = best is not None and self.kept not in (None, best.step)
+        exploded = EXPLODING in self._said
+        return rise_words(self.points, fmean(self._recent), passes, exploded=exploded, lost=lost)
 
     def _once(self, about: str, words: str) -> Iterator[Warned]:
         if words and about not in self._said:

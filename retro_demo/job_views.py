@@ -206,9 +206,13 @@ def _recent(done: Sequence[Mapping[str, Any]]) -> float:
     return float(np.mean([step["loss"] for step in done[-10:]]))
 
 
-def alarms_html(status: JobStatus, config: AnyRun) -> str:
-    """What the run has to say of itself as things stand, and how often it has read its training text."""
+def alarms_html(status: JobStatus, config: AnyRun, kept: int) -> str:
+    """What the run has to say of itself as things stand, and how often it has read its training text.
+
+    kept: the step of its best save, 0 = it has none.
+    """
     watch = Watch(config.training, status.events)
+    watch.kept = kept
     done = status.of_kind("step")
     notes = "".join(note(words, "warning") for words in watch.warnings(ended=status.state == "finished"))
     passes = watch.passes(done[-1]["step"]) if done else 0.0

@@ -29,7 +29,7 @@ from retro_demo.knobs import knobs
 from retro_demo.marge_planning import marge_settings, usual_settings
 from retro_demo.planning import decoder_shape, fitting_layers
 from retro_demo.presets import MARGE_PRESETS, PRESETS, preset_settings
-from retro_demo.tensor_files import read_head
+from retro_demo.run_state import step_of
 from retro_demo.workspace import SAMPLE, Workspace, corpus_folder, disk_use, is_built, run_folder
 
 
@@ -132,9 +132,9 @@ def passes_ahead(corpus: Path, model: str, settings: Mapping[str, Any]) -> dict[
 
 
 def weights_kept(folder: Path) -> dict[str, int]:
-    """The step of each save whose weights a run has: "last", and "best" where that is kept."""
+    """The step of each save whose weights a run has, "last" and "best"; 0 of one that is damaged."""
     files = {"last": folder / LAST, "best": folder / BEST}
-    return {keep: read_head(path).number("step", 0) for keep, path in files.items() if path.exists()}
+    return {keep: step_of(path) for keep, path in files.items() if path.exists()}
 
 
 def weights_choices(folder: Path, now: JobStatus) -> list[tuple[str, str]]:

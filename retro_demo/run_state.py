@@ -75,12 +75,12 @@ def keep_best(folder: Path, step: int) -> None:
     the two is mended by calling this when the run goes on: the weights of that step are still the last.
     """
     last, best = folder / LAST, folder / BEST
-    if _step_of(last) == step and _step_of(best) != step:
+    if step_of(last) == step and step_of(best) != step:
         with replacing(best) as copy:
             shutil.copyfile(last, copy)
 
 
-def _step_of(path: Path) -> int:
+def step_of(path: Path) -> int:
     """The step of a file of weights, 0 where there is none or it is damaged: it is replaced then."""
     try:
         return read_head(path).number("step", 0) if path.exists() else 0
@@ -187,8 +187,10 @@ def go_on(
     """
     world.seed(config.training.seed, saved_step(out))
     start = load_state(out, model, optimizer, world)
-    if world.leads and watch.best is not None and watch.best.step == start:
-        keep_best(out, start)
+    if world.leads and watch.best is not None:
+        if watch.best.step == start:
+            keep_best(out, start)
+        watch.kept = step_of(out / BEST)
     parameters = sum(weight.numel() for weight in model.parameters())
     about = {"parameters": parameters, "steps": config.training.steps, "device": device}
     yield Started(config.model, start, about | dict(told))

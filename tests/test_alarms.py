@@ -220,12 +220,12 @@ def test_the_line_at_the_start_says_how_often_the_text_will_be_read():
 def test_the_page_says_what_holds_now_beside_the_curve_and_how_often_the_text_was_read(overfitted):
     config, now = read_any_config(overfitted), status(overfitted)
 
-    shown = job_views.alarms_html(now, config)
+    shown = job_views.alarms_html(now, config, 10)
 
     assert of(now.events, "finished")[0]["warnings"][0].split(":")[0] in shown
     assert "read its training text 15 times" in shown
     begun = JobStatus("running", [event for event in now.events if event.get("step", 0) <= 10], "")
-    assert "Held-out loss" not in job_views.alarms_html(begun, config)
+    assert "Held-out loss" not in job_views.alarms_html(begun, config, 10)
 
 
 def test_the_estimate_of_the_page_says_how_often_the_text_would_be_read():

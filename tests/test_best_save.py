@@ -172,9 +172,9 @@ def test_a_run_of_before_goes_on_and_keeps_a_best_save_only_where_it_gets_better
         without_keep(run)
 
     extend_run(worse, 70)
-    for run in (worse, better):
-        assert advance(run)[-1]["event"] == "finished"
+    ends = {run.name: advance(run)[-1] for run in (worse, better)}
 
+    assert f"save of step {best_step(worse)} was not kept" in ends["worse"]["warnings"][0]
     assert not (worse / BEST).exists()  # its best step is gone, and none since was better
     assert step_of(better / BEST) == best_step(better)
     with pytest.raises(UserError, match="No best save of worse was kept"):

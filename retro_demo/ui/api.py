@@ -100,7 +100,8 @@ def add_endpoints(library: Library) -> None:
         held-out loss; of a marge also its re-indexes with their figures, and beta."""
         folder = Workspace.open(home, workspace).run(run)
         status, config = jobs.status(folder), read_any_config(folder)
-        watch = Watch(config.training, status.events)
+        watch, kept = Watch(config.training, status.events), weights_kept(folder)
+        watch.kept = kept.get("best", 0)
         best = best_of(watch.points)
         steps, measured, failed = (status.of_kind(k) for k in ("step", "evaluated", "failed"))
         stopped = status.of_kind("stopped") if status.state == "stopped" else []
@@ -117,7 +118,7 @@ def add_endpoints(library: Library) -> None:
             "best_step": best.step if best else None,
             "best_held_out": best.nats if best else None,
             "passes": round(watch.passes(steps[-1]["step"]), 3) if steps else 0.0,
-            "weights": {"keep": config.training.keep} | weights_kept(folder),
+            "weights": {"keep": config.training.keep} | kept,
             "warnings": watch.warnings(ended=status.state == "finished"),
             "reindexes": reindexes(status),
             "beta": measured[-1].get("about", {}).get("beta", []) if measured else [],

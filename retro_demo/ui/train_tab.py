@@ -151,7 +151,7 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
         drawn = gr.Plot(figures.loss_curve(now, one), visible=True) if begun else gr.Plot(visible=False)
         return [
             job_views.run_status(shown, one, config.training.steps, left),
-            job_views.alarms_html(now, config),
+            job_views.alarms_html(now, config, run_settings.weights_kept(folder).get("best", 0)),
             drawn,
             job_views.arms_html(now),
             gr.Radio(choices, value=config.training.keep, visible=bool(choices)),
