@@ -54,7 +54,7 @@ class Printer:
         if isinstance(event, Warned):
             return f"warned: {event.text}"
         if isinstance(event, Progress):
-            return f"{event.stage}: {event.done} of {event.total}"
+            return f"{event.stage}: {event.done} of {event.total}" + " kB" * (event.stage == "read")
         if isinstance(event, Step):
             speed = f"{event.tokens_per_second:.0f} tokens/s"
             return (
