@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import records, write_jsonl
+from conftest import SMALL, records, write_jsonl
+from page_helpers import lend_samples
 
 from retro_demo import cli
 from retro_demo.config import CorpusConfig, GenerateConfig, RetroConfig, TrainConfig
 from retro_demo.knobs import knobs
+from retro_demo.workspace import SAMPLES, is_built, sample_folder
 
 NETWORK = [
     "--dim",
@@ -170,14 +171,22 @@ def test_a_bug_is_logged_and_ends_with_1_and_one_plain_sentence(capsys, monkeypa
     assert "inner detail" not in events[-1]["error"]
 
 
-def test_the_sample_is_prepared_once_and_a_shipped_run_writes_with_it(capsys, data_folder):
+def test_the_sample_corpora_are_built_once(capsys, data_folder, tmp_path, monkeypatch):
+    small = write_jsonl(tmp_path / "places.jsonl", records())
+    for name, sample in SAMPLES.items():
+        monkeypatch.setitem(SAMPLES, name, replace(sample, source=small, config=SMALL))
+
     code, events, _ = run(capsys, "prepare", "--json")
     assert code == 0
     assert events[-1]["event"] == "finished"
+    assert [is_built(sample_folder(data_folder, name)) for name in SAMPLES] == [True, True, False]
 
     again = run(capsys, "prepare", "--json")[1]
     assert [event["event"] for event in again] == ["finished"]
 
+
+def test_a_shipped_run_writes_with_the_sample_that_was_prepared(capsys, data_folder):
+    lend_samples(data_folder)
     shipped = Path(__file__).parent.parent / "checkpoints" / "factbook-retrofit"
     code, events, _ = run(capsys, "generate", shipped, "--prompt", "Geography\n\nLocation:", "--json")
     assert code == 0
@@ -211,12 +220,6 @@ def test_every_knob_is_a_flag_with_its_help(capsys, verb, config):
     for knob in knobs(config):
         assert f"--{knob.name.replace('_', '-')}" in text
         assert " ".join(knob.metadata["help"].split())[:30] in text
-
-
-def test_the_module_runs_as_a_program_without_gradio():
-    code = "import sys, retro_demo.cli; sys.exit('gradio' in sys.modules)"
-
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.mark.parametrize("retriever", ["dense", "bm25", "bm25-words", "hybrid"])

@@ -28,7 +28,7 @@ def captured(monkeypatch):
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("model", ["lm", "retro"])
+@pytest.mark.parametrize("model", [pytest.param("lm", marks=pytest.mark.proof), "retro"])
 def test_a_compiled_run_has_the_loss_curve_of_another_and_is_compiled_once(tmp_path, small_folder, model):
     plain = alone(prepare(tmp_path / "plain", small_folder, model))
     torch._dynamo.utils.counters.clear()

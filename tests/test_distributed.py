@@ -204,16 +204,6 @@ def test_sharded_weights_give_the_same_curve_and_are_taken_up_by_one_process_or_
     assert loss[best] == min(loss.values())  # the leader alone measures, and all of them save
 
 
-def test_a_mistake_is_said_once_and_ends_all_processes(tmp_path):
-    done = subprocess.run(torchrun(tmp_path / "no", 2), capture_output=True, text=True, timeout=PATIENCE)
-
-    assert done.returncode
-    assert len(done.stdout.splitlines()) == 1
-    assert json.loads(done.stdout)["event"] == "failed"
-    assert "There is no run at" in json.loads(done.stdout)["error"]
-    assert done.stderr.count("There is no run at") == 1
-
-
 def test_the_parts_of_a_batch_add_up_to_its_loss_whoever_is_left_without_a_row():
     torch.manual_seed(0)
     config = RetroConfig(
@@ -230,7 +220,7 @@ def test_the_parts_of_a_batch_add_up_to_its_loss_whoever_is_left_without_a_row()
     assert abs(parts[0].item() - parts[1].item()) > 0.1
 
 
-def test_a_batch_smaller_than_the_world_is_refused(small_folder, tmp_path):
+def test_a_batch_smaller_than_the_world_is_refused_once_which_ends_all_processes(small_folder, tmp_path):
     config = read_any_config(prepare(tmp_path / "run", small_folder, batch_size=1))
 
     with pytest.raises(UserError, match="1 sequence, but 2 processes"):
@@ -241,7 +231,11 @@ def test_a_batch_smaller_than_the_world_is_refused(small_folder, tmp_path):
     done = subprocess.run(
         torchrun(refused, 2, *begin), capture_output=True, text=True, timeout=PATIENCE, check=False
     )
-    assert "1 sequence, but 2 processes" in done.stderr
+    assert done.returncode
+    (told,) = map(json.loads, done.stdout.splitlines())
+    assert told["event"] == "failed"
+    assert "1 sequence, but 2 processes" in told["error"]
+    assert done.stderr.count("1 sequence, but 2 processes") == 1
     assert not (refused / "config.json").exists()  # another batch may be tried under the same name
 
 

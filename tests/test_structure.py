@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -204,10 +205,15 @@ def modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def imported(path: Path) -> set[str]:
     """Names of our modules that a file imports, at the top or inside functions."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("retro_demo"):
             parts = (node.module or "").split(".")
             names |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
@@ -218,7 +224,7 @@ def imported(path: Path) -> set[str]:
 
 def roots(path: Path) -> set[str]:
     """The first names of all modules that a file imports, ours and others."""
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     plain = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     return plain | {(n.module or "").split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
 
@@ -260,7 +266,7 @@ def test_every_module_says_what_it_is_and_is_short():
     wrong = []
     for path in modules():
         text = path.read_text()
-        if not ast.get_docstring(ast.parse(text)) and path.parent.name != "ui":
+        if not ast.get_docstring(parsed(path)) and path.parent.name != "ui":
             wrong.append(f"{path.stem} says nothing")
         if (lines := len(text.splitlines())) > 600:
             wrong.append(f"{path.stem} has {lines} lines")
@@ -369,7 +375,7 @@ def test_no_shipped_file_is_over_10_mb():
         assert (ROOT / name).stat().st_size < 10_000_000, name
 
 
-def test_the_package_is_importable_without_the_page():
+def test_the_package_is_importable_and_runs_as_a_program_without_the_page():
     code = (
         "import sys; sys.modules['gradio'] = None; import retro_demo, retro_demo.pipeline, retro_demo.cli;"
         "from retro_demo import RETRO, RetroConfig, UserError"
@@ -391,7 +397,7 @@ def test_every_test_that_the_security_table_names_exists():
 def called(path: Path) -> dict[str, list[ast.Call]]:
     """The calls of a file by their full name, as in `np.load`."""
     found: dict[str, list[ast.Call]] = {}
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Call):
             found.setdefault(ast.unparse(node.func), []).append(node)
     return found
