@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,14 @@ from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
 
 LONG = 180_000  # milliseconds: other work may use the cores
 expect.set_options(timeout=LONG)
+
+AUDIT = """async () => {
+  const found = await axe.run(document, {
+    runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa'], resultTypes: ['violations']});
+  return found.violations.flatMap(v => v.nodes.map(n => `${v.id}: ${n.html.slice(0, 200)}`));
+}"""
+PICTURES = """() => [...document.querySelectorAll('.js-plotly-plot')].filter(p => p.offsetParent)
+  .map(p => p.querySelector('.main-svg[role=img]')?.getAttribute('aria-label') ?? '')"""
 
 
 def chromium_path(playwright) -> str | None:
@@ -48,6 +58,19 @@ def opened_chromium() -> Iterator[Browser]:
             pytest.fail(f"The browser does not start: {error}")
         yield opened
         opened.close()
+
+
+def broken_rules(page: Page) -> list[str]:
+    """The rules of WCAG that axe-core finds broken by what the page shows, each with the element, and the
+    pictures whose words for those who do not see them hold no figure.
+
+    axe-core comes with the package axe-playwright-python, so nothing is fetched.
+    """
+    if page.evaluate("typeof axe") == "undefined":
+        script = resources.files("axe_playwright_python") / "axe.min.js"
+        page.add_script_tag(content=script.read_text("utf-8"))
+    mute = [words for words in page.evaluate(PICTURES) if not re.search(r"\d", words)]
+    return page.evaluate(AUDIT) + [f"a picture in words without figures: {words!r}" for words in mute]
 
 
 def opened(browser: Browser, url: str, code: str) -> Page:

@@ -113,6 +113,20 @@ def served(tmp_path_factory) -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(home=home, url=url)
 
 
+SLOW = (
+    *("browser", "evaluate_browser", "evidence_browser", "people_browser", "share_browser", "zero_gpu"),
+    *("distributed", "jobs", "queue", "faults", "evaluate_page", "page", "hosting", "compiling", "train"),
+    *("sharding", "marge_training", "hostile_requests", "corpus_changes", "docs", "hub", "evidence_page"),
+    *("visitors_apart", "changing", "writing_lane", "swaps", "shares", "explain", "editions"),
+)
+"""Files of tests that take longest, which begin first: so no process waits for another one in the end."""
+
+
+def pytest_collection_modifyitems(items) -> None:
+    places = {f"test_{name}": place for place, name in enumerate(SLOW)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 def pytest_xdist_make_scheduler(config, log) -> Any:
     """With --dist loadfile the tests in a browser are as one file: they share a browser and a server."""
     if config.getvalue("dist") != "loadfile":

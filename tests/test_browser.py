@@ -9,7 +9,8 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
-from browsing import LONG
+from browsing import LONG, broken_rules
+from held_back import held_job
 from playwright.sync_api import Page, expect
 
 CANARY = '<img src=x onerror="window.canary=1">{{canary}}${canary}'
@@ -105,14 +106,17 @@ class Visit:
         self.page.get_by_role("option", name=words).first.click()
 
 
-def test_a_new_visitor_sees_an_example_and_goes_the_whole_way(browser, url, documents):
+def test_a_new_visitor_sees_an_example_and_goes_the_whole_way(browser, url, served, documents):
     visit = Visit(browser, url)
     page = visit.page
     expect(page.locator("#intro")).to_contain_text("example, made with seed 7", timeout=LONG)
     expect(page.locator("#linked .card:visible").first).to_be_visible(timeout=LONG)
     expect(page.locator("#linked .finding")).to_contain_text("Retrieval helped")
+    assert broken_rules(page) == []
 
     visit.tab("Corpus")
+    expect(page.locator("#build")).to_be_visible()
+    assert broken_rules(page) == []
     page.locator("#files input[type=file]").set_input_files(documents)
     expect(page.locator("#files")).to_contain_text("town-11", timeout=LONG)
     visit.fill("corpus-name", "towns")
@@ -148,11 +152,13 @@ def test_a_new_visitor_sees_an_example_and_goes_the_whole_way(browser, url, docu
     expect(page.locator("#run-status")).to_contain_text("loss", timeout=LONG)
     expect(page.locator("#loss .js-plotly-plot").first).to_be_visible()
 
-    visit.reload()
-    visit.tab("Train")
-    expect(page.locator("#run-status")).to_contain_text("towns-run", timeout=LONG)
-    expect(page.locator("#run-status")).to_contain_text("running")
-    expect(page.locator("#train-download")).to_be_disabled()
+    (folder,) = served.home.glob("workspaces/*/runs/towns-run")
+    with held_job(folder):
+        visit.reload()
+        visit.tab("Train")
+        expect(page.locator("#run-status")).to_contain_text("towns-run", timeout=LONG)
+        expect(page.locator("#run-status")).to_contain_text("running")
+        expect(page.locator("#train-download")).to_be_disabled()
     expect(page.locator("#run-status")).to_contain_text(re.compile(r"step [2-9]\d|step \d{3}"), timeout=LONG)
     page.locator("#stop-training").click()
     expect(page.locator("#run-status")).to_contain_text("stopped", timeout=LONG)
@@ -162,6 +168,7 @@ def test_a_new_visitor_sees_an_example_and_goes_the_whole_way(browser, url, docu
     assert "--save-every 20" in kept["provenance"]["command"]
     page.locator("#weights").get_by_text("best (step").click()
     expect(page.locator("#command textarea")).to_have_value(re.compile("--keep best"), timeout=LONG)
+    assert broken_rules(page) == []
 
     visit.tab("Generate")
     visit.choose("run", "towns-run")

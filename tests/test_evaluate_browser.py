@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from browsing import LONG, opened
+from browsing import LONG, broken_rules, opened
 from evaluation_helpers import make_run
 from held_back import held_job, is_asked_to_stop, wait_until
 from marge_helpers import built, make_marge_run, translated
@@ -70,6 +70,7 @@ def test_a_visitor_measures_reloads_stops_goes_on_and_downloads(browser, url, sp
     assert result["verdict"].startswith(claim.inner_text())
     for plot in ("#arms-plot", "#leakage", "#buckets", "#database-sizes"):
         expect(page.locator(f"{plot} .js-plotly-plot").first).to_be_visible(timeout=LONG)
+    assert broken_rules(page) == []
     page.get_by_text("its stored neighbors").click()
     page.get_by_text("The curve as a table").click()
     row = page.locator("table", has_text="of these new").locator("tbody tr").last

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from browsing import LONG, opened
+from browsing import LONG, broken_rules, opened
 from evidence_helpers import HOSTILE, TINY, build_translated, train_marge_run
 from playwright.sync_api import Page, expect
 from test_browser import browser, url  # noqa: F401 (fixtures)
@@ -92,6 +92,7 @@ def test_a_visitor_looks_at_evidence_moves_through_reindexes_edits_and_downloads
     pieces = page.locator("#evidence-pieces tbody tr")
     expect(pieces).to_have_count(round(TINY["evidence_per_target"]), timeout=LONG)
     expect(page.locator("#evidence-heat .js-plotly-plot").first).to_be_visible(timeout=LONG)
+    assert broken_rules(page) == []
     box = page.locator("#evidence-text textarea")
     expect(box).not_to_have_value("", timeout=LONG)
     page.locator("#edit-evidence").click()
@@ -142,6 +143,7 @@ def test_a_visitor_writes_from_chosen_evidence_in_another_language(browser, url,
     cards = page.locator("#marge-write-evidence .card")
     expect(cards.first).to_contain_text("g1/lo", timeout=LONG)
     expect(page.locator("#marge-written")).to_contain_text("tokens written", timeout=LONG)
+    assert broken_rules(page) == []
     tab(page, "Write a text")
     expect(page.locator("#run")).to_be_visible(timeout=LONG)
     tab(page, "From evidence (MARGE)")
