@@ -159,6 +159,15 @@ def test_a_search_gives_chunks_with_their_continuations(client, built, code):
     assert {"title", "score", "text", "continuation"} <= set(found[0])
 
 
+def test_a_raw_call_may_leave_out_the_last_arguments_as_programs_of_before_do(url, built, code):
+    body = json.dumps({"data": [code, built["corpus"], "boats of timber"]}).encode()
+    asked = Request(f"{url}gradio_api/call/search", body, {"Content-Type": "application/json"})
+    event = json.loads(urlopen(asked, timeout=30).read())["event_id"]
+    said = urlopen(f"{url}gradio_api/call/search/{event}", timeout=60).read().decode()
+
+    assert len(json.loads(said.partition("data: ")[2])[0]) == 4  # k as it is where nobody says
+
+
 @pytest.mark.parametrize("retriever", ["bm25", "bm25-words", "hybrid"])
 def test_a_search_takes_a_retriever(client, built, code, retriever):
     found = client.predict(code, built["corpus"], "boats of timber", 3, retriever, api_name="/search")
