@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import glob
+import gzip
 import json
 import logging
 import re
@@ -191,6 +192,9 @@ def fetch(folder: Path, manual: Manual) -> dict[str, str]:
                 subprocess.run(["dpkg-deb", "-x", path, folder], check=True)
         path = next(folder.glob(f"{package}_*.deb"))
         versions[package] = path.name.split("_")[1].replace("%3a", ":")
+    path = folder / manual.pdf
+    if not path.exists():  # many are packed
+        path.write_bytes(gzip.decompress(path.with_name(path.name + ".gz").read_bytes()))
     return versions
 
 
@@ -239,9 +243,11 @@ def _one(reader: str, path: Path) -> None:
     logging.disable(logging.CRITICAL)
     begun = time.process_time()
     text = READERS[reader](path)
-    own, child = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    child = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = time.process_time() - begun + child.ru_utime + child.ru_stime
-    memory = max(own.ru_maxrss, child.ru_maxrss) / 1000
+    # of this process alone: what getrusage says counts the one that started it
+    own = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    memory = max(int(own[1]) if own else 0, child.ru_maxrss) / 1000
     json.dump({"text": text, "seconds": seconds, "megabytes": memory}, sys.stdout)
 
 

@@ -107,9 +107,9 @@ def rise_words(points: Sequence[Point], loss: float, passes: float, *, exploded:
     if best.step and lost:
         return f"{said} Its save of step {best.step:,} was not kept."
     if best.step:
-        return f"{said} The weights of step {best.step:,} are kept beside the last ones (keep best)."
+        return f"{said} The weights of step {best.step:,} are kept beside the last ones (--keep best)."
     return (
-        f"{said} No save of it is as good as where it began: measure more often (eval_every) to keep a "
+        f"{said} No save of it is as good as where it began: measure more often (--eval-every) to keep a "
         "better one."
     )
 

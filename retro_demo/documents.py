@@ -43,7 +43,8 @@ USUAL_SECTION_CHARS = 4_000
 CUT_REACH = 1 / 6
 MIN_SHARE_CHARS = round(MIN_SECTION_CHARS / (1 - 2 * CUT_REACH))
 USES = ("training", "held-out", "database")
-MOST_REASONS = 10  # of files that cannot be read, in one error or warning; of others the name alone
+MOST_REASONS = 10  # of files given that cannot be read, in one error; of others the name alone
+FEW_REASONS = 3  # of those found beside others, in one warning
 PAIR = re.compile(
     r"""(?P<name>[^=,]*)(?P<equals>=?)\s*(?:(?P<quoted>"(?:[^"]|"")*")\s*(?=,|$)|(?P<bare>[^,]*))"""
 )
@@ -217,7 +218,10 @@ class Unread:
             raise self._chosen[0][1]
         if self._chosen:
             count = len(self._chosen)
-            raise UserError(f"{count} of the files given cannot be read. {_reasons(self._chosen)}")
+            told = _reasons(self._chosen, MOST_REASONS)
+            more = ", ".join(label for label, _ in self._chosen[MOST_REASONS:])
+            rest = f" Nor can these be read: {more}." if more else ""
+            raise UserError(f"{count} of the files given cannot be read. {told}{rest}")
 
     def warnings(self) -> list[str]:
         """What was left out of folders and archives: a sentence for each reason that files share."""
@@ -227,16 +231,17 @@ class Unread:
                 notes.add(f"Left out, as {error.what}: {{names}} ({error.advice}).", label)
             else:
                 own.append((label, error))
-        names = listed([label for label, _ in own])
-        told = [f"Left out, as they cannot be read: {names}. {_reasons(own)}"] if own else []
+        if not own:
+            return notes.sentences()
+        more = listed([label for label, _ in own[FEW_REASONS:]])
+        rest = f" Nor can these be read: {more}." if more else ""
+        told = [f"Left out, as they cannot be read: {_reasons(own, FEW_REASONS)}{rest}"]
         return notes.sentences() + told
 
 
-def _reasons(unread: Sequence[tuple[str, UserError]]) -> str:
-    """What is wrong with each file, and the names of those that are too many for that."""
-    more = [label for label, _ in unread[MOST_REASONS:]]
-    told = [str(error) for _, error in unread[:MOST_REASONS]]
-    return " ".join(told + ([f"The same holds for {', '.join(more)}."] if more else []))
+def _reasons(unread: Sequence[tuple[str, UserError]], most: int) -> str:
+    """What is wrong with the first files."""
+    return " ".join(str(error) for _, error in unread[:most])
 
 
 def _rows(

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from retro_demo.jobs import JobStatus
+from retro_demo.telling import on_page
 from retro_demo.views import badge, bar, duration, esc, failure, note, standing, table, term
 
 ARM_NAMES = {
@@ -153,7 +154,7 @@ def next_html(result: Mapping[str, Any] | None) -> str:
     """What would change the verdict, the missing control first."""
     if result is None:
         return ""
-    items = "".join(f"<li>{esc(step)}</li>" for step in result["next"])
+    items = "".join(f"<li>{esc(on_page(step))}</li>" for step in result["next"])
     return f"<h3>What would change this verdict?</h3><ul class='next'>{items}</ul>"
 
 

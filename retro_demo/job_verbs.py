@@ -122,7 +122,7 @@ def _prepare_training(options: argparse.Namespace, stop: Callable[[], bool], wor
             "Settings go with a model: train MODEL --corpus DIR --out RUN. "
             "Without one a run goes on as it was begun, or to more --steps, or with --keep best or last."
         )
-    elif settings.get("steps", there := read_any_config(options.out).training.steps) != there:
+    elif "steps" in settings and settings["steps"] != read_any_config(options.out).training.steps:
         extend_run(options.out, settings["steps"])
     if "keep" in settings:  # where nothing is said of it, all stays as it is
         keep_weights(options.out, settings["keep"])

@@ -214,7 +214,9 @@ def alarms_html(status: JobStatus, config: AnyRun, kept: int) -> str:
     watch = Watch(config.training, status.events)
     watch.kept = kept
     done = status.of_kind("step")
-    notes = "".join(note(words, "warning") for words in watch.warnings(ended=status.state == "finished"))
+    notes = "".join(
+        note(on_page(words), "warning") for words in watch.warnings(ended=status.state == "finished")
+    )
     passes = watch.passes(done[-1]["step"]) if done else 0.0
     read = f"So far it has read its training text {passes_words(passes)}."
     return notes + (f'<p class="caption">{read}</p>' if passes else "")

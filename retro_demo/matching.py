@@ -19,7 +19,7 @@ from retro_demo.knobs import knobs
 from retro_demo.planning import READER_KNOBS
 from retro_demo.presets import preset_settings
 from retro_demo.provenance import weights_of
-from retro_demo.tensor_files import read_head
+from retro_demo.run_state import step_of
 from retro_demo.tokenizer import Tokenizer
 from retro_demo.workspace import run_folder
 
@@ -74,8 +74,8 @@ def before(baseline: Path) -> Before | None:
     best = baseline / BEST
     if not best.exists() or weights_file(baseline) == best:
         return None
-    step = read_head(best).number("step", 0)
-    if step == weights_of(baseline)[0]:
+    step = step_of(best)
+    if step in (0, weights_of(baseline)[0]):
         return None
     return Before(baseline, best, f"the best save of the baseline (step {step:,})")
 

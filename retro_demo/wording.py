@@ -49,7 +49,7 @@ VALUE = rf"{QUOTED}|[a-z]+=(?:{QUOTED}|\S*[^\s.,;:)])|[A-Z][A-Z:_]*\b"
 FLAG = re.compile(rf"(?<![\w'\"`-])--([a-z][a-z-]*)(?:=(\S*[^\s.,;:)])|[ ]({VALUE}))?")
 """A flag, with its value where that is plain: after "=", in quotes, NAME=VALUE or a word in capitals."""
 
-BARE = re.compile(r"(?<![\w'\"`-])(?:[a-z]+(?:_[a-z]+)+|dim)(?![\w'\"`=])")
+BARE = re.compile(r"(?<![\w'\"`/.-])(?:[a-z]+(?:_[a-z]+)+|dim)(?![\w'\"`=/]|\.\w)")
 """A name that is no word of English. Other names are labels of the error, or stand as flags."""
 
 

@@ -15,7 +15,6 @@ from retro_demo.writing import Writing
 WORDS = ["الإ", "خ", "اء", " في", " هذا", " (1948)"]
 TITLE = "إعلان ABC (2)"
 OF_OTHERS = ("linked", "numbers", "timeline", "edit", "writing", "sides", "given", "found", "arms")
-NOT_SHOWN = ("script", "style", "template")
 VOID = ("br", "img", "input", "hr")
 
 

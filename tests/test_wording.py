@@ -53,6 +53,10 @@ SENTENCES = {
         "a smaller “Batch” (now 4), “Context” or “Width” (now 64)",
         "a smaller batch_size (now 4), seq_len or dim (now 64)",
     ),
+    "chunk_len.txt is broken. Left out, as empty: seq_len/a.txt": (
+        "chunk_len.txt is broken. Left out, as empty: seq_len/a.txt",
+        "chunk_len.txt is broken. Left out, as empty: seq_len/a.txt",
+    ),
     "There is no document 'seq_len' in \"--fields\" (--nproc-per-node)": (
         "There is no document 'seq_len' in \"--fields\" (--nproc-per-node)",
         "There is no document 'seq_len' in \"--fields\" (--nproc-per-node)",

@@ -96,7 +96,6 @@ class _Values:
     def _value(self) -> object:
         label = self._text.label
         self._next()
-        wanted = 0
         while True:
             try:
                 value, end = DECODER.raw_decode(self._buffer, self._at)

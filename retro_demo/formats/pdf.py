@@ -68,7 +68,7 @@ class Pages:
             self._damaged.add(self.number)
             return
         page = spelled(record["text"])
-        if page and (kind := doubt(record["text"], record["unmapped"])):
+        if page and (kind := doubt(record["text"], record["unmapped"], record["numbers"])):
             self._doubtful[kind].append(self.number)
         values = "\n".join(record["form"])
         if not page and not values and record.get("seen"):

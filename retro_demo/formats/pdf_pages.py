@@ -52,8 +52,8 @@ def read_pages(data: bytes, most_pages: int) -> Iterator[dict[str, Any]]:
     """{"pages"} or {"refused"} first; a dict for each page; {"damaged"} at the end, numbers from 1.
 
     Of a page: its text, in which U+0002 stands for a hyphen at a line end; where that is empty whether there
-    is anything to see; whether it failed; the share of its characters that the file maps to no Unicode; the
-    values of its form.
+    is anything to see; whether it failed; the share of its characters that the file maps to no Unicode, and
+    of those that are numbers of more than a byte; the values of its form.
     """
     try:
         pdf = pypdfium2.PdfDocument(data)
@@ -98,10 +98,11 @@ def _read_page(page: pypdfium2.PdfPage, text: pypdfium2.PdfTextPage) -> dict[str
     if num_objects * GLYPHWISE > len(codes):
         _part_words(text, codes, chars)
     sample = range(0, len(codes), 1 + len(codes) // SAMPLE)
-    unmapped = sum(pdfium.FPDFText_HasUnicodeMapError(text, i) == 1 for i in sample) / len(sample)
+    unmapped = [codes[i] for i in sample if pdfium.FPDFText_HasUnicodeMapError(handle, i) == 1]
     joined = _in_columns(text, chars) or "".join(chars).replace("\r\n", "\n")
     whole = joined.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return {"text": whole, "unmapped": round(unmapped, 3)}
+    numbers = sum(code > 0xFF for code in unmapped)
+    return {"text": whole, "unmapped": len(unmapped) / len(sample), "numbers": numbers / len(sample)}
 
 
 def _in_columns(text: pypdfium2.PdfTextPage, chars: list[str]) -> str:

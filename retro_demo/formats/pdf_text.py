@@ -53,11 +53,12 @@ def spelled(page: str) -> str:
     return unicodedata.normalize("NFC", re.sub(f"[{CONTROL}]", "", page)).strip()
 
 
-def doubt(page: str, unmapped: float) -> str:
+def doubt(page: str, unmapped: float, numbers: float = 0.0) -> str:
     """ "garbled" or "glued" where the text of a page is likely to be that, else "".
 
-    unmapped: the share of its characters for which the file names no Unicode, so that they are guesses. The
-    bounds hold for 25,158 pages of Debian's manuals in 20 languages (docs/formats.md): none is taken for bad.
+    unmapped: the share of its characters for which the file names no Unicode, so that they are guesses;
+    numbers: of those that are more than a byte, which are numbers of glyphs. The bounds hold for 29,944 pages
+    of Debian's manuals in 20 languages (docs/formats.md): none that is right is taken for bad.
     """
     page = TEX_LIGATURE.sub(lambda found: TEX_LIGATURES[found[0]], page)
     words = WORD.findall(page)
@@ -65,8 +66,9 @@ def doubt(page: str, unmapped: float) -> str:
     unreadable = len(UNREADABLE.findall(page))
     if unreadable >= 3 and unreadable >= len(words) / 100:
         return "garbled"
-    if unmapped > 0.3 and len(re.findall(f"[{CONTROL}\u0100-\uffff]", page)) > max(50, 0.3 * len(page)):
-        return "garbled"  # a guess is good for the letters of ASCII alone; these are numbers of glyphs
+    strange = len(re.findall(f"[{CONTROL}\u0100-\uffff]", page))
+    if numbers > 0.08 or (unmapped > 0.3 and strange > max(50, 0.3 * len(page))):
+        return "garbled"  # a guess is good for the letters of ASCII alone
     if len(letters) < 200:
         return ""
     if sum("\u00c0" <= letter <= "\u00ff" for letter in letters) > 0.3 * len(letters):

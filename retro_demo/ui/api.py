@@ -119,7 +119,7 @@ def add_endpoints(library: Library) -> None:
             "best_held_out": best.nats if best else None,
             "passes": round(watch.passes(steps[-1]["step"]), 3) if steps else 0.0,
             "weights": {"keep": config.training.keep} | kept,
-            "warnings": watch.warnings(ended=status.state == "finished"),
+            "warnings": [to_program(words) for words in watch.warnings(ended=status.state == "finished")],
             "reindexes": reindexes(status),
             "beta": measured[-1].get("about", {}).get("beta", []) if measured else [],
             "error": to_program(failed[-1]["error"] if failed else status.why),

@@ -39,8 +39,10 @@ def followed(folder: Path, what: str, **about: str) -> Iterator[dict[str, Any]]:
 
 
 def documents_picker(label: str, elem_id: str, height: int, home: Path, visitor: gr.BrowserState) -> gr.File:
-    """Where a visitor chooses files of documents, of every kind that is read."""
-    # Without file_types: the widget would refuse by listing all suffixes; the build does it in a sentence.
+    """Where a visitor chooses files of documents.
+
+    Of any kind: the widget would refuse by listing all suffixes, the build does it in a sentence.
+    """
     picker = gr.File(label=label, file_count="multiple", elem_id=elem_id, height=height)
     return note_uploads(picker, home, visitor)
 
