@@ -138,7 +138,7 @@ def size_of(source: Path, *, skipped: Callable[[Path], bool] = lambda _: False) 
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:
+    except (OSError, ValueError):  # a zero byte in the path
         return 0
 
 

@@ -84,13 +84,14 @@ ESCAPE = b"\x1b$"  # what the first other letter of these begins with: they are 
 
 LEAST_OTHER = 3  # letters outside ASCII: from fewer nothing is concluded
 LEAST_CONFIDENCE = 0.15  # chardet's: right texts have less of it in languages that it does not know
-LEAST_ALONE = 0.05  # where no other encoding gives a text without odd places
+LEAST_ALONE = 0.01  # where no other encoding gives a text without odd places
 MARGIN = 0.005  # between the best reading and another one
 MOST_ODD = 0.02  # share of the letters outside ASCII
 RARE = re.compile("[\u1400-\u167f\u2e80-\u2fff\u3100-\u4dff\ua000-\uabff\ufb50-\ufdff]")
 JUDGED = 1_000  # of these letters at most are looked at
 NO_CHARACTER = ("Cc", "Cn", "Co", "Cs", "Cf")
 ANYWHERE = frozenset("’‘ʼ–—-·•…\u00ad\u200b\u200c\u200d\u200e\u200f")
+NO_SCRIPT = "µªº"
 MIXED_SCRIPTS = ("HIRAGANA", "KATAKANA", "CJK", "HANGUL", "BOPOMOFO", "HALFWIDTH", "FULLWIDTH", "IDEOGRAPHIC")
 
 # Windows' typographic signs among English words: their bytes are letters in other encodings, which would
@@ -161,10 +162,10 @@ def guess_of_names(names: Sequence[bytes], usual: str) -> str:
 
 def _is_text(text: str) -> bool:
     """Whether wide characters make a text: read in the wrong order of bytes they are rare ones, and what is
-    no text at all may be one of them many times over."""
+    no text at all may be a few of them many times over."""
     begin = text[:JUDGED]
     usual = len(RARE.findall(text)) <= MOST_ODD * len(text) and _odd_share(text) <= MOST_ODD
-    return bool(text) and usual and max(map(begin.count, set(begin))) <= max(len(begin) / 2, 2)
+    return usual and len(set(begin)) > min(len(begin) // 10, 4)
 
 
 def _ranked(sample: bytes) -> dict[str, float]:
@@ -250,6 +251,8 @@ def _oddness(before: str, character: str, after: str) -> int:
         scripts = {_script(one) for one in (before, character, after) if one.isalpha()} - {""}
         if len(scripts) > 1 and _script(character):
             return 1
+        if not _script(character) and character not in NO_SCRIPT:  # an ideograph within a word
+            return int(before.isascii() and before.islower() and after.isascii() and after.islower())
         within = before.isupper() and after.isupper()
         return int(
             (category == "Lu" and before.islower()) or (category == "Ll" and (after.isupper() or within))
@@ -268,4 +271,4 @@ def _oddness(before: str, character: str, after: str) -> int:
 def _script(letter: str) -> str:
     """The first word of a letter's name, which is its script; "" for those that stand beside any other."""
     first = unicodedata.name(letter, "").split(" ")[0].split("-")[0]
-    return "" if letter in "µªº" or first in MIXED_SCRIPTS else first
+    return "" if letter in NO_SCRIPT or first in MIXED_SCRIPTS else first

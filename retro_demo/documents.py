@@ -43,8 +43,8 @@ USUAL_SECTION_CHARS = 4_000
 CUT_REACH = 1 / 6
 MIN_SHARE_CHARS = round(MIN_SECTION_CHARS / (1 - 2 * CUT_REACH))
 USES = ("training", "held-out", "database")
-MOST_REASONS = 10  # of files given that cannot be read, in one error; of others the name alone
-FEW_REASONS = 3  # of those found beside others, in one warning
+MOST_LEFT_OUT = 20  # files that cannot be read, in the warning about them
+MOST_REASONS = 5  # there
 PAIR = re.compile(
     r"""(?P<name>[^=,]*)(?P<equals>=?)\s*(?:(?P<quoted>"(?:[^"]|"")*")\s*(?=,|$)|(?P<bare>[^,]*))"""
 )
@@ -217,11 +217,10 @@ class Unread:
         if len(self._chosen) == 1:
             raise self._chosen[0][1]
         if self._chosen:
-            count = len(self._chosen)
-            told = _reasons(self._chosen, MOST_REASONS)
-            more = ", ".join(label for label, _ in self._chosen[MOST_REASONS:])
-            rest = f" Nor can these be read: {more}." if more else ""
-            raise UserError(f"{count} of the files given cannot be read. {told}{rest}")
+            told = []
+            for sentence, others in _reasons(self._chosen).items():
+                told += [sentence, f"So it is with {', '.join(others)}."] if others else [sentence]
+            raise UserError(f"{len(self._chosen)} of the files given cannot be read. {' '.join(told)}")
 
     def warnings(self) -> list[str]:
         """What was left out of folders and archives: a sentence for each reason that files share."""
@@ -233,15 +232,22 @@ class Unread:
                 own.append((label, error))
         if not own:
             return notes.sentences()
-        more = listed([label for label, _ in own[FEW_REASONS:]])
-        rest = f" Nor can these be read: {more}." if more else ""
-        told = [f"Left out, as they cannot be read: {_reasons(own, FEW_REASONS)}{rest}"]
-        return notes.sentences() + told
+        names = listed([label for label, _ in own], MOST_LEFT_OUT)
+        reasons = list(_reasons(own))[:MOST_REASONS]
+        return [*notes.sentences(), f"Left out, as they cannot be read: {names}. {' '.join(reasons)}"]
 
 
-def _reasons(unread: Sequence[tuple[str, UserError]], most: int) -> str:
-    """What is wrong with the first files."""
-    return " ".join(str(error) for _, error in unread[:most])
+def _reasons(unread: Sequence[tuple[str, UserError]]) -> dict[str, list[str]]:
+    """Each reason once: the sentence about the first file -> the others of which it is true."""
+    first: dict[str, str] = {}  # a sentence without its file -> with it
+    others: dict[str, list[str]] = {}
+    for label, error in unread:
+        sentence = first.setdefault(str(error).replace(label, ""), str(error))
+        if sentence in others:
+            others[sentence].append(label)
+        else:
+            others[sentence] = []
+    return others
 
 
 def _rows(

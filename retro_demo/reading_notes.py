@@ -27,9 +27,9 @@ class Notes:
         return [sentence.replace("{names}", listed(names)) for sentence, names in self._names.items()]
 
 
-def listed(names: Sequence[str]) -> str:
-    """`["a", "b"]` -> `"a, b"`; of many the first five and how many there are."""
-    more = len(names) - FIRST_NAMES
+def listed(names: Sequence[str], first: int = FIRST_NAMES) -> str:
+    """`["a", "b"]` -> `"a, b"`; of many the `first` few and how many there are."""
+    more = len(names) - first
     if more <= 0:
         return ", ".join(names)
-    return f"{', '.join(names[:FIRST_NAMES])} and {more:,} more ({len(names):,} in all)"
+    return f"{', '.join(names[:first])} and {more:,} more ({len(names):,} in all)"

@@ -79,9 +79,9 @@ def _plain(name: str) -> str:
 
 
 def note_case(file: File, column: str, found: str) -> None:
-    """Say that a column was taken whose name is not quite the one that was looked for."""
-    if found and found.strip() != column:
-        note = "Columns whose names differ from those looked for in case or blanks alone were taken: {names}."
+    """Say that a column was taken whose name differs in more than blanks from the one looked for."""
+    if " ".join(found.split()) != column:
+        note = "Columns whose names differ from those looked for in case alone were taken: {names}."
         file.notes.add(note, f"{shown_name(found)} as {column} in {file.label}")
 
 
