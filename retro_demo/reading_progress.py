@@ -6,7 +6,7 @@ from retro_demo.archives import Entry
 from retro_demo.events import Progress
 from retro_demo.formats.rows import WHOLE, Part
 
-STEPS = 50  # events of a reading, at most
+STEPS = 20  # events of a reading, at most
 LEAST_STEP = 50_000  # bytes; what is smaller is read in no time
 
 
