@@ -26,7 +26,7 @@ about 1 / sqrt(N) nats."""
 AT_ONCE = 5.0
 """A single measurement so many times as high above it is a rise; a smaller one must come twice in a row."""
 EXPLODED = 1.0
-"""Nats by which the loss of the last steps lies above that of the first one when it has exploded."""
+"""Nats by which the loss of the last steps lies above what the run began with when it has exploded."""
 RECENT = 10
 """Steps whose loss is looked at together: one batch may be hard."""
 MANY_PASSES = 10
@@ -114,16 +114,16 @@ def rise_words(points: Sequence[Point], loss: float, passes: float, *, exploded:
     )
 
 
-def explosion_words(first: float, recent: Sequence[float], step: int, lr: float) -> str:
-    """That the loss of the steps up to `step` has exploded since the first step, "" where it has not.
+def explosion_words(began: float, recent: Sequence[float], step: int, lr: float) -> str:
+    """That the loss of the steps up to `step` lies far above what the run began with, "" where it does not.
 
     A single batch may be hard, so the median of the recent ones counts.
     """
-    if len(recent) < RECENT or (now := median(recent)) <= first + EXPLODED:
+    if len(recent) < RECENT or (now := median(recent)) <= began + EXPLODED:
         return ""
     return (
         f"The loss in training is {now:.2f} nats a token at step {step:,} (the median of {RECENT} steps), "
-        f"far above the {first:.2f} of the first step. Unless it falls soon, stop the run and train a new "
+        f"far above the {began:.2f} that it began with. Unless it falls soon, stop the run and train a new "
         f"one with a learning rate below {lr:g}."
     )
 
@@ -230,7 +230,9 @@ class Watch:
         self._recent.append(loss)
 
     def _explosion(self) -> str:
-        return explosion_words(self._first, self._recent, self._step, self.config.lr)
+        # before the first step the weights are measured too: the first batch alone may be an easy one
+        measured = [point.nats for point in self.points[:1] if point.step == 0]
+        return explosion_words(max([self._first, *measured]), self._recent, self._step, self.config.lr)
 
     def _rise(self, *, ended: bool) -> str:
         if not self._recent or not has_risen(self.points, ended=ended):

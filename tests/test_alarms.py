@@ -164,12 +164,21 @@ def test_a_loss_that_explodes_without_becoming_nan_is_told_once_with_the_learnin
     events = advance(out)
 
     first = of(events, "step")[0]["loss"]
+    first = max(first, of(events, "evaluated")[0]["arms"]["off"]["nats"])
     told = {event["about"]: event["text"] for event in of(events, "warned")}
     assert list(told) == [RISING, EXPLODING]
     assert f"far above the {first:.2f}" in told[EXPLODING]
     assert "learning rate below 1." in told[EXPLODING]
     assert "learning rate" in told[RISING]
     assert "by heart" not in told[RISING]
+
+
+def test_an_easy_first_batch_of_a_run_that_begins_with_trained_weights_makes_no_explosion():
+    watch = Watch(TrainConfig(steps=100))
+    list(watch.measured(0, {"off": {"nats": 3.5, "bpb": 1.0, "tokens": 9}}))
+
+    assert not [said for step in range(1, 30) for said in watch.stepped(step, 2.45 if step == 1 else 3.6)]
+    assert [said.about for step in range(30, 40) for said in watch.stepped(step, 4.6)] == [EXPLODING]
 
 
 @pytest.mark.parametrize("losses", [[8.0] * 30, [8.0, *[8.9] * 30], [8.0, *[7.0] * 20, 30.0, *[7.0] * 9]])
