@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from retro_demo.errors import UserError
+from retro_demo.workspace import CODE
 
 log = logging.getLogger(__name__)
 
 UPLOADS = "uploads"  # the one folder in it that the page hands files out of
 DELETED_FROM = (UPLOADS, "workspaces")  # what is old or in nobody's use goes (janitor.py)
+UPLOAD = re.compile("[0-9a-f]{64}")  # the folder of an upload is called by the hash of its content
+OF_A_WORKSPACE = ("corpora", "runs", "evaluations", "traces", "files.jsonl", "exports.jsonl")
 PARTS = (
     "workspaces",
     "queue",
@@ -37,13 +41,13 @@ def serve_alone(home: Path) -> FileLock:
     from have common names: where somebody else has one of that name, nothing is served.
     """
     holder = home / "server.pid"
-    served_before = holder.is_file() and holder.read_bytes().strip().isdigit()
-    taken = [part for part in DELETED_FROM if (home / part).is_dir() and any((home / part).iterdir())]
-    if taken and not served_before:
-        raise UserError(
-            f"{home} holds a folder {taken[0]} that is not of this program, which would delete from it. "
-            "Nothing was touched: set RETRO_DEMO_HOME to another folder."
-        )
+    if not (holder.is_file() and holder.read_bytes().strip().isdigit()):  # it was never served
+        for part, is_ours in ((UPLOADS, _is_upload), ("workspaces", _is_workspace)):
+            if strange := [path.name for path in (home / part).glob("*") if not is_ours(path)]:
+                raise UserError(
+                    f"{home / part} holds {strange[0]}, which is not of this program, and things there are "
+                    "deleted when they are old. Nothing was touched: set RETRO_DEMO_HOME to another folder."
+                )
     lock = FileLock(home / "server.lock")
     try:
         lock.acquire(timeout=0)
@@ -55,6 +59,17 @@ def serve_alone(home: Path) -> FileLock:
         ) from None
     holder.write_text(str(os.getpid()))
     return lock
+
+
+def _is_upload(path: Path) -> bool:
+    return UPLOAD.fullmatch(path.name) is not None
+
+
+def _is_workspace(path: Path) -> bool:
+    if path.name.startswith("."):  # one that is being deleted
+        return True
+    known = CODE.fullmatch(path.name) is not None and path.is_dir()
+    return known and all(child.name in OF_A_WORKSPACE or child.name[0] == "." for child in path.iterdir())
 
 
 def close_folder(home: Path) -> None:

@@ -428,12 +428,13 @@ def test_two_servers_on_one_data_folder_refuse_each_other(tmp_path, monkeypatch,
     serve_alone(tmp_path).release()  # who died or left holds nothing
 
 
-def test_a_data_folder_with_uploads_of_somebody_else_is_not_served(tmp_path):
-    mine = tmp_path / "uploads" / "letter.txt"
-    mine.parent.mkdir()
+@pytest.mark.parametrize("name", ["uploads/letter.txt", "workspaces/my-garden-of-roses/plan.txt"])
+def test_a_data_folder_with_files_of_somebody_else_is_not_served(tmp_path, name):
+    mine = tmp_path / name
+    mine.parent.mkdir(parents=True)
     mine.write_text("Dear all")
 
-    with pytest.raises(UserError, match="uploads"):
+    with pytest.raises(UserError, match=name.split("/")[1]):
         serve_alone(tmp_path)
 
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [mine]
