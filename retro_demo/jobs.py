@@ -285,8 +285,9 @@ def status(folder: Path) -> JobStatus:
 
 
 def _why_interrupted(folder: Path) -> str:
-    by_signal = folder / "signal"
-    number = int(by_signal.read_text() or 0) if by_signal.exists() else 0
+    number = 0
+    with suppress(FileNotFoundError):  # it goes when the job starts again, also just now
+        number = int((folder / "signal").read_text() or 0)
     return why_interrupted(number, shutil.disk_usage(folder).free)
 
 

@@ -1,4 +1,4 @@
-"""One browser for all tests that need one, and a page of it that is at a visitor's workspace."""
+"""One browser and one server for all tests in a browser, and a page that is at a visitor's workspace."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
+from page_helpers import served_app
+from playwright.sync_api import Browser, Error, Page, TimeoutError, expect, sync_playwright
 
 LONG = 180_000  # milliseconds: other work may use the cores
 expect.set_options(timeout=LONG)
@@ -44,6 +45,32 @@ def chromium_path(playwright) -> str | None:
         if found := shutil.which("chromium"):
             return found
     return pytest.fail("There is no Chromium or Chrome, and none could be installed. Install one.")
+
+
+class Shared:
+    """A browser, and app.py as a process of its own, from when they are first asked for until `close`."""
+
+    def __init__(self, home: Path) -> None:
+        home.mkdir()
+        self.home = home
+        """the data folder of app.py"""
+        self._open = ExitStack()
+        self._browser: Browser | None = None
+        self._url = ""
+
+    def browser(self) -> Browser:
+        if self._browser is None:
+            self._browser = self._open.enter_context(opened_chromium())
+        return self._browser
+
+    def url(self) -> str:
+        if not self._url:
+            self._url = self._open.enter_context(served_app(self.home))
+        return self._url
+
+    def close(self) -> None:
+        self._browser, self._url = None, ""
+        self._open.close()
 
 
 @contextmanager
@@ -86,7 +113,8 @@ def opened(browser: Browser, url: str, code: str) -> Page:
     box = page.locator("#code textarea, #code input").first
     while not box.is_visible():  # a click before the page has come to life is lost
         page.get_by_text("Your workspace").first.click()
-        page.wait_for_timeout(1000)
+        with suppress(TimeoutError):
+            box.wait_for(state="visible", timeout=2000)
     expect(box).not_to_have_value("", timeout=LONG)
     box.fill(code)
     with page.expect_navigation():

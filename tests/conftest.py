@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the app does: tests may run on a busy machine
@@ -18,7 +17,7 @@ import numpy as np
 import pytest
 from forked import Forks
 
-from retro_demo import jobs, tickets
+from retro_demo import jobs, service, tickets
 from retro_demo.building import build_corpus, prepare_corpus
 from retro_demo.config import CorpusConfig
 from retro_demo.corpus import Corpus, load_corpus
@@ -79,9 +78,10 @@ def data_folder(tmp_path_factory, monkeypatch) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def forked_jobs() -> Iterator[None]:
-    """Jobs are forked from a process that has read torch already."""
+    """Jobs are forked from a process that has read torch already, and are looked at more often."""
     forks = Forks()
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service, "LOOK_SECONDS", 0.05)
         if sys.platform == "linux":
             patch.setattr(jobs, "subprocess", forks)
         yield
@@ -95,24 +95,24 @@ def own_process(monkeypatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def chromium() -> Iterator[Any]:
-    """The browser of all tests that need one."""
-    from browsing import opened_chromium
+def shared_by_browsers(request, tmp_path_factory) -> Any:
+    """What all tests in a browser share: see browsing.py."""
+    from browsing import Shared
 
-    with opened_chromium() as opened:
-        yield opened
-
-
-@pytest.fixture(scope="session")
-def served(tmp_path_factory) -> Iterator[SimpleNamespace]:
-    """app.py as a process of its own, for all tests in a browser: its `home` and its `url`."""
-    from page_helpers import served_app
-
-    home = tmp_path_factory.mktemp("app") / "home"
-    with served_app(home) as url:
-        yield SimpleNamespace(home=home, url=url)
+    request.config.stash[SHARED] = shared = Shared(tmp_path_factory.mktemp("app") / "home")
+    return shared
 
 
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_teardown(item, nextitem) -> Iterator[None]:
+    """Close the browser behind the last test in one: Playwright's loop would be in the way of other loops."""
+    yield
+    last = nextitem is None or nextitem.get_closest_marker("browser") is None
+    if last and (shared := item.config.stash.get(SHARED, None)):
+        shared.close()
+
+
+SHARED = pytest.StashKey[Any]()
 SLOW = (
     *("browser", "evaluate_browser", "evidence_browser", "people_browser", "share_browser", "zero_gpu"),
     *("distributed", "jobs", "queue", "faults", "evaluate_page", "page", "hosting", "compiling", "train"),

@@ -48,7 +48,9 @@ class Forks:
     def _start(self) -> None:
         self.ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ENOUGH)
-        command = [sys.executable, __file__, str(theirs.fileno())]
+        # Python warns of forks beside threads: those of OpenBLAS, which end before a fork by themselves
+        quiet = ["-W", "ignore::DeprecationWarning:__main__"]
+        command = [sys.executable, *quiet, __file__, str(theirs.fileno())]
         path = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
         with theirs:
             self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=path)

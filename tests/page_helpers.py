@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +34,7 @@ def client_of(address: str) -> Iterator[Client]:
     """A client of the page at that address; it waits longer for answers than the five seconds of httpx."""
     opened = Client(address, verbose=False, httpx_kwargs={"timeout": PATIENCE})
     yield opened
-    opened.close()
+    threading.Thread(target=opened.close, daemon=True).start()  # it waits a second for its own heartbeat
 
 
 @contextmanager

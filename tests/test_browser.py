@@ -11,7 +11,7 @@ from urllib.parse import urlparse
 import pytest
 from browsing import LONG, broken_rules
 from held_back import held_job
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 CANARY = '<img src=x onerror="window.canary=1">{{canary}}${canary}'
 
@@ -19,13 +19,13 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(540)]
 
 
 @pytest.fixture(scope="module")
-def browser(chromium):
-    return chromium
+def browser(shared_by_browsers) -> Browser:
+    return shared_by_browsers.browser()
 
 
 @pytest.fixture(scope="module")
-def url(served) -> str:
-    return served.url
+def url(shared_by_browsers) -> str:
+    return shared_by_browsers.url()
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ class Visit:
         self.page.get_by_role("option", name=words).first.click()
 
 
-def test_a_new_visitor_sees_an_example_and_goes_the_whole_way(browser, url, served, documents):
+def test_a_new_visitor_sees_an_example_and_goes_the_whole_way(browser, url, shared_by_browsers, documents):
     visit = Visit(browser, url)
     page = visit.page
     expect(page.locator("#intro")).to_contain_text("example, made with seed 7", timeout=LONG)
@@ -152,7 +152,7 @@ def test_a_new_visitor_sees_an_example_and_goes_the_whole_way(browser, url, serv
     expect(page.locator("#run-status")).to_contain_text("loss", timeout=LONG)
     expect(page.locator("#loss .js-plotly-plot").first).to_be_visible()
 
-    (folder,) = served.home.glob("workspaces/*/runs/towns-run")
+    (folder,) = shared_by_browsers.home.glob("workspaces/*/runs/towns-run")
     with held_job(folder):
         visit.reload()
         visit.tab("Train")

@@ -20,8 +20,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def space(served, tmp_path_factory, half_held_out) -> Workspace:
-    space = Workspace.open(served.home, new_code())
+def space(shared_by_browsers, tmp_path_factory, half_held_out) -> Workspace:
+    space = Workspace.open(shared_by_browsers.home, new_code())
     make_run(space.folder / "runs" / "reader", half_held_out.folder, "retro", seed=1)
     make_run(space.folder / "runs" / "plain", half_held_out.folder, "lm", seed=1)
     translations = built(tmp_path_factory.mktemp("corpora") / "three", translated())

@@ -20,10 +20,10 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def space(served) -> Workspace:
+def space(shared_by_browsers) -> Workspace:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RETRO_DEMO_HOME", str(served.home))
-        space = Workspace.open(served.home, new_code())
+        patch.setenv("RETRO_DEMO_HOME", str(shared_by_browsers.home))
+        space = Workspace.open(shared_by_browsers.home, new_code())
         corpus = build_translated(space.folder / "corpora" / "three")
         train_marge_run(space.folder / "runs" / "finder", corpus)
     return space

@@ -8,8 +8,8 @@ from benchmarks.fuzz import run_target, table
 from benchmarks.fuzz_files import targets_of
 from retro_demo.errors import UserError
 
-SLICE = 25
-SHORTER = {"output folders": 20}  # each is some thirty commands
+SLICE = 12
+SHORTER = {"output folders": 10}  # each is some thirty commands
 NAMES = 27  # of targets, told here so that none is lost unseen
 
 

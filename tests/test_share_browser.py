@@ -19,8 +19,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def space(served) -> Workspace:
-    return Workspace.open(served.home, new_code())
+def space(shared_by_browsers) -> Workspace:
+    return Workspace.open(shared_by_browsers.home, new_code())
 
 
 def test_a_visitor_imports_a_run_exports_it_and_a_push_forgets_the_token(tmp_path, browser, url, space):  # noqa: F811
