@@ -11,13 +11,15 @@ from retro_demo.change_config import AddConfig, WeighConfig
 from retro_demo.changing import prepare_change
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Finished
-from retro_demo.flags import add_flags, given
+from retro_demo.flags import add_flags, given, words
 from retro_demo.jobs import claim
 from retro_demo.output_folder import check_output
 from retro_demo.pipeline import ensure_sample, run_build
 from retro_demo.ready import ready_run
 from retro_demo.weighing import weigh
 from retro_demo.workspace import SAMPLE, corpus_folder, data_home, is_built, run_folder
+
+DOCUMENTS = "ids or titles of documents"
 
 
 def add_change_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
@@ -30,13 +32,13 @@ def add_change_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
 
     forget = verb("forget", _forget, "remove documents from a built corpus and from all that it finds")
     forget.add_argument("corpus", metavar="DIR", help='folder of a built corpus, or "sample:NAME" with --out')
-    forget.add_argument("documents", nargs="+", metavar="DOC", help="ids or titles of documents")
+    forget.add_argument("documents", type=words, nargs="+", metavar="DOC", help=DOCUMENTS)
     forget.add_argument("--out", type=Path, help="make the changed corpus here and leave DIR as it is")
 
     worth = verb("weigh", _weigh, "say which tokens would lose their gain if documents were forgotten")
     worth.add_argument("run", type=run_folder, metavar="RUN", help="folder of the run, or sample:NAME")
-    worth.add_argument("documents", nargs="+", metavar="DOC", help="ids or titles of documents")
-    worth.add_argument("--text", help="what to read (default: held-out text that finds them)")
+    worth.add_argument("documents", type=words, nargs="+", metavar="DOC", help=DOCUMENTS)
+    worth.add_argument("--text", type=words, help="what to read (default: held-out text that finds them)")
     worth.add_argument("--corpus", metavar="DIR", help="read another corpus than in training (hot swap)")
     worth.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     add_flags(worth, WeighConfig)

@@ -34,7 +34,7 @@ from retro_demo.events import Event, Failed, Finished, Retrieved, Stopped, Warne
 from retro_demo.explain_config import ExplainConfig
 from retro_demo.explained import explain_text, explain_written
 from retro_demo.findings import as_json
-from retro_demo.flags import add_flags, given, numbers
+from retro_demo.flags import add_flags, given, numbers, words
 from retro_demo.generate import Written
 from retro_demo.job_verbs import add_job_verbs
 from retro_demo.loading import load_retriever, write
@@ -120,7 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     find = _verb(verbs, "search", _search, "find the chunks of a corpus that are nearest to a text")
     find.add_argument("corpus", metavar="DIR", help='folder of a corpus, or "sample:factbook2015"')
-    find.add_argument("text", metavar="TEXT")
+    find.add_argument("text", type=words, metavar="TEXT")
     find.add_argument("-k", type=int, default=4, help="how many chunks (default 4)")
     find.add_argument("--retriever", choices=RETRIEVERS, default="dense")
 
@@ -139,7 +139,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     writing = _verb(verbs, "generate", _generate, "write text with a run")
     writing.add_argument("run", type=run_folder, metavar="RUN", help="folder of the run, or sample:NAME")
-    writing.add_argument("--prompt", required=True)
+    writing.add_argument("--prompt", type=words, required=True)
     writing.add_argument("--language", default="", help="MARGE: the language to write in")
     writing.add_argument(
         "--evidence",
@@ -156,7 +156,7 @@ def build_parser() -> argparse.ArgumentParser:
     reading = _verb(verbs, "explain", _explain, "say what retrieval does to each token of a text")
     reading.add_argument("run", type=run_folder, metavar="RUN", help="folder of the run, or sample:NAME")
     what = reading.add_mutually_exclusive_group(required=True)
-    what.add_argument("--text")
+    what.add_argument("--text", type=words)
     what.add_argument("--tokens", type=numbers, help="token ids of a text that the run wrote")
     reading.add_argument("--prompt-tokens", type=int, default=0, help="how many of them were the prompt")
     reading.add_argument("--corpus", metavar="DIR", help="read another corpus than in training (hot swap)")

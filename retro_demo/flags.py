@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from typing import Any
 
 from retro_demo.knobs import knobs
@@ -33,6 +34,14 @@ def _add_group(group: Any, fields: list[dataclasses.Field[Any]]) -> None:
             metavar=kind.__name__.upper(),
             help=f"{knob.metadata['help']} Default: {shown or 'none'}.".replace("%", "%%"),
         )
+
+
+def words(argument: str) -> str:
+    """A text that a person typed: UTF-8, also where the locale names another encoding, or none."""
+    try:
+        return os.fsencode(argument).decode("utf-8", "replace")
+    except UnicodeEncodeError:  # it comes from no console
+        return argument
 
 
 def numbers(text: str) -> tuple[int, ...]:

@@ -68,7 +68,7 @@ class Tokenizer:
             max_token_length=MOST_BYTES,
             show_progress=False,
         )
-        backend.train_from_iterator(map(_without_surrogates, texts), trainer)
+        backend.train_from_iterator(map(without_surrogates, texts), trainer)
         return cls(backend)
 
     @classmethod
@@ -204,7 +204,7 @@ def _batches(texts: Sequence[str]) -> Iterator[list[tuple[int, str]]]:
     batch: list[tuple[int, str]] = []
     num_chars = 0
     for index, text in enumerate(texts):
-        for piece in _pieces(_without_surrogates(text)):
+        for piece in _pieces(without_surrogates(text)):
             batch.append((index, piece))
             num_chars += len(piece)
             if num_chars >= BATCH_CHARS:
@@ -221,7 +221,8 @@ def _pieces(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _without_surrogates(text: str) -> str:
+def without_surrogates(text: str) -> str:
+    """`text` with U+FFFD for what is no character, and what a tokenizer takes for no text."""
     return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 

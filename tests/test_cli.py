@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from conftest import SMALL, records, write_jsonl
 from page_helpers import lend_samples
 
 from retro_demo import cli
+from retro_demo.building import build_corpus, prepare_corpus
 from retro_demo.config import CorpusConfig, GenerateConfig, RetroConfig, TrainConfig
 from retro_demo.knobs import knobs
 from retro_demo.workspace import SAMPLES, is_built, sample_folder
@@ -282,3 +285,39 @@ def test_explain_gives_the_gain_of_each_token_and_the_agreement_of_attention_and
     assert all(len(row["shapley"]) in (0, 3) for row in told["tokens"])
     assert any(row["shapley"] for row in told["tokens"])
     assert -1 <= told["summary"]["agreement"] <= 1
+
+
+@pytest.fixture(scope="module")
+def lighthouses(tmp_path_factory) -> Path:
+    """A built corpus of text in other letters; do not change it."""
+    folder = tmp_path_factory.mktemp("lighthouses")
+    sentences = ["Маяк светит зимой.", "灯台守は手紙を書いた。", "Größe des Café: 100 €."]
+    rows = [
+        {"id": f"№{i}", "title": f"灯 {i}", "text": " ".join(sentences[i % 3 :] * (9 + i))} for i in range(9)
+    ]
+    prepare_corpus(folder / "c", [write_jsonl(folder / "r.jsonl", rows)], SMALL)
+    list(build_corpus(folder / "c"))
+    return folder / "c"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-16"])
+@pytest.mark.parametrize("how", [[], ["--json"]])
+def test_letters_that_a_console_lacks_are_printed_as_escapes(monkeypatch, lighthouses, encoding, how):
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+
+    assert cli.main(["search", str(lighthouses), "灯台守は手紙を書いた。", "--retriever", "bm25", *how]) == 0
+    assert cli.main(["search", str(lighthouses / "灯台"), "x", *how]) == 2
+
+    out.flush(), err.flush()
+    shown, told = (stream.buffer.getvalue().decode(encoding) for stream in (out, err))  # pyright: ignore
+    assert "灯" in shown or r"\u706f" in shown
+    assert ("灯台" if encoding == "utf-16" else r"\u706f\u53f0") in told
+
+
+def test_a_text_that_a_locale_without_letters_hands_over_is_searched_for(capsys, lighthouses):
+    bytes_of_a_console = "灯台守".encode().decode("ascii", "surrogateescape")
+    assert cli.build_parser().parse_args(["search", "c", bytes_of_a_console]).text == "灯台守"
+    for text in (bytes_of_a_console, "\ud800"):
+        assert run(capsys, "search", lighthouses, text, "--json")[0] == 0
