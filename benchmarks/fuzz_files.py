@@ -92,6 +92,7 @@ def targets_of(folder: Path) -> dict[str, Target]:
         "documents": _documents,
         "packed documents": _packed,
         "archives": _archives,
+        "folders": _folders,
         "fields": _fields,
         **{kind.__name__: partial(_config, kind) for kind in CONFIGS},
         "run config.json": partial(_run_config, run),
@@ -164,6 +165,22 @@ def _archives(rng: random.Random, folder: Path) -> object:
         return read_documents([folder / name], fields={}, limits=LIMITS)
     finally:
         assert sorted(path.name for path in folder.parent.iterdir()) == before, "it wrote outside its folder"
+
+
+def _folders(rng: random.Random, folder: Path) -> object:
+    """A folder of such files and of what is no file, read whole or with some of them named."""
+    for number in range(rng.randint(1, 5)):
+        name, content = an_archive(rng) if rng.random() < 0.2 else a_document(rng)
+        below = folder / rng.choice(("", "a", "a/b"))
+        below.mkdir(parents=True, exist_ok=True)
+        (below / f"{number}{name}").write_bytes(content)
+    if rng.random() < 0.3:
+        os.mkfifo(folder / "pipe.txt")
+        (folder / "gone.csv").symlink_to("nowhere")
+        (folder / "up").symlink_to("..")
+    below = sorted(folder.iterdir())
+    named = rng.sample(below, rng.randint(0, len(below))) if rng.random() < 0.4 else []
+    return read_documents([*named, folder], fields={}, limits=LIMITS)
 
 
 def _fields(rng: random.Random, _folder: Path) -> object:

@@ -58,6 +58,20 @@ STRINGS = (
 )
 NUMBERS = (0, 1, -1, 2, 3, 7, 255, 256, 2**31 - 1, 2**31, 2**63, -(2**63), 2**64, 10**30, 10**400)
 FLOATS = (0.0, -0.0, 0.5, 1.5, -1.5, 1e-300, 1e300, float("inf"), float("-inf"), float("nan"))
+SENTENCES = (
+    "Größere Schiffe müssen draußen ankern. ",
+    "Le gardien écrivait à sa sœur, 3 € la page. ",
+    "Łódź ojca stoi na brzegu. ",
+    "Лодка отца стоит на берегу.\r",
+    "Η βάρκα στεκόταν στην ακτή. ",
+    "父の舟が岸に上げられている。",
+    "父亲的船停在岸边。\n",
+    "아버지의 배가 바닷가에 있다. ",
+)
+OLD_ENCODINGS = (
+    *("latin-1", "cp1252", "cp1250", "cp1251", "cp1253", "koi8-r", "cp437", "cp866", "mac-roman", "cp500"),
+    *("shift_jis", "euc_jp", "iso2022_jp", "gbk", "big5", "euc_kr", "utf-16-le", "utf-16-be", "utf-32-le"),
+)
 SPECIAL = (
     b"\0",
     b"\xff",
@@ -192,6 +206,8 @@ def a_csv(rng: random.Random) -> Made:
     rows = [["id", "title", "text"], *[[str(i), rng.choice(STRINGS), f"Fish {i}. " * 9] for i in range(3)]]
     quote = rng.choice(('"', "", '""'))
     text = "\r\n".join(mark.join(f"{quote}{cell}{quote}" for cell in row) for row in rows)
+    text = rng.choice(("", "", "", f"sep={mark}\r\n", "\ufeff", "\n \n")) + text
+    text += rng.choice(("", "\n \n", "\x1a", "\0" * 99, f"{mark * 9}\n"))
     return name, text.encode("utf-8", "surrogatepass")
 
 
@@ -199,9 +215,12 @@ def a_text(rng: random.Random) -> Made:
     hostile = rng.random() < 0.3
     said = (rng.choice(STRINGS[3:] if hostile else STRINGS[5:]) for _ in range(60))
     text = "".join(f"{words} The islands export fish.\n" for words in said)
-    encoding = rng.choice(("utf-8", "utf-8", "utf-16", "utf-32", "latin-1"))
-    errors = "surrogatepass" if encoding != "latin-1" else "replace"
-    return rng.choice(("a.txt", "a.md", "a.rst", "a.tex", "a.py", "README")), text.encode(encoding, errors)
+    if rng.random() < 0.5:
+        text = rng.choice(SENTENCES) * rng.randint(1, 40)
+    encoding = rng.choice(("utf-8", "utf-8", "utf-16", "utf-32", *rng.sample(OLD_ENCODINGS, 3)))
+    errors = "surrogatepass" if encoding.startswith("utf") else "ignore"
+    content = text.encode(encoding, errors) + rng.choice((b"", b"", b"", b"\x1a", b"\0" * 99, b"\xff"))
+    return rng.choice(("a.txt", "a.md", "a.rst", "a.tex", "a.py", "README")), content
 
 
 def a_pdf(rng: random.Random) -> Made:
