@@ -88,7 +88,7 @@ def read_text(out: Path, config: CorpusConfig, sources: Sequence[Path]) -> Gener
         if not np.array_equal(held_out, drawn):
             kept = kept | {"held_out": held_out.tolist()}
             write_atomically(out / READING, json.dumps(kept).encode())
-    _check_distinct(duplicates, held_out, "sections" if kept["sections"] else "documents")
+    _check_distinct(duplicates, held_out, "sections" if kept["sections"] else "documents", warnings)
     copies = duplicates.exact + duplicates.near
     if copies > len(documents) / 2:
         warnings.append(
@@ -120,21 +120,27 @@ def read_text(out: Path, config: CorpusConfig, sources: Sequence[Path]) -> Gener
     return Text(documents, kept, warnings, duplicates, held_out, split, tokenizer, chunks, window)
 
 
-def _check_distinct(duplicates: Duplicates, held_out: np.ndarray, what: str) -> None:
-    """Raise UserError where all that is indexed are copies of one text: none could be another's neighbor."""
+def _check_distinct(duplicates: Duplicates, held_out: np.ndarray, what: str, warnings: Sequence[str]) -> None:
+    """Raise UserError where all that is indexed are copies of one text: none could be another's neighbor.
+
+    It tells the warnings too: what was left out may be why.
+    """
     cluster = duplicates.cluster
     distinct = len(np.unique(cluster))
     if distinct == 1 and len(cluster) > 1:
         copies = "copies" if duplicates.near == 0 else "copies or near-copies"
-        raise UserError(
+        trouble = (
             f"All {len(cluster):,} {what} are {copies} of each other (1 distinct text), and a copy is never "
             "the neighbor of another, so there is nothing to retrieve. Add documents that differ."
         )
-    if len(np.unique(cluster[~held_out])) < 2:
-        raise UserError(
+    elif len(np.unique(cluster[~held_out])) < 2:
+        trouble = (
             f"Of {len(cluster):,} {what} ({distinct:,} distinct) {int(held_out.sum()):,} are held out, which "
             "leaves one text, so there is nothing to retrieve. Add documents, or hold out less."
         )
+    else:
+        return
+    raise UserError(" ".join([trouble, *warnings]))
 
 
 def _unlike_asked(documents: Sequence[Document], held_out: np.ndarray, asked: float) -> list[str]:
