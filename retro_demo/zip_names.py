@@ -30,10 +30,10 @@ def names_of(members: Sequence[zipfile.ZipInfo]) -> ZipNames:
     """The names of an archive's members: as it says, else as UTF-8, else in the likeliest code page."""
     told = [_told(member) for member in members]
     raw = [member.orig_filename.encode(USUAL) for member, name in zip(members, told, strict=True) if not name]
-    others = [name for name in raw if not name.isascii()]
-    encoding = "utf-8" if all(map(_is_utf8, others)) else guess_of_names(others, USUAL)
-    unknown = iter(raw)
-    names = [name or next(unknown).decode(encoding, "replace") for name in told]
+    others = [name for name in raw if not _is_utf8(name)]  # plain ASCII is UTF-8 too
+    encoding = guess_of_names(others, USUAL) if others else "utf-8"
+    unknown = (name.decode("utf-8" if _is_utf8(name) else encoding, "replace") for name in raw)
+    names = [name or next(unknown) for name in told]
     names = [name.split("\0")[0] for name in names]  # a zero ends a name
     return ZipNames(names, "" if encoding in ("utf-8", USUAL) else encoding)
 

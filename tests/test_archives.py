@@ -276,3 +276,17 @@ def test_the_nested_zip_case_is_read_but_for_the_inner_one():
     reading = read(CASES / "nestedzip.zip")
     assert list(texts(reading)) == ["a.txt", "b.txt"]
     assert "examples/sample.zip" in reading.warnings[0]
+
+
+def test_names_in_utf8_and_in_a_code_page_are_told_apart_within_one_archive(tmp_path):
+    path = tmp_path / "mixed.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("Brücke.txt".encode(), "Größe.txt".encode("cp437")):
+            member = zipfile.ZipInfo("x" * len(name))
+            archive.writestr(member, "The keeper wrote one letter each winter.")
+    written = path.read_bytes()
+    for name in ("Brücke.txt".encode(), "Größe.txt".encode("cp437")):
+        written = written.replace(b"x" * len(name), name)
+    path.write_bytes(written)
+
+    assert {document.id for document in read(path).documents} == {"Brücke.txt", "Größe.txt"}
