@@ -20,9 +20,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from pypdf import PdfWriter
-from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
-
+from benchmarks import small_pdfs
 from benchmarks.made_files import docx, epub, notebook, packed, parquet, word_paragraph, word_run
 from benchmarks.measuring import Report, options, ratio, take_turns
 from retro_demo.documents import Reading, ReadingLimits, read_documents
@@ -151,21 +149,11 @@ def _table(rows: Sequence[Mapping[str, str]], delimiter: str) -> bytes:
 
 def _pdf(paragraphs: Sequence[str]) -> bytes:
     """A page a paragraph, in lines of ten words."""
-    writer = PdfWriter()
-    font = {"/Type": "/Font", "/Subtype": "/Type1", "/BaseFont": "/Helvetica"}
-    face = DictionaryObject({NameObject(key): NameObject(value) for key, value in font.items()})
-    fonts = DictionaryObject({NameObject("/F1"): face})
-    for paragraph in paragraphs:
-        words = paragraph.split(" ")
-        page, content = writer.add_blank_page(600, 800), DecodedStreamObject()
-        lines = (" ".join(words[start : start + 10]) for start in range(0, len(words), 10))
-        shown = "".join(f"({line}) Tj 0 -14 Td " for line in lines)
-        content.set_data(f"BT /F1 12 Tf 20 700 Td {shown} ET".encode())
-        page[NameObject("/Contents")] = writer._add_object(content)
-        page[NameObject("/Resources")] = DictionaryObject({NameObject("/Font"): fonts})
-    buffer = io.BytesIO()
-    writer.write(buffer)
-    return buffer.getvalue()
+    lines = [
+        [" ".join(words[start : start + 10]).encode() for start in range(0, len(words), 10)]
+        for words in (paragraph.split(" ") for paragraph in paragraphs)
+    ]
+    return small_pdfs.pages(*[small_pdfs.drawn(*of_a_page) for of_a_page in lines])
 
 
 if __name__ == "__main__":

@@ -12,9 +12,6 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pypdf import PdfWriter
-from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
-
 from benchmarks.made_files import docx_parts, epub_parts, notebook, packed, parquet, word_paragraph
 from benchmarks.small_pdfs import FLATE, FONT, drawn, pages, stream, whole
 
@@ -224,17 +221,8 @@ def a_text(rng: random.Random) -> Made:
 
 
 def a_pdf(rng: random.Random) -> Made:
-    writer = PdfWriter()
-    for number in range(rng.randint(1, 3)):
-        page, content = writer.add_blank_page(300, 300), DecodedStreamObject()
-        content.set_data(f"BT /F1 12 Tf 20 200 Td ({f'Island {number} exports fish. ' * 60}) Tj ET".encode())
-        page[NameObject("/Contents")] = writer._add_object(content)
-        font = DictionaryObject({NameObject("/Type"): NameObject("/Font")})
-        fonts = DictionaryObject({NameObject("/F1"): font})
-        page[NameObject("/Resources")] = DictionaryObject({NameObject("/Font"): fonts})
-    buffer = io.BytesIO()
-    writer.write(buffer)
-    return "a.pdf", buffer.getvalue()
+    texts = (b"Island %d exports fish. " % number for number in range(rng.randint(1, 3)))
+    return "a.pdf", pages(*[drawn(text * 60) for text in texts])
 
 
 def a_hostile_pdf(rng: random.Random) -> Made:

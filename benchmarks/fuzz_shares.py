@@ -33,10 +33,11 @@ from retro_demo.importing import Checked, checked_export, name_of_corpus, take_c
 from retro_demo.loading import load_retriever
 from retro_demo.marge import MARGE
 from retro_demo.marge_planning import make_marge_config
+from retro_demo.output_folder import EXPORT
 from retro_demo.retro import RETRO
 from retro_demo.run_state import load_state
 from retro_demo.search import search
-from retro_demo.sharing import MANIFEST, STATE, hash_of, is_read
+from retro_demo.sharing import STATE, hash_of, is_read
 
 MARGE_SHAPE: dict[str, Any] = {
     "dim": 16,
@@ -89,11 +90,11 @@ def damaged_export(export: Path, rng: random.Random, folder: Path) -> Path:
     name = rng.choice([each for each in names if is_read(each)] if rng.random() < 0.9 else names)
     path = copy / name
     path.write_bytes(_accident(rng, path.suffix, path.read_bytes()))
-    if name != MANIFEST and rng.random() < 0.8:
-        values = json.loads((copy / MANIFEST).read_text("utf-8"))
+    if name != EXPORT and rng.random() < 0.8:
+        values = json.loads((copy / EXPORT).read_text("utf-8"))
         size, digest = hash_of(path)
         values["files"][name] = {"bytes": size, "sha256": digest}
-        (copy / MANIFEST).write_text(json.dumps(values), "utf-8")
+        (copy / EXPORT).write_text(json.dumps(values), "utf-8")
     if rng.random() < 0.5:
         return copy
     write_zip(copy, folder / "export.zip")

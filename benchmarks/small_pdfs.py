@@ -1,4 +1,7 @@
-"""Small PDFs made from nothing, for what no program writes: glyphs without letters, damage, loops."""
+"""Small PDFs made from nothing: plain ones, and what no program writes.
+
+Glyphs without letters, damage, loops.
+"""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NoReturn
 
 from retro_demo.errors import UserError
+from retro_demo.output_folder import is_hidden
 from retro_demo.zip_names import names_of
 
 BROKEN_ARCHIVE = (
@@ -173,11 +174,11 @@ def _files_below(folder: Path, skipped: Callable[[Path], bool]) -> list[tuple[st
         add(Path(error.filename), f"a folder that cannot be opened ({error.strerror})")
 
     for root, folders, files in os.walk(folder, onerror=closed):
-        folders[:] = [n for n in sorted(folders) if not (_is_hidden(n) or skipped(Path(root, n)))]
+        folders[:] = [n for n in sorted(folders) if not (_is_left_out(n) or skipped(Path(root, n)))]
         for path in (Path(root, name) for name in folders):
             if path.is_symlink():  # not followed: it may lead around in a circle
                 add(path, "a link to a folder")
-        for path in (Path(root, name) for name in files if not _is_hidden(name)):
+        for path in (Path(root, name) for name in files if not _is_left_out(name)):
             if path.is_file():
                 add(path, "")
             else:
@@ -233,7 +234,7 @@ def _zip_entries(path: Path, label: str, meter: _Meter) -> Iterator[Entry]:
             _check_name(name, label)
         paths = [name.replace("\\", "/") for name in names.names]  # some programs on Windows write these
         for name, member in sorted(zip(paths, members, strict=True), key=lambda pair: pair[0]):
-            hidden = any(map(_is_hidden, PurePosixPath(name).parts))
+            hidden = any(map(_is_left_out, PurePosixPath(name).parts))
             if not (name.endswith("/") or hidden):
                 where, kind = f"{name} in {label}", _kind(name)
                 trouble = BadFile(where, NESTED, UNPACK) if kind in (".zip", ".gz") else None
@@ -351,8 +352,8 @@ def _kind(name: str) -> str:
     return PurePosixPath(name.lower().removesuffix(".gz")).suffix
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+def _is_left_out(name: str) -> bool:
+    return is_hidden(name) or name == "__MACOSX"
 
 
 def _shown(name: str) -> str:

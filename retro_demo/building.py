@@ -39,13 +39,14 @@ from retro_demo.errors import UserError
 from retro_demo.events import Event, Finished, Progress, Started, Warned
 from retro_demo.index import DenseRetriever, VectorIndex, gpu_available
 from retro_demo.index_files import index_names, open_files, where_searched, write_index
+from retro_demo.index_parts import has_vector
 from retro_demo.marks import file_mark
 from retro_demo.neighbors import Neighbors
 from retro_demo.output_folder import CONFIG, check_output, kind_of, make_output, read_object
 from retro_demo.recall import Excluded, Recall, measure_recall
 from retro_demo.tokenizer import Tokenizer
 from retro_demo.unknown_text import count_without_vector, doubt, few_without_vector, measure_unknown
-from retro_demo.vectors import embed_chunks, has_vector, take_given
+from retro_demo.vectors import embed_chunks, take_given
 
 SEARCH_BLOCK = 4096
 
@@ -157,10 +158,10 @@ def build_corpus(out: Path) -> Iterator[Event]:
 def built(manifest: dict[str, Any]) -> Finished:
     """The end of a build or a change that left this manifest.
 
-    What the embedder does not know is said here as the command line has it; the page says it in its own way.
+    What the embedder does not know is not in the manifest: it follows from the figures there.
     """
     statistics, warnings = manifest["statistics"], manifest["warnings"]
-    if sentence := doubt(statistics, "command"):
+    if sentence := doubt(statistics):
         warnings = [*warnings, sentence]
     return Finished(statistics | {"fingerprint": manifest["fingerprint"], "warnings": warnings})
 

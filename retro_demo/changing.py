@@ -37,6 +37,7 @@ from retro_demo.cutting import cut
 from retro_demo.documents import Document, ReadingLimits, follow_reading, parse_fields
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Finished
+from retro_demo.listing import listed
 from retro_demo.marks import unchanged
 from retro_demo.output_folder import CONFIG, check_output, make_output, read_object
 from retro_demo.vectors import give_vectors
@@ -126,9 +127,7 @@ def find_documents(corpus: Corpus, names: Sequence[str]) -> tuple[str, ...]:
     for name in names:
         ids = [name] if name in by_id else by_title.get(name, [])
         if len(ids) > 1:
-            raise UserError(
-                f"{len(ids)} documents are called {name!r}: name one by its id ({', '.join(ids[:5])})."
-            )
+            raise UserError(f"{len(ids)} documents are called {name!r}: name one by its id ({listed(ids)}).")
         if not ids:
             near = [one.title for one in corpus.documents if name.lower() in one.title.lower()][:3]
             hint = f" Do you mean {' or '.join(map(repr, near))}?" if near else ""
@@ -256,7 +255,7 @@ def _twins_left(corpus: Corpus, stays: np.ndarray) -> list[str]:
     twins = np.flatnonzero(stays & np.isin(corpus.cluster, corpus.cluster[~stays]))
     if not len(twins):
         return []
-    names = ", ".join(corpus.documents[i].title for i in twins[:5])
+    names = listed([corpus.documents[i].title for i in twins])
     return [
         f"{len(twins)} near-duplicates of what was forgotten stay ({names}): forget them too to be rid of "
         "the text."
@@ -275,7 +274,7 @@ def _uploads(corpus: Path) -> tuple[list[str], list[str]]:
     if str(folder.resolve()) in json.loads((corpus / "config.json").read_text("utf-8"))["sources"]:
         return [], [f"The files in {SOURCES}, which the corpus was built from, may hold what was forgotten."]
     return names, [
-        f"The files that the corpus was built from ({', '.join(names[:5])}) were removed with what was "
+        f"The files that the corpus was built from ({listed(names)}) were removed with what was "
         "forgotten: the text that stays is kept without them."
     ]
 

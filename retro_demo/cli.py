@@ -187,7 +187,7 @@ def _search(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[E
     corpus = load_corpus(corpus_folder(data_home()[0], options.corpus))
     retriever = load_retriever(corpus, options.retriever)
     neighbors = search(corpus, retriever, options.text, options.k)
-    if doubted := search_doubt(corpus, retriever, options.text, "command"):
+    if doubted := search_doubt(corpus, retriever, options.text):
         yield Warned(doubted)
     nothing = nothing_found(options.retriever, corpus.manifest["statistics"])
     yield Finished(

@@ -23,6 +23,7 @@ from retro_demo.errors import UserError
 from retro_demo.evaluations import evaluations_reading, tell_of_move
 from retro_demo.library import Library
 from retro_demo.limits import limits_of
+from retro_demo.listing import listed
 from retro_demo.quotas import check_space, checked_addition
 from retro_demo.received import keep_files
 from retro_demo.weighing import weigh
@@ -133,7 +134,7 @@ def delete_corpus(workspace: Workspace, corpus: str) -> None:
         own = [run for run in workspace.runs() if not run.startswith(SAMPLE)]
         if readers := [run for run in own if read_any_config(workspace.run(run)).corpus == str(place)]:
             raise UserError(
-                f"The corpus {corpus} is read by {len(readers)} of your runs ({', '.join(readers[:5])}), "
+                f"The corpus {corpus} is read by {len(readers)} of your runs ({listed(readers)}), "
                 "which could neither write nor train without it. Delete them first."
             )
         workspace.delete("corpora", corpus)

@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from retro_demo.errors import UserError
+from retro_demo.output_folder import is_hidden
 from retro_demo.workspace import CODE
 
 log = logging.getLogger(__name__)
@@ -66,10 +67,10 @@ def _is_upload(path: Path) -> bool:
 
 
 def _is_workspace(path: Path) -> bool:
-    if path.name.startswith("."):  # one that is being deleted
+    if is_hidden(path.name):  # one that is being deleted
         return True
     known = CODE.fullmatch(path.name) is not None and path.is_dir()
-    return known and all(child.name in OF_A_WORKSPACE or child.name[0] == "." for child in path.iterdir())
+    return known and all(child.name in OF_A_WORKSPACE or is_hidden(child.name) for child in path.iterdir())
 
 
 def close_folder(home: Path) -> None:

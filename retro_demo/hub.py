@@ -9,7 +9,7 @@ from pathlib import Path
 import huggingface_hub  # its parts load on first use, which only who pushes waits for
 
 from retro_demo.errors import UserError
-from retro_demo.sharing import MANIFEST
+from retro_demo.output_folder import EXPORT
 
 REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 TOKEN = re.compile(r"[!-~]{8,400}")
@@ -45,7 +45,7 @@ def push(export: Path, repo: str, token: str, *, private: bool) -> str:
     from huggingface_hub.utils import disable_progress_bars  # pyright: ignore[reportPrivateImportUsage]
 
     check_address(repo, token)
-    if not (export / MANIFEST).exists():
+    if not (export / EXPORT).exists():
         raise UserError(f"{export.name} is no export. Make one with: export RUN --out DIR")
     disable_progress_bars()
     # the HTTPError of the client that this version of the library uses: httpx or httpx2

@@ -22,7 +22,7 @@ from retro_demo.corpus import MANIFEST as CORPUS_MANIFEST
 from retro_demo.corpus import write_atomically
 from retro_demo.devices import allowed_threads, choose_device
 from retro_demo.errors import UserError
-from retro_demo.output_folder import working_folder
+from retro_demo.output_folder import EXPORT, is_hidden, working_folder
 from retro_demo.provenance import place_name
 from retro_demo.share_checks import (
     check_config,
@@ -35,7 +35,6 @@ from retro_demo.share_checks import (
 from retro_demo.share_records import check_documents, check_events, check_reading
 from retro_demo.sharing import (
     CORPUS,
-    MANIFEST,
     RUN,
     STATE,
     CorpusNote,
@@ -134,22 +133,22 @@ def _unpack(
 def _check_folder(source: Path) -> None:
     """Refuse links, and files that no export has, before any file is opened."""
     for root, folders, files in os.walk(source):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not is_hidden(name)]
         for name in [*folders, *files]:
             path = Path(root, name)
             if path.is_symlink():
                 raise UserError(f"{name[:80]!r} is a link. Put the file itself in its place.")
-            if name in files and not name.startswith("."):
+            if name in files and not is_hidden(name):
                 is_read(path.relative_to(source).as_posix())
 
 
 def _check(source: Path, folder: Path, there: dict[str, tuple[int, str]]) -> Checked:
-    if MANIFEST in there:
-        manifest = read_manifest(folder / MANIFEST)
+    if EXPORT in there:
+        manifest = read_manifest(folder / EXPORT)
         for name, (size, digest) in there.items():
-            if name != MANIFEST and manifest.files.get(name) != (size, digest):
+            if name != EXPORT and manifest.files.get(name) != (size, digest):
                 raise UserError(
-                    f"{name} is not the file that was exported (its size or hash differs from {MANIFEST}). "
+                    f"{name} is not the file that was exported (its size or hash differs from {EXPORT}). "
                     "Export or download it again; of a clone, run: git lfs pull"
                 )
         for name in manifest.files:
@@ -166,7 +165,7 @@ def _check(source: Path, folder: Path, there: dict[str, tuple[int, str]]) -> Che
     if (folder / "corpus").is_dir():
         corpus, held = _check_corpus(folder / "corpus", manifest.corpus)
     if config is not None and config.corpus_fingerprint != manifest.corpus.fingerprint:
-        raise UserError(f"{MANIFEST} and config.json name different corpora. Export the run anew.")
+        raise UserError(f"{EXPORT} and config.json name different corpora. Export the run anew.")
     return Checked(folder, manifest, config, corpus, held)
 
 
@@ -174,7 +173,7 @@ def _manifest_of_old(source: Path, folder: Path) -> Manifest:
     """What a plain run folder, as every release leaves it, would have as its manifest."""
     if not (folder / "config.json").exists():
         raise UserError(
-            f"{source.name} holds neither {MANIFEST} nor config.json: it is no export. "
+            f"{source.name} holds neither {EXPORT} nor config.json: it is no export. "
             "Export a run, and give what comes of that."
         )
     shutil.rmtree(folder / "corpus", ignore_errors=True)  # none of ours
@@ -204,7 +203,7 @@ def _check_corpus(folder: Path, note: CorpusNote) -> tuple[CorpusConfig, int]:
     """The settings of a corpus and the bytes of its texts."""
     manifest = read_json(folder / CORPUS_MANIFEST)
     if not HEX.fullmatch(note.fingerprint) or manifest.get("fingerprint") != note.fingerprint:
-        raise UserError(f"{MANIFEST} and corpus/{CORPUS_MANIFEST} name different corpora. Export anew.")
+        raise UserError(f"{EXPORT} and corpus/{CORPUS_MANIFEST} name different corpora. Export anew.")
     values = manifest.get("config")
     if not isinstance(values, dict):
         raise UserError(f"corpus/{CORPUS_MANIFEST} has no settings. Export the corpus anew.")

@@ -22,7 +22,15 @@ from faiss.contrib.factory_tools import reverse_index_factory
 
 from retro_demo.devices import lends_gpu
 from retro_demo.embedding import Embedder
-from retro_demo.index_parts import blocks_of, checked, empty_index, on_all_gpus, read_part, write_part
+from retro_demo.index_parts import (
+    blocks_of,
+    checked,
+    empty_index,
+    has_vector,
+    on_all_gpus,
+    read_part,
+    write_part,
+)
 from retro_demo.neighbors import SCORE_STEP, Neighbors, Retriever, joined, rank
 
 GPU_MAX_K = 2048  # FAISS refuses more on a GPU (faiss.gpu limits)
@@ -124,7 +132,7 @@ class VectorIndex:
         CPU. Without a factory, `choose_factory` decides. See index_files.py for more vectors than
         memory holds.
         """
-        there = vectors.any(axis=1)
+        there = has_vector(vectors)
         if not there.all():
             vectors, ids = vectors[there], ids[there]
         factory = factory or choose_factory(len(vectors), device)
@@ -263,7 +271,7 @@ def _fetched(
 ) -> Neighbors:
     """`search_allowed` for one block of queries, `allowed` counting its rows from 0."""
     out = rank(np.full((len(vectors), 1), -1), np.zeros((len(vectors), 1)), k)
-    open_rows = np.flatnonzero(vectors.any(axis=1))
+    open_rows = np.flatnonzero(has_vector(vectors))
     fetch = k + 16
     while len(open_rows) and fetch <= MAX_FETCH:
         found = index.search(vectors[open_rows], fetch)

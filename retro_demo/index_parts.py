@@ -18,6 +18,7 @@ from retro_demo.whole_files import replacing
 
 ROWS_PER_LIST = 64  # k-means looks at so many vectors for each inverted list; more teach it little
 SEED = 1234
+LOOK_ROWS = 65_536
 
 
 def empty_index(vectors: np.ndarray, rows: np.ndarray, factory: str, device: str) -> faiss.IndexIDMap:
@@ -61,6 +62,15 @@ def read_part(path: Path) -> faiss.IndexIDMap:
     if not isinstance(part, faiss.IndexIDMap):
         raise UserError(sentence)
     return part
+
+
+def has_vector(vectors: np.ndarray) -> np.ndarray:
+    """Which rows (N,) of vectors (N, E), which may lie on disk, are no zeros.
+
+    A text in which nothing is known has no vector: it is neither indexed nor looked for.
+    """
+    there = [vectors[block].any(axis=1) for block in blocks_of(len(vectors), LOOK_ROWS)]
+    return np.concatenate([np.zeros(0, bool), *there])
 
 
 def checked(vectors: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from retro_demo.errors import UserError
+from retro_demo.listing import listed
 
 
 def check_shape(config: Any, nearest: Callable[[], Any], package: str, maker: str) -> None:
@@ -35,9 +36,8 @@ def check_fit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None
         ("hold also", sorted(set(given) - set(wanted))),
     ):
         if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise UserError(
-                f"The weights do not fit these arguments: they {what} {', '.join(names[:3])}{more}. "
+                f"The weights do not fit these arguments: they {what} {listed(names, 3)}. "
                 "Give the arguments that the model was made with."
             )
     for name, tensor in wanted.items():

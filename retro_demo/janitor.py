@@ -16,6 +16,7 @@ from retro_demo import jobs
 from retro_demo.belongings import delete_noted, forget_gone, noted_editions
 from retro_demo.data_folder import UPLOADS
 from retro_demo.limits import MEGABYTE, limits_of
+from retro_demo.output_folder import is_hidden
 from retro_demo.workspace import Workspace, disk_use, link_to
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ def clean(home: Path, now: float) -> list[str]:
     days, went = limits_of(home).keep_days, []
     for gone in workspaces.glob(f"{GONE}*"):
         shutil.rmtree(gone, ignore_errors=True)
-    for folder in [path for path in workspaces.glob("*") if path.is_dir() and path.name[0] != "."]:
+    for folder in _workspaces(home):
         with _on_to_the_next():
             unused = now - folder.stat().st_mtime
             empty = not any(path.is_file() for path in folder.rglob("*"))
@@ -95,7 +96,7 @@ def make_room(home: Path, now: float) -> list[str]:
     most, went = limits_of(home).megabytes_of_all * MEGABYTE, []
     if not most:
         return went
-    found = [path for path in (home / "workspaces").glob("*") if path.is_dir() and path.name[0] != "."]
+    found = _workspaces(home)
     sizes = {folder: disk_use(folder) for folder in found}
     used = {}
     for folder in found:
@@ -143,10 +144,16 @@ def keep_ages(home: Path, now: float, passed: float) -> None:
     os.utime(looked, (now, now))
 
 
+def _workspaces(home: Path) -> list[Path]:
+    """The folders of all workspaces, but those that are being deleted."""
+    found = (home / "workspaces").glob("*")
+    return [path for path in found if path.is_dir() and not is_hidden(path.name)]
+
+
 def _dated(home: Path) -> list[Path]:
     """All that goes by its age."""
     staged = [path for kind in STAGED for path in home.glob(f"workspaces/*/{kind}")]
-    return [*(home / "workspaces").glob("[!.]*"), *staged, *(home / UPLOADS).glob("*")]
+    return [*_workspaces(home), *staged, *(home / UPLOADS).glob("*")]
 
 
 def _torn(folder: Path, now: float) -> Iterator[Path]:

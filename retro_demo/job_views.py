@@ -91,7 +91,7 @@ def corpus_statistics(stats: Mapping[str, Any] | None) -> str:
         (size(stats["bytes"]), "of text"),
     ]
     boxes = "".join(f"<div><b>{value}</b><span>{words}</span></div>" for value, words in facts)
-    doubted = doubt(stats, "page")
+    doubted = doubt(stats)
     warned = [*stats["warnings"], doubted] if doubted else stats["warnings"]
     warnings = "".join(note(on_page(text), "warning") for text in warned)
     share = held / max(stats["documents"], 1)

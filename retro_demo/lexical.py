@@ -196,3 +196,7 @@ class HybridRetriever(Retriever):
         """As `search`, for queries (Q, C) that are embedded already: vectors (Q, E)."""
         candidates = self._dense.search_vectors(vectors, max(k, CANDIDATES), own=own)
         return self._lexical.rescore(tokens, candidates, k)
+
+
+ByVectors = DenseRetriever | HybridRetriever
+"""The retrievers that find nothing without an embedder; by name: unknown_text.BY_VECTORS."""

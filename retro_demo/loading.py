@@ -20,7 +20,15 @@ from retro_demo.events import Event
 from retro_demo.generate import Database, Written, generate
 from retro_demo.index import DenseRetriever, VectorIndex, gpu_available
 from retro_demo.index_files import open_index
-from retro_demo.lexical import HybridRetriever, LexicalIndex, LexicalRetriever, Terms, token_terms, word_terms
+from retro_demo.lexical import (
+    ByVectors,
+    HybridRetriever,
+    LexicalIndex,
+    LexicalRetriever,
+    Terms,
+    token_terms,
+    word_terms,
+)
 from retro_demo.marks import check_current, unchanged
 from retro_demo.neighbors import Neighbors, Retriever
 from retro_demo.retro import RETRO
@@ -59,7 +67,7 @@ def retriever_over(
 def search_stored(corpus: Corpus, finder: Retriever, rows: np.ndarray, k: int) -> Neighbors:
     """The neighbors of chunks `rows` (Q,) of the corpus itself, by the vectors that it keeps of them."""
     tokens = corpus.chunks.tokens[rows]
-    if not isinstance(finder, (DenseRetriever, HybridRetriever)):
+    if not isinstance(finder, ByVectors):
         return finder.search(tokens, k, own=rows)
     vectors = np.asarray(load_array(unchanged(corpus, "vectors.npy"), mapped=True)[rows])
     if isinstance(finder, DenseRetriever):

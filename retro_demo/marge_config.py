@@ -147,11 +147,14 @@ class MargeConfig:
         if not isinstance(self.languages, tuple) or not all(isinstance(one, str) for one in self.languages):
             raise UserError(f"languages is {seen(self.languages)}, but it must be a list of names.")
         if self.dim % self.num_heads:
-            raise UserError(f"num_heads is {self.num_heads}, but it must divide dim ({self.dim}).")
+            raise UserError(
+                f"num_heads is {self.num_heads}, but it must divide dim ({self.dim}).", num_heads="", dim=""
+            )
         if self.retrieval_depth > self.enc_depth:
             raise UserError(
                 f"retrieval_depth is {self.retrieval_depth}, but the encoder has {self.enc_depth} layers. "
-                "Choose at most as many."
+                "Choose at most as many.",
+                retrieval_depth="",
             )
         if self.absolute_positions == 0 and self.dim // self.num_heads % 2:
             raise UserError(

@@ -44,7 +44,7 @@ def check_memory(network: RetroConfig | MargeConfig, step_tokens: int, device: s
     if TRAINING_BYTES * count > there:
         raise UserError(
             f"A network of {count:,} parameters takes at least {TRAINING_BYTES * count / 1e9:,.0f} GB to "
-            f"train, but there are {there / 1e9:,.0f} GB of memory here. Choose a smaller width (dim) or "
+            f"train, but there are {there / 1e9:,.0f} GB of memory here. Choose a smaller --dim or "
             "fewer layers."
         )
     if TRAINING_BYTES * count + logits > there:

@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from retro_demo.errors import UserError
+from retro_demo.listing import listed
 
-CONFIG, EXPORT = "config.json", "export.json"
+CONFIG = "config.json"
+EXPORT, EXPORTED = "export.json", ("run", "corpus")  # the manifest of an export, and of what there are any
 UNFINISHED = CONFIG + ".tmp"
 PID = re.compile(rb"driven|\d+ \S+ [\d.]+\n|")  # as jobs.claim writes it, when it holds the lock
 BEFORE_CONFIG = {"run": ("tokenizer.json", "tokenizer.json.tmp")}
@@ -70,7 +72,7 @@ def check_output(out: Path, kind: str, *, placed: Collection[str] = ()) -> bool:
     if strange:
         unknown = f", and its {CONFIG} is another program's or damaged" if CONFIG in strange else ""
         raise UserError(
-            f"{_shown(out)} holds {_listed(strange)} and is no {kind} of this program{unknown}. Nothing "
+            f"{_shown(out)} holds {_shown_names(strange)} and is no {kind} of this program{unknown}. Nothing "
             "there was touched: choose another folder, or an empty one."
         )
     if not os.access(out, os.W_OK | os.X_OK):
@@ -91,7 +93,7 @@ def check_new(out: Path, *, is_file: bool = False, flag: str = "--out") -> None:
     if there is None:
         _check_can_be_made(out)
     elif there or not out.name:
-        holds = f" and holds {_listed(there)}" if there else ""
+        holds = f" and holds {_shown_names(there)}" if there else ""
         raise UserError(
             f"{_shown(out)} is there already{holds}. Nothing was touched: name a folder that is not, or an "
             f"empty one, with {flag}."
@@ -110,6 +112,11 @@ def make_output(out: Path) -> list[Path]:
         _unmake(missing)
         raise _not_made(out, error) from error
     return missing
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is one that is being made or deleted, or that its owner hides."""
+    return name.startswith(".")
 
 
 @contextmanager
@@ -150,7 +157,7 @@ def _is_manifest(values: Mapping[str, Any]) -> bool:
     about = values.get("corpus")
     return (
         isinstance(values.get("format"), int)
-        and values.get("kind") in ("run", "corpus")
+        and values.get("kind") in EXPORTED
         and isinstance(values.get("files"), dict)
         and isinstance(about, dict)
         and isinstance(about.get("fingerprint"), str)
@@ -272,9 +279,8 @@ def _shown(place: os.PathLike[str] | str) -> str:
     return text if len(text) <= 4 * SHOWN_CHARS else f"{text[: 4 * SHOWN_CHARS]}..."
 
 
-def _listed(names: Sequence[str]) -> str:
+def _shown_names(names: Sequence[str]) -> str:
     """The first names, each cut, and how many more there are."""
-    shown = [name if name.isprintable() else ascii(name) for name in names[:SHOWN_NAMES]]
-    first = ", ".join(name if len(name) <= SHOWN_CHARS else f"{name[:SHOWN_CHARS]}..." for name in shown)
-    more = len(names) - SHOWN_NAMES
-    return f"{first} and {more:,} more" if more > 0 else first
+    plain = [name if name.isprintable() else ascii(name) for name in names]
+    cut = [name if len(name) <= SHOWN_CHARS else f"{name[:SHOWN_CHARS]}..." for name in plain]
+    return listed(cut, SHOWN_NAMES)

@@ -182,12 +182,12 @@ def run_training(
 
 def _lighter(config: AnyRun) -> str:
     """The knobs of a run that cost memory, with their values."""
-    network = f"dim (now {config.network.dim})"
+    network = f"--dim (now {config.network.dim})"
     if isinstance(config, MargeRun):
-        sizes = f"batch_tokens (now {config.evidence.batch_tokens}) or {network}"
+        sizes = f"--batch-tokens (now {config.evidence.batch_tokens}) or {network}"
     else:
         training = config.training
-        sizes = f"batch_size (now {training.batch_size}), seq_len (now {training.seq_len}) or {network}"
+        sizes = f"--batch-size (now {training.batch_size}), --seq-len (now {training.seq_len}) or {network}"
     return f"Resume it when other jobs have ended, or train a new run with a smaller {sizes}."
 
 
@@ -228,7 +228,7 @@ def _train(
     start = yield from go_on(out, config, model, optimizer, device, world, watch, told)
     if problem:
         yield Warned(problem)
-    if config.retrieves and (doubted := doubt_of(corpus, training.retriever, "command")):
+    if config.retrieves and (doubted := doubt_of(corpus, training.retriever)):
         yield Warned(doubted)
     widths = corpus.bytes_of_tokens()
 

@@ -25,7 +25,7 @@ def check_run(limits: Limits, network: RetroConfig | MargeConfig, steps: int) ->
     if limits.parameters and (count := count_parameters(network)) > limits.parameters:
         raise UserError(
             f"The network has {count / 1e6:.1f} M parameters, and here it may have at most "
-            f"{limits.parameters / 1e6:.1f} M. Choose a smaller width (dim) or fewer layers (depth)."
+            f"{limits.parameters / 1e6:.1f} M. Choose a smaller --dim or fewer layers."
         )
 
 
@@ -76,7 +76,7 @@ def check_neighbors(limits: Limits, neighbors: Any) -> None:
     """Raise UserError for more neighbors of a chunk than may be read here."""
     if limits.neighbors and isinstance(neighbors, (int, float)) and neighbors > limits.neighbors:
         raise UserError(
-            f"{neighbors:,} neighbors of each chunk are asked for (num_neighbors), and here at most "
+            f"{neighbors:,} neighbors of each chunk are asked for (--num-neighbors), and here at most "
             f"{limits.neighbors:,} are read. Choose fewer."
         )
 

@@ -37,6 +37,6 @@ def ready_run(
     run = load_run(folder, device, other, retriever)
     if run.swapped:
         yield Warned(f"Hot swap: this run was trained on another corpus and now reads {run.swapped}.")
-    if run.database and (doubted := doubt_of(run.database.corpus, run.retriever, "command")):
+    if run.database and (doubted := doubt_of(run.database.corpus, run.retriever)):
         yield Warned(doubted)
     return run

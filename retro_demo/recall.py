@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from retro_demo.index import SCAN_ROWS, VectorIndex, scan, search_allowed
-from retro_demo.index_parts import blocks_of, drawn
+from retro_demo.index_parts import blocks_of, drawn, has_vector
 from retro_demo.neighbors import Neighbors
 
 K = 4
@@ -74,7 +74,7 @@ def measure_recall(
     if not len(rows):
         return Recall(1.0, 1.0, K, 0, index.probes)
     own = drawn(len(vectors), QUERIES, seed=0)
-    own = own[vectors[own].any(axis=1)]
+    own = own[has_vector(vectors[own])]
     if not len(own):
         own = rows[drawn(len(rows), QUERIES, seed=0)]
     sample = np.asarray(vectors[own])

@@ -189,29 +189,36 @@ class RetroConfig:
             if not self.dim_head and width % (2 * self.num_heads):
                 raise UserError(
                     f"{name} is {width}, which {self.num_heads} heads do not divide into even parts. "
-                    f"Choose a multiple of {2 * self.num_heads}."
+                    f"Choose a multiple of {2 * self.num_heads}.",
+                    **{name: ""},
                 )
             turning = self.rotary_dims or self.head_width(width)
             if turning % 2 or turning > self.head_width(width):
                 raise UserError(
                     f"{turning} dimensions of a head cannot turn where it has {self.head_width(width)} "
-                    f"({name} {width}). Choose an even number of rotary_dims, at most a head's width."
+                    f"({name} {width}). Choose an even number of rotary_dims, at most a head's width.",
+                    **{name: "", "rotary_dims": ""},
                 )
         for name, layers, depth in (
             ("cca_layers", self.cca_layers, self.depth),
             ("enc_cross_layers", self.enc_cross_layers, self.enc_depth),
         ):
             if layers and max(layers) > depth:
-                raise UserError(f"{name} names layer {max(layers)}, but there are only {depth}.")
+                raise UserError(
+                    f"{name} names layer {max(layers)}, but there are only {depth}.", **{name: ""}
+                )
         if self.copying_start and self.cca_layers and self.encoded_dim != self.dim:
             raise UserError(
                 f"A start as a copier needs neighbors of the decoder's width ({self.dim}), but they have "
-                f"{self.encoded_dim}. Make enc_dim {self.dim}, or set copying_start to false."
+                f"{self.encoded_dim}. Make enc_dim {self.dim}, or set copying_start to false.",
+                enc_dim="",
+                copying_start="",
             )
         if self.tied_output and self.embed_dim != self.dim:
             raise UserError(
                 f"Embeddings of the encoder's width ({self.enc_dim}) cannot be the output layer of a decoder "
-                f"of width {self.dim}. Make the widths equal, or set tied_output to false."
+                f"of width {self.dim}. Make the widths equal, or set tied_output to false.",
+                tied_output="",
             )
 
     @property

@@ -9,10 +9,9 @@ import numpy as np
 from retro_demo.corpus import Corpus
 from retro_demo.errors import UserError
 from retro_demo.generate import describe_neighbors
-from retro_demo.index import DenseRetriever
-from retro_demo.lexical import HybridRetriever
+from retro_demo.lexical import ByVectors
 from retro_demo.neighbors import Retriever
-from retro_demo.unknown_text import Door, doubt, doubt_of_query
+from retro_demo.unknown_text import doubt, doubt_of_query
 
 
 def search(corpus: Corpus, retriever: Retriever, text: str, k: int) -> list[dict[str, Any]]:
@@ -28,10 +27,9 @@ def search(corpus: Corpus, retriever: Retriever, text: str, k: int) -> list[dict
     return describe_neighbors(corpus, found.ids[0], found.scores[0])
 
 
-def search_doubt(corpus: Corpus, retriever: Retriever, text: str, door: Door) -> str:
+def search_doubt(corpus: Corpus, retriever: Retriever, text: str) -> str:
     """Why what this retriever finds may be unrelated to a text: its embedder does not know the corpus, or the
     text. "" where it knows both, or needs no embedder."""
-    if not isinstance(retriever, (DenseRetriever, HybridRetriever)):
+    if not isinstance(retriever, ByVectors):
         return ""
-    statistics = corpus.manifest["statistics"]
-    return doubt(statistics, door) or doubt_of_query(retriever.embedder, text)
+    return doubt(corpus.manifest["statistics"]) or doubt_of_query(retriever.embedder, text)

@@ -30,9 +30,11 @@ from retro_demo.embedding import Embedder, load_embedder
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Finished, Progress, Started
 from retro_demo.index import DenseRetriever, gpu_available
+from retro_demo.index_parts import has_vector
 from retro_demo.jobs import claim
+from retro_demo.listing import listed
 from retro_demo.tokenizer import Tokenizer
-from retro_demo.vectors import EMBED_BLOCK, embed_chunks, has_vector, npy_header, sources_of
+from retro_demo.vectors import EMBED_BLOCK, embed_chunks, npy_header, sources_of
 
 SHARDS = "shards"
 VECTORS, NEIGHBORS = "vectors.npy", "neighbors.npy"
@@ -124,7 +126,7 @@ def finish_shards(out: Path) -> Iterator[Event]:
     for name, what in ((VECTORS, "vectors"), (NEIGHBORS, "neighbors")):
         if missing := _missing(out, shard, name):
             raise UserError(
-                f"{'Shard' if len(missing) == 1 else 'Shards'} {', '.join(missing[:20])} of {out.name} "
+                f"{'Shard' if len(missing) == 1 else 'Shards'} {listed(missing, 20)} of {out.name} "
                 f"{'has' if len(missing) == 1 else 'have'} no {what} yet. Run build-corpus --out {out} "
                 f"--shard {missing[0]} first."
             )

@@ -26,10 +26,9 @@ from typing import Any
 
 from retro_demo.checkpoint import BEST
 from retro_demo.errors import UserError
+from retro_demo.output_folder import EXPORT, EXPORTED
 
 FORMAT = 1
-MANIFEST = "export.json"
-KINDS = ("run", "corpus")
 RUN = ["config.json", "model.safetensors", "tokenizer.json", "events.jsonl"]
 STATE = "state.safetensors"
 CORPUS = ["documents.jsonl", "reading.json", "tokenizer.json", "corpus.json", "vectors.npy"]
@@ -47,7 +46,7 @@ MADE_ANEW = [
 OF_DOCUMENTS = ("corpus/reading.json", "corpus/corpus.json")
 """They grow with the number of documents: a build writes about 20 bytes of each, a change up to 100."""
 MOST_BYTES = {
-    MANIFEST: 4_000_000,
+    EXPORT: 4_000_000,
     "config.json": 1_000_000,
     "tokenizer.json": 32_000_000,
     "events.jsonl": 16_000_000,
@@ -95,7 +94,7 @@ class Manifest:
 
 def is_read(name: str) -> bool:
     """Whether an import reads a file of this path; raises UserError for one that belongs to no export."""
-    if name in (MANIFEST, *RUN, STATE, BEST) or EVIDENCE.fullmatch(name):
+    if name in (EXPORT, *RUN, STATE, BEST) or EVIDENCE.fullmatch(name):
         return True
     if name.removeprefix("corpus/") in CORPUS and name.startswith("corpus/"):
         return True
@@ -130,7 +129,7 @@ def write_manifest(folder: Path, kind: str, name: str, corpus: CorpusNote) -> Ma
     files = {path.relative_to(folder).as_posix(): hash_of(path) for path in paths}
     manifest = Manifest(kind, name, corpus, files)
     values = asdict(manifest) | {"files": {n: {"bytes": b, "sha256": h} for n, (b, h) in files.items()}}
-    (folder / MANIFEST).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    (folder / EXPORT).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     return manifest
 
 
@@ -139,7 +138,7 @@ def read_manifest(path: Path) -> Manifest:
     values = read_json(path)
     form = values.get("format")
     if not isinstance(form, int) or isinstance(form, bool) or form < 1:
-        raise UserError(f"{MANIFEST} has the format {str(form)[:40]}, which is none. Export the run anew.")
+        raise UserError(f"{EXPORT} has the format {str(form)[:40]}, which is none. Export the run anew.")
     if form > FORMAT:
         raise UserError(
             f"This export has format {form}, and this version reads up to {FORMAT}. Update retro_demo."
@@ -149,15 +148,15 @@ def read_manifest(path: Path) -> Manifest:
         files = {name: (about["bytes"], about["sha256"]) for name, about in values["files"].items()}
         manifest = Manifest(values["kind"], values["name"], corpus, files, form)
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{MANIFEST} is not the manifest of an export ({error}). Export anew.") from error
+        raise UserError(f"{EXPORT} is not the manifest of an export ({error}). Export anew.") from error
     texts = [manifest.name, corpus.title, corpus.fingerprint, corpus.shipped]
     fits = (
         all(isinstance(text, str) and len(text) <= 200 for text in texts)
-        and manifest.kind in KINDS
+        and manifest.kind in EXPORTED
         and all(type(size) is int and isinstance(digest, str) for size, digest in files.values())
     )
     if not fits:
-        raise UserError(f"{MANIFEST} holds values that no export has. Export the run or corpus anew.")
+        raise UserError(f"{EXPORT} holds values that no export has. Export the run or corpus anew.")
     return manifest
 
 

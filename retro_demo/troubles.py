@@ -21,8 +21,8 @@ NO_MEMORY = re.compile(
 )
 OF_A_GPU = re.compile(r"CUDA|MPS|HIP|GPU")
 LIGHTER = (
-    "Try again when other jobs have ended, or ask for less: a smaller batch_size, seq_len or network for a "
-    "run, less text for a corpus."
+    "Try again when other jobs have ended, or ask for less: a smaller --batch-size, --seq-len or network for "
+    "a run, less text for a corpus."
 )
 LEAST_FREE = 1_000_000  # bytes of the disk; below, a job can hardly say any more why it ends
 
@@ -56,8 +56,8 @@ def why_interrupted(by_signal: int, free: int) -> str:
     if by_signal == signal.SIGKILL:
         return (
             "The process was killed from outside (signal 9). If it was nobody on purpose, the system ran out "
-            "of memory: a smaller batch_size, seq_len or network needs less. Resume goes on from the last "
-            "save."
+            "of memory: a smaller --batch-size, --seq-len or network needs less. Resume goes on from the "
+            "last save."
         )
     if by_signal in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         return (

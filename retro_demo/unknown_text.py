@@ -1,4 +1,4 @@
-"""How much of a corpus' text its embedder does not know: measured by each build, told at every door.
+"""How much of a corpus' text its embedder does not know: measured by each build, told to everybody.
 
 Owns the figures in the statistics, the share from which they are told, and what is advised then. A text in
 which nothing is known has a vector of zeros: dense retrieval never finds it, and finds nothing for it.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -24,9 +24,6 @@ from retro_demo.tokenizer import Tokenizer
 HIGH = 0.2  # of the word pieces, of their characters or of the chunks: from here on something is advised
 CHUNKS = 2048  # looked at, at most: a tenth of a second, for a share that is off by a hundredth
 BY_VECTORS = ("dense", "hybrid")  # retrievers that find nothing without vectors
-
-Door = Literal["command", "page", "http"]
-"""How the reader of a sentence chooses: by flags, by the controls of the page, or by arguments."""
 
 
 @dataclass(frozen=True)
@@ -76,32 +73,27 @@ def better_embedder(embedder: str) -> str:
     return f"{'another ' * embedder.startswith('st:')}st:NAME, a multilingual one"
 
 
-def remedy(embedder: str, door: Door) -> str:
-    """The sentence that says what to do where this embedder does not know the text."""
-    if door == "page":
-        return (
-            "As Retriever choose bm25-words or bm25, which needs no embedder: under Try a search, on Train "
-            "and on Generate."
-        )
-    if door == "http":
-        return (
-            'Give retriever="bm25-words" or "bm25", which needs no embedder, to /search, /train, /generate.'
-        )
+def remedy(embedder: str) -> str:
+    """The sentence that says what to do where this embedder does not know the text.
+
+    The command line alone takes a better embedder, so its flag stands in backticks and is told as it is.
+    """
     return (
         "To search, train and write use --retriever bm25-words (or bm25), which needs no embedder; or build "
-        f"the corpus with an embedder that knows the text (--embedder {better_embedder(embedder)})."
+        "the corpus on the command line with an embedder that knows the text "
+        f"(`--embedder` {better_embedder(embedder)})."
     )
 
 
-def doubt(statistics: Mapping[str, Any], door: Door) -> str:
+def doubt(statistics: Mapping[str, Any]) -> str:
     """What is unknown of a corpus and what to do, "" where that is little or was not measured."""
     facts = _facts(statistics)
-    return f"{facts} {remedy(statistics['embedder'], door)}" if facts else ""
+    return f"{facts} {remedy(statistics['embedder'])}" if facts else ""
 
 
-def doubt_of(corpus: Corpus, retriever: str, door: Door) -> str:
+def doubt_of(corpus: Corpus, retriever: str) -> str:
     """`doubt`, where the retriever goes by vectors."""
-    return doubt(corpus.manifest["statistics"], door) if retriever in BY_VECTORS else ""
+    return doubt(corpus.manifest["statistics"]) if retriever in BY_VECTORS else ""
 
 
 def doubt_of_query(embedder: Embedder, text: str) -> str:

@@ -120,12 +120,6 @@ def sources_of(out: Path, embedder: str) -> str:
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
-def has_vector(vectors: np.ndarray) -> np.ndarray:
-    """Which rows (N,) of vectors (N, E) are no zeros: a chunk in which nothing is known has no vector."""
-    blocks = (slice(start, start + COPY_ROWS) for start in range(0, len(vectors), COPY_ROWS))
-    return np.concatenate([vectors[block].any(axis=1) for block in blocks])
-
-
 def npy_header(rows: int, dim: int) -> bytes:
     """What a .npy file of float32 (rows, dim) begins with."""
     file = io.BytesIO()

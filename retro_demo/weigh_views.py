@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from retro_demo.listing import listed
 from retro_demo.views import esc, note, table, term, theirs
 
 
 def weighed_words(result: Mapping[str, Any]) -> str:
     """What is lost over all, in sentences."""
-    names = " and ".join(result["weighed"][:3])
-    if more := len(result["weighed"]) - 3:
-        names += f" and {more} more" if more > 0 else ""
+    names = listed(result["weighed"], 3)
     read = ""
     if "held_out_chunks" in result:
         read = (

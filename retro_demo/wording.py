@@ -2,7 +2,8 @@
 
 Sentences name a setting as the command line does, `--holdout` or `--fields text=NAME`, and a UserError may
 say which names of settings stand bare in its own. On the page they become the labels of the forms, for
-programs the arguments of the endpoints. This module knows settings, not sentences.
+programs the arguments of the endpoints. Any other name is somebody's, of a file or folder perhaps, and
+stays. This module knows settings, not sentences.
 """
 
 from __future__ import annotations
@@ -46,11 +47,8 @@ LABELS: Mapping[str, str] = {
 
 QUOTED = r"'[^']*'|\"[^\"]*\""
 VALUE = rf"{QUOTED}|[a-z]+=(?:{QUOTED}|\S*[^\s.,;:)])|[A-Z][A-Z:_]*\b"
-FLAG = re.compile(rf"(?<![\w'\"`-])--([a-z][a-z-]*)(?:=(\S*[^\s.,;:)])|[ ]({VALUE}))?")
+FLAG = re.compile(rf"(?<![\w'\"`/.-])--([a-z][a-z-]*)(?:=(\S*[^\s.,;:)])|[ ]({VALUE}))?")
 """A flag, with its value where that is plain: after "=", in quotes, NAME=VALUE or a word in capitals."""
-
-BARE = re.compile(r"(?<![\w'\"`/.-])(?:[a-z]+(?:_[a-z]+)+|dim)(?![\w'\"`=/]|\.\w)")
-"""A name that is no word of English. Other names are labels of the error, or stand as flags."""
 
 
 def for_page(error: str | Exception) -> str:
@@ -58,8 +56,7 @@ def for_page(error: str | Exception) -> str:
     text = str(error)
     for name, label in error.labels.items() if isinstance(error, UserError) else ():
         text = re.sub(rf"(?<![\w-]){name}(?!\w)", f"“{label or LABELS[name]}”", text, count=1)
-    text = FLAG.sub(lambda found: _flag(found, "“{}”: {}", "“{}”", LABELS), text)
-    return BARE.sub(lambda found: f"“{LABELS[found[0]]}”" if found[0] in LABELS else found[0], text)
+    return FLAG.sub(lambda found: _flag(found, "“{}”: {}", "“{}”", LABELS), text)
 
 
 def for_programs(text: str) -> str:

@@ -249,7 +249,7 @@ def test_too_little_memory_ends_a_run_with_the_knobs_to_turn(tmp_path, small_fol
 
     assert ended.returncode == 2, ended.stderr
     assert "not enough memory" in ends_with(run)
-    assert "batch_size (now 4096), seq_len (now 256) or dim (now 16)" in ends_with(run)
+    assert "--batch-size (now 4096), --seq-len (now 256) or --dim (now 16)" in ends_with(run)
     assert "Traceback" not in ended.stderr
 
 

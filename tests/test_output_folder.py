@@ -99,7 +99,7 @@ def test_no_verb_touches_a_folder_of_somebodys_own_files(tmp_path, capsys, small
         (tmp_path / "own" / name).write_bytes(content)
     before = marks(tmp_path)
 
-    assert refused(capsys, VERBS[verb](small_folder, tmp_path, tmp_path / "own"))
+    assert str(tmp_path / "own") in refused(capsys, VERBS[verb](small_folder, tmp_path, tmp_path / "own"))
     assert marks(tmp_path) == before
 
 
@@ -116,7 +116,8 @@ def test_a_place_where_no_folder_can_be_is_refused_in_a_sentence(tmp_path, capsy
     place = "/".join(["long"] * 990) if place == "long" else place
     before = marks(tmp_path)
 
-    assert refused(capsys, VERBS[verb](small_folder, tmp_path, tmp_path / place))
+    sentence = refused(capsys, VERBS[verb](small_folder, tmp_path, tmp_path / place))
+    assert place[:11] in sentence or ascii(place)[1:-1] in sentence
     assert marks(tmp_path) == before
 
 
@@ -132,9 +133,11 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_tried(tmp
         check_output(tmp_path / place, "corpus")
 
 
-def test_a_folder_that_the_system_does_not_let_be_made_leaves_no_parents():
-    with pytest.raises(UserError, match="retro_demo"):
-        make_output(Path("/proc/self/retro_demo/below"))
+def test_a_folder_that_the_system_does_not_let_be_made_leaves_no_parents(tmp_path):
+    with pytest.raises(UserError, match="long"):
+        make_output(tmp_path / "parent" / ("long" * 100))  # the parent is made first, and can be
+
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_export_overwrites_no_file_and_nothing_that_is_named_like_its_work(tmp_path, capsys, small_folder):

@@ -186,7 +186,9 @@ def unknown(home, code) -> list[str]:
     return ["zh", "amharic"]
 
 
-def test_a_search_where_the_embedder_does_not_know_the_text_says_so(client, unknown, code):
+def test_a_search_says_where_the_embedder_does_not_know_the_text_and_why_nothing_is_found(
+    client, unknown, code
+):
     part, nothing = unknown
     passage = "灯塔的看守每年冬天写一封信，讲述风暴与潮汐。"
 
@@ -196,7 +198,9 @@ def test_a_search_where_the_embedder_does_not_know_the_text_says_so(client, unkn
     assert len(found) == len(words) == 2
     assert all("does not know" in one["warned"] and "bm25-words" in one["warned"] for one in found)
     assert not any("warned" in one for one in words)
-    assert "Nothing was found by dense" in refusal(client, code, nothing, "በጸደይ", endpoint="/search")
+    for corpus, by in ((nothing, "dense"), (nothing, "hybrid"), (part, "bm25-words")):
+        said = refusal(client, code, corpus, "በጸደይ", 2, by, endpoint="/search")
+        assert f"Nothing was found by {by}" in said
 
 
 def test_a_training_can_be_given_the_retriever_that_its_refusal_names(client, unknown, code):

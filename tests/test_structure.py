@@ -23,6 +23,7 @@ PACKAGE = ROOT / "retro_demo"
 LAYERS = [
     [
         "errors",
+        "listing",
         "whole_files",
         "processes",
         "troubles",

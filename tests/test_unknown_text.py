@@ -15,7 +15,7 @@ from conftest import records, write_jsonl
 from evaluation_helpers import make_run
 from tokenizers import Tokenizer
 
-from retro_demo import unknown_text
+from retro_demo import telling, unknown_text
 from retro_demo.building import build_corpus, prepare_corpus
 from retro_demo.change_config import AddConfig
 from retro_demo.changing import carry_out, prepare_change
@@ -110,7 +110,7 @@ def test_a_text_in_any_script_is_built_and_what_to_use_finds_it(tmp_path, first,
     assert isinstance(events[-1], Finished)
     assert "The embedder static does not know" in told
     assert "--retriever bm25-words (or bm25)" in told
-    assert "--embedder st:NAME" in told
+    assert "`--embedder` st:NAME" in told
     corpus = load_corpus(tmp_path / "c")
     passage = corpus.tokenizer.decode(corpus.chunks.tokens[0].tolist())
     assert search(corpus, load_retriever(corpus, "bm25"), passage, 1)
@@ -148,7 +148,7 @@ def test_characters_tell_of_a_script_without_spaces_among_english_words():
 
     assert (counted.pieces, counted.unknown, counted.unknown_characters) == (10, 1, len(thai))
     figure = {"share": 0.1, "unknown": 1, "pieces": 10, "character_share": 0.97, "chunks": 9}
-    told = doubt({"embedder": "static", "chunks": 9, "unknown_word_pieces": figure}, "command")
+    told = doubt({"embedder": "static", "chunks": 9, "unknown_word_pieces": figure})
     assert "10% of the word pieces of this text (97% of its characters)" in told
 
 
@@ -286,7 +286,7 @@ def test_where_the_tokenizer_cannot_tell_nothing_is_claimed(tmp_path, sentence_t
     assert "embedder" not in said(events)
 
 
-def test_each_door_tells_the_share_and_the_advice_in_its_own_words(chinese):
+def test_the_page_and_the_command_line_tell_the_share_and_one_advice_as_each_names_settings(chinese):
     kept = statistics(chinese.folder)
     assert kept
     page, line = corpus_statistics(kept), Printer().line(Finished(dict(kept)))
@@ -294,10 +294,10 @@ def test_each_door_tells_the_share_and_the_advice_in_its_own_words(chinese):
 
     assert known_words(kept) in page
     assert f"does not know {share} of the word pieces" in page
-    assert "As Retriever choose bm25-words or bm25" in page
-    assert "--" not in page.split('class="facts"')[0]
+    assert "use “Retriever” bm25-words" in page
     assert known_words(kept) in line
-    assert 'retriever="bm25-words"' in doubt(kept, "http")
+    assert "use --retriever bm25-words" in doubt(kept)
+    assert "use retriever bm25-words" in telling.to_program(doubt(kept))
 
 
 def test_of_a_corpus_that_was_not_measured_nothing_is_said(tmp_path, small_folder):
@@ -309,7 +309,7 @@ def test_of_a_corpus_that_was_not_measured_nothing_is_said(tmp_path, small_folde
 
     kept = load_corpus(folder).manifest["statistics"]
 
-    assert known_words(kept) == doubt(kept, "command") == ""
+    assert known_words(kept) == doubt(kept) == ""
     assert "word pieces" not in corpus_statistics(statistics(folder))
     assert main(["search", str(folder), "Area of Arden"]) == 0
 

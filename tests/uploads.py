@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from pypdf import PdfWriter
-from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
+from benchmarks.small_pdfs import drawn, pages
 from retro_demo.documents import Reading, ReadingLimits, parse_fields, read_documents
 from retro_demo.errors import UserError
 
@@ -36,20 +36,13 @@ def jsonl(*records: object) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
-def pdf(*pages: str, password: str = "", owner: str = "", algorithm: str = "RC4-128") -> bytes:
-    writer = PdfWriter()
-    font = {"/Type": "/Font", "/Subtype": "/Type1", "/BaseFont": "/Helvetica"}
-    font_object = DictionaryObject({NameObject(k): NameObject(v) for k, v in font.items()})
-    fonts = DictionaryObject({NameObject("/F1"): font_object})
-    for text in pages:
-        page = writer.add_blank_page(width=300, height=300)
-        content = DecodedStreamObject()
-        content.set_data(f"BT /F1 12 Tf 20 200 Td ({text}) Tj ET".encode("latin-1"))
-        page[NameObject("/Contents")] = writer._add_object(content)
-        page[NameObject("/Resources")] = DictionaryObject({NameObject("/Font"): fonts})
-    if password or owner:
-        writer.encrypt(password, owner or password, algorithm=algorithm)
-    buffer = io.BytesIO()
+def pdf(*texts: str, password: str = "", owner: str = "", algorithm: str = "RC4-128") -> bytes:
+    """A PDF with a line on each page, encrypted where there is a password."""
+    plain = pages(*[drawn(text.encode("latin-1")) for text in texts])
+    if not (password or owner):
+        return plain
+    writer, buffer = PdfWriter(clone_from=io.BytesIO(plain)), io.BytesIO()
+    writer.encrypt(password, owner or password, algorithm=algorithm)
     writer.write(buffer)
     return buffer.getvalue()
 

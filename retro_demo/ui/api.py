@@ -33,7 +33,7 @@ from retro_demo.ui.form import MODEL
 from retro_demo.ui.refusals import public
 from retro_demo.ui.uploads import followed, uploaded
 from retro_demo.ui.workspace_drawer import forget_visitor
-from retro_demo.unknown_text import doubt_of, nothing_found
+from retro_demo.unknown_text import nothing_found
 from retro_demo.workspace import Workspace
 
 
@@ -62,13 +62,14 @@ def add_endpoints(library: Library) -> None:
     def search(workspace: str, corpus: str, text: str, k: int = 4, retriever: str = "dense") -> list[dict]:
         """The k chunks of a corpus that are nearest to the text: document, title, score, text and
         continuation of each. The retriever is dense, bm25 (over tokens), bm25-words or hybrid. Where dense or
-        hybrid do not know the corpus or the text, each chunk has a sentence on that under "warned"."""
+        hybrid do not know the corpus or the text, each chunk has a sentence on that under "warned". Where
+        nothing is found the call fails, and says why and what to try."""
         folder = service.built_corpus(Workspace.open(home, workspace), corpus)
         database = library.corpus(folder, retriever)
         found = search_corpus(database.corpus, database.retriever, text, _whole(k))
-        if not found and doubt_of(database.corpus, retriever, "http"):  # an empty list has no room for a word
+        if not found:  # an empty list has no room for a word
             raise UserError(nothing_found(retriever, database.corpus.manifest["statistics"]))
-        doubted = search_doubt(database.corpus, database.retriever, text, "http")
+        doubted = to_program(search_doubt(database.corpus, database.retriever, text))
         return [one | {"warned": doubted} for one in found] if doubted else found
 
     def train(

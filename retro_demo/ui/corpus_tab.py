@@ -13,6 +13,7 @@ from retro_demo.errors import UserError
 from retro_demo.formats.reader import KIND_NAMES
 from retro_demo.library import Library
 from retro_demo.search import search, search_doubt
+from retro_demo.telling import on_page
 from retro_demo.ui.change_section import change_section
 from retro_demo.ui.form import (
     CHEAP,
@@ -192,13 +193,16 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
         database = library.corpus(folder, by)
         begun = time.perf_counter()
         near = search(database.corpus, database.retriever, words, count)
-        doubted = search_doubt(database.corpus, database.retriever, words, "page")
+        doubted = search_doubt(database.corpus, database.retriever, words)
         nothing = nothing_found(by, database.corpus.manifest["statistics"])
         seconds = time.perf_counter() - begun
         kept = downloads.search_json(
             folder, one, text=words, retriever=by, k=count, found=near, seconds=seconds
         )
-        return [views.found_html(near, doubted=doubted, nothing=nothing), _download("search.json", kept)]
+        return [
+            views.found_html(near, doubted=on_page(doubted), nothing=nothing),
+            _download("search.json", kept),
+        ]
 
     @shows_errors
     def call_it(code: str, one: str, wanted: str) -> list[Any]:
