@@ -17,7 +17,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -104,41 +104,69 @@ class Entry:
     """The encoding that its name in an archive was guessed to be in, "" = none was."""
 
 
-def open_sources(
-    sources: Sequence[Path], limits: ReadingLimits, *, skipped: Callable[[Path], bool] = lambda _: False
-) -> Iterator[Entry]:
-    """The files of all sources in their order, those of a folder or archive sorted by name.
+@dataclass(frozen=True)
+class Found:
+    """A file that was named, or lies in a folder that was, before it is opened."""
 
-    Hidden files are skipped, and below a source the folders that `skipped` says yes to. A .gz inside a
-    .zip is unpacked, an archive inside an archive is not. What cannot be read has its trouble: a missing
-    source, a broken or unsafe archive, a link that leads nowhere, a folder that cannot be opened. Raises
-    OverLimit.
+    path: Path
+    name: str
+    """Relative to the folder that was named, with forward slashes; of a file that was named its own."""
+    chosen: bool
+    size: int = 0
+    """Bytes on the disk."""
+    trouble: UserError | None = None
+    """Why it cannot be opened, where that is known."""
+
+
+def open_sources(sources: Sequence[Path], limits: ReadingLimits) -> Iterator[Entry]:
+    """The files of all sources, as `find_files` finds and `open_files` opens them."""
+    return open_files(find_files(sources), limits)
+
+
+def find_files(
+    sources: Sequence[Path],
+    *,
+    skipped: Callable[[Path], bool] = lambda _: False,
+    hidden: Callable[[str], None] = lambda _: None,
+) -> list[Found]:
+    """The files of all sources in their order, those of a folder sorted by name; archives are files here.
+
+    Passed over are, below a source, the folders that `skipped` says yes to, and hidden files and folders,
+    which `hidden` is told. What is no file has its trouble: a missing source, a link that leads nowhere,
+    a folder that cannot be opened.
     """
-    meter = _Meter(limits)
+    found: list[Found] = []
     for source in sources:
         if os.path.isdir(source):
-            for name, what in _files_below(source, skipped):
-                if what:
-                    trouble = BadFile(_shown(name), what, "put the file itself in its place")
-                    yield _troubled(name, trouble, meter, chosen=False)
-                else:
-                    yield from _entries(source / name, name, chosen=False, meter=meter)
-        elif os.path.isfile(source):
-            yield from _entries(source, source.name, chosen=True, meter=meter)
+            for name, what in _files_below(source, skipped, hidden):
+                advice = "put the file itself in its place"
+                trouble = BadFile(_shown(name), what, advice) if what else None
+                found.append(Found(source / name, name, False, _size(source / name), trouble))
         else:
-            yield _troubled(source.name, _no_file(source), meter, chosen=True)
+            trouble = None if os.path.isfile(source) else _no_file(source)
+            found.append(Found(source, source.name, True, _size(source), trouble))
+    return found
 
 
-def size_of(source: Path, *, skipped: Callable[[Path], bool] = lambda _: False) -> int:
-    """The bytes on the disk of what `open_sources` finds in a source; 0 where there is nothing."""
-    if os.path.isdir(source):
-        return sum(_size(source / name) for name, what in _files_below(source, skipped) if not what)
-    return _size(source)
+def open_files(
+    found: Iterable[Found], limits: ReadingLimits, *, hidden: Callable[[str], None] = lambda _: None
+) -> Iterator[Entry]:
+    """The files that were found, and of archives what these hold, sorted by name.
+
+    A .gz inside a .zip is unpacked, an archive inside an archive is not; `hidden` is told what is passed
+    over in archives. What cannot be read has its trouble, as a broken or unsafe archive. Raises OverLimit.
+    """
+    meter = _Meter(limits)
+    for file in found:
+        if file.trouble:
+            yield _troubled(file.name, file.trouble, meter, chosen=file.chosen)
+        else:
+            yield from _entries(file, meter, hidden)
 
 
 def _size(path: Path) -> int:
     try:
-        return path.stat().st_size
+        return path.stat().st_size if path.is_file() else 0
     except (OSError, ValueError):  # a zero byte in the path
         return 0
 
@@ -163,7 +191,13 @@ def _closed(label: str, error: OSError) -> BadFile:
     return BadFile(label, f"a file that cannot be opened ({error.strerror})", "check whether you may read it")
 
 
-def _files_below(folder: Path, skipped: Callable[[Path], bool]) -> list[tuple[str, str]]:
+def _broken(label: str, error: Exception) -> UserError:
+    return UserError(f"{label} is broken ({error}).")
+
+
+def _files_below(
+    folder: Path, skipped: Callable[[Path], bool], hidden: Callable[[str], None]
+) -> list[tuple[str, str]]:
     """What lies below a folder, sorted by its path: (path, what it is where that is no file, or "")."""
     found: list[tuple[str, str]] = []
 
@@ -174,6 +208,8 @@ def _files_below(folder: Path, skipped: Callable[[Path], bool]) -> list[tuple[st
         add(Path(error.filename), f"a folder that cannot be opened ({error.strerror})")
 
     for root, folders, files in os.walk(folder, onerror=closed):
+        for path in (Path(root, name) for name in sorted([*folders, *files]) if _is_left_out(name)):
+            hidden(_shown(path.relative_to(folder).as_posix()))
         folders[:] = [n for n in sorted(folders) if not (_is_left_out(n) or skipped(Path(root, n)))]
         for path in (Path(root, name) for name in folders):
             if path.is_symlink():  # not followed: it may lead around in a circle
@@ -186,20 +222,20 @@ def _files_below(folder: Path, skipped: Callable[[Path], bool]) -> list[tuple[st
     return sorted(found)
 
 
-def _entries(path: Path, name: str, *, chosen: bool, meter: _Meter) -> Iterator[Entry]:
-    kind, label = _kind(name), _shown(name)
-    if kind == ".zip" and not name.lower().endswith(".gz"):
+def _entries(file: Found, meter: _Meter, hidden: Callable[[str], None]) -> Iterator[Entry]:
+    kind, label = _kind(file.name), _shown(file.name)
+    if kind == ".zip" and not file.name.lower().endswith(".gz"):
         try:
-            yield from _zip_entries(path, label, meter)
+            yield from _zip_entries(file.path, label, meter, hidden)
         except OverLimit:
             raise
         except UserError as error:
-            yield _troubled(name, error, meter, chosen=chosen)
+            yield _troubled(file.name, error, meter, chosen=file.chosen)
     elif kind in (".zip", ".gz"):
-        yield _troubled(name, BadFile(label, NESTED, UNPACK), meter, chosen=chosen)
+        yield _troubled(file.name, BadFile(label, NESTED, UNPACK), meter, chosen=file.chosen)
     else:
-        opener = partial(_open_file, path, label, meter)
-        yield Entry(label, label, kind, chosen, _size(path), opener, Unpacker(label, meter))
+        opener = partial(_open_file, file.path, label, meter)
+        yield Entry(label, label, kind, file.chosen, file.size, opener, Unpacker(label, meter))
 
 
 def _troubled(name: str, error: UserError, meter: _Meter, *, chosen: bool) -> Entry:
@@ -221,7 +257,7 @@ def _open_file(path: Path, label: str, meter: _Meter) -> Iterator[io.BufferedRea
         yield stream
 
 
-def _zip_entries(path: Path, label: str, meter: _Meter) -> Iterator[Entry]:
+def _zip_entries(path: Path, label: str, meter: _Meter, hidden: Callable[[str], None]) -> Iterator[Entry]:
     """The members of an archive; raises UserError before the first of them where none can be read."""
     try:
         meter.begin(path, label)
@@ -233,9 +269,10 @@ def _zip_entries(path: Path, label: str, meter: _Meter) -> Iterator[Entry]:
         for name in names.names:
             _check_name(name, label)
         paths = [name.replace("\\", "/") for name in names.names]  # some programs on Windows write these
+        for name in dict.fromkeys(filter(None, map(_hidden_part, sorted(paths)))):
+            hidden(f"{name} in {label}")
         for name, member in sorted(zip(paths, members, strict=True), key=lambda pair: pair[0]):
-            hidden = any(map(_is_left_out, PurePosixPath(name).parts))
-            if not (name.endswith("/") or hidden):
+            if not (name.endswith("/") or _hidden_part(name)):
                 where, kind = f"{name} in {label}", _kind(name)
                 trouble = BadFile(where, NESTED, UNPACK) if kind in (".zip", ".gz") else None
                 trouble = trouble or _trouble_of(member, where)
@@ -280,7 +317,7 @@ def _open_member(
     try:
         raw = archive.open(member)
     except BROKEN_ARCHIVE as error:
-        raise UserError(f"{label} is broken ({error}).") from error
+        raise _broken(label, error) from error
     with raw, _unpacked(raw, name, label, meter) as stream:
         yield stream
 
@@ -343,7 +380,7 @@ class Parts:
         except KeyError:
             raise UserError(f"{self._label} is incomplete: it has no {name}.") from None
         except BROKEN_ARCHIVE as error:
-            raise UserError(f"{where} is broken ({error}).") from error
+            raise _broken(where, error) from error
         with raw:
             yield io.BufferedReader(_Metered(raw, where, self._meter))
 
@@ -356,6 +393,13 @@ def _is_left_out(name: str) -> bool:
     return is_hidden(name) or name == "__MACOSX"
 
 
+def _hidden_part(path: str) -> str:
+    """A path of an archive up to its first part that is hidden, "" where none is."""
+    parts = PurePosixPath(path).parts
+    at = next((at for at, part in enumerate(parts) if _is_left_out(part)), None)
+    return "" if at is None else "/".join(parts[: at + 1])
+
+
 def _shown(name: str) -> str:
     """A path as it can be told and kept: bytes that are no UTF-8 are replaced."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
@@ -364,7 +408,7 @@ def _shown(name: str) -> str:
 def _check_name(name: str, label: str) -> None:
     if ".." in re.split(r"[/\\]", name) or re.match(r"[/\\]|[A-Za-z]:", name):
         raise UserError(
-            f"{label} holds the unsafe path {name!r}, which leads out of the archive: "
+            f"{label} holds the unsafe path {name[:80]!r}, which leads out of the archive: "
             "pack it again from inside its folder."
         )
 

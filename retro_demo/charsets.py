@@ -12,7 +12,7 @@ from __future__ import annotations
 import codecs
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -61,7 +61,7 @@ ENCODINGS = {
     "mac-greek": "Mac Greek",
 }
 """The encodings that are read -> how they are called; of two that read a text alike the first is named."""
-SUPERSETS = {
+WIDER = {
     "shift_jis": "cp932",
     "gb2312": "gb18030",
     "gbk": "gb18030",
@@ -71,6 +71,10 @@ SUPERSETS = {
     "tis-620": "cp874",
     "iso8859-11": "cp874",
 }
+"""Codecs of Python -> those that read their texts as well, and more that is written under their names."""
+BROWSERS = WIDER | {"ascii": "cp1252", "iso8859-1": "cp1252", "iso8859-9": "cp1254"}
+"""What browsers read where a page names one of these (WHATWG, Encoding Standard)."""
+ON_PAGES = ("iso2022_jp", "utf-8")  # what a page may say beside ENCODINGS
 OF_NAMES = (
     *("cp437", "cp850", "cp852", "cp866", "cp737", "cp857", "cp862"),
     *("cp932", "gb18030", "big5hkscs", "cp949", "cp874"),
@@ -101,16 +105,25 @@ TYPOGRAPHIC = re.compile(
     |(?<=s)\x92(?=[\s.,;:)])                                    # the keepers'
     |(?:(?<=[\s(\[>=-])|^)[\x91\x93](?=[A-Za-z0-9\[(<$\x91\x93])
     |(?<=[A-Za-z0-9.,!?;:)\]%>\x85])[\x92\x94](?=[\s.,;:!?)\]\x97<-]|$)
-    |(?<=[\s(>])\xa9(?=[\s\d])""",
+    |(?<=[\s(>])\xa9(?=[\s\d])
+    |(?<![A-Za-z\x80-\xff])[\x80\xa3](?=\s?\d)|(?<=\d)\s?\x80(?![A-Za-z\x80-\xff])  # euros, pounds
+    |(?<=\d)\s?\xb0(?=[\s.,;)CF])                                 # degrees""",
     re.VERBOSE | re.MULTILINE,
 )
 # What may stand beside them, but would be a letter elsewhere as well.
 BESIDE = re.compile(
     rb"""(?<=[\s0-9])[\x96\x97](?=[\s0-9])|(?<=[a-z])\x97(?=[a-z])
     |(?<=[A-Za-z0-9.,!?)])\x85(?=[\s.)\x94]|$)
-    |(?<=[\s0-9.,;:])\xa0|(?<=\d)\s?\xb0(?=[\s.,;)CF])|(?<=[\s(>A-Za-z])\xae(?=[\s,.)<])""",
+    |(?<=[\s0-9.,;:])\xa0|(?<=[\s(>A-Za-z])\xae(?=[\s,.)<])
+    |\xa7(?=\s?\d)|(?<=\d)\s?\xa3(?![A-Za-z\x80-\xff])|(?<![\w\x80-\xff])[\xa1\xbf](?=[A-Z\xc0-\xde])
+    |(?<![\w\x80-\xff])\xab(?=\s?[\w\xc0-\xff])|(?<=[A-Za-z0-9.,!?;:\s\xc0-\xff])\xbb(?![\w\x80-\xff])""",
     re.VERBOSE | re.MULTILINE,
 )
+# Letters of Western Europe with an accent; the bytes of most are the same letters in Windows-1250 and -1254.
+ACCENTED = re.escape("áâäçéëíîóôöúüßàèìòùêñåæøãõïûÁÂÄÇÉËÍÎÓÔÖÚÜÀÈÌÒÙÊÑÅÆØÃÏÛ".encode("cp1252"))
+LATIN_WORD = re.compile(rb"[A-Za-z]*[\x80-\xff][A-Za-z\x80-\xff]*")
+ACCENTED_WORD = re.compile(rb"[A-Za-z]*(?:[%b][A-Za-z]+)*[%b]?" % (ACCENTED, ACCENTED))
+MOST_ACCENTED = 1 / 3  # of the letters of a word that has more than one
 
 
 @dataclass(frozen=True)
@@ -126,6 +139,16 @@ def name_of(encoding: str) -> str:
     return ENCODINGS.get(encoding, encoding.upper().replace("_", "-").replace("ISO2022", "ISO-2022"))
 
 
+def browsers_codec(name: str) -> str:
+    """The codec that browsers take for an encoding that a page names, "" where it is none of text."""
+    try:
+        codec = codecs.lookup(name.lower().removeprefix("x-").replace("windows-", "cp")).name
+    except LookupError:
+        return ""
+    codec = BROWSERS.get(codec, codec)
+    return codec if codec in ENCODINGS or codec in ON_PAGES or codec.startswith("iso8859") else ""
+
+
 def guess(sample: bytes) -> Guess:
     """The encoding of a text that is not UTF-8, from its first SAMPLE_BYTES or fewer.
 
@@ -139,14 +162,17 @@ def guess(sample: bytes) -> Guess:
         return Guess(read[0])
     if _typographic(sample):
         return Guess("cp1252")
-    if len(sample) - len(sample.translate(None, bytes(range(128, 256)))) < LEAST_OTHER:
-        return Guess("")
-    best = _best_reading(sample, ranked)
-    if best.encoding:
-        return best
-    # lines of ASCII say little of the encoding, and many of them make chardet unsure
-    telling = b"\n".join(line for line in sample.split(b"\n") if not line.isascii())
-    return _best_reading(telling, _ranked(telling))
+    best = Guess("")
+    if len(sample) - len(sample.translate(None, bytes(range(128, 256)))) >= LEAST_OTHER:
+        best = _best_reading(sample, ranked)
+        if best.encoding:
+            return best
+        # lines of ASCII say little of the encoding, and many of them make chardet unsure
+        telling = b"\n".join(line for line in sample.split(b"\n") if not line.isascii())
+        best = _best_reading(telling, _ranked(telling))
+    if not best.encoding and _western(sample):
+        return Guess("cp1252")
+    return best
 
 
 def guess_of_names(names: Sequence[bytes], usual: str) -> str:
@@ -178,14 +204,14 @@ def _ranked(sample: bytes) -> dict[str, float]:
             codec = codecs.lookup(found["encoding"] or "").name
         except LookupError:
             continue
-        ranked.setdefault(SUPERSETS.get(codec, codec), found["confidence"])
+        ranked.setdefault(WIDER.get(codec, codec), found["confidence"])
     return ranked
 
 
 def _best_reading(sample: bytes, ranked: dict[str, float]) -> Guess:
     """The reading without odd places that is clearly ahead of the other ones."""
     order = list(ENCODINGS)
-    known = sorted(set(ranked) & set(order), key=lambda one: (-ranked[one], order.index(one)))
+    known = _known(ranked)
     could_be = tuple(ENCODINGS[one] for one in known[:2])
     best, alone = 0.0, True
     near: list[tuple[float, str, str]] = []  # (share of odd places, text, encoding)
@@ -217,6 +243,27 @@ def _typographic(sample: bytes) -> bool:
     """Whether all that is not ASCII are Windows' quotation marks, dashes and the like, where they belong."""
     rest, found = TYPOGRAPHIC.subn(b"", sample)
     return found > 0 and BESIDE.sub(b"", rest).isascii()
+
+
+def _western(sample: bytes) -> bool:
+    """Whether a text of few other letters is one in Windows-1252: these are accented ones within Latin words,
+    and the likeliest reading of them without odd places is that very text."""
+    letters = BESIDE.sub(b"", TYPOGRAPHIC.sub(b"", sample))
+    for word in LATIN_WORD.findall(letters):
+        accented = len(word) - len(word.translate(None, bytes(range(128, 256))))
+        if not ACCENTED_WORD.fullmatch(word) or (accented > 1 and accented > MOST_ACCENTED * len(word)):
+            return False
+    text = _decoded(letters, "cp1252")
+    if letters.isascii() or _odd_share(text):
+        return False
+    readings = (_decoded(letters, one) for one in _known(_ranked(letters)))
+    return next((one for one in readings if one and _odd_share(one) <= MOST_ODD), "") == text
+
+
+def _known(ranked: Mapping[str, float]) -> list[str]:
+    """Those of the encodings that are read, the most confident first."""
+    order = list(ENCODINGS)
+    return sorted(set(ranked) & set(order), key=lambda one: (-ranked[one], order.index(one)))
 
 
 def _decoded(sample: bytes, encoding: str) -> str:

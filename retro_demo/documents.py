@@ -7,6 +7,7 @@ is the business of `archives.py` and `formats/`.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,8 +20,8 @@ from retro_demo.archives import (
     Entry,
     OverLimit,
     ReadingLimits,
-    open_sources,
-    size_of,
+    find_files,
+    open_files,
 )
 from retro_demo.charsets import name_of
 from retro_demo.errors import UserError
@@ -48,6 +49,7 @@ MOST_REASONS = 5  # there
 PAIR = re.compile(
     r"""(?P<name>[^=,]*)(?P<equals>=?)\s*(?:(?P<quoted>"(?:[^"]|"")*")\s*(?=,|$)|(?P<bare>[^,]*))"""
 )
+HIDDEN = "Hidden files and folders were left out: {names}."
 SURROGATE = re.compile("[\ud800-\udfff]")
 CUT_MARKS = ("\n\n", "\n", ". ", "\N{IDEOGRAPHIC FULL STOP}", " ")  # the best first
 
@@ -144,8 +146,10 @@ def follow_reading(
     for source in sources:
         _refuse_output(source)
     notes, unread = Notes(), Unread()
-    progress = ReadingProgress(sum(size_of(one, skipped=lambda f: bool(kind_of(f))) for one in sources))
-    entries = open_sources(sources, limits, skipped=partial(_is_output, notes, sources))
+    hidden = partial(notes.add, HIDDEN)
+    files = find_files(sources, skipped=partial(_is_output, notes, sources), hidden=hidden)
+    progress = ReadingProgress(sum(file.size for file in files))
+    entries = open_files(files, limits, hidden=hidden)
     documents: list[Document] = []
     for one in _documents(_rows(entries, fields, limits, notes, unread), notes):
         if isinstance(one, Document):
@@ -277,7 +281,9 @@ def _rows(
                     encoding = name_of(entry.guessed)
                     told = f"Names in archives were read as {encoding}, which fits best: {{names}}."
                     notes.add(told, entry.label)
-                yield from ((entry, row) for row in rows or [Row("")])
+                if not (rows or of_file.sentences()):
+                    rows = [Row("")]  # to be told as empty
+                yield from ((entry, row) for row in rows)
         elif entry.chosen:
             kind = entry.kind or "without a suffix"
             error = UserError(
@@ -305,7 +311,11 @@ def _documents(
             scan = " (a PDF without text: it may be a scan, which needs text recognition first)"
             notes.add("Left out, as empty: {names}.", place + (scan if entry.kind == ".pdf" else ""))
             continue
-        if halves := sum(len(SURROGATE.findall(field)) for field in (row.text, row.title, row.id)):
+        if not _can_be_seen(text):
+            notes.add("Left out, as none of their characters can be seen: {names}.", place)
+            continue
+        written = (row.text, row.title, row.id, row.lang, row.group)
+        if halves := sum(len(SURROGATE.findall(field)) for field in written):
             notes.add(
                 "Halves of surrogate pairs, which are no characters, were replaced by "
                 "\N{REPLACEMENT CHARACTER}: {names}.",
@@ -341,6 +351,11 @@ def _check_use(row: Row, place: str) -> None:
 def _clean(text: str) -> str:
     """`text` with \\n as its line end, without what UTF-8 cannot hold and what marks where a file begins."""
     return SURROGATE.sub("\N{REPLACEMENT CHARACTER}", with_newlines(text).replace(BYTE_ORDER_MARK, ""))
+
+
+def _can_be_seen(text: str) -> bool:
+    """Whether a text has more than blanks, controls and formats such as zero-width spaces."""
+    return any(unicodedata.category(character)[0] not in "ZC" for character in text)
 
 
 def _split(document: Document, warnings: Sequence[str]) -> list[Document]:

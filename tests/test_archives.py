@@ -32,7 +32,7 @@ def test_a_folder_is_read_in_the_order_of_its_names_without_hidden_files(tmp_pat
         ("b.txt", "bee\nline"),
     ]
     assert reading.documents[1] == Document("a/z.md", "zed", "", "# zed", "a/z.md")
-    assert reading.warnings == []
+    assert reading.warnings == ["Hidden files and folders were left out: .git, .hidden.txt."]
     assert not reading.sections
 
 
@@ -55,7 +55,9 @@ def test_a_zip_is_read_like_the_folder_that_it_holds(tmp_path):
     folder = tmp_path / "folder"
     for name, content in members.items():
         write(folder / name, content)
-    path = write_zip(tmp_path / "d.zip", members)
+    path = write_zip(tmp_path / "d.zip", members | {"__MACOSX/s/c.txt": "no", "s/.git/d.txt": "no"})
+    (warning,) = read(path).warnings
+    assert "left out: .h.txt in d.zip, __MACOSX in d.zip, s/.git in d.zip." in warning
     assert texts(read(path)) == {"a.txt.gz": "ay", "s/b.txt": "bee"} == texts(read(folder))
     path.rename(folder / "d.zip")
     assert len(read(folder).documents) == 4
@@ -252,7 +254,7 @@ def test_bad_members_are_left_out_and_named_each_with_its_reason(tmp_path):
         "bad.txt": "some words " * 99,
         "inner.zip": inner,
         "x.jsonl": "no",
-        "y.csv": "no,text\n1\n",
+        "y.csv": "no,text\n1,2,3\n",
     }
     path = write_zip(tmp_path / "d.zip", members)
     with zipfile.ZipFile(path, "a", zipfile.ZIP_BZIP2) as archive:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from uploads import PNG, jsonl, pdf, read, refusal, texts, write, write_zip
 
-from retro_demo.documents import parse_fields
+from retro_demo.documents import Document, parse_fields
 from retro_demo.errors import UserError
 
 
@@ -54,12 +54,27 @@ def test_unknown_kinds_in_folders_and_archives_are_named_in_one_warning(tmp_path
     assert warning.endswith("cannot be read: UNKNOWN, c.png, d.tar.gz, m.pptx in z.zip.")
 
 
-def test_lone_surrogates_become_replacement_characters(tmp_path):
-    line = '{"id": "\\ud800", "title": "\\udfff", "text": "a\\ud83d b \\ud83d\\ude00"}\n'
-    path = write(tmp_path / "d.jsonl", line + jsonl({"text": "other"}))
-    document = read(path).documents[0]
-    assert (document.id, document.title, document.text) == ("\ufffd", "\ufffd", "a\ufffd b 😀")
-    assert "".join([document.id, document.title, document.group, document.text]).encode()
+def test_texts_that_nobody_can_see_are_left_out_and_told(tmp_path):
+    lines = jsonl({"text": "\u200b\u200d \u2060"}, {"text": "one\u200b"}, {"text": "two"}, {"text": "\u2800"})
+    reading = read(write(tmp_path / "d.jsonl", lines))
+    assert list(texts(reading)) == ["d.jsonl#2", "d.jsonl#3", "d.jsonl#4"]
+    (warning,) = reading.warnings
+    assert warning.endswith("can be seen: d.jsonl#1.")
+
+
+def test_lone_surrogates_become_replacement_characters_and_are_told_in_every_field(tmp_path):
+    line = (
+        '{"id": "\\ud800", "title": "\\udfff", "lang": "d\\ud800", "group": "\\udc00", '
+        '"text": "a\\ud83d b \\ud83d\\ude00"}\n'
+    )
+    path = write(
+        tmp_path / "d.jsonl", line + '{"text": "other", "group": "\\udc00"}\n{"text": "\\ud83d\\ude00"}'
+    )
+    reading = read(path)
+    document = reading.documents[0]
+    assert document == Document("\ufffd", "\ufffd", "d\ufffd", "a\ufffd b 😀", "\ufffd")
+    (warning,) = reading.warnings
+    assert warning.endswith(": d.jsonl#1 (5), d.jsonl#2 (1).")
 
 
 def test_a_single_document_is_split_into_sections_with_a_warning(tmp_path):

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from uploads import read, refusal, texts, write
 
+from retro_demo.errors import UserError
+
 CASES = Path(__file__).parent / "data" / "cases"
 GERMAN = (
     "Die Brücke über den Fluß wurde im Frühjahr geöffnet, und die Bürger gingen fröhlich über die Straße. "
@@ -116,11 +118,45 @@ def test_the_german_case_keeps_its_umlauts(tmp_path):
 ALBANIAN = "Rojtari i fenerit i shkruante motrës një letër çdo dimër, dhe ajo përgjigjej. " * 9
 
 
-@pytest.mark.parametrize(("text", "encoding"), [(ALBANIAN, "cp1252"), (GERMAN, "cp500")])
+@pytest.mark.parametrize(("text", "encoding"), [(ALBANIAN, "cp850"), (GERMAN, "cp500")])
 def test_what_cannot_be_told_is_refused_rather_than_guessed(tmp_path, text, encoding):
     message = refusal(write(tmp_path / "a.txt", text.encode(encoding)))
-    assert "a.txt does not look like text" in message
-    assert "UTF-8" in message
+    assert "The encoding of a.txt cannot be told" in message
+    assert "save it in UTF-8" in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name;stadt;text\nJörg;Köln;Das Haus am See\n",
+        "Tickets cost £5 each, or £20 for five.",
+        "Zwölf Stück kosten 20 £ oder 24 €.",
+        "Señor Núñez vive aquí. ¿Qué pasó?",
+        "« Le café est fermé », dit-elle.",
+        "A naïve façade at 20 °C – “quoted”",
+        "Æblet er rødt og grønt på træet",
+    ],
+)
+def test_small_texts_of_western_europe_are_read_as_windows_1252(tmp_path, text):
+    name = "a.csv" if ";" in text else "a.txt"
+    write(tmp_path / name, text.encode("cp1252"))
+    reading = read(tmp_path, write(tmp_path.parent / "plain" / "b.txt", "b"))
+    assert "".join(document.text for document in reading.documents)[:-1] in text
+    assert reading.warnings == [f"Not UTF-8, so read as Windows-1252: {name}."]
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [("Zażółć gęślą jaźń.", "cp1250"), ("Маяк.", "cp1251"), ("Größe", "cp850"), ("mājas ēka", "cp1257")],
+)
+def test_small_texts_of_others_are_not_taken_for_windows_1252(tmp_path, text, encoding):
+    write(tmp_path / "a.txt", text.encode(encoding))
+    write(tmp_path / "b.txt", "b")
+    try:
+        reading = read(tmp_path)
+    except UserError:
+        return
+    assert not any("Windows-1252" in warning for warning in reading.warnings)
 
 
 def test_text_in_utf_8_with_a_few_bad_bytes_stays_utf_8(tmp_path):

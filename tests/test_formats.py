@@ -27,13 +27,6 @@ def test_jsonl_fields_are_read_and_missing_ones_filled(tmp_path):
     ]
 
 
-def test_blank_lines_before_a_csv_header_are_passed_over(tmp_path):
-    path = write(tmp_path / "d.csv", " \n\nid;text\n1;one\n2;two\n3;a;b\n")
-    assert "Row 3 of d.csv (line 6)" in refusal(path)
-    path.write_text(path.read_text().replace("3;a;b\n", ""))
-    assert texts(read(path)) == {"1": "one", "2": "two"}
-
-
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_csv_is_read_with_its_delimiter_and_quoted_lines(tmp_path, delimiter):
     buffer = io.StringIO()
@@ -59,12 +52,6 @@ def test_fields_map_our_names_to_the_users_columns(tmp_path, suffix):
     assert [(d.id, d.text) for d in found] == [("A", "one"), ("B", "two")]
 
 
-def test_pdf_pages_become_one_document(tmp_path):
-    path = write(tmp_path / "p.pdf", pdf("First page", "Second page"))
-    other = write(tmp_path / "o.txt", "other")
-    assert texts(read(path, other)) == {"p.pdf": "First page\n\nSecond page", "o.txt": "other"}
-
-
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 def test_byte_order_marks_name_the_encoding(tmp_path, encoding):
     path = write(tmp_path / "a.txt", "Größe 你好\r\nzwei".encode(encoding))
@@ -84,7 +71,7 @@ def test_a_few_bad_bytes_are_replaced_with_a_warning(tmp_path):
     assert "a.txt (2)" in warning
 
 
-@pytest.mark.parametrize("name", ["j.txt", "j.jsonl", "j.csv", "j.txt.gz"])
+@pytest.mark.parametrize("name", ["j.jsonl", "j.csv", "j.txt.gz"])
 def test_binary_junk_is_refused(tmp_path, name):
     content = gzip.compress(PNG) if name.endswith(".gz") else PNG
     assert "does not look like text" in refusal(write(tmp_path / name, content))
@@ -132,7 +119,6 @@ def test_pdfs_that_cannot_be_read_are_refused(tmp_path):
     files = {
         "junk.pdf": (PNG, "is not a PDF that can be read"),
         "cut.pdf": (whole[: len(whole) // 3], "is not a PDF that can be read"),
-        "locked.pdf": (pdf("words", password="secret"), "is encrypted"),
         "scan.pdf": (pdf("", ""), "a PDF without text: it may be a scan"),
     }
     for name, (content, expected) in files.items():
@@ -182,11 +168,7 @@ def test_a_mapped_field_that_no_line_has_is_refused(tmp_path):
     [
         ("id,body\n1,a\n", "", "no field 'text' (it has: id, body): name the field that holds"),
         ("id,text\n1,a\n", "title=name", "no field 'name' (it has: id, text)"),
-        ("id,text\n1,a\n2,b,c\n", "", "Row 2 of d.csv (line 3) has 3 columns"),
         (",,,\n", "", "no field 'text'"),
-        ("id,text\n1\n", "", "has 1 columns where the header has 2"),
-        ('id,text\n1,"a\n', "", "is not a valid .csv file"),
-        ('id,text\n1,"a"b\n', "", "is not a valid .csv file"),
     ],
 )
 def test_a_bad_csv_file_is_refused(tmp_path, content, fields, expected):

@@ -136,6 +136,11 @@ def test_chapters_that_lead_elsewhere_or_are_missing_are_told_and_nothing_else_i
     assert "b.epub (5)" in warning
 
 
+def test_cdata_sections_of_chapters_are_read(tmp_path):
+    found, warnings = book(tmp_path, epub({"a.xhtml": "<p>one</p><p><![CDATA[a < b]]></p>"}))
+    assert (found.text, warnings) == ("one\n\na < b", [])
+
+
 def test_a_spine_that_names_a_chapter_again_and_again_reads_it_once(tmp_path):
     found, _ = book(tmp_path, epub({"a.xhtml": "<p>again"}, spine=["a.xhtml"] * 5_000))
     assert found.text == "again"

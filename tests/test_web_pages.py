@@ -56,12 +56,38 @@ def test_the_text_of_a_page_is_laid_out_as_it_would_be_seen(tmp_path, body, text
 
 
 @pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ("<p><![CDATA[a < b && c]]></p>d", "a < b && c\n\nd"),
+        ("<pre><![CDATA[if (a<b) {\n}]]]]></pre>d", "if (a<b) {\n}]]\n\nd"),
+        ("<!-- <![CDATA[ --><p>a</p><!-- ]]> -->", "a"),
+        ("<script>//<![CDATA[\nif (a</b>c)\n//]]></script>d", "d"),
+        ("<p>a</p><![CDATA[never closed <b>", "a\n\nnever closed <b>"),
+        *(
+            (f"{'x' * (65_480 + more)}<![CDATA[<i>]]>", "x" * (65_480 + more) + "<i>")
+            for more in range(0, 60, 7)
+        ),
+    ],
+    ids=lambda value: value[-30:],
+)
+def test_cdata_sections_are_text_in_xhtml_and_comments_in_html(tmp_path, body, text):
+    content = f'<html xmlns="http://www.w3.org/1999/xhtml"><body>{body}</body></html>'
+    if "never" in body:
+        content = body
+    assert page(tmp_path, content, "p.xhtml").text == text
+    plain = read(write(tmp_path / "p.html", f"<p>e</p>{content}"), tmp_path / "o.txt").documents[0].text
+    assert "CDATA" not in plain
+
+
+@pytest.mark.parametrize(
     ("content", "text"),
     [
         ("<meta charset=iso-8859-1><p>café \x93q\x94".encode("latin-1"), "café “q”"),
         ('<meta http-equiv="Content-Type" content="text/html; charset=GB2312">你好'.encode("gbk"), "你好"),
         ('<?xml version="1.0" encoding="windows-1251"?><html>Привет'.encode("cp1251"), "Привет"),
         ("<meta charset=shift_jis>日本".encode("cp932"), "日本"),
+        ("<meta charset=windows-874>ไทย".encode("cp874"), "ไทย"),
+        ("<meta charset=x-gbk>你好".encode("gbk"), "你好"),
         ("\ufeff<meta charset=latin1>é".encode(), "é"),  # a mark overrules
         ("<meta charset=latin1>é".encode("utf-16"), "é"),
         ("<meta charset=hex>é".encode(), "é"),  # no encoding of text

@@ -42,7 +42,8 @@ def _read(parts: Parts, file: File) -> Row:
         if place in parts and (kind in PAGES or place.lower().endswith((".xhtml", ".html", ".htm"))):
             with parts.open(place) as stream:
                 flow.lines(2)
-                page = read_page(replace(file, stream=stream, label=f"{place} in {file.label}"), flow)
+                of_page = replace(file, stream=stream, label=f"{place} in {file.label}")
+                page = read_page(of_page, flow, xhtml=True)
             heading, lang = heading or page.heading, lang or page.lang
         elif not kind.startswith("image/"):
             missing += 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from io import StringIO
 
-from retro_demo.errors import UserError
+from retro_demo.formats.rows import too_long
 
 BLANKS = re.compile("[ \t\n\r\f\xa0]+")  # what a browser shows as one blank; the wide blanks of CJK are text
 BORDER = "| "  # before a cell that is not the first of its row
@@ -93,10 +93,7 @@ class Flow:
         between += BORDER * self._borders
         self._num_chars += len(between) + len(piece)
         if self._num_chars > self._limit:
-            raise UserError(
-                f"{self._label} has more than {self._limit:,} characters of text, "
-                "too many for one document: split it into several files."
-            )
+            raise too_long(self._label, self._limit, "several files")
         self._written.write(between)
         self._written.write(piece)
         self._break, self._blank, self._borders, self._in_row = 0, False, 0, self._cells > 0

@@ -1,16 +1,19 @@
 """Reads web pages (.html .xhtml): the text that a reader of the page would see.
 
 What is asked of the page is its text alone: nothing that it refers to is opened or fetched, and no
-entity that it declares is expanded.
+entity that it declares is expanded. CDATA sections are text in XHTML, which .xhtml files and the pages
+of books are (XML 1.0, section 2.7); in HTML they are comments (WHATWG HTML, section 13.2.5.42).
 """
 
 from __future__ import annotations
 
+import html
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]
 
+from retro_demo.charsets import browsers_codec
 from retro_demo.errors import UserError
 from retro_demo.formats.flow import Flow, as_title
 from retro_demo.formats.languages import as_language
@@ -42,43 +45,28 @@ DECLARED = re.compile(
     rb"""<\?xml[^>]{0,200}?encoding\s*=\s*["']([\w.:-]{2,40})|<meta[^>]{0,500}?charset\s*=\s*["']?\s*([\w.:-]{2,40})""",
     re.IGNORECASE,
 )
-# What browsers take these names for (WHATWG, Encoding Standard); Python's codecs of these names are narrower.
-WIDER = {
-    "ascii": "cp1252",
-    "us-ascii": "cp1252",
-    "latin1": "cp1252",
-    "latin-1": "cp1252",
-    "iso-8859-1": "cp1252",
-    "iso8859-1": "cp1252",
-    "iso-8859-9": "cp1254",
-    "iso-8859-11": "cp874",
-    "tis-620": "cp874",
-    "gb2312": "gb18030",
-    "gbk": "gb18030",
-    "x-gbk": "gb18030",
-    "shift_jis": "cp932",
-    "shift-jis": "cp932",
-    "sjis": "cp932",
-    "x-sjis": "cp932",
-    "euc-kr": "cp949",
-    "ks_c_5601-1987": "cp949",
-    "ks_c_5601": "cp949",
-    "big5": "big5hkscs",
-}
-KNOWN = re.compile(
-    r"cp(125\d|866|874|932|949)|windows-125\d|(iso-?8859-\d\d?)|koi8-[ru]|gb18030|big5(hkscs)?|euc-jp|iso-2022-jp"
-    r"|macintosh|utf-8|utf8"
-)
+XHTML_MARK = re.compile(r"<!--|<!\[CDATA\[")
+ENDS = {"<!--": "-->", "<![CDATA[": "]]>"}
+LONGEST_MARK = max(map(len, ENDS))
 
 
 def read_html(file: File) -> Iterator[Row]:
     """The text of a page as one document; its title is that of the page, else its first heading."""
+    yield _row(file, xhtml=False)
+
+
+def read_xhtml(file: File) -> Iterator[Row]:
+    """As `read_html`, with the text of CDATA sections."""
+    yield _row(file, xhtml=True)
+
+
+def _row(file: File, *, xhtml: bool) -> Row:
     flow = Flow(file.label, file.limits.document_chars)
-    page = read_page(file, flow)
-    yield Row(flow.whole(), title=page.title or page.heading, lang=page.lang)
+    page = read_page(file, flow, xhtml=xhtml)
+    return Row(flow.whole(), title=page.title or page.heading, lang=page.lang)
 
 
-def read_page(file: File, flow: Flow) -> Page:
+def read_page(file: File, flow: Flow, *, xhtml: bool) -> Page:
     """Read the page of a file into `flow`; what it has beside its text comes back."""
     text = TextReader(file, declared_encoding(file.stream.peek()))
     page = Page(flow)
@@ -86,7 +74,8 @@ def read_page(file: File, flow: Flow) -> Page:
     parser = etree.HTMLParser(target=page, huge_tree=True)
     fed = False
     try:
-        while block := text.read():
+        blocks = iter(text.read, "")
+        for block in without_cdata(blocks) if xhtml else blocks:
             parser.feed(block)
             fed = True
         if fed:  # it calls a page of nothing broken
@@ -102,9 +91,37 @@ def read_page(file: File, flow: Flow) -> Page:
 def declared_encoding(head: bytes) -> str:
     """The encoding that a page says it has, as a codec of Python; "" where it says none that is known."""
     found = DECLARED.search(head)
-    name = (found[1] or found[2]).decode("ascii").lower() if found else ""
-    name = WIDER.get(name, name)
-    return name if KNOWN.fullmatch(name) else ""
+    return browsers_codec((found[1] or found[2]).decode("ascii")) if found else ""
+
+
+def without_cdata(blocks: Iterable[str]) -> Iterator[str]:
+    """The blocks of XHTML, each CDATA section in them as escaped text, which a parser of HTML reads as well.
+
+    Comments stay as they are. A section that is not closed is text up to the end, rather than lost.
+    """
+    rest = end = ""  # end: what closes the open comment or section
+    for block in blocks:
+        rest += block
+        while rest:
+            found = rest.find(end) if end else -1
+            mark = None if end else XHTML_MARK.search(rest)
+            if end and found >= 0:
+                yield _inside(rest[:found], end) + ("" if end == "]]>" else end)
+                rest, end = rest[found + len(end) :], ""
+            elif mark:
+                yield rest[: mark.start()] + ("" if mark[0] == "<![CDATA[" else mark[0])
+                rest, end = rest[mark.end() :], ENDS[mark[0]]
+            else:  # a mark may be cut in two by the end of the block
+                kept = len(rest) - LONGEST_MARK + 1
+                if kept > 0:
+                    yield _inside(rest[:kept], end)
+                    rest = rest[kept:]
+                break
+    yield _inside(rest, end)
+
+
+def _inside(text: str, end: str) -> str:
+    return html.escape(text, quote=False) if end == "]]>" else text
 
 
 class Page:

@@ -7,11 +7,19 @@ Records are parsed one by one, so no file is in memory as a whole.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from retro_demo.errors import UserError
-from retro_demo.formats.records import DECODER, Record, record_rows
-from retro_demo.formats.rows import File, Row
+from retro_demo.formats.records import (
+    DECODER,
+    Keys,
+    Record,
+    key_twice,
+    kind_of_value,
+    record_rows,
+    too_odd,
+)
+from retro_demo.formats.rows import File, Row, find_column, shown_names
 from retro_demo.formats.text import TextReader
 
 BLANKS = " \t\n\r"
@@ -30,22 +38,43 @@ def _records(values: _Values, file: File) -> Iterator[Record]:
     number = 0
     for number, value in enumerate(values, start=1):
         where = f"Record {number} of {file.label}"
-        if not isinstance(value, dict):
-            raise UserError(f"{where} is a JSON {type(value).__name__}, not an object: {WANTED}.")
-        inside = [] if file.fields.get("text", "text") in value else _only_array(value)
-        for place, record in enumerate(inside, start=1):
-            yield place, f"Record {place} of {file.label}", record
-        if not inside:
-            yield number, where, value
+        array = _array_within(_object(value, where), file)
+        for place, record in enumerate(array, start=1):
+            inside = f"Record {place} of {file.label}"
+            yield place, inside, _object(record, inside)
+        if not array:
+            yield number, where, _object(value, where)
         elif values.more():
             raise UserError(f"{file.label} goes on after its records: {WANTED}.")
 
 
-def _only_array(value: Mapping[str, object]) -> list[dict[str, object]]:
-    """The one array of objects among the values of an object; empty where there is none, or several."""
-    arrays = [one for one in value.values() if isinstance(one, list) and one]
-    arrays = [array for array in arrays if all(isinstance(item, dict) for item in array)]
-    return arrays[0] if len(arrays) == 1 else []
+def _object(value: object, where: str) -> Keys:
+    if isinstance(value, Keys):
+        return value
+    raise UserError(f"{where} is {kind_of_value(value)}, not an object: {WANTED}.")
+
+
+def _array_within(value: Keys, file: File) -> list[object]:
+    """The array of records that an object has under one of its names, empty where it is a record itself.
+
+    Raises UserError where it has several: which of them are meant cannot be told.
+    """
+    if find_column(file.fields.get("text", "text"), list(value)):
+        return []
+    for key, values in value.doubled.items():
+        if any(map(_holds_records, values)):
+            raise key_twice(key, file.label)
+    arrays = {key: one for key, one in value.items() if isinstance(one, list) and _holds_records(one)}
+    if len(arrays) > 1:
+        raise UserError(
+            f"{file.label} holds {len(arrays)} arrays of records ({shown_names(list(arrays))}): "
+            "leave one of them, or write each to a file of its own."
+        )
+    return next(iter(arrays.values()), [])
+
+
+def _holds_records(value: object) -> bool:
+    return isinstance(value, list) and any(isinstance(item, dict) for item in value)
 
 
 class _Values:
@@ -113,8 +142,7 @@ class _Values:
                     f"{label} is not valid JSON ({error.msg} at {self._shown(error.pos)}): {WANTED}."
                 ) from error
             except (ValueError, RecursionError) as error:
-                reason = "a number is too long" if isinstance(error, ValueError) else "nested too deeply"
-                raise UserError(f"{label} cannot be read as JSON ({reason}): correct it.") from error
+                raise too_odd(error, label) from error
             self._at = end
             return value
 

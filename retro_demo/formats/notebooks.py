@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from retro_demo.errors import UserError
 from retro_demo.formats.flow import as_title
+from retro_demo.formats.records import kind_of_value, too_odd
 from retro_demo.formats.rows import File, Row
 from retro_demo.formats.text import TextReader
 from retro_demo.formats.titles import markdown_title
@@ -54,10 +55,9 @@ def _parsed(text: str, label: str) -> dict[str, object]:
     except json.JSONDecodeError as error:
         raise UserError(f"{label} is not a notebook: it is not valid JSON ({error}).") from error
     except (ValueError, RecursionError) as error:
-        reason = "a number is too long" if isinstance(error, ValueError) else "nested too deeply"
-        raise UserError(f"{label} is not a notebook that can be read ({reason}).") from error
+        raise too_odd(error, label) from error
     if not isinstance(notebook, dict):
-        raise UserError(f"{label} is not a notebook: it holds a JSON {type(notebook).__name__}.")
+        raise UserError(f"{label} is not a notebook: it holds {kind_of_value(notebook)}.")
     return notebook
 
 

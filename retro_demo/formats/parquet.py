@@ -33,7 +33,7 @@ def read_parquet(file: File) -> Iterator[Row]:
         return
     if start != MAGIC:
         reason = "it is encrypted" if start == LOCKED else "it does not begin as one"
-        raise UserError(f"{file.label} is not a .parquet file that can be read ({reason}).")
+        raise _unreadable(file.label, reason)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "table.parquet"
         with path.open("wb") as copy:
@@ -75,7 +75,11 @@ def _records(path: Path, file: File) -> Iterator[Record]:
         ) from error
     except (duckdb.Error, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0][:200].replace(str(path), file.label)
-        raise UserError(f"{file.label} is not a .parquet file that can be read ({reason}).") from error
+        raise _unreadable(file.label, reason) from error
+
+
+def _unreadable(label: str, reason: str) -> UserError:
+    return UserError(f"{label} is not a .parquet file that can be read ({reason}).")
 
 
 def _check_kind(kind: str, column: str, name: str, label: str) -> None:

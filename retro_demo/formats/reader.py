@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 
 from retro_demo.archives import Entry, ReadingLimits
 from retro_demo.formats.books import read_epub
-from retro_demo.formats.html import read_html
+from retro_demo.formats.html import read_html, read_xhtml
 from retro_demo.formats.json_arrays import read_json
 from retro_demo.formats.notebooks import read_ipynb
 from retro_demo.formats.parquet import read_parquet
@@ -72,7 +72,7 @@ GROUPS = (
             ".vtt": read_text,
         },
     ),
-    Group("web pages", {".html": read_html, ".htm": read_html, ".xhtml": read_html}),
+    Group("web pages", {".html": read_html, ".htm": read_html, ".xhtml": read_xhtml}),
     Group("Word", {".docx": read_docx, ".docm": read_docx}),
     Group("books", {".epub": read_epub}),
     Group("PDF", {".pdf": read_pdf}),

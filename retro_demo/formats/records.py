@@ -9,7 +9,7 @@ from functools import lru_cache
 from math import isfinite
 
 from retro_demo.errors import UserError
-from retro_demo.formats.rows import FIELDS, File, Row, find_column, no_column, note_case, shown_name
+from retro_demo.formats.rows import FIELDS, File, Row, find_column, no_column, note_case, shown_name, too_long
 from retro_demo.formats.text import TextReader
 from retro_demo.reading_notes import listed
 
@@ -17,12 +17,13 @@ LARGEST_EXACT = 2**53  # from there on a float may stand for several whole numbe
 
 
 class Keys(dict[str, object]):
-    """A JSON object, and the keys that it has more than once."""
+    """A JSON object, and all values of the keys that it has more than once."""
 
     def __init__(self, pairs: Sequence[tuple[str, object]]) -> None:
         super().__init__(pairs)
         counts = Counter(key for key, _ in pairs) if len(self) < len(pairs) else Counter[str]()
-        self.doubled = {key for key, count in counts.items() if count > 1}
+        doubled = [key for key, count in counts.items() if count > 1]
+        self.doubled = {key: [value for name, value in pairs if name == key] for key in doubled}
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=Keys)
@@ -98,12 +99,22 @@ def _row(record: Mapping[str, object], columns: Mapping[str, str], file: File, w
     limit = file.limits.document_chars
     if "text" not in columns:
         raise no_column("text", file.fields.get("text", "text"), list(record), where)
-    if isinstance(record, Keys) and (doubled := record.doubled & set(columns.values())):
-        raise UserError(f"{where} has the key {shown_name(min(doubled))} more than once: leave one of them.")
+    if isinstance(record, Keys) and (doubled := set(record.doubled) & set(columns.values())):
+        raise key_twice(min(doubled), where)
     row = {name: _as_text(record[key], name, where) for name, key in columns.items()}
     if len(row["text"]) > limit:
-        raise UserError(f"{where} has more than {limit:,} characters, too many for one document: split it.")
+        raise too_long(where, limit)
     return row
+
+
+def key_twice(key: str, where: str) -> UserError:
+    return UserError(f"{where} has the key {shown_name(key)} more than once: leave one of them.")
+
+
+def too_odd(error: ValueError | RecursionError, where: str) -> UserError:
+    """The error for what is JSON, but more than Python takes."""
+    reason = "a number is too long" if isinstance(error, ValueError) else "nested too deeply"
+    return UserError(f"{where} cannot be read as JSON ({reason}): correct it.")
 
 
 def _parse_object(line: str, where: str, *, first: bool) -> Keys:
@@ -121,14 +132,13 @@ def _parse_object(line: str, where: str, *, first: bool) -> Keys:
             "a .jsonl file holds one JSON object a line."
         ) from error
     except (ValueError, RecursionError) as error:
-        reason = "a number is too long" if isinstance(error, ValueError) else "nested too deeply"
-        raise UserError(f"{where} cannot be read as JSON ({reason}): correct it.") from error
+        raise too_odd(error, where) from error
     if isinstance(value, Keys):
         return value
     advice = 'write lines such as {"id": "1", "text": "..."}'
     if first and isinstance(value, list):
         advice = f"name the file .json, or {advice}"
-    raise UserError(f"{where} holds {_kind(value)}, not an object: {advice}.")
+    raise UserError(f"{where} holds {kind_of_value(value)}, not an object: {advice}.")
 
 
 def _as_text(value: object, name: str, where: str) -> str:
@@ -137,17 +147,17 @@ def _as_text(value: object, name: str, where: str) -> str:
     if isinstance(value, str):
         return value
     if name == "text":
-        raise UserError(f"{where} has {_kind(value)} as its text: it must be a string.")
+        raise UserError(f"{where} has {kind_of_value(value)} as its text: it must be a string.")
     if isinstance(value, int) and not isinstance(value, bool):  # ids are often numbers
         return str(value)
     if isinstance(value, float) and isfinite(value):
         # 1.0 is what other programs make of 1 in a column with gaps
         whole = value.is_integer() and abs(value) < LARGEST_EXACT
         return str(int(value)) if whole else str(value)
-    raise UserError(f"{where} has {_kind(value)} as its {name}: it must be a string or a number.")
+    raise UserError(f"{where} has {kind_of_value(value)} as its {name}: it must be a string or a number.")
 
 
-def _kind(value: object) -> str:
+def kind_of_value(value: object) -> str:
     """What a JSON value is, with an article."""
     if isinstance(value, bool | None):
         return json.dumps(value)

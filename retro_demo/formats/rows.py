@@ -67,21 +67,22 @@ class Reader(Protocol):
 
 def find_column(column: str, there: Sequence[str]) -> str:
     """The one of the columns that is meant: of that very name, else the only one whose name differs from it
-    in case and blanks alone, "" = none."""
+    in case, blanks and quotes at its ends alone, "" = none."""
     if column in there:
         return column
-    alike = [name for name in there if _plain(name) == _plain(column)]
+    alike = [name for name in there if plain_name(name) == plain_name(column)]
     return alike[0] if len(alike) == 1 else ""
 
 
-def _plain(name: str) -> str:
-    return " ".join(name.split()).casefold()
+def plain_name(name: str) -> str:
+    """A column's name, without what does not tell it from others."""
+    return " ".join(name.strip(' \n"').split()).casefold()
 
 
 def note_case(file: File, column: str, found: str) -> None:
     """Say that a column was taken whose name differs in more than blanks from the one looked for."""
     if " ".join(found.split()) != column:
-        note = "Columns whose names differ from those looked for in case alone were taken: {names}."
+        note = "Columns whose names differ from those looked for in case or quotes alone were taken: {names}."
         file.notes.add(note, f"{shown_name(found)} as {column} in {file.label}")
 
 
@@ -93,6 +94,12 @@ def no_column(name: str, column: str, seen: Sequence[str], where: str) -> UserEr
         f"{where} has no field {column[:NAME_CHARS]!r} (it has: {shown_names(seen)}): "
         f"name the field that holds the {name} with --fields {name}=NAME.{hint}"
     )
+
+
+def too_long(what: str, limit: int, split: str = "") -> UserError:
+    """The error for a document of more than `limit` characters; `split` = into what it can be split."""
+    into = f" into {split}" if split else ""
+    return UserError(f"{what} has more than {limit:,} characters, too many for one document: split it{into}.")
 
 
 def shown_names(names: Sequence[str]) -> str:

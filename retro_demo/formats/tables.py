@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
 
 from retro_demo.errors import UserError
+from retro_demo.formats.cells import TAB, Dialect, Record, records
 from retro_demo.formats.rows import (
     FIELDS,
     NAME_CHARS,
@@ -18,12 +18,12 @@ from retro_demo.formats.rows import (
     find_column,
     no_column,
     note_case,
+    plain_name,
     shown_name,
+    too_long,
 )
 from retro_demo.formats.text import TextReader
-
-if TYPE_CHECKING:
-    from _csv import Reader  # what csv.reader gives; csv names it from Python 3.13 on only
+from retro_demo.reading_notes import Notes
 
 DELIMITERS = ",;\t|"
 SAMPLE_LINES = 200  # that the delimiter is chosen by
@@ -32,11 +32,12 @@ SEPARATOR = re.compile(r'"?sep=(.)"?\s*$', re.IGNORECASE)  # the first line, for
 NUMBER = re.compile(r"[-+]?[\d., ]*\d%?$")
 
 
-class Dialect(NamedTuple):
-    """How the cells of a row are parted: by a delimiter, and perhaps blanks after it."""
-
-    delimiter: str
-    blanks: bool
+ODD = "Rows with quotes that do not follow the rules were read with these as letters: {names}."
+DOUBTFUL = (
+    "Cells over several lines that could be rows of their own were read as cells; if a quote stands there by "
+    "mistake, double it: {names}."
+)
+SHORT = "Rows that end before their text were left out: {names}."
 
 
 class Table:
@@ -44,6 +45,9 @@ class Table:
 
     def __init__(self, file: File, delimiter: str) -> None:
         """The `delimiter` that is usual for the kind of file, "" where it is to be found out."""
+        self.line = 0
+        self.odd = False
+        """Of the row that was given last: the line that it ends in, and whether its quotes are odd."""
         limits = file.limits
         self._kind = ".tsv" if delimiter else ".csv"
         # A setting of the whole process, so it only ever grows; our own limit is checked below.
@@ -51,65 +55,86 @@ class Table:
         self.label = file.label
         self.text = TextReader(file)
         lines = self.text.lines(limits.document_chars)
-        head = _first_lines(lines)
+        head, cut = _first_lines(lines)
         self._passed = next((at for at, line in enumerate(head) if line.strip()), len(head))
         head = head[self._passed :]
         if told := SEPARATOR.match(head[0]) if head else None:
             dialect = Dialect(told[1], blanks=False)
             self._passed, head = self._passed + 1, head[1:]
         else:
-            dialect = _dialect(head, file, delimiter or DELIMITERS)
-        self._records = _reader(chain(head, lines), dialect)
-        self.header = [name.strip() for name in next(self._filled(), [])]
+            dialect = _dialect(head, file, delimiter or DELIMITERS, cut=cut)
+        self._records = records(chain(head, lines), dialect)
+        self._odd, self._doubtful = Counted(), Counted()
+        first = next(self._counted(), None)
+        self.header = [cell.strip() for cell in first.cells] if first else []
 
-    def records(self) -> Iterator[tuple[int, str, list[str]]]:
+    def rows(self) -> Iterator[tuple[int, str, list[str]]]:
         """The rows below the header: (number from 1, how to speak of it, cells); raises UserError.
 
-        Empty cells beyond the header are cut off: spreadsheets write them.
+        Empty cells beyond the header are cut off, and empty ones at the end of a row may be missing:
+        spreadsheets write it so.
         """
         wide = len(self.header)
-        for number, record in enumerate(self._filled(), start=1):
-            where = f"Row {number} of {self.label} (line {self._line})"
-            yield number, where, record if any(record[wide:]) else record[:wide]
+        for number, record in enumerate(self._counted(), start=1):
+            cells = record.cells
+            where = f"Row {number} of {self.label} (line {self.line})"
+            yield number, where, cells if any(cells[wide:]) else cells[:wide]
 
-    @property
-    def _line(self) -> int:
-        return self._passed + self._records.line_num
+    def note(self, notes: Notes) -> None:
+        """Say what was mended; to be called at the end of the file."""
+        self.text.note_bad_bytes()
+        self._odd.note(notes, ODD, self.label)
+        self._doubtful.note(notes, DOUBTFUL, self.label)
 
-    def _filled(self) -> Iterator[list[str]]:
-        """The records but blank lines."""
+    def _counted(self) -> Iterator[Record]:
         try:
-            yield from filter(_is_filled, self._records)
+            for record in self._records:
+                self.line = self._passed + record.line
+                self.odd = record.odd
+                if record.odd:
+                    self._odd.add(self.line)
+                if record.doubtful:
+                    self._doubtful.add(self.line)
+                yield record
         except csv.Error as error:
             raise UserError(
-                f"{self.label} is not a valid {self._kind} file (line {self._line}: {error}): "
-                "check its double quotes."
+                f"{self.label} is not a valid {self._kind} file ({error}): check its double quotes."
             ) from error
 
 
-def _first_lines(lines: Iterator[str]) -> list[str]:
-    """Lines to choose the delimiter by, and all that stands above the first of them that is not blank."""
+class Counted:
+    """How many rows there are of a sort, and where the first one ends."""
+
+    def __init__(self) -> None:
+        self._count = self._first = 0
+
+    def add(self, line: int) -> None:
+        self._first = self._first or line
+        self._count += 1
+
+    def note(self, notes: Notes, sentence: str, label: str) -> None:
+        if self._count > 1:
+            notes.add(sentence, f"{label} ({self._count:,}, the first in line {self._first:,})")
+        elif self._count:
+            notes.add(sentence, f"{label} (line {self._first:,})")
+
+
+def _first_lines(lines: Iterator[str]) -> tuple[list[str], bool]:
+    """Lines to choose the delimiter by, and all that stands above the first of them that is not blank; and
+    whether there may be more lines."""
     head: list[str] = []
     filled = size = 0
     for line in lines:
         head.append(line)
         filled, size = filled + bool(line.strip()), size + len(line)
         if filled == SAMPLE_LINES or (filled and size > SAMPLE_CHARS):
-            break
-    return head
-
-
-def _reader(lines: Iterable[str], dialect: Dialect) -> Reader:
-    return csv.reader(lines, delimiter=dialect.delimiter, skipinitialspace=dialect.blanks, strict=True)
-
-
-def _is_filled(record: Sequence[str]) -> bool:
-    return len(record) > 1 or any(map(str.strip, record))
+            return head, True
+    return head, False
 
 
 def read_tsv(file: File) -> Iterator[Row]:
     """As `read_csv`, with tabs between the values."""
-    return read_csv(file, "\t")
+    return read_csv(file, TAB)
 
 
 def read_csv(file: File, delimiter: str = "") -> Iterator[Row]:
@@ -119,23 +144,26 @@ def read_csv(file: File, delimiter: str = "") -> Iterator[Row]:
         return
     places = _places(table.header, file)
     uneven: list[str] = []
-    for number, where, record in table.records():
-        if len(record) != len(table.header):
+    short = Counted()
+    for number, where, cells in table.rows():
+        if len(cells) > len(table.header):
+            quotes = ", and quotes that are not closed or not doubled" if table.odd else ""
             uneven.append(
-                f"{where} has {len(record)} columns where the header has {len(table.header)}: "
-                "put values that hold commas or line ends in double quotes."
+                f"{where} has {len(cells)} columns where the header has {len(table.header)}{quotes}: "
+                "put values that hold commas or line ends in double quotes, and double the quotes within."
             )
-            continue
-        if len(record[places["text"]]) > limits.document_chars:
-            raise UserError(
-                f"{where} has more than {limits.document_chars:,} characters of text, "
-                "too many for one document: split it."
-            )
-        yield Row(**{name: record[place] for name, place in places.items()}, number=number)
+        elif len(cells) <= places["text"]:
+            short.add(table.line)
+        elif len(cells[places["text"]]) > limits.document_chars:
+            raise too_long(where, limits.document_chars)
+        else:
+            found = {name: cells[place] for name, place in places.items() if place < len(cells)}
+            yield Row(**found, number=number)
     if uneven:
         more = f" So it is with {len(uneven) - 1:,} more rows." if len(uneven) > 1 else ""
         raise UserError(uneven[0] + more)
-    table.text.note_bad_bytes()
+    table.note(file.notes)
+    short.note(file.notes, SHORT, file.label)
 
 
 def _places(header: Sequence[str], file: File) -> dict[str, int]:
@@ -172,34 +200,29 @@ def _is_data(header: Sequence[str]) -> bool:
     )
 
 
-def _dialect(head: Sequence[str], file: File, delimiters: str) -> Dialect:
+def _dialect(head: Sequence[str], file: File, delimiters: str, *, cut: bool) -> Dialect:
     """How the first lines are parted: into the same number of cells in each row, the more the better.
 
+    `cut` = there may be more lines than these.
     What stands in quotes is no delimiter; a file of one column has rows of one cell by any of them.
     """
-    wanted = {file.fields.get(name, name).strip().casefold() for name in FIELDS}
+    wanted = {plain_name(file.fields.get(name, name)) for name in FIELDS}
 
-    def fit(dialect: Dialect) -> tuple[bool, float, int]:
-        rows = _parsed(head, dialect)
-        if not rows:
-            return False, 0.0, 0
+    def parted(dialect: Dialect) -> list[Record]:
+        return list(records(head, dialect, cut=cut))
+
+    def fit(dialect: Dialect) -> tuple[bool, float, int, int]:
+        found = parted(dialect)
+        if not found:
+            return False, 0.0, 0, 0
+        rows, odd = [record.cells for record in found], sum(record.odd for record in found)
         width = len(rows[0])
         even = sum(len(row) == width or not any(row[width:]) and len(row) > width for row in rows) / len(rows)
-        named = any(name.strip().casefold() in wanted for name in rows[0])
-        return named, even, width
+        named = any(plain_name(cell) in wanted for cell in rows[0])
+        return named, even, width, -odd
 
     dialects = [Dialect(delimiter, blanks) for blanks in (False, True) for delimiter in delimiters]
-    return max(dialects, key=fit)
-
-
-def _parsed(head: Sequence[str], dialect: Dialect) -> list[list[str]]:
-    """The records of the first lines; none where they cannot be parted so."""
-    reader = _reader(head, dialect)
-    rows: list[list[str]] = []
-    try:
-        for row in filter(_is_filled, reader):
-            rows.append(row)
-    except csv.Error:
-        # the last line may end within quotes, because the sample does
-        return rows if reader.line_num >= len(head) else []
-    return rows
+    best = max(dialects, key=fit)
+    # most programs that part by tabs have no quoting
+    literal = best.delimiter == TAB and any(record.odd for record in parted(best))
+    return best._replace(quotes=not literal)

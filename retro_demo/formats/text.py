@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from retro_demo.charsets import ESCAPE, SAMPLE_BYTES, WIDE, guess, name_of
 from retro_demo.errors import UserError
-from retro_demo.formats.rows import File, Row
+from retro_demo.formats.rows import File, Row, too_long
 
 BLOCK_BYTES = 1 << 16
 BAD_SHARE = 0.1  # of the characters of a block that do not decode, above which it is not text
@@ -19,6 +19,7 @@ ALWAYS_FEW = 2
 # up to 0.45 by chance (EUC-JP), most of them none.
 MIXED_SHARE = 0.5
 BAD_BYTES = re.compile("[\udc80-\udcff]")  # as "surrogateescape" leaves them: no text holds these
+CONTROLS = re.compile(rb"[\x01-\x08\x0e-\x19\x1c-\x1f]")  # which no text has
 MARKS = {
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16, whose mark it begins with
@@ -40,10 +41,7 @@ def read_text(file: File) -> Iterator[Row]:
     while block := with_newlines(text.read()):
         num_chars += len(block)
         if num_chars > limits.document_chars:
-            raise UserError(
-                f"{text.label} has more than {limits.document_chars:,} characters, "
-                "too many for one document: split it into several files."
-            )
+            raise too_long(text.label, limits.document_chars, "several files")
         lengths = [len(line) for line in block.split("\n")]
         lengths[0] += open_line
         open_line = lengths[-1]
@@ -190,8 +188,13 @@ class TextReader:
                 yield from self._rest(sample, found.encoding)
                 return
             if num_bad > max(FEW_BAD * len(text), ALWAYS_FEW):
+                wrong = f"{num_bad:,} of {len(text):,} characters are no UTF-8"
+                if CONTROLS.search(judged):
+                    raise self._no_text(f"it contains control characters, and {wrong}")
                 could_be = f", perhaps {' or '.join(found.could_be)}" if found.could_be else ""
-                raise self._no_text(f"{num_bad:,} of {len(text):,} characters are no UTF-8{could_be}")
+                raise UserError(
+                    f"The encoding of {self.label} cannot be told ({wrong}{could_be}): save it in UTF-8."
+                )
         yield from self._rest(sample, "utf-8")
 
     def _rest(self, data: bytes, encoding: str) -> Iterator[str]:
