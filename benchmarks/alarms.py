@@ -29,8 +29,8 @@ import torch
 from benchmarks.measuring import Report
 from retro_demo.alarms import AT_ONCE, ERRORS, EXPLODED, EXPLODING, RISE, Point, Watch, has_risen, held_out
 from retro_demo.building import build_corpus, prepare_corpus
-from retro_demo.checkpoint import BEST, LAST, load_model, read_run_config
-from retro_demo.config import CorpusConfig, TrainConfig
+from retro_demo.checkpoint import BEST, LAST, RunConfig, load_model, read_run_config
+from retro_demo.config import CorpusConfig
 from retro_demo.corpus import load_corpus
 from retro_demo.cutting import ASSETS
 from retro_demo.events import read_events
@@ -124,11 +124,14 @@ def first_alarm(points: list[Point]) -> int | None:
     return next((at for at in range(1, len(points) - 1) if has_risen(points[: at + 1])), None)
 
 
-def explodes(config: TrainConfig, events: list[dict[str, Any]]) -> bool:
-    """Whether the training would have told an explosion, by the rules as they are now."""
-    watch, said = Watch(config), []
+def explodes(config: RunConfig, events: list[dict[str, Any]], *, measured: bool = True) -> bool:
+    """Whether the training would have told an explosion, by the rules as they are now.
+
+    measured: whether its held-out text counts, or it is as if nothing were held out.
+    """
+    watch, said = Watch(config.training, lessons=config.lesson_steps), []
     for event in events:
-        if event["event"] == "evaluated":
+        if event["event"] == "evaluated" and measured:
             said += watch.measured(event["step"], event["arms"])
         if event["event"] == "step":
             said += watch.stepped(event["step"], event["loss"])
@@ -165,12 +168,15 @@ def main() -> None:
     options = parser.parse_args()
     chosen = list(trials([int(seed) for seed in options.seeds.split(",")]))
     chosen = chosen[:2] if options.quick else chosen
-    report, curves, exploded, errors = Report("alarms"), {}, {}, []
+    report, curves, errors = Report("alarms"), {}, []
+    exploded, unmeasured = {}, {}
     for trial in chosen:
         run = trained(options.out, trial)
         events = read_events(run / "events.jsonl")
         curves[trial] = held_out(event for event in events if event["event"] == "evaluated")
-        exploded[trial] = explodes(read_run_config(run).training, events)
+        config = read_run_config(run)
+        exploded[trial] = explodes(config, events)
+        unmeasured[trial] = explodes(config, events, measured=False)
         best, last = min(curves[trial], key=lambda point: point.nats), curves[trial][-1]
         if best.step and 0 < last.nats - best.nats < 0.05 * best.nats:
             errors.append(standard_error(run))
@@ -184,10 +190,15 @@ def main() -> None:
     header = ("runs", "steps between", "how many", "risen at the end", "alarm before", "of these false")
     report.table("Held-out loss that rises", header, rows)
     rows = [
-        (kind, len(them := [t for t in chosen if t.kind == kind]), sum(exploded[t] for t in them))
+        (
+            kind,
+            len(them := [t for t in chosen if t.kind == kind]),
+            sum(exploded[t] for t in them),
+            sum(unmeasured[t] for t in them),
+        )
         for kind in dict.fromkeys(trial.kind for trial in chosen)
     ]
-    report.table("Loss that explodes", ("runs", "how many", "alarm"), rows)
+    report.table("Loss that explodes", ("runs", "how many", "alarm", "alarm without held-out text"), rows)
     if errors:
         quarters = [round(float(value), 2) for value in np.percentile(errors, [25, 50, 75])]
         print(

@@ -32,7 +32,7 @@ from benchmarks.fuzz_shares import import_targets, make_exports
 from retro_demo import cli, figures, job_views, jobs
 from retro_demo.building import build_corpus, prepare_corpus
 from retro_demo.change_config import AddConfig, WeighConfig
-from retro_demo.checkpoint import load_model, read_any_config, save_weights
+from retro_demo.checkpoint import LAST, STATE, load_model, read_any_config, save_weights
 from retro_demo.config import CorpusConfig, GenerateConfig, RetroConfig, TrainConfig, from_json, to_json
 from retro_demo.corpus import file_hash, load_corpus
 from retro_demo.documents import ReadingLimits, parse_fields, read_documents
@@ -96,8 +96,8 @@ def targets_of(folder: Path) -> dict[str, Target]:
         "fields": _fields,
         **{kind.__name__: partial(_config, kind) for kind in CONFIGS},
         "run config.json": partial(_run_config, run),
-        "model.safetensors": partial(_weights, run),
-        "state.safetensors": partial(_state, run),
+        LAST: partial(_weights, run),
+        STATE: partial(_state, run),
         "tokenizer.json": partial(_tokenizer, run / "tokenizer.json"),
         "events.jsonl": _events,
         "corpus.json": partial(_manifest, corpus),
@@ -214,14 +214,14 @@ def _run_config(run: Path, rng: random.Random, folder: Path) -> object:
 
 def _weights(run: Path, rng: random.Random, folder: Path) -> object:
     run = _copied(run, folder)
-    path = run / "model.safetensors"
+    path = run / LAST
     path.write_bytes(damaged_tensors(rng, path.read_bytes()))
     return load_model(run)
 
 
 def _state(run: Path, rng: random.Random, folder: Path) -> object:
     run = _copied(run, folder)
-    path = run / "state.safetensors"
+    path = run / STATE
     path.write_bytes(damaged_tensors(rng, path.read_bytes()))
     model = RETRO(read_any_config(run).network)  # pyright: ignore[reportArgumentType]
     saved_step(run), saved_processes(run)

@@ -28,7 +28,7 @@ from typing import Any
 from benchmarks.measuring import RESULTS, markdown, torch
 from benchmarks.serving import ROOT, start_app
 from retro_demo import jobs
-from retro_demo.checkpoint import load_model, read_any_config
+from retro_demo.checkpoint import LAST, STATE, load_model, read_any_config
 from retro_demo.corpus import load_corpus
 from retro_demo.errors import UserError
 from retro_demo.run_state import saved_step
@@ -90,8 +90,8 @@ def problems_of_run(folder: Path, *, at_rest: bool) -> list[str]:
         state = saved_step(folder)
         if not state:
             return [f"the save of step {told} is gone"] if told else []
-        kept, _ = load_tensors(folder / "state.safetensors")
-        weights, about = load_tensors(folder / "model.safetensors")
+        kept, _ = load_tensors(folder / STATE)
+        weights, about = load_tensors(folder / LAST)
         load_model(folder)
     except (UserError, ValueError, KeyError) as error:
         return [f"it cannot be read: {error}"]
@@ -154,7 +154,7 @@ class Soak:
         command = [sys.executable, "-m", "retro_demo", "train", "retro", "--corpus", str(self.base)]
         command += ["--out", str(folder), "--preset", "tiny", "--seed", "0", "--steps", str(self.steps)]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-        return load_tensors(folder / "model.safetensors")[0]
+        return load_tensors(folder / LAST)[0]
 
     def begin(self) -> Path:
         """Ask for a run, or now and then for a corpus, whose folder may not be there at once."""
@@ -247,7 +247,7 @@ class Soak:
             self.violations.append(f"{name}: it is {state} at its end: {jobs.status(self.folder).log_tail}")
         self.violations += [f"{name}, at its end: {what}" for what in self.problems(at_rest=True)]
         if self.is_run() and state == "finished":
-            weights = load_tensors(self.folder / "model.safetensors")[0]
+            weights = load_tensors(self.folder / LAST)[0]
             if not all(torch.equal(weights[key], tensor) for key, tensor in self.reference.items()):
                 self.violations.append(f"{name}: other weights than those of the run never killed")
         self.compared["runs" if self.is_run() else "corpora"] += 1

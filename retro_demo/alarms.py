@@ -26,9 +26,12 @@ about 1 / sqrt(N) nats."""
 AT_ONCE = 5.0
 """A single measurement so many times as high above it is a rise; a smaller one must come twice in a row."""
 EXPLODED = 1.0
-"""Nats by which the loss of the last steps lies above what the run began with when it has exploded."""
+"""Nats by which the loss of the last steps lies above what the run began with, or has fallen to, when it has
+exploded."""
 RECENT = 10
 """Steps whose loss is looked at together: one batch may be hard."""
+FIRST = 5
+"""Steps that tell what a run began with where nothing is held out: the first batch may be an easy one."""
 MANY_PASSES = 10
 """With more passes over the training text than these, held-out loss often rises before the end."""
 
@@ -114,18 +117,18 @@ def rise_words(points: Sequence[Point], loss: float, passes: float, *, exploded:
     )
 
 
-def explosion_words(began: float, recent: Sequence[float], step: int, lr: float) -> str:
-    """That the loss of the steps up to `step` lies far above what the run began with, "" where it does not.
-
-    A single batch may be hard, so the median of the recent ones counts.
-    """
-    if len(recent) < RECENT or (now := median(recent)) <= began + EXPLODED:
-        return ""
+def explosion_words(recent: Sequence[float], before: str, step: int, lr: float) -> str:
+    """That the loss of the `recent` steps up to `step` lies far above what it was `before`, in words."""
     return (
-        f"The loss in training is {now:.2f} nats a token at step {step:,} (the median of {RECENT} steps), "
-        f"far above the {began:.2f} that it began with. Unless it falls soon, stop the run and train a new "
-        f"one with a learning rate below {lr:g}."
+        f"The loss in training is {median(recent):.2f} nats a token at step {step:,} (the median of {RECENT} "
+        f"steps), far above {before}. Unless it falls soon, stop the run and train a new one with a learning "
+        f"rate below {lr:g}."
     )
+
+
+def passes_of(steps: int, each: float, whole: float) -> float:
+    """How often so many steps read a text of `whole` windows (tokens) where one reads `each` of them."""
+    return steps * each / max(1, whole)
 
 
 def passes_words(passes: float) -> str:
@@ -147,21 +150,28 @@ def ahead_words(about: Mapping[str, Any]) -> str:
 class Watch:
     """Follows a run from what its events have told so far, and says each kind of alarm once.
 
-    `kept` is the step of the best save where that is not the best measurement: an earlier release kept none.
+    `lessons` is over how many steps reading lessons fade out: loss rises while the answers are taken away.
     """
 
     def __init__(
-        self, config: TrainConfig, events: Iterable[Mapping[str, Any]] = (), *, passes_a_step: float = 0.0
+        self,
+        config: TrainConfig,
+        events: Iterable[Mapping[str, Any]] = (),
+        *,
+        lessons: int = 0,
+        passes_a_step: float = 0.0,
     ) -> None:
         """passes_a_step: how often a step reads the training text, 0 = as the events say."""
-        self.config = config
+        self.config, self.lessons = config, lessons
         self.points: list[Point] = []
         self._rates = [(0, passes_a_step)] if passes_a_step else []  # (from which step on, passes a step)
-        self._first = math.inf
+        self._begun: list[float] = []  # the loss of the FIRST steps
+        self._lowest = math.inf  # the least median of RECENT steps, and up to which step it was
+        self._lowest_at = 0
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._step = 0
         self._said: set[str] = set()
-        self.kept: int | None = None
+        self._kept: int | None = None  # the step of the best save, 0 = there is none; None = as it should be
         for event in events:
             kind = event["event"]
             if kind == "evaluated":
@@ -169,7 +179,7 @@ class Watch:
             elif kind == "step":
                 self._take_in(event["step"], event["loss"])
             elif kind == "warned":
-                self._said.add(event.get("about", ""))
+                self._told(event.get("about", ""))
             elif kind == "reindexed":
                 self.reindexed(event["step"], event["figures"])
             elif kind == "started" and not passes_a_step:
@@ -186,11 +196,22 @@ class Watch:
         """Take in what was measured of held-out text."""
         self.points += held_out([{"step": step, "arms": arms}])
         if self.best is not None and self.best.step == step:  # it will be
-            self.kept = None
+            self._kept = None
         if not self.points and self.config.keep == "best":
             words = "No text is held out, so no save can be told to be the best: the last one is used."
             yield from self._once(NOTHING_HELD_OUT, words)
         yield from self._once(RISING, self._rise(ended=step == self.config.steps))
+
+    def keeps(self, step: int, nats: float | None = None) -> None:
+        """Take in of which step the best save is that is kept, 0 = none, and the held-out loss that it tells.
+
+        It may not be the best measurement: an earlier release kept none. And it may be one that the record
+        knows nothing of: then it counts as measured.
+        """
+        self._kept = step
+        if step and nats is not None and all(point.step != step for point in self.points):
+            point = Point(step, nats, self.config.eval_tokens, "")
+            self.points = sorted([*self.points, point], key=lambda point: point.step)
 
     def reindexed(self, step: int, figures: Mapping[str, Any]) -> None:
         """Take in what a MARGE found for the steps from this one on: how many batches make a pass."""
@@ -226,26 +247,50 @@ class Watch:
         return figures | {"warnings": self.warnings(ended=True)}
 
     def _take_in(self, step: int, loss: float) -> None:
-        self._step, self._first = step, loss if math.isinf(self._first) else self._first
+        self._step = step
+        self._begun += [loss] if len(self._begun) < FIRST else []
         self._recent.append(loss)
+        taught = step < self.lessons + RECENT
+        if len(self._recent) == RECENT and not taught and (now := median(self._recent)) < self._lowest:
+            self._lowest, self._lowest_at = now, step
 
     def _explosion(self) -> str:
-        # before the first step the weights are measured too: the first batch alone may be an easy one
+        """That the loss in training lies far above what the run began with, or fell to; "" = it does not.
+
+        A single batch may be hard or easy. So the median of the recent ones counts, and beside the first or
+        the best loss in training each of them.
+        """
+        if len(self._recent) < RECENT:
+            return ""
+        first, least, now, before = self._begun[0], min(self._recent), median(self._recent), ""
         measured = [point.nats for point in self.points[:1] if point.step == 0]
-        return explosion_words(max([self._first, *measured]), self._recent, self._step, self.config.lr)
+        began = max(first, *(measured or [median(self._begun)]))
+        if now > began + EXPLODED:
+            before = f"the {began:.2f} that it began with"
+        elif least > first + EXPLODED and not measured:  # it exploded within its first steps
+            before = f"the {first:.2f} that it began with"
+        elif least > self._lowest + EXPLODED:
+            before = f"the {self._lowest:.2f} that it had fallen to by step {self._lowest_at:,}"
+        return explosion_words(list(self._recent), before, self._step, self.config.lr) if before else ""
 
     def _rise(self, *, ended: bool) -> str:
         if not self._recent or not has_risen(self.points, ended=ended):
             return ""
         best, passes = best_of(self.points), self.passes(self.points[-1].step)
-        lost = best is not None and self.kept not in (None, best.step)
+        lost = best is not None and self._kept not in (None, best.step)
         exploded = EXPLODING in self._said
         return rise_words(self.points, fmean(self._recent), passes, exploded=exploded, lost=lost)
 
     def _once(self, about: str, words: str) -> Iterator[Warned]:
         if words and about not in self._said:
-            self._said.add(about)
+            self._told(about)
             yield Warned(words, about, self._step)
+
+    def _told(self, about: str) -> None:
+        self._said.add(about)
+        if about == RISING and self._recent and (now := fmean(self._recent)) > self._lowest + EXPLODED:
+            # the sentence gave the loss in training and blamed the learning rate: only more is news
+            self._lowest, self._lowest_at = now, self._step
 
 
 def _number(value: Any) -> float:

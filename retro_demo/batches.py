@@ -69,7 +69,7 @@ class RetroBatches:
         self.rows = np.flatnonzero(~(corpus.held_out | corpus.database_only)[corpus.chunks.document])
         # what neighbors are drawn from where chance takes the place of the retriever
         self.database = np.flatnonzero(~corpus.held_out[corpus.chunks.document])
-        self.windows_per_epoch = max(1, len(self.rows) // self.window)
+        self.windows_per_epoch = windows_of(len(self.rows), self.window)
         self._epoch: tuple[int, int, np.ndarray] | None = None  # the last one: offset and order of windows
 
     def train_batch(self, step: int) -> RetroBatch:
@@ -173,6 +173,11 @@ class RetroBatches:
         chunks, cluster = self.corpus.chunks, self.corpus.cluster
         there = np.where(rows >= 0, cluster[chunks.document[rows]], -1)  # (B, L)
         return (cluster[chunks.document[ids]][..., None] == there[:, None, None, :]).any(axis=-1)
+
+
+def windows_of(chunks: int, window: int) -> int:
+    """How many windows of so many chunks make a pass over the training text, at least one."""
+    return max(1, chunks // window)
 
 
 def check_windows(corpus: Corpus, seq_len: int, num_neighbors: int) -> None:

@@ -45,7 +45,12 @@ from retro_demo.neighbors import Neighbors
 from retro_demo.output_folder import CONFIG, check_output, kind_of, make_output, read_object
 from retro_demo.recall import Excluded, Recall, measure_recall
 from retro_demo.tokenizer import Tokenizer
-from retro_demo.unknown_text import count_without_vector, doubt, few_without_vector, measure_unknown
+from retro_demo.unknown_text import (
+    count_without_vector,
+    doubt_of_statistics,
+    few_without_vector,
+    measure_unknown,
+)
 from retro_demo.vectors import embed_chunks, take_given
 
 SEARCH_BLOCK = 4096
@@ -93,7 +98,7 @@ def build_corpus(out: Path) -> Iterator[Event]:
     embedder = load_embedder(config.embedder, choose_device("auto"))  # a missing one is said before any work
     text = yield from read_text(out, config, sources)
     documents, chunks, held_out, tokenizer = text.documents, text.chunks, text.held_out, text.tokenizer
-    duplicates, warnings, train = text.duplicates, text.warnings, text.train
+    duplicates, warnings, train = text.duplicates, list(text.warnings), text.train
     yield from take_given(out, chunks, tokenizer, embedder)
     yield from embed_chunks(out, chunks, tokenizer, embedder)
     vectors = load_array(out / "vectors.npy", mapped=True)
@@ -149,7 +154,7 @@ def build_corpus(out: Path) -> Iterator[Event]:
         "statistics": statistics,
     }
     ending = built(manifest)
-    for sentence in ending.result["warnings"]:
+    for sentence in ending.result["warnings"][len(text.warnings) :]:  # the others are told
         yield Warned(sentence)
     write_atomically(out / MANIFEST, json.dumps(manifest).encode())
     yield ending
@@ -161,7 +166,7 @@ def built(manifest: dict[str, Any]) -> Finished:
     What the embedder does not know is not in the manifest: it follows from the figures there.
     """
     statistics, warnings = manifest["statistics"], manifest["warnings"]
-    if sentence := doubt(statistics):
+    if sentence := doubt_of_statistics(statistics):
         warnings = [*warnings, sentence]
     return Finished(statistics | {"fingerprint": manifest["fingerprint"], "warnings": warnings})
 

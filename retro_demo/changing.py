@@ -36,7 +36,7 @@ from retro_demo.corpus import (
 from retro_demo.cutting import cut
 from retro_demo.documents import Document, ReadingLimits, follow_reading, parse_fields
 from retro_demo.errors import UserError
-from retro_demo.events import Event, Finished
+from retro_demo.events import Event, Finished, Warned
 from retro_demo.listing import listed
 from retro_demo.marks import unchanged
 from retro_demo.output_folder import CONFIG, check_output, make_output, read_object
@@ -88,6 +88,11 @@ def prepare_change(
     """
     if not add and not forget:
         raise UserError("Name what to change: files or folders to add, or documents to forget.")
+    if out is not None and out.resolve() == base.resolve():
+        raise UserError(
+            f"{out} is the corpus itself. Leave --out away to change it in place, or name another folder to "
+            "leave it as it is."
+        )
     corpus = load_corpus(base)
     names = find_documents(corpus, forget)
     sources = tuple(str(path.resolve()) for path in add)
@@ -190,6 +195,7 @@ def _carry_over(folder: Path, change: Change) -> Iterator[Event]:
     documents = [one for one, stay in zip(corpus.documents, stays, strict=True) if stay]
     new, warnings = yield from _new_documents(change, corpus, documents)
     if not new and corpus.held_out[stays].all():
+        yield from map(Warned, warnings)
         raise UserError(f"Without these documents nothing of {corpus.name} is left to retrieve from.")
     chunks, rows = corpus.chunks, np.flatnonzero(stays[corpus.chunks.document])
     number = np.cumsum(stays, dtype=np.int32) - 1  # of a document, where those before it are gone
@@ -237,6 +243,7 @@ def _new_documents(
     there = {document.id: document for document in stay}
     taken = [one for one in reading.documents if one.id in there and one.text != there[one.id].text]
     if taken:
+        yield from map(Warned, reading.warnings)
         raise UserError(
             f"{len(taken)} documents have the id of another one that is in the corpus ({taken[0].id}). "
             "Forget the old one first, or give the new one another id."
@@ -246,6 +253,7 @@ def _new_documents(
     if same := len(reading.documents) - len(new):
         warnings.append(f"{same} documents were there already, word for word, and were not added again.")
     if not new:
+        yield from map(Warned, reading.warnings)
         raise UserError("All of these documents are in the corpus already, word for word: nothing to add.")
     return new, warnings
 

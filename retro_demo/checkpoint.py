@@ -2,7 +2,8 @@
 
     config.json           RunConfig: model, network, training, corpus and its fingerprint, versions
     model.safetensors     the weights of the last save
-    best.safetensors      those of the save with the best held-out loss: `keep` says which of both is used
+    best.safetensors      those of the save with the best held-out loss, which is among its notes: `keep` says
+                          which of both is used
     state.safetensors     weights, optimizer and generators of the last save, for going on
     events.jsonl          all that happened
     tokenizer.json        the tokenizer of the corpus
@@ -38,7 +39,7 @@ from retro_demo.retro import RETRO
 from retro_demo.tensor_files import ANEW, Head, check_shapes, finite_tensors, read_head, save_tensors
 
 FORMAT = 1
-LAST, BEST = "model.safetensors", "best.safetensors"
+LAST, BEST, STATE = "model.safetensors", "best.safetensors", "state.safetensors"
 IMPORTED = "imported.json"
 MOST_THREADS = 4096
 MOST_CHARS = 4096  # of a text in config.json
@@ -208,6 +209,28 @@ def save_weights(folder: Path, model: nn.Module, step: int, dtype: torch.dtype |
     """Write model.safetensors; a `dtype` of float16 halves it, for shipping."""
     tensors = {name: tensor.to(dtype or tensor.dtype) for name, tensor in model.state_dict().items()}
     save_tensors(folder / LAST, tensors, {"step": str(step)})
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a run has a save that it can be used with."""
+    return (folder / LAST).exists()
+
+
+def step_of(path: Path) -> int:
+    """The step of a file of weights, 0 where there is none or it is damaged: it is replaced then."""
+    return told_by(path)[0]
+
+
+def told_by(path: Path) -> tuple[int, float | None]:
+    """The step of a file of weights and, of one that was the best, its held-out loss (nats a token).
+
+    (0, None) where there is none or it is damaged. Of a best save of before there is no loss, either.
+    """
+    try:
+        head = read_head(path) if path.exists() else None
+        return (head.step, head.held_out) if head else (0, None)
+    except UserError:
+        return 0, None
 
 
 def weights_file(folder: Path) -> Path:

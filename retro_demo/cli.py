@@ -10,7 +10,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,7 +38,7 @@ from retro_demo.findings import as_json
 from retro_demo.flags import add_flags, given, numbers, words
 from retro_demo.generate import Written
 from retro_demo.job_verbs import add_job_verbs
-from retro_demo.loading import load_retriever, write
+from retro_demo.loading import load_retriever, why_none_found, write
 from retro_demo.marge_writing import (
     ids_of,
     likely_language,
@@ -226,9 +227,8 @@ def _generate(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable
     if run is None:
         return
     about = {"retriever": run.retriever, "swapped": run.swapped}
-    statistics = run.database.corpus.manifest["statistics"] if run.database else None
-    nothing = nothing_found(run.retriever, statistics) if statistics else ""
-    yield from _told(write(run, options.prompt, config), run.tokenizer, about, stop, nothing)
+    events = write(run, options.prompt, config)
+    yield from _told(events, run.tokenizer, about, stop, partial(why_none_found, run))
 
 
 def _generate_from_evidence(
@@ -248,18 +248,18 @@ def _told(
     tokenizer: Tokenizer,
     about: dict[str, str],
     stop: Callable[[], bool],
-    nothing: str = "",
+    why_none: Callable[[Sequence[Retrieved]], str] = lambda retrieved: "",
 ) -> Iterable[Event]:
     """The events of a generation; its end as `finished`, with what else there is to tell.
 
-    `nothing` is the sentence for one that looked up neighbors and found none at all.
+    `why_none` is the sentence for one that looked up neighbors and found none at all, else "".
     """
     begun = time.perf_counter()
     looked_up: list[Retrieved] = []
     for event in events:
         if isinstance(event, Retrieved):
             looked_up.append(event)
-        if isinstance(event, Written) and nothing and looked_up and not any(e.neighbors for e in looked_up):
+        if isinstance(event, Written) and (nothing := why_none(looked_up)):
             yield Warned(nothing)
         if isinstance(event, Written):
             figures = {

@@ -30,7 +30,7 @@ from retro_demo.corpus import (
 from retro_demo.documents import Document, ReadingLimits, follow_reading, parse_fields
 from retro_demo.duplicates import Duplicates, find_duplicates
 from retro_demo.errors import UserError
-from retro_demo.events import Event, Progress
+from retro_demo.events import Event, Progress, Warned
 from retro_demo.reading_progress import read_event
 from retro_demo.tokenizer import Tokenizer
 
@@ -73,9 +73,13 @@ class Text:
 
 
 def read_text(out: Path, config: CorpusConfig, sources: Sequence[Path]) -> Generator[Event, None, Text]:
-    """Read, split and cut the text of a corpus, from wherever that stands, yielding progress."""
+    """Read, split and cut the text of a corpus, from wherever that stands, yielding progress.
+
+    Each warning is told as soon as it is known: where the build fails later, it may say why.
+    """
     documents, kept = yield from _read(out, sources, config)
     warnings = list(kept["warnings"])
+    yield from map(Warned, warnings)
     duplicates = find_duplicates(word_ids(document.text for document in documents))
     held_out = drawn = choose_held_out(documents, duplicates.cluster, config.holdout, config.seed)
     if "held_out" in kept:
@@ -88,7 +92,7 @@ def read_text(out: Path, config: CorpusConfig, sources: Sequence[Path]) -> Gener
         if not np.array_equal(held_out, drawn):
             kept = kept | {"held_out": held_out.tolist()}
             write_atomically(out / READING, json.dumps(kept).encode())
-    _check_distinct(duplicates, held_out, "sections" if kept["sections"] else "documents", warnings)
+    _check_distinct(duplicates, held_out, "sections" if kept["sections"] else "documents")
     copies = duplicates.exact + duplicates.near
     if copies > len(documents) / 2:
         warnings.append(
@@ -99,10 +103,11 @@ def read_text(out: Path, config: CorpusConfig, sources: Sequence[Path]) -> Gener
         warnings += _unlike_asked(documents, held_out, config.holdout)
     split = "" if np.array_equal(held_out, drawn) else hashlib.sha256(held_out.tobytes()).hexdigest()
     if twins := int(np.isin(duplicates.cluster[held_out], duplicates.cluster[~held_out]).sum()):
+        are = "document that is held out has" if twins == 1 else "documents that are held out have"
         warnings.append(
-            f"{twins} documents that are held out have a near-duplicate that is not: what is measured on "
-            "them may be known by heart."
+            f"{twins} {are} a near-duplicate that is not: what is measured there may be known by heart."
         )
+    yield from map(Warned, warnings[len(kept["warnings"]) :])
     yield Progress("split", len(documents), len(documents))
     tokenizer = _tokenizer(out, config, [d for d, out_ in zip(documents, held_out, strict=True) if not out_])
     yield Progress("tokenizer", tokenizer.vocab_size, tokenizer.vocab_size)
@@ -116,31 +121,28 @@ def read_text(out: Path, config: CorpusConfig, sources: Sequence[Path]) -> Gener
         )
     if few := too_few_held_out(documents, duplicates.cluster, held_out, chunks):
         warnings.append(few)
+        yield Warned(few)
     window = config.window if kept["sections"] else 0
     return Text(documents, kept, warnings, duplicates, held_out, split, tokenizer, chunks, window)
 
 
-def _check_distinct(duplicates: Duplicates, held_out: np.ndarray, what: str, warnings: Sequence[str]) -> None:
-    """Raise UserError where all that is indexed are copies of one text: none could be another's neighbor.
-
-    It tells the warnings too: what was left out may be why.
-    """
+def _check_distinct(duplicates: Duplicates, held_out: np.ndarray, what: str) -> None:
+    """Raise UserError where all that is indexed are copies of one text: none could be another's neighbor."""
     cluster = duplicates.cluster
     distinct = len(np.unique(cluster))
     if distinct == 1 and len(cluster) > 1:
         copies = "copies" if duplicates.near == 0 else "copies or near-copies"
-        trouble = (
+        raise UserError(
             f"All {len(cluster):,} {what} are {copies} of each other (1 distinct text), and a copy is never "
             "the neighbor of another, so there is nothing to retrieve. Add documents that differ."
         )
-    elif len(np.unique(cluster[~held_out])) < 2:
-        trouble = (
-            f"Of {len(cluster):,} {what} ({distinct:,} distinct) {int(held_out.sum()):,} are held out, which "
-            "leaves one text, so there is nothing to retrieve. Add documents, or hold out less."
+    if len(np.unique(cluster[~held_out])) < 2:
+        held = int(held_out.sum())
+        are = "is" if held == 1 else "are"
+        raise UserError(
+            f"Of {len(cluster):,} {what} ({distinct:,} distinct) {held:,} {are} held out, which leaves one "
+            "text, so there is nothing to retrieve. Add documents, or hold out less."
         )
-    else:
-        return
-    raise UserError(" ".join([trouble, *warnings]))
 
 
 def _unlike_asked(documents: Sequence[Document], held_out: np.ndarray, asked: float) -> list[str]:

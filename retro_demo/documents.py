@@ -25,7 +25,7 @@ from retro_demo.archives import (
 )
 from retro_demo.charsets import name_of
 from retro_demo.errors import UserError
-from retro_demo.events import Event
+from retro_demo.events import Event, Warned
 from retro_demo.formats.reader import can_read, read_rows, told_kinds
 from retro_demo.formats.rows import FIELDS, WHOLE, Part, Row
 from retro_demo.formats.text import BYTE_ORDER_MARK, with_newlines
@@ -156,6 +156,8 @@ def follow_reading(
             documents.append(one)
         elif event := progress.passed(*one):
             yield event
+    if unread.any_chosen():
+        yield from map(Warned, notes.sentences() + unread.warnings())
     unread.raise_chosen()
     yield read_event(progress.total, progress.total)
     warnings = notes.sentences() + unread.warnings()
@@ -215,6 +217,10 @@ class Unread:
 
     def add(self, entry: Entry, error: UserError) -> None:
         (self._chosen if entry.chosen else self._found).append((entry.label, error))
+
+    def any_chosen(self) -> bool:
+        """Whether a file that was given by name cannot be read."""
+        return bool(self._chosen)
 
     def raise_chosen(self) -> None:
         """Raise one UserError that names all files that were given by name and cannot be read."""

@@ -204,7 +204,7 @@ def make_study(arms: Arms, request: Request, loaded: LoadedRun, known: Known, wa
     most = table.windows_for(request.settings.rounds(int(table.there.sum()))[-1])
     overlaps = Overlaps(corpus.chunks, windows.rows[:most, 1:], database)
     compared = match(request.folder("run"), request.folder("baseline")) if request.baseline else None
-    worse = got_worse(request.folder("baseline")) if request.baseline and not was else ""
+    worse = got_worse(request.folder("baseline")) if request.baseline else ""
     return Study(
         arms, table, request.settings, database, compared, loaded.swapped, known, overlaps, was, worse
     )

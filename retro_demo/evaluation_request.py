@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from retro_demo import commands
-from retro_demo.checkpoint import MargeRun, read_any_config
+from retro_demo.checkpoint import MargeRun, has_weights, read_any_config
 from retro_demo.corpus import write_atomically
 from retro_demo.errors import UserError
 from retro_demo.evaluate_config import EvaluateConfig
@@ -106,7 +106,7 @@ def check_request(request: Request) -> None:
             f"Evaluate a run that retrieves, with --baseline {run.name}."
         )
     for name in request.runs:
-        if not (request.folder(name) / "model.safetensors").exists():
+        if not has_weights(request.folder(name)):
             read_any_config(request.folder(name))
             raise UserError(f"The {name} {request.folder(name).name} has no weights yet. Let it train first.")
     if request.baseline:

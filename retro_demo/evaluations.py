@@ -16,6 +16,7 @@ from retro_demo.checkpoint import (
     AnyRun,
     MargeRun,
     RunConfig,
+    has_weights,
     read_any_config,
     read_run_config,
     weights_file,
@@ -252,7 +253,7 @@ def controls(workspace: Workspace, run: str) -> list[str]:
 
 def _with_weights(workspace: Workspace) -> list[tuple[str, AnyRun]]:
     folders = [(run, workspace.run(run)) for run in workspace.runs()]
-    return [(run, read_any_config(f)) for run, f in folders if (f / "model.safetensors").exists()]
+    return [(run, read_any_config(f)) for run, f in folders if has_weights(f)]
 
 
 def train_baseline(workspace: Workspace, run: str) -> str:

@@ -21,11 +21,10 @@ from retro_demo.events import Retrieved
 from retro_demo.explain_config import MOST_NEIGHBORS, ExplainConfig
 from retro_demo.generate import Database, Written, describe_neighbors
 from retro_demo.knobs import to_json
-from retro_demo.loading import LoadedRun
+from retro_demo.loading import LoadedRun, why_none_found
 from retro_demo.neighbors import Neighbors
 from retro_demo.provenance import place_name, provenance
 from retro_demo.tracing import Trace, trace
-from retro_demo.unknown_text import nothing_found
 from retro_demo.workspace import is_built
 
 TELLING = 100  # characters: a shorter text may stand in a document by chance
@@ -117,10 +116,9 @@ def page_words(about: Mapping[str, object]) -> str:
 def describe(run: LoadedRun, name: str, text: str, retrieved: Sequence[Retrieved]) -> dict[str, object]:
     """What the page says about any trace."""
     times = [event.ms for event in retrieved]
-    nothing: dict[str, object] = {}
-    if run.database is not None and not all(event.neighbors for event in retrieved):
-        statistics = run.database.corpus.manifest["statistics"]
-        nothing = {"nothing_found": nothing_found(run.retriever, statistics)}
+    # it is said beside each chunk that found none
+    why = next(filter(None, (why_none_found(run, [event]) for event in retrieved)), "")
+    nothing: dict[str, object] = {"nothing_found": why} if why else {}
     return nothing | {
         "run": name,
         "model": run.config.model,

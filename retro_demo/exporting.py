@@ -14,6 +14,7 @@ from retro_demo.checkpoint import (
     BEST,
     IMPORTED,
     LAST,
+    STATE,
     AnyRun,
     RunConfig,
     read_any_config,
@@ -30,7 +31,7 @@ from retro_demo.loading import load_own_corpus
 from retro_demo.model_card import LICENSE, model_card
 from retro_demo.output_folder import kind_of, whole_folder
 from retro_demo.provenance import place_name
-from retro_demo.sharing import RUN, STATE, CorpusNote, Manifest, write_manifest
+from retro_demo.sharing import RUN, CorpusNote, Manifest, write_manifest
 from retro_demo.whole_files import replacing
 from retro_demo.workspace import SAMPLE, SAMPLES, data_home
 

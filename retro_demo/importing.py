@@ -16,7 +16,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from retro_demo.archives import ReadingLimits, open_sources
-from retro_demo.checkpoint import BEST, IMPORTED, LAST, AnyRun, RunConfig, weights_with, write_run_config
+from retro_demo.checkpoint import (
+    BEST,
+    IMPORTED,
+    LAST,
+    STATE,
+    AnyRun,
+    RunConfig,
+    weights_with,
+    write_run_config,
+)
 from retro_demo.config import CorpusConfig, from_json
 from retro_demo.corpus import MANIFEST as CORPUS_MANIFEST
 from retro_demo.corpus import write_atomically
@@ -36,7 +45,6 @@ from retro_demo.share_records import check_documents, check_events, check_readin
 from retro_demo.sharing import (
     CORPUS,
     RUN,
-    STATE,
     CorpusNote,
     Manifest,
     hash_of,

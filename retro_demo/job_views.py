@@ -12,7 +12,7 @@ from retro_demo.checkpoint import AnyRun
 from retro_demo.jobs import JobStatus
 from retro_demo.recall import recall_words
 from retro_demo.telling import on_page
-from retro_demo.unknown_text import doubt, known_words
+from retro_demo.unknown_text import doubt_of_statistics, known_words
 from retro_demo.views import (
     badge,
     bar,
@@ -53,7 +53,9 @@ def build_status(status: JobStatus, title: str) -> str:
         items.append(f'<li class="{mark}" style="--share:{100 * share:.0f}%">{count}{esc(words)}</li>')
     finished = status.state == "finished"
     stages = "" if finished else f'<ol class="stages">{"".join(items)}</ol>'
-    return f"<h3>{esc(title)} {badge(status.state)}</h3>{standing(status)}{stages}{failure(status)}"
+    told = [] if finished else status.of_kind("warned")  # of one that is finished they stand with its figures
+    warned = "".join(note(on_page(event["text"]), "warning") for event in told)
+    return f"<h3>{esc(title)} {badge(status.state)}</h3>{standing(status)}{stages}{warned}{failure(status)}"
 
 
 def waiting(status: JobStatus, title: str) -> str:
@@ -91,7 +93,7 @@ def corpus_statistics(stats: Mapping[str, Any] | None) -> str:
         (size(stats["bytes"]), "of text"),
     ]
     boxes = "".join(f"<div><b>{value}</b><span>{words}</span></div>" for value, words in facts)
-    doubted = doubt(stats)
+    doubted = doubt_of_statistics(stats)
     warned = [*stats["warnings"], doubted] if doubted else stats["warnings"]
     warnings = "".join(note(on_page(text), "warning") for text in warned)
     share = held / max(stats["documents"], 1)
@@ -206,13 +208,13 @@ def _recent(done: Sequence[Mapping[str, Any]]) -> float:
     return float(np.mean([step["loss"] for step in done[-10:]]))
 
 
-def alarms_html(status: JobStatus, config: AnyRun, kept: int) -> str:
+def alarms_html(status: JobStatus, config: AnyRun, best: tuple[int, float | None]) -> str:
     """What the run has to say of itself as things stand, and how often it has read its training text.
 
-    kept: the step of its best save, 0 = it has none.
+    best: what its best save tells, step and held-out loss, as `checkpoint.told_by` has them.
     """
-    watch = Watch(config.training, status.events)
-    watch.kept = kept
+    watch = Watch(config.training, status.events, lessons=config.lesson_steps)
+    watch.keeps(*best)
     done = status.of_kind("step")
     notes = "".join(
         note(on_page(words), "warning") for words in watch.warnings(ended=status.state == "finished")

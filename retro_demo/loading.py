@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from retro_demo.devices import choose_device
 from retro_demo.editions import load_edition
 from retro_demo.embedding import load_embedder
 from retro_demo.errors import UserError
-from retro_demo.events import Event
+from retro_demo.events import Event, Retrieved
 from retro_demo.generate import Database, Written, generate
 from retro_demo.index import DenseRetriever, VectorIndex, gpu_available
 from retro_demo.index_files import open_index
@@ -33,6 +33,7 @@ from retro_demo.marks import check_current, unchanged
 from retro_demo.neighbors import Neighbors, Retriever
 from retro_demo.retro import RETRO
 from retro_demo.tokenizer import Tokenizer
+from retro_demo.unknown_text import nothing_found
 from retro_demo.workspace import corpus_folder, data_home, derived_folder
 
 
@@ -186,3 +187,10 @@ def write(run: LoadedRun, prompt: str, config: GenerateConfig) -> Iterator[Event
         num_neighbors=run.config.training.num_neighbors,
         database=run.database,
     )
+
+
+def why_none_found(run: LoadedRun, retrieved: Sequence[Retrieved]) -> str:
+    """Why a run that looked up neighbors found none at all, "" where it found one or looked up none."""
+    if run.database is None or not retrieved or any(event.neighbors for event in retrieved):
+        return ""
+    return nothing_found(run.retriever, run.database.corpus.manifest["statistics"])

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from retro_demo.alarms import passes_of
 from retro_demo.corpus import Corpus
 from retro_demo.cross_lingual import recall, scripts_of
 from retro_demo.distributed import ALONE, World, led
@@ -172,7 +173,7 @@ class MargeBatches:
 
     def passes_at_most(self, steps: int) -> float:
         """How often so many steps read the targets, were batches full of them and of no evidence."""
-        return steps * self.config.batch_tokens / max(1, int(self.passages.lengths[self.targets].sum()))
+        return passes_of(steps, self.config.batch_tokens, int(self.passages.lengths[self.targets].sum()))
 
     def last_due(self, step: int) -> int:
         """Before which step the evidence of the batch of `step` was found."""

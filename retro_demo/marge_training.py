@@ -52,7 +52,7 @@ def train_marge(
         reading_steps=config.lesson_steps,
         lessons_kept=training.lessons_kept,
     )
-    watch = Watch(training, read_events(out / "events.jsonl"))
+    watch = Watch(training, read_events(out / "events.jsonl"), lessons=config.lesson_steps)
     told = {"passes_at_most": round(batches.passes_at_most(training.steps), 3)}
     start = yield from go_on(out, config, model, optimizer, device, world, watch, told)
     if start and not batches.due(start) and world.any(not batches.resume(start, out)):
@@ -83,7 +83,9 @@ def train_marge(
 
     hooks = Hooks(
         evaluate=evaluate,
-        save=lambda step, best: save_state(out, step, model, optimizer, world, best=best),
+        save=lambda step, best: save_state(
+            out, step, model, optimizer, world, best=watch.best if best else None
+        ),
         stop=lambda: world.any(stop()),
         refresh=refresh,
         due=batches.due,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from retro_demo.alarms import best_of, has_risen, held_out
-from retro_demo.checkpoint import BEST, RunConfig, read_run_config, weights_file, weights_with
+from retro_demo.checkpoint import BEST, RunConfig, read_run_config, step_of, weights_file, weights_with
 from retro_demo.config import RetroConfig, TrainConfig
 from retro_demo.errors import UserError
 from retro_demo.events import read_events
@@ -19,7 +19,6 @@ from retro_demo.knobs import knobs
 from retro_demo.planning import READER_KNOBS
 from retro_demo.presets import preset_settings
 from retro_demo.provenance import weights_of
-from retro_demo.run_state import step_of
 from retro_demo.tokenizer import Tokenizer
 from retro_demo.workspace import run_folder
 
@@ -81,11 +80,16 @@ def before(baseline: Path) -> Before | None:
 
 
 def got_worse(baseline: Path) -> str:
-    """That a baseline was better before, as its own training measured it, in words; "" = it was not."""
+    """That a baseline was better before than with the weights that it is used with, as its own training
+    measured it, in words; "" = it was not.
+
+    A best save, too, may be worse than what the baseline began from: that is no save of its own.
+    """
     points = held_out(e for e in read_events(baseline / "events.jsonl") if e["event"] == "evaluated")
+    used = step_of(weights_file(baseline))
+    points = [point for point in points if point.step <= used]
     best = best_of(points)
-    kept = read_run_config(baseline).training.keep
-    if best is None or kept == "best" or not has_risen(points, ended=True):
+    if best is None or not has_risen(points, ended=True):
         return ""
     return (
         f"The baseline was better before, as its own training measured it: {best.nats:.3f} nats a token at "

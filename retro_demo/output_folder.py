@@ -59,6 +59,7 @@ def check_output(out: Path, kind: str, *, placed: Collection[str] = ()) -> bool:
     Free is what is not there and can be made, an empty folder, and what a kill left of a begin. `placed`
     names what the caller has put there. Looks and touches nothing. Raises UserError for everything else.
     """
+    _check_name(out)
     there = _names_in(out)
     if there is None:
         _check_can_be_made(out)
@@ -85,6 +86,7 @@ def check_new(out: Path, *, is_file: bool = False, flag: str = "--out") -> None:
 
     Looks and touches nothing. `flag` is what names the place.
     """
+    _check_name(out)
     if is_file and os.path.lexists(_system_path(out)):
         raise UserError(
             f"{_shown(out)} is there already. Nothing was touched: name a file that is not, with {flag}."
@@ -216,6 +218,15 @@ def _names_in(out: Path) -> list[str] | None:
         ) from None
     except OSError as error:
         raise _not_made(out, error) from error
+
+
+def _check_name(out: Path) -> None:
+    """Raise UserError where a path is not UTF-8: what writes indexes and weights cannot take it."""
+    try:
+        str(out.absolute()).encode("utf-8")
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(out.absolute()).decode("utf-8", "backslashreplace")
+        raise UserError(f"The path {_shown(shown)} is not UTF-8. Name another folder or file.") from error
 
 
 def _check_can_be_made(out: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from retro_demo.alarms import Watch
+from retro_demo.alarms import Watch, passes_of
 from retro_demo.allowance import time_is_up
 from retro_demo.batches import RetroBatches, check_share
 from retro_demo.building import read_corpus_config
@@ -222,8 +222,10 @@ def _train(
     corpus = database.corpus if database else load_own_corpus(config)
     batches = make_batches(config, corpus)
     check_share(training, world)
-    per_step = training.batch_size / batches.windows_per_epoch
-    watch = Watch(training, read_events(out / "events.jsonl"), passes_a_step=per_step)
+    per_step = passes_of(1, training.batch_size, batches.windows_per_epoch)
+    watch = Watch(
+        training, read_events(out / "events.jsonl"), lessons=config.lesson_steps, passes_a_step=per_step
+    )
     told = {"passes": round(watch.passes(training.steps), 3)}
     start = yield from go_on(out, config, model, optimizer, device, world, watch, told)
     if problem:
@@ -243,7 +245,9 @@ def _train(
 
     hooks = Hooks(
         evaluate=evaluate,
-        save=lambda step, best: save_state(out, step, model, optimizer, world, best=best),
+        save=lambda step, best: save_state(
+            out, step, model, optimizer, world, best=watch.best if best else None
+        ),
         stop=lambda: world.any(stop()),
     )
     yield from train(

@@ -13,12 +13,13 @@ from typing import Any
 from retro_demo.batches import check_windows
 from retro_demo.checkpoint import (
     BEST,
-    LAST,
     MODELS,
+    STATE,
     AnyRun,
     RunConfig,
     config_bytes,
     differences,
+    has_weights,
     read_any_config,
     read_run_config,
     versions,
@@ -142,7 +143,7 @@ def decoder_shape(network: RetroConfig) -> dict[str, Any]:
 
 def check_base(config: RunConfig, base: str, corpus: Corpus, settings: Mapping[str, Any]) -> None:
     """Raise UserError where a run cannot begin with the weights of this one."""
-    if not (run_folder(base) / "model.safetensors").exists():
+    if not has_weights(run_folder(base)):
         raise UserError(f"The base run {base} has no weights yet. Let it train until its first save.")
     if config.network.cca_layers:
         raise UserError(
@@ -204,7 +205,7 @@ def keep_weights(out: Path, keep: str) -> None:
     """
     there = read_any_config(out)
     chosen = replace(there, training=replace(there.training, keep=keep))
-    ended = (out / LAST).exists() and saved_step(out) in (0, there.training.steps)  # 0: it has no state
+    ended = has_weights(out) and saved_step(out) in (0, there.training.steps)  # 0: it has no state
     if keep == "best" and ended and not (out / BEST).exists():
         raise UserError(
             f"No best save of {out.name} was kept: no text of its corpus is held out, it was trained by a "
@@ -228,7 +229,7 @@ def extend_run(out: Path, steps: int) -> None:
         raise UserError(f"{out.name} is being trained. Stop it first, or wait for its end.")
     if steps <= there.training.steps:
         raise UserError(f"This run already has {there.training.steps} steps; {steps} would not extend it.")
-    if not (out / "state.safetensors").exists() and (out / "model.safetensors").exists():
+    if not (out / STATE).exists() and has_weights(out):
         raise UserError(
             "This run ships without its optimizer state, so it cannot be trained longer. Train a new one."
         )

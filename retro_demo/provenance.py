@@ -15,12 +15,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from safetensors import safe_open
-
 from retro_demo.checkpoint import AnyRun, RunConfig, read_any_config, versions, weights_file
 from retro_demo.corpus import MANIFEST
 from retro_demo.devices import allowed_threads
 from retro_demo.events import read_events
+from retro_demo.tensor_files import read_head
 
 NOT_COMPARABLE = (
     "This is a small run on a small corpus: its figures are not comparable with those of the papers."
@@ -86,9 +85,8 @@ def weights_of(run: Path) -> tuple[int, int]:
     path = weights_file(run)
     if not path.exists():
         return 0, 0
-    with safe_open(path, "pt") as file:
-        sizes = [prod(file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118
-        return int((file.metadata() or {}).get("step", 0)), sum(sizes)
+    head = read_head(path)
+    return head.step, sum(prod(shape) for shape in head.shapes.values())
 
 
 def training_seconds(run: Path, config: AnyRun, steps: int) -> float | None:

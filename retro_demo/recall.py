@@ -58,8 +58,10 @@ def recall_words(values: dict[str, Any] | None) -> str:
 
 
 def percent(share: float) -> str:
-    """1.0 as 100%, and nothing less as that."""
-    return "100%" if share == 1 else f"{min(share, 0.999):.1%}"
+    """A share for people: 0% is nothing and 100% is all; near these, one place more."""
+    if share in (0, 1):
+        return f"{share:.0%}"
+    return f"{min(max(share, 0.001), 0.999):.{0 if 0.1 <= share <= 0.99 else 1}%}"
 
 
 def measure_recall(

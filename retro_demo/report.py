@@ -45,7 +45,7 @@ class Study:
     known: Known
     overlaps: Overlaps
     was: str = ""  # what the baseline was before, where that is measured too
-    got_worse: str = ""  # where it is not: that the training of the baseline tells that it was better
+    got_worse: str = ""  # that the training of the baseline tells that it was better, in words
 
 
 def report(study: Study, names: list[str], count: int) -> dict[str, Any]:

@@ -10,16 +10,21 @@ from typing import Any
 import numpy as np
 
 from retro_demo import commands
-from retro_demo.alarms import held_out
+from retro_demo.alarms import held_out, passes_of
+from retro_demo.batches import windows_of
 from retro_demo.checkpoint import (
     BEST,
     LAST,
     MODELS,
+    STATE,
     AnyRun,
     MargeRun,
     RunConfig,
+    has_weights,
     read_any_config,
     read_run_config,
+    step_of,
+    told_by,
 )
 from retro_demo.config import RetroConfig
 from retro_demo.corpus import MANIFEST, training_tokens
@@ -29,7 +34,6 @@ from retro_demo.knobs import knobs
 from retro_demo.marge_planning import marge_settings, usual_settings
 from retro_demo.planning import decoder_shape, fitting_layers
 from retro_demo.presets import MARGE_PRESETS, PRESETS, preset_settings
-from retro_demo.run_state import step_of
 from retro_demo.workspace import SAMPLE, Workspace, corpus_folder, disk_use, is_built, run_folder
 
 
@@ -125,10 +129,10 @@ def passes_ahead(corpus: Path, model: str, settings: Mapping[str, Any]) -> dict[
             read = (np.minimum(tokens, words) + 1).sum()
         else:
             read = (tokens + -(-tokens // words)).sum()
-        return {"passes_at_most": settings["steps"] * settings["batch_tokens"] / max(1, int(read))}
+        return {"passes_at_most": passes_of(settings["steps"], settings["batch_tokens"], int(read))}
     chunk_len = json.loads((corpus / MANIFEST).read_text("utf-8"))["config"]["chunk_len"]
-    windows = int((-(-tokens // chunk_len)).sum()) // max(1, settings["seq_len"] // chunk_len)
-    return {"passes": settings["steps"] * settings["batch_size"] / max(1, windows)}
+    windows = windows_of(int((-(-tokens // chunk_len)).sum()), max(1, settings["seq_len"] // chunk_len))
+    return {"passes": passes_of(settings["steps"], settings["batch_size"], windows)}
 
 
 def weights_kept(folder: Path) -> dict[str, int]:
@@ -140,7 +144,9 @@ def weights_kept(folder: Path) -> dict[str, int]:
 def weights_choices(folder: Path, now: JobStatus) -> list[tuple[str, str]]:
     """The saves that a run can be used with, as (words, "last" or "best"); none where there is but one."""
     loss = {point.step: point.nats for point in held_out(now.of_kind("evaluated"))}
-    kept = weights_kept(folder)
+    kept, (step, nats) = weights_kept(folder), told_by(folder / BEST)
+    if nats is not None:
+        loss.setdefault(step, nats)
     measured = {step: f", held-out loss {loss[step]:.3f}" if step in loss else "" for step in kept.values()}
     choices = [(f"{keep} (step {step:,}{measured[step]})", keep) for keep, step in kept.items()]
     return choices if len(choices) > 1 else []
@@ -154,7 +160,7 @@ def command_of(folder: Path, config: AnyRun, home: Path) -> str:
     """
     if not corpus_folder(home, config.corpus).is_dir() and not config.corpus.startswith(SAMPLE):
         return commands.NOT_ANEW
-    goes_on = (folder / "state.safetensors").exists() or not (folder / "model.safetensors").exists()
+    goes_on = (folder / STATE).exists() or not has_weights(folder)
     out = str(folder.resolve()) if goes_on else f"{folder.name}-again"
     base = "" if isinstance(config, MargeRun) else config.base
     if base and not (run_folder(base) / "config.json").exists():

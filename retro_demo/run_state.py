@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from retro_demo.alarms import Watch
-from retro_demo.checkpoint import BEST, IMPORTED, LAST, AnyRun, versions
+from retro_demo.alarms import Point, Watch
+from retro_demo.checkpoint import BEST, IMPORTED, LAST, STATE, AnyRun, step_of, told_by, versions
 from retro_demo.distributed import ALONE, World, like, whole
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Started, Warned
@@ -36,10 +36,11 @@ def save_state(
     optimizer: torch.optim.Optimizer,
     world: World = ALONE,
     *,
-    best: bool = False,
+    best: Point | None = None,
 ) -> None:
-    """Keep everything that the next step depends on; where held-out loss is the `best`, the weights twice.
+    """Keep everything that the next step depends on; where it measured `best`, the weights twice.
 
+    Then the weights tell that loss: a record of events may be lost, and what is worse must not replace them.
     Of several processes all must call: each gives its part, the leader writes, nobody leaves before that.
     """
     names = {id(weight): name for name, weight in model.named_parameters()}
@@ -61,8 +62,9 @@ def save_state(
     if world.leads:
         weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
         # the state comes last: as long as it is the old one, going on makes these weights once more
-        save_tensors(folder / LAST, weights, {"step": str(step)})
-        save_tensors(folder / "state.safetensors", tensors, {"step": str(step), "processes": str(world.size)})
+        notes = {"step": str(step)} | ({"held_out": repr(float(best.nats))} if best else {})
+        save_tensors(folder / LAST, weights, notes)
+        save_tensors(folder / STATE, tensors, {"step": str(step), "processes": str(world.size)})
         if best:
             keep_best(folder, step)
     world.any(False)
@@ -80,20 +82,12 @@ def keep_best(folder: Path, step: int) -> None:
             shutil.copyfile(last, copy)
 
 
-def step_of(path: Path) -> int:
-    """The step of a file of weights, 0 where there is none or it is damaged: it is replaced then."""
-    try:
-        return read_head(path).number("step", 0) if path.exists() else 0
-    except UserError:
-        return 0
-
-
 def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, world: World = ALONE) -> int:
     """Put the last save back into model, optimizer and generators; returns its step (0 = none yet).
 
     A process that the save knows nothing of goes on with the generators that it has.
     """
-    path = folder / "state.safetensors"
+    path = folder / STATE
     if not path.exists():
         return 0
     step, there = saved_step(folder), model.state_dict()
@@ -148,7 +142,7 @@ def _generator(kind: str, rank: int) -> str:
 
 def check_goes_on(folder: Path) -> None:
     """Raise UserError where a run was imported without its state: it would begin anew, over its weights."""
-    if (folder / IMPORTED).exists() and not (folder / "state.safetensors").exists():
+    if (folder / IMPORTED).exists() and not (folder / STATE).exists():
         raise UserError(
             f"{folder.name} was imported without its optimizer state, so it cannot be trained on. Import an "
             "export that was made with --with-state, or train a new run."
@@ -156,18 +150,15 @@ def check_goes_on(folder: Path) -> None:
 
 
 def saved_step(folder: Path) -> int:
-    """The step of the last save, 0 where there is none."""
-    return _count(folder, "step", 0)
+    """The step of the last save, 0 where there is none; raises UserError where it is damaged."""
+    path = folder / STATE
+    return read_head(path).step if path.exists() else 0
 
 
 def saved_processes(folder: Path) -> int:
     """How many processes trained together up to the last save."""
-    return _count(folder, "processes", 1)
-
-
-def _count(folder: Path, name: str, default: int) -> int:
-    path = folder / "state.safetensors"
-    return default if not path.exists() else read_head(path).number(name, default)
+    path = folder / STATE
+    return read_head(path).number("processes", 1) if path.exists() else 1
 
 
 def go_on(
@@ -187,10 +178,11 @@ def go_on(
     """
     world.seed(config.training.seed, saved_step(out))
     start = load_state(out, model, optimizer, world)
-    if world.leads and watch.best is not None:
-        if watch.best.step == start:
+    if world.leads:
+        watch.keeps(*told_by(out / BEST))
+        if watch.best is not None and watch.best.step == start:
             keep_best(out, start)
-        watch.kept = step_of(out / BEST)
+            watch.keeps(step_of(out / BEST))
     parameters = sum(weight.numel() for weight in model.parameters())
     about = {"parameters": parameters, "steps": config.training.steps, "device": device}
     yield Started(config.model, start, about | dict(told))

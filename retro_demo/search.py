@@ -11,7 +11,7 @@ from retro_demo.errors import UserError
 from retro_demo.generate import describe_neighbors
 from retro_demo.lexical import ByVectors
 from retro_demo.neighbors import Retriever
-from retro_demo.unknown_text import doubt, doubt_of_query
+from retro_demo.unknown_text import doubt_of_query, doubt_of_statistics
 
 
 def search(corpus: Corpus, retriever: Retriever, text: str, k: int) -> list[dict[str, Any]]:
@@ -32,4 +32,4 @@ def search_doubt(corpus: Corpus, retriever: Retriever, text: str) -> str:
     text. "" where it knows both, or needs no embedder."""
     if not isinstance(retriever, ByVectors):
         return ""
-    return doubt(corpus.manifest["statistics"]) or doubt_of_query(retriever.embedder, text)
+    return doubt_of_statistics(corpus.manifest["statistics"]) or doubt_of_query(retriever.embedder, text)

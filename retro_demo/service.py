@@ -16,7 +16,7 @@ from typing import Any
 from retro_demo import jobs, planning, swaps
 from retro_demo.building import prepare_corpus
 from retro_demo.changing import SOURCES, is_pending
-from retro_demo.checkpoint import RunConfig, read_any_config
+from retro_demo.checkpoint import RunConfig, has_weights, read_any_config
 from retro_demo.config import CorpusConfig
 from retro_demo.corpus import MANIFEST, file_hash
 from retro_demo.cutting import SHIPPED_TOKENIZERS
@@ -159,7 +159,7 @@ def bases(workspace: Workspace, corpus: str) -> list[str]:
     return [
         run
         for run, folder in folders.items()
-        if (folder / "model.safetensors").exists()
+        if has_weights(folder)
         and not read_any_config(folder).retrieves
         and file_hash(folder / "tokenizer.json") == file_hash(tokenizer)
     ]
@@ -246,8 +246,7 @@ def readable_runs(workspace: Workspace) -> list[str]:
     return [
         run
         for run in workspace.runs()
-        if (workspace.run(run) / "model.safetensors").exists()
-        and isinstance(read_any_config(workspace.run(run)), RunConfig)
+        if has_weights(workspace.run(run)) and isinstance(read_any_config(workspace.run(run)), RunConfig)
     ]
 
 

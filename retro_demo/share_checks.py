@@ -48,7 +48,9 @@ def check_config(folder: Path) -> AnyRun:
 
 def check_weights(path: Path, config: AnyRun) -> None:
     """Raise UserError where model.safetensors is not of the config's network and training, or not finite."""
-    if _step(checkpoint.check_weights(path, config.network), config) == 0:
+    head = checkpoint.check_weights(path, config.network)
+    _ = head.held_out  # or it is no number
+    if _step(head, config) == 0:
         raise UserError(f"{path.name} was saved at step 0: there is nothing trained in it.")
     for _ in finite_tensors(path):
         pass
@@ -69,7 +71,7 @@ def check_state(path: Path, config: AnyRun) -> None:
 
 def _step(head: Head, config: AnyRun) -> int:
     """The step of a save; raises UserError where the training has fewer."""
-    step, steps = head.number("step", 0), config.training.steps
+    step, steps = head.step, config.training.steps
     if step > steps:
         raise UserError(f"{head.path.name} was saved at step {step}, but config.json has {steps} steps.")
     return step

@@ -9,6 +9,7 @@ from typing import Any
 
 from retro_demo import dispatch, jobs, service
 from retro_demo.archives import ReadingLimits
+from retro_demo.checkpoint import STATE
 from retro_demo.errors import UserError
 from retro_demo.evaluations import folder_of_evaluations
 from retro_demo.exporting import export_run, write_zip
@@ -126,7 +127,7 @@ def _take(workspace: Workspace, export: Checked, name: str) -> dict[str, Any]:
             f"Its corpus, {export.manifest.corpus.title}, is not in the export and not in this workspace: "
             "where the run reads one, choose another."
         )
-    if not (export.folder / "state.safetensors").exists():
+    if not (export.folder / STATE).exists():
         notes.append("It came without its optimizer state, so it cannot be trained on.")
     folder = workspace.new_folder("runs", name)
     try:

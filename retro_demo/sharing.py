@@ -24,13 +24,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from retro_demo.checkpoint import BEST
+from retro_demo.checkpoint import BEST, LAST, STATE
 from retro_demo.errors import UserError
 from retro_demo.output_folder import EXPORT, EXPORTED
 
 FORMAT = 1
-RUN = ["config.json", "model.safetensors", "tokenizer.json", "events.jsonl"]
-STATE = "state.safetensors"
+RUN = ["config.json", LAST, "tokenizer.json", "events.jsonl"]
 CORPUS = ["documents.jsonl", "reading.json", "tokenizer.json", "corpus.json", "vectors.npy"]
 """What an import reads of a corpus; all else is made from it."""
 MADE_ANEW = [

@@ -5,6 +5,7 @@ Nothing is ever unpickled.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -35,6 +36,21 @@ class Head:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: shape for name, (_, shape) in self.tensors.items()}
+
+    @property
+    def step(self) -> int:
+        """The step of a save, 0 where it tells none; raises UserError where that is no number."""
+        return self.number("step", 0)
+
+    @property
+    def held_out(self) -> float | None:
+        """The held-out loss (nats a token) that a save tells of its step; None where it tells none."""
+        text = self.notes.get("held_out", "")
+        if not text:  # it was not the best, or an earlier release wrote it
+            return None
+        if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,25})?(e-?[0-9]{1,2})?", text):
+            raise UserError(f"{self.path} says {seen(text)} of its held-out loss, which is no number. {ANEW}")
+        return float(text)
 
     def number(self, name: str, default: int) -> int:
         """A count among the notes; raises UserError where it is none."""
@@ -89,10 +105,24 @@ def finite_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: dict[str, str]) -> None:
-    """Write them beside `path`, then in its place."""
+    """Write them beside `path`, then in its place; the same tensors and notes always as the same bytes."""
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as unfinished:
         save_file(whole, unfinished, metadata=meta)
+        if len(meta) > 1:
+            _order_notes(unfinished)
+
+
+def _order_notes(path: Path) -> None:
+    """Put the notes of a file in the order of their names: safetensors leaves it to chance."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        head = json.loads(file.read(size))
+        head["__metadata__"] = dict(sorted(head["__metadata__"].items()))
+        ordered = json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(ordered) <= size, "a head is the same text in another order"
+        file.seek(8)
+        file.write(ordered.ljust(size))  # the format ends a head with spaces
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -19,6 +19,7 @@ from retro_demo.corpus import Chunks, Corpus
 from retro_demo.embedding import Embedder, WordPieces
 from retro_demo.errors import UserError
 from retro_demo.index_parts import drawn
+from retro_demo.recall import percent
 from retro_demo.tokenizer import Tokenizer
 
 HIGH = 0.2  # of the word pieces, of their characters or of the chunks: from here on something is advised
@@ -85,15 +86,15 @@ def remedy(embedder: str) -> str:
     )
 
 
-def doubt(statistics: Mapping[str, Any]) -> str:
+def doubt_of_statistics(statistics: Mapping[str, Any]) -> str:
     """What is unknown of a corpus and what to do, "" where that is little or was not measured."""
     facts = _facts(statistics)
     return f"{facts} {remedy(statistics['embedder'])}" if facts else ""
 
 
 def doubt_of(corpus: Corpus, retriever: str) -> str:
-    """`doubt`, where the retriever goes by vectors."""
-    return doubt(corpus.manifest["statistics"]) if retriever in BY_VECTORS else ""
+    """`doubt_of_statistics`, where the retriever goes by vectors."""
+    return doubt_of_statistics(corpus.manifest["statistics"]) if retriever in BY_VECTORS else ""
 
 
 def doubt_of_query(embedder: Embedder, text: str) -> str:
@@ -137,7 +138,7 @@ def _facts(statistics: Mapping[str, Any]) -> str:
 
 
 def few_without_vector(statistics: Mapping[str, Any]) -> str:
-    """A sentence on chunks without a vector where `doubt` has nothing to say; "" where there are none."""
+    """A sentence on chunks without a vector, "" where there are none or `doubt_of_statistics` says more."""
     without = statistics["chunks_without_vector"]
     if not without or _facts(statistics):
         return ""
@@ -163,13 +164,6 @@ def known_words(statistics: Mapping[str, Any]) -> str:
         f"The embedder {embedder} does not know {percent(figure['share'])} of the word pieces of the text, "
         f"{figure['unknown']:,} of {figure['pieces']:,}{where}."
     )
-
-
-def percent(share: float) -> str:
-    """A share for people: 0% is nothing and 100% is all."""
-    if share in (0, 1):
-        return f"{share:.0%}"
-    return f"{max(share, 0.001):.1%}" if share < 0.1 else f"{min(share, 0.99):.0%}"
 
 
 def nothing_found(retriever: str, statistics: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from retro_demo.alarms import RISE
 from retro_demo.arm_figures import Difference
 from retro_demo.bootstrap import LEVEL, MIN_DOCUMENTS
 
@@ -40,7 +41,7 @@ class Evidence:
     was: str = ""
     baseline_on_was: Difference | None = None
     on_was: Difference | None = None
-    got_worse: str = ""  # where it was not measured: that the training of the baseline tells so, in words
+    got_worse: str = ""  # that the training of the baseline tells so, in words
 
 
 @dataclass(frozen=True)
@@ -158,13 +159,25 @@ def _worse_than(e: Evidence) -> Difference | None:
 
 
 def _on_baseline_before(e: Evidence) -> str:
-    """That the baseline has got worse, so that what a run gains on it may be its loss; "" = it has not."""
-    if (was := _worse_than(e)) is None:
+    """That the baseline has got worse, so that what a run gains on it may be its loss; "" = it has not.
+
+    What this measurement cannot tell, for it has too few documents or too wide an interval, the record of
+    the baseline's own training may.
+    """
+    now = e.baseline_on_was
+    if (was := _worse_than(e)) is not None:
+        assert now is not None
+        return (
+            f"The baseline got worse in training: its difference to {e.was} is {said(now)}, so "
+            f"what the run gains on it may be its loss. The run's difference to the same is {said(was)}."
+        )
+    if e.got_worse and (now is None or not less(now)):
         return e.got_worse
-    assert e.baseline_on_was is not None
+    if now is None or e.documents >= MIN_DOCUMENTS or now.bpb.value <= RISE * e.baseline_bpb:
+        return ""
     return (
-        f"The baseline got worse in training: its difference to {e.was} is {said(e.baseline_on_was)}, so "
-        f"what the run gains on it may be its loss. The run's difference to the same is {said(was)}."
+        f"The baseline measures worse than {e.was}, by {now.bpb.value:.4f} bits per byte (so few documents "
+        "give no interval), so what the run gains on it may be its loss."
     )
 
 

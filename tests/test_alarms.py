@@ -21,7 +21,7 @@ from retro_demo.alarms import (
     has_risen,
     held_out,
 )
-from retro_demo.checkpoint import read_any_config
+from retro_demo.checkpoint import BEST, read_any_config, told_by
 from retro_demo.config import TrainConfig
 from retro_demo.corpus import load_corpus, training_tokens
 from retro_demo.events import Started, Warned, read_events
@@ -188,6 +188,73 @@ def test_a_loss_that_does_not_learn_yet_and_a_single_hard_batch_are_no_explosion
     assert not [said for step, loss in enumerate(losses, start=1) for said in watch.stepped(step, loss)]
 
 
+FALLEN = [*(6 - 0.1 * step for step in range(30)), *[3.0] * 30]
+BLOWN = [*FALLEN, *(3 + 0.2 * step for step in range(14)), *[5.8] * 30]
+
+
+def steps_told(watch: Watch, losses: list[float], first: int = 1) -> list[Warned]:
+    return [said for step, loss in enumerate(losses, start=first) for said in watch.stepped(step, loss)]
+
+
+@pytest.mark.parametrize("measured", [{}, {"off": {"nats": 6.1, "bpb": 1.0, "tokens": 9}}])
+def test_a_loss_that_explodes_after_it_has_fallen_is_told_once_held_out_text_or_not(measured):
+    watch = Watch(TrainConfig(steps=200))
+    list(watch.measured(0, measured))
+
+    (said,) = steps_told(watch, BLOWN)
+
+    assert said.about == EXPLODING
+    assert "far above the 3.00 that it had fallen to by step " in said.text
+    assert said.step is not None
+    assert 60 < said.step < 60 + 25
+    assert "3.00 that it had fallen to" in watch.warnings(ended=True)[-1]
+
+
+@pytest.mark.parametrize(
+    ("losses", "lessons"),
+    [
+        ([*FALLEN, *[3.9] * 30], 0),  # within what batches differ by
+        ([*FALLEN, *[3.0, 5.8, 5.9, 5.7] * 10], 0),  # of some batches only
+        ([*FALLEN, *[6.1] * 9, *[3.0] * 20], 0),  # it comes back at once
+        (BLOWN, 74),  # the answers are being taken away: from then on it is what it is
+        ([2.45, *[3.3, 3.8, 3.6] * 10], 0),  # an easy first batch, and nothing held out that tells
+    ],
+)
+def test_batches_that_differ_and_lessons_that_fade_are_no_explosion(losses, lessons):
+    assert not steps_told(Watch(TrainConfig(steps=200), lessons=lessons), losses)
+
+
+@pytest.mark.parametrize(
+    "losses", [[8.0, *[30.0] * 20], [7.6, 7.8, 7.3, 7.4, 7.3, 7.7, *[7.9, 9.9, 10.2] * 5]]
+)
+def test_a_loss_that_explodes_from_the_start_is_told_where_nothing_is_held_out(losses):
+    (said,) = steps_told(Watch(TrainConfig(steps=200)), losses)
+
+    assert f"far above the {losses[0]:.2f} that it began with" in said.text
+
+
+def test_a_run_that_goes_on_after_its_loss_fell_tells_the_explosion_where_one_that_never_stopped_would():
+    events = [{"event": "step", "step": step, "loss": loss} for step, loss in enumerate(FALLEN, start=1)]
+    gone_on, whole = Watch(TrainConfig(steps=200), events), Watch(TrainConfig(steps=200))
+
+    assert steps_told(gone_on, BLOWN[60:], first=61) == steps_told(whole, BLOWN)
+
+
+def test_a_rise_that_has_blamed_the_learning_rate_is_not_told_again_as_an_explosion_unless_it_grows():
+    watch = Watch(TrainConfig(steps=300))
+    arms = [{"off": {"nats": nats, "bpb": 1.0, "tokens": 20_000}} for nats in (6.1, 3.0, 5.8)]
+    list(watch.measured(0, arms[0]))
+    assert not steps_told(watch, FALLEN)
+    list(watch.measured(60, arms[1]))
+    assert not steps_told(watch, [5.8] * 9, first=61)
+
+    (risen,) = watch.measured(69, arms[2])
+
+    assert (risen.about, "smaller learning rate" in risen.text) == (RISING, True)
+    assert not steps_told(watch, [5.8] * 20, first=70)
+    assert [said.about for said in steps_told(watch, [8.0] * 20, first=90)] == [EXPLODING]
+
+
 def test_a_run_of_which_nothing_is_held_out_says_that_no_save_is_the_best():
     watch = Watch(TrainConfig(keep="best"))
 
@@ -229,12 +296,12 @@ def test_the_line_at_the_start_says_how_often_the_text_will_be_read():
 def test_the_page_says_what_holds_now_beside_the_curve_and_how_often_the_text_was_read(overfitted):
     config, now = read_any_config(overfitted), status(overfitted)
 
-    shown = job_views.alarms_html(now, config, 10)
+    shown = job_views.alarms_html(now, config, told_by(overfitted / BEST))
 
     assert of(now.events, "finished")[0]["warnings"][0].split(":")[0] in shown
     assert "read its training text 15 times" in shown
     begun = JobStatus("running", [event for event in now.events if event.get("step", 0) <= 10], "")
-    assert "Held-out loss" not in job_views.alarms_html(begun, config, 10)
+    assert "Held-out loss" not in job_views.alarms_html(begun, config, told_by(overfitted / BEST))
 
 
 def test_the_estimate_of_the_page_says_how_often_the_text_would_be_read():

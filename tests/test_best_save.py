@@ -14,16 +14,25 @@ from test_cli import run as cli_run
 from test_train import advance, prepare, same_weights
 
 from retro_demo import run_state
-from retro_demo.checkpoint import BEST, LAST, load_model, read_run_config, weights_file
+from retro_demo.checkpoint import (
+    BEST,
+    LAST,
+    STATE,
+    load_model,
+    read_run_config,
+    step_of,
+    told_by,
+    weights_file,
+)
 from retro_demo.corpus import file_hash
 from retro_demo.errors import UserError
-from retro_demo.events import cut_back, read_events
+from retro_demo.events import read_events
 from retro_demo.matching import before, got_worse, tokens_seen
 from retro_demo.planning import extend_run, keep_weights, make_run_config, prepare_run
 from retro_demo.provenance import weights_of
 from retro_demo.run_settings import weights_choices, weights_kept
 from retro_demo.run_state import saved_step
-from retro_demo.tensor_files import read_head
+from retro_demo.tensor_files import save_tensors
 
 # ruff: noqa: F811
 
@@ -36,10 +45,6 @@ def best_step(run: Path) -> int:
         if event["event"] == "evaluated" and event["step"]
     }
     return min(loss, key=lambda step: loss[step])
-
-
-def step_of(path: Path) -> int:
-    return read_head(path).number("step", 0)
 
 
 @pytest.fixture
@@ -66,15 +71,18 @@ def test_a_measurement_between_two_saves_is_saved_where_it_is_the_best(overfitte
     assert saved == [4, 8, 10, *range(12, 61, 4)]
 
 
-@pytest.mark.parametrize("dying", ["before the state", "before the best", "within the best"])
-def test_a_kill_while_the_best_is_saved_leaves_a_best_that_is_on_record_and_a_run_that_goes_on(
-    tmp_path, three, overfitted, monkeypatch, dying
+@pytest.mark.parametrize(
+    ("dying", "saved"),
+    [("before the state", 8), ("before the best", 10), ("within the best", 10)],
+)
+def test_a_kill_while_the_best_is_saved_leaves_no_best_before_its_state_and_a_run_that_goes_on(
+    tmp_path, three, overfitted, monkeypatch, dying, saved
 ):
     out = prepare(tmp_path / "cut", three, **OVERFIT)
     real_save, real_copy = run_state.save_tensors, shutil.copyfile
 
     def save(path, tensors, meta):
-        if meta["step"] == "10" and path.name == "state.safetensors" and dying == "before the state":
+        if meta["step"] == "10" and path.name == STATE and dying == "before the state":
             raise KeyboardInterrupt
         real_save(path, tensors, meta)
 
@@ -94,15 +102,77 @@ def test_a_kill_while_the_best_is_saved_leaves_a_best_that_is_on_record_and_a_ru
         with pytest.raises(KeyboardInterrupt):
             advance(out)
     assert shutil.copyfile is real_copy
-    cut_back(out / "events.jsonl", saved_step(out))
-    on_record = {e["step"] for e in read_events(out / "events.jsonl") if e["event"] == "evaluated"}
-    assert not (out / BEST).exists() or step_of(out / BEST) in on_record
+    # step 10 is the first that is measured: the best of nothing else may stand there, and no half of it
+    assert (saved_step(out), step_of(out / LAST)) == (saved, 10)
+    assert not (out / BEST).exists()
     assert not list(out.glob("*.tmp"))
 
     advance(out)
 
     assert same_weights(out, overfitted)
     assert (out / BEST).read_bytes() == (overfitted / BEST).read_bytes()
+
+
+def test_a_kill_while_a_second_best_is_saved_leaves_the_first_one(tmp_path, small_folder, monkeypatch):
+    out = prepare(tmp_path / "cut", small_folder, steps=8, eval_every=4, save_every=4)
+    advance(out, stop_after=4)
+    first = (out / BEST).read_bytes()
+
+    def torn(source, target):
+        Path(target).write_bytes(Path(source).read_bytes()[:100])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_state.shutil, "copyfile", torn)
+        with pytest.raises(KeyboardInterrupt):
+            advance(out)
+
+    assert (saved_step(out), step_of(out / BEST)) == (8, 4)
+    assert (out / BEST).read_bytes() == first
+    advance(out)  # it has nothing left to do but this
+    assert step_of(out / BEST) == 8
+
+
+def test_the_best_save_tells_its_loss_and_outlives_a_lost_record(copy, overfitted):
+    best = best_step(overfitted)
+    loss = {
+        event["step"]: event["arms"]["on"]["nats"]
+        for event in read_events(overfitted / "events.jsonl")
+        if event["event"] == "evaluated"
+    }
+    assert told_by(copy / BEST) == (best, loss[best])
+    kept = (copy / BEST).read_bytes()
+    (copy / "events.jsonl").unlink()
+
+    extend_run(copy, 70)
+    end = advance(copy)[-1]
+
+    assert end["held_out"] > loss[best]
+    assert (end["best_step"], end["best_held_out"]) == (best, loss[best])
+    assert f"{loss[best]:.3f} at step {best:,}" in end["warnings"][0]
+    assert "are kept beside the last ones" in end["warnings"][0]
+    assert (copy / BEST).read_bytes() == kept
+
+
+def test_weights_with_more_than_one_note_are_the_same_bytes_each_time(tmp_path):
+    for name in "abcdefgh":  # by chance half of them would differ
+        notes = {"step": "3", "held_out": "2.5"}
+        save_tensors(tmp_path / name, {"w": torch.arange(3.0), "é": torch.ones(2, 2)}, notes)
+
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    assert told_by(tmp_path / "a") == (3, 2.5)
+    assert load_file(tmp_path / "a")["é"].tolist() == [[1, 1], [1, 1]]
+
+
+def test_a_best_save_of_before_that_tells_no_loss_is_gone_by_as_the_record_has_it(copy):
+    weights = load_file(copy / BEST)
+    save_tensors(copy / BEST, weights, {"step": str(best_step(copy))})
+    kept = (copy / BEST).read_bytes()
+
+    extend_run(copy, 70)
+    advance(copy)
+
+    assert (copy / BEST).read_bytes() == kept
 
 
 def test_a_run_that_never_got_worse_has_its_last_weights_as_the_best(tmp_path, small_folder):
@@ -280,12 +350,15 @@ def test_what_a_baseline_was_before_is_its_base_else_a_better_save_of_its_own(
     assert before(tmp_path / "on") is None
 
 
-def test_a_baseline_whose_past_is_gone_is_judged_by_its_own_record(tmp_path, three, overfitted):
-    baseline = prepare(tmp_path / "baseline", three, "lm", **OVERFIT | {"steps": 10})
-    advance(baseline)
-    assert got_worse(baseline) == ""
+def test_a_baseline_is_judged_by_its_own_record_up_to_the_weights_that_it_is_used_with(copy):
+    assert f"at step {best_step(copy):,}," in got_worse(copy)
 
-    lines = (overfitted / "events.jsonl").read_text().replace('"on"', '"off"')
-    (baseline / "events.jsonl").write_text(lines)
+    keep_weights(copy, "best")
+    assert got_worse(copy) == ""
 
-    assert f"at step {best_step(overfitted):,}," in got_worse(baseline)
+    events = copy / "events.jsonl"
+    lines = [json.loads(line) for line in events.read_text().splitlines()]
+    begun = next(line for line in lines if line["event"] == "evaluated")
+    begun["arms"]["on"]["nats"] = 1.0  # it began from better weights than any that it has saved
+    events.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "1.000 nats a token at step 0," in got_worse(copy)

@@ -166,6 +166,20 @@ def holding(folder: Path, signs: list[bytes]) -> list[Path]:
     return [path for path in files if any(sign in path.read_bytes() for sign in signs)]
 
 
+def test_what_was_left_out_is_told_before_a_change_that_adds_nothing_ends(tmp_path, corpus_folder):
+    (tmp_path / "more").mkdir()
+    source(tmp_path / "more", records()[:1])
+    (tmp_path / "more" / "damaged.pdf").write_bytes(b"\0\1\2")
+    prepare_change(corpus_folder, None, add=[tmp_path / "more"])
+    seen: list[Event] = []
+
+    with pytest.raises(UserError, match="already, word for word"):
+        seen.extend(carry_out(corpus_folder))
+
+    (told,) = (event.text for event in seen if isinstance(event, Warned))
+    assert "damaged.pdf" in told
+
+
 def test_uploads_stay_where_nothing_is_forgotten_and_a_folder_of_ones_own_always(tmp_path, corpus_folder):
     folder = with_uploads(corpus_folder)
 

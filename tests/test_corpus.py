@@ -20,8 +20,11 @@ from retro_demo.config import CorpusConfig
 from retro_demo.corpus import Chunks, chunk_documents, excluded, hold_out, keep_split, load_corpus
 from retro_demo.documents import Document
 from retro_demo.errors import UserError
-from retro_demo.events import Finished, Progress, Warned
+from retro_demo.events import Finished, Progress, Warned, read_events
+from retro_demo.job_views import build_status
+from retro_demo.jobs import JobStatus
 from retro_demo.loading import load_retriever
+from retro_demo.pipeline import record
 
 
 def build(folder: Path, rows: list[dict[str, str]], config: CorpusConfig = SMALL):
@@ -286,6 +289,44 @@ def test_copies_are_told_before_anything_is_embedded(tmp_path):
     with pytest.raises(UserError, match=r"All 2 documents are copies of each other \(1 distinct text\)"):
         seen += build_corpus(tmp_path / "c")
     assert not (tmp_path / "c" / "chunks.npy").exists()
+
+
+TOO_LITTLE = {
+    "copies": ([records()[0] | {"id": name} for name in "abc"], SMALL, "copies of each other"),
+    "one text left": (records()[:2], SMALL, "1 is held out"),
+    "short documents": (records(), replace(SMALL, chunk_len=512), "smaller chunk length"),
+}
+
+
+def beside_a_damaged_file(folder: Path, rows: list[dict[str, str]]) -> Path:
+    folder.mkdir()
+    write_jsonl(folder / "texts.jsonl", rows)
+    (folder / "damaged.pdf").write_bytes(b"\0\1\2")
+    return folder
+
+
+@pytest.mark.parametrize(("rows", "config", "trouble"), TOO_LITTLE.values(), ids=TOO_LITTLE)
+def test_what_was_left_out_is_told_before_a_build_ends_for_want_of_text(tmp_path, rows, config, trouble):
+    prepare_corpus(tmp_path / "c", [beside_a_damaged_file(tmp_path / "sources", rows)], config)
+    seen = []
+
+    with pytest.raises(UserError, match=trouble):
+        seen.extend(record(tmp_path / "c", build_corpus(tmp_path / "c")))
+
+    assert len([text for text in sentences(seen) if "damaged.pdf" in text]) == 1
+    status = JobStatus("failed", read_events(tmp_path / "c" / "events.jsonl"), "")
+    shown = build_status(status, "c")
+    assert shown.index("damaged.pdf") < shown.index(trouble)
+
+
+def test_a_warning_of_reading_is_told_once_by_a_build_that_ends_well(tmp_path):
+    prepare_corpus(tmp_path / "c", [beside_a_damaged_file(tmp_path / "sources", records())], SMALL)
+
+    events = list(build_corpus(tmp_path / "c"))
+
+    told = sentences(events)
+    assert told == events[-1].result["warnings"]
+    assert "damaged.pdf" in told[0]
 
 
 def test_many_copies_are_counted_in_a_warning(tmp_path):

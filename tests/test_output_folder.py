@@ -107,7 +107,17 @@ def test_no_verb_touches_a_folder_of_somebodys_own_files(tmp_path, capsys, small
     "verb", ["build", "build a shard", "train", "forget", "add", "export a run", "import"]
 )
 @pytest.mark.parametrize(
-    "place", ["file", "file/below", "link to nowhere", "/proc/retro/demo", "a" * 300, "long", "nul\0byte"]
+    "place",
+    [
+        "file",
+        "file/below",
+        "link to nowhere",
+        "/proc/retro/demo",
+        "a" * 300,
+        "long",
+        "nul\0byte",
+        "not UTF-8 \udcff",
+    ],
 )
 def test_a_place_where_no_folder_can_be_is_refused_in_a_sentence(tmp_path, capsys, small_folder, verb, place):
     write_jsonl(tmp_path / "new.jsonl", ADDITION)
@@ -121,6 +131,16 @@ def test_a_place_where_no_folder_can_be_is_refused_in_a_sentence(tmp_path, capsy
     assert marks(tmp_path) == before
 
 
+@pytest.mark.parametrize("kind", ["corpus", "run", "evaluation", "new"])
+def test_a_path_that_is_not_utf_8_is_refused_with_the_byte_that_is_none(tmp_path, kind):
+    out = tmp_path / os.fsdecode(b"mine \xff")
+    out.mkdir()  # also where there is one
+
+    for place in (out, out / "below"):
+        with pytest.raises(UserError, match=r"mine \\xff.* is not UTF-8"):
+            check_new(place) if kind == "new" else check_output(place, kind)
+
+
 @pytest.mark.parametrize("place", ["closed", "closed/new"])
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_tried(tmp_path, monkeypatch, place):
     (tmp_path / "closed").mkdir()
@@ -131,6 +151,22 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_tried(tmp
 
     with pytest.raises(UserError, match="closed cannot be written"):
         check_output(tmp_path / place, "corpus")
+
+
+@pytest.mark.parametrize("spelled", ["corpus", "./corpus", "below/../corpus"])
+def test_a_change_that_is_to_lie_in_the_corpus_itself_is_refused_with_both_ways_out(
+    tmp_path, capsys, monkeypatch, small_folder, spelled
+):
+    shutil.copytree(small_folder, tmp_path / "corpus")
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path)
+    before = marks(tmp_path / "corpus")
+
+    said = refused(capsys, ["forget", "corpus", "arden", "--out", spelled])
+
+    assert "is the corpus itself" in said
+    assert "--out" in said
+    assert marks(tmp_path / "corpus") == before
 
 
 def test_a_folder_that_the_system_does_not_let_be_made_leaves_no_parents(tmp_path):

@@ -14,7 +14,7 @@ from retro_demo.archives import ReadingLimits
 from retro_demo.documents import follow_reading
 from retro_demo.formats.pdf_columns import by_columns
 from retro_demo.formats.pdf_pages import read_pages
-from retro_demo.formats.pdf_text import doubt, join_broken_words, ranges, spelled
+from retro_demo.formats.pdf_text import doubt_of_page, join_broken_words, ranges, spelled
 
 DATA = Path(__file__).resolve().parent / "data" / "pdf"
 TEXT = (
@@ -212,9 +212,9 @@ NATURAL = {
 
 @pytest.mark.parametrize("language", NATURAL)
 def test_a_good_page_is_not_doubted(language):
-    assert doubt(NATURAL[language], 0.0) == ""
+    assert doubt_of_page(NATURAL[language], 0.0) == ""
     if NATURAL[language].isascii():  # a guess is good for these
-        assert doubt(NATURAL[language], 0.9) == ""
+        assert doubt_of_page(NATURAL[language], 0.9) == ""
 
 
 def shifted(text: str) -> str:
@@ -234,7 +234,7 @@ def shifted(text: str) -> str:
     ],
 )
 def test_a_page_of_wrong_letters_or_of_words_without_spaces_is_doubted(page, unmapped, numbers, expected):
-    assert doubt(page, unmapped, numbers) == expected
+    assert doubt_of_page(page, unmapped, numbers) == expected
 
 
 def test_doubtful_pages_are_named_in_one_sentence_a_kind(tmp_path):

@@ -36,12 +36,12 @@ from retro_demo.job_views import corpus_statistics
 from retro_demo.loading import load_retriever, load_run
 from retro_demo.pipeline import run_shard
 from retro_demo.printing import Printer
-from retro_demo.recall import recall_words
+from retro_demo.recall import percent, recall_words
 from retro_demo.search import search
 from retro_demo.service import statistics
 from retro_demo.sharding import Shard
 from retro_demo.tracing import why_nothing
-from retro_demo.unknown_text import doubt, known_words, measure_unknown, nothing_found, percent
+from retro_demo.unknown_text import doubt_of_statistics, known_words, measure_unknown, nothing_found
 from retro_demo.views import found_html
 
 DATA = Path(__file__).parent / "data" / "languages"
@@ -148,7 +148,7 @@ def test_characters_tell_of_a_script_without_spaces_among_english_words():
 
     assert (counted.pieces, counted.unknown, counted.unknown_characters) == (10, 1, len(thai))
     figure = {"share": 0.1, "unknown": 1, "pieces": 10, "character_share": 0.97, "chunks": 9}
-    told = doubt({"embedder": "static", "chunks": 9, "unknown_word_pieces": figure})
+    told = doubt_of_statistics({"embedder": "static", "chunks": 9, "unknown_word_pieces": figure})
     assert "10% of the word pieces of this text (97% of its characters)" in told
 
 
@@ -296,8 +296,8 @@ def test_the_page_and_the_command_line_tell_the_share_and_one_advice_as_each_nam
     assert f"does not know {share} of the word pieces" in page
     assert "use “Retriever” bm25-words" in page
     assert known_words(kept) in line
-    assert "use --retriever bm25-words" in doubt(kept)
-    assert "use retriever bm25-words" in telling.to_program(doubt(kept))
+    assert "use --retriever bm25-words" in doubt_of_statistics(kept)
+    assert "use retriever bm25-words" in telling.to_program(doubt_of_statistics(kept))
 
 
 def test_of_a_corpus_that_was_not_measured_nothing_is_said(tmp_path, small_folder):
@@ -309,7 +309,7 @@ def test_of_a_corpus_that_was_not_measured_nothing_is_said(tmp_path, small_folde
 
     kept = load_corpus(folder).manifest["statistics"]
 
-    assert known_words(kept) == doubt(kept) == ""
+    assert known_words(kept) == doubt_of_statistics(kept) == ""
     assert "word pieces" not in corpus_statistics(statistics(folder))
     assert main(["search", str(folder), "Area of Arden"]) == 0
 

@@ -160,10 +160,50 @@ def test_of_a_baseline_that_did_not_get_worse_nothing_is_said(baseline):
     assert verdict(before) == verdict(GOOD)
 
 
-def test_too_few_documents_say_nothing_of_what_the_baseline_was():
-    few = replace(GOOD, documents=MIN_DOCUMENTS - 1)
+UNDECIDED = {
+    "too few documents": {"documents": MIN_DOCUMENTS - 1},
+    "held-out chunks in the index": {"leaked": 7},
+    "both": {"documents": MIN_DOCUMENTS - 1, "leaked": 7},
+    "no shuffled neighbors": {"on_shuffled": None},
+    "a baseline that is no match": {"unfit": "it is smaller"},
+}
 
-    assert verdict(replace(few, was=WAS, baseline_on_was=WORSE, on_was=BETTER)) == verdict(few)
+
+@pytest.mark.parametrize("change", UNDECIDED.values(), ids=UNDECIDED)
+def test_what_decides_nothing_says_too_that_the_baseline_got_worse(change):
+    bare = Difference(Estimate(0.03, None, None), Estimate(0.03, None, None))
+    measured = bare if "documents" in change else WORSE
+    open_question = replace(GOOD, **change)
+    told = "The baseline was better before, as its own training measured it."
+
+    measured_worse = verdict(replace(open_question, was=WAS, baseline_on_was=measured, on_was=SAME))
+    recorded = verdict(replace(open_question, got_worse=told))
+
+    for said in (measured_worse, recorded):
+        assert said.helps is None
+        assert said.sentence.startswith("Not decided")
+        assert any("--keep best" in step for step in said.next)
+    assert WAS in measured_worse.sentence
+    assert "0.0300" in measured_worse.sentence
+    assert told in recorded.sentence
+
+
+@pytest.mark.parametrize("measured", [0.0, 0.005, -0.03])
+def test_too_few_documents_make_no_small_difference_a_baseline_that_got_worse(measured):
+    few = replace(GOOD, documents=MIN_DOCUMENTS - 1)
+    bare = Difference(Estimate(measured, None, None), Estimate(measured, None, None))
+
+    assert verdict(replace(few, was=WAS, baseline_on_was=bare, on_was=BETTER)) == verdict(few)
+
+
+@pytest.mark.parametrize(("measured", "holds"), [(SAME, True), (BETTER, False)])
+def test_what_the_training_of_the_baseline_tells_holds_unless_this_measurement_says_otherwise(
+    measured, holds
+):
+    told = "The baseline was better before."
+    before = replace(GOOD, was=WAS, baseline_on_was=measured, on_was=SAME, got_worse=told)
+
+    assert (told in verdict(before).sentence) is holds
 
 
 def test_what_only_the_training_of_the_baseline_tells_is_said_and_decides_nothing():

@@ -13,7 +13,7 @@ from typing import Any
 
 from retro_demo.archives import ReadingLimits
 from retro_demo.errors import UserError
-from retro_demo.formats.pdf_text import doubt, join_broken_words, ranges, spelled
+from retro_demo.formats.pdf_text import doubt_of_page, join_broken_words, ranges, spelled
 from retro_demo.formats.rows import File, Part, Row
 
 ABORTED = 3  # on Windows; elsewhere the number of a signal, below 0
@@ -68,7 +68,7 @@ class Pages:
             self._damaged.add(self.number)
             return
         page = spelled(record["text"])
-        if page and (kind := doubt(record["text"], record["unmapped"], record["numbers"])):
+        if page and (kind := doubt_of_page(record["text"], record["unmapped"], record["numbers"])):
             self._doubtful[kind].append(self.number)
         values = "\n".join(record["form"])
         if not page and not values and record.get("seen"):

@@ -53,7 +53,7 @@ def spelled(page: str) -> str:
     return unicodedata.normalize("NFC", re.sub(f"[{CONTROL}]", "", page)).strip()
 
 
-def doubt(page: str, unmapped: float, numbers: float = 0.0) -> str:
+def doubt_of_page(page: str, unmapped: float, numbers: float = 0.0) -> str:
     """ "garbled" or "glued" where the text of a page is likely to be that, else "".
 
     unmapped: the share of its characters for which the file names no Unicode, so that they are guesses;

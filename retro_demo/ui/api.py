@@ -12,7 +12,7 @@ import gradio as gr
 
 from retro_demo import evaluations, jobs, service
 from retro_demo.alarms import Watch, best_of
-from retro_demo.checkpoint import MargeRun, read_any_config
+from retro_demo.checkpoint import BEST, MargeRun, read_any_config, told_by
 from retro_demo.config import CorpusConfig
 from retro_demo.errors import UserError
 from retro_demo.evaluate_config import EvaluateConfig
@@ -21,6 +21,7 @@ from retro_demo.explain_config import ExplainConfig
 from retro_demo.explained import explain_text
 from retro_demo.findings import as_json
 from retro_demo.library import Library
+from retro_demo.loading import why_none_found
 from retro_demo.marge_writing import grown, ids_of, refuse_evidence, refuse_retriever
 from retro_demo.quotas import checked_writing
 from retro_demo.rewriting import edit_by_values, edit_json
@@ -101,8 +102,9 @@ def add_endpoints(library: Library) -> None:
         held-out loss; of a marge also its re-indexes with their figures, and beta."""
         folder = Workspace.open(home, workspace).run(run)
         status, config = jobs.status(folder), read_any_config(folder)
-        watch, kept = Watch(config.training, status.events), weights_kept(folder)
-        watch.kept = kept.get("best", 0)
+        kept = weights_kept(folder)
+        watch = Watch(config.training, status.events, lessons=config.lesson_steps)
+        watch.keeps(*told_by(folder / BEST))
         best = best_of(watch.points)
         steps, measured, failed = (status.of_kind(k) for k in ("step", "evaluated", "failed"))
         stopped = status.of_kind("stopped") if status.state == "stopped" else []
@@ -206,9 +208,8 @@ def add_endpoints(library: Library) -> None:
                 chunks = [{"chunk": e.chunk, "ms": e.ms, "neighbors": e.neighbors} for e in writing.retrieved]
                 kept = {"run": run, "seconds": round(writing.seconds, 3), "chunks": chunks}
                 kept |= {"retriever": loaded.retriever, "swapped": loaded.swapped}
-                if chunks and loaded.database and not any(one["neighbors"] for one in chunks):
-                    statistics = loaded.database.corpus.manifest["statistics"]
-                    kept |= {"warned": nothing_found(loaded.retriever, statistics)}
+                if nothing := why_none_found(loaded, writing.retrieved):
+                    kept |= {"warned": nothing}
                 yield base | kept | {"done": True}
 
     def evaluate(

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from retro_demo import downloads, evaluations, figures, job_views, jobs, run_settings, service, views
-from retro_demo.checkpoint import MargeRun, read_any_config
+from retro_demo.checkpoint import BEST, MargeRun, read_any_config, told_by
 from retro_demo.config import RetroConfig, TrainConfig
 from retro_demo.errors import UserError
 from retro_demo.knobs import knobs
@@ -151,7 +151,7 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
         drawn = gr.Plot(figures.loss_curve(now, one), visible=True) if begun else gr.Plot(visible=False)
         return [
             job_views.run_status(shown, one, config.training.steps, left),
-            job_views.alarms_html(now, config, run_settings.weights_kept(folder).get("best", 0)),
+            job_views.alarms_html(now, config, told_by(folder / BEST)),
             drawn,
             job_views.arms_html(now),
             gr.Radio(choices, value=config.training.keep, visible=bool(choices)),

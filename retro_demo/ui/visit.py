@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from retro_demo import evaluations, job_views, jobs, service, views
-from retro_demo.checkpoint import MargeRun, read_any_config
+from retro_demo.checkpoint import MargeRun, has_weights, read_any_config
 from retro_demo.errors import UserError
 from retro_demo.ui.form import QUIET, once_known
 from retro_demo.workspace import SAMPLE, Workspace
@@ -94,7 +94,7 @@ def asked_for(workspace: Workspace, query: Any) -> tuple[dict[str, str], str]:
     folder = workspace.run(run)
     reads_evidence = isinstance(read_any_config(folder), MargeRun)
     unfit = ""
-    if tab in ("generate", "evaluate") and not (folder / "model.safetensors").exists():
+    if tab in ("generate", "evaluate") and not has_weights(folder):
         unfit = "it has no weights yet"
     elif tab == "evaluate" and run not in evaluations.readers(workspace):
         unfit = "it reads no neighbors, so there is no retrieval to judge"
