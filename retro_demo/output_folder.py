@@ -266,7 +266,7 @@ def _system_path(out: Path) -> str:
         if b"\0" in os.fsencode(text):
             raise ValueError
     except ValueError:
-        raise UserError(f"{text[:SHOWN_CHARS]!r} is no path: it holds a character that none has.") from None
+        raise UserError(f"{_shown(text)} is no path: it holds a character that none has.") from None
     return text
 
 
