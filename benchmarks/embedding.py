@@ -29,11 +29,12 @@ from safetensors.torch import save_file
 
 from benchmarks.measuring import Ratio, Report, at_threads
 from retro_demo.devices import allowed_threads
-from retro_demo.documents import read_documents
-from retro_demo.embedding import STATIC_FOLDER, MiniLMEmbedder, find_minilm
+from retro_demo.documents.documents import read_documents
 from retro_demo.errors import UserError
+from retro_demo.paths import STATIC_FOLDER, data_home
+from retro_demo.retrieval.embedding import MiniLMEmbedder, find_minilm
+from retro_demo.server.workspace import ASSETS, SHIPPED_TOKENIZERS
 from retro_demo.tokenizer import Tokenizer
-from retro_demo.workspace import ASSETS, SHIPPED_TOKENIZERS, data_home
 
 LIBRARY = "sentence-transformers==5.1.2"
 CONFIG = {

@@ -19,15 +19,15 @@ from pathlib import Path
 
 import torch
 
+from retro_demo.corpus.build_jobs import ensure_sample
+from retro_demo.explain.explained import explain_text, held_out_documents
+from retro_demo.explain.rewriting import rewrite
+from retro_demo.explain.writing import trace_values
 from retro_demo.explain_config import ExplainConfig
-from retro_demo.explain_views import heat, linked, token_table
-from retro_demo.explained import explain_text, held_out_documents
-from retro_demo.loading import load_run
-from retro_demo.pipeline import ensure_sample
-from retro_demo.reading_views import edit_html, timeline_html
-from retro_demo.rewriting import rewrite
-from retro_demo.workspace import CHECKPOINTS
-from retro_demo.writing import trace_values
+from retro_demo.paths import CHECKPOINTS
+from retro_demo.render.explain_views import heat, linked, token_table
+from retro_demo.render.reading_views import edit_html, timeline_html
+from retro_demo.runs.loading import load_run
 
 NEIGHBORS = (4, 6, 10)
 

@@ -29,25 +29,29 @@ from benchmarks.fuzz_inputs import (
 )
 from benchmarks.fuzz_outputs import output_targets
 from benchmarks.fuzz_shares import import_targets, make_exports
-from retro_demo import cli, figures, job_views, jobs
-from retro_demo.building import build_corpus, prepare_corpus
 from retro_demo.change_config import AddConfig, WeighConfig
-from retro_demo.checkpoint import LAST, STATE, load_model, read_any_config, save_weights
-from retro_demo.config import CorpusConfig, GenerateConfig, RetroConfig, TrainConfig, from_json, to_json
-from retro_demo.corpus import file_hash, load_corpus
-from retro_demo.documents import ReadingLimits, parse_fields, read_documents
+from retro_demo.cli import cli
+from retro_demo.config import CorpusConfig, GenerateConfig, TrainConfig, from_json, to_json
+from retro_demo.corpus.building import build_corpus, prepare_corpus
+from retro_demo.corpus.corpus import load_corpus
+from retro_demo.corpus.lookup_world import LookupConfig
+from retro_demo.corpus.search import search
+from retro_demo.corpus.stored import load_retriever
+from retro_demo.documents.documents import ReadingLimits, parse_fields, read_documents
 from retro_demo.errors import UserError
 from retro_demo.evaluate_config import EvaluateConfig
 from retro_demo.explain_config import ExplainConfig
-from retro_demo.loading import load_retriever
-from retro_demo.lookup_world import LookupConfig
-from retro_demo.marge_config import EvidenceConfig, MargeConfig
-from retro_demo.network_size import count_parameters
-from retro_demo.planning import make_run_config, prepare_run
-from retro_demo.retro import RETRO
-from retro_demo.run_state import load_state, save_state, saved_processes, saved_step
-from retro_demo.search import search
+from retro_demo.jobs import jobs
+from retro_demo.models.marge_config import EvidenceConfig, MargeConfig
+from retro_demo.models.network_size import count_parameters
+from retro_demo.models.retro import RETRO
+from retro_demo.models.retro_config import RetroConfig
+from retro_demo.render import figures, job_views
+from retro_demo.runs.checkpoint import LAST, STATE, load_model, read_any_config, save_weights
+from retro_demo.runs.planning import make_run_config, prepare_run
+from retro_demo.runs.run_state import load_state, save_state, saved_processes, saved_step
 from retro_demo.tokenizer import Tokenizer
+from retro_demo.whole_files import file_hash
 
 CONFIGS = (
     CorpusConfig,

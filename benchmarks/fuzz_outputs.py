@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fuzz import Target
-from retro_demo import cli
+from retro_demo.cli import cli
 
 FILES = (
     *("config.json", "corpus.json", "export.json", "reading.json", "index.json", "tokenizer.json"),

@@ -15,9 +15,18 @@ import torch
 
 from benchmarks.fuzz import Target
 from benchmarks.fuzz_inputs import as_json, changed, damaged, damaged_tensors
-from retro_demo import figures, job_views, jobs
-from retro_demo.building import build_corpus
-from retro_demo.checkpoint import (
+from retro_demo.corpus.building import build_corpus
+from retro_demo.corpus.corpus import load_corpus
+from retro_demo.corpus.search import search
+from retro_demo.corpus.stored import load_retriever
+from retro_demo.evidence.evidence import Pairs
+from retro_demo.evidence.evidence_store import Reindexing, load_reindexing, reindexed_steps, save_reindexing
+from retro_demo.jobs import jobs
+from retro_demo.models.marge import MARGE
+from retro_demo.models.retro import RETRO
+from retro_demo.output_folder import EXPORT
+from retro_demo.render import figures, job_views
+from retro_demo.runs.checkpoint import (
     MargeRun,
     load_marge,
     load_model,
@@ -25,19 +34,11 @@ from retro_demo.checkpoint import (
     save_weights,
     write_run_config,
 )
-from retro_demo.corpus import load_corpus
-from retro_demo.evidence import Pairs
-from retro_demo.evidence_store import Reindexing, load_reindexing, reindexed_steps, save_reindexing
-from retro_demo.exporting import export_corpus, export_run, write_zip
-from retro_demo.importing import Checked, checked_export, name_of_corpus, take_corpus, take_run
-from retro_demo.loading import load_retriever
-from retro_demo.marge import MARGE
-from retro_demo.marge_planning import make_marge_config
-from retro_demo.output_folder import EXPORT
-from retro_demo.retro import RETRO
-from retro_demo.run_state import load_state
-from retro_demo.search import search
-from retro_demo.sharing import STATE, hash_of, is_read
+from retro_demo.runs.marge_planning import make_marge_config
+from retro_demo.runs.run_state import load_state
+from retro_demo.sharing.exporting import export_corpus, export_run, write_zip
+from retro_demo.sharing.importing import Checked, checked_export, name_of_corpus, take_corpus, take_run
+from retro_demo.sharing.sharing import STATE, hash_of, is_read
 
 MARGE_SHAPE: dict[str, Any] = {
     "dim": 16,

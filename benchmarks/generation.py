@@ -38,12 +38,12 @@ from benchmarks.peers import (
     silence,
 )
 from retro_demo.config import GenerateConfig
-from retro_demo.generate import next_token
-from retro_demo.interop_marge_sampling import reference_generate
-from retro_demo.interop_sampling import generate_as_reference
-from retro_demo.linear import lay_out_for_writing
-from retro_demo.marge import MARGE
-from retro_demo.retro import RETRO, DecodeCache
+from retro_demo.generation.generate import next_token
+from retro_demo.interop.interop_marge_sampling import reference_generate
+from retro_demo.interop.interop_sampling import generate_as_reference
+from retro_demo.models.linear import lay_out_for_writing
+from retro_demo.models.marge import MARGE
+from retro_demo.models.retro import RETRO, DecodeCache
 
 from torch import Tensor, nn  # isort: skip
 

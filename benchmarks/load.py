@@ -28,9 +28,9 @@ import httpx
 from benchmarks.load_visitor import Tally, Visitor
 from benchmarks.measuring import Report, options
 from benchmarks.serving import served_app
-from retro_demo.limits import PREFIX, PUBLIC
-from retro_demo.pipeline import ensure_sample
-from retro_demo.tickets import read_tickets
+from retro_demo.corpus.build_jobs import ensure_sample
+from retro_demo.jobs.tickets import read_tickets
+from retro_demo.server.limits import PREFIX, PUBLIC
 
 LOOK_SECONDS = 2.0
 LEAVE_SECONDS = 60.0  # for what is still at work when the last visitor has gone

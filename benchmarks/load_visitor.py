@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from retro_demo.workspace import new_code
+from retro_demo.server.workspace import new_code
 
 POLL_SECONDS = 2.0
 PATIENCE = 15.0  # seconds until a visitor who was refused asks again

@@ -22,7 +22,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from retro_demo.checkpoint import (
+from retro_demo.config import GenerateConfig
+from retro_demo.corpus.build_jobs import ensure_sample
+from retro_demo.events import read_events
+from retro_demo.explain.writing import watch_writing
+from retro_demo.paths import CHECKPOINTS, SAMPLE
+from retro_demo.runs.checkpoint import (
     MargeRun,
     load_marge,
     load_model,
@@ -30,15 +35,11 @@ from retro_demo.checkpoint import (
     save_weights,
     write_run_config,
 )
-from retro_demo.config import GenerateConfig
-from retro_demo.events import read_events
-from retro_demo.loading import load_run
-from retro_demo.marge_planning import plan_run
-from retro_demo.pipeline import ensure_sample, run_training
-from retro_demo.planning import prepare_run
-from retro_demo.run_state import saved_step
-from retro_demo.workspace import CHECKPOINTS, SAMPLE
-from retro_demo.writing import watch_writing
+from retro_demo.runs.loading import load_run
+from retro_demo.runs.marge_planning import plan_run
+from retro_demo.runs.planning import prepare_run
+from retro_demo.runs.run_state import saved_step
+from retro_demo.training.pipeline import run_training
 
 CORPUS = "sample:factbook2015"
 RIGHTS = "sample:udhr44"

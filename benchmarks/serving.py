@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 from urllib.request import urlopen
 
-from retro_demo.limits import PRIVATE, Limits
+from retro_demo.server.limits import PRIVATE, Limits
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 240.0  # seconds until a server answers

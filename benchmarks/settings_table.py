@@ -13,10 +13,10 @@ from retro_demo.config import CorpusConfig, GenerateConfig, TrainConfig
 from retro_demo.evaluate_config import EvaluateConfig
 from retro_demo.explain_config import ExplainConfig
 from retro_demo.knobs import knobs
-from retro_demo.limits import PUBLIC, Limits
-from retro_demo.marge_config import EvidenceConfig, MargeConfig
+from retro_demo.models.marge_config import EvidenceConfig, MargeConfig
+from retro_demo.models.retro_config import RetroConfig
 from retro_demo.presets import MARGE_PRESETS, PRESETS, preset_settings
-from retro_demo.retro_config import RetroConfig
+from retro_demo.server.limits import PUBLIC, Limits
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 VERBS = [
@@ -65,8 +65,8 @@ def main() -> None:
     lines = [
         "# Settings",
         "",
-        "Made by `python -m benchmarks.settings_table` from the declarations in `config.py`, `*_config.py`,",
-        "`presets.py` and `limits.py`. A setting `batch_size` is the flag `--batch-size` of its verb and a",
+        "Made by `python -m benchmarks.settings_table` from the declarations of settings, presets and",
+        "the limits. A setting `batch_size` is the flag `--batch-size` of its verb and a",
         "field of its form on the page; a limit `minutes` is the flag `--minutes` of `app.py` and the",
         "variable `RETRO_DEMO_LIMIT_MINUTES`.",
     ]

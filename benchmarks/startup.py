@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.measuring import Report, options
 from benchmarks.serving import served_app
-from retro_demo.workspace import new_code
+from retro_demo.server.workspace import new_code
 
 SETTLE = 3.0  # seconds after the page is drawn in which nothing more may be asked for
 ROWS = {

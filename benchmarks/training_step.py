@@ -35,8 +35,8 @@ from benchmarks.peers import (
     same_retro,
 )
 from benchmarks.products import copying, record_products, replay
-from retro_demo.marge import MARGE
-from retro_demo.retro import RETRO
+from retro_demo.models.marge import MARGE
+from retro_demo.models.retro import RETRO
 
 THEIRS, SAME, OURS = "reference", "ours, same arithmetic", "ours, as configured"
 FLOOR = "products alone: "

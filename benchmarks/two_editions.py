@@ -16,12 +16,13 @@ import json
 import sys
 from pathlib import Path
 
-from retro_demo.building import build_corpus, prepare_corpus
+from retro_demo.cli.printing import Printer
 from retro_demo.config import CorpusConfig
-from retro_demo.corpus import load_corpus
-from retro_demo.pipeline import ensure_sample
-from retro_demo.printing import Printer
-from retro_demo.workspace import SAMPLES, corpus_folder, data_home
+from retro_demo.corpus.build_jobs import ensure_sample
+from retro_demo.corpus.building import build_corpus, prepare_corpus
+from retro_demo.corpus.corpus import load_corpus
+from retro_demo.corpus.samples import SAMPLES, corpus_folder
+from retro_demo.paths import data_home
 
 OLD = "factbook2015"
 

@@ -10,19 +10,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from retro_demo.config import RetroConfig
     from retro_demo.errors import UserError
-    from retro_demo.marge import MARGE
-    from retro_demo.marge_config import MargeConfig
-    from retro_demo.retro import RETRO
+    from retro_demo.models.marge import MARGE
+    from retro_demo.models.marge_config import MargeConfig
+    from retro_demo.models.retro import RETRO
+    from retro_demo.models.retro_config import RetroConfig
 
 __all__ = ["MARGE", "RETRO", "MargeConfig", "RetroConfig", "UserError"]
 
 _HOMES = {
-    "MARGE": "marge",
-    "MargeConfig": "marge_config",
-    "RETRO": "retro",
-    "RetroConfig": "config",
+    "MARGE": "models.marge",
+    "MargeConfig": "models.marge_config",
+    "RETRO": "models.retro",
+    "RetroConfig": "models.retro_config",
     "UserError": "errors",
 }
 

@@ -9,13 +9,11 @@ from dataclasses import dataclass
 
 from retro_demo.errors import UserError
 from retro_demo.knobs import check_ranges, from_json, knob, knobs, to_json
-from retro_demo.retro_config import RetroConfig
 
 __all__ = [
     "RETRIEVERS",
     "CorpusConfig",
     "GenerateConfig",
-    "RetroConfig",
     "TrainConfig",
     "from_json",
     "knobs",

@@ -49,7 +49,7 @@ class Progress(Event):
 class Warned(Event):
     """Something that the user should know and that does not stop the job.
 
-    `about`: what kind of alarm a training raises (alarms.py), after which `step`.
+    `about`: what kind of alarm a training raises (runs/alarms.py), after which `step`.
     """
 
     text: str
@@ -107,7 +107,7 @@ class Saved(Event):
 
 @dataclass(frozen=True)
 class Retrieved(Event):
-    """The neighbors of one generated or given chunk; `neighbors` are plain dicts (see generate.py)."""
+    """The neighbors of one generated or given chunk; `neighbors` are plain dicts (generation/generate.py)."""
 
     chunk: int
     neighbors: list[dict[str, Any]]

@@ -232,3 +232,7 @@ def _visible(char: str) -> str:
     if not char.isprintable():
         return {"\n": "⏎", "\t": "⇥"}.get(char, f"<U+{ord(char):04X}>")
     return "·" if char == " " else char
+
+
+# scripts that put no space between words count by the character
+WORD = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\W\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]+")

@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from retro_demo import cli
+from retro_demo.cli import cli
 
 
 def words_of(command: str) -> list[str]:

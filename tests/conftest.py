@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 from forked import Forks
 
-from retro_demo import jobs, service, tickets
-from retro_demo.building import build_corpus, prepare_corpus
 from retro_demo.config import CorpusConfig
-from retro_demo.corpus import Corpus, load_corpus
-from retro_demo.limits import PRIVATE, keep_limits
+from retro_demo.corpus.building import build_corpus, prepare_corpus
+from retro_demo.corpus.corpus import Corpus, load_corpus
+from retro_demo.jobs import jobs, tickets
+from retro_demo.server import service
+from retro_demo.server.limits import PRIVATE, keep_limits
 
 PLACES = [
     "Arden",

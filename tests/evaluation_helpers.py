@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from retro_demo.checkpoint import save_weights
-from retro_demo.planning import make_run_config, prepare_run
-from retro_demo.retro import RETRO
+from retro_demo.models.retro import RETRO
+from retro_demo.runs.checkpoint import save_weights
+from retro_demo.runs.planning import make_run_config, prepare_run
 
 TINY = {"dim": 16, "depth": 2, "num_heads": 2, "enc_dim": 16, "seq_len": 32, "batch_size": 2}
 

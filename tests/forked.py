@@ -81,7 +81,6 @@ class Forked:
 
 def serve(asking: socket.socket) -> None:
     """Fork a job for each request, until nobody can ask any more."""
-    from retro_demo import cli  # noqa: F401  (with it torch, faiss and all that a job reads)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which close this
     while True:
@@ -140,5 +139,5 @@ def _work(asked: dict[str, Any], log: int) -> None:
 
 if __name__ == "__main__":
     sys.path.remove(str(Path(__file__).parent))  # of a script, before all others
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # as jobs.py starts a job
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # as jobs/jobs.py starts a job
     serve(socket.socket(fileno=int(sys.argv[1])))

@@ -18,10 +18,10 @@ from types import SimpleNamespace
 import pytest
 from forked import Forked, Forks
 
-from retro_demo import jobs, tickets
 from retro_demo.events import Finished, append_event
-from retro_demo.limits import Limits, keep_limits
-from retro_demo.workspace import Workspace, new_code
+from retro_demo.jobs import jobs, tickets
+from retro_demo.server.limits import Limits, keep_limits
+from retro_demo.server.workspace import Workspace, new_code
 
 PATIENCE = 240.0  # seconds for what comes in the end; a busy machine needs many times what a quiet one does
 
@@ -130,7 +130,7 @@ def leaving(folder: Path) -> Iterator[None]:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from retro_demo.pipeline import run_training
+from retro_demo.training.pipeline import run_training
 for event in run_training(Path(sys.argv[1]), lambda: False):
     if (told := event.to_json())["event"] == sys.argv[2] and told["step"] == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)

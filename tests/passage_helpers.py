@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from retro_demo.passages import Passages
+from retro_demo.evidence.passages import Passages
 
 
 def made(

@@ -9,8 +9,14 @@ import pytest
 from overfitted_helpers import OVERFIT, overfitted, three  # noqa: F401
 from test_train import advance, prepare
 
-from retro_demo import job_views
-from retro_demo.alarms import (
+from retro_demo.cli.printing import Printer
+from retro_demo.config import TrainConfig
+from retro_demo.corpus.corpus import load_corpus, training_tokens
+from retro_demo.events import Started, Warned, read_events
+from retro_demo.jobs.jobs import JobStatus, status
+from retro_demo.paths import CHECKPOINTS
+from retro_demo.render import job_views
+from retro_demo.runs.alarms import (
     EXPLODING,
     MANY_PASSES,
     NOTHING_HELD_OUT,
@@ -21,14 +27,8 @@ from retro_demo.alarms import (
     has_risen,
     held_out,
 )
-from retro_demo.checkpoint import BEST, read_any_config, told_by
-from retro_demo.config import TrainConfig
-from retro_demo.corpus import load_corpus, training_tokens
-from retro_demo.events import Started, Warned, read_events
-from retro_demo.jobs import JobStatus, status
-from retro_demo.printing import Printer
-from retro_demo.run_settings import passes_ahead
-from retro_demo.workspace import CHECKPOINTS
+from retro_demo.runs.checkpoint import BEST, read_any_config, told_by
+from retro_demo.server.run_settings import passes_ahead
 
 # ruff: noqa: F811
 
@@ -149,7 +149,7 @@ def test_an_alarm_that_a_kill_undid_is_raised_again_and_stands_in_the_record_onc
 
 
 def advancing(out: Path):
-    from retro_demo.pipeline import run_training
+    from retro_demo.training.pipeline import run_training
 
     for event in run_training(out, lambda: False):
         yield event.to_json()
@@ -325,7 +325,7 @@ def test_a_warning_is_printed_as_its_sentence():
 
 
 def test_the_events_of_an_alarm_are_what_an_import_takes(overfitted):
-    from retro_demo.share_records import check_events
+    from retro_demo.sharing.share_records import check_events
 
     check_events(overfitted / "events.jsonl")
     assert json.loads((overfitted / "events.jsonl").read_text().splitlines()[-1])["event"] == "finished"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retro_demo.arms import Arms, Windows, held_out_windows, neighbors_missing
-from retro_demo.corpus import Corpus
+from retro_demo.corpus.corpus import Corpus
+from retro_demo.evaluation.arms import Arms, Windows, held_out_windows, neighbors_missing
 
 LENGTH, K = 4, 2
 NAMES = ["on", "random", "shuffled", "wrong_order", "n_only", "f_only", "k1", "k3", "bm25"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from retro_demo.attention import (
+from retro_demo.models.attention import (
     AttentionShape,
     CrossAttention,
     KeysValues,

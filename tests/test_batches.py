@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from retro_demo.batches import RetroBatches
 from retro_demo.errors import UserError
+from retro_demo.training.batches import RetroBatches
 
 
 def batches(corpus, **changes) -> RetroBatches:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from retro_demo.belongings import delete_noted, note_export, note_files, noted
 from retro_demo.errors import UserError
-from retro_demo.janitor import clean, delete_workspace
-from retro_demo.limits import Limits, keep_limits
-from retro_demo.quotas import check_space
-from retro_demo.workspace import Workspace, new_code
+from retro_demo.server.belongings import delete_noted, note_export, note_files, noted
+from retro_demo.server.janitor import clean, delete_workspace
+from retro_demo.server.limits import Limits, keep_limits
+from retro_demo.server.quotas import check_space
+from retro_demo.server.workspace import Workspace, new_code
 
 
 @pytest.fixture

@@ -21,9 +21,9 @@ from benchmarks.generation import TableRetriever, added_up, agreement, our_text,
 from benchmarks.measuring import Others, Ratio, Report, markdown, ratio, take_turns
 from benchmarks.peers import QUICK_MARGE, QUICK_RETRO, our_step
 from benchmarks.products import record_products, replay
-from retro_demo import linear
-from retro_demo.marge import MARGE
-from retro_demo.retro import RETRO
+from retro_demo.models import linear
+from retro_demo.models.marge import MARGE
+from retro_demo.models.retro import RETRO
 
 ROOT = Path(__file__).resolve().parent.parent
 

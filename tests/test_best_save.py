@@ -13,8 +13,11 @@ from safetensors.torch import load_file
 from test_cli import run as cli_run
 from test_train import advance, prepare, same_weights
 
-from retro_demo import run_state
-from retro_demo.checkpoint import (
+from retro_demo.errors import UserError
+from retro_demo.evaluation.matching import before, got_worse, tokens_seen
+from retro_demo.events import read_events
+from retro_demo.runs import run_state
+from retro_demo.runs.checkpoint import (
     BEST,
     LAST,
     STATE,
@@ -24,15 +27,12 @@ from retro_demo.checkpoint import (
     told_by,
     weights_file,
 )
-from retro_demo.corpus import file_hash
-from retro_demo.errors import UserError
-from retro_demo.events import read_events
-from retro_demo.matching import before, got_worse, tokens_seen
-from retro_demo.planning import extend_run, keep_weights, make_run_config, prepare_run
-from retro_demo.provenance import weights_of
-from retro_demo.run_settings import weights_choices, weights_kept
-from retro_demo.run_state import saved_step
+from retro_demo.runs.planning import extend_run, keep_weights, make_run_config, prepare_run
+from retro_demo.runs.provenance import weights_of
+from retro_demo.runs.run_state import saved_step
+from retro_demo.server.run_settings import weights_choices, weights_kept
 from retro_demo.tensor_files import save_tensors
+from retro_demo.whole_files import file_hash
 
 # ruff: noqa: F811
 
@@ -316,7 +316,7 @@ def test_a_baseline_that_is_used_with_its_best_save_counts_all_of_its_training(
 
 
 def test_what_a_run_can_be_used_with_is_offered_with_step_and_loss(overfitted, tmp_path, small_folder):
-    from retro_demo.jobs import status
+    from retro_demo.jobs.jobs import status
 
     best = best_step(overfitted)
 

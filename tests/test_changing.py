@@ -13,21 +13,23 @@ import pytest
 from conftest import PLACES, SMALL, records, write_jsonl
 from test_train import advance, prepare
 
-from retro_demo import building, changing
-from retro_demo import corpus as corpus_module
-from retro_demo.building import build_corpus, prepare_corpus
 from retro_demo.change_config import AddConfig
-from retro_demo.changing import carry_out, is_pending, prepare_change
-from retro_demo.cli import main
+from retro_demo.cli.cli import main
 from retro_demo.config import GenerateConfig
-from retro_demo.corpus import load_corpus
-from retro_demo.embedding import StaticEmbedder
+from retro_demo.corpus import building, changing
+from retro_demo.corpus import corpus as corpus_module
+from retro_demo.corpus.building import build_corpus, prepare_corpus
+from retro_demo.corpus.changing import carry_out, is_pending, prepare_change
+from retro_demo.corpus.corpus import load_corpus
+from retro_demo.corpus.neighbor_tables import prepare_neighbors
+from retro_demo.corpus.stored import load_retriever
 from retro_demo.errors import UserError
+from retro_demo.evaluation.trained_on import known_documents
 from retro_demo.events import Event, Finished, Progress, Retrieved, Warned
-from retro_demo.jobs import claim
-from retro_demo.loading import load_retriever, load_run, write
-from retro_demo.neighbor_tables import prepare_neighbors
-from retro_demo.trained_on import known_documents
+from retro_demo.generation.generate import write
+from retro_demo.jobs.jobs import claim
+from retro_demo.retrieval.embedding import StaticEmbedder
+from retro_demo.runs.loading import load_run
 
 NEW = [{"id": "zorland", "title": "Zorland", "text": records(seed=5)[0]["text"].replace("Arden", "Zorland")}]
 

@@ -12,11 +12,13 @@ import pytest
 from conftest import SMALL, records, write_jsonl
 from page_helpers import lend_samples
 
-from retro_demo import cli
-from retro_demo.building import build_corpus, prepare_corpus
-from retro_demo.config import CorpusConfig, GenerateConfig, RetroConfig, TrainConfig
+from retro_demo.cli import cli
+from retro_demo.config import CorpusConfig, GenerateConfig, TrainConfig
+from retro_demo.corpus.building import build_corpus, prepare_corpus
+from retro_demo.corpus.corpus import is_built
+from retro_demo.corpus.samples import SAMPLES, sample_folder
 from retro_demo.knobs import knobs
-from retro_demo.workspace import SAMPLES, is_built, sample_folder
+from retro_demo.models.retro_config import RetroConfig
 
 NETWORK = [
     "--dim",

@@ -20,24 +20,28 @@ from page_helpers import page_home
 from test_train import advance, prepare
 
 from benchmarks.serving import served_page
-from retro_demo import cli, commands, evaluations
-from retro_demo.checkpoint import differences, read_any_config, read_run_config, write_run_config
-from retro_demo.commands import NOT_ANEW, for_here, for_others
-from retro_demo.config import RetroConfig, TrainConfig
-from retro_demo.corpus_changes import rename_corpus
-from retro_demo.downloads import build_command, search_json
+from retro_demo.cli import cli
+from retro_demo.cli.flags import given
+from retro_demo.config import TrainConfig
 from retro_demo.evaluate_config import EvaluateConfig
-from retro_demo.evaluation_request import Request, prepare_evaluation, read_request, usual_folder
-from retro_demo.flags import given
-from retro_demo.janitor import delete_workspace
+from retro_demo.evaluation.evaluation_request import Request, prepare_evaluation, read_request, usual_folder
 from retro_demo.knobs import knobs
-from retro_demo.limits import PRIVATE, PUBLIC, keep_limits
-from retro_demo.marge_config import EvidenceConfig, MargeConfig
-from retro_demo.marge_planning import marge_settings, plan_run
-from retro_demo.model_card import code_block
-from retro_demo.planning import READER_KNOBS, make_run_config, prepare_run
-from retro_demo.run_settings import command_of, starting_settings
-from retro_demo.workspace import LINKS, Workspace, link_to, new_code
+from retro_demo.models.marge_config import EvidenceConfig, MargeConfig
+from retro_demo.models.retro_config import RetroConfig
+from retro_demo.paths import LINKS, link_to
+from retro_demo.runs import commands
+from retro_demo.runs.checkpoint import differences, read_any_config, read_run_config, write_run_config
+from retro_demo.runs.commands import NOT_ANEW, for_here, for_others
+from retro_demo.runs.marge_planning import marge_settings, plan_run
+from retro_demo.runs.planning import READER_KNOBS, make_run_config, prepare_run
+from retro_demo.server import evaluations
+from retro_demo.server.corpus_changes import rename_corpus
+from retro_demo.server.downloads import build_command, search_json
+from retro_demo.server.janitor import delete_workspace
+from retro_demo.server.limits import PRIVATE, PUBLIC, keep_limits
+from retro_demo.server.run_settings import command_of, starting_settings
+from retro_demo.server.workspace import Workspace, new_code
+from retro_demo.sharing.model_card import code_block
 
 STRANGER = {"x-forwarded-for": "192.0.2.1"}
 QUICK = EvaluateConfig(first_tokens=150, max_tokens=200, resamples=200, prepend="off")

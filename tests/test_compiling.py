@@ -8,15 +8,15 @@ import torch.distributed as dist
 from test_distributed import alone, of, prepare
 
 from retro_demo import compiling
-from retro_demo.checkpoint import read_any_config
 from retro_demo.compiling import compile_loss
 from retro_demo.config import TrainConfig
-from retro_demo.corpus import load_corpus
+from retro_demo.corpus.corpus import load_corpus
 from retro_demo.distributed import World, spread
 from retro_demo.errors import UserError
-from retro_demo.pipeline import make_batches
-from retro_demo.retro import RETRO
-from retro_demo.run_state import saved_step
+from retro_demo.models.retro import RETRO
+from retro_demo.runs.checkpoint import read_any_config
+from retro_demo.runs.run_state import saved_step
+from retro_demo.training.pipeline import make_batches
 
 
 @pytest.fixture(autouse=True)

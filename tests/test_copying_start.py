@@ -8,11 +8,11 @@ import pytest
 import torch
 from test_retro import CONFIG, example
 
-from retro_demo.attention import AttentionShape, record_attention
-from retro_demo.blocks import draw_copying_weights
-from retro_demo.cca import ChunkedCrossAttention
 from retro_demo.errors import UserError
-from retro_demo.retro import RETRO
+from retro_demo.models.attention import AttentionShape, record_attention
+from retro_demo.models.blocks import draw_copying_weights
+from retro_demo.models.cca import ChunkedCrossAttention
+from retro_demo.models.retro import RETRO
 
 C, DIM = 8, 64
 

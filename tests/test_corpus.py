@@ -14,17 +14,17 @@ import numpy as np
 import pytest
 from conftest import SMALL, records, write_jsonl
 
-from retro_demo import cutting, vectors
-from retro_demo.building import build_corpus, prepare_corpus
 from retro_demo.config import CorpusConfig
-from retro_demo.corpus import Chunks, chunk_documents, excluded, hold_out, keep_split, load_corpus
-from retro_demo.documents import Document
+from retro_demo.corpus import cutting, vectors
+from retro_demo.corpus.building import build_corpus, prepare_corpus
+from retro_demo.corpus.corpus import Chunks, chunk_documents, excluded, hold_out, keep_split, load_corpus
+from retro_demo.corpus.stored import load_retriever
+from retro_demo.documents.documents import Document
 from retro_demo.errors import UserError
 from retro_demo.events import Finished, Progress, Warned, read_events
-from retro_demo.job_views import build_status
-from retro_demo.jobs import JobStatus
-from retro_demo.loading import load_retriever
-from retro_demo.pipeline import record
+from retro_demo.jobs.jobs import JobStatus
+from retro_demo.jobs.record import record
+from retro_demo.render.job_views import build_status
 
 
 def build(folder: Path, rows: list[dict[str, str]], config: CorpusConfig = SMALL):
@@ -434,8 +434,8 @@ def test_an_unfinished_corpus_is_not_loaded(tmp_path, small_folder):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from retro_demo import vectors
-from retro_demo.pipeline import run_build
+from retro_demo.corpus import vectors
+from retro_demo.corpus.build_jobs import run_build
 
 vectors.EMBED_BLOCK = 50
 for event in run_build(Path(sys.argv[1]), lambda: False):

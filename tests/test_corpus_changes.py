@@ -13,16 +13,18 @@ from held_back import PATIENCE, leaving, wait_until
 from test_queue import waiting_job
 from test_train import advance, prepare
 
-from retro_demo import corpus_changes, jobs, quotas, service, tickets
-from retro_demo.changing import CHANGE, carry_out, is_pending, prepare_change
-from retro_demo.checkpoint import read_any_config
-from retro_demo.corpus import load_corpus, read_stored_documents
+from retro_demo.corpus.changing import CHANGE, carry_out, is_pending, prepare_change
+from retro_demo.corpus.corpus import is_built, load_corpus, read_stored_documents
 from retro_demo.errors import UserError
-from retro_demo.evaluation_request import Request, prepare_evaluation
+from retro_demo.evaluation.evaluation_request import Request, prepare_evaluation
 from retro_demo.events import Failed, append_event, read_events
-from retro_demo.library import Library
-from retro_demo.limits import Limits, keep_limits
-from retro_demo.workspace import Workspace, data_home, is_built, new_code
+from retro_demo.jobs import jobs, tickets
+from retro_demo.paths import data_home
+from retro_demo.runs.checkpoint import read_any_config
+from retro_demo.server import corpus_changes, quotas, service
+from retro_demo.server.library import Library
+from retro_demo.server.limits import Limits, keep_limits
+from retro_demo.server.workspace import Workspace, new_code
 
 
 @pytest.fixture

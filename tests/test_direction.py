@@ -8,9 +8,9 @@ import pytest
 from test_browser import browser  # noqa: F401  (a fixture)
 from test_views import CANARY, PAGES
 
-from retro_demo import text_views, views, weigh_views
+from retro_demo.explain.writing import Writing
+from retro_demo.render import text_views, views, weigh_views
 from retro_demo.ui.page import ASSETS
-from retro_demo.writing import Writing
 
 WORDS = ["الإ", "خ", "اء", " في", " هذا", " (1948)"]
 TITLE = "إعلان ABC (2)"

@@ -17,21 +17,21 @@ from test_train import SETTINGS
 from torch import nn
 from torchrun_helpers import largest_difference, of, torchrun, train_together, train_until_signaled
 
-from retro_demo.batches import check_share
-from retro_demo.checkpoint import read_any_config
-from retro_demo.corpus import load_corpus
+from retro_demo.corpus.corpus import load_corpus
 from retro_demo.distributed import Learner, World, noticing_loss
 from retro_demo.errors import UserError
 from retro_demo.events import read_events
-from retro_demo.marge import MARGE
-from retro_demo.marge_config import MargeConfig
-from retro_demo.marge_planning import plan_run
-from retro_demo.pipeline import make_batches, run_training
-from retro_demo.planning import prepare_run
-from retro_demo.retro import RETRO, RetroBatch
-from retro_demo.retro_config import RetroConfig
-from retro_demo.run_state import saved_processes, saved_step
+from retro_demo.models.marge import MARGE
+from retro_demo.models.marge_config import MargeConfig
+from retro_demo.models.retro import RETRO, RetroBatch
+from retro_demo.models.retro_config import RetroConfig
+from retro_demo.runs.checkpoint import read_any_config
+from retro_demo.runs.marge_planning import plan_run
+from retro_demo.runs.planning import prepare_run
+from retro_demo.runs.run_state import saved_processes, saved_step
 from retro_demo.tensor_files import read_head
+from retro_demo.training.batches import check_share
+from retro_demo.training.pipeline import make_batches, run_training
 
 LOSS_TOLERANCE = 1e-5  # nats: the processes add the same float32 numbers in another order
 NORM_TOLERANCE = 1e-3  # of the gradient's norm, to which cancelled digits mean more

@@ -17,9 +17,9 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from benchmarks.serving import served_page
-from retro_demo import quotas
-from retro_demo.addresses import SITS_HERE, VISITOR
-from retro_demo.limits import PRIVATE, PUBLIC, Limits, keep_limits
+from retro_demo.server import quotas
+from retro_demo.server.addresses import SITS_HERE, VISITOR
+from retro_demo.server.limits import PRIVATE, PUBLIC, Limits, keep_limits
 from retro_demo.ui import bodies, doorman
 from retro_demo.ui.doorman import Doorman
 from retro_demo.ui.refusals import MOST_CHARS

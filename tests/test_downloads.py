@@ -9,16 +9,17 @@ from command_helpers import run, words_of
 from conftest import records, write_jsonl
 from test_train import advance, prepare, steps
 
-from retro_demo import jobs, service
-from retro_demo.building import build_corpus, prepare_corpus
-from retro_demo.checkpoint import read_any_config
-from retro_demo.commands import for_others
 from retro_demo.config import CorpusConfig
-from retro_demo.corpus import load_corpus
-from retro_demo.downloads import build_command, corpus_json, search_json, training_json
-from retro_demo.loading import load_retriever
-from retro_demo.run_settings import command_of
-from retro_demo.search import search
+from retro_demo.corpus.building import build_corpus, prepare_corpus
+from retro_demo.corpus.corpus import load_corpus
+from retro_demo.corpus.search import search
+from retro_demo.corpus.stored import load_retriever
+from retro_demo.jobs import jobs
+from retro_demo.runs.checkpoint import read_any_config
+from retro_demo.runs.commands import for_others
+from retro_demo.server import service
+from retro_demo.server.downloads import build_command, corpus_json, search_json, training_json
+from retro_demo.server.run_settings import command_of
 
 
 def finished(capsys) -> dict:

@@ -10,16 +10,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from retro_demo import linear
-from retro_demo.embedding import (
-    STATIC_FOLDER,
-    MiniLMEmbedder,
-    StaticEmbedder,
-    find_minilm,
-    load_embedder,
-)
 from retro_demo.errors import UserError
-from retro_demo.minilm import MiniLM
+from retro_demo.models import linear
+from retro_demo.paths import STATIC_FOLDER
+from retro_demo.retrieval.embedding import MiniLMEmbedder, StaticEmbedder, find_minilm, load_embedder
+from retro_demo.retrieval.minilm import MiniLM
 
 TEXTS = ["The river floods in spring.", "Inflation rose to 4.5% in 2014.", "", "a"]
 

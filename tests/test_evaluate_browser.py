@@ -13,8 +13,9 @@ from marge_helpers import built, make_marge_run, translated
 from playwright.sync_api import Page, expect
 from test_browser import browser, url  # noqa: F401 (fixtures)
 
-from retro_demo import evaluations, jobs
-from retro_demo.workspace import Workspace, new_code
+from retro_demo.jobs import jobs
+from retro_demo.server import evaluations
+from retro_demo.server.workspace import Workspace, new_code
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 

@@ -9,7 +9,7 @@ import pytest
 from command_helpers import words_of
 from evaluation_helpers import make_run
 
-from retro_demo import cli
+from retro_demo.cli import cli
 from retro_demo.evaluate_config import EvaluateConfig
 from retro_demo.knobs import knobs
 

@@ -16,13 +16,14 @@ from held_back import held_jobs, leaving
 from marge_helpers import built, make_marge_run, translated
 from page_helpers import opened_client, page_home
 
-from retro_demo import evaluations, jobs, service
-from retro_demo.checkpoint import read_run_config, write_run_config
 from retro_demo.errors import UserError
 from retro_demo.evaluate_config import EvaluateConfig
-from retro_demo.evaluation_request import Request, prepare_evaluation
-from retro_demo.limits import PRIVATE, Limits, keep_limits
-from retro_demo.workspace import Workspace, new_code
+from retro_demo.evaluation.evaluation_request import Request, prepare_evaluation
+from retro_demo.jobs import jobs
+from retro_demo.runs.checkpoint import read_run_config, write_run_config
+from retro_demo.server import evaluations, service
+from retro_demo.server.limits import PRIVATE, Limits, keep_limits
+from retro_demo.server.workspace import Workspace, new_code
 
 QUICK = EvaluateConfig(first_tokens=150, max_tokens=300, resamples=200, prepend="off")
 

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from evaluation_helpers import make_run
 
-from retro_demo import evaluate_figures, evaluate_views
 from retro_demo.evaluate_config import EvaluateConfig
-from retro_demo.evaluating import run_evaluation
-from retro_demo.evaluation_request import Request, prepare_evaluation
+from retro_demo.evaluation.arms import ARM_NAMES
+from retro_demo.evaluation.evaluating import run_evaluation
+from retro_demo.evaluation.evaluation_request import Request, prepare_evaluation
 from retro_demo.events import Finished
 from retro_demo.glossary import GLOSSARY
-from retro_demo.jobs import JobStatus
+from retro_demo.jobs.jobs import JobStatus
+from retro_demo.render import evaluate_figures, evaluate_views
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +188,7 @@ def test_what_comes_from_a_file_is_escaped(result):
 
 
 def test_every_arm_is_explained():
-    assert set(evaluate_views.ARM_TERMS) == set(evaluate_views.ARM_NAMES)
+    assert set(evaluate_views.ARM_TERMS) == set(ARM_NAMES)
     assert set(evaluate_views.ARM_TERMS.values()) | {"oracle", "overlap"} <= set(GLOSSARY)
 
 

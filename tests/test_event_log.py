@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from retro_demo import event_log, jobs
-from retro_demo.event_log import EventLog
 from retro_demo.events import Saved, Stopped, Warned, append_event, cut_back, drop_endings, read_events
+from retro_demo.jobs import event_log, jobs
+from retro_demo.jobs.event_log import EventLog
 
 
 @pytest.fixture

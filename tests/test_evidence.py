@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 from passage_helpers import drawn, made
 
-from retro_demo import index
-from retro_demo.evidence import Pairs, chance_of_group, find_pairs, nearest, pair_figures, random_pairs, shard
-from retro_demo.marge_config import EvidenceConfig
+from retro_demo.evidence.evidence import (
+    Pairs,
+    chance_of_group,
+    find_pairs,
+    nearest,
+    pair_figures,
+    random_pairs,
+    shard,
+)
+from retro_demo.models.marge_config import EvidenceConfig
+from retro_demo.retrieval import index
 
 
 def world(seed: int, size: int = 120, **options):

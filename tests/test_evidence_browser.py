@@ -12,9 +12,9 @@ from evidence_helpers import HOSTILE, TINY, build_translated, train_marge_run
 from playwright.sync_api import Page, expect
 from test_browser import browser, url  # noqa: F401 (fixtures)
 
-from retro_demo import jobs
-from retro_demo.checkpoint import read_marge_config
-from retro_demo.workspace import Workspace, new_code
+from retro_demo.jobs import jobs
+from retro_demo.runs.checkpoint import read_marge_config
+from retro_demo.server.workspace import Workspace, new_code
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 

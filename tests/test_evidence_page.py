@@ -14,18 +14,18 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from page_helpers import opened_client, page_home
 
-from retro_demo import corpus_changes, jobs, run_settings, service
-from retro_demo.checkpoint import read_any_config, read_marge_config
 from retro_demo.errors import UserError
-from retro_demo.evidence_run import marge_runs
+from retro_demo.jobs import jobs
 from retro_demo.knobs import knobs
-from retro_demo.library import Library
-from retro_demo.marge_planning import marge_settings
-from retro_demo.network_size import count_parameters
+from retro_demo.models.network_size import count_parameters
 from retro_demo.presets import MARGE_PRESETS
-from retro_demo.run_settings import command_of
+from retro_demo.runs.checkpoint import read_any_config, read_marge_config
+from retro_demo.runs.marge_planning import marge_settings
+from retro_demo.server import corpus_changes, run_settings, service
+from retro_demo.server.library import Library
+from retro_demo.server.run_settings import command_of
+from retro_demo.server.workspace import Workspace, marge_runs, new_code
 from retro_demo.ui.page import build_app
-from retro_demo.workspace import Workspace, new_code
 
 
 @pytest.fixture(scope="module")

@@ -11,18 +11,18 @@ import pytest
 import torch
 from evidence_helpers import HOSTILE, build_translated, train_marge_run
 
-from retro_demo import evidence_figures, evidence_views
 from retro_demo.config import GenerateConfig
 from retro_demo.errors import UserError
-from retro_demo.evidence_export import matrix_json, reading_json
-from retro_demo.evidence_reading import edit_evidence, read_evidence
-from retro_demo.evidence_run import corpus_of, documents_of, example_evidence, reindexing, targets_of
-from retro_demo.evidence_sample import choose_sample
-from retro_demo.evidence_series import reindexes
-from retro_demo.generate import Written
-from retro_demo.jobs import status
-from retro_demo.marge_batches import embed_passages
-from retro_demo.marge_writing import LoadedMarge, load_marge_run, write_from_evidence
+from retro_demo.evidence.evidence_store import embed_passages
+from retro_demo.explain.evidence_export import matrix_json, reading_json
+from retro_demo.explain.evidence_reading import edit_evidence, read_evidence
+from retro_demo.explain.evidence_run import corpus_of, documents_of, example_evidence, reindexing, targets_of
+from retro_demo.explain.evidence_sample import choose_sample
+from retro_demo.explain.evidence_series import reindexes
+from retro_demo.generation.generate import Written
+from retro_demo.generation.marge_writing import LoadedMarge, load_marge_run, write_from_evidence
+from retro_demo.jobs.jobs import status
+from retro_demo.render import evidence_figures, evidence_views
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import pytest
 from passage_helpers import made
 
 from retro_demo.errors import UserError
-from retro_demo.evidence import Pairs
-from retro_demo.evidence_figures import curves
-from retro_demo.evidence_sample import (
+from retro_demo.evidence.evidence import Pairs
+from retro_demo.evidence.evidence_store import Reindexing
+from retro_demo.explain.evidence_sample import (
     MOST,
     Sample,
     centered,
@@ -20,10 +20,10 @@ from retro_demo.evidence_sample import (
     ranks,
     relevance_matrix,
 )
-from retro_demo.evidence_series import beta_series, pair_series, recall_series, reindexes
-from retro_demo.evidence_store import Reindexing
-from retro_demo.jobs import JobStatus
-from retro_demo.marge_config import EvidenceConfig
+from retro_demo.explain.evidence_series import beta_series, pair_series, recall_series, reindexes
+from retro_demo.jobs.jobs import JobStatus
+from retro_demo.models.marge_config import EvidenceConfig
+from retro_demo.render.evidence_figures import curves
 
 
 def found(vectors, step: int = 0) -> Reindexing:

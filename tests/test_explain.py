@@ -11,21 +11,21 @@ import numpy as np
 import pytest
 import torch
 
-from retro_demo import explain
-from retro_demo.config import RetroConfig
-from retro_demo.explain import (
+from retro_demo.evaluation.arm_figures import helped_and_hurt
+from retro_demo.explain import explain
+from retro_demo.explain.explain import (
     EXACT,
     attribute,
     coalition_losses,
-    helped_and_hurt,
     log_probabilities,
     losses_of,
     measure,
     rank_correlation,
     read_losses,
 )
-from retro_demo.reading_size import retro_numbers
-from retro_demo.retro import RETRO
+from retro_demo.models.reading_size import retro_numbers
+from retro_demo.models.retro import RETRO
+from retro_demo.models.retro_config import RetroConfig
 
 C, VOCAB = 4, 40
 
@@ -77,9 +77,9 @@ def test_so_many_readings_are_made_in_one_forward_as_there_is_memory_for(monkeyp
 PEAK = """
 import re, sys, numpy as np
 from pathlib import Path
-from retro_demo import explain
-from retro_demo.retro import RETRO
-from retro_demo.retro_config import RetroConfig
+from retro_demo.explain import explain
+from retro_demo.models.retro import RETRO
+from retro_demo.models.retro_config import RetroConfig
 
 def peak():  # kB; what resource tells begins with that of the parent
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

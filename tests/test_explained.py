@@ -10,14 +10,13 @@ from command_helpers import run as run_command
 from command_helpers import words_of
 from conftest import records, write_jsonl
 
-from retro_demo import explained
-from retro_demo.building import build_corpus, prepare_corpus
 from retro_demo.config import CorpusConfig, GenerateConfig
-from retro_demo.corpus import load_corpus
-from retro_demo.editions import prepare_edition
+from retro_demo.corpus.building import build_corpus, prepare_corpus
+from retro_demo.corpus.corpus import load_corpus
+from retro_demo.corpus.editions import prepare_edition
 from retro_demo.errors import UserError
-from retro_demo.explain_config import ExplainConfig
-from retro_demo.explained import (
+from retro_demo.explain import explained
+from retro_demo.explain.explained import (
     document_of,
     document_text,
     explain_again,
@@ -25,13 +24,14 @@ from retro_demo.explained import (
     explain_written,
     held_out_documents,
 )
-from retro_demo.findings import as_json, summary
-from retro_demo.lexical import LexicalIndex
-from retro_demo.loading import LoadedRun, load_run
-from retro_demo.pipeline import run_training
-from retro_demo.planning import make_run_config, prepare_run
-from retro_demo.rewriting import CANDIDATES, candidates, edit_by_values, edit_json, rewrite, swap
-from retro_demo.writing import trace_values, watch_writing
+from retro_demo.explain.findings import as_json, summary
+from retro_demo.explain.rewriting import CANDIDATES, candidates, edit_by_values, edit_json, rewrite, swap
+from retro_demo.explain.writing import trace_values, watch_writing
+from retro_demo.explain_config import ExplainConfig
+from retro_demo.retrieval.lexical import LexicalIndex
+from retro_demo.runs.loading import LoadedRun, load_run
+from retro_demo.runs.planning import make_run_config, prepare_run
+from retro_demo.training.pipeline import run_training
 
 OTHER = CorpusConfig(chunk_len=16, vocab_size=300, num_neighbors=3)
 

@@ -24,21 +24,23 @@ from test_marge_training import prepare as prepare_marge
 from test_train import advance, prepare
 from test_views import small_trace
 
-from retro_demo import cli, jobs, received, service
-from retro_demo.building import prepare_corpus
-from retro_demo.checkpoint import load_model, read_any_config
-from retro_demo.corpus import load_corpus
+from retro_demo.cli import cli
+from retro_demo.corpus.build_jobs import run_build
+from retro_demo.corpus.building import prepare_corpus
+from retro_demo.corpus.corpus import load_corpus
 from retro_demo.errors import UserError
 from retro_demo.events import Finished, Step, append_event, read_events
-from retro_demo.job_views import run_status
-from retro_demo.kept_traces import KEPT_TRACES, keep_trace, load_trace
-from retro_demo.pipeline import run_build
-from retro_demo.processes import Process, birth
-from retro_demo.run_settings import seconds_left
-from retro_demo.run_state import saved_step
+from retro_demo.jobs import jobs
+from retro_demo.jobs.processes import Process, birth
+from retro_demo.render.job_views import run_status
+from retro_demo.runs.checkpoint import load_model, read_any_config
+from retro_demo.runs.run_state import saved_step
+from retro_demo.server import received, service
+from retro_demo.server.kept_traces import KEPT_TRACES, keep_trace, load_trace
+from retro_demo.server.run_settings import seconds_left
+from retro_demo.server.workspace import Workspace, new_code
 from retro_demo.tensor_files import load_tensors, save_tensors
 from retro_demo.troubles import said, why_interrupted
-from retro_demo.workspace import Workspace, new_code
 
 ROOT = Path(__file__).resolve().parent.parent
 HOUR = 3600

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from test_views import C, K, small_trace
 
-from retro_demo import findings, tracing
-from retro_demo.tracing import Trace
+from retro_demo.explain import findings, tracing
+from retro_demo.explain.tracing import Trace
 
 TRACE = small_trace()
 

@@ -15,17 +15,19 @@ import torch
 from evaluation_helpers import make_run
 from safetensors.torch import load_file, save_file
 
-from retro_demo import jobs
-from retro_demo.checkpoint import load_model, read_any_config, read_run_config, write_run_config
-from retro_demo.config import RetroConfig, from_json
-from retro_demo.corpus import file_hash, load_array, load_corpus
-from retro_demo.documents import read_documents
+from retro_demo.config import from_json
+from retro_demo.corpus.corpus import load_corpus
+from retro_demo.documents.documents import read_documents
 from retro_demo.errors import UserError
 from retro_demo.events import read_events
-from retro_demo.network_size import check_memory, count_parameters
-from retro_demo.pipeline import run_training
-from retro_demo.retro import RETRO
-from retro_demo.run_state import load_state, save_state, saved_step
+from retro_demo.jobs import jobs
+from retro_demo.models.network_size import check_memory, count_parameters
+from retro_demo.models.retro import RETRO
+from retro_demo.models.retro_config import RetroConfig
+from retro_demo.runs.checkpoint import load_model, read_any_config, read_run_config, write_run_config
+from retro_demo.runs.run_state import load_state, save_state, saved_step
+from retro_demo.training.pipeline import run_training
+from retro_demo.whole_files import file_hash, load_array
 
 HUGE = {"dim": 8192, "depth": 128, "ff_mult": 16, "vocab_size": 1_000_000, "enc_dim": 8192, "enc_depth": 32}
 

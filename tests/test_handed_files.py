@@ -12,10 +12,10 @@ import pytest
 from test_sharing import trained  # noqa: F401  (a fixture)
 
 from retro_demo.errors import UserError
+from retro_demo.server.workspace import Workspace, new_code
 from retro_demo.ui.form import clicked, json_file
 from retro_demo.ui.page import build_app
 from retro_demo.ui.uploads import chosen_files, exported, uploaded
-from retro_demo.workspace import Workspace, new_code
 
 
 @pytest.fixture

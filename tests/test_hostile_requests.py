@@ -18,9 +18,9 @@ from page_helpers import lend_samples, page_home, refusing_app  # noqa: F401  (a
 from test_train import advance, prepare
 
 from benchmarks.serving import served_page
-from retro_demo.limits import PRIVATE, Limits, keep_limits
+from retro_demo.server.limits import PRIVATE, Limits, keep_limits
+from retro_demo.server.workspace import Workspace, new_code
 from retro_demo.ui.refusals import Page, sendable
-from retro_demo.workspace import Workspace, new_code
 
 ROOT = Path(__file__).resolve().parent.parent
 JUNK = [None, True, -1, 1.5, float("nan"), "\ud800", "\0", "../../etc/passwd", [1, [2]], {"a": {"b": None}}]

@@ -21,7 +21,7 @@ from packaging.specifiers import SpecifierSet
 from page_helpers import client_of, served_app
 
 from benchmarks.serving import free_port
-from retro_demo.workspace import new_code
+from retro_demo.server.workspace import new_code
 
 ROOT = Path(__file__).resolve().parent.parent
 # huggingface.co/docs/hub/spaces-config-reference

@@ -20,7 +20,7 @@ from huggingface_hub import constants
 from test_sharing import told, trained  # noqa: F401  (a fixture)
 from test_train import same_weights
 
-from retro_demo import cli
+from retro_demo.cli import cli
 
 TOKEN = "hf_thisIsASecretOfTheTest"
 

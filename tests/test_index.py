@@ -6,10 +6,11 @@ import faiss
 import numpy as np
 import pytest
 
-from retro_demo.embedding import STATIC_FOLDER, StaticEmbedder
 from retro_demo.errors import UserError
-from retro_demo.index import DenseRetriever, VectorIndex, choose_factory, gpu_available
-from retro_demo.neighbors import Neighbors, rank
+from retro_demo.paths import STATIC_FOLDER
+from retro_demo.retrieval.embedding import StaticEmbedder
+from retro_demo.retrieval.index import DenseRetriever, VectorIndex, choose_factory, gpu_available
+from retro_demo.retrieval.neighbors import Neighbors, rank
 
 WORDS = ["oil", "river", "king", "tax", "rain", "army", "ship", "coffee", "copper", "school"]
 

@@ -14,14 +14,10 @@ import numpy as np
 import pytest
 from test_index import recall, unit_vectors
 
-from retro_demo import index_files
-from retro_demo.building import build_corpus
-from retro_demo.corpus import load_array, load_corpus
-from retro_demo.devices import allowed_memory
-from retro_demo.embedding import STATIC_FOLDER, StaticEmbedder
-from retro_demo.errors import UserError
-from retro_demo.index import VectorIndex, gpu_available, search_allowed
-from retro_demo.index_files import (
+from retro_demo.corpus import index_files
+from retro_demo.corpus.building import build_corpus
+from retro_demo.corpus.corpus import load_corpus
+from retro_demo.corpus.index_files import (
     bytes_per_vector,
     index_names,
     open_files,
@@ -29,7 +25,13 @@ from retro_demo.index_files import (
     plan_index,
     write_index,
 )
-from retro_demo.loading import load_retriever, search_stored
+from retro_demo.corpus.stored import load_retriever, search_stored
+from retro_demo.devices import allowed_memory
+from retro_demo.errors import UserError
+from retro_demo.paths import STATIC_FOLDER
+from retro_demo.retrieval.embedding import StaticEmbedder
+from retro_demo.retrieval.index import VectorIndex, gpu_available, search_allowed
+from retro_demo.whole_files import load_array
 
 PLENTY = 1 << 34
 
@@ -91,7 +93,7 @@ import resource, sys
 import numpy as np
 from dataclasses import replace
 from pathlib import Path
-from retro_demo.index_files import open_files, write_index
+from retro_demo.corpus.index_files import open_files, write_index
 vectors = np.load(sys.argv[1], mmap_mode="r")
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -139,7 +141,7 @@ def test_a_corpus_in_shards_gives_the_neighbors_of_one_index(tmp_path, small_fol
     shutil.copytree(small_folder, folder)
     for name in ("neighbor_ids.npy", "neighbor_scores.npy", "corpus.json", "index.json"):
         (folder / name).unlink()
-    monkeypatch.setattr("retro_demo.building.allowed_memory", lambda: 500_000)
+    monkeypatch.setattr("retro_demo.corpus.building.allowed_memory", lambda: 500_000)
 
     list(build_corpus(folder))
 
@@ -172,8 +174,10 @@ def test_a_corpus_in_shards_is_never_said_to_be_searched_on_a_gpu(tmp_path, smal
     shutil.copytree(small_folder, folder)
     for name in ("neighbor_ids.npy", "neighbor_scores.npy", "corpus.json", "index.json"):
         (folder / name).unlink()
-    monkeypatch.setattr("retro_demo.building.allowed_memory", lambda: 500_000)
-    monkeypatch.setattr("retro_demo.building.gpu_available", lambda: (True, "FAISS searches on 1 GPU."))
+    monkeypatch.setattr("retro_demo.corpus.building.allowed_memory", lambda: 500_000)
+    monkeypatch.setattr(
+        "retro_demo.corpus.building.gpu_available", lambda: (True, "FAISS searches on 1 GPU.")
+    )
 
     list(build_corpus(folder))
 

@@ -18,7 +18,6 @@ from safetensors import safe_open
 from test_retro import read_in_pieces
 from torch import Tensor
 
-from retro_demo.attention import record_attention
 from retro_demo.errors import UserError
 from retro_demo.interop import (
     in_reference_names,
@@ -27,16 +26,17 @@ from retro_demo.interop import (
     retro_from_reference,
     retro_to_reference,
 )
-from retro_demo.interop_config import reference_arguments, reference_config
-from retro_demo.interop_data import (
+from retro_demo.interop.interop_config import reference_arguments, reference_config
+from retro_demo.interop.interop_data import (
     cut_as_reference,
     item_as_reference,
     neighbors_as_reference,
     with_continuations,
 )
-from retro_demo.interop_sampling import generate_as_reference, gumbel_sample, top_k, top_p
-from retro_demo.retro import RETRO, RetroBatch
-from retro_demo.retro_config import RetroConfig
+from retro_demo.interop.interop_sampling import generate_as_reference, gumbel_sample, top_k, top_p
+from retro_demo.models.attention import record_attention
+from retro_demo.models.retro import RETRO, RetroBatch
+from retro_demo.models.retro_config import RetroConfig
 
 ROUGH = {"atol": 2e-5, "rtol": 0}  # float32
 EXACT = {"atol": 1e-10, "rtol": 0}  # float64

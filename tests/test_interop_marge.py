@@ -12,10 +12,10 @@ from einops import rearrange
 from test_interop import EXACT, ROUGH, fixture
 from torch import Tensor
 
-from retro_demo import interop, interop_sampling
-from retro_demo.attention import AttentionShape, SelfAttention, record_attention
+from retro_demo import interop
 from retro_demo.errors import UserError
-from retro_demo.interop_marge import (
+from retro_demo.interop import interop_sampling
+from retro_demo.interop.interop_marge import (
     EMBEDDINGS,
     ReferenceLoss,
     in_reference_names,
@@ -25,10 +25,11 @@ from retro_demo.interop_marge import (
     reference_loss,
     reference_names,
 )
-from retro_demo.interop_marge_config import reference_arguments, reference_config
-from retro_demo.interop_marge_sampling import gumbel_sample, reference_generate, top_k
-from retro_demo.marge import MARGE, MargeOutput
-from retro_demo.marge_config import MargeConfig
+from retro_demo.interop.interop_marge_config import reference_arguments, reference_config
+from retro_demo.interop.interop_marge_sampling import gumbel_sample, reference_generate, top_k
+from retro_demo.models.attention import AttentionShape, SelfAttention, record_attention
+from retro_demo.models.marge import MARGE, MargeOutput
+from retro_demo.models.marge_config import MargeConfig
 
 ABOUT, TENSORS = fixture("marge_tiny")
 CONFIG = ABOUT["cfg"]

@@ -12,13 +12,14 @@ from held_back import wait_until
 from test_queue import run_of, visitor
 from test_sharing import trained  # noqa: F401  (a fixture)
 
-from retro_demo import dispatch, janitor, jobs, tickets
 from retro_demo.errors import UserError
-from retro_demo.janitor import DAY, clean, delete_workspace, keep_ages, make_room
-from retro_demo.library import Library
-from retro_demo.limits import PUBLIC, Limits, keep_limits
+from retro_demo.jobs import jobs, tickets
+from retro_demo.server import dispatch, janitor
+from retro_demo.server.janitor import DAY, clean, delete_workspace, keep_ages, make_room
+from retro_demo.server.library import Library
+from retro_demo.server.limits import PUBLIC, Limits, keep_limits
+from retro_demo.server.workspace import Workspace, disk_use, new_code
 from retro_demo.ui import workspace_drawer
-from retro_demo.workspace import Workspace, disk_use, new_code
 
 
 def aged(path: Path, days: float) -> Path:

@@ -14,11 +14,13 @@ from conftest import SMALL, records, write_jsonl
 from held_back import PATIENCE, held_jobs, wait_until
 from test_train import prepare
 
-from retro_demo import corpus_changes, evaluations, jobs, service
-from retro_demo.building import prepare_corpus
+from retro_demo.corpus.building import prepare_corpus
 from retro_demo.errors import UserError
 from retro_demo.events import Finished, Step, append_event, cut_back, read_events
-from retro_demo.workspace import Workspace, data_home, new_code
+from retro_demo.jobs import jobs
+from retro_demo.paths import data_home
+from retro_demo.server import corpus_changes, evaluations, service
+from retro_demo.server.workspace import Workspace, new_code
 
 
 def test_a_started_job_runs_stops_on_request_and_can_be_looked_at_all_the_while(
@@ -172,7 +174,7 @@ def test_an_unknown_or_crooked_run_is_refused_with_a_sentence(workspace, name):
 
 
 def test_a_run_outside_the_shipped_ones_is_not_reached_through_sample(workspace):
-    from retro_demo.workspace import CHECKPOINTS
+    from retro_demo.paths import CHECKPOINTS
 
     outside = workspace.new_folder("runs", "mine")
     (outside / "config.json").write_text("{}")

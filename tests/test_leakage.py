@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import retro_demo.leakage as leakage_module
-from retro_demo.arm_figures import Sums, arm_figures, tokens_moved
-from retro_demo.arms import held_out_windows
-from retro_demo.leakage import ALPHAS, FEW_CHUNKS, Overlaps, leakage
-from retro_demo.loss_table import LossTable
-from retro_demo.overlap import share_in_common
+import retro_demo.evaluation.leakage as leakage_module
+from retro_demo.evaluation.arm_figures import Sums, arm_figures, tokens_moved
+from retro_demo.evaluation.arms import held_out_windows
+from retro_demo.evaluation.leakage import ALPHAS, FEW_CHUNKS, Overlaps, leakage
+from retro_demo.evaluation.loss_table import LossTable
+from retro_demo.evaluation.overlap import share_in_common
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from conftest import SMALL, records, write_jsonl
 
-from retro_demo.building import build_corpus, prepare_corpus
 from retro_demo.config import RETRIEVERS
-from retro_demo.corpus import load_corpus
+from retro_demo.corpus.building import build_corpus, prepare_corpus
+from retro_demo.corpus.corpus import load_corpus
+from retro_demo.corpus.search import search
+from retro_demo.corpus.stored import load_retriever
 from retro_demo.errors import UserError
-from retro_demo.index import DenseRetriever, VectorIndex
-from retro_demo.lexical import (
+from retro_demo.retrieval.index import DenseRetriever, VectorIndex
+from retro_demo.retrieval.lexical import (
     CANDIDATES,
     HybridRetriever,
     LexicalIndex,
@@ -22,9 +24,7 @@ from retro_demo.lexical import (
     token_terms,
     word_terms,
 )
-from retro_demo.loading import load_retriever
-from retro_demo.neighbors import rank
-from retro_demo.search import search
+from retro_demo.retrieval.neighbors import rank
 
 VOCAB = 60
 

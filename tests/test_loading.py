@@ -11,14 +11,15 @@ import torch
 from conftest import SMALL, records, write_jsonl
 from test_train import advance, prepare
 
-from retro_demo.building import build_corpus, prepare_corpus
 from retro_demo.config import GenerateConfig
-from retro_demo.corpus import load_corpus
+from retro_demo.corpus.building import build_corpus, prepare_corpus
+from retro_demo.corpus.corpus import load_corpus
+from retro_demo.corpus.stored import load_retriever
 from retro_demo.devices import choose_device
 from retro_demo.errors import UserError
 from retro_demo.events import Retrieved
-from retro_demo.generate import Written
-from retro_demo.loading import load_retriever, load_run, write
+from retro_demo.generation.generate import Written, write
+from retro_demo.runs.loading import load_run
 
 
 def built(folder, rows, config=SMALL):
@@ -79,7 +80,7 @@ def test_a_trained_run_writes_with_neighbors_of_its_training_documents(tmp_path,
 
 
 def test_float16_weights_are_read_as_float32(tmp_path, small_folder):
-    from retro_demo.checkpoint import load_model, save_weights
+    from retro_demo.runs.checkpoint import load_model, save_weights
 
     advance(prepare(tmp_path / "run", small_folder))
     model = load_model(tmp_path / "run")
@@ -105,8 +106,8 @@ def test_a_device_that_is_not_there_is_refused(device):
 def test_a_run_trains_and_writes_on_the_gpu_as_on_the_cpu(tmp_path, small_folder):
     from test_train import SETTINGS
 
-    from retro_demo.pipeline import run_training
-    from retro_demo.planning import make_run_config, prepare_run
+    from retro_demo.runs.planning import make_run_config, prepare_run
+    from retro_demo.training.pipeline import run_training
 
     losses = {}
     for device in ("cpu", "cuda"):

@@ -12,14 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from retro_demo.arms import Arms, held_out_windows
-from retro_demo.building import build_corpus, prepare_corpus
-from retro_demo.config import CorpusConfig, RetroConfig
-from retro_demo.corpus import Corpus, load_corpus
-from retro_demo.documents import Document
-from retro_demo.errors import UserError
-from retro_demo.lookup_facts import edit_flips, fact_floors, measure_facts, reached_floors
-from retro_demo.lookup_language import (
+from benchmarks.lookup_facts import edit_flips, fact_floors, measure_facts, reached_floors
+from retro_demo.config import CorpusConfig
+from retro_demo.corpus.building import build_corpus, prepare_corpus
+from retro_demo.corpus.corpus import Corpus, load_corpus
+from retro_demo.corpus.lookup_language import (
     KINDS,
     NUM_NAMES,
     NUM_VALUES,
@@ -28,9 +25,13 @@ from retro_demo.lookup_language import (
     made_up_words,
     values_of_kinds,
 )
-from retro_demo.lookup_world import LookupConfig, lookup_documents, write_lookup_world
-from retro_demo.retro import RETRO
-from retro_demo.workspace import SAMPLES, prepare_sample
+from retro_demo.corpus.lookup_world import LookupConfig, lookup_documents, write_lookup_world
+from retro_demo.corpus.samples import SAMPLES, prepare_sample
+from retro_demo.documents.documents import Document
+from retro_demo.errors import UserError
+from retro_demo.evaluation.arms import Arms, held_out_windows
+from retro_demo.models.retro import RETRO
+from retro_demo.models.retro_config import RetroConfig
 
 SMALL = LookupConfig(countries=150, held_out=30)
 
@@ -138,7 +139,7 @@ def test_of_two_sentences_at_least_one_names_the_country(documents):
 
 
 def test_database_documents_are_neighbors_but_stand_in_no_training_batch(world):
-    from retro_demo.batches import RetroBatches
+    from retro_demo.training.batches import RetroBatches
 
     batches = RetroBatches(world, seq_len=128, batch_size=2, num_neighbors=2, retrieves=True, seed=0)
     held = np.flatnonzero(world.held_out[world.chunks.document])
@@ -151,7 +152,7 @@ def test_database_documents_are_neighbors_but_stand_in_no_training_batch(world):
 
 
 def test_no_training_window_holds_two_tellings_of_a_country(world):
-    from retro_demo.batches import RetroBatches
+    from retro_demo.training.batches import RetroBatches
 
     batches = RetroBatches(world, seq_len=256, batch_size=1, num_neighbors=2, retrieves=True, seed=0)
     group = np.array([document.group for document in world.documents])

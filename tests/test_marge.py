@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from retro_demo.attention import record_attention
 from retro_demo.errors import UserError
-from retro_demo.marge import MARGE
-from retro_demo.marge_batch import MargeBatch
-from retro_demo.marge_config import MargeConfig
+from retro_demo.models.attention import record_attention
+from retro_demo.models.marge import MARGE
+from retro_demo.models.marge_batch import MargeBatch
+from retro_demo.models.marge_config import MargeConfig
 from retro_demo.presets import MARGE_PRESETS
 
 V, B, T, M, S = 60, 4, 11, 5, 9

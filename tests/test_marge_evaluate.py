@@ -14,20 +14,22 @@ from command_helpers import words_of
 from evaluation_helpers import make_run
 from marge_helpers import LANGUAGES, built, make_marge_run, translated
 
-from retro_demo import cli, evaluate_figures, evaluate_views, evaluations, marge_evaluate_views
-from retro_demo.arm_figures import Difference
-from retro_demo.bootstrap import Estimate, draws, tail
-from retro_demo.checkpoint import load_marge
-from retro_demo.corpus import Corpus
+from retro_demo.cli import cli
+from retro_demo.corpus.corpus import Corpus
 from retro_demo.errors import UserError
 from retro_demo.evaluate_config import EvaluateConfig
-from retro_demo.evaluating import run_evaluation
-from retro_demo.evaluation_request import Request, prepare_evaluation
+from retro_demo.evaluation.arm_figures import Difference
+from retro_demo.evaluation.bootstrap import Estimate, draws, tail
+from retro_demo.evaluation.evaluating import run_evaluation
+from retro_demo.evaluation.evaluation_request import Request, prepare_evaluation
+from retro_demo.evaluation.marge_arms import ARMS, EvidenceArms
+from retro_demo.evaluation.marge_evaluate_report import marge_verdict
 from retro_demo.events import Event, Finished, Progress, Refined, Stopped
-from retro_demo.marge_arms import ARMS, EvidenceArms
-from retro_demo.marge_evaluate_report import marge_verdict
-from retro_demo.passages import cut_passages
-from retro_demo.workspace import Workspace, new_code
+from retro_demo.evidence.passages import cut_passages
+from retro_demo.render import evaluate_figures, evaluate_views, marge_evaluate_views
+from retro_demo.runs.checkpoint import load_marge
+from retro_demo.server import evaluations
+from retro_demo.server.workspace import Workspace, new_code
 
 QUICK = EvaluateConfig(first_tokens=200, max_tokens=0, resamples=300)
 

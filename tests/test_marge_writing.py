@@ -10,13 +10,14 @@ import pytest
 import torch
 from test_marge_training import advance, folder, prepare  # noqa: F401
 
-from retro_demo import marge_writing
-from retro_demo.cli import main
+from retro_demo.cli.cli import main
 from retro_demo.config import GenerateConfig
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Retrieved, Token
-from retro_demo.generate import Written
-from retro_demo.marge_writing import (
+from retro_demo.evidence.passages import Passages
+from retro_demo.generation import marge_writing
+from retro_demo.generation.generate import Written
+from retro_demo.generation.marge_writing import (
     LoadedMarge,
     choose_passages,
     find_passages,
@@ -25,7 +26,6 @@ from retro_demo.marge_writing import (
     load_marge_run,
     write_from_evidence,
 )
-from retro_demo.passages import Passages
 
 GREEDY = GenerateConfig(max_new_tokens=8, temperature=0.0)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from evaluation_helpers import make_run
 
-from retro_demo.checkpoint import read_run_config, versions
 from retro_demo.errors import UserError
-from retro_demo.matching import baseline_settings, match, tokens_seen
-from retro_demo.planning import make_run_config
-from retro_demo.provenance import provenance
+from retro_demo.evaluation.matching import baseline_settings, match, tokens_seen
+from retro_demo.runs.checkpoint import read_run_config, versions
+from retro_demo.runs.planning import make_run_config
+from retro_demo.runs.provenance import provenance
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from page_helpers import page_home
 from test_page import ENDPOINTS
 
 import app
-from retro_demo.limits import PRIVATE, PUBLIC
+from retro_demo.server.limits import PRIVATE, PUBLIC
+from retro_demo.server.workspace import new_code
 from retro_demo.ui.doorman import COST_OF_WORK, Doorman
 from retro_demo.ui.page import build_app
-from retro_demo.workspace import new_code
 
 
 async def asked(address: str, headers: dict[str, str] | None = None):

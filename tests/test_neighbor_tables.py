@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from conftest import SMALL, records, write_jsonl
 
-from retro_demo import neighbor_tables
-from retro_demo.building import build_corpus, prepare_corpus
 from retro_demo.config import RETRIEVERS
-from retro_demo.corpus import Corpus, load_corpus
+from retro_demo.corpus import neighbor_tables
+from retro_demo.corpus.building import build_corpus, prepare_corpus
+from retro_demo.corpus.corpus import Corpus, load_corpus
+from retro_demo.corpus.neighbor_tables import neighbor_table, prepare_neighbors
+from retro_demo.corpus.stored import load_retriever
 from retro_demo.errors import UserError
 from retro_demo.events import Progress
-from retro_demo.loading import load_retriever
-from retro_demo.neighbor_tables import neighbor_table, prepare_neighbors
 
 KEPT = shutil.ignore_patterns("*bm25*", "neighbors-*")
 LEXICAL = [name for name in RETRIEVERS if name != "dense"]

@@ -15,22 +15,23 @@ from conftest import SMALL, records, write_jsonl
 from test_train import prepare
 
 from benchmarks.fuzz_outputs import marks
-from retro_demo import cli
-from retro_demo.building import build_corpus, prepare_corpus
-from retro_demo.changing import prepare_change
-from retro_demo.checkpoint import read_any_config
-from retro_demo.corpus import load_corpus, read_stored_documents
-from retro_demo.documents import read_documents
+from retro_demo.cli import cli
+from retro_demo.corpus.building import build_corpus, prepare_corpus
+from retro_demo.corpus.changing import prepare_change
+from retro_demo.corpus.corpus import load_corpus, read_stored_documents
+from retro_demo.documents.documents import read_documents
 from retro_demo.errors import UserError
-from retro_demo.evaluation_request import Request, prepare_evaluation
+from retro_demo.evaluation.evaluation_request import Request, prepare_evaluation
 from retro_demo.events import Finished, Warned
-from retro_demo.exporting import export_corpus
 from retro_demo.output_folder import check_new, check_output, kind_of, make_output
-from retro_demo.planning import prepare_run
-from retro_demo.sharing import RUN
+from retro_demo.paths import CHECKPOINTS
+from retro_demo.runs.checkpoint import read_any_config
+from retro_demo.runs.planning import prepare_run
+from retro_demo.sharing.exporting import export_corpus
+from retro_demo.sharing.sharing import RUN
 
 TINY = Path(__file__).parent / "data" / "export_v1"
-SHIPPED = Path(cli.__file__).resolve().parent.parent / "checkpoints"
+SHIPPED = CHECKPOINTS
 OWN = b'{"id": "a-note", "text": "My own words, which are nowhere else."}\n'
 ADDITION = [{"id": "zorland", "text": records(seed=5)[0]["text"]}]
 

@@ -10,16 +10,17 @@ import pytest
 from evaluation_helpers import make_run
 from test_train import prepare
 
-from retro_demo import run_settings, service
-from retro_demo.checkpoint import read_run_config
-from retro_demo.config import RetroConfig
-from retro_demo.corpus import MANIFEST
+from retro_demo.corpus.corpus import MANIFEST
 from retro_demo.errors import UserError
 from retro_demo.knobs import knobs
-from retro_demo.planning import make_run_config
+from retro_demo.models.retro_config import RetroConfig
+from retro_demo.paths import CHECKPOINTS, SAMPLE
 from retro_demo.presets import PRESETS
+from retro_demo.runs.checkpoint import read_run_config
+from retro_demo.runs.planning import make_run_config
+from retro_demo.server import run_settings, service
+from retro_demo.server.workspace import Workspace, new_code
 from retro_demo.ui.visit import asked_for
-from retro_demo.workspace import CHECKPOINTS, SAMPLE, Workspace, new_code
 
 SHIPPED = "sample:factbook2015"
 

@@ -6,8 +6,8 @@ import threading
 
 from evaluation_helpers import make_run
 
-from retro_demo import service
-from retro_demo.library import Library
+from retro_demo.server import service
+from retro_demo.server.library import Library
 from retro_demo.ui import page
 
 

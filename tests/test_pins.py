@@ -17,10 +17,10 @@ import pytest
 from safetensors import safe_open
 
 from retro_demo import events
-from retro_demo.checkpoint import read_any_config
-from retro_demo.cli import build_parser, main
-from retro_demo.limits import PRIVATE
-from retro_demo.network_size import shapes_of
+from retro_demo.cli.cli import build_parser, main
+from retro_demo.models.network_size import shapes_of
+from retro_demo.runs.checkpoint import read_any_config
+from retro_demo.server.limits import PRIVATE
 from retro_demo.ui.page import build_app
 
 DATA = Path(__file__).parent / "data"

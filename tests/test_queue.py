@@ -17,15 +17,16 @@ from conftest import records, write_jsonl
 from held_back import PATIENCE, wait_until
 from test_train import prepare
 
-from retro_demo import dispatch, evaluations, jobs, service, tickets
-from retro_demo.addresses import ADDRESS
-from retro_demo.allowance import UNLIMITED, Allowance
 from retro_demo.errors import UserError
 from retro_demo.evaluate_config import EvaluateConfig
-from retro_demo.evaluation_request import Request, prepare_evaluation
-from retro_demo.limits import Limits, keep_limits
-from retro_demo.views import standing
-from retro_demo.workspace import Workspace, new_code
+from retro_demo.evaluation.evaluation_request import Request, prepare_evaluation
+from retro_demo.jobs import jobs, tickets
+from retro_demo.jobs.allowance import UNLIMITED, Allowance
+from retro_demo.render.views import standing
+from retro_demo.server import dispatch, evaluations, service
+from retro_demo.server.addresses import ADDRESS
+from retro_demo.server.limits import Limits, keep_limits
+from retro_demo.server.workspace import Workspace, new_code
 
 LONG = {"steps": 100_000, "eval_every": 100_000, "save_every": 100_000}
 ONE_TRAINING = Limits(trainings_per_device=1, waiting_per_visitor=2, waiting=4)
@@ -335,7 +336,7 @@ def test_a_worker_that_does_not_leave_is_killed_by_the_server_which_says_so(home
 
 def test_a_worker_may_write_to_as_much_memory_as_it_was_given():
     code = (
-        "from retro_demo.allowance import keep_to_allowance\n"
+        "from retro_demo.jobs.allowance import keep_to_allowance\n"
         "keep_to_allowance()\n"
         "import torch\n"
         "print(len(torch.ones(1_000_000)))\n"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from retro_demo.batches import RetroBatches
-from retro_demo.reading import corrupt, reading_share, true_continuations, with_answers
+from retro_demo.training.batches import RetroBatches
+from retro_demo.training.reading import corrupt, reading_share, true_continuations, with_answers
 
 C = 4
 

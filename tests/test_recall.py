@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from test_index import unit_vectors
 
-from retro_demo.corpus import load_corpus
+from retro_demo.cli.printing import Printer
+from retro_demo.corpus.corpus import load_corpus
+from retro_demo.corpus.index_files import open_index
 from retro_demo.events import Finished
-from retro_demo.index import VectorIndex
-from retro_demo.index_files import open_index
-from retro_demo.index_parts import drawn
-from retro_demo.job_views import corpus_statistics
-from retro_demo.printing import Printer
-from retro_demo.recall import AIM, measure_recall, recall_words
-from retro_demo.service import statistics
+from retro_demo.render.job_views import corpus_statistics
+from retro_demo.retrieval.index import VectorIndex
+from retro_demo.retrieval.index_parts import drawn
+from retro_demo.retrieval.recall import AIM, measure_recall, recall_words
+from retro_demo.server.service import statistics
 
 
 def own_only(own: np.ndarray, candidates: np.ndarray) -> np.ndarray:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from retro_demo.attention import AttentionShape, record_attention
-from retro_demo.cca import ChunkedCrossAttention
-from retro_demo.retro import RETRO, DecodeCache, RetroBatch
-from retro_demo.retro_config import RetroConfig
+from retro_demo.models.attention import AttentionShape, record_attention
+from retro_demo.models.cca import ChunkedCrossAttention
+from retro_demo.models.retro import RETRO, DecodeCache, RetroBatch
+from retro_demo.models.retro_config import RetroConfig
 
 VOCAB, CHUNK, CHUNKS, NEIGHBORS = 40, 4, 4, 2
 TOLERANCE = 1e-5

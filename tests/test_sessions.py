@@ -18,14 +18,14 @@ from page_helpers import page_home
 
 import app
 from benchmarks.serving import served_page
-from retro_demo import service
 from retro_demo.errors import UserError
-from retro_demo.limits import PUBLIC
-from retro_demo.tickets import read_tickets
+from retro_demo.jobs.tickets import read_tickets
+from retro_demo.server import service
+from retro_demo.server.limits import PUBLIC
+from retro_demo.server.workspace import new_code
 from retro_demo.ui import sessions
 from retro_demo.ui.refusals import Page
 from retro_demo.ui.sessions import Messages, keep_those_who_wait
-from retro_demo.workspace import new_code
 
 
 def test_whoever_waits_is_not_forgotten_for_those_who_came_later():

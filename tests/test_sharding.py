@@ -13,17 +13,17 @@ import pytest
 from conftest import SMALL, records, write_jsonl
 from held_back import PATIENCE
 
-from retro_demo import building, changing, sharding, vectors
-from retro_demo.building import build_corpus, prepare_corpus
-from retro_demo.changing import prepare_change
-from retro_demo.cli import main
-from retro_demo.corpus import KEPT_FILES, MANIFEST, load_corpus
+from retro_demo.cli.cli import main
+from retro_demo.corpus import building, changing, sharding, vectors
+from retro_demo.corpus.build_jobs import run_build, run_shard
+from retro_demo.corpus.building import build_corpus, prepare_corpus
+from retro_demo.corpus.changing import prepare_change
+from retro_demo.corpus.corpus import KEPT_FILES, MANIFEST, load_corpus
+from retro_demo.corpus.index_files import open_files, write_index
+from retro_demo.corpus.sharding import Shard, read_shard
+from retro_demo.corpus.stored import load_retriever
 from retro_demo.errors import UserError
 from retro_demo.events import read_events
-from retro_demo.index_files import open_files, write_index
-from retro_demo.loading import load_retriever
-from retro_demo.pipeline import run_build, run_shard
-from retro_demo.sharding import Shard, read_shard
 
 BLOCK = 32  # so that the few chunks of the small corpus make many blocks
 
@@ -203,7 +203,7 @@ def test_processes_that_begin_at_once_share_the_work(tmp_path, small_folder):
 
 def test_ray_data_builds_the_same_corpus(prepared, small_folder):
     pytest.importorskip("ray.data", reason="ray is not installed (requirements-ray.txt)")
-    from retro_demo.ray_shards import build_on_ray
+    from retro_demo.corpus.ray_shards import build_on_ray
 
     events = [event.to_json() for event in build_on_ray(prepared, 3)]
 
@@ -215,7 +215,7 @@ def test_ray_data_builds_the_same_corpus(prepared, small_folder):
 
 
 def test_without_ray_the_way_to_install_it_is_said(prepared, monkeypatch):
-    from retro_demo.ray_shards import build_on_ray
+    from retro_demo.corpus.ray_shards import build_on_ray
 
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"requirements-ray\.txt"):
@@ -265,7 +265,7 @@ def test_a_corpus_in_shards_is_added_to_and_forgotten_from_as_a_whole_one(
     ]
     asked = {"add": [write_jsonl(tmp_path / "new.jsonl", new)], "forget": ["Arden", "Galt"]}
     list(run_build(prepare_change(whole, None, **asked), lambda: False))
-    monkeypatch.setattr("retro_demo.building.allowed_memory", lambda: memory)
+    monkeypatch.setattr("retro_demo.corpus.building.allowed_memory", lambda: memory)
 
     list(run_build(prepare_change(prepared, None, **asked), lambda: False))
 

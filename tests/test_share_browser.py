@@ -11,9 +11,10 @@ from playwright.sync_api import expect
 from test_browser import browser, url  # noqa: F401 (fixtures)
 from test_sharing import TINY
 
-from retro_demo import jobs, service
-from retro_demo.exporting import write_zip
-from retro_demo.workspace import Workspace, new_code
+from retro_demo.jobs import jobs
+from retro_demo.server import service
+from retro_demo.server.workspace import Workspace, new_code
+from retro_demo.sharing.exporting import write_zip
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 

@@ -18,13 +18,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_sharing import TINY
 
-from retro_demo import importing, sharing
-from retro_demo.archives import ReadingLimits
-from retro_demo.checkpoint import IMPORTED
-from retro_demo.corpus import load_corpus
+from retro_demo.corpus.corpus import load_corpus
+from retro_demo.documents.archives import ReadingLimits
 from retro_demo.errors import UserError
-from retro_demo.importing import checked_export
-from retro_demo.sharing import hash_of, most_bytes, without_strings
+from retro_demo.runs.checkpoint import IMPORTED
+from retro_demo.sharing import importing, sharing
+from retro_demo.sharing.importing import checked_export
+from retro_demo.sharing.sharing import hash_of, most_bytes, without_strings
 
 
 def change_json(name: str, **changes: object) -> Callable[[Path], None]:

@@ -15,15 +15,18 @@ from held_back import leaving
 from page_helpers import opened_client, page_home
 from test_sharing import TINY, trained  # noqa: F401  (a fixture)
 
-from retro_demo import importing, jobs, quotas, service, shares
-from retro_demo.checkpoint import read_any_config, write_run_config
-from retro_demo.corpus import load_corpus
+from retro_demo.corpus.corpus import load_corpus
 from retro_demo.devices import choose_device
 from retro_demo.errors import UserError
-from retro_demo.exporting import write_zip
-from retro_demo.limits import Limits, keep_limits
+from retro_demo.jobs import jobs
+from retro_demo.paths import data_home
+from retro_demo.runs.checkpoint import read_any_config, write_run_config
+from retro_demo.server import quotas, service, shares
+from retro_demo.server.limits import Limits, keep_limits
+from retro_demo.server.workspace import Workspace, new_code
+from retro_demo.sharing import importing
+from retro_demo.sharing.exporting import write_zip
 from retro_demo.ui.page import build_app
-from retro_demo.workspace import Workspace, data_home, new_code
 
 
 @pytest.fixture

@@ -15,12 +15,13 @@ from marge_helpers import translated
 from safetensors.torch import load_file, save_file
 from test_train import advance, prepare, same_weights
 
-from retro_demo import cli
-from retro_demo.checkpoint import load_marge, load_model, read_any_config
-from retro_demo.corpus import load_corpus
+from retro_demo.cli import cli
+from retro_demo.corpus.corpus import load_corpus
 from retro_demo.events import read_events
-from retro_demo.exporting import export_run, write_zip
-from retro_demo.planning import extend_run
+from retro_demo.paths import CHECKPOINTS
+from retro_demo.runs.checkpoint import load_marge, load_model, read_any_config
+from retro_demo.runs.planning import extend_run
+from retro_demo.sharing.exporting import export_run, write_zip
 
 TINY = Path(__file__).parent / "data" / "export_v1"
 
@@ -101,7 +102,7 @@ def test_vectors_come_along_and_are_not_made_anew(tmp_path, capsys, trained, sma
 def test_vectors_of_something_else_are_made_anew_with_a_warning(tmp_path, capsys, trained, small_folder):
     import numpy as np
 
-    from retro_demo.sharing import hash_of
+    from retro_demo.sharing.sharing import hash_of
 
     out = tmp_path / "run"
     told(capsys, "export", trained, "--out", out, "--with-corpus")
@@ -186,7 +187,7 @@ def test_a_run_without_its_corpus_comes_back_and_reads_another(tmp_path, capsys,
 def test_a_retrofit_finds_its_base_by_the_weights_that_it_began_with(tmp_path, capsys, small_folder):
     from test_train import SETTINGS
 
-    from retro_demo.planning import make_run_config, prepare_run
+    from retro_demo.runs.planning import make_run_config, prepare_run
 
     base = prepare(tmp_path / "base", small_folder, "lm")
     advance(base)
@@ -208,10 +209,10 @@ def test_a_retrofit_finds_its_base_by_the_weights_that_it_began_with(tmp_path, c
 def test_a_marge_comes_back_with_its_evidence(tmp_path, capsys):
     from conftest import write_jsonl
 
-    from retro_demo.building import build_corpus, prepare_corpus
     from retro_demo.config import CorpusConfig
-    from retro_demo.marge_planning import plan_run
-    from retro_demo.planning import prepare_run
+    from retro_demo.corpus.building import build_corpus, prepare_corpus
+    from retro_demo.runs.marge_planning import plan_run
+    from retro_demo.runs.planning import prepare_run
 
     corpus, run = tmp_path / "many", tmp_path / "marge"
     source = write_jsonl(tmp_path / "many.jsonl", translated())
@@ -251,7 +252,7 @@ def test_a_corpus_alone_comes_back_with_its_fingerprint(tmp_path, capsys, small_
 
 
 def test_a_plain_run_folder_of_an_earlier_release_is_an_export_without_a_version(tmp_path, capsys):
-    shipped = Path(cli.__file__).resolve().parent.parent / "checkpoints" / "factbook-retrofit"
+    shipped = CHECKPOINTS / "factbook-retrofit"
     end = told(capsys, "import", shipped, "--as", tmp_path / "mine")[-1]
 
     assert end["format"] == 0
@@ -335,7 +336,7 @@ def test_the_card_of_a_run_that_was_not_evaluated_says_so(trained, tmp_path):
 
 
 def test_figures_of_other_weights_stay_out_of_the_card(tmp_path, capsys):
-    shipped = Path(cli.__file__).resolve().parent.parent / "checkpoints" / "factbook-retrofit"
+    shipped = CHECKPOINTS / "factbook-retrofit"
     other = shutil.copytree(shipped, tmp_path / "other")
     weights = load_file(other / "model.safetensors")
     first = next(iter(weights))

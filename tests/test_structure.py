@@ -7,199 +7,39 @@ import re
 import shlex
 import subprocess
 import sys
-from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from retro_demo import cli
-from retro_demo.config import CorpusConfig, GenerateConfig, RetroConfig, TrainConfig
+from retro_demo.cli import cli
+from retro_demo.config import CorpusConfig, GenerateConfig, TrainConfig
 from retro_demo.knobs import knobs
-from retro_demo.limits import Limits
+from retro_demo.models.retro_config import RetroConfig
+from retro_demo.server.limits import Limits
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "retro_demo"
-LAYERS = [
-    [
-        "errors",
-        "listing",
-        "whole_files",
-        "processes",
-        "troubles",
-        "events",
-        "event_log",
-        "knobs",
-        "retro_config",
-        "config",
-        "alarms",
-        "evaluate_config",
-        "presets",
-        "glossary",
-        "devices",
-        "distributed",
-        "compiling",
-        "stopping",
-        "explain_config",
-        "marge_config",
-        "change_config",
-        "wording",
-        "limits",
-        "allowance",
-        "addresses",
-        "tickets",
-    ],
-    [
-        "neighbors",
-        "tokenizer",
-        "charsets",
-        "zip_names",
-        "archives",
-        "output_folder",
-        "reading_notes",
-        "reading_progress",
-        "formats",
-        "documents",
-        "duplicates",
-        "linear",
-        "minilm",
-        "overlap",
-        "bootstrap",
-        "lookup_language",
-        "lookup_world",
-    ],
-    [
-        "corpus_checks",
-        "corpus",
-        "embedding",
-        "vectors",
-        "index_parts",
-        "index",
-        "marks",
-        "index_files",
-        "recall",
-        "unknown_text",
-        "lexical",
-        "cutting",
-        "building",
-        "changing",
-        "arms",
-    ],
-    ["passages", "evidence", "subgraphs", "cross_lingual", "evidence_store"],
-    ["copying"],
-    [
-        "attention",
-        "blocks",
-        "cca",
-        "decoder",
-        "encoder",
-        "retro",
-        "interop_config",
-        "interop",
-        "interop_sampling",
-        "interop_data",
-        "interop_weights",
-        "distillation",
-        "marge_layers",
-        "marge_batch",
-        "marge",
-        "interop_marge_config",
-        "interop_marge",
-        "interop_marge_sampling",
-        "network_size",
-        "reading_size",
-    ],
-    ["explain", "editing"],
-    [
-        "reading",
-        "batches",
-        "tensor_files",
-        "checkpoint",
-        "run_state",
-        "train",
-        "generate",
-        "tracing",
-        "evaluate",
-        "search",
-        "provenance",
-        "findings",
-        "marge_arms",
-        "marge_batches",
-    ],
-    ["loss_table", "lookup_facts", "arm_figures", "leakage", "verdict"],
-    [
-        "jobs",
-        "workspace",
-        "commands",
-        "telling",
-        "data_folder",
-        "planning",
-        "editions",
-        "loading",
-        "neighbor_tables",
-        "marge_planning",
-        "marge_training",
-        "marge_writing",
-        "sharding",
-        "pipeline",
-        "ray_shards",
-    ],
-    [
-        "matching",
-        "smaller_databases",
-        "trained_on",
-        "report",
-        "evaluation_request",
-        "evaluating",
-        "marge_evaluate",
-        "marge_evaluate_report",
-    ],
-    [
-        "evidence_run",
-        "evidence_reading",
-        "evidence_sample",
-        "evidence_export",
-        "evidence_series",
-        "run_settings",
-    ],
-    [
-        "library",
-        "slices",
-        "forks",
-        "ready",
-        "explained",
-        "writing",
-        "rewriting",
-        "kept_traces",
-        "quotas",
-        "dispatch",
-        "received",
-        "belongings",
-        "janitor",
-        "swaps",
-        "service",
-        "downloads",
-        "weighing",
-    ],
-    ["evaluations", "corpus_changes"],
-    [
-        "views",
-        "text_views",
-        "explain_views",
-        "reading_views",
-        "plot_words",
-        "figures",
-        "job_views",
-        "evaluate_views",
-        "marge_evaluate_views",
-        "weigh_views",
-    ],
-    ["evaluate_figures", "evidence_views", "evidence_figures"],
-    ["sharing", "share_records", "share_checks", "model_card", "exporting", "importing", "hub", "shares"],
-    ["flags", "printing", "change_verbs", "job_verbs", "share_verbs"],
-    ["cli", "ui"],
+PACKAGES = [
+    "models",
+    "interop",
+    "retrieval",
+    "jobs",
+    "documents",
+    "corpus",
+    "evidence",
+    "runs",
+    "generation",
+    "evaluation",
+    "training",
+    "explain",
+    "sharing",
+    "server",
+    "render",
+    "cli",
+    "ui",
 ]
-"""Lowest first; a module imports from its own layer and those before it."""
+"""Lowest first; what lies at the top of retro_demo/ is below them all. Imports go down this list only."""
 
 
 def modules() -> list[Path]:
@@ -211,15 +51,23 @@ def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 
 
+def room(name: str) -> int:
+    """How high the package of a module's dotted name (below retro_demo) stands; 0 for the top level."""
+    first = name.split(".")[0]
+    return PACKAGES.index(first) + 1 if first in PACKAGES else 0
+
+
 def imported(path: Path) -> set[str]:
-    """Names of our modules that a file imports, at the top or inside functions."""
+    """Our modules that a file imports, at the top or inside functions, named from retro_demo on."""
     names = set()
     for node in ast.walk(parsed(path)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("retro_demo"):
-            parts = (node.module or "").split(".")
-            names |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "retro_demo":
+            module = (node.module or "").removeprefix("retro_demo").removeprefix(".")
+            names |= {module} if module else {alias.name for alias in node.names}
         if isinstance(node, ast.Import):
-            names |= {a.name.split(".")[1] for a in node.names if a.name.startswith("retro_demo.")}
+            names |= {
+                a.name.removeprefix("retro_demo.") for a in node.names if a.name.startswith("retro_demo.")
+            }
     return names
 
 
@@ -230,23 +78,27 @@ def roots(path: Path) -> set[str]:
     return plain | {(n.module or "").split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
 
 
-def test_imports_point_one_way():
-    level = {module: number for number, layer in enumerate(LAYERS) for module in layer}
-    wrong = []
-    for path in modules():
-        name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if name in ("__init__", "__main__"):
-            continue
-        if name not in level:
-            wrong.append(f"{name} belongs to no layer yet")
-            continue
-        wrong += [
-            f"{path.relative_to(PACKAGE)} imports {other}, which stands above it"
-            for other in sorted(imported(path))
-            if level.get(other, len(LAYERS)) > level[name]
-        ]
+def test_imports_go_down_the_list_of_packages_only():
+    entries = {"__init__.py", "__main__.py"}  # of the package itself: they open every room
+    wrong = [
+        f"{path.relative_to(PACKAGE)} imports {other}, which stands above it"
+        for path in modules()
+        if str(path.relative_to(PACKAGE)) not in entries
+        for other in sorted(imported(path))
+        if room(other) > room(".".join(path.relative_to(PACKAGE).parts))
+    ]
 
     assert not wrong
+
+
+def test_each_package_stands_in_the_list_and_says_in_one_sentence_what_it_is_for():
+    folders = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+
+    assert folders == sorted(PACKAGES)
+    for name in PACKAGES:
+        tree = parsed(PACKAGE / name / "__init__.py")
+        assert (ast.get_docstring(tree) or "").count(".") == 1, name
+        assert len(tree.body) == 1 or name == "interop", name
 
 
 def test_gradio_is_imported_by_the_page_alone_and_only_printing_prints():
@@ -257,7 +109,7 @@ def test_gradio_is_imported_by_the_page_alone_and_only_printing_prints():
             wrong.append(f"{path.stem} imports gradio")
         if inside_ui and "torch" in roots(path):
             wrong.append(f"{path.stem} imports torch")
-        if path.stem not in ("printing", "cli") and "print" in called(path):
+        if path.parent.name != "cli" and "print" in called(path):
             wrong.append(f"{path.stem} prints")
 
     assert not wrong
@@ -355,17 +207,20 @@ def test_every_file_named_in_the_papers_exists():
             assert (ROOT / named).exists(), f"{path.name} names {named}"
 
 
-def test_every_module_is_named_in_the_architecture_or_in_the_tree_of_the_readme():
-    tree = (ROOT / "README.md").read_text().split("## The repository")[1]
-    named = re.findall(r"`(?:retro_demo/)?([\w/*]+)\.py`", (ROOT / "docs" / "architecture.md").read_text())
-    for line in tree.splitlines():
-        if line.startswith("  "):
-            named += line.strip().split("  ")[0].split()
+def test_the_tree_of_the_readme_is_the_listing():
+    tree = (ROOT / "README.md").read_text().split("## The repository")[1].split("```")[1].strip().splitlines()
 
-    for path in modules():
-        name = str(path.relative_to(PACKAGE).with_suffix(""))
-        if path.stem not in ("__init__", "__main__"):
-            assert any(fnmatch(name, one) for one in named), name
+    assert len(tree) <= 22
+    assert [line.split()[0].rstrip("/") for line in tree if line.startswith("  ")] == PACKAGES
+
+
+def test_the_architecture_names_each_package_and_no_file_that_is_not_there():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+
+    for name in PACKAGES:
+        assert f"{name}/" in text, name
+    for named in re.findall(r"`([\w/]+\.py)`", text):
+        assert (PACKAGE / named).exists() or (ROOT / named).exists(), named
 
 
 def test_no_shipped_file_is_over_10_mb():
@@ -378,7 +233,8 @@ def test_no_shipped_file_is_over_10_mb():
 
 def test_the_package_is_importable_and_runs_as_a_program_without_the_page():
     code = (
-        "import sys; sys.modules['gradio'] = None; import retro_demo, retro_demo.pipeline, retro_demo.cli;"
+        "import sys; sys.modules['gradio'] = None; import retro_demo;"
+        "import retro_demo.training.pipeline, retro_demo.cli.cli;"
         "from retro_demo import RETRO, RetroConfig, UserError"
     )
 

@@ -16,18 +16,19 @@ from test_editions import built
 from test_train import advance, prepare
 from test_writing_lane import answer, handlers, named
 
-from retro_demo import corpus_changes, dispatch, jobs, library, service, swaps, tickets
-from retro_demo.changing import CHANGE
-from retro_demo.corpus import load_corpus
-from retro_demo.editions import edition_of_stored, plan_edition
+from retro_demo.corpus.changing import CHANGE
+from retro_demo.corpus.corpus import is_built, load_corpus
+from retro_demo.corpus.editions import edition_of_stored, plan_edition
 from retro_demo.errors import UserError
 from retro_demo.events import Failed, append_event
-from retro_demo.janitor import delete_workspace
-from retro_demo.library import Library
-from retro_demo.limits import Limits, keep_limits
+from retro_demo.jobs import jobs, tickets
+from retro_demo.server import corpus_changes, dispatch, library, service, swaps
+from retro_demo.server.janitor import delete_workspace
+from retro_demo.server.library import Library
+from retro_demo.server.limits import Limits, keep_limits
+from retro_demo.server.workspace import Workspace, new_code
 from retro_demo.ui.lane import Lane
 from retro_demo.ui.workspace_drawer import forget_visitor
-from retro_demo.workspace import Workspace, is_built, new_code
 
 
 @pytest.fixture(scope="module")

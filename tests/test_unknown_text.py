@@ -15,34 +15,37 @@ from conftest import records, write_jsonl
 from evaluation_helpers import make_run
 from tokenizers import Tokenizer
 
-from retro_demo import telling, unknown_text
-from retro_demo.building import build_corpus, prepare_corpus
 from retro_demo.change_config import AddConfig
-from retro_demo.changing import carry_out, prepare_change
-from retro_demo.cli import main
+from retro_demo.cli.cli import main
+from retro_demo.cli.printing import Printer
 from retro_demo.config import RETRIEVERS, CorpusConfig
-from retro_demo.corpus import Corpus, load_corpus
-from retro_demo.editions import prepare_edition
-from retro_demo.embedding import STATIC_FOLDER, StaticEmbedder, WordPieces, load_embedder
+from retro_demo.corpus import unknown_text
+from retro_demo.corpus.build_jobs import run_shard
+from retro_demo.corpus.building import build_corpus, prepare_corpus
+from retro_demo.corpus.changing import carry_out, prepare_change
+from retro_demo.corpus.corpus import Corpus, load_corpus
+from retro_demo.corpus.editions import prepare_edition
+from retro_demo.corpus.index_files import open_index
+from retro_demo.corpus.search import search
+from retro_demo.corpus.sharding import Shard
+from retro_demo.corpus.stored import load_retriever
+from retro_demo.corpus.unknown_text import doubt_of_statistics, known_words, measure_unknown, nothing_found
 from retro_demo.errors import UserError
 from retro_demo.evaluate_config import EvaluateConfig
-from retro_demo.evaluating import run_evaluation
-from retro_demo.evaluation_request import Request, prepare_evaluation
+from retro_demo.evaluation.evaluating import run_evaluation
+from retro_demo.evaluation.evaluation_request import Request, prepare_evaluation
 from retro_demo.events import Event, Finished, Warned
+from retro_demo.explain.explained import explain_text
+from retro_demo.explain.tracing import why_nothing
 from retro_demo.explain_config import ExplainConfig
-from retro_demo.explained import explain_text
-from retro_demo.index_files import open_index
-from retro_demo.job_views import corpus_statistics
-from retro_demo.loading import load_retriever, load_run
-from retro_demo.pipeline import run_shard
-from retro_demo.printing import Printer
-from retro_demo.recall import percent, recall_words
-from retro_demo.search import search
-from retro_demo.service import statistics
-from retro_demo.sharding import Shard
-from retro_demo.tracing import why_nothing
-from retro_demo.unknown_text import doubt_of_statistics, known_words, measure_unknown, nothing_found
-from retro_demo.views import found_html
+from retro_demo.paths import STATIC_FOLDER
+from retro_demo.render.job_views import corpus_statistics
+from retro_demo.render.views import found_html
+from retro_demo.retrieval.embedding import StaticEmbedder, WordPieces, load_embedder
+from retro_demo.retrieval.recall import percent, recall_words
+from retro_demo.runs.loading import load_run
+from retro_demo.server import telling
+from retro_demo.server.service import statistics
 
 DATA = Path(__file__).parent / "data" / "languages"
 AMHARIC = sorted(DATA.glob("amharic_*.txt"))

@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retro_demo import vectors
-from retro_demo.corpus import Chunks, load_array, load_corpus
-from retro_demo.embedding import STATIC_FOLDER, StaticEmbedder
+from retro_demo.corpus import vectors
+from retro_demo.corpus.corpus import Chunks, load_corpus
+from retro_demo.corpus.vectors import embed_chunks, give_vectors
 from retro_demo.errors import UserError
-from retro_demo.vectors import embed_chunks, give_vectors
+from retro_demo.paths import STATIC_FOLDER
+from retro_demo.retrieval.embedding import StaticEmbedder
+from retro_demo.whole_files import load_array
 
 BLOCK = 50
 
@@ -72,8 +74,8 @@ def test_a_process_killed_at_its_work_is_gone_on_with(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "whole")
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from retro_demo import vectors; from retro_demo.corpus import load_corpus\n"
-        "from retro_demo.embedding import STATIC_FOLDER, StaticEmbedder\n"
+        "from retro_demo.corpus import vectors; from retro_demo.corpus.corpus import load_corpus\n"
+        "from retro_demo.retrieval.embedding import STATIC_FOLDER, StaticEmbedder\n"
         f"vectors.EMBED_BLOCK = {BLOCK}\n"
         "c = load_corpus(Path(sys.argv[1]))\n"
         "for event in vectors.embed_chunks(c.folder, c.chunks, c.tokenizer, StaticEmbedder(STATIC_FOLDER)):\n"

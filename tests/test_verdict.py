@@ -7,9 +7,10 @@ from itertools import product
 
 import pytest
 
-from retro_demo.arm_figures import Difference
-from retro_demo.bootstrap import MIN_DOCUMENTS, Estimate
-from retro_demo.verdict import Evidence, verdict
+from retro_demo.corpus.corpus import MIN_DOCUMENTS
+from retro_demo.evaluation.arm_figures import Difference
+from retro_demo.evaluation.bootstrap import Estimate
+from retro_demo.evaluation.verdict import Evidence, verdict
 
 
 def difference(value: float, low: float, high: float) -> Difference:

@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from retro_demo import explain_views, figures, findings, job_views, reading_views, text_views, tracing, views
-from retro_demo.editing import Edit
 from retro_demo.events import Retrieved
-from retro_demo.explain import Numbers
+from retro_demo.explain import findings, tracing
+from retro_demo.explain.editing import Edit
+from retro_demo.explain.explain import Numbers
+from retro_demo.explain.rewriting import Rewritten
+from retro_demo.explain.tracing import Trace
+from retro_demo.explain.writing import Writing, trace_values
 from retro_demo.glossary import GLOSSARY
-from retro_demo.jobs import JobStatus
-from retro_demo.rewriting import Rewritten
-from retro_demo.tracing import Trace
-from retro_demo.writing import Writing, trace_values
+from retro_demo.jobs.jobs import JobStatus
+from retro_demo.render import explain_views, figures, job_views, reading_views, text_views, views
 
 CANARY = "<img src=x onerror=alert(1)>{{x}}${y}"
 C, K, HEADS = 4, 2, 3

@@ -19,11 +19,12 @@ from page_helpers import page_home, refusing_app  # noqa: F401  (a fixture)
 from test_train import advance, prepare
 
 from app import serve
-from retro_demo import jobs
-from retro_demo.data_folder import serve_alone
 from retro_demo.errors import UserError
+from retro_demo.jobs import jobs
+from retro_demo.paths import data_home
+from retro_demo.server.data_folder import serve_alone
+from retro_demo.server.workspace import Workspace, new_code
 from retro_demo.ui.page import build_app
-from retro_demo.workspace import Workspace, data_home, new_code
 
 SECRET = "Zanzibarium"  # stands in the victim's documents, names and texts, and nowhere else
 

@@ -10,22 +10,23 @@ from command_helpers import run as run_command
 from conftest import records, write_jsonl
 from test_explained import SETTINGS
 
-from retro_demo import cli, weighing
-from retro_demo.building import build_corpus, prepare_corpus
 from retro_demo.change_config import WeighConfig
-from retro_demo.changing import carry_out, prepare_change
+from retro_demo.cli import cli
+from retro_demo.cli.printing import Printer, weighed
 from retro_demo.config import CorpusConfig
+from retro_demo.corpus.building import build_corpus, prepare_corpus
+from retro_demo.corpus.changing import carry_out, prepare_change
 from retro_demo.errors import UserError
 from retro_demo.events import Finished
+from retro_demo.explain import weighing
+from retro_demo.explain.explained import explain_text, search_apart
+from retro_demo.explain.weighing import Passage, weigh
 from retro_demo.explain_config import ExplainConfig
-from retro_demo.explained import explain_text, search_apart
-from retro_demo.index import DenseRetriever
-from retro_demo.loading import LoadedRun, load_run
-from retro_demo.pipeline import run_training
-from retro_demo.planning import make_run_config, prepare_run
-from retro_demo.printing import Printer, weighed
-from retro_demo.weigh_views import weighed_html, weighed_words
-from retro_demo.weighing import Passage, weigh
+from retro_demo.render.weigh_views import weighed_html, weighed_words
+from retro_demo.retrieval.index import DenseRetriever
+from retro_demo.runs.loading import LoadedRun, load_run
+from retro_demo.runs.planning import make_run_config, prepare_run
+from retro_demo.training.pipeline import run_training
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,18 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from retro_demo import job_views, telling, views
-from retro_demo.config import RetroConfig, TrainConfig
+from retro_demo.config import TrainConfig
+from retro_demo.documents.rows import no_column
 from retro_demo.errors import UserError
-from retro_demo.formats.rows import no_column
-from retro_demo.jobs import JobStatus
+from retro_demo.jobs.jobs import JobStatus
 from retro_demo.knobs import knobs
-from retro_demo.marge_config import MargeConfig
+from retro_demo.models.marge_config import MargeConfig
+from retro_demo.models.retro_config import RetroConfig
+from retro_demo.render import job_views, views
+from retro_demo.server import telling
+from retro_demo.server.wording import CONFIGS, FLAG, LABELS, for_page, for_programs
 from retro_demo.ui.form import shows_errors
 from retro_demo.ui.refusals import public
-from retro_demo.wording import CONFIGS, FLAG, LABELS, for_page, for_programs
 
 PACKAGE = Path(views.__file__).parent
 OF_THE_TERMINAL = {

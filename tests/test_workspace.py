@@ -10,14 +10,15 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
-from retro_demo import shares
-from retro_demo.belongings import note_export, note_files
 from retro_demo.errors import UserError
-from retro_demo.janitor import delete_workspace
-from retro_demo.library import Library
+from retro_demo.paths import CHECKPOINTS
+from retro_demo.server import shares
+from retro_demo.server.belongings import note_export, note_files
+from retro_demo.server.janitor import delete_workspace
+from retro_demo.server.library import Library
+from retro_demo.server.workspace import Workspace, new_code
 from retro_demo.ui.page import build_app
 from retro_demo.ui.workspace_drawer import forget_visitor
-from retro_demo.workspace import CHECKPOINTS, Workspace, new_code
 
 RUN = f"sample:{sorted(path.parent.name for path in CHECKPOINTS.glob('*retro*/config.json'))[0]}"
 

@@ -11,16 +11,18 @@ import gradio as gr
 import pytest
 from held_back import PATIENCE
 
-from retro_demo import jobs
+from retro_demo.corpus.samples import prepare_sample
 from retro_demo.errors import UserError
-from retro_demo.janitor import delete_workspace
-from retro_demo.library import Library
-from retro_demo.limits import PRIVATE, PUBLIC, Limits
-from retro_demo.quotas import checked_writing
+from retro_demo.jobs import jobs
+from retro_demo.paths import CHECKPOINTS
+from retro_demo.server.janitor import delete_workspace
+from retro_demo.server.library import Library
+from retro_demo.server.limits import PRIVATE, PUBLIC, Limits
+from retro_demo.server.quotas import checked_writing
+from retro_demo.server.workspace import new_code
 from retro_demo.ui import lane as lane_module
 from retro_demo.ui.lane import FOLLOWERS, Lane
 from retro_demo.ui.page import build_app
-from retro_demo.workspace import CHECKPOINTS, new_code, prepare_sample
 
 RUN = f"sample:{sorted(path.parent.name for path in CHECKPOINTS.glob('*retro*/config.json'))[0]}"
 LANE = "model"

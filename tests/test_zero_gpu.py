@@ -22,15 +22,16 @@ from playwright.sync_api import expect
 from safetensors.torch import load_file, save_file
 from test_browser import browser  # noqa: F401 (a fixture)
 
-from retro_demo import jobs, service
-from retro_demo.building import build_corpus, prepare_corpus
 from retro_demo.config import CorpusConfig, GenerateConfig
-from retro_demo.loading import load_run
-from retro_demo.marge_writing import grown, load_marge_run, write_from_evidence
-from retro_demo.pipeline import run_training
-from retro_demo.slices import advance, slice_seconds
-from retro_demo.workspace import Workspace, new_code
-from retro_demo.writing import watch_writing
+from retro_demo.corpus.building import build_corpus, prepare_corpus
+from retro_demo.explain.writing import watch_writing
+from retro_demo.generation.marge_writing import grown, load_marge_run, write_from_evidence
+from retro_demo.jobs import jobs
+from retro_demo.runs.loading import load_run
+from retro_demo.server import service
+from retro_demo.server.slices import advance, slice_seconds
+from retro_demo.server.workspace import Workspace, new_code
+from retro_demo.training.pipeline import run_training
 
 STAND_IN = Path(__file__).resolve().parent / "stand_in"
 NETWORK = {"dim": 16, "depth": 2, "num_heads": 2, "cca_layers": (2,), "enc_dim": 16}
@@ -285,13 +286,13 @@ def test_what_a_marge_cannot_write_from_is_said_in_its_own_words(client, space, 
 FORKS = """
 import os, signal, sys, threading, time
 import spaces
-from retro_demo.library import Library
-from retro_demo.loading import LoadedRun
-from retro_demo.network_size import count_parameters
-from retro_demo.retro_config import RetroConfig
-from retro_demo.slices import advance
+from retro_demo.server.library import Library
+from retro_demo.runs.loading import LoadedRun
+from retro_demo.models.network_size import count_parameters
+from retro_demo.models.retro_config import RetroConfig
+from retro_demo.server.slices import advance
 from retro_demo.ui.zero_gpu import get_ready, lent
-from retro_demo.workspace import CHECKPOINTS, data_home
+from retro_demo.paths import CHECKPOINTS, data_home
 
 library = Library(data_home()[0])
 get_ready(library)
@@ -340,7 +341,7 @@ OPENINGS = """
 import os, signal, sys, threading, time
 from pathlib import Path
 from safetensors import safe_open
-from retro_demo.forks import rehearse
+from retro_demo.server.forks import rehearse
 
 def read(arrays):
     with safe_open(sys.argv[1], arrays) as file:

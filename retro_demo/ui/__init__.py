@@ -1,1 +1,1 @@
-"""The page: widgets and what they are wired to. All that it says and does comes from the core."""
+"""The page in gradio and its HTTP endpoints: a file for each tab."""

@@ -10,32 +10,33 @@ from typing import Any
 
 import gradio as gr
 
-from retro_demo import evaluations, jobs, service
-from retro_demo.alarms import Watch, best_of
-from retro_demo.checkpoint import BEST, MargeRun, read_any_config, told_by
 from retro_demo.config import CorpusConfig
+from retro_demo.corpus.search import search as search_corpus
+from retro_demo.corpus.search import search_doubt
+from retro_demo.corpus.unknown_text import nothing_found
 from retro_demo.errors import UserError
 from retro_demo.evaluate_config import EvaluateConfig
-from retro_demo.evidence_series import reindexes
+from retro_demo.explain.evidence_series import reindexes
+from retro_demo.explain.explained import explain_text
+from retro_demo.explain.findings import as_json
+from retro_demo.explain.rewriting import edit_by_values, edit_json
 from retro_demo.explain_config import ExplainConfig
-from retro_demo.explained import explain_text
-from retro_demo.findings import as_json
-from retro_demo.library import Library
-from retro_demo.loading import why_none_found
-from retro_demo.marge_writing import grown, ids_of, refuse_evidence, refuse_retriever
-from retro_demo.quotas import checked_writing
-from retro_demo.rewriting import edit_by_values, edit_json
-from retro_demo.run_settings import weights_kept
-from retro_demo.search import search as search_corpus
-from retro_demo.search import search_doubt
-from retro_demo.telling import to_program, values_to_program
+from retro_demo.generation.marge_writing import grown, ids_of, refuse_evidence, refuse_retriever
+from retro_demo.jobs import jobs
+from retro_demo.runs.alarms import Watch, best_of
+from retro_demo.runs.checkpoint import BEST, MargeRun, read_any_config, told_by
+from retro_demo.runs.loading import why_none_found
+from retro_demo.server import evaluations, service
+from retro_demo.server.library import Library
+from retro_demo.server.quotas import checked_writing
+from retro_demo.server.run_settings import weights_kept
+from retro_demo.server.telling import to_program, values_to_program
+from retro_demo.server.workspace import Workspace
 from retro_demo.ui import zero_gpu
 from retro_demo.ui.form import MODEL
 from retro_demo.ui.refusals import public
 from retro_demo.ui.uploads import followed, uploaded
 from retro_demo.ui.workspace_drawer import forget_visitor
-from retro_demo.unknown_text import nothing_found
-from retro_demo.workspace import Workspace
 
 
 def add_endpoints(library: Library) -> None:

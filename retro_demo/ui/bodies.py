@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from starlette.types import Message, Receive
 
-from retro_demo.limits import MEGABYTE
+from retro_demo.server.limits import MEGABYTE
 
 MOST_BYTES = 8_000_000
 """The longest text (refusals.MOST_CHARS) takes 4 MB as UTF-8, which browsers and gradio_client send, and 6 MB

@@ -7,12 +7,14 @@ from typing import Any
 
 import gradio as gr
 
-from retro_demo import corpus_changes, weigh_views
 from retro_demo.change_config import AddConfig
-from retro_demo.library import Library
+from retro_demo.paths import SAMPLE
+from retro_demo.render import weigh_views
+from retro_demo.server import corpus_changes
+from retro_demo.server.library import Library
+from retro_demo.server.workspace import Workspace
 from retro_demo.ui.form import CHEAP, MODEL, PRIVATE, QUIET, Form, json_file, once_known, shows_errors
 from retro_demo.ui.uploads import chosen_files, documents_picker
-from retro_demo.workspace import SAMPLE, Workspace
 
 
 def change_section(

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 import gradio as gr
 
-from retro_demo import corpus_changes
 from retro_demo.change_config import AddConfig
-from retro_demo.library import Library
-from retro_demo.telling import values_to_program
+from retro_demo.server import corpus_changes
+from retro_demo.server.library import Library
+from retro_demo.server.telling import values_to_program
+from retro_demo.server.workspace import Workspace
 from retro_demo.ui.form import MODEL
 from retro_demo.ui.refusals import public
 from retro_demo.ui.uploads import followed, uploaded
-from retro_demo.workspace import Workspace
 
 
 def add_corpus_endpoints(library: Library) -> None:

@@ -7,13 +7,18 @@ from typing import Any
 
 import gradio as gr
 
-from retro_demo import corpus_changes, downloads, job_views, jobs, service, views
 from retro_demo.config import RETRIEVERS, CorpusConfig
+from retro_demo.corpus.search import search, search_doubt
+from retro_demo.corpus.unknown_text import nothing_found
+from retro_demo.documents.reader import KIND_NAMES
 from retro_demo.errors import UserError
-from retro_demo.formats.reader import KIND_NAMES
-from retro_demo.library import Library
-from retro_demo.search import search, search_doubt
-from retro_demo.telling import on_page
+from retro_demo.jobs import jobs
+from retro_demo.paths import SAMPLE
+from retro_demo.render import job_views, views
+from retro_demo.server import corpus_changes, downloads, service
+from retro_demo.server.library import Library
+from retro_demo.server.telling import on_page
+from retro_demo.server.workspace import Workspace, disk_use
 from retro_demo.ui.change_section import change_section
 from retro_demo.ui.form import (
     CHEAP,
@@ -29,8 +34,6 @@ from retro_demo.ui.form import (
     sure,
 )
 from retro_demo.ui.uploads import chosen_files, documents_picker
-from retro_demo.unknown_text import nothing_found
-from retro_demo.workspace import SAMPLE, Workspace, disk_use
 
 
 def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: Any) -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from retro_demo.addresses import SITS_HERE, VISITOR
 from retro_demo.errors import UserError
-from retro_demo.limits import MEGABYTE, PRIVATE, Limits, for_strangers, limits_of
-from retro_demo.quotas import check_disk
+from retro_demo.server.addresses import SITS_HERE, VISITOR
+from retro_demo.server.limits import MEGABYTE, PRIVATE, Limits, for_strangers, limits_of
+from retro_demo.server.quotas import check_disk
 from retro_demo.ui.bodies import announced, refused_or_read
 
 MOST_KNOWN = 10_000  # addresses; the one not seen for longest is forgotten first

@@ -9,19 +9,15 @@ from typing import Any
 
 import gradio as gr
 
-from retro_demo import (
-    evaluate_figures,
-    evaluate_views,
-    evaluations,
-    jobs,
-    marge_evaluate_views,
-    service,
-    views,
-)
 from retro_demo.evaluate_config import EvaluateConfig
-from retro_demo.evaluation_request import read_request
-from retro_demo.library import Library
-from retro_demo.run_settings import built_ones
+from retro_demo.evaluation.evaluation_request import read_request
+from retro_demo.jobs import jobs
+from retro_demo.paths import SAMPLE
+from retro_demo.render import evaluate_figures, evaluate_views, marge_evaluate_views, views
+from retro_demo.server import evaluations, service
+from retro_demo.server.library import Library
+from retro_demo.server.run_settings import built_ones
+from retro_demo.server.workspace import Workspace
 from retro_demo.ui.form import (
     CHEAP,
     QUIET,
@@ -34,7 +30,6 @@ from retro_demo.ui.form import (
     stop_and_resume,
 )
 from retro_demo.ui.visit import copy_link
-from retro_demo.workspace import SAMPLE, Workspace
 
 OWN_CORPUS = "the corpus of its training"
 AGAINST = [("the whole database", "database"), ("its stored neighbors", "neighbors")]

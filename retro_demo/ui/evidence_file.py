@@ -7,15 +7,15 @@ from typing import Any
 
 import gradio as gr
 
-from retro_demo import jobs
 from retro_demo.errors import UserError
-from retro_demo.evidence_export import matrix_json
-from retro_demo.evidence_run import reindexing_at
-from retro_demo.evidence_sample import choose_sample
-from retro_demo.evidence_series import reindexes
-from retro_demo.library import Library
+from retro_demo.explain.evidence_export import matrix_json
+from retro_demo.explain.evidence_run import reindexing_at
+from retro_demo.explain.evidence_sample import choose_sample
+from retro_demo.explain.evidence_series import reindexes
+from retro_demo.jobs import jobs
+from retro_demo.server.library import Library
+from retro_demo.server.workspace import Workspace
 from retro_demo.ui.form import LOOKS, json_file, shows_errors
-from retro_demo.workspace import Workspace
 
 # a moment after the file has its address in the page
 SAVE = "() => { setTimeout(() => document.querySelector('#evidence-file').click(), 300); }"

@@ -7,9 +7,9 @@ from typing import Any
 
 import gradio as gr
 
-from retro_demo import evidence_figures, evidence_views, views
-from retro_demo.evidence_series import beta_series, pair_series, recall_series, reindexes
-from retro_demo.jobs import JobStatus
+from retro_demo.explain.evidence_series import beta_series, pair_series, recall_series, reindexes
+from retro_demo.jobs.jobs import JobStatus
+from retro_demo.render import evidence_figures, evidence_views, views
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from retro_demo import evidence_figures, evidence_views, job_views, jobs, service, views
 from retro_demo.errors import UserError
-from retro_demo.evidence_run import MargeCorpus, marge_runs, reindexing_at, targets_of
-from retro_demo.evidence_sample import (
+from retro_demo.evidence.evidence_store import reindexed_steps
+from retro_demo.explain.evidence_run import MargeCorpus, reindexing_at, targets_of
+from retro_demo.explain.evidence_sample import (
     centered,
     choose_sample,
     movement,
@@ -20,18 +19,21 @@ from retro_demo.evidence_sample import (
     ranks,
     relevance_matrix,
 )
-from retro_demo.evidence_series import beta_series, pair_series, recall_series, reindexes
-from retro_demo.evidence_store import reindexed_steps
+from retro_demo.explain.evidence_series import beta_series, pair_series, recall_series, reindexes
 from retro_demo.glossary import explain
-from retro_demo.library import Library
+from retro_demo.jobs import jobs
+from retro_demo.paths import ASSETS, SAMPLE
+from retro_demo.render import evidence_figures, evidence_views, job_views, views
+from retro_demo.server import service
+from retro_demo.server.library import Library
+from retro_demo.server.workspace import Workspace, marge_runs
 from retro_demo.ui.evidence_file import evidence_file
 from retro_demo.ui.evidence_target import evidence_target
 from retro_demo.ui.form import CHEAP, LOOKS, QUIET, once_known, relisted
 from retro_demo.ui.lane import Asked, Lane
 from retro_demo.ui.visit import copy_link
-from retro_demo.workspace import SAMPLE, Workspace
 
-MATRIX = Path(__file__).resolve().parent.parent.parent / "assets" / "matrix.js"
+MATRIX = ASSETS / "matrix.js"
 NO_RUN = (
     "No MARGE yet. It learns to find its own evidence: train one on the Train tab (model: marge), "
     "best on a corpus with the same texts in several languages."

@@ -8,15 +8,15 @@ from typing import Any
 
 import gradio as gr
 
-from retro_demo import evidence_figures, evidence_views
 from retro_demo.errors import UserError
-from retro_demo.evidence_export import reading_json
-from retro_demo.evidence_reading import MOST_EVIDENCE, EvidenceReading, edit_evidence
-from retro_demo.evidence_run import Choices, MargeCorpus, targets_of
+from retro_demo.explain.evidence_export import reading_json
+from retro_demo.explain.evidence_reading import MOST_EVIDENCE, EvidenceReading, edit_evidence
+from retro_demo.explain.evidence_run import Choices, MargeCorpus, targets_of
 from retro_demo.glossary import explain
-from retro_demo.library import Library
+from retro_demo.render import evidence_figures, evidence_views
+from retro_demo.server.library import Library
+from retro_demo.server.workspace import Workspace
 from retro_demo.ui.form import CHEAP, MODEL, PRIVATE, QUIET, clicked, json_file, once_known, shows_errors
-from retro_demo.workspace import Workspace
 
 MEAN = "mean"
 TARGETS = "First passages of documents."

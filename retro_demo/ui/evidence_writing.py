@@ -8,15 +8,18 @@ from typing import Any
 
 import gradio as gr
 
-from retro_demo import evidence_views, service, views
 from retro_demo.config import GenerateConfig
 from retro_demo.errors import UserError
 from retro_demo.events import Retrieved, Token
-from retro_demo.evidence_reading import MOST_EVIDENCE
-from retro_demo.evidence_run import MargeCorpus, documents_of, example_evidence, marge_runs
-from retro_demo.generate import Written
-from retro_demo.library import Library
-from retro_demo.quotas import checked_writing
+from retro_demo.explain.evidence_reading import MOST_EVIDENCE
+from retro_demo.explain.evidence_run import MargeCorpus, documents_of, example_evidence
+from retro_demo.generation.generate import Written
+from retro_demo.paths import SAMPLE
+from retro_demo.render import evidence_views, views
+from retro_demo.server import service
+from retro_demo.server.library import Library
+from retro_demo.server.quotas import checked_writing
+from retro_demo.server.workspace import Workspace, marge_runs
 from retro_demo.ui import zero_gpu
 from retro_demo.ui.form import (
     CHEAP,
@@ -29,7 +32,6 @@ from retro_demo.ui.form import (
     shows_errors,
 )
 from retro_demo.ui.lane import Lane
-from retro_demo.workspace import SAMPLE, Workspace
 
 KNOBS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
 ALL = "every language"

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from retro_demo import explain_views, kept_traces, reading_views, rewriting, service, text_views, views
 from retro_demo.errors import UserError
+from retro_demo.explain import rewriting
+from retro_demo.explain.rewriting import Rewritten, edit_json
+from retro_demo.explain.tracing import Trace
+from retro_demo.explain.writing import trace_values
 from retro_demo.glossary import explain
-from retro_demo.library import Library
-from retro_demo.loading import LoadedRun
-from retro_demo.rewriting import Rewritten, edit_json
-from retro_demo.tracing import Trace
+from retro_demo.paths import ASSETS, SAMPLE
+from retro_demo.render import explain_views, reading_views, text_views, views
+from retro_demo.runs.loading import LoadedRun
+from retro_demo.server import kept_traces, service
+from retro_demo.server.library import Library
+from retro_demo.server.workspace import Workspace
 from retro_demo.ui.form import MODEL, PRIVATE, QUIET, clicked, json_file, once_known, shows_errors
-from retro_demo.workspace import SAMPLE, Workspace
-from retro_demo.writing import trace_values
 
-ASSETS = Path(__file__).resolve().parent.parent.parent / "assets"
 MEAN = "mean"
 TO_EDITOR = """() => document.querySelector('#editor')?.scrollIntoView({
   block: 'nearest', behavior: matchMedia('(prefers-reduced-motion: reduce)').matches ? 'auto' : 'smooth',

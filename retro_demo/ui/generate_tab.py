@@ -9,15 +9,20 @@ from typing import Any
 
 import gradio as gr
 
-from retro_demo import explained, kept_traces, service, text_views, views
 from retro_demo.config import GenerateConfig
 from retro_demo.errors import UserError
+from retro_demo.explain import explained
+from retro_demo.explain.tracing import Trace
+from retro_demo.explain.writing import write_sides
 from retro_demo.explain_config import MOST_NEIGHBORS, ExplainConfig
-from retro_demo.library import Library
-from retro_demo.loading import LoadedRun
-from retro_demo.quotas import checked_writing
-from retro_demo.run_settings import built_ones
-from retro_demo.tracing import Trace
+from retro_demo.paths import SAMPLE
+from retro_demo.render import text_views, views
+from retro_demo.runs.loading import LoadedRun
+from retro_demo.server import kept_traces, service
+from retro_demo.server.library import Library
+from retro_demo.server.quotas import checked_writing
+from retro_demo.server.run_settings import built_ones
+from retro_demo.server.workspace import Workspace
 from retro_demo.ui import zero_gpu
 from retro_demo.ui.evidence_writing import evidence_writing
 from retro_demo.ui.explain_view import explain_view
@@ -33,8 +38,6 @@ from retro_demo.ui.form import (
 )
 from retro_demo.ui.lane import Lane
 from retro_demo.ui.visit import copy_link, trail_line
-from retro_demo.workspace import SAMPLE, Workspace
-from retro_demo.writing import write_sides
 
 NO_RUN = "No run yet: train one on the Train tab."
 PROMPT = "Geography\n\nLocation: Oceania, islands in the South Pacific Ocean"

@@ -11,11 +11,12 @@ from typing import Any
 
 import gradio as gr
 
-from retro_demo import job_views, service, swaps
 from retro_demo.errors import UserError
-from retro_demo.library import Library
+from retro_demo.render import job_views
+from retro_demo.server import service, swaps
+from retro_demo.server.library import Library
+from retro_demo.server.workspace import Workspace
 from retro_demo.ui.form import shows_errors
-from retro_demo.workspace import Workspace
 
 MOST = 1_000  # texts that were asked for and have not ended; the queue of the page holds 256
 FOLLOWERS = 3  # of one code: as many pages of a visitor can wait for a corpus at a time

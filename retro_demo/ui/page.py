@@ -12,14 +12,18 @@ from typing import Any
 import gradio as gr
 from gradio import themes
 
-from retro_demo import service, views
-from retro_demo.checkpoint import MargeRun, read_any_config
-from retro_demo.data_folder import close_folder
-from retro_demo.dispatch import keep_dispatching
+from retro_demo.corpus.samples import SAMPLES, sample_folder
 from retro_demo.errors import UserError
-from retro_demo.janitor import keep_cleaning
-from retro_demo.library import Library
-from retro_demo.limits import PRIVATE, Limits, keep_limits
+from retro_demo.paths import ASSETS, CHECKPOINTS, CODE
+from retro_demo.render import views
+from retro_demo.runs.checkpoint import MargeRun, read_any_config
+from retro_demo.server import service
+from retro_demo.server.data_folder import close_folder
+from retro_demo.server.dispatch import keep_dispatching
+from retro_demo.server.janitor import keep_cleaning
+from retro_demo.server.library import Library
+from retro_demo.server.limits import PRIVATE, Limits, keep_limits
+from retro_demo.server.workspace import Workspace, new_code
 from retro_demo.ui import zero_gpu
 from retro_demo.ui.api import add_endpoints
 from retro_demo.ui.corpus_api import add_corpus_endpoints
@@ -34,18 +38,9 @@ from retro_demo.ui.share_api import add_share_endpoints
 from retro_demo.ui.train_tab import train_tab
 from retro_demo.ui.visit import NOWHERE, Arrival, asked_for
 from retro_demo.ui.workspace_drawer import workspace_drawer
-from retro_demo.workspace import (
-    CHECKPOINTS,
-    CODE,
-    SAMPLES,
-    Workspace,
-    new_code,
-    sample_folder,
-)
 
 log = logging.getLogger(__name__)
 
-ASSETS = Path(__file__).resolve().parent.parent.parent / "assets"
 TITLE = "retro_demo: language models that look things up"
 # what style.css cannot reach, because Gradio confines its rules to what stands inside the page
 HEAD = (

@@ -13,10 +13,10 @@ from typing import Any
 import gradio as gr
 from gradio.state_holder import SessionState
 
-from retro_demo.addresses import ADDRESS, HERE, SITS_HERE, VISITOR
 from retro_demo.errors import UserError
 from retro_demo.knobs import seen
-from retro_demo.telling import to_program
+from retro_demo.server.addresses import ADDRESS, HERE, SITS_HERE, VISITOR
+from retro_demo.server.telling import to_program
 from retro_demo.ui.form import shows_errors
 
 log = logging.getLogger(__name__)

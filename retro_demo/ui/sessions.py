@@ -14,8 +14,8 @@ from typing import Any
 import gradio as gr
 from gradio.utils import LRUCache
 
-from retro_demo.addresses import VISITOR
-from retro_demo.limits import limits_of
+from retro_demo.server.addresses import VISITOR
+from retro_demo.server.limits import limits_of
 
 MOST = 2_000
 MOST_WAITING = 20_000  # a program that asks and never listens seems to wait for ever

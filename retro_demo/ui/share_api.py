@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gradio as gr
 
-from retro_demo import shares
-from retro_demo.library import Library
+from retro_demo.server import shares
+from retro_demo.server.library import Library
+from retro_demo.server.workspace import Workspace
 from retro_demo.ui.form import SHARE
 from retro_demo.ui.refusals import public
 from retro_demo.ui.uploads import exported, uploaded
-from retro_demo.workspace import Workspace
 
 
 def add_share_endpoints(library: Library) -> None:

@@ -7,12 +7,13 @@ from typing import Any
 
 import gradio as gr
 
-from retro_demo import shares, views
 from retro_demo.errors import UserError
-from retro_demo.library import Library
+from retro_demo.render import views
+from retro_demo.server import shares
+from retro_demo.server.library import Library
+from retro_demo.server.workspace import Workspace
 from retro_demo.ui.form import CHEAP, PRIVATE, SHARE, shows_errors
 from retro_demo.ui.uploads import chosen_files, exported, note_uploads
-from retro_demo.workspace import Workspace
 
 PUSHES = PRIVATE | {"concurrency_id": "push", "concurrency_limit": 2}  # minutes, on a slow line to the Hub
 

@@ -9,19 +9,24 @@ from typing import Any
 
 import gradio as gr
 
-from retro_demo import downloads, evaluations, figures, job_views, jobs, run_settings, service, views
-from retro_demo.checkpoint import BEST, MargeRun, read_any_config, told_by
-from retro_demo.config import RetroConfig, TrainConfig
+from retro_demo.config import TrainConfig
 from retro_demo.errors import UserError
+from retro_demo.jobs import jobs
 from retro_demo.knobs import knobs
-from retro_demo.library import Library
-from retro_demo.limits import limits_of
-from retro_demo.marge_config import EvidenceConfig, MargeConfig
-from retro_demo.marge_planning import marge_settings
-from retro_demo.network_size import count_parameters
+from retro_demo.models.marge_config import EvidenceConfig, MargeConfig
+from retro_demo.models.network_size import count_parameters
+from retro_demo.models.retro_config import RetroConfig
+from retro_demo.paths import SAMPLE
 from retro_demo.presets import MARGE_PRESETS, PRESETS
-from retro_demo.quotas import check_settings
-from retro_demo.telling import on_page
+from retro_demo.render import figures, job_views, views
+from retro_demo.runs.checkpoint import BEST, MargeRun, read_any_config, told_by
+from retro_demo.runs.marge_planning import marge_settings
+from retro_demo.server import downloads, evaluations, run_settings, service
+from retro_demo.server.library import Library
+from retro_demo.server.limits import limits_of
+from retro_demo.server.quotas import check_settings
+from retro_demo.server.telling import on_page
+from retro_demo.server.workspace import Workspace
 from retro_demo.ui import zero_gpu
 from retro_demo.ui.evidence_live import evidence_live
 from retro_demo.ui.form import (
@@ -39,7 +44,6 @@ from retro_demo.ui.form import (
 )
 from retro_demo.ui.share_section import share_section
 from retro_demo.ui.visit import copy_link
-from retro_demo.workspace import SAMPLE, Workspace
 
 SIZES = "Sets all knobs: tiny for minutes, small for an hour, base for a GPU."
 STEPS = "Those that are done count."

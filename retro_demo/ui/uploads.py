@@ -9,12 +9,12 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from retro_demo import service, shares
-from retro_demo.belongings import note_export, note_files
 from retro_demo.errors import UserError
-from retro_demo.telling import values_to_program
+from retro_demo.server import service, shares
+from retro_demo.server.belongings import note_export, note_files
+from retro_demo.server.telling import values_to_program
+from retro_demo.server.workspace import Workspace
 from retro_demo.ui.form import QUIET, download, once_known
-from retro_demo.workspace import Workspace
 
 
 def followed(folder: Path, what: str, **about: str) -> Iterator[dict[str, Any]]:

@@ -8,11 +8,14 @@ from typing import Any
 
 import gradio as gr
 
-from retro_demo import evaluations, job_views, jobs, service, views
-from retro_demo.checkpoint import MargeRun, has_weights, read_any_config
 from retro_demo.errors import UserError
+from retro_demo.jobs import jobs
+from retro_demo.paths import SAMPLE
+from retro_demo.render import job_views, views
+from retro_demo.runs.checkpoint import MargeRun, has_weights, read_any_config
+from retro_demo.server import evaluations, service
+from retro_demo.server.workspace import Workspace
 from retro_demo.ui.form import QUIET, once_known
-from retro_demo.workspace import SAMPLE, Workspace
 
 NOWHERE = {"tab": "", "run": ""}
 TABS = ("generate", "train", "evaluate", "evidence")

@@ -6,11 +6,11 @@ from typing import Any
 
 import gradio as gr
 
-from retro_demo.janitor import delete_workspace
-from retro_demo.library import Library
-from retro_demo.limits import Limits, limits_of
+from retro_demo.server.janitor import delete_workspace
+from retro_demo.server.library import Library
+from retro_demo.server.limits import Limits, limits_of
+from retro_demo.server.workspace import Workspace, new_code
 from retro_demo.ui.form import CHEAP, QUIET, shows_errors
-from retro_demo.workspace import Workspace, new_code
 
 RELOAD = "() => window.location.reload()"
 SURE = (

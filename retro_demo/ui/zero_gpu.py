@@ -19,22 +19,23 @@ from typing import Any
 
 import gradio as gr
 
-from retro_demo import jobs, service
-from retro_demo.checkpoint import load_marge, load_model, read_any_config
 from retro_demo.config import GenerateConfig
 from retro_demo.devices import lends_gpu, lent_device
 from retro_demo.errors import UserError
 from retro_demo.events import Event
-from retro_demo.forks import prepare_forks, rehearse
-from retro_demo.generate import Written
-from retro_demo.library import Library
-from retro_demo.loading import LoadedRun
-from retro_demo.marge_writing import LoadedMarge, write_from_evidence
-from retro_demo.slices import Ended, advance, driven, slice_seconds
+from retro_demo.explain.writing import Writing, watch_writing
+from retro_demo.generation.generate import Written
+from retro_demo.generation.marge_writing import LoadedMarge, write_from_evidence
+from retro_demo.jobs import jobs
+from retro_demo.runs.checkpoint import load_marge, load_model, read_any_config
+from retro_demo.runs.loading import LoadedRun
+from retro_demo.server import service
+from retro_demo.server.forks import prepare_forks, rehearse
+from retro_demo.server.library import Library
+from retro_demo.server.slices import Ended, advance, driven, slice_seconds
+from retro_demo.server.workspace import Workspace
 from retro_demo.ui.form import CHEAP, shows_errors
 from retro_demo.ui.refusals import public
-from retro_demo.workspace import Workspace
-from retro_demo.writing import Writing, watch_writing
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def lent(library: Library, function: Callable[..., Any], seconds: float) -> Call
 
     def call(*values: Any) -> Any:
         # `spaces` is lent the GPU first and forks then: the fork, which waits until nothing is being loaded
-        # (see forks.py), would do so on the visitor's quota
+        # (see server/forks.py), would do so on the visitor's quota
         library.wait()
         return borrowed(*values)
 

@@ -1,0 +1,138 @@
+"""Events on the terminal: one JSON object a line, or lines for people."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from typing import Any
+
+from retro_demo.corpus.unknown_text import known_words
+from retro_demo.events import Event, Finished, Progress, Refined, Retrieved, Started, Step, Token, Warned
+from retro_demo.render.evaluate_views import baseline_of
+from retro_demo.render.weigh_views import weighed_words
+from retro_demo.retrieval.recall import recall_words
+from retro_demo.runs.alarms import ahead_words
+
+
+def escape_what_cannot_be_shown() -> None:
+    """From now on characters that the console's encoding lacks are printed as escapes, as in \\u20ac."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not where a caller collects what is printed
+            stream.reconfigure(errors="backslashreplace")
+
+
+def print_json(event: Event) -> None:
+    print(json.dumps(event.to_json()), flush=True)
+
+
+class Printer:
+    """Events as lines for people; a generation streams as text."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.writing = False
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Token):
+            print(event.text, end="", flush=True)
+            self.writing = True
+            return
+        if self.writing:
+            print()
+            self.writing = False
+        if line := self.line(event):
+            print(line, flush=True)
+
+    def line(self, event: Event) -> str:
+        if isinstance(event, Started):
+            self.steps = event.about.get("steps", 0)
+            if not self.steps:
+                return f"{event.job}: begun"
+            passes = ahead_words(event.about)
+            return f"{event.job}: from step {event.step} of {self.steps}{passes and f'. {passes}'}"
+        if isinstance(event, Warned):
+            return f"warned: {event.text}"
+        if isinstance(event, Progress):
+            return f"{event.stage}: {event.done} of {event.total}" + " kB" * (event.stage == "read")
+        if isinstance(event, Step):
+            speed = f"{event.tokens_per_second:.0f} tokens/s"
+            return (
+                f"step {event.step} of {self.steps}: loss {event.loss:.4f} nats, {speed}"
+                if event.step % 10 == 0
+                else ""
+            )
+        if isinstance(event, Retrieved):
+            scores = ["no score" if n["score"] is None else f"{n['score']:.2f}" for n in event.neighbors]
+            named = zip(event.neighbors, scores, strict=True)
+            found = "; ".join(f"{n['title']} ({score})" for n, score in named) or "none"
+            return f"  [chunk {event.chunk + 1}: {found}]"
+        if isinstance(event, Refined):
+            return f"round {event.round} of {event.rounds}: {event.result['verdict']}"
+        values = {name: value for name, value in event.to_json().items() if name != "event"}
+        if isinstance(event, Finished) and "pairs" in values:
+            return explained(values)
+        if isinstance(event, Finished) and "weighed" in values:
+            return weighed(values)
+        if isinstance(event, Finished) and "verdict" in values:
+            return evaluation(values)
+        if isinstance(event, Finished) and "neighbors" in values:
+            found = "\n\n".join(
+                f"{n['score']:.3f}  {n['title']} (chunk {n['chunk']})\n"
+                f"  N: {n['text']!r}\n  F: {n['continuation']!r}"
+                for n in values["neighbors"]
+            )
+            return found or values["nothing_found"]
+        said = ""
+        if isinstance(event, Finished):
+            if known := known_words(values):
+                said = "\n" + known
+                values.pop("unknown_word_pieces")
+            if "recall" in values:
+                said += "\n" + recall_words(values.pop("recall"))
+            if "parameters" in values:  # a training: what was warned of may be long ago, or be mended
+                said += "".join(f"\nwarned: {words}" for words in values.pop("warnings", []))
+            values = {
+                name: value for name, value in values.items() if name not in ("document_tokens", "text")
+            }
+        return (
+            f"{type(event).__name__.lower()}: "
+            + ", ".join(f"{name} {value}" for name, value in values.items())
+            + said
+        )
+
+
+def explained(values: dict[str, Any]) -> str:
+    """An explanation for people: the tokens that gained or lost most, then the figures of the text."""
+    rows = [row for row in values["tokens"] if row["gain"] is not None]
+    told = sorted(rows, key=lambda row: -abs(row["gain"]))[:10]
+    lines = [f"{row['gain']:+.2f} nat  token {row['token'] + 1} {row['text']!r}" for row in told]
+    figures = {name: value for name, value in values["summary"].items() if value is not None}
+    return "\n".join([*lines, ", ".join(f"{name} {value:.4g}" for name, value in figures.items())])
+
+
+def weighed(result: dict[str, Any]) -> str:
+    """The tokens that lose most without the documents, and what is lost over all."""
+    lines = [f"{'lost':>6}  {'gain':>6} to {'gain':>6}  token, after what, because of"]
+    for row in result["rows"]:
+        gains = f"{row['gain_with']:+6.2f} to {row['gain_without']:+6.2f}"
+        lines.append(
+            f"{row['lost']:+6.2f}  {gains}  {row['token']!r} after {row['context']!r}, {row['because']}"
+        )
+    return "\n".join([*lines, weighed_words(result)])
+
+
+def evaluation(result: dict[str, Any]) -> str:
+    """The arms as a table, what would change the verdict, and the verdict as the last line."""
+    against = baseline_of(result)
+    lines = [f"{'arm':16} nats/token  bits/byte  minus {against}, 95% interval"]
+    for name, arm in result["arms"].items():
+        line = f"{name:16} {arm['nats']:10.4f} {arm['bpb']:10.4f}"
+        difference = arm["differences"].get(against)
+        if difference and difference["bpb_ci"]:
+            low, high = difference["bpb_ci"]
+            line += f"  {difference['bpb']:+.4f} ({low:+.4f} to {high:+.4f})"
+        lines.append(line)
+    moved = result["tokens_moved"]["off"]
+    lines.append(f"{moved['helped']:.0%} of the tokens helped, {moved['hurt']:.0%} hurt, against off")
+    return "\n".join([*lines, *(f"- {step}" for step in result["next"]), result["verdict"]])

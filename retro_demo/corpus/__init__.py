@@ -1,0 +1,1 @@
+"""Documents to a corpus folder: chunks, vectors, an index, neighbors, and how it changes."""

@@ -1,0 +1,209 @@
+"""Reads web pages (.html .xhtml): the text that a reader of the page would see.
+
+What is asked of the page is its text alone: nothing that it refers to is opened or fetched, and no
+entity that it declares is expanded. CDATA sections are text in XHTML, which .xhtml files and the pages
+of books are (XML 1.0, section 2.7); in HTML they are comments (WHATWG HTML, section 13.2.5.42).
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]
+
+from retro_demo.documents.charsets import browsers_codec
+from retro_demo.documents.flow import Flow, as_title
+from retro_demo.documents.languages import as_language
+from retro_demo.documents.rows import File, Row
+from retro_demo.documents.text import TextReader
+from retro_demo.errors import UserError
+
+
+def _names(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+HEADINGS = _names("h1 h2 h3 h4 h5 h6")
+LISTS = _names("dl ol ul")
+PARAGRAPHS = HEADINGS | _names(
+    "address article aside blockquote center details fieldset figure footer form header hr main p pre "
+    "section table"
+)
+LINES = _names("body caption dd div dt figcaption legend li optgroup summary tbody tfoot thead")
+NO_TEXT = _names(
+    "annotation annotation-xml audio button canvas datalist embed iframe input map noembed noframes noscript "
+    "object rp rt script select style svg template textarea video"
+)
+"""Code, controls and what stands in for something else; the readings over words of Japanese too."""
+VERBATIM = _names("listing plaintext pre xmp")
+HIDDEN = re.compile(r"display\s*:\s*none", re.IGNORECASE)
+LEFT_OUT = "Navigation and hidden parts of web pages were left out: {names}."
+
+DECLARED = re.compile(
+    rb"""<\?xml[^>]{0,200}?encoding\s*=\s*["']([\w.:-]{2,40})|<meta[^>]{0,500}?charset\s*=\s*["']?\s*([\w.:-]{2,40})""",
+    re.IGNORECASE,
+)
+XHTML_MARK = re.compile(r"<!--|<!\[CDATA\[")
+ENDS = {"<!--": "-->", "<![CDATA[": "]]>"}
+LONGEST_MARK = max(map(len, ENDS))
+
+
+def read_html(file: File) -> Iterator[Row]:
+    """The text of a page as one document; its title is that of the page, else its first heading."""
+    yield _row(file, xhtml=False)
+
+
+def read_xhtml(file: File) -> Iterator[Row]:
+    """As `read_html`, with the text of CDATA sections."""
+    yield _row(file, xhtml=True)
+
+
+def _row(file: File, *, xhtml: bool) -> Row:
+    flow = Flow(file.label, file.limits.document_chars)
+    page = read_page(file, flow, xhtml=xhtml)
+    return Row(flow.whole(), title=page.title or page.heading, lang=page.lang)
+
+
+def read_page(file: File, flow: Flow, *, xhtml: bool) -> Page:
+    """Read the page of a file into `flow`; what it has beside its text comes back."""
+    text = TextReader(file, declared_encoding(file.stream.peek()))
+    page = Page(flow)
+    # huge_tree: data as long as a picture stands in attributes; all bytes are counted, and no tree is made.
+    parser = etree.HTMLParser(target=page, huge_tree=True)
+    fed = False
+    try:
+        blocks = iter(text.read, "")
+        for block in without_cdata(blocks) if xhtml else blocks:
+            parser.feed(block)
+            fed = True
+        if fed:  # it calls a page of nothing broken
+            parser.close()
+    except (etree.LxmlError, ValueError) as error:
+        raise UserError(f"{file.label} is not a page that can be read ({error}).") from error
+    text.note_bad_bytes()
+    if page.left_out:
+        file.notes.add(LEFT_OUT, file.label)
+    return page
+
+
+def declared_encoding(head: bytes) -> str:
+    """The encoding that a page says it has, as a codec of Python; "" where it says none that is known."""
+    found = DECLARED.search(head)
+    return browsers_codec((found[1] or found[2]).decode("ascii")) if found else ""
+
+
+def without_cdata(blocks: Iterable[str]) -> Iterator[str]:
+    """The blocks of XHTML, each CDATA section in them as escaped text, which a parser of HTML reads as well.
+
+    Comments stay as they are. A section that is not closed is text up to the end, rather than lost.
+    """
+    rest = end = ""  # end: what closes the open comment or section
+    for block in blocks:
+        rest += block
+        while rest:
+            found = rest.find(end) if end else -1
+            mark = None if end else XHTML_MARK.search(rest)
+            if end and found >= 0:
+                yield _inside(rest[:found], end) + ("" if end == "]]>" else end)
+                rest, end = rest[found + len(end) :], ""
+            elif mark:
+                yield rest[: mark.start()] + ("" if mark[0] == "<![CDATA[" else mark[0])
+                rest, end = rest[mark.end() :], ENDS[mark[0]]
+            else:  # a mark may be cut in two by the end of the block
+                kept = len(rest) - LONGEST_MARK + 1
+                if kept > 0:
+                    yield _inside(rest[:kept], end)
+                    rest = rest[kept:]
+                break
+    yield _inside(rest, end)
+
+
+def _inside(text: str, end: str) -> str:
+    return html.escape(text, quote=False) if end == "]]>" else text
+
+
+class Page:
+    """What the parser tells of a page, gathered: its text goes to a flow."""
+
+    def __init__(self, flow: Flow) -> None:
+        self.title = self.heading = self.lang = ""
+        self.left_out = False
+        """Navigation or hidden text was met."""
+        self._flow = flow
+        self._skipped = 0  # how many open elements deep in what is left out
+        self._told = False  # what is left out here is text, if not of the document
+        self._verbatim = self._lists = 0  # open elements of that kind
+        self._titles: list[str] | None = None  # the pieces of an open <title>
+        self._heading_from = -1
+
+    def start(self, tag: str, attributes: Mapping[str, str]) -> None:
+        if self._skipped:
+            self._skipped += 1
+            return
+        navigation = tag == "nav" or bool(attributes) and _is_aside(attributes)
+        if navigation or tag in NO_TEXT:
+            self._skipped, self._told = 1, navigation
+            return
+        if tag == "br":
+            self._flow.line_end()
+        elif tag in ("td", "th"):
+            self._flow.cell()
+        elif tag == "tr":
+            self._flow.row()
+        elif tag == "title":
+            self._titles = []
+        elif tag == "html":
+            self.lang = as_language(attributes.get("lang") or attributes.get("xml:lang") or "")
+        else:
+            self._edge(tag)
+            self._lists += tag in LISTS
+            self._verbatim += tag in VERBATIM
+            if tag in HEADINGS and not self.heading:
+                self._heading_from = self._flow.mark()
+
+    def end(self, tag: str) -> None:
+        if self._skipped:
+            self._skipped -= 1
+        elif tag == "tr":
+            self._flow.row()
+        elif tag == "title":
+            self.title = self.title or as_title("".join(self._titles or []))
+            self._titles = None
+        else:
+            self._lists -= tag in LISTS
+            self._verbatim -= tag in VERBATIM
+            if tag in HEADINGS and not self.heading:
+                self.heading = self._flow.since(self._heading_from)
+            self._edge(tag)
+
+    def data(self, data: str) -> None:
+        if self._skipped:
+            self.left_out |= self._told and not data.isspace()
+        elif self._titles is not None:
+            self._titles.append(data)
+        elif self._verbatim:
+            self._flow.verbatim(data)
+        else:
+            self._flow.text(data.replace("\xad", ""))  # a place where a word may be cut
+
+    def close(self) -> None:
+        """The parser asks for it."""
+
+    def _edge(self, tag: str) -> None:
+        if tag in PARAGRAPHS:
+            self._flow.lines(2)
+        elif tag in LISTS:
+            self._flow.lines(1 if self._lists else 2)  # a list within a list is part of it
+        elif tag in LINES:
+            self._flow.lines(1)
+
+
+def _is_aside(attributes: Mapping[str, str]) -> bool:
+    return (
+        attributes.get("role") == "navigation"
+        or "hidden" in attributes
+        or attributes.get("aria-hidden") == "true"
+        or HIDDEN.search(attributes.get("style", "")) is not None
+    )

@@ -1,0 +1,271 @@
+"""What each arm of an evaluation lets the model read: the same held-out text, other neighbors.
+
+An arm differs from the next in nothing but the neighbors of each chunk (papers.md 4.1), so a
+difference of losses is a difference of neighbors:
+
+    off                 none
+    on                  what the run's own retriever finds
+    dense, bm25, ...    what another retriever finds
+    n_only, f_only      the run's own, with the continuation F or the neighbor N masked
+    random              random chunks of the database, the same exclusion
+    shuffled            the neighbors of another sequence, from another document
+    wrong_order         the neighbors of other chunks of the same window
+    oracle_20           the best neighbor is the chunk itself with its true continuation, 20% overwritten
+    k4                  the run's own retriever, 4 neighbors
+    db5                 the run's own retriever, 5% of the database's documents
+
+All are functions of the seed and the chunk alone, not of batches or rounds. No torch, no files.
+
+Shapes: W windows, L chunks of a window, C chunk length, K neighbors, N chunks of the corpus.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from retro_demo.corpus.corpus import Corpus
+
+NUMBERED = re.compile(r"(oracle_|k|db)(\d+)")
+RANDOM_TRIES = 20  # draws for a random chunk that is not excluded, before its place stays empty
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Held-out text to read: rows (W, L) of chunk ids, -1 = nothing, each of one document (W,).
+
+    The first chunk of a window is context only; every held-out chunk but the first of a document is
+    measured in exactly one window. The order is the one to measure in: one window of each document,
+    in an order drawn with the seed, then a second one of each, and so on. So a part from the front
+    holds as many documents as it can, and more windows add to it.
+    """
+
+    rows: np.ndarray
+    document: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def held_out_windows(
+    corpus: Corpus, chunks_per_window: int, seed: int, left_out: np.ndarray | None = None
+) -> Windows:
+    """All windows of `chunks_per_window` chunks through the held-out documents, in the order to measure.
+
+    `left_out` (D,), bool: documents that are not to be measured on.
+    """
+    measured = corpus.held_out if left_out is None else corpus.held_out & ~left_out
+    rng = np.random.default_rng([seed, 0])
+    step = chunks_per_window - 1
+    turns: list[tuple[int, int, np.ndarray]] = []  # (turn of this window in its document, place, rows)
+    for place, document in enumerate(rng.permutation(np.flatnonzero(measured))):
+        ids = np.flatnonzero(corpus.chunks.document == document)
+        windows = [ids[i : i + chunks_per_window] for i in range(0, len(ids) - 1, step)]
+        for turn, which in enumerate(rng.permutation(len(windows))):
+            turns.append((turn, place, windows[which]))
+    turns.sort(key=lambda item: item[:2])
+    rows = np.full((len(turns), chunks_per_window), -1, dtype=np.int64)
+    for row, (_, _, ids) in zip(rows, turns, strict=True):
+        row[: len(ids)] = ids
+    return Windows(rows, corpus.chunks.document[rows[:, 0]])
+
+
+@dataclass(frozen=True)
+class Arms:
+    """What the arms choose from: the windows, and a table of neighbors for each retriever.
+
+    tables: retriever -> chunk ids (N, stored), best first, -1 = none, of which only the rows of the
+    windows that are asked for need be filled; a name such as "db5" stands for the run's own retriever
+    in 5% of the database. `own` is the run's retriever, k its neighbors.
+    """
+
+    corpus: Corpus
+    windows: Windows
+    tables: dict[str, np.ndarray]
+    own: str
+    k: int
+    seed: int
+
+    def ids(self, name: str, which: np.ndarray) -> np.ndarray:
+        """Chunk ids of the neighbors (w, L - 1, K) that arm `name` shows in the windows `which` (w,).
+
+        An oracle's best neighbor is the chunk itself. -1 = none; "off" shows nothing at all. Raises
+        KeyError for an arm that has no table.
+        """
+        chunks = self.windows.rows[which, :-1]  # the last chunk's neighbors act on no measured token
+        shown = np.full((*chunks.shape, self.k), -1, dtype=np.int64)
+        if name == "off":
+            return shown
+        if name == "random":
+            return self._random(chunks)
+        if name == "shuffled":
+            return self._allowed(chunks, self._found(self.own, self.another_sequence(which), self.k))
+        if name == "wrong_order":
+            return self._found(self.own, _other_chunks(chunks, self._whole(chunks)), self.k)
+        kind, number = _parsed(name)
+        of_own = name in ("on", "n_only", "f_only") or kind in ("oracle_", "k")
+        shown = self._found(self.own if of_own else name, chunks, number if kind == "k" else self.k)
+        if kind == "oracle_":
+            shown[..., 1:] = shown[..., :-1].copy()
+            shown[..., 0] = np.where(self._whole(chunks), chunks, -1)
+        return shown
+
+    def neighbors(self, name: str, which: np.ndarray) -> np.ndarray:
+        """Tokens of those neighbors (w, L - 1, K, 2 C): chunk N, then its continuation F; 0 = nothing."""
+        tokens = self.corpus.chunks.with_continuation(self.ids(name, which))
+        chunk_len = self.corpus.config.chunk_len
+        if name == "n_only":
+            tokens[..., chunk_len:] = 0
+        if name == "f_only":
+            tokens[..., :chunk_len] = 0
+        kind, number = _parsed(name)
+        if kind == "oracle_" and number:
+            tokens[..., 0, :] = self._overwritten(tokens[..., 0, :], which, number)
+        return tokens
+
+    def tokens(self, which: np.ndarray) -> np.ndarray:
+        """Tokens of the windows (w, L C), 0 = padding."""
+        rows = self.windows.rows[which]
+        tokens = np.where((rows >= 0)[..., None], self.corpus.chunks.tokens[rows], 0)
+        return tokens.reshape(len(rows), -1).astype(np.int64)
+
+    def _whole(self, chunks: np.ndarray) -> np.ndarray:
+        """Which chunks have something to help with: text of their document follows them."""
+        return self.corpus.chunks.has_continuation(chunks)
+
+    def _found(self, table: str, chunks: np.ndarray, k: int) -> np.ndarray:
+        """The k neighbors (..., k) of chunks (...) in a table; none for a document's last chunk."""
+        ids = self.tables[table][chunks][..., :k]
+        return np.where(self._whole(chunks)[..., None], ids, -1).astype(np.int64)
+
+    def _allowed(self, chunks: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """The ids (w, l, K) that are not excluded for their chunks (w, l); -1 in place of the others."""
+        flat = ids.reshape(-1, ids.shape[-1])
+        out = self.corpus.excluded(chunks.reshape(-1), flat)
+        return np.where(out, -1, flat).reshape(ids.shape)
+
+    def _random(self, chunks: np.ndarray) -> np.ndarray:
+        """Random chunks of the database, none that is excluded for its chunk: (w, L - 1, K)."""
+        database = self.database
+        shown = np.full((*chunks.shape, self.k), -1, dtype=np.int64)
+        for place in zip(*np.nonzero(self._whole(chunks)), strict=True):
+            own = int(chunks[place])
+            rng = np.random.default_rng([self.seed, 1, own])
+            drawn = np.unique(rng.choice(database, self.k * RANDOM_TRIES))
+            drawn = rng.permutation(drawn)[None]
+            allowed = drawn[~self.corpus.excluded(np.array([own]), drawn)][: self.k]
+            shown[place][: len(allowed)] = allowed
+        return shown
+
+    @cached_property
+    def database(self) -> np.ndarray:
+        """Chunk ids that may be retrieved."""
+        return np.flatnonzero(~self.corpus.held_out[self.corpus.chunks.document])
+
+    @cached_property
+    def _database_tokens(self) -> np.ndarray:
+        """All tokens of the database, one behind the other, without padding."""
+        tokens = self.corpus.chunks.tokens[self.database]
+        return tokens[tokens != 0]
+
+    def another_sequence(self, which: np.ndarray) -> np.ndarray:
+        """Chunks (w, L - 1) of another window for each, of another document, at the same places.
+
+        Held-out windows of at least the same length where there are any, else training windows.
+        """
+        rows = self.windows.rows
+        length = (rows >= 0).sum(axis=1)
+        cluster = self.corpus.cluster[self.windows.document]
+        chosen = np.empty((len(which), rows.shape[1] - 1), dtype=np.int64)
+        for row, window in enumerate(which):
+            rng = np.random.default_rng([self.seed, 2, rows[window, 0]])
+            donors = np.flatnonzero((cluster != cluster[window]) & (length >= length[window]))
+            if len(donors):
+                donor = rows[rng.choice(donors)]
+            else:
+                start = rng.choice(self.database)
+                donor = np.minimum(start + np.arange(rows.shape[1]), len(self.corpus.chunks) - 1)
+            there = rows[window, :-1] >= 0
+            chosen[row] = np.where(there, donor[:-1], -1)
+        return chosen
+
+    def _overwritten(self, tokens: np.ndarray, which: np.ndarray, percent: int) -> np.ndarray:
+        """tokens (w, L - 1, 2 C) of which `percent` are replaced by tokens drawn from the database."""
+        out = tokens.copy()
+        for row, window in enumerate(which):
+            rng = np.random.default_rng([self.seed, 3, percent, self.windows.rows[window, 0]])
+            hit = (rng.random(tokens[row].shape) < percent / 100) & (tokens[row] != 0)
+            out[row][hit] = rng.choice(self._database_tokens, int(hit.sum()))
+        return out
+
+
+def _parsed(name: str) -> tuple[str, int]:
+    match = NUMBERED.fullmatch(name)
+    return (match[1], int(match[2])) if match else ("", 0)
+
+
+def _other_chunks(chunks: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """chunks (w, l) -> for each the one half a window away, round the window; -1 where there is none.
+
+    Never the next one: its neighbors were found with the very text that is to be predicted. So of
+    few chunks each gets the one before it, and the first of two gets none.
+    """
+    other = np.full(chunks.shape, -1, dtype=np.int64)
+    for row in range(len(chunks)):
+        there = np.flatnonzero(whole[row])
+        source = np.roll(there, len(there) // 2)
+        good = (source != there) & (source != there + 1)
+        other[row, there[good]] = chunks[row, source[good]]
+    return other
+
+
+def neighbors_missing(arms: Arms, which: np.ndarray) -> tuple[int, int]:
+    """(queries with fewer than k neighbors, queries) of arm "on" in the windows `which`."""
+    ids = arms.ids("on", which)
+    asked = arms.corpus.chunks.has_continuation(arms.windows.rows[which, :-1])
+    short = (ids < 0).any(axis=-1) & asked
+    return int(short.sum()), int(asked.sum())
+
+
+ARM_NAMES = {
+    "baseline": "matched baseline (lm)",
+    "baseline_before": "the baseline before",
+    "off": "retrieval off",
+    "on": "retrieval on",
+    "dense": "dense",
+    "bm25": "BM25",
+    "bm25-words": "BM25 over words",
+    "hybrid": "hybrid",
+    "n_only": "N only",
+    "f_only": "F only",
+    "random": "random chunks",
+    "shuffled": "shuffled",
+    "wrong_order": "wrong chunk order",
+    "prepend": "baseline, prepended",
+    "prepend_control": "baseline, short context",
+    "control_random": "control, random neighbors",
+    "control_real": "control, real neighbors",
+}
+
+
+def arm_name(name: str, names: Mapping[str, str] = ARM_NAMES) -> str:
+    """What people call an arm; `names` are those of `names_of` the result."""
+    if oracle := re.fullmatch(r"oracle_(\d+)", name):
+        return f"oracle, {oracle[1]}% overwritten"
+    return names.get(name, name)
+
+
+def arms_in_order(result: Mapping[str, Any]) -> list[str]:
+    """The arms as they are shown: the ones that decide first, oracles at the end."""
+    order = list(names_of(result))
+    return sorted(result["arms"], key=lambda one: (order.index(one) if one in order else 99, f"{one:>12}"))
+
+
+def names_of(result: Mapping[str, Any]) -> Mapping[str, str]:
+    """What people call the arms of a result, in the order to show them in: that of a MARGE brings its own."""
+    return result.get("names") or ARM_NAMES

@@ -1,0 +1,178 @@
+"""Whether a plain lm is a fair baseline for a run: same text, same tokens, no less training or size.
+
+A baseline that had less would make retrieval look good. What differs is said, or refused where the two
+cannot be compared token by token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retro_demo.config import TrainConfig
+from retro_demo.errors import UserError
+from retro_demo.events import read_events
+from retro_demo.knobs import knobs
+from retro_demo.models.retro_config import RetroConfig
+from retro_demo.paths import run_folder
+from retro_demo.presets import preset_settings
+from retro_demo.runs.alarms import best_of, has_risen, held_out
+from retro_demo.runs.checkpoint import BEST, RunConfig, read_run_config, step_of, weights_file, weights_with
+from retro_demo.runs.planning import READER_KNOBS
+from retro_demo.runs.provenance import weights_of
+from retro_demo.tokenizer import Tokenizer
+
+DECODER = ("dim", "depth", "ff_mult")
+
+
+@dataclass(frozen=True)
+class Match:
+    """How a baseline compares, in words; `unfit` says why it is no match, "" = it is one."""
+
+    words: str
+    unfit: str
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a baseline was before, to be measured beside it: weights of a run, and what they are in words."""
+
+    run: Path
+    weights: Path
+    words: str
+
+
+def match(run: Path, baseline: Path) -> Match:
+    """Compare a baseline with a run; raises UserError where no comparison makes sense."""
+    ours, theirs = read_run_config(run), read_run_config(baseline)
+    if theirs.retrieves:
+        raise UserError(
+            f"The baseline {baseline.name} is a {theirs.model}, which retrieves too. Name an lm "
+            "that was trained on the same corpus."
+        )
+    check_same_tokens(run, baseline)
+    steps, parameters = weights_of(run)
+    their_steps, their_parameters = weights_of(baseline)
+    seen, their_seen = tokens_seen(run), tokens_seen(baseline)
+    words = (
+        f"The run saw {_count(seen)} tokens in training ({_steps(ours, steps)}, {parameters / 1e6:.2f} M "
+        f"parameters), the baseline {_count(their_seen)} ({_steps(theirs, their_steps)}, "
+        f"{their_parameters / 1e6:.2f} M)"
+    )
+    return Match(words, _unfit(ours, theirs, seen, their_seen))
+
+
+def before(baseline: Path) -> Before | None:
+    """What a baseline began from, else its best save where it is measured with the last; None = neither.
+
+    Trained for too long it is an easy opponent, and a frozen retrofit would look good beside it.
+    """
+    config = read_run_config(baseline)
+    if config.base and (weights := weights_with(run_folder(config.base), config.base_weights)):
+        return Before(run_folder(config.base), weights, "what the baseline began from")
+    best = baseline / BEST
+    if not best.exists() or weights_file(baseline) == best:
+        return None
+    step = step_of(best)
+    if step in (0, weights_of(baseline)[0]):
+        return None
+    return Before(baseline, best, f"the best save of the baseline (step {step:,})")
+
+
+def got_worse(baseline: Path) -> str:
+    """That a baseline was better before than with the weights that it is used with, as its own training
+    measured it, in words; "" = it was not.
+
+    A best save, too, may be worse than what the baseline began from: that is no save of its own.
+    """
+    points = held_out(e for e in read_events(baseline / "events.jsonl") if e["event"] == "evaluated")
+    used = step_of(weights_file(baseline))
+    points = [point for point in points if point.step <= used]
+    best = best_of(points)
+    if best is None or not has_risen(points, ended=True):
+        return ""
+    return (
+        f"The baseline was better before, as its own training measured it: {best.nats:.3f} nats a token at "
+        f"step {best.step:,}, {points[-1].nats:.3f} at step {points[-1].step:,}. What the run gains on it "
+        "may be its loss."
+    )
+
+
+def unfit_control(run: Path, control: Path) -> str:
+    """Why a run is no control, or one that would be an easy opponent; "" where it is a fair one."""
+    ours, theirs = read_run_config(run), read_run_config(control)
+    if not theirs.retrieves or theirs.training.neighbor_source != "random":
+        return "it was not trained with random neighbors"
+    return _unfit(ours, theirs, tokens_seen(run), tokens_seen(control))
+
+
+def check_same_tokens(run: Path, other: Path) -> None:
+    """Raise UserError where two runs do not read the same tokens of a text."""
+    tokenizers = [Tokenizer.load(folder / "tokenizer.json") for folder in (run, other)]
+    if tokenizers[0].fingerprint != tokenizers[1].fingerprint:
+        raise UserError(
+            f"{other.name} speaks another tokenizer than {run.name}, so their losses are not about the same "
+            "tokens. Train it on the same corpus."
+        )
+
+
+def _unfit(ours: RunConfig, theirs: RunConfig, seen: int | None, their_seen: int | None) -> str:
+    """Why the baseline would be an easy opponent; "" where it is none."""
+    if ours.corpus_fingerprint != theirs.corpus_fingerprint:
+        return "it was trained on another corpus"
+    if theirs.training.seq_len < ours.training.seq_len:
+        return f"it was trained on {theirs.training.seq_len} tokens of context, not {ours.training.seq_len}"
+    for name in DECODER:
+        one, other = getattr(ours.network, name), getattr(theirs.network, name)
+        if other < one:
+            return f"its decoder is smaller ({name} {other}, not {one})"
+    if seen is None or their_seen is None:
+        return "it is not known how many tokens it was trained on, because a base run is gone"
+    if their_seen < seen:
+        return f"it saw only {their_seen:,} tokens in training, the run {seen:,}"
+    return ""
+
+
+def tokens_seen(run: Path) -> int | None:
+    """Tokens read in training up to the saved weights, those of the base run included; None = unknown.
+
+    Of a run that is used with its best save all of the training counts: it was chosen from all of it.
+    """
+    config = read_run_config(run)
+    own = _trained_steps(run) * config.training.batch_size * config.training.seq_len
+    if not config.base:
+        return own
+    base = run_folder(config.base)
+    before = tokens_seen(base) if (base / "config.json").exists() else None
+    return None if before is None else before + own
+
+
+def _trained_steps(run: Path) -> int:
+    saved = [weights_of(run)[0]]
+    if read_run_config(run).training.keep == "best":
+        saved += [event["step"] for event in read_events(run / "events.jsonl") if event["event"] == "saved"]
+    return max(saved)
+
+
+def _steps(config: RunConfig, steps: int) -> str:
+    return f"{steps:,} steps" + (" after those of its base" if config.base else "")
+
+
+def _count(tokens: int | None) -> str:
+    return "an unknown number of" if tokens is None else f"{tokens:,}"
+
+
+def baseline_settings(run: Path) -> dict[str, Any]:
+    """The knobs of an lm that would match a run, for `planning.make_run_config` with the run's base.
+
+    From scratch it is the same decoder trained the same way. For a retrofit it is the base trained on
+    for as many steps, at the learning rate of its preset for that: the retrofit's is for fresh weights.
+    """
+    config = read_run_config(run)
+    shape = {knob.name for knob in knobs(RetroConfig)} - READER_KNOBS
+    settings = {name: getattr(config.network, name) for name in sorted(shape)}
+    settings |= {knob.name: getattr(config.training, knob.name) for knob in knobs(TrainConfig)}
+    if config.base:
+        settings["lr"] = preset_settings("lm", config.preset, begun=True)["lr"]
+    return settings

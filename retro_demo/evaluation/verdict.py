@@ -1,0 +1,238 @@
+"""Does retrieval help? One sentence that claims no more than the controls allow.
+
+"Retrieval helps" is said only where the run with its neighbors beats a matched baseline and the
+neighbors of another sequence, each by an interval that excludes 0 (papers.md 4.1): the first says that
+it is useful, the second that the content of the neighbors is why. This module knows only figures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from retro_demo.corpus.corpus import MIN_DOCUMENTS
+from retro_demo.evaluation.arm_figures import Difference
+from retro_demo.evaluation.bootstrap import LEVEL
+from retro_demo.runs.alarms import RISE
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the verdict stands on; differences are arm "on" minus the other, None = not measured.
+
+    `match` says in words how run and baseline compare, `unfit` why the baseline is no match ("" = it
+    is one), `swapped` names a corpus that the run was not trained on. `was` says in words what the
+    baseline was before, where that was measured too: what it began from, or a save that was better.
+    """
+
+    on_baseline: Difference | None
+    on_shuffled: Difference | None
+    on_control: Difference | None  # a run trained with random neighbors, reading random ones
+    baseline_bpb: float
+    documents: int
+    tokens: int
+    held_out_tokens: int
+    database_tokens: int
+    k: int
+    share_short: float  # of the queries, those with fewer than k neighbors
+    match: str = ""
+    unfit: str = ""
+    swapped: str = ""
+    leaked: int = 0  # held-out chunks that stand in the index
+    trained_on: str = ""  # of another corpus: what the training held of it, in words
+    was: str = ""
+    baseline_on_was: Difference | None = None
+    on_was: Difference | None = None
+    got_worse: str = ""  # that the training of the baseline tells so, in words
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """helps: True, False, or None where a control is missing; the sentences; what would change them."""
+
+    helps: bool | None
+    sentence: str
+    next: tuple[str, ...]
+
+
+def verdict(evidence: Evidence) -> Verdict:
+    """The verdict with its intervals, what it was measured on, and which control is missing."""
+    helps, claim = _claim(evidence)
+    parts = (claim, _on_baseline_before(evidence), _measured_on(evidence))
+    return Verdict(helps, " ".join(filter(None, parts)), _next(evidence, helps))
+
+
+def _claim(e: Evidence) -> tuple[bool | None, str]:
+    if e.leaked:
+        return None, (
+            f"Not decided: {e.leaked:,} held-out chunks stand in the index, so retrieval can look up the "
+            "text that is measured."
+        )
+    if e.documents < MIN_DOCUMENTS:
+        return None, (
+            f"Not decided: {e.documents} held-out documents are too few for an interval; "
+            f"at least {MIN_DOCUMENTS} are needed."
+        )
+    if e.on_shuffled is None:
+        return None, "Not decided: the neighbors of another sequence (shuffled) were not measured."
+    if more(e.on_shuffled):
+        return False, (
+            "Retrieval does not help: the neighbors of another sequence do better than the right ones "
+            f"(difference {said(e.on_shuffled)}), so what the neighbors say is not used."
+        )
+    hurts = e.on_baseline is not None and not e.unfit and more(e.on_baseline)
+    if not less(e.on_shuffled) and not hurts:
+        return None, (
+            "Retrieval is not shown to help: the neighbors could not be told apart from those of another "
+            f"sequence (difference {said(e.on_shuffled)}, which holds 0), so it is not shown that what they "
+            "say is used."
+        )
+    if e.on_baseline is None:
+        return None, (
+            "Not decided: no matched baseline yet. The neighbors beat those of another sequence "
+            f"({said(e.on_shuffled)}), which shows that they are read, not that reading them is better than "
+            "a plain model."
+        )
+    if e.unfit:
+        return None, (f"Not decided: the baseline is no match, {e.unfit}. Against it {_against_baseline(e)}.")
+    if not less(e.on_baseline):
+        claim = "Retrieval does not help, it hurts" if hurts else "Retrieval is not shown to help"
+        return (
+            False if hurts else None,
+            f"{claim}: {_against_baseline(e)}. {_against_shuffled(e.on_shuffled)}",
+        )
+    if (was := _worse_than(e)) and not less(was):
+        if more(was):
+            told = f"does better (difference {said(was)})"
+            return False, f"Retrieval does not help: {_against_baseline(e)}, but {e.was} {told}."
+        told = f"the run could not be told apart from {e.was} (difference {said(was)}, which holds 0)"
+        return None, f"Retrieval is not shown to help: {_against_baseline(e)}, but {told}."
+    if e.on_control is not None and more(e.on_control):
+        return False, (
+            f"Retrieval does not help: {_against_baseline(e)}, but a run trained with random neighbors does "
+            f"better (difference {said(e.on_control)}), so it is not what they say that helps."
+        )
+    if e.on_control is not None and not less(e.on_control):
+        return None, (
+            f"Retrieval is not shown to help: {_against_baseline(e)}, but the run could not be told apart "
+            f"from one trained with random neighbors (difference {said(e.on_control)}, which holds 0), so it "
+            "is not shown that what they say helps."
+        )
+    control = ""
+    if e.on_control is not None:
+        control = f", and a run trained with random neighbors ({said(e.on_control)})"
+    return True, (
+        f"Retrieval helps: {_against_baseline(e)}. The neighbors also beat those of another sequence "
+        f"({said(e.on_shuffled)}){control}."
+    )
+
+
+def less(difference: Difference) -> bool:
+    """Whether the whole interval is below 0."""
+    return difference.bpb.high is not None and difference.bpb.high < 0
+
+
+def more(difference: Difference) -> bool:
+    """Whether the whole interval is above 0."""
+    return difference.bpb.low is not None and difference.bpb.low > 0
+
+
+def said(difference: Difference) -> str:
+    """The difference in bits per byte with its interval, in words."""
+    bpb = difference.bpb
+    return f"{bpb.value:+.4f}, {LEVEL}% interval {bpb.low:+.4f} to {bpb.high:+.4f} bits per byte"
+
+
+def _against_baseline(e: Evidence) -> str:
+    """How the run compares with the baseline, in words."""
+    assert e.on_baseline is not None
+    share = e.on_baseline.bpb.value / e.baseline_bpb
+    if less(e.on_baseline) or more(e.on_baseline):
+        words = f"the run needs {abs(share):.1%} {'fewer' if share < 0 else 'more'} bits per byte than"
+        return f"{words} the baseline ({said(e.on_baseline)})"
+    return f"the run cannot be told from the baseline (difference {said(e.on_baseline)}, which holds 0)"
+
+
+def _worse_than(e: Evidence) -> Difference | None:
+    """The run minus what the baseline was before, where the baseline has got worse since; else None."""
+    if e.baseline_on_was is None or e.documents < MIN_DOCUMENTS:
+        return None
+    return e.on_was if more(e.baseline_on_was) else None
+
+
+def _on_baseline_before(e: Evidence) -> str:
+    """That the baseline has got worse, so that what a run gains on it may be its loss; "" = it has not.
+
+    What this measurement cannot tell, for it has too few documents or too wide an interval, the record of
+    the baseline's own training may.
+    """
+    now = e.baseline_on_was
+    if (was := _worse_than(e)) is not None:
+        assert now is not None
+        return (
+            f"The baseline got worse in training: its difference to {e.was} is {said(now)}, so "
+            f"what the run gains on it may be its loss. The run's difference to the same is {said(was)}."
+        )
+    if e.got_worse and (now is None or not less(now)):
+        return e.got_worse
+    if now is None or e.documents >= MIN_DOCUMENTS or now.bpb.value <= RISE * e.baseline_bpb:
+        return ""
+    return (
+        f"The baseline measures worse than {e.was}, by {now.bpb.value:.4f} bits per byte (so few documents "
+        "give no interval), so what the run gains on it may be its loss."
+    )
+
+
+def _against_shuffled(difference: Difference) -> str:
+    """What the neighbors are worth beside those of another sequence, where that makes no gain."""
+    if less(difference):
+        beaten = f"The neighbors do beat those of another sequence ({said(difference)})"
+        return f"{beaten}, but that alone is no gain."
+    return (
+        f"The neighbors could not be told apart from those of another sequence ({said(difference)}, which "
+        "holds 0)."
+    )
+
+
+def _measured_on(e: Evidence) -> str:
+    part = "all" if e.tokens >= e.held_out_tokens else f"{e.tokens / e.held_out_tokens:.0%}"
+    words = (
+        f"Measured on {e.documents:,} held-out documents ({e.tokens:,} tokens, {part} of them), with "
+        f"k = {e.k} neighbors from a database of {e.database_tokens:,} tokens; {e.share_short:.1%} of the "
+        f"queries found fewer than {e.k}. One seed."
+    )
+    if e.match and e.on_baseline is not None:
+        words += f" {e.match}."
+    if e.swapped:
+        words += f" Hot swap: the run was trained on another corpus than {e.swapped}."
+    if e.trained_on:
+        words += f" {e.trained_on}"
+    return words
+
+
+def _next(e: Evidence, helps: bool | None) -> tuple[str, ...]:
+    """What would change the verdict, the missing controls first."""
+    steps = []
+    if e.leaked:
+        steps.append("A clean index: build the corpus anew.")
+    if e.on_baseline is None:
+        steps.append(
+            "A matched baseline: train the same decoder as an lm, on the same corpus for as many steps."
+        )
+    elif e.unfit:
+        steps.append(f"A baseline that matches: this one does not, {e.unfit}.")
+    if _on_baseline_before(e):
+        steps.append("A baseline at its best: train it with --keep best, or for fewer steps.")
+    if e.documents < MIN_DOCUMENTS:
+        steps.append(f"More held-out documents: at least {MIN_DOCUMENTS}.")
+    if e.on_control is None:
+        steps.append(
+            "A stricter control: a run trained with random neighbors has the same network and work, but "
+            "nothing to read."
+        )
+    if e.tokens < e.held_out_tokens:
+        steps.append("More held-out tokens: the intervals become narrower.")
+    if helps is not False:
+        steps.append("Other seeds: one training may be lucky; three would tell.")
+    if helps is False or (e.on_shuffled is not None and not less(e.on_shuffled)):
+        steps.append("A run that has learned to read: the oracle arm shows whether it can copy at all.")
+    return tuple(steps)

@@ -1,0 +1,1 @@
+"""MARGE's own retrieval: passages, which of them are evidence for which, and re-indexing."""

@@ -1,0 +1,1 @@
+"""HTML and figures made from plain values, without gradio."""

@@ -1,0 +1,74 @@
+"""What a neighbor list is, and what every retriever can do.
+
+Owns the order of neighbors (score, then id) and their comparison. It knows nothing of vectors,
+words or FAISS; retrieval/index.py and retrieval/lexical.py find neighbors.
+
+Shapes: Q queries, K neighbors, C chunk length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+SCORE_STEP = 1e-6  # float32 sums differ by less from one batch size to another: seldom across a border of it
+NO_KEY = np.iinfo(np.int64).min
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """The nearest chunks of Q queries, best first; equal scores stand in the order of the ids.
+
+    ids int64 (Q, K), -1 = none; scores float32 (Q, K), -inf = none. A dense score is the cosine, a
+    lexical one the BM25 score, rounded to 1e-6, so that float noise decides no tie.
+    """
+
+    ids: np.ndarray
+    scores: np.ndarray
+
+
+class Retriever(Protocol):
+    """Finds the chunks of one corpus that are nearest to a chunk of tokens."""
+
+    def search(self, tokens: np.ndarray, k: int, *, own: np.ndarray | None = None) -> Neighbors:
+        """tokens (Q, C) int, 0 = padding -> the k nearest of each.
+
+        own (Q,) are the queries' chunk ids where they come from this same corpus: what that
+        excludes is never given back. None: the queries come from outside, nothing is excluded.
+        """
+        ...
+
+
+def rank(ids: np.ndarray, scores: np.ndarray, k: int) -> Neighbors:
+    """The k best of each row of candidates (Q, K'); ids < 0 are no candidates."""
+    rounded = np.rint(np.where(ids < 0, 0, scores).astype(np.float64) / SCORE_STEP) * SCORE_STEP
+    # One integer orders by score, then by smaller id: 32 bits each.
+    keys = (_ordered(rounded.astype(np.float32) + 0).astype(np.int64) << 32) | (0xFFFFFFFF - ids)
+    keys = np.where(ids < 0, NO_KEY, keys)
+    if k < keys.shape[1]:
+        keys = np.partition(keys, keys.shape[1] - k, axis=1)[:, -k:]
+    keys = np.sort(keys, axis=1)[:, ::-1]
+    keys = np.pad(keys, ((0, 0), (0, k - keys.shape[1])), constant_values=NO_KEY)
+    none = keys == NO_KEY
+    found = np.where(none, -1, 0xFFFFFFFF - (keys & 0xFFFFFFFF))
+    best = _ordered((keys >> 32).astype(np.int32)).view(np.float32)
+    return Neighbors(found, np.where(none, np.float32(-np.inf), best))
+
+
+def _ordered(values: np.ndarray) -> np.ndarray:
+    """float32, or its bits -> int32 that sort as the floats do; the same step leads back."""
+    bits = np.ascontiguousarray(values).view(np.int32)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+def joined(parts: Sequence[Neighbors], k: int) -> Neighbors:
+    """The neighbors of several blocks of queries, one below the other; (0, K) where there are none."""
+    if not parts:
+        return Neighbors(np.zeros((0, k), np.int64), np.zeros((0, k), np.float32))
+    return Neighbors(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.scores for part in parts]),
+    )

@@ -1,0 +1,328 @@
+"""Run folders: what a run is, its weights and the state from which it goes on.
+
+    config.json           RunConfig: model, network, training, corpus and its fingerprint, versions
+    model.safetensors     the weights of the last save
+    best.safetensors      those of the save with the best held-out loss, which is among its notes: `keep` says
+                          which of both is used
+    state.safetensors     weights, optimizer and generators of the last save, for going on
+    events.jsonl          all that happened
+    tokenizer.json        the tokenizer of the corpus
+    imported.json         where the run came from elsewhere (sharing/importing.py)
+
+Each file is written beside itself and renamed. `state.safetensors` alone is the truth on going on,
+so a kill between two files cannot mix two saves. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from retro_demo.config import TrainConfig, from_json
+from retro_demo.errors import UserError
+from retro_demo.knobs import seen
+from retro_demo.models.linear import lay_out_for_writing
+from retro_demo.models.marge import MARGE
+from retro_demo.models.marge_config import EvidenceConfig, MargeConfig
+from retro_demo.models.network_size import shapes_of
+from retro_demo.models.retro import RETRO
+from retro_demo.models.retro_config import RetroConfig
+from retro_demo.output_folder import CONFIG, make_output
+from retro_demo.tensor_files import ANEW, Head, check_shapes, finite_tensors, read_head, save_tensors
+from retro_demo.whole_files import file_hash, write_atomically
+
+FORMAT = 1
+LAST, BEST, STATE = "model.safetensors", "best.safetensors", "state.safetensors"
+IMPORTED = "imported.json"
+MOST_THREADS = 4096
+MOST_CHARS = 4096  # of a text in config.json
+MOST_STEPS = 1_000_000_000
+FLOATS = ("F32", "F16", "BF16")  # what weights are kept in
+DEVICES = ("cpu", "cuda", "mps")
+MODELS = ("lm", "retro", "retrofit", "marge")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All that decides what a run becomes, as config.json keeps it."""
+
+    model: str
+    preset: str
+    corpus: str  # folder, or "sample:NAME"
+    corpus_fingerprint: str
+    network: RetroConfig
+    training: TrainConfig
+    threads: int
+    device: str
+    versions: dict[str, str]
+    base: str = ""  # folder of the run whose weights this one began with, or "sample:NAME"
+    base_weights: str = ""  # hash of those weights
+    lesson_steps: int = 0  # steps over which reading lessons fade out: more steps do not bring them back
+    format: int = FORMAT
+
+    @property
+    def retrieves(self) -> bool:
+        """Whether the network reads neighbors at all."""
+        return bool(self.network.cca_layers)
+
+
+@dataclass(frozen=True)
+class MargeRun:
+    """The same for a run of MARGE, whose evidence is its own business."""
+
+    model: str
+    preset: str
+    corpus: str  # folder, or "sample:NAME"
+    corpus_fingerprint: str
+    network: MargeConfig
+    evidence: EvidenceConfig
+    training: TrainConfig
+    threads: int
+    device: str
+    versions: dict[str, str]
+    lesson_steps: int = 0  # as above
+    format: int = FORMAT
+
+    @property
+    def retrieves(self) -> bool:
+        """MARGE does nothing else."""
+        return True
+
+
+AnyRun = RunConfig | MargeRun
+
+
+def versions() -> dict[str, str]:
+    """What bit-identity on resume depends on, beside the thread count."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+    }
+
+
+def write_run_config(folder: Path, config: AnyRun) -> None:
+    make_output(folder)
+    write_atomically(folder / CONFIG, config_bytes(config))
+
+
+def config_bytes(config: AnyRun) -> bytes:
+    """What `write_run_config` writes."""
+    return (json.dumps(asdict(config), indent=2) + "\n").encode()
+
+
+def read_run_config(folder: Path) -> RunConfig:
+    """The config of a run of the RETRO family; raises UserError where there is none or it is MARGE's."""
+    config = read_any_config(folder)
+    if isinstance(config, MargeRun):
+        raise UserError(
+            f"The run {folder.name} is a MARGE, which has no neighbors of chunks. Choose a RETRO."
+        )
+    return config
+
+
+def read_marge_config(folder: Path) -> MargeRun:
+    """The config of a MARGE run; raises UserError where there is none or it is another model's."""
+    config = read_any_config(folder)
+    if isinstance(config, RunConfig):
+        raise UserError(f"The run {folder.name} is a {config.model}. Choose a MARGE, which has evidence.")
+    return config
+
+
+def read_any_config(folder: Path) -> AnyRun:
+    """The config of a run; raises UserError where there is none or it is not one of ours."""
+    path = folder / "config.json"
+    if not os.path.isfile(path):  # a name that is too long is none
+        raise UserError(
+            f"There is no run at {folder}. Train one with: train retro --corpus DIR --out {folder}"
+        )
+    try:
+        values = json.loads(path.read_text("utf-8"))
+        if values["format"] != FORMAT:
+            raise UserError(f"{path} has format {values['format']}; this version reads {FORMAT}.")
+        values["training"] = from_json(TrainConfig, values["training"])
+        if values["model"] == "marge":
+            values["network"] = from_json(MargeConfig, values["network"])
+            values["evidence"] = from_json(EvidenceConfig, values["evidence"])
+            config = MargeRun(**values)
+        else:
+            values["network"] = from_json(RetroConfig, values["network"])
+            config = RunConfig(**values)
+        _check_kinds(config)
+        return config
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is not the config of a run ({error}). Was it edited? Train the run anew."
+        ) from error
+
+
+def _check_kinds(config: AnyRun) -> None:
+    """Raise ValueError for what no knob guards: a name that is none, a number that is a text."""
+    kinds = {"str": str, "int": int}
+    for one in fields(config):
+        value = getattr(config, one.name)
+        if one.type in kinds and type(value) is not kinds[str(one.type)]:
+            raise ValueError(f"{one.name} is {seen(value)}")
+        if isinstance(value, str) and len(value) > MOST_CHARS:
+            raise ValueError(f"{one.name} has {len(value):,} characters")
+    if config.model not in MODELS:
+        raise ValueError(f"the model is {seen(config.model)}")
+    if config.device.split(":")[0] not in DEVICES:
+        raise ValueError(f"the device is {seen(config.device)}")
+    if not 1 <= config.threads <= MOST_THREADS or not 0 <= config.lesson_steps <= MOST_STEPS:
+        raise ValueError(f"threads {config.threads}, lesson_steps {config.lesson_steps}")
+    told = [text for pair in config.versions.items() for text in pair]
+    if len(told) > 40 or not all(isinstance(text, str) and len(text) <= 100 for text in told):
+        raise ValueError(f"versions is {seen(config.versions)}")
+
+
+def differences(old: AnyRun, new: AnyRun) -> list[str]:
+    """What a second call asks otherwise, as "steps 300 -> 400"; place of work and versions aside."""
+    if old.model != new.model:
+        return [f"model {old.model} -> {new.model}"]
+    before, after = _flat(asdict(old)), _flat(asdict(new))
+    aside = {"threads", "device", "corpus", "preset", "lesson_steps", "sharded", "keep"}
+    return [
+        f"{name} {before[name]} -> {after[name]}"
+        for name in before
+        if name not in aside and before[name] != after[name]
+    ]
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    inner = {
+        name: item
+        for part in ("network", "evidence", "training")
+        for name, item in values.get(part, {}).items()
+    }
+    return {name: value for name, value in values.items() if not isinstance(value, dict)} | inner
+
+
+def save_weights(folder: Path, model: nn.Module, step: int, dtype: torch.dtype | None = None) -> None:
+    """Write model.safetensors; a `dtype` of float16 halves it, for shipping."""
+    tensors = {name: tensor.to(dtype or tensor.dtype) for name, tensor in model.state_dict().items()}
+    save_tensors(folder / LAST, tensors, {"step": str(step)})
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a run has a save that it can be used with."""
+    return (folder / LAST).exists()
+
+
+def step_of(path: Path) -> int:
+    """The step of a file of weights, 0 where there is none or it is damaged: it is replaced then."""
+    return told_by(path)[0]
+
+
+def told_by(path: Path) -> tuple[int, float | None]:
+    """The step of a file of weights and, of one that was the best, its held-out loss (nats a token).
+
+    (0, None) where there is none or it is damaged. Of a best save of before there is no loss, either.
+    """
+    try:
+        head = read_head(path) if path.exists() else None
+        return (head.step, head.held_out) if head else (0, None)
+    except UserError:
+        return 0, None
+
+
+def weights_file(folder: Path) -> Path:
+    """The weights that a run is used with: those of its last save, or of its best one (`keep`).
+
+    A run whose best save was never kept (by a release before there was one, or because no text is held
+    out) is used with the last. Raises UserError where there is no run.
+    """
+    best = folder / BEST
+    return best if read_any_config(folder).training.keep == "best" and best.exists() else folder / LAST
+
+
+def weights_with(folder: Path, digest: str) -> Path | None:
+    """The weights of a run, last or best, that have this hash; None where neither has."""
+    files = [folder / name for name in (LAST, BEST)]
+    return next((path for path in files if path.exists() and file_hash(path) == digest), None)
+
+
+def begin_from(model: RETRO, base: Path, expected: str) -> None:
+    """Copy the weights of the run `base` into a fresh model, whose other weights stay as they are.
+
+    With `copying_start` the encoder begins as the base's first layers: what it makes of a neighbor is
+    then like what the decoder makes of the text. Raises UserError where the base is gone, or is not
+    the one that was meant (by its hash).
+    """
+    path = weights_with(base, expected)
+    if path is None:
+        raise UserError(
+            f"The weights of the base run at {base} have changed or are gone since this run was set up. "
+            "Put them back, or set up a new run."
+        )
+    tensors = _weights(path, read_run_config(base).network)
+    missing, strange = model.load_state_dict(tensors, strict=False)
+    if strange or any(not is_of_reader(name) for name in missing):
+        raise UserError(f"The weights in {path} do not fit the network that they should begin.")
+    config = model.config
+    if config.cca_layers and config.copying_start and config.enc_dim == config.dim:
+        model.begin_encoder_as_decoder()
+
+
+def is_of_reader(name: str) -> bool:
+    """Whether a weight belongs to encoder or chunked cross-attention, not to the plain decoder."""
+    return name.startswith("encoder.") or "retrieve." in name
+
+
+def freeze_decoder(model: RETRO) -> None:
+    """Leave encoder and cross-attention alone to be trained: without neighbors nothing ever changes."""
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(is_of_reader(name))
+
+
+def load_model(folder: Path, device: str = "cpu", weights: Path | None = None) -> RETRO:
+    """The model of a run in float32 and eval mode; raises UserError where it has no weights that fit.
+
+    `weights`: another file of them than the one that the run is used with.
+    """
+    network = read_run_config(folder).network
+    tensors = _weights(weights or weights_file(folder), network)
+    return _filled(RETRO(network), tensors).to(device)
+
+
+def load_marge(folder: Path, device: str = "cpu") -> MARGE:
+    """The same for a run of MARGE."""
+    network = read_marge_config(folder).network
+    tensors = _weights(weights_file(folder), network)
+    return _filled(MARGE(network), tensors).to(device)
+
+
+def _weights(path: Path, network: RetroConfig | MargeConfig) -> dict[str, Tensor]:
+    """The saved weights in float32; raises UserError where there are none that fit the network."""
+    if not path.exists():
+        raise UserError(f"The run at {path.parent} has no weights yet. Let it train until its first save.")
+    check_weights(path, network)
+    return {name: tensor.float() for name, tensor in finite_tensors(path)}
+
+
+def check_weights(path: Path, network: RetroConfig | MargeConfig) -> Head:
+    """The head of a file of weights; raises UserError where they are not those of the network, no more and
+    no less. So neither takes memory where the two do not fit."""
+    head = read_head(path)
+    check_shapes(path, head.shapes, shapes_of(network))
+    for name, (kind, _) in head.tensors.items():
+        if kind not in FLOATS:
+            raise UserError(f"{path} keeps {seen(name)} as {kind}; it must be {' or '.join(FLOATS)}. {ANEW}")
+    return head
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def _filled(model: Network, tensors: Mapping[str, Tensor]) -> Network:
+    model.load_state_dict(tensors)
+    lay_out_for_writing(model)
+    return model.eval()

@@ -1,0 +1,109 @@
+"""Runs and the databases they read, brought into memory, ready to write text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from retro_demo.corpus.corpus import Corpus, load_corpus
+from retro_demo.corpus.editions import load_edition
+from retro_demo.corpus.samples import corpus_folder
+from retro_demo.corpus.search import Database
+from retro_demo.corpus.stored import load_retriever
+from retro_demo.corpus.unknown_text import nothing_found
+from retro_demo.devices import choose_device
+from retro_demo.errors import UserError
+from retro_demo.events import Retrieved
+from retro_demo.models.retro import RETRO
+from retro_demo.paths import data_home
+from retro_demo.retrieval.lexical import (
+    LexicalRetriever,
+)
+from retro_demo.runs.checkpoint import AnyRun, RunConfig, load_model, read_run_config
+from retro_demo.tokenizer import Tokenizer
+
+
+def load_own_corpus(config: AnyRun) -> Corpus:
+    """The corpus of a run of any model; raises UserError where it changed since."""
+    corpus = load_corpus(corpus_folder(data_home()[0], config.corpus))
+    if corpus.fingerprint != config.corpus_fingerprint:
+        raise UserError(
+            f"The corpus {corpus.name} has changed since this run was trained (it was "
+            f"{config.corpus_fingerprint}, it is {corpus.fingerprint}). Put the old one back, "
+            "or train a new run on this one."
+        )
+    return corpus
+
+
+def load_database(config: RunConfig, retriever: str = "") -> Database:
+    """The corpus of a run with its retriever, or another one; raises UserError where it changed since."""
+    corpus = load_own_corpus(config)
+    return Database(corpus, load_retriever(corpus, retriever or config.training.retriever))
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run in memory, ready to write.
+
+    `retriever` is the name of the one it reads through, "" for an lm; `swapped` the name of the
+    corpus that was put in place of the one it was trained on, "" where that one is there; `place` the
+    folder of the corpus that was named when it was loaded, None = none was.
+    """
+
+    folder: Path
+    config: RunConfig
+    model: RETRO
+    tokenizer: Tokenizer
+    database: Database | None
+    retriever: str
+    swapped: str = ""
+    place: Path | None = None
+
+    @cached_property
+    def bm25(self) -> LexicalRetriever:
+        """BM25 over the token ids of its corpus: its own retriever, or a second opinion, loaded once."""
+        assert self.database is not None
+        retriever = self.database.retriever
+        found = retriever if self.retriever == "bm25" else load_retriever(self.database.corpus, "bm25")
+        assert isinstance(found, LexicalRetriever)
+        return found
+
+
+def load_run(
+    folder: Path, device: str = "auto", corpus: Path | None = None, retriever: str = ""
+) -> LoadedRun:
+    """Read a run and, where it retrieves, its corpus, with the retriever of its training or another.
+
+    Another `corpus` than the one it was trained on is a hot swap: the same weights read another
+    database. Where this run has another tokenizer its edition must be made before (corpus/editions.py).
+    Raises UserError where it is not, and for an lm with either of them, as it could make no difference.
+    """
+    config = read_run_config(folder)
+    if not config.retrieves:
+        if corpus is not None or retriever:
+            raise UserError(
+                f"{folder.name} is a plain language model (lm): it reads no neighbors, so neither another "
+                "corpus nor a retriever changes what it writes. Choose a run that retrieves."
+            )
+        database, name, swapped = None, "", ""
+    else:
+        name, swapped = retriever or config.training.retriever, ""
+        if corpus is None:
+            database = load_database(config, name)
+        else:
+            other = load_corpus(corpus)
+            swapped = other.name if other.fingerprint != config.corpus_fingerprint else ""
+            there = load_edition(other, folder, config.network.chunk_len)
+            database = Database(there, load_retriever(there, name))
+    model = load_model(folder, choose_device(device))
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    return LoadedRun(folder, config, model, tokenizer, database, name, swapped, corpus)
+
+
+def why_none_found(run: LoadedRun, retrieved: Sequence[Retrieved]) -> str:
+    """Why a run that looked up neighbors found none at all, "" where it found one or looked up none."""
+    if run.database is None or not retrieved or any(event.neighbors for event in retrieved):
+        return ""
+    return nothing_found(run.retriever, run.database.corpus.manifest["statistics"])

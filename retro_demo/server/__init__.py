@@ -1,0 +1,1 @@
+"""What a server for many visitors needs: workspaces, limits, the scheduler, the model cache, cleanup."""

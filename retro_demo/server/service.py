@@ -1,0 +1,305 @@
+"""What a visitor can ask for, one function each; the page and the HTTP endpoints both call these.
+
+They name corpora and runs by their ids in a workspace, start processes and look at folders.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from retro_demo.config import CorpusConfig
+from retro_demo.corpus.building import prepare_corpus
+from retro_demo.corpus.changing import SOURCES, is_pending
+from retro_demo.corpus.corpus import MANIFEST, is_built
+from retro_demo.corpus.cutting import SHIPPED_TOKENIZERS
+from retro_demo.corpus.samples import SAMPLES, corpus_folder, prepare_sample
+from retro_demo.errors import UserError
+from retro_demo.jobs import jobs
+from retro_demo.paths import SAMPLE
+from retro_demo.runs import planning
+from retro_demo.runs.checkpoint import RunConfig, has_weights, read_any_config
+from retro_demo.runs.marge_planning import plan_run
+from retro_demo.runs.planning import extend_run, prepare_run
+from retro_demo.runs.run_state import saved_step
+from retro_demo.server import swaps
+from retro_demo.server.dispatch import begin
+from retro_demo.server.limits import limits_of
+from retro_demo.server.quotas import check_run, check_space, check_steps, checked_text
+from retro_demo.server.received import keep_files
+from retro_demo.server.workspace import Workspace
+from retro_demo.whole_files import file_hash
+
+VISITOR_CHOICES = {"embedder": ("static", "minilm"), "tokenizer": ("train", *SHIPPED_TOKENIZERS)}
+LOOK_SECONDS = 0.3
+NO_BASE = (
+    "A retrofit begins with a finished lm of the same corpus, and there is none yet. Choose lm as model and "
+    "train one first, or choose retro."
+)
+
+
+def start_build(
+    workspace: Workspace, files: Sequence[tuple[str, Path]], name: str, config: CorpusConfig
+) -> str:
+    """Copy the files (name, where it lies) into a new corpus folder and start building; its id."""
+    if not files:
+        raise UserError("There is nothing to build from. Choose one or more files first.")
+    _check_harmless(config)
+    config = replace(config, max_megabytes=checked_text(workspace.home, config.max_megabytes))
+    folder = workspace.new_folder("corpora", name or Path(files[0][0]).stem)
+    try:
+        copies = keep_files(workspace, files, folder / SOURCES)
+        prepare_corpus(folder, copies, config, placed=(SOURCES,))
+        begin(workspace, folder, "build-corpus")
+    except BaseException:
+        shutil.rmtree(folder)  # nothing was begun
+        raise
+    return folder.name
+
+
+def _check_harmless(config: CorpusConfig) -> None:
+    """Refuse what a visitor could use to look at the server's folders, or to make it load models."""
+    for name, allowed in VISITOR_CHOICES.items():
+        value: str = getattr(config, name)
+        if value not in allowed:
+            raise UserError(
+                f"The {name} is {value[:80]!r}; on the page choose one of {', '.join(allowed)}. "
+                "The command line takes the others."
+            )
+    most = CorpusConfig().max_megabytes
+    if config.max_megabytes > most:
+        raise UserError(f"The largest text is {config.max_megabytes} MB; here it is at most {most} MB.")
+
+
+def start_sample(home: Path) -> None:
+    """Start building each shipped corpus that is wanted at the start and that nobody builds yet."""
+    for name, sample in SAMPLES.items():
+        if sample.at_start:
+            _start_building(prepare_sample(home, name))
+
+
+def _start_building(folder: Path) -> None:
+    with jobs.asking(folder):  # of two first visitors only one starts it
+        if not is_built(folder) and not jobs.is_running(folder):
+            jobs.start(folder, "build-corpus")
+
+
+def resume_build(workspace: Workspace, corpus: str) -> None:
+    """Go on with a build that was stopped, killed or failed."""
+    folder = workspace.corpus(corpus)
+    if corpus.startswith(SAMPLE):
+        prepare_sample(workspace.home, corpus.removeprefix(SAMPLE))
+    if is_built(folder) and not is_pending(folder):
+        raise UserError(f"{corpus_title(corpus)} is built already. There is nothing to resume.")
+    check_space(workspace)
+    with jobs.asking(folder):
+        if any(map(jobs.is_at_work, folder.glob("editions/*"))):  # a change would remove it
+            raise UserError(
+                f"{corpus_title(corpus)} is being made ready for a run with another tokenizer. Wait for the "
+                "end of that."
+            )
+        begin(workspace, folder, "build-corpus")
+
+
+def start_run(
+    workspace: Workspace,
+    corpus: str,
+    model: str,
+    preset: str,
+    settings: Mapping[str, Any],
+    name: str = "",
+    base: str = "",
+) -> str:
+    """Make a run in the workspace and start its training; returns its id at once.
+
+    `base` is the id of the run whose weights it begins with, "" for none.
+    """
+    check_space(workspace)
+    check_steps(limits_of(workspace.home), settings.get("steps", 0))
+    place = built_corpus(workspace, corpus)
+    if jobs.is_at_work(place):
+        raise UserError(
+            f"{corpus_title(corpus)} is being changed, and a run of before could not go on. Wait."
+        )
+    if model == "retrofit" and not base:
+        known = ", ".join(bases(workspace, corpus))
+        raise UserError(
+            f"A retrofit begins with a finished lm. Choose its base: {known}." if known else NO_BASE
+        )
+    wanted = plan_run(
+        model,
+        corpus if corpus.startswith(SAMPLE) else str(place),
+        preset=preset,
+        settings=settings,
+        base=base if not base or base.startswith(SAMPLE) else str(workspace.run(base)),
+    )
+    folder = workspace.new_folder("runs", name or f"{corpus.removeprefix(SAMPLE)}-{model}-{preset}")
+    try:
+        prepare_run(folder, wanted)
+        begin(workspace, folder, "train")
+    except BaseException:
+        shutil.rmtree(folder)  # nothing was begun
+        raise
+    return folder.name
+
+
+def bases(workspace: Workspace, corpus: str) -> list[str]:
+    """Ids of the runs that a run on this corpus can begin with: each `lm` of its tokenizer with weights."""
+    tokenizer = workspace.corpus(corpus) / "tokenizer.json"
+    if not tokenizer.exists():
+        return []
+    folders = {run: workspace.run(run) for run in workspace.runs()}
+    return [
+        run
+        for run, folder in folders.items()
+        if has_weights(folder)
+        and not read_any_config(folder).retrieves
+        and file_hash(folder / "tokenizer.json") == file_hash(tokenizer)
+    ]
+
+
+def base_choices(workspace: Workspace, corpus: str | None, model: str) -> list[tuple[str, str]]:
+    """What a run of this model may begin with, as (label, id); a retrofit needs one, MARGE has none."""
+    known = bases(workspace, corpus) if corpus and model != "marge" else []
+    scratch = [] if model == "retrofit" else [("none: begin from scratch", "")]
+    return scratch + [(run.removeprefix(SAMPLE), run) for run in known]
+
+
+def built_corpus(workspace: Workspace, corpus: str) -> Path:
+    """The folder of a corpus that can be used; raises UserError where it is not built yet."""
+    folder = workspace.corpus(corpus)
+    if not is_built(folder):
+        raise UserError(
+            f"{corpus_title(corpus)} is not built yet. Wait for its build on the Corpus tab, or resume it."
+        )
+    return folder
+
+
+def own_run(workspace: Workspace, run: str) -> Path:
+    """The folder of a run that the visitor may work on; shipped ones are for reading."""
+    folder = workspace.run(run)
+    if run.startswith(SAMPLE):
+        raise UserError(f"{folder.name} ships with the app and stays as it is. Train a run of your own.")
+    return folder
+
+
+def resume_run(workspace: Workspace, run: str) -> None:
+    """Go on with a run from its last save."""
+    folder = own_run(workspace, run)
+    if saved_step(folder) >= read_any_config(folder).training.steps:
+        raise UserError(f"{run} is finished. To go on, train it longer.")
+    check_space(workspace)
+    _check_unchanging(workspace, run)
+    begin(workspace, folder, "train")
+
+
+def _check_unchanging(workspace: Workspace, run: str) -> None:
+    """Raise UserError while the corpus of a run is being changed, or waits to be."""
+    title, folder = corpus_of_run(workspace, run)
+    if is_built(folder) and jobs.is_at_work(folder):
+        raise UserError(f"{title} is being changed, and {run} reads it. Wait for the end of that.")
+
+
+def lengthen_run(workspace: Workspace, run: str, steps: int) -> None:
+    """Give a run more steps and start it again."""
+    folder = own_run(workspace, run)
+    if jobs.is_at_work(folder):
+        raise UserError(f"{run} is running or waits to. Stop it first, or wait for its end.")
+    check_space(workspace)
+    _check_unchanging(workspace, run)
+    config = read_any_config(folder)
+    check_run(limits_of(workspace.home), config.network, steps)
+    if steps != config.training.steps or saved_step(folder) >= steps:  # else a longer run never began
+        extend_run(folder, steps)
+    begin(workspace, folder, "train")
+
+
+def keep_weights(workspace: Workspace, run: str, keep: str) -> None:
+    """Choose which weights a run is used with: those of its last save, or of its best one."""
+    planning.keep_weights(own_run(workspace, run), keep)
+
+
+def stop_run(workspace: Workspace, run: str) -> bool:
+    """Ask a run to save and leave, or to leave the queue; False where it does neither."""
+    return jobs.stop(own_run(workspace, run))
+
+
+def follow(folder: Path) -> Iterator[jobs.JobStatus]:
+    """Look at a job until it ends, several times a second."""
+    while True:
+        status = jobs.status(folder)
+        yield status
+        if not status.under_way:
+            return
+        time.sleep(LOOK_SECONDS)
+
+
+def readable_runs(workspace: Workspace) -> list[str]:
+    """Ids of the runs of the RETRO family that have weights: those that write and explain on the page."""
+    return [
+        run
+        for run in workspace.runs()
+        if has_weights(workspace.run(run)) and isinstance(read_any_config(workspace.run(run)), RunConfig)
+    ]
+
+
+def wait_for_corpus(workspace: Workspace, run: str, corpus: str = "") -> Iterator[jobs.JobStatus]:
+    """Follow the build of the corpus that a run reads, while it goes on; nothing where it is done.
+
+    `corpus`: another one that it is to read, which is made ready for its tokenizer. Raises UserError where
+    that comes to no good end.
+    """
+    config = read_any_config(workspace.run(run))
+    folder = corpus_folder(workspace.home, config.corpus)
+    if config.model != "lm" and config.corpus.startswith(SAMPLE) and not is_built(folder):
+        _start_building(prepare_sample(workspace.home, config.corpus.removeprefix(SAMPLE)))
+        yield from follow(folder)
+    if corpus and (making := _begin_edition(workspace, run, corpus)):
+        yield from follow(making)
+        swaps.check_made(making, corpus_title(corpus))
+
+
+def _begin_edition(workspace: Workspace, run: str, corpus: str) -> Path | None:
+    place = built_corpus(workspace, corpus)
+    return swaps.begin_edition(workspace, workspace.run(run), place, corpus_title(corpus))
+
+
+def check_ready(workspace: Workspace, run: str, corpus: str = "") -> None:
+    """Raise UserError while what a run is to read is being made; nobody waits where others write."""
+    if next(wait_for_corpus(workspace, run), None):
+        title = corpus_of_run(workspace, run)[0]
+        raise UserError(
+            f"{title}, which {run.removeprefix(SAMPLE)} reads, is being built first. Ask again in a minute."
+        )
+    if corpus and _begin_edition(workspace, run, corpus):
+        raise UserError(
+            f"{corpus_title(corpus)} is being made ready for {run.removeprefix(SAMPLE)} first, which has "
+            "another tokenizer or length of chunks. Ask again in a minute."
+        )
+
+
+def statistics(folder: Path) -> dict[str, Any] | None:
+    """The figures of a built corpus with its warnings, None before it is built."""
+    if not is_built(folder):
+        return None
+    manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+    kept = {"warnings": manifest["warnings"], "chunk_len": manifest["config"]["chunk_len"]}
+    return manifest["statistics"] | kept | {"held_out": manifest["held_out"]}
+
+
+def corpus_title(corpus: str) -> str:
+    """What people call a corpus id."""
+    name = corpus.removeprefix(SAMPLE)
+    return SAMPLES[name].title if corpus.startswith(SAMPLE) and name in SAMPLES else corpus
+
+
+def corpus_of_run(workspace: Workspace, run: str) -> tuple[str, Path]:
+    """Title and folder of the corpus that a run was trained on."""
+    corpus = read_any_config(workspace.run(run)).corpus
+    folder = corpus_folder(workspace.home, corpus)
+    return (corpus_title(corpus) if corpus.startswith(SAMPLE) else folder.name), folder

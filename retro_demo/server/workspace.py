@@ -1,0 +1,176 @@
+"""Where things lie: the data folder, what ships with the code, and one visitor's own folders.
+
+DATA/samples/NAME-HASH          built sample corpora, shared and read-only for visitors
+DATA/derived/FINGERPRINT        what is made from a corpus that cannot be written
+DATA/links/TAG                  another way to a workspace, which does not tell its code
+DATA/workspaces/CODE/corpora    a visitor's corpora, runs and kept traces
+                    /runs           with their evaluations
+                    /evaluations    those of the shipped runs
+                    /traces
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import time
+import unicodedata
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from retro_demo.corpus.samples import SAMPLES, sample_folder
+from retro_demo.errors import UserError
+from retro_demo.jobs.jobs import is_at_work
+from retro_demo.paths import CHECKPOINTS, CODE, SAMPLE
+from retro_demo.runs.checkpoint import MargeRun, read_any_config
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,60}")
+
+
+def new_code() -> str:
+    """A code for a new visitor that nobody can guess."""
+    return secrets.token_urlsafe(18)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """One visitor's folders. Ids are names of folders here, or "sample:NAME" for what ships."""
+
+    home: Path
+    folder: Path
+
+    @staticmethod
+    def open(home: Path, code: str) -> Workspace:
+        """The workspace of a code; raises UserError for what is no code.
+
+        Nothing is made, for anybody can make up codes: a request that writes calls `make`.
+        """
+        if not isinstance(code, str) or not CODE.fullmatch(code):
+            raise UserError(
+                "A workspace code has 16 to 64 letters, digits, - or _. Reload the page to get one."
+            )
+        folder = home / "workspaces" / code
+        with suppress(FileNotFoundError):  # nothing was written under this code yet
+            if abs(time.time() - folder.stat().st_mtime) > 3600:  # the clock may have been set back
+                os.utime(folder)  # the last visit: see server/janitor.py
+        return Workspace(home, folder)
+
+    def make(self) -> Workspace:
+        """Make its folder, where there is none, for a request that begins to write; gives it back.
+
+        What takes long calls this at its begin, once it is known that it can be done, and `check_there` at
+        its end: what is missing then was deleted meanwhile. The folders inside are made by what fills them.
+        """
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return self
+
+    def check_there(self) -> None:
+        """Raise UserError where it was deleted since it was made: what ends later may not bring it back."""
+        if not self.folder.is_dir():
+            raise UserError("There is no workspace of this code any more. Reload the page to get a new one.")
+
+    def corpora(self) -> list[str]:
+        """Ids of the corpora that can be chosen, built or being built; samples first."""
+        return [SAMPLE + name for name in SAMPLES] + self._names("corpora")
+
+    def runs(self) -> list[str]:
+        """Ids of the runs, shipped ones first (the one with an example leads), then the newest first."""
+        folders = [path.parent for path in CHECKPOINTS.glob("*/config.json")]
+        shipped = sorted(folders, key=lambda path: (not (path / "example.json").exists(), path.name))
+        return [SAMPLE + path.name for path in shipped] + self._names("runs")
+
+    def _names(self, kind: str) -> list[str]:
+        folders = [path for path in (self.folder / kind).glob("*") if (path / "config.json").exists()]
+        return [
+            path.name for path in sorted(folders, key=lambda path: (path / "config.json").stat().st_mtime)
+        ][::-1]
+
+    def corpus(self, name: str) -> Path:
+        """The folder of a corpus id; raises UserError for an unknown one."""
+        name = str(name)  # what comes over HTTP may be anything
+        if name.startswith(SAMPLE):
+            return sample_folder(self.home, name.removeprefix(SAMPLE))
+        return self._existing("corpora", name, "corpus")
+
+    def run(self, name: str) -> Path:
+        """The folder of a run id; raises UserError for an unknown one."""
+        name = str(name)
+        if name.startswith(SAMPLE):
+            plain = name.removeprefix(SAMPLE)
+            if not NAME.fullmatch(plain) or not (CHECKPOINTS / plain / "config.json").exists():
+                raise UserError(f"There is no shipped run {name[:80]!r}. Choose a run from the list.")
+            return CHECKPOINTS / plain
+        return self._existing("runs", name, "run")
+
+    def trace(self, name: str) -> Path:
+        """Where the trace `name` lies (no suffix)."""
+        name = str(name)
+        if name.startswith(SAMPLE):
+            return self.run(name) / "example"
+        if not NAME.fullmatch(name):
+            raise UserError(f"There is no trace {name[:80]!r}. Generate anew.")
+        return self.folder / "traces" / name
+
+    def _existing(self, kind: str, name: str, word: str) -> Path:
+        folder = self.folder / kind / name
+        if not NAME.fullmatch(name) or not (folder / "config.json").exists():
+            raise UserError(f"There is no {word} {name[:80]!r} in this workspace. Choose one from the list.")
+        return folder
+
+    def new_folder(self, kind: str, wanted: str) -> Path:
+        """A folder for a new corpus or run (kind "corpora" or "runs"), named as wanted as can be."""
+        plain = unicodedata.normalize("NFKD", wanted).encode("ascii", "ignore").decode()
+        base = re.sub(r"[^a-z0-9._-]+", "-", plain.lower()).strip("-._")[:50] or "unnamed"
+        (self.make().folder / kind).mkdir(mode=0o700, exist_ok=True)
+        for number in range(1, 10_000):
+            folder = self.folder / kind / (base if number == 1 else f"{base}-{number}")
+            if not folder.exists():
+                folder.mkdir(mode=0o700)
+                return folder
+        raise UserError(f"There are too many called {base!r}. Choose another name.")
+
+    def rename(self, kind: str, old: str, new: str) -> str:
+        """Give a corpus or run another name; returns it. Not while something works on it."""
+        folder = self.owned(kind, old)
+        wanted = new.strip().lower()
+        if not NAME.fullmatch(wanted):
+            raise UserError(
+                f"{new[:80]!r} is no name: use up to 61 small letters, digits, - _ or . "
+                "and begin with a letter or a digit."
+            )
+        target = folder.with_name(wanted)
+        if target.exists():
+            raise UserError(f"There is already one called {wanted!r}. Choose another name.")
+        folder.rename(target)
+        return wanted
+
+    def delete(self, kind: str, name: str) -> None:
+        """Remove a corpus or run with all its files. Not while something works on it."""
+        shutil.rmtree(self.owned(kind, name))
+
+    def owned(self, kind: str, name: str) -> Path:
+        """The folder of a corpus or run of the visitor's own that nothing works on; else raises UserError."""
+        if name.startswith(SAMPLE):
+            raise UserError(f"{name.removeprefix(SAMPLE)} ships with the app and stays as it is.")
+        folder = self._existing(kind, name, {"corpora": "corpus", "runs": "run"}[kind])
+        if is_at_work(folder) or any(map(is_at_work, folder.glob("evaluations/*"))):
+            raise UserError(f"{name} is being worked on, or waits to be. Stop it first.")
+        return folder
+
+
+def disk_use(folder: Path) -> int:
+    """Bytes of all files below the folder; what a job moves away meanwhile does not count."""
+    used = 0
+    for place, _, names in os.walk(folder):  # which, unlike rglob, takes it well when a folder vanishes
+        for name in names:
+            with suppress(FileNotFoundError):
+                used += os.stat(os.path.join(place, name)).st_size
+    return used
+
+
+def marge_runs(workspace: Workspace) -> list[str]:
+    """Ids of the runs of MARGE, shipped ones first, then the newest."""
+    return [run for run in workspace.runs() if isinstance(read_any_config(workspace.run(run)), MargeRun)]

@@ -1,0 +1,316 @@
+"""An export of somebody else brought in: unpacked beside its place, checked whole, then moved there.
+
+Nothing of it is loaded before it was checked, no index of it is ever opened, and no path in it is
+believed: the corpus and the base of a run are found here by fingerprint, or are missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from retro_demo.config import CorpusConfig, from_json
+from retro_demo.corpus.corpus import MANIFEST as CORPUS_MANIFEST
+from retro_demo.corpus.samples import SAMPLES
+from retro_demo.corpus.vectors import GIVEN
+from retro_demo.devices import allowed_threads, choose_device
+from retro_demo.documents.archives import ReadingLimits, open_sources
+from retro_demo.errors import UserError
+from retro_demo.output_folder import EXPORT, is_hidden, working_folder
+from retro_demo.paths import CHECKPOINTS, SAMPLE
+from retro_demo.runs.checkpoint import (
+    BEST,
+    IMPORTED,
+    LAST,
+    STATE,
+    AnyRun,
+    RunConfig,
+    weights_with,
+    write_run_config,
+)
+from retro_demo.runs.provenance import place_name
+from retro_demo.sharing.share_checks import (
+    check_config,
+    check_evidence,
+    check_state,
+    check_tokenizer,
+    check_vectors,
+    check_weights,
+)
+from retro_demo.sharing.share_records import check_documents, check_events, check_reading
+from retro_demo.sharing.sharing import (
+    CORPUS,
+    RUN,
+    CorpusNote,
+    Manifest,
+    hash_of,
+    is_read,
+    most_bytes,
+    read_json,
+    read_manifest,
+)
+from retro_demo.tokenizer import Tokenizer
+from retro_demo.whole_files import write_atomically
+
+LIMITS = ReadingLimits(total_bytes=8_000_000_000)
+SAID_CHARS = 400
+EMBEDDERS = ("static", "minilm")
+MISSING = "missing"  # no folder: where the corpus or the base of an imported run would be
+HEX = re.compile(r"[0-9a-f]{16}")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """An export, unpacked into `folder` and checked: a run's config (None: a corpus alone)."""
+
+    folder: Path
+    manifest: Manifest
+    config: AnyRun | None
+    corpus: CorpusConfig | None
+    """Of the corpus that is along; None = none is."""
+    text_bytes: int = 0
+    """Of its documents."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the corpus that it is, or was trained on."""
+        return self.manifest.corpus.fingerprint
+
+
+@contextmanager
+def checked_export(
+    source: Path, near: Path, limits: ReadingLimits = LIMITS, most_text: int = 0
+) -> Iterator[Checked]:
+    """Unpack an export (folder, clone or .zip) into a folder of its own below `near`, and check all of it.
+
+    `most_text`: bytes of text that a corpus may hold, 0 = any number; files that are larger than such a
+    corpus has are not even unpacked. What is not taken from there is gone at the end. Raises UserError for
+    whatever is not as it should be.
+    """
+    with working_folder(near, ".import-") as folder:
+        there = _unpack(source, folder, limits, most_bytes(most_text))
+        try:
+            export = _check(source, folder, there)
+        except UserError as error:
+            # what a stranger wrote may be long, and where it lies for now means nothing
+            said = str(error).replace(f"{folder}/", "")
+            raise UserError(said if len(said) < SAID_CHARS else f"{said[:SAID_CHARS]} ...") from None
+        yield export
+
+
+def _unpack(
+    source: Path, folder: Path, limits: ReadingLimits, bounds: Mapping[str, int]
+) -> dict[str, tuple[int, str]]:
+    """Copy the files that an import reads; path -> (bytes, sha256)."""
+    if source.is_dir():
+        _check_folder(source)
+    elif source.exists() and source.suffix.lower() != ".zip":
+        raise UserError(f"{source.name} is neither a folder nor a .zip of an export.")
+    there: dict[str, tuple[int, str]] = {}
+    top: str | None = None
+    for entry in open_sources([source], limits):
+        if entry.trouble:
+            raise entry.trouble
+        parts = entry.name.split("/")
+        if top is None:  # a .zip made of the folder itself has its name before all others
+            top = parts[0] if len(parts) > 1 and parts[0] not in ("corpus", "evidence") else ""
+            top = "" if source.is_dir() else top
+        if top and (parts[0] != top or len(parts) == 1):
+            raise UserError(f"{entry.label[:80]} is not in the one folder {top[:80]!r} of this export.")
+        name = "/".join(parts[1:] if top else parts)
+        if not is_read(name):
+            continue
+        if name in there:
+            raise UserError(f"{name} is in this export twice. Pack it again.")
+        most = bounds.get(name, limits.total_bytes)
+        (folder / name).parent.mkdir(exist_ok=True)
+        with entry.open() as stream, (folder / name).open("xb") as file:
+            while block := stream.read(1 << 20):
+                if file.tell() + len(block) > most:
+                    raise UserError(f"{name} is larger than {most / 1e6:g} MB, which no such file is here.")
+                file.write(block)
+        there[name] = hash_of(folder / name)
+    return there
+
+
+def _check_folder(source: Path) -> None:
+    """Refuse links, and files that no export has, before any file is opened."""
+    for root, folders, files in os.walk(source):
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        for name in [*folders, *files]:
+            path = Path(root, name)
+            if path.is_symlink():
+                raise UserError(f"{name[:80]!r} is a link. Put the file itself in its place.")
+            if name in files and not is_hidden(name):
+                is_read(path.relative_to(source).as_posix())
+
+
+def _check(source: Path, folder: Path, there: dict[str, tuple[int, str]]) -> Checked:
+    if EXPORT in there:
+        manifest = read_manifest(folder / EXPORT)
+        for name, (size, digest) in there.items():
+            if name != EXPORT and manifest.files.get(name) != (size, digest):
+                raise UserError(
+                    f"{name} is not the file that was exported (its size or hash differs from {EXPORT}). "
+                    "Export or download it again; of a clone, run: git lfs pull"
+                )
+        for name in manifest.files:
+            if is_read(name) and name not in there:
+                raise UserError(f"{name} is missing from this export. Export or download it again.")
+    else:
+        manifest = _manifest_of_old(source, folder)
+    wanted = RUN[:3] if manifest.kind == "run" else [f"corpus/{name}" for name in CORPUS[:4]]
+    for name in wanted:
+        if name not in there:
+            raise UserError(f"{name} is missing: this is no export of a {manifest.kind}, nor a run's folder.")
+    config = _check_run(folder) if manifest.kind == "run" else None
+    corpus, held = None, 0
+    if (folder / "corpus").is_dir():
+        corpus, held = _check_corpus(folder / "corpus", manifest.corpus)
+    if config is not None and config.corpus_fingerprint != manifest.corpus.fingerprint:
+        raise UserError(f"{EXPORT} and config.json name different corpora. Export the run anew.")
+    return Checked(folder, manifest, config, corpus, held)
+
+
+def _manifest_of_old(source: Path, folder: Path) -> Manifest:
+    """What a plain run folder, as every release leaves it, would have as its manifest."""
+    if not (folder / "config.json").exists():
+        raise UserError(
+            f"{source.name} holds neither {EXPORT} nor config.json: it is no export. "
+            "Export a run, and give what comes of that."
+        )
+    shutil.rmtree(folder / "corpus", ignore_errors=True)  # none of ours
+    config = check_config(folder)
+    name = config.corpus.removeprefix(SAMPLE)
+    shipped = name if config.corpus.startswith(SAMPLE) and name in SAMPLES else ""
+    note = CorpusNote(place_name(config.corpus)[:200], config.corpus_fingerprint, shipped)
+    return Manifest("run", source.stem[:100], note, {}, 0)
+
+
+def _check_run(folder: Path) -> AnyRun:
+    config = check_config(folder)
+    for name in (LAST, BEST):
+        if (folder / name).exists():
+            check_weights(folder / name, config)
+    check_tokenizer(folder / "tokenizer.json", config.network.vocab_size)
+    if (folder / STATE).exists():
+        check_state(folder / STATE, config)
+    if (folder / "events.jsonl").exists():
+        check_events(folder / "events.jsonl")
+    for path in sorted((folder / "evidence").glob("*.safetensors")):
+        check_evidence(path)
+    return config
+
+
+def _check_corpus(folder: Path, note: CorpusNote) -> tuple[CorpusConfig, int]:
+    """The settings of a corpus and the bytes of its texts."""
+    manifest = read_json(folder / CORPUS_MANIFEST)
+    if not HEX.fullmatch(note.fingerprint) or manifest.get("fingerprint") != note.fingerprint:
+        raise UserError(f"{EXPORT} and corpus/{CORPUS_MANIFEST} name different corpora. Export anew.")
+    values = manifest.get("config")
+    if not isinstance(values, dict):
+        raise UserError(f"corpus/{CORPUS_MANIFEST} has no settings. Export the corpus anew.")
+    config = from_json(CorpusConfig, values)
+    if config.embedder not in EMBEDDERS:  # another one is a model to fetch or a folder to read
+        raise UserError(
+            f"This corpus was embedded by {config.embedder[:80]!r}, which an import does not load for a "
+            "stranger. Build a corpus of its documents.jsonl yourself, by that embedder."
+        )
+    check_tokenizer(folder / "tokenizer.json")
+    if (folder.parent / "tokenizer.json").exists():
+        _check_same_tokenizer(folder)
+    count, held = check_documents(folder / "documents.jsonl")
+    check_reading(folder / "reading.json", count)
+    if (folder / "vectors.npy").exists():
+        check_vectors(folder / "vectors.npy")
+    return config, held
+
+
+def _check_same_tokenizer(folder: Path) -> None:
+    """Raise UserError where the run beside a corpus speaks another tokenizer."""
+    ours, beside = (Tokenizer.load(each / "tokenizer.json") for each in (folder, folder.parent))
+    if ours.fingerprint != beside.fingerprint:
+        raise UserError("The corpus of this export has another tokenizer than its run. Export anew.")
+
+
+def take_corpus(export: Checked, out: Path) -> None:
+    """Put the corpus of an export into the folder `out`, for `build_corpus` to cut, index and find neighbors.
+
+    Its vectors are taken over by the build where a sample of them is what this embedder makes.
+    """
+    assert export.corpus is not None
+    out.mkdir(parents=True, exist_ok=True)
+    config = replace(export.corpus, tokenizer=Path(export.corpus.tokenizer).name)
+    for name in CORPUS[:3]:
+        os.replace(export.folder / "corpus" / name, out / name)
+    if (export.folder / "corpus" / "vectors.npy").exists():
+        os.replace(export.folder / "corpus" / "vectors.npy", out / GIVEN)
+    about = {"kind": "corpus", "sources": [], "config": asdict(config)}
+    write_atomically(out / "config.json", (json.dumps(about, indent=2) + "\n").encode())
+
+
+def take_run(export: Checked, out: Path, corpus: str, bases: Sequence[Path] = ()) -> None:
+    """Put the run of an export into the folder `out`; config.json comes last and makes it one.
+
+    `corpus` is what its config names from now on; `bases` are runs one of which may be the one it was
+    begun with, which its weights tell.
+    """
+    assert export.config is not None
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (*RUN[1:], STATE, BEST, "evidence"):
+        if (export.folder / name).exists():
+            os.replace(export.folder / name, out / name)
+    about = {"format": export.manifest.format, "name": export.manifest.name, "corpus": corpus}
+    write_atomically(out / IMPORTED, (json.dumps(about) + "\n").encode())
+    threads, device = min(export.config.threads, allowed_threads()), choose_device("auto")
+    config = replace(export.config, corpus=corpus, threads=threads, device=device)
+    if isinstance(config, RunConfig):
+        config = replace(config, base=_base_here(config, bases))
+    write_run_config(out, config)
+
+
+def _base_here(config: RunConfig, bases: Sequence[Path]) -> str:
+    """The run of this machine that has the weights which an imported one began with, else a bare name.
+
+    A bare name leads nowhere: what depends on the base then says that it is gone.
+    """
+    if not config.base:
+        return ""
+    for folder in bases:
+        if weights_with(folder, config.base_weights) is not None:
+            shipped = folder.resolve().is_relative_to(CHECKPOINTS)
+            return f"{SAMPLE}{folder.name}" if shipped else str(folder.resolve())
+    return f"{MISSING}/{PurePosixPath(place_name(config.base)).name[:80]}"
+
+
+def shipped_runs() -> list[Path]:
+    """Folders of the runs that ship with the code."""
+    return sorted(path.parent for path in CHECKPOINTS.glob("*/config.json"))
+
+
+def name_of_corpus(export: Checked, place: Path | None) -> str:
+    """What an imported run's config calls its corpus: the folder `place`, else a sample, else a bare name.
+
+    A bare name leads nowhere: what needs the corpus then says that it is gone.
+    """
+    note = export.manifest.corpus
+    if place is not None:
+        return str(place.resolve())
+    if note.shipped in SAMPLES:
+        return f"{SAMPLE}{note.shipped}"
+    return f"{MISSING}/{PurePosixPath(place_name(note.title)).name[:80] or 'corpus'}"
+
+
+def corpus_here(export: Checked, places: Sequence[Path]) -> Path | None:
+    """The built corpus among `places` that has the fingerprint of an export's corpus, None = none has."""
+    for place in places:
+        manifest = place / CORPUS_MANIFEST
+        if manifest.exists() and json.loads(manifest.read_bytes()).get("fingerprint") == export.fingerprint:
+            return place
+    return None
