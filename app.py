@@ -33,11 +33,10 @@ from retro_demo.cli.flags import add_flags, given
 from retro_demo.cli.printing import escape_what_cannot_be_shown
 from retro_demo.errors import UserError
 from retro_demo.paths import settle_data_home
-from retro_demo.server.data_folder import UPLOADS, never_served, serve_alone
+from retro_demo.server.cleanup import UPLOADS, never_served, serve_alone
 from retro_demo.server.limits import Limits, chosen_limits, on_space
-from retro_demo.ui.doorman import Doorman
+from retro_demo.ui.middleware import Doorman, SecurityHeaders
 from retro_demo.ui.page import ASSETS, HEAD, build_app, theme
-from retro_demo.ui.security import SecurityHeaders
 
 
 def main() -> int:

@@ -22,8 +22,7 @@ from tokenizers import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a file, not installed
 
-from retro_demo.retrieval.embedding import MiniLMEmbedder
-from retro_demo.retrieval.minilm import MiniLM
+from retro_demo.retrieval.embedders import MiniLM, MiniLMEmbedder
 
 FIRST_WORD = 1996  # "the": before it stand special entries and single signs in Unicode order
 LAST_SIGNS = 29_612  # from here on: single signs again, as continuations ("##!")

@@ -28,9 +28,8 @@ import numpy as np
 import torch
 
 from benchmarks.measuring import Report
-from retro_demo.config import CorpusConfig
 from retro_demo.corpus.building import build_corpus, prepare_corpus
-from retro_demo.corpus.corpus import load_corpus
+from retro_demo.corpus.store import load_corpus
 from retro_demo.events import read_events
 from retro_demo.paths import ASSETS
 from retro_demo.runs.alarms import (
@@ -44,10 +43,10 @@ from retro_demo.runs.alarms import (
     has_risen,
     held_out,
 )
-from retro_demo.runs.checkpoint import BEST, LAST, RunConfig, load_model, read_run_config
+from retro_demo.runs.checkpoint import BEST, LAST, RunConfig, load_model, read_run_config, saved_step
 from retro_demo.runs.planning import make_run_config, prepare_run
-from retro_demo.runs.run_state import saved_step
-from retro_demo.training.pipeline import make_batches, run_training
+from retro_demo.settings import CorpusConfig
+from retro_demo.training.trainer import make_batches, run_training
 
 NETWORK = {"dim": 64, "depth": 2, "num_heads": 2, "seq_len": 128, "batch_size": 4, "eval_tokens": 8000}
 READER = {"cca_layers": (2,), "enc_dim": 64}

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from retro_demo.documents.charsets import SAMPLE_BYTES, guess
+from retro_demo.documents.encodings import SAMPLE_BYTES, guess
 
 LENGTHS = (6_000, 2_000, 500, 150, 60)
 WESTERN = ("cp1252", "iso8859-1", "iso8859-15", "cp850", "mac-roman")

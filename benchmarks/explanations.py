@@ -19,15 +19,13 @@ from pathlib import Path
 
 import torch
 
-from retro_demo.corpus.build_jobs import ensure_sample
-from retro_demo.explain.explained import explain_text, held_out_documents
-from retro_demo.explain.rewriting import rewrite
-from retro_demo.explain.writing import trace_values
-from retro_demo.explain_config import ExplainConfig
+from retro_demo.corpus.sharding import ensure_sample
+from retro_demo.explain.edits import rewrite
+from retro_demo.explain.text import explain_text, held_out_documents, trace_values
 from retro_demo.paths import CHECKPOINTS
-from retro_demo.render.explain_views import heat, linked, token_table
-from retro_demo.render.reading_views import edit_html, timeline_html
+from retro_demo.render.trace_views import edit_html, heat, linked, timeline_html, token_table
 from retro_demo.runs.loading import load_run
+from retro_demo.settings import ExplainConfig
 
 NEIGHBORS = (4, 6, 10)
 

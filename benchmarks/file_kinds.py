@@ -23,7 +23,7 @@ from pathlib import Path
 from benchmarks import small_pdfs
 from benchmarks.made_files import docx, epub, notebook, packed, parquet, word_paragraph, word_run
 from benchmarks.measuring import Report, options, ratio, take_turns
-from retro_demo.documents.documents import Reading, ReadingLimits, read_documents
+from retro_demo.documents.sources import Reading, ReadingLimits, read_documents
 
 WORDS_OF_A_PARAGRAPH = 100
 PARAGRAPHS_OF_A_DOCUMENT = 10

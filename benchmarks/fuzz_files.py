@@ -29,29 +29,43 @@ from benchmarks.fuzz_inputs import (
 )
 from benchmarks.fuzz_outputs import output_targets
 from benchmarks.fuzz_shares import import_targets, make_exports
-from retro_demo.change_config import AddConfig, WeighConfig
-from retro_demo.cli import cli
-from retro_demo.config import CorpusConfig, GenerateConfig, TrainConfig, from_json, to_json
+from retro_demo.cli import main
 from retro_demo.corpus.building import build_corpus, prepare_corpus
-from retro_demo.corpus.corpus import load_corpus
-from retro_demo.corpus.lookup_world import LookupConfig
-from retro_demo.corpus.search import search
-from retro_demo.corpus.stored import load_retriever
-from retro_demo.documents.documents import ReadingLimits, parse_fields, read_documents
+from retro_demo.corpus.retrievers import load_retriever, search
+from retro_demo.corpus.samples import LookupConfig
+from retro_demo.corpus.store import load_corpus
+from retro_demo.documents.sources import ReadingLimits, parse_fields, read_documents
 from retro_demo.errors import UserError
-from retro_demo.evaluate_config import EvaluateConfig
-from retro_demo.explain_config import ExplainConfig
-from retro_demo.jobs import jobs
-from retro_demo.models.marge_config import EvidenceConfig, MargeConfig
-from retro_demo.models.network_size import count_parameters
+from retro_demo.files import file_hash
+from retro_demo.jobs import lifecycle
+from retro_demo.models.config import EvidenceConfig, MargeConfig, RetroConfig
+from retro_demo.models.memory import count_parameters
 from retro_demo.models.retro import RETRO
-from retro_demo.models.retro_config import RetroConfig
-from retro_demo.render import figures, job_views
-from retro_demo.runs.checkpoint import LAST, STATE, load_model, read_any_config, save_weights
+from retro_demo.render import job_views, plots
+from retro_demo.runs.checkpoint import (
+    LAST,
+    STATE,
+    load_model,
+    load_state,
+    read_any_config,
+    save_state,
+    save_weights,
+    saved_processes,
+    saved_step,
+)
 from retro_demo.runs.planning import make_run_config, prepare_run
-from retro_demo.runs.run_state import load_state, save_state, saved_processes, saved_step
+from retro_demo.settings import (
+    AddConfig,
+    CorpusConfig,
+    EvaluateConfig,
+    ExplainConfig,
+    GenerateConfig,
+    TrainConfig,
+    WeighConfig,
+    from_json,
+    to_json,
+)
 from retro_demo.tokenizer import Tokenizer
-from retro_demo.whole_files import file_hash
 
 CONFIGS = (
     CorpusConfig,
@@ -252,14 +266,14 @@ def _events(rng: random.Random, folder: Path) -> object:
         lines.append(as_json(rng, value) if rng.random() < 0.3 else json.dumps(value).encode())
     content = b"\n".join(lines) + b"\n"
     (folder / "events.jsonl").write_bytes(damaged(rng, content) if rng.random() < 0.3 else content)
-    status = jobs.status(folder)
+    status = lifecycle.status(folder)
     return (
         job_views.run_status(status, "run", 10, None),
         job_views.arms_html(status),
         job_views.build_status(status, "corpus"),
         job_views.waiting(status, "corpus"),
         job_views.worth(status, None),
-        figures.loss_curve(status, "run"),
+        plots.loss_curve(status, "run"),
     )
 
 
@@ -321,7 +335,7 @@ def _flags(corpus: Path, run: Path, export: Path, rng: random.Random, folder: Pa
     out, error = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
-            code = cli.main(words, stop=lambda: True)
+            code = main.main(words, stop=lambda: True)
     except SystemExit as left:  # --help
         code = left.code
     finally:
@@ -343,6 +357,6 @@ def _word(rng: random.Random) -> str:
 
 
 def _flags_of(verb: str) -> list[str]:
-    actions = cli.build_parser()._actions
+    actions = main.build_parser()._actions
     choices: Mapping[str, Any] = next(a.choices for a in actions if isinstance(a.choices, dict))
     return [flag for action in choices[verb]._actions for flag in action.option_strings if flag[:2] == "--"]

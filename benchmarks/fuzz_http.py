@@ -24,7 +24,7 @@ from benchmarks.fuzz import Tally, run_target
 from benchmarks.fuzz_inputs import STRINGS, a_document, junk
 from benchmarks.fuzz_shares import damaged_export
 from benchmarks.serving import served_page
-from retro_demo.corpus.build_jobs import ensure_sample
+from retro_demo.corpus.sharding import ensure_sample
 from retro_demo.errors import UserError
 from retro_demo.server.limits import PUBLIC
 from retro_demo.sharing.exporting import write_zip
@@ -210,7 +210,7 @@ def _routes(client: httpx.Client, home: Path, rng: random.Random, _: Path) -> ob
         return answer.text
     route = rng.choice(("gradio_api/file=", "gradio_api/proxy=", "file/", "static/", "gradio_api/stream/"))
     path = rng.choice(
-        (*PATHS, str(home / "browser-secret"), str(home / "workspaces"), "retro_demo/cli/cli.py")
+        (*PATHS, str(home / "browser-secret"), str(home / "workspaces"), "retro_demo/cli/main.py")
     )
     if how == 1:
         answer = client.get(route + quote(path, safe=rng.choice(("", "/:"))))

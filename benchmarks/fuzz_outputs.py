@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fuzz import Target
-from retro_demo.cli import cli
+from retro_demo.cli import main
 
 FILES = (
     *("config.json", "corpus.json", "export.json", "reading.json", "index.json", "tokenizer.json"),
@@ -254,7 +254,7 @@ def _called(words: Sequence[str]) -> tuple[int, str]:
     """Exit code and what was said, of one command that is stopped as soon as it looks."""
     out, error = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
-        code = cli.main(list(words), stop=lambda: True)
+        code = main.main(list(words), stop=lambda: True)
     said = out.getvalue() + error.getvalue()
     assert "Traceback" not in said, f"{words}: {said[-500:]}"
     assert code in (0, 2, 130), f"{words} left with {code}: {said[-500:]}"

@@ -16,29 +16,28 @@ import torch
 from benchmarks.fuzz import Target
 from benchmarks.fuzz_inputs import as_json, changed, damaged, damaged_tensors
 from retro_demo.corpus.building import build_corpus
-from retro_demo.corpus.corpus import load_corpus
-from retro_demo.corpus.search import search
-from retro_demo.corpus.stored import load_retriever
-from retro_demo.evidence.evidence import Pairs
-from retro_demo.evidence.evidence_store import Reindexing, load_reindexing, reindexed_steps, save_reindexing
-from retro_demo.jobs import jobs
+from retro_demo.corpus.retrievers import load_retriever, search
+from retro_demo.corpus.store import load_corpus
+from retro_demo.evidence.passages import Pairs
+from retro_demo.evidence.reindex import Reindexing, load_reindexing, reindexed_steps, save_reindexing
+from retro_demo.jobs import lifecycle
 from retro_demo.models.marge import MARGE
 from retro_demo.models.retro import RETRO
 from retro_demo.output_folder import EXPORT
-from retro_demo.render import figures, job_views
+from retro_demo.render import job_views, plots
 from retro_demo.runs.checkpoint import (
     MargeRun,
     load_marge,
     load_model,
+    load_state,
     read_any_config,
     save_weights,
     write_run_config,
 )
-from retro_demo.runs.marge_planning import make_marge_config
-from retro_demo.runs.run_state import load_state
+from retro_demo.runs.planning import make_marge_config
+from retro_demo.sharing.export_format import STATE, hash_of, is_read
 from retro_demo.sharing.exporting import export_corpus, export_run, write_zip
 from retro_demo.sharing.importing import Checked, checked_export, name_of_corpus, take_corpus, take_run
-from retro_demo.sharing.sharing import STATE, hash_of, is_read
 
 MARGE_SHAPE: dict[str, Any] = {
     "dim": 16,
@@ -127,15 +126,15 @@ def _import(export: Path, rng: random.Random, folder: Path) -> object:
 
 def _used_run(checked: Checked, out: Path) -> object:
     take_run(checked, out, name_of_corpus(checked, None))
-    status = jobs.status(out)
+    status = lifecycle.status(out)
     shown = (job_views.run_status(status, "run", 10, None), job_views.arms_html(status))
     kept = [load_reindexing(out, step) for step in reindexed_steps(out)]
     if isinstance(config := read_any_config(out), MargeRun):
-        return shown, figures.loss_curve(status, "run"), kept, load_marge(out)
+        return shown, plots.loss_curve(status, "run"), kept, load_marge(out)
     if (out / STATE).exists():
         model = RETRO(config.network)
         load_state(out, model, torch.optim.AdamW(model.parameters()))
-    return shown, figures.loss_curve(status, "run"), kept, load_model(out)
+    return shown, plots.loss_curve(status, "run"), kept, load_model(out)
 
 
 def _used_corpus(checked: Checked, out: Path) -> object:

@@ -37,13 +37,13 @@ from benchmarks.peers import (
     same_retro,
     silence,
 )
-from retro_demo.config import GenerateConfig
-from retro_demo.generation.generate import next_token
-from retro_demo.interop.interop_marge_sampling import reference_generate
-from retro_demo.interop.interop_sampling import generate_as_reference
-from retro_demo.models.linear import lay_out_for_writing
+from retro_demo.generation.retro import next_token
+from retro_demo.interop.marge_sampling import reference_generate
+from retro_demo.interop.sampling import generate_as_reference
+from retro_demo.models.layers import lay_out_for_writing
 from retro_demo.models.marge import MARGE
 from retro_demo.models.retro import RETRO, DecodeCache
+from retro_demo.settings import GenerateConfig
 
 from torch import Tensor, nn  # isort: skip
 

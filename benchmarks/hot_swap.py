@@ -26,20 +26,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from retro_demo.config import RETRIEVERS, CorpusConfig
-from retro_demo.corpus.build_jobs import ensure_sample
 from retro_demo.corpus.building import build_corpus, prepare_corpus
-from retro_demo.corpus.corpus import load_corpus, write_documents
+from retro_demo.corpus.retrievers import Database, load_retriever
 from retro_demo.corpus.samples import corpus_folder
-from retro_demo.corpus.search import Database
-from retro_demo.corpus.stored import load_retriever
-from retro_demo.documents.documents import Document
-from retro_demo.evaluation.bootstrap import draws, ratio
+from retro_demo.corpus.sharding import ensure_sample
+from retro_demo.corpus.store import load_corpus, write_documents
+from retro_demo.documents.sources import Document
+from retro_demo.evaluation.losses import draws, ratio
+from retro_demo.files import file_hash
 from retro_demo.paths import data_home
 from retro_demo.runs.checkpoint import load_model, read_run_config
 from retro_demo.runs.provenance import provenance
+from retro_demo.settings import RETRIEVERS, CorpusConfig
 from retro_demo.tokenizer import Tokenizer
-from retro_demo.whole_files import file_hash
 
 FACTS = {
     "population": (r"^Population: ([\d,]+ \()", r"^Population:\ntotal: ([\d,]+ \()"),

@@ -7,8 +7,8 @@ cut into chunks of 64 tokens. Where a size wants more, noisy copies: a chunk in 
 replaced by words of another chunk, drawn with a seed; so most of the largest set is not natural, and recall
 is given apart for queries that are real chunks and for those that are copies. A query does not find itself.
 
-Each size is built in a process of its own by the code that builds a corpus (corpus/index_files.py,
-retrieval/recall.py), from vectors on disk. "memory" is the most anonymous memory that building took above
+Each size is built in a process of its own by the code that builds a corpus (corpus/building.py,
+retrieval/dense.py), from vectors on disk. "memory" is the most anonymous memory that building took above
 what it began with; mapped files can leave memory at any time. One query alone and batches of 1,000 are timed,
 medians of 5.
 """
@@ -34,17 +34,15 @@ import numpy as np
 import torch
 
 from benchmarks.measuring import Report
-from retro_demo.corpus.index_files import open_files, write_index
+from retro_demo.corpus.building import open_files, write_index
 from retro_demo.devices import allowed_memory, allowed_threads
-from retro_demo.documents.documents import read_documents
+from retro_demo.documents.sources import read_documents
+from retro_demo.files import file_hash, load_array
 from retro_demo.paths import STATIC_FOLDER, data_home
-from retro_demo.retrieval.embedding import StaticEmbedder
-from retro_demo.retrieval.index import SCAN_ROWS, VectorIndex, scan
-from retro_demo.retrieval.index_parts import blocks_of
-from retro_demo.retrieval.recall import TIE, measure_recall
+from retro_demo.retrieval.dense import SCAN_ROWS, TIE, VectorIndex, blocks_of, measure_recall, scan
+from retro_demo.retrieval.embedders import StaticEmbedder
 from retro_demo.server.workspace import ASSETS, SHIPPED_TOKENIZERS
 from retro_demo.tokenizer import Tokenizer
-from retro_demo.whole_files import file_hash, load_array
 
 SHIPPED = [ASSETS / "factbook2015" / "factbook2015.jsonl.gz", ASSETS / "udhr44" / "udhr44.jsonl.gz"]
 TOKENS = 64

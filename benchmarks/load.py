@@ -28,8 +28,8 @@ import httpx
 from benchmarks.load_visitor import Tally, Visitor
 from benchmarks.measuring import Report, options
 from benchmarks.serving import served_app
-from retro_demo.corpus.build_jobs import ensure_sample
-from retro_demo.jobs.tickets import read_tickets
+from retro_demo.corpus.sharding import ensure_sample
+from retro_demo.jobs.job_queue import read_tickets
 from retro_demo.server.limits import PREFIX, PUBLIC
 
 LOOK_SECONDS = 2.0

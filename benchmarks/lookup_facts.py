@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retro_demo.corpus.corpus import Corpus
-from retro_demo.corpus.lookup_language import Fact, find_facts, values_of_kinds
+from retro_demo.corpus.samples import Fact, find_facts, values_of_kinds
+from retro_demo.corpus.store import Corpus
 from retro_demo.errors import UserError
 from retro_demo.evaluation.arms import Arms
-from retro_demo.evaluation.loss_table import read_arm
-from retro_demo.explain.editing import fit, replaced
-from retro_demo.explain.explain import log_probabilities
+from retro_demo.evaluation.losses import read_arm
+from retro_demo.explain.attribution import log_probabilities
+from retro_demo.explain.edits import fit, replaced
 from retro_demo.models.retro import RETRO
 
 READ_WINDOWS = 32  # windows in one forward

@@ -22,16 +22,16 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from benchmarks.lookup_facts import edit_flips, measure_facts
-from retro_demo.corpus.build_jobs import ensure_sample
-from retro_demo.corpus.corpus import load_corpus
-from retro_demo.corpus.neighbor_tables import neighbor_table
+from retro_demo.corpus.retrievers import neighbor_table
 from retro_demo.corpus.samples import corpus_folder
+from retro_demo.corpus.sharding import ensure_sample
+from retro_demo.corpus.store import load_corpus
 from retro_demo.evaluation.arms import Arms, held_out_windows
 from retro_demo.paths import data_home
 from retro_demo.runs.checkpoint import load_model, read_run_config
 from retro_demo.runs.planning import make_run_config, prepare_run
 from retro_demo.runs.provenance import provenance
-from retro_demo.training.pipeline import run_training
+from retro_demo.training.trainer import run_training
 
 CORPUS, PRESET = "sample:lookup", "lookup"
 ARMS = ("off", "on", "n_only", "f_only", "random", "shuffled", "wrong_order", "oracle_20", "oracle_0")

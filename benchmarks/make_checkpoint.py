@@ -22,10 +22,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from retro_demo.config import GenerateConfig
-from retro_demo.corpus.build_jobs import ensure_sample
+from retro_demo.corpus.sharding import ensure_sample
 from retro_demo.events import read_events
-from retro_demo.explain.writing import watch_writing
+from retro_demo.explain.text import watch_writing
 from retro_demo.paths import CHECKPOINTS, SAMPLE
 from retro_demo.runs.checkpoint import (
     MargeRun,
@@ -33,13 +32,13 @@ from retro_demo.runs.checkpoint import (
     load_model,
     read_any_config,
     save_weights,
+    saved_step,
     write_run_config,
 )
 from retro_demo.runs.loading import load_run
-from retro_demo.runs.marge_planning import plan_run
-from retro_demo.runs.planning import prepare_run
-from retro_demo.runs.run_state import saved_step
-from retro_demo.training.pipeline import run_training
+from retro_demo.runs.planning import plan_run, prepare_run
+from retro_demo.settings import GenerateConfig
+from retro_demo.training.trainer import run_training
 
 CORPUS = "sample:factbook2015"
 RIGHTS = "sample:udhr44"

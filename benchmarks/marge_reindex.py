@@ -24,11 +24,10 @@ import numpy as np
 
 from benchmarks.measuring import Report, at_threads, options, ratio, span, take_turns, torch
 from benchmarks.peers import QUICK_MARGE, MargeSizes, load_references, reference_marge, same_marge, silence
-from retro_demo.evidence.evidence import find_pairs
-from retro_demo.evidence.evidence_store import embed_passages
-from retro_demo.evidence.passages import Passages
+from retro_demo.evidence.passages import Passages, find_pairs
+from retro_demo.evidence.reindex import embed_passages
+from retro_demo.models.config import EvidenceConfig
 from retro_demo.models.marge import MARGE
-from retro_demo.models.marge_config import EvidenceConfig
 
 from torch import nn  # isort: skip
 

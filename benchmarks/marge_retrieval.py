@@ -30,26 +30,22 @@ import bm25s
 import numpy as np
 import torch
 
-from retro_demo.config import CorpusConfig
-from retro_demo.corpus.build_jobs import ensure_sample
 from retro_demo.corpus.building import build_corpus, prepare_corpus
-from retro_demo.corpus.corpus import Corpus, load_corpus
 from retro_demo.corpus.samples import corpus_folder
-from retro_demo.evaluate_config import EvaluateConfig
-from retro_demo.evaluation.evaluating import run_evaluation
-from retro_demo.evaluation.evaluation_request import Request, prepare_evaluation
+from retro_demo.corpus.sharding import ensure_sample
+from retro_demo.corpus.store import Corpus, load_corpus
+from retro_demo.evaluation.request import Request, prepare_evaluation
+from retro_demo.evaluation.runner import run_evaluation
 from retro_demo.events import read_events
-from retro_demo.evidence.cross_lingual import recall, recall_by, scripts_of
-from retro_demo.evidence.evidence_store import embed_passages
 from retro_demo.evidence.passages import Passages, cut_passages, languages_of
+from retro_demo.evidence.reindex import embed_passages, recall, recall_by, scripts_of
 from retro_demo.models.marge import MARGE
 from retro_demo.paths import SAMPLE, data_home
-from retro_demo.runs.checkpoint import load_marge, read_marge_config
-from retro_demo.runs.marge_planning import plan_run
-from retro_demo.runs.planning import prepare_run
-from retro_demo.runs.run_state import saved_step
+from retro_demo.runs.checkpoint import load_marge, read_marge_config, saved_step
+from retro_demo.runs.planning import plan_run, prepare_run
+from retro_demo.settings import CorpusConfig, EvaluateConfig
 from retro_demo.tokenizer import WORD
-from retro_demo.training.pipeline import run_training
+from retro_demo.training.trainer import run_training
 
 PARTS = ("recall_at_1", "recall_at_1_same_script", "recall_at_1_other_script")
 

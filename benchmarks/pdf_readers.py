@@ -200,9 +200,8 @@ def fetch(folder: Path, manual: Manual) -> dict[str, str]:
 
 def ours(path: Path) -> str:
     from retro_demo.documents.archives import ReadingLimits, open_sources
-    from retro_demo.documents.reader import read_rows
-    from retro_demo.documents.reading_notes import Notes
-    from retro_demo.documents.rows import Row
+    from retro_demo.documents.kinds import read_rows
+    from retro_demo.documents.rows import Notes, Row
 
     notes, limits = Notes(), ReadingLimits()
     (entry,) = open_sources([path], limits)
@@ -260,8 +259,7 @@ def plain(reader: str, text: str) -> str:
 
 def joins(path: Path, other: str) -> tuple[int, int]:
     """How many words that line ends broke are put together as the other edition has them; how many not."""
-    from retro_demo.documents.pdf_pages import read_pages
-    from retro_demo.documents.pdf_text import HEAD, HYPHEN, TAIL, join_broken_words, spelled
+    from retro_demo.documents.pdf_pages import HEAD, HYPHEN, TAIL, join_broken_words, read_pages, spelled
 
     other = unicodedata.normalize("NFKC", other).casefold().replace("\u2010", "-").replace("\u2011", "-")
     whole = Counter(re.findall(r"[^\W\d_]+", other))

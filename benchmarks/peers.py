@@ -21,17 +21,16 @@ from benchmarks.reference_env import load_references
 import torch.nn.functional as F  # isort: skip
 from torch import Tensor, nn
 
-from retro_demo.config import TrainConfig
-from retro_demo.distributed import ALONE, spread
+from retro_demo.devices import ALONE, spread
 from retro_demo.events import Evaluated, Step
 from retro_demo.interop import retro_from_reference
-from retro_demo.interop.interop_marge import marge_from_reference
+from retro_demo.interop.marge_pytorch import marge_from_reference
+from retro_demo.models.config import MargeConfig, RetroConfig
 from retro_demo.models.marge import MARGE, MargeBatch
-from retro_demo.models.marge_config import MargeConfig
 from retro_demo.models.retro import RETRO, RetroBatch
-from retro_demo.models.retro_config import RetroConfig
 from retro_demo.runs.alarms import Watch
-from retro_demo.training.train import Hooks, make_optimizer, train
+from retro_demo.settings import TrainConfig
+from retro_demo.training.loop import Hooks, make_optimizer, train
 
 LR, DECAY = 3e-4, 0.1
 FOREVER = 1_000_000  # steps

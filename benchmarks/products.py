@@ -3,7 +3,7 @@
 Record the products of a forward and backward pass, then run these and nothing else on memory that is
 already there: no softmax, norm, copy, optimizer or Python between. Fused attention counts as the products
 it cannot do without: two forward, four backward. A product runs by the library that computed it
-(models/linear.py has oneDNN where that is the faster one), so the floor is the machine's and not MKL's.
+(models/layers.py has oneDNN where that is the faster one), so the floor is the machine's and not MKL's.
 Products of one shape and layout share their memory, which flatters the floor a little where it stays in a
 cache.
 

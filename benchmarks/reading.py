@@ -22,16 +22,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 
-from retro_demo.corpus.build_jobs import ensure_sample
-from retro_demo.corpus.corpus import load_corpus
 from retro_demo.corpus.samples import corpus_folder
+from retro_demo.corpus.sharding import ensure_sample
+from retro_demo.corpus.store import load_corpus
 from retro_demo.evaluation.arms import Arms, held_out_windows
-from retro_demo.evaluation.loss_table import LossTable, read_arm
+from retro_demo.evaluation.losses import LossTable, read_arm
 from retro_demo.paths import data_home
-from retro_demo.runs.checkpoint import load_model, read_run_config
+from retro_demo.runs.checkpoint import load_model, read_run_config, saved_step
 from retro_demo.runs.planning import make_run_config, prepare_run
-from retro_demo.runs.run_state import saved_step
-from retro_demo.training.pipeline import run_training
+from retro_demo.training.trainer import run_training
 
 NO_LESSONS = {"reading": 0.0, "lessons_kept": 0.0}
 PLAIN = {"shifted_keys": False, "copying_start": False}

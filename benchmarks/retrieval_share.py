@@ -20,18 +20,17 @@ import numpy as np
 
 from benchmarks.measuring import Report, at_threads, options, take_turns, torch
 from benchmarks.peers import our_step
-from retro_demo.config import RETRIEVERS
-from retro_demo.corpus.build_jobs import ensure_sample
-from retro_demo.corpus.corpus import load_corpus
+from retro_demo.corpus.retrievers import load_retriever, search_stored
 from retro_demo.corpus.samples import corpus_folder
-from retro_demo.corpus.stored import load_retriever, search_stored
+from retro_demo.corpus.sharding import ensure_sample
+from retro_demo.corpus.store import load_corpus
 from retro_demo.models.marge import MARGE
 from retro_demo.models.retro import RETRO
 from retro_demo.paths import data_home
-from retro_demo.runs.marge_planning import make_marge_config
-from retro_demo.runs.planning import make_run_config
+from retro_demo.runs.planning import make_marge_config, make_run_config
+from retro_demo.settings import RETRIEVERS
 from retro_demo.training.marge_batches import MargeBatches
-from retro_demo.training.pipeline import make_batches
+from retro_demo.training.trainer import make_batches
 
 FACTBOOK, RIGHTS = "sample:factbook2015", "sample:udhr44"
 SAMPLE_CHUNKS = 2048  # whose search is timed

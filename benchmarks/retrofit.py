@@ -22,14 +22,14 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from retro_demo.corpus.build_jobs import ensure_sample
-from retro_demo.evaluate_config import EvaluateConfig
-from retro_demo.evaluation.evaluating import run_evaluation
-from retro_demo.evaluation.evaluation_request import Request, prepare_evaluation
+from retro_demo.corpus.sharding import ensure_sample
+from retro_demo.evaluation.request import Request, prepare_evaluation
+from retro_demo.evaluation.runner import run_evaluation
 from retro_demo.events import read_events
+from retro_demo.runs.checkpoint import saved_step
 from retro_demo.runs.planning import make_run_config, prepare_run
-from retro_demo.runs.run_state import saved_step
-from retro_demo.training.pipeline import run_training
+from retro_demo.settings import EvaluateConfig
+from retro_demo.training.trainer import run_training
 
 SAMPLE = "sample:factbook2015"
 

@@ -8,15 +8,19 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from retro_demo.change_config import AddConfig, WeighConfig
-from retro_demo.config import CorpusConfig, GenerateConfig, TrainConfig
-from retro_demo.evaluate_config import EvaluateConfig
-from retro_demo.explain_config import ExplainConfig
-from retro_demo.knobs import knobs
-from retro_demo.models.marge_config import EvidenceConfig, MargeConfig
-from retro_demo.models.retro_config import RetroConfig
+from retro_demo.models.config import EvidenceConfig, MargeConfig, RetroConfig
 from retro_demo.presets import MARGE_PRESETS, PRESETS, preset_settings
 from retro_demo.server.limits import PUBLIC, Limits
+from retro_demo.settings import (
+    AddConfig,
+    CorpusConfig,
+    EvaluateConfig,
+    ExplainConfig,
+    GenerateConfig,
+    TrainConfig,
+    WeighConfig,
+    knobs,
+)
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 VERBS = [

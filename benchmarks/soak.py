@@ -27,12 +27,11 @@ from typing import Any
 
 from benchmarks.measuring import RESULTS, markdown, torch
 from benchmarks.serving import ROOT, start_app
-from retro_demo.corpus.corpus import is_built, load_corpus
+from retro_demo.corpus.store import is_built, load_corpus
 from retro_demo.errors import UserError
-from retro_demo.jobs import jobs
+from retro_demo.jobs import lifecycle
 from retro_demo.paths import data_home
-from retro_demo.runs.checkpoint import LAST, STATE, load_model, read_any_config
-from retro_demo.runs.run_state import saved_step
+from retro_demo.runs.checkpoint import LAST, STATE, load_model, read_any_config, saved_step
 from retro_demo.server.workspace import Workspace, new_code
 from retro_demo.tensor_files import load_tensors
 
@@ -84,7 +83,7 @@ class Server:
 def problems_of_run(folder: Path, *, at_rest: bool) -> list[str]:
     """What is wrong with the files of a run; `at_rest`: nobody works on it while it is looked at."""
     try:
-        events = jobs.status(folder).events
+        events = lifecycle.status(folder).events
         every, told = read_any_config(folder).training.save_every, 0
         steps = [event["step"] for event in events if event["event"] == "step"]
         told = max((event["step"] for event in events if event["event"] == "saved"), default=0)
@@ -140,7 +139,7 @@ class Soak:
 
     def built(self, name: str) -> Path:
         folder = self.ask_for_build(name)
-        wait_for("a corpus", lambda: is_built(folder) and not jobs.is_running(folder))
+        wait_for("a corpus", lambda: is_built(folder) and not lifecycle.is_running(folder))
         return folder
 
     def ask_for_build(self, name: str) -> Path:
@@ -181,7 +180,7 @@ class Soak:
             said = self.server.client.predict(self.code, self.folder.name, api_name="/run_status")
             return said["state"]
         self.server.client.predict(self.code, "whole", "Area of Place 1", api_name="/search")  # it answers
-        return jobs.status(self.folder).state if self.folder.exists() else "gone"
+        return lifecycle.status(self.folder).state if self.folder.exists() else "gone"
 
     def one_kill(self, number: int) -> tuple[str, str]:
         """Kill somebody who is at work; who it was, and how the job stood after that."""
@@ -189,7 +188,7 @@ class Soak:
             self.folder = self.folder or self.begin()
             time.sleep(self.random.uniform(0, self.span))
             victim = self.random.choice(("worker", "server"))
-            worker = jobs.worker_of(self.folder)
+            worker = lifecycle.worker_of(self.folder)
             if worker or victim == "server":
                 break
             self.settle()  # it has ended meanwhile: begin another
@@ -235,7 +234,7 @@ class Soak:
         if self.is_run():
             asked.result(PATIENCE)
         else:
-            wait_for("a resumed build", lambda: jobs.is_running(self.folder) or is_built(self.folder))
+            wait_for("a resumed build", lambda: lifecycle.is_running(self.folder) or is_built(self.folder))
 
     def settle(self) -> None:
         """Wait for the end of the job and compare what it made with what was never killed."""
@@ -245,7 +244,9 @@ class Soak:
         wait_for("the end of a job", lambda: self.state() not in ("running", "waiting"))
         state, name = self.state(), self.folder.name
         if state != "finished":
-            self.violations.append(f"{name}: it is {state} at its end: {jobs.status(self.folder).log_tail}")
+            self.violations.append(
+                f"{name}: it is {state} at its end: {lifecycle.status(self.folder).log_tail}"
+            )
         self.violations += [f"{name}, at its end: {what}" for what in self.problems(at_rest=True)]
         if self.is_run() and state == "finished":
             weights = load_tensors(self.folder / LAST)[0]

@@ -17,12 +17,12 @@ import sys
 from pathlib import Path
 
 from retro_demo.cli.printing import Printer
-from retro_demo.config import CorpusConfig
-from retro_demo.corpus.build_jobs import ensure_sample
 from retro_demo.corpus.building import build_corpus, prepare_corpus
-from retro_demo.corpus.corpus import load_corpus
 from retro_demo.corpus.samples import SAMPLES, corpus_folder
+from retro_demo.corpus.sharding import ensure_sample
+from retro_demo.corpus.store import load_corpus
 from retro_demo.paths import data_home
+from retro_demo.settings import CorpusConfig
 
 OLD = "factbook2015"
 

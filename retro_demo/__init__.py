@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from retro_demo.errors import UserError
+    from retro_demo.models.config import MargeConfig, RetroConfig
     from retro_demo.models.marge import MARGE
-    from retro_demo.models.marge_config import MargeConfig
     from retro_demo.models.retro import RETRO
-    from retro_demo.models.retro_config import RetroConfig
 
 __all__ = ["MARGE", "RETRO", "MargeConfig", "RetroConfig", "UserError"]
 
 _HOMES = {
     "MARGE": "models.marge",
-    "MargeConfig": "models.marge_config",
+    "MargeConfig": "models.config",
     "RETRO": "models.retro",
-    "RetroConfig": "models.retro_config",
+    "RetroConfig": "models.config",
     "UserError": "errors",
 }
 

@@ -3,13 +3,12 @@
 import os
 import sys
 
-from retro_demo.jobs.allowance import keep_to_allowance
-from retro_demo.jobs.stopping import stop_on_signal
+from retro_demo.jobs.worker import keep_to_allowance, stop_on_signal
 
 if __name__ == "__main__":
     stop = stop_on_signal()  # before the slow imports: a stop in the first seconds is a stop, not a kill
     keep_to_allowance()
-    from retro_demo.cli.cli import main
+    from retro_demo.cli.main import main
 
     code = main(stop=stop)
     if "TORCHELASTIC_RUN_ID" in os.environ:

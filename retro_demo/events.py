@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retro_demo.whole_files import append_line, replacing
+from retro_demo.files import append_line, replacing
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Saved(Event):
 
 @dataclass(frozen=True)
 class Retrieved(Event):
-    """The neighbors of one generated or given chunk; `neighbors` are plain dicts (generation/generate.py)."""
+    """The neighbors of one generated or given chunk; `neighbors` are plain dicts (generation/retro.py)."""
 
     chunk: int
     neighbors: list[dict[str, Any]]

@@ -19,8 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from retro_demo.errors import UserError
-from retro_demo.listing import listed
+from retro_demo.errors import UserError, listed
 
 CONFIG = "config.json"
 EXPORT, EXPORTED = "export.json", ("run", "corpus")  # the manifest of an export, and of what there are any

@@ -15,10 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from retro_demo.errors import UserError
-from retro_demo.knobs import seen
-from retro_demo.troubles import said
-from retro_demo.whole_files import replacing
+from retro_demo.errors import UserError, said
+from retro_demo.files import replacing
+from retro_demo.settings import seen
 
 HEAD_BYTES = 16_000_000  # a head of ours has about 100 for each tensor
 ANEW = "Train or export the run anew."

@@ -18,7 +18,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from retro_demo.errors import UserError
-from retro_demo.whole_files import replacing
+from retro_demo.files import replacing
 
 SPECIALS = ("<pad>", "<eos>")
 MIN_VOCAB = len(SPECIALS) + 256

@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from retro_demo.cli import cli
+from retro_demo.cli import main
 
 
 def words_of(command: str) -> list[str]:
@@ -24,4 +24,4 @@ def run(command: str) -> int:
         for word in shlex.split(command):
             if word.startswith("RETRO_DEMO_HOME="):
                 patch.setenv(*word.split("=", 1))
-        return cli.main([verb, "--json", *rest])
+        return main.main([verb, "--json", *rest])

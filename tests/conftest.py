@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from forked import Forks
 
-from retro_demo.config import CorpusConfig
 from retro_demo.corpus.building import build_corpus, prepare_corpus
-from retro_demo.corpus.corpus import Corpus, load_corpus
-from retro_demo.jobs import jobs, tickets
+from retro_demo.corpus.store import Corpus, load_corpus
+from retro_demo.jobs import job_queue, lifecycle
 from retro_demo.server import service
 from retro_demo.server.limits import PRIVATE, keep_limits
+from retro_demo.settings import CorpusConfig
 
 PLACES = [
     "Arden",
@@ -84,7 +84,7 @@ def forked_jobs() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(service, "LOOK_SECONDS", 0.05)
         if sys.platform == "linux":
-            patch.setattr(jobs, "subprocess", forks)
+            patch.setattr(lifecycle, "subprocess", forks)
         yield
     forks.close()
 
@@ -92,7 +92,7 @@ def forked_jobs() -> Iterator[None]:
 @pytest.fixture
 def own_process(monkeypatch) -> None:
     """Jobs are started as in the program: a Python of their own, which reads everything anew."""
-    monkeypatch.setattr(jobs, "subprocess", subprocess)
+    monkeypatch.setattr(lifecycle, "subprocess", subprocess)
 
 
 @pytest.fixture(scope="session")
@@ -175,5 +175,5 @@ def home(data_folder, small_folder) -> Iterator[Path]:
     shutil.copytree(small_folder, data_folder / "places")
     yield data_folder
     keep_limits(data_folder, PRIVATE)
-    for ticket in tickets.read_tickets(data_folder):
-        jobs.kill(ticket.folder)
+    for ticket in job_queue.read_tickets(data_folder):
+        lifecycle.kill(ticket.folder)

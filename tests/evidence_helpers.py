@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 from conftest import write_jsonl
 
-from retro_demo.config import CorpusConfig
 from retro_demo.corpus.building import build_corpus, prepare_corpus
-from retro_demo.runs.marge_planning import make_marge_config
-from retro_demo.runs.planning import prepare_run
-from retro_demo.training.pipeline import run_training
+from retro_demo.runs.planning import make_marge_config, prepare_run
+from retro_demo.settings import CorpusConfig
+from retro_demo.training.trainer import run_training
 
 LANGUAGES = ("ka", "lo", "mi")
 HOSTILE = '<img src=x onerror="window.canary=1">{{canary}}${canary}'

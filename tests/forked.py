@@ -139,5 +139,5 @@ def _work(asked: dict[str, Any], log: int) -> None:
 
 if __name__ == "__main__":
     sys.path.remove(str(Path(__file__).parent))  # of a script, before all others
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # as jobs/jobs.py starts a job
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # as jobs/lifecycle.py starts a job
     serve(socket.socket(fileno=int(sys.argv[1])))

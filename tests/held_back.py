@@ -19,7 +19,7 @@ import pytest
 from forked import Forked, Forks
 
 from retro_demo.events import Finished, append_event
-from retro_demo.jobs import jobs, tickets
+from retro_demo.jobs import job_queue, lifecycle
 from retro_demo.server.limits import Limits, keep_limits
 from retro_demo.server.workspace import Workspace, new_code
 
@@ -36,7 +36,7 @@ def wait_until(true, seconds: float = PATIENCE) -> None:
 @contextmanager
 def held_jobs() -> Iterator[None]:
     """Jobs that this process starts within the block stand still in their first moment, until it ends."""
-    launched, held = jobs._launched, []
+    launched, held = lifecycle._launched, []
 
     def hold(*values) -> subprocess.Popen[bytes]:
         process = launched(*values)
@@ -46,7 +46,7 @@ def held_jobs() -> Iterator[None]:
         return process
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jobs, "_launched", hold)
+        patch.setattr(lifecycle, "_launched", hold)
         patch.setattr(Forks, "held", True)
         try:
             yield
@@ -69,8 +69,8 @@ def _told(number: int, name: str, gone: str) -> str:
 @contextmanager
 def held_job(folder: Path) -> Iterator[None]:
     """The job of a folder, whoever started it or is about to, stands still until the block ends."""
-    wait_until(lambda: jobs.worker_of(folder))
-    number = jobs.worker_of(folder).number  # pyright: ignore[reportOptionalMemberAccess]
+    wait_until(lambda: lifecycle.worker_of(folder))
+    number = lifecycle.worker_of(folder).number  # pyright: ignore[reportOptionalMemberAccess]
     os.kill(number, signal.SIGSTOP)
     try:
         yield
@@ -80,7 +80,7 @@ def held_job(folder: Path) -> Iterator[None]:
 
 def is_asked_to_stop(folder: Path) -> bool:
     """Whether SIGTERM waits for the held job of a folder."""
-    worker = jobs.worker_of(folder)
+    worker = lifecycle.worker_of(folder)
     pending = _told(worker.number, "ShdPnd", "0") if worker else "0"
     return bool(int(pending, 16) >> (signal.SIGTERM - 1) & 1)
 
@@ -91,9 +91,9 @@ def no_place_free(home: Path, limits: Limits = Limits()) -> Iterator[None]:  # n
     keep_limits(home, replace(limits, running=1))
     other = Workspace.open(home, new_code())
     folder = other.folder / "corpora" / "busy"
-    with jobs.claim(folder):
-        with tickets.queue_lock(home):
-            tickets.mark_started(tickets.issue(home, folder, "build-corpus", other.folder.name))
+    with lifecycle.claim(folder):
+        with job_queue.queue_lock(home):
+            job_queue.mark_started(job_queue.issue(home, folder, "build-corpus", other.folder.name))
         yield
     shutil.rmtree(other.folder)
 
@@ -104,7 +104,7 @@ def leaving(folder: Path) -> Iterator[None]:
     told, waited = threading.Event(), threading.Event()
 
     def work() -> None:
-        with jobs.claim(folder):
+        with lifecycle.claim(folder):
             append_event(folder / "events.jsonl", Finished())
             told.set()
             waited.wait(PATIENCE)
@@ -115,8 +115,8 @@ def leaving(folder: Path) -> Iterator[None]:
 
     thread = threading.Thread(target=work)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jobs, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
-        patch.setattr(jobs, "LEAVING", PATIENCE)
+        patch.setattr(lifecycle, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+        patch.setattr(lifecycle, "LEAVING", PATIENCE)
         thread.start()
         try:
             assert told.wait(PATIENCE)
@@ -130,7 +130,7 @@ def leaving(folder: Path) -> Iterator[None]:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from retro_demo.training.pipeline import run_training
+from retro_demo.training.trainer import run_training
 for event in run_training(Path(sys.argv[1]), lambda: False):
     if (told := event.to_json())["event"] == sys.argv[2] and told["step"] == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from conftest import write_jsonl
 
-from retro_demo.config import CorpusConfig
 from retro_demo.corpus.building import build_corpus, prepare_corpus
-from retro_demo.corpus.corpus import Corpus, load_corpus
+from retro_demo.corpus.store import Corpus, load_corpus
 from retro_demo.models.marge import MARGE
 from retro_demo.runs.checkpoint import save_weights, write_run_config
-from retro_demo.runs.marge_planning import make_marge_config
+from retro_demo.runs.planning import make_marge_config
+from retro_demo.settings import CorpusConfig
 
 WORDS = [a + b + c for a in "bdfgklmnpr" for b in "aeiou" for c in ("nan", "s")]
 LANGUAGES = ("aa", "bb", "cc")

@@ -9,8 +9,8 @@ import pytest
 from conftest import write_jsonl
 from test_train import advance, prepare
 
-from retro_demo.config import CorpusConfig
 from retro_demo.corpus.building import build_corpus, prepare_corpus
+from retro_demo.settings import CorpusConfig
 
 OVERFIT = {
     "dim": 32,

@@ -10,10 +10,9 @@ from overfitted_helpers import OVERFIT, overfitted, three  # noqa: F401
 from test_train import advance, prepare
 
 from retro_demo.cli.printing import Printer
-from retro_demo.config import TrainConfig
-from retro_demo.corpus.corpus import load_corpus, training_tokens
+from retro_demo.corpus.store import load_corpus, training_tokens
 from retro_demo.events import Started, Warned, read_events
-from retro_demo.jobs.jobs import JobStatus, status
+from retro_demo.jobs.lifecycle import JobStatus, status
 from retro_demo.paths import CHECKPOINTS
 from retro_demo.render import job_views
 from retro_demo.runs.alarms import (
@@ -28,7 +27,8 @@ from retro_demo.runs.alarms import (
     held_out,
 )
 from retro_demo.runs.checkpoint import BEST, read_any_config, told_by
-from retro_demo.server.run_settings import passes_ahead
+from retro_demo.server.run_actions import passes_ahead
+from retro_demo.settings import TrainConfig
 
 # ruff: noqa: F811
 
@@ -149,7 +149,7 @@ def test_an_alarm_that_a_kill_undid_is_raised_again_and_stands_in_the_record_onc
 
 
 def advancing(out: Path):
-    from retro_demo.training.pipeline import run_training
+    from retro_demo.training.trainer import run_training
 
     for event in run_training(out, lambda: False):
         yield event.to_json()
@@ -325,7 +325,7 @@ def test_a_warning_is_printed_as_its_sentence():
 
 
 def test_the_events_of_an_alarm_are_what_an_import_takes(overfitted):
-    from retro_demo.sharing.share_records import check_events
+    from retro_demo.sharing.export_format import check_events
 
     check_events(overfitted / "events.jsonl")
     assert json.loads((overfitted / "events.jsonl").read_text().splitlines()[-1])["event"] == "finished"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from uploads import PNG, jsonl, read, refusal, texts, write, write_zip
 
-from retro_demo.documents.documents import Document, ReadingLimits
+from retro_demo.documents.sources import Document, ReadingLimits
 
 CASES = Path(__file__).parent / "data" / "cases"
 

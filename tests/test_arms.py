@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retro_demo.corpus.corpus import Corpus
+from retro_demo.corpus.store import Corpus
 from retro_demo.evaluation.arms import Arms, Windows, held_out_windows, neighbors_missing
 
 LENGTH, K = 4, 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from retro_demo.models.attention import (
+from retro_demo.models.layers import (
     AttentionShape,
     CrossAttention,
     KeysValues,

@@ -21,7 +21,7 @@ from benchmarks.generation import TableRetriever, added_up, agreement, our_text,
 from benchmarks.measuring import Others, Ratio, Report, markdown, ratio, take_turns
 from benchmarks.peers import QUICK_MARGE, QUICK_RETRO, our_step
 from benchmarks.products import record_products, replay
-from retro_demo.models import linear
+from retro_demo.models import layers
 from retro_demo.models.marge import MARGE
 from retro_demo.models.retro import RETRO
 
@@ -102,17 +102,17 @@ def test_the_floor_computes_what_was_recorded_and_nothing_else():
 
 
 def test_the_recorder_knows_all_products_of_both_models(monkeypatch):
-    chosen = linear.prefers_onednn()
+    chosen = layers.prefers_onednn()
     for model, batch in (
         (RETRO(QUICK_RETRO.config()), QUICK_RETRO.random_batch()),
         (MARGE(QUICK_MARGE.config()), QUICK_MARGE.random_batch()),
     ):
-        monkeypatch.setattr(linear, "prefers_onednn", lambda: False)  # torch's counter does not know it
+        monkeypatch.setattr(layers, "prefers_onednn", lambda: False)  # torch's counter does not know it
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # attention taken apart
             with FlopCounterMode(display=False) as counter:
                 model.loss(batch)[0].backward()
             apart = record_products(lambda model=model, batch=batch: model.loss(batch)[0].backward())
-        monkeypatch.setattr(linear, "prefers_onednn", lambda: chosen)
+        monkeypatch.setattr(layers, "prefers_onednn", lambda: chosen)
         fused = record_products(lambda model=model, batch=batch: model.loss(batch)[0].backward())
 
         assert any(product.onednn for product in fused.products) == chosen

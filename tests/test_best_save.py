@@ -14,25 +14,25 @@ from test_cli import run as cli_run
 from test_train import advance, prepare, same_weights
 
 from retro_demo.errors import UserError
-from retro_demo.evaluation.matching import before, got_worse, tokens_seen
+from retro_demo.evaluation.baselines import before, got_worse, tokens_seen
 from retro_demo.events import read_events
-from retro_demo.runs import run_state
+from retro_demo.files import file_hash
+from retro_demo.runs import checkpoint
 from retro_demo.runs.checkpoint import (
     BEST,
     LAST,
     STATE,
     load_model,
     read_run_config,
+    saved_step,
     step_of,
     told_by,
     weights_file,
 )
 from retro_demo.runs.planning import extend_run, keep_weights, make_run_config, prepare_run
 from retro_demo.runs.provenance import weights_of
-from retro_demo.runs.run_state import saved_step
-from retro_demo.server.run_settings import weights_choices, weights_kept
+from retro_demo.server.run_actions import weights_choices, weights_kept
 from retro_demo.tensor_files import save_tensors
-from retro_demo.whole_files import file_hash
 
 # ruff: noqa: F811
 
@@ -79,7 +79,7 @@ def test_a_kill_while_the_best_is_saved_leaves_no_best_before_its_state_and_a_ru
     tmp_path, three, overfitted, monkeypatch, dying, saved
 ):
     out = prepare(tmp_path / "cut", three, **OVERFIT)
-    real_save, real_copy = run_state.save_tensors, shutil.copyfile
+    real_save, real_copy = checkpoint.save_tensors, shutil.copyfile
 
     def save(path, tensors, meta):
         if meta["step"] == "10" and path.name == STATE and dying == "before the state":
@@ -94,11 +94,11 @@ def test_a_kill_while_the_best_is_saved_leaves_no_best_before_its_state_and_a_ru
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_state, "save_tensors", save)
+        patch.setattr(checkpoint, "save_tensors", save)
         if dying == "before the best":
-            patch.setattr(run_state, "keep_best", keep)
+            patch.setattr(checkpoint, "keep_best", keep)
         if dying == "within the best":
-            patch.setattr(run_state.shutil, "copyfile", torn)
+            patch.setattr(checkpoint.shutil, "copyfile", torn)
         with pytest.raises(KeyboardInterrupt):
             advance(out)
     assert shutil.copyfile is real_copy
@@ -123,7 +123,7 @@ def test_a_kill_while_a_second_best_is_saved_leaves_the_first_one(tmp_path, smal
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_state.shutil, "copyfile", torn)
+        patch.setattr(checkpoint.shutil, "copyfile", torn)
         with pytest.raises(KeyboardInterrupt):
             advance(out)
 
@@ -316,7 +316,7 @@ def test_a_baseline_that_is_used_with_its_best_save_counts_all_of_its_training(
 
 
 def test_what_a_run_can_be_used_with_is_offered_with_step_and_loss(overfitted, tmp_path, small_folder):
-    from retro_demo.jobs.jobs import status
+    from retro_demo.jobs.lifecycle import status
 
     best = best_step(overfitted)
 

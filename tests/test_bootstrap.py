@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retro_demo.evaluation.bootstrap import draws, ratio, tail
+from retro_demo.evaluation.losses import draws, ratio, tail
 
 
 def documents(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -13,23 +13,21 @@ import pytest
 from conftest import PLACES, SMALL, records, write_jsonl
 from test_train import advance, prepare
 
-from retro_demo.change_config import AddConfig
-from retro_demo.cli.cli import main
-from retro_demo.config import GenerateConfig
-from retro_demo.corpus import building, changing
-from retro_demo.corpus import corpus as corpus_module
+from retro_demo.cli.main import main
+from retro_demo.corpus import building, changes
+from retro_demo.corpus import store as corpus_module
 from retro_demo.corpus.building import build_corpus, prepare_corpus
-from retro_demo.corpus.changing import carry_out, is_pending, prepare_change
-from retro_demo.corpus.corpus import load_corpus
-from retro_demo.corpus.neighbor_tables import prepare_neighbors
-from retro_demo.corpus.stored import load_retriever
+from retro_demo.corpus.changes import carry_out, is_pending, prepare_change
+from retro_demo.corpus.retrievers import load_retriever, prepare_neighbors
+from retro_demo.corpus.store import load_corpus
 from retro_demo.errors import UserError
-from retro_demo.evaluation.trained_on import known_documents
+from retro_demo.evaluation.baselines import known_documents
 from retro_demo.events import Event, Finished, Progress, Retrieved, Warned
-from retro_demo.generation.generate import write
-from retro_demo.jobs.jobs import claim
-from retro_demo.retrieval.embedding import StaticEmbedder
+from retro_demo.generation.retro import write
+from retro_demo.jobs.lifecycle import claim
+from retro_demo.retrieval.embedders import StaticEmbedder
 from retro_demo.runs.loading import load_run
+from retro_demo.settings import AddConfig, GenerateConfig
 
 NEW = [{"id": "zorland", "title": "Zorland", "text": records(seed=5)[0]["text"].replace("Arden", "Zorland")}]
 
@@ -340,9 +338,9 @@ def test_a_change_that_is_cut_off_anywhere_is_gone_on_with_and_ends_the_same(
 
     with monkeypatch.context() as patch:  # every file that is put in its place is a step
         patch.setattr(Path, "replace", count(Path.replace))
-        patch.setattr(changing.shutil, "rmtree", count(shutil.rmtree))
-        patch.setattr(changing, "save_array", count(changing.save_array))
-        patch.setattr(changing, "write_atomically", count(changing.write_atomically))
+        patch.setattr(changes.shutil, "rmtree", count(shutil.rmtree))
+        patch.setattr(changes, "save_array", count(changes.save_array))
+        patch.setattr(changes, "write_atomically", count(changes.write_atomically))
         with contextlib.suppress(Cut):
             changed(corpus_folder, add=source(tmp_path), forget=["Arden"])
 

@@ -12,13 +12,12 @@ import pytest
 from conftest import SMALL, records, write_jsonl
 from page_helpers import lend_samples
 
-from retro_demo.cli import cli
-from retro_demo.config import CorpusConfig, GenerateConfig, TrainConfig
+from retro_demo.cli import main
 from retro_demo.corpus.building import build_corpus, prepare_corpus
-from retro_demo.corpus.corpus import is_built
 from retro_demo.corpus.samples import SAMPLES, sample_folder
-from retro_demo.knobs import knobs
-from retro_demo.models.retro_config import RetroConfig
+from retro_demo.corpus.store import is_built
+from retro_demo.models.config import RetroConfig
+from retro_demo.settings import CorpusConfig, GenerateConfig, TrainConfig, knobs
 
 NETWORK = [
     "--dim",
@@ -40,7 +39,7 @@ NETWORK = [
 
 def run(capsys, *arguments: object) -> tuple[int, list[dict], str]:
     """Exit code, JSON events on stdout, stderr."""
-    code = cli.main([str(argument) for argument in arguments])
+    code = main.main([str(argument) for argument in arguments])
     captured = capsys.readouterr()
     return code, [json.loads(line) for line in captured.out.splitlines()], captured.err
 
@@ -167,7 +166,7 @@ def test_a_bug_is_logged_and_ends_with_1_and_one_plain_sentence(capsys, monkeypa
     def broken(*_arguments):
         raise RuntimeError("inner detail")
 
-    monkeypatch.setattr(cli, "search", broken)
+    monkeypatch.setattr(main, "search", broken)
 
     code, events, _ = run(capsys, "search", built, "x", "--json")
 
@@ -200,7 +199,7 @@ def test_a_shipped_run_writes_with_the_sample_that_was_prepared(capsys, data_fol
 
 
 def test_people_get_lines_and_no_json(capsys, built):
-    assert cli.main(["search", str(built), "Coastline of Kestrel", "-k", "1"]) == 0
+    assert main.main(["search", str(built), "Coastline of Kestrel", "-k", "1"]) == 0
 
     out = capsys.readouterr().out
     assert "N: " in out
@@ -219,7 +218,7 @@ def test_people_get_lines_and_no_json(capsys, built):
 )
 def test_every_knob_is_a_flag_with_its_help(capsys, verb, config):
     with pytest.raises(SystemExit):
-        cli.main([verb, "--help"])
+        main.main([verb, "--help"])
 
     text = " ".join(capsys.readouterr().out.split())
     for knob in knobs(config):
@@ -237,7 +236,7 @@ def test_search_takes_a_retriever(capsys, built, retriever):
 
 
 def test_a_search_that_finds_nothing_says_so(capsys, built):
-    assert cli.main(["search", str(built), "zzzqqq", "--retriever", "bm25-words"]) == 0
+    assert main.main(["search", str(built), "zzzqqq", "--retriever", "bm25-words"]) == 0
 
     assert capsys.readouterr().out.startswith("Nothing was found by bm25-words: ")
 
@@ -309,8 +308,8 @@ def test_letters_that_a_console_lacks_are_printed_as_escapes(monkeypatch, lighth
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
 
-    assert cli.main(["search", str(lighthouses), "灯台守は手紙を書いた。", "--retriever", "bm25", *how]) == 0
-    assert cli.main(["search", str(lighthouses / "灯台"), "x", *how]) == 2
+    assert main.main(["search", str(lighthouses), "灯台守は手紙を書いた。", "--retriever", "bm25", *how]) == 0
+    assert main.main(["search", str(lighthouses / "灯台"), "x", *how]) == 2
 
     out.flush(), err.flush()
     shown, told = (stream.buffer.getvalue().decode(encoding) for stream in (out, err))  # pyright: ignore
@@ -320,6 +319,6 @@ def test_letters_that_a_console_lacks_are_printed_as_escapes(monkeypatch, lighth
 
 def test_a_text_that_a_locale_without_letters_hands_over_is_searched_for(capsys, lighthouses):
     bytes_of_a_console = "灯台守".encode().decode("ascii", "surrogateescape")
-    assert cli.build_parser().parse_args(["search", "c", bytes_of_a_console]).text == "灯台守"
+    assert main.build_parser().parse_args(["search", "c", bytes_of_a_console]).text == "灯台守"
     for text in (bytes_of_a_console, "\ud800"):
         assert run(capsys, "search", lighthouses, text, "--json")[0] == 0

@@ -20,28 +20,23 @@ from page_helpers import page_home
 from test_train import advance, prepare
 
 from benchmarks.serving import served_page
-from retro_demo.cli import cli
+from retro_demo.cli import main
 from retro_demo.cli.flags import given
-from retro_demo.config import TrainConfig
-from retro_demo.evaluate_config import EvaluateConfig
-from retro_demo.evaluation.evaluation_request import Request, prepare_evaluation, read_request, usual_folder
-from retro_demo.knobs import knobs
-from retro_demo.models.marge_config import EvidenceConfig, MargeConfig
-from retro_demo.models.retro_config import RetroConfig
+from retro_demo.evaluation.request import Request, prepare_evaluation, read_request, usual_folder
+from retro_demo.models.config import EvidenceConfig, MargeConfig, RetroConfig
 from retro_demo.paths import LINKS, link_to
 from retro_demo.runs import commands
 from retro_demo.runs.checkpoint import differences, read_any_config, read_run_config, write_run_config
 from retro_demo.runs.commands import NOT_ANEW, for_here, for_others
-from retro_demo.runs.marge_planning import marge_settings, plan_run
-from retro_demo.runs.planning import READER_KNOBS, make_run_config, prepare_run
+from retro_demo.runs.planning import READER_KNOBS, make_run_config, marge_settings, plan_run, prepare_run
 from retro_demo.server import evaluations
+from retro_demo.server.cleanup import delete_workspace
 from retro_demo.server.corpus_changes import rename_corpus
-from retro_demo.server.downloads import build_command, search_json
-from retro_demo.server.janitor import delete_workspace
 from retro_demo.server.limits import PRIVATE, PUBLIC, keep_limits
-from retro_demo.server.run_settings import command_of, starting_settings
+from retro_demo.server.run_actions import build_command, command_of, search_json, starting_settings
 from retro_demo.server.workspace import Workspace, new_code
-from retro_demo.sharing.model_card import code_block
+from retro_demo.settings import EvaluateConfig, TrainConfig, knobs
+from retro_demo.sharing.exporting import code_block
 
 STRANGER = {"x-forwarded-for": "192.0.2.1"}
 QUICK = EvaluateConfig(first_tokens=150, max_tokens=200, resamples=200, prepend="off")
@@ -153,7 +148,7 @@ def test_the_words_of_a_command_reach_a_program_as_they_are_whatever_stands_in_t
         shell = subprocess.run(["sh", "-c", f"printf '%s\\0' {command}"], capture_output=True, check=True)
         assert shell.stdout.decode().split("\0")[:-1] == shlex.split(command)
         assert words_of(command)[-1] == text
-        assert cli.build_parser().parse_args(words_of(command)).text == text
+        assert main.build_parser().parse_args(words_of(command)).text == text
 
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -197,7 +192,7 @@ def test_the_command_of_a_run_of_the_page_means_that_very_run(
     config = plan_run(model, corpus, preset=preset, settings=settings, base=place)
     prepare_run(folder, config)
 
-    options = cli.build_parser().parse_args(words_of(command_of(folder, config, space.home)))
+    options = main.build_parser().parse_args(words_of(command_of(folder, config, space.home)))
     wanted = plan_run(
         options.model,
         options.corpus,

@@ -7,23 +7,21 @@ import torch
 import torch.distributed as dist
 from test_distributed import alone, of, prepare
 
-from retro_demo import compiling
-from retro_demo.compiling import compile_loss
-from retro_demo.config import TrainConfig
-from retro_demo.corpus.corpus import load_corpus
-from retro_demo.distributed import World, spread
+from retro_demo import devices
+from retro_demo.corpus.store import load_corpus
+from retro_demo.devices import World, compile_loss, spread
 from retro_demo.errors import UserError
 from retro_demo.models.retro import RETRO
-from retro_demo.runs.checkpoint import read_any_config
-from retro_demo.runs.run_state import saved_step
-from retro_demo.training.pipeline import make_batches
+from retro_demo.runs.checkpoint import read_any_config, saved_step
+from retro_demo.settings import TrainConfig
+from retro_demo.training.trainer import make_batches
 
 
 @pytest.fixture(autouse=True)
 def captured(monkeypatch):
     """Graphs and gradients are captured as for Inductor, but run by torch: that takes no minutes."""
     torch._dynamo.reset()
-    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
+    monkeypatch.setattr(devices, "BACKEND", "aot_eager")
     yield
     torch._dynamo.reset()
 
@@ -58,7 +56,7 @@ def test_where_nothing_can_be_compiled_a_run_says_so_and_goes_on_without(tmp_pat
         raise FileNotFoundError("no compiler")
 
     plain = alone(prepare(tmp_path / "plain", small_folder))
-    monkeypatch.setattr(compiling, "BACKEND", broken)
+    monkeypatch.setattr(devices, "BACKEND", broken)
 
     events = alone(prepare(tmp_path / "run", small_folder, compile=True))
 
@@ -106,7 +104,7 @@ def test_parts_of_a_batch_are_compiled_once_under_ddp_with_the_names_of_the_weig
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_inductor_gives_the_same_curve(tmp_path, small_folder, monkeypatch):
-    monkeypatch.setattr(compiling, "BACKEND", "inductor")
+    monkeypatch.setattr(devices, "BACKEND", "inductor")
     runs = [prepare(tmp_path / str(flag), small_folder, compile=flag) for flag in (False, True)]
 
     curves = [[e["loss"] for e in of(alone(out, device="cuda"), "step")] for out in runs]

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from retro_demo.models.config import RetroConfig
 from retro_demo.models.retro import RETRO
-from retro_demo.models.retro_config import RetroConfig
 
 VOCAB, CHUNKS, NEIGHBORS, CORRUPTED, WIDTH = 64, 4, 2, 0.2, 64
 NOTHING_KNOWN = math.log(VOCAB - 1)

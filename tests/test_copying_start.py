@@ -9,10 +9,8 @@ import torch
 from test_retro import CONFIG, example
 
 from retro_demo.errors import UserError
-from retro_demo.models.attention import AttentionShape, record_attention
-from retro_demo.models.blocks import draw_copying_weights
-from retro_demo.models.cca import ChunkedCrossAttention
-from retro_demo.models.retro import RETRO
+from retro_demo.models.layers import AttentionShape, draw_copying_weights, record_attention
+from retro_demo.models.retro import RETRO, ChunkedCrossAttention
 
 C, DIM = 8, 64
 

@@ -14,17 +14,17 @@ import numpy as np
 import pytest
 from conftest import SMALL, records, write_jsonl
 
-from retro_demo.config import CorpusConfig
-from retro_demo.corpus import cutting, vectors
+from retro_demo.corpus import chunks as cutting
+from retro_demo.corpus import embedding
 from retro_demo.corpus.building import build_corpus, prepare_corpus
-from retro_demo.corpus.corpus import Chunks, chunk_documents, excluded, hold_out, keep_split, load_corpus
-from retro_demo.corpus.stored import load_retriever
-from retro_demo.documents.documents import Document
+from retro_demo.corpus.retrievers import load_retriever
+from retro_demo.corpus.store import Chunks, chunk_documents, excluded, hold_out, keep_split, load_corpus
+from retro_demo.documents.sources import Document
 from retro_demo.errors import UserError
 from retro_demo.events import Finished, Progress, Warned, read_events
-from retro_demo.jobs.jobs import JobStatus
-from retro_demo.jobs.record import record
+from retro_demo.jobs.lifecycle import JobStatus, record
 from retro_demo.render.job_views import build_status
+from retro_demo.settings import CorpusConfig
 
 
 def build(folder: Path, rows: list[dict[str, str]], config: CorpusConfig = SMALL):
@@ -434,10 +434,10 @@ def test_an_unfinished_corpus_is_not_loaded(tmp_path, small_folder):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from retro_demo.corpus import vectors
-from retro_demo.corpus.build_jobs import run_build
+from retro_demo.corpus import embedding
+from retro_demo.corpus.sharding import run_build
 
-vectors.EMBED_BLOCK = 50
+embedding.EMBED_BLOCK = 50
 for event in run_build(Path(sys.argv[1]), lambda: False):
     if (told := event.to_json()).get("stage") == "embed" and told["done"] == 100:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -451,7 +451,7 @@ def test_a_build_killed_while_it_embeds_is_taken_up_and_ends_the_same(tmp_path, 
     assert (tmp_path / "cut" / "vectors.part").exists()
     assert not (tmp_path / "cut" / "corpus.json").exists()
 
-    monkeypatch.setattr(vectors, "EMBED_BLOCK", 50)
+    monkeypatch.setattr(embedding, "EMBED_BLOCK", 50)
     result = list(build_corpus(tmp_path / "cut"))[-1].to_json()
 
     assert result["fingerprint"] == load_corpus(small_folder).fingerprint

@@ -13,17 +13,17 @@ from held_back import PATIENCE, leaving, wait_until
 from test_queue import waiting_job
 from test_train import advance, prepare
 
-from retro_demo.corpus.changing import CHANGE, carry_out, is_pending, prepare_change
-from retro_demo.corpus.corpus import is_built, load_corpus, read_stored_documents
+from retro_demo.corpus.changes import CHANGE, carry_out, is_pending, prepare_change
+from retro_demo.corpus.store import is_built, load_corpus, read_stored_documents
 from retro_demo.errors import UserError
-from retro_demo.evaluation.evaluation_request import Request, prepare_evaluation
+from retro_demo.evaluation.request import Request, prepare_evaluation
 from retro_demo.events import Failed, append_event, read_events
-from retro_demo.jobs import jobs, tickets
+from retro_demo.jobs import job_queue, lifecycle
 from retro_demo.paths import data_home
 from retro_demo.runs.checkpoint import read_any_config
 from retro_demo.server import corpus_changes, quotas, service
-from retro_demo.server.library import Library
 from retro_demo.server.limits import Limits, keep_limits
+from retro_demo.server.model_cache import Library
 from retro_demo.server.workspace import Workspace, new_code
 
 
@@ -223,7 +223,7 @@ def test_a_corpus_is_not_changed_under_an_evaluation_that_reads_it(workspace, tm
     folder = run / "evaluations" / request.key
     prepare_evaluation(folder, request)
 
-    with jobs.claim(folder), pytest.raises(UserError, match="An evaluation of done reads places"):
+    with lifecycle.claim(folder), pytest.raises(UserError, match="An evaluation of done reads places"):
         corpus_changes.start_change(workspace, "places", forget=["Arden"])
 
     corpus_changes.start_change(workspace, "places", forget=["Arden"])  # it has ended
@@ -238,7 +238,7 @@ def test_a_corpus_is_not_changed_under_one_that_is_made_from_it(workspace):
     copy = workspace.new_folder("corpora", "copy")
     prepare_change(workspace.corpus("places"), copy, forget=["Arden"])
 
-    with jobs.claim(copy), pytest.raises(UserError, match="copy is being made from places"):
+    with lifecycle.claim(copy), pytest.raises(UserError, match="copy is being made from places"):
         corpus_changes.start_change(workspace, "places", forget=["Arden"])
 
 
@@ -263,14 +263,14 @@ def test_a_corpus_is_not_changed_under_a_run_that_trains_on_it(workspace):
         save_every=100_000,
     )
     assert read_any_config(run).corpus == str(workspace.corpus("places"))
-    jobs.start(run, "train")
+    lifecycle.start(run, "train")
     try:
         with pytest.raises(UserError, match="busy is training on places"):
             corpus_changes.start_change(workspace, "places", forget=["Arden"])
     finally:
-        wait_until(lambda: jobs.status(run).of_kind("step"))
-        jobs.stop(run)
-        wait_until(lambda: not jobs.is_running(run))
+        wait_until(lambda: lifecycle.status(run).of_kind("step"))
+        lifecycle.stop(run)
+        wait_until(lambda: not lifecycle.is_running(run))
 
 
 @pytest.mark.parametrize(
@@ -295,14 +295,14 @@ def test_what_cannot_be_changed_is_refused_and_leaves_nothing(workspace, values,
 def test_a_change_that_left_the_queue_or_found_it_full_can_be_asked_for_again(workspace, monkeypatch):
     keep_limits(workspace.home, Limits(running=1, waiting=1))
     busy = waiting_job(workspace.home, workspace, "busy")
-    with tickets.queue_lock(workspace.home):
-        tickets.mark_started(busy)
-    monkeypatch.setattr(jobs, "is_running", lambda folder: folder == busy.folder)
+    with job_queue.queue_lock(workspace.home):
+        job_queue.mark_started(busy)
+    monkeypatch.setattr(lifecycle, "is_running", lambda folder: folder == busy.folder)
     before = read_events(workspace.corpus("places") / "events.jsonl")
     corpus_changes.start_change(workspace, "places", forget=["Arden"])
     folder = workspace.corpus("places")
     assert corpus_changes.corpus_status(folder).state == "waiting"
-    assert jobs.stop(folder)
+    assert lifecycle.stop(folder)
     assert corpus_changes.corpus_status(folder).state == "new"  # Resume can be pressed
 
     shutil.rmtree(folder / CHANGE)
@@ -333,15 +333,15 @@ GOES = {
 @pytest.mark.parametrize("going", GOES)
 def test_a_corpus_is_neither_renamed_nor_deleted_under_an_evaluation_that_waits_to_read_it(workspace, going):
     own, folder = workspace.corpus("places"), asked_evaluation(workspace)
-    with tickets.queue_lock(workspace.home):
-        ticket = tickets.issue(workspace.home, folder, "evaluate", workspace.folder.name)
+    with job_queue.queue_lock(workspace.home):
+        ticket = job_queue.issue(workspace.home, folder, "evaluate", workspace.folder.name)
 
     with pytest.raises(UserError, match="An evaluation of done reads places. Wait for its end, or stop it"):
         GOES[going](workspace)
     assert is_built(own)
 
-    with tickets.queue_lock(workspace.home):
-        tickets.drop(ticket)
+    with job_queue.queue_lock(workspace.home):
+        job_queue.drop(ticket)
     GOES[going](workspace)
     assert not own.exists()
 
@@ -353,7 +353,7 @@ def test_a_corpus_is_neither_renamed_nor_deleted_under_one_that_is_or_is_still_t
     copy = workspace.new_folder("corpora", "copy")
     prepare_change(workspace.corpus("places"), copy, forget=["Arden"])
 
-    with jobs.claim(copy), pytest.raises(UserError, match="copy is being made from places"):
+    with lifecycle.claim(copy), pytest.raises(UserError, match="copy is being made from places"):
         GOES[going](workspace)
     with pytest.raises(UserError, match="copy is still to be made from places. Resume it, or delete it"):
         GOES[going](workspace)
@@ -376,13 +376,13 @@ def test_a_corpus_is_neither_renamed_nor_deleted_while_a_change_of_it_is_being_a
             GOES[going](workspace)
         ended.set()
 
-    with jobs.asking(folder):
+    with lifecycle.asking(folder):
         thread = threading.Thread(target=go)
         thread.start()
         thread.join(0.5)
         held = not ended.is_set()
-        with tickets.queue_lock(workspace.home):
-            tickets.issue(workspace.home, folder, "build-corpus", workspace.folder.name)
+        with job_queue.queue_lock(workspace.home):
+            job_queue.issue(workspace.home, folder, "build-corpus", workspace.folder.name)
     thread.join(PATIENCE)
 
     assert held
@@ -421,8 +421,8 @@ def test_a_corpus_can_be_renamed_and_changed_at_the_moment_a_run_on_it_has_told_
 
 def test_a_corpus_is_not_renamed_under_a_run_that_waits_to_train_on_it(workspace):
     run = prepare(workspace.folder / "runs" / "next", workspace.corpus("places"))
-    with tickets.queue_lock(workspace.home):
-        tickets.issue(workspace.home, run, "train", workspace.folder.name, "cpu")
+    with job_queue.queue_lock(workspace.home):
+        job_queue.issue(workspace.home, run, "train", workspace.folder.name, "cpu")
 
     with pytest.raises(UserError, match="next is training on places"):
         GOES["renamed"](workspace)

@@ -7,10 +7,10 @@ import pytest
 from conftest import write_jsonl
 from passage_helpers import made
 
-from retro_demo.config import CorpusConfig
 from retro_demo.corpus.building import build_corpus, prepare_corpus
-from retro_demo.corpus.corpus import load_corpus
-from retro_demo.evidence.cross_lingual import recall, recall_by, script_of, scripts_of
+from retro_demo.corpus.store import load_corpus
+from retro_demo.evidence.reindex import recall, recall_by, script_of, scripts_of
+from retro_demo.settings import CorpusConfig
 
 SCRIPTS = ["Latin", "Latin", "Greek"]
 

@@ -8,8 +8,8 @@ import pytest
 from test_browser import browser  # noqa: F401  (a fixture)
 from test_views import CANARY, PAGES
 
-from retro_demo.explain.writing import Writing
-from retro_demo.render import text_views, views, weigh_views
+from retro_demo.explain.text import Writing
+from retro_demo.render import html_parts, job_views
 from retro_demo.ui.page import ASSETS
 
 WORDS = ["الإ", "خ", "اء", " في", " هذا", " (1948)"]
@@ -60,12 +60,12 @@ def test_what_would_be_lost_names_documents_and_tokens_in_their_direction():
     nats = {"with": 1.0, "without": 1.1, "off": 1.2}
     result = {"weighed": ["a"], "tokens": 5, "chunks_reading": 1, "nats": nats, "rows": [row]}
 
-    assert undirected(weigh_views.weighed_html(result), TITLE) == []
+    assert undirected(job_views.weighed_html(result), TITLE) == []
 
 
 def test_where_there_are_no_tags_what_runs_from_the_right_stands_between_isolates():
-    assert views.label(TITLE) == f"\u2068{TITLE}\u2069"
-    assert views.label("ABC (2)") == "ABC (2)"
+    assert html_parts.label(TITLE) == f"\u2068{TITLE}\u2069"
+    assert html_parts.label("ABC (2)") == "ABC (2)"
 
 
 MEASURE = """() => {
@@ -94,7 +94,7 @@ def test_the_tokens_of_an_arabic_word_run_from_right_to_left_and_join(browser): 
     page = browser.new_page(viewport={"width": 390, "height": 800})
     page.set_content(
         f"<style>{(ASSETS / 'style.css').read_text('utf-8')}</style><div class='gradio-container'>"
-        f"{text_views.growing_text(writing)}{views.neighbor_card(found, 0)}"
+        f"{html_parts.growing_text(writing)}{html_parts.neighbor_card(found, 0)}"
         f"<div dir='auto'><span id='whole' class='tokens'>{''.join(WORDS)}</span></div>"
         f"<textarea>{TITLE}</textarea></div>"
         f"<script>{(ASSETS / 'direction.js').read_text('utf-8')}</script>"

@@ -17,21 +17,18 @@ from test_train import SETTINGS
 from torch import nn
 from torchrun_helpers import largest_difference, of, torchrun, train_together, train_until_signaled
 
-from retro_demo.corpus.corpus import load_corpus
-from retro_demo.distributed import Learner, World, noticing_loss
+from retro_demo.corpus.store import load_corpus
+from retro_demo.devices import Learner, World, noticing_loss
 from retro_demo.errors import UserError
 from retro_demo.events import read_events
+from retro_demo.models.config import MargeConfig, RetroConfig
 from retro_demo.models.marge import MARGE
-from retro_demo.models.marge_config import MargeConfig
 from retro_demo.models.retro import RETRO, RetroBatch
-from retro_demo.models.retro_config import RetroConfig
-from retro_demo.runs.checkpoint import read_any_config
-from retro_demo.runs.marge_planning import plan_run
-from retro_demo.runs.planning import prepare_run
-from retro_demo.runs.run_state import saved_processes, saved_step
+from retro_demo.runs.checkpoint import read_any_config, saved_processes, saved_step
+from retro_demo.runs.planning import plan_run, prepare_run
 from retro_demo.tensor_files import read_head
-from retro_demo.training.batches import check_share
-from retro_demo.training.pipeline import make_batches, run_training
+from retro_demo.training.retro_batches import check_share
+from retro_demo.training.trainer import make_batches, run_training
 
 LOSS_TOLERANCE = 1e-5  # nats: the processes add the same float32 numbers in another order
 NORM_TOLERANCE = 1e-3  # of the gradient's norm, to which cancelled digits mean more
@@ -111,7 +108,7 @@ def test_three_processes_have_the_curve_and_the_evidence_of_one_in_marge(tmp_pat
 TOGETHER = """
 import os, sys
 import numpy as np
-from retro_demo.distributed import joined
+from retro_demo.devices import joined
 with joined() as world:
     told = []
     for numbers in (np.zeros(2, np.int16), np.zeros(2)):  # gloo adds no int16; the second needs both

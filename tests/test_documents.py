@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from uploads import PNG, jsonl, pdf, read, refusal, texts, write, write_zip
 
-from retro_demo.documents.documents import Document, parse_fields
+from retro_demo.documents.sources import Document, parse_fields
 from retro_demo.errors import UserError
 
 

@@ -18,11 +18,10 @@ from starlette.testclient import TestClient
 
 from benchmarks.serving import served_page
 from retro_demo.server import quotas
-from retro_demo.server.addresses import SITS_HERE, VISITOR
-from retro_demo.server.limits import PRIVATE, PUBLIC, Limits, keep_limits
-from retro_demo.ui import bodies, doorman
-from retro_demo.ui.doorman import Doorman
-from retro_demo.ui.refusals import MOST_CHARS
+from retro_demo.server.limits import PRIVATE, PUBLIC, SITS_HERE, VISITOR, Limits, keep_limits
+from retro_demo.ui import middleware
+from retro_demo.ui.gradio_patches import MOST_CHARS
+from retro_demo.ui.middleware import Doorman
 
 
 async def hello(_request: Request) -> PlainTextResponse:
@@ -188,7 +187,7 @@ def test_the_owner_of_an_ipv6_network_is_one_visitor(data_folder):
 
 
 def test_the_table_of_addresses_is_bounded_and_forgets_who_was_not_seen_for_longest(data_folder, monkeypatch):
-    monkeypatch.setattr(doorman, "MOST_KNOWN", 3)
+    monkeypatch.setattr(middleware, "MOST_KNOWN", 3)
     door = Doorman(Starlette(), data_folder)
     for address in "abcad":
         door._take(address, 10, 1.0)
@@ -278,7 +277,7 @@ def test_doors_of_gradio_that_the_page_does_not_use_are_shut(data_folder, method
 @pytest.mark.parametrize("path", ["run/predict", "run/upload", "queue/join", "call/upload", "cancel", "mcp/"])
 def test_no_request_but_an_upload_is_read_that_is_larger_than_any_that_is_needed(data_folder, path):
     door = client(data_folder)  # also of a private server
-    text = b'"' + b"x" * (bodies.MOST_BYTES - 2) + b'"'
+    text = b'"' + b"x" * (middleware.MOST_BYTES - 2) + b'"'
 
     assert door.post(f"/gradio_api/{path}", content=text).status_code == 200
     refused = door.post(f"/gradio_api/{path}", content=text + b" ")
@@ -300,7 +299,7 @@ def test_the_longest_text_in_any_script_is_within_what_is_read(data_folder):
     assert door.post("/gradio_api/run/predict", content=emoji).text == str(len(emoji))
 
 
-MANY = bodies.MOST_VALUES + 2
+MANY = middleware.MOST_VALUES + 2
 
 
 @pytest.mark.parametrize(
@@ -348,7 +347,7 @@ def test_brackets_quotes_and_commas_within_a_text_are_no_values(data_folder):
 def test_an_address_uploads_so_much_within_an_hour_and_others_as_much_again(data_folder, monkeypatch):
     keep_limits(data_folder, Limits(upload_megabytes_per_hour=3))
     now = [1000.0]
-    monkeypatch.setattr(doorman.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(middleware.time, "monotonic", lambda: now[0])
     door = client(data_folder, proxies=1)
 
     def upload(megabytes: float, address: str = "192.0.2.1") -> httpx.Response:

@@ -9,17 +9,15 @@ from command_helpers import run, words_of
 from conftest import records, write_jsonl
 from test_train import advance, prepare, steps
 
-from retro_demo.config import CorpusConfig
 from retro_demo.corpus.building import build_corpus, prepare_corpus
-from retro_demo.corpus.corpus import load_corpus
-from retro_demo.corpus.search import search
-from retro_demo.corpus.stored import load_retriever
-from retro_demo.jobs import jobs
+from retro_demo.corpus.retrievers import load_retriever, search
+from retro_demo.corpus.store import load_corpus
+from retro_demo.jobs import lifecycle
 from retro_demo.runs.checkpoint import read_any_config
 from retro_demo.runs.commands import for_others
 from retro_demo.server import service
-from retro_demo.server.downloads import build_command, corpus_json, search_json, training_json
-from retro_demo.server.run_settings import command_of
+from retro_demo.server.run_actions import build_command, command_of, corpus_json, search_json, training_json
+from retro_demo.settings import CorpusConfig
 
 
 def finished(capsys) -> dict:
@@ -30,7 +28,7 @@ def test_the_curve_and_the_held_out_table_are_those_of_the_training_with_their_o
     trained = prepare(tmp_path / "run", small_folder)
     events = advance(trained)
     command = command_of(trained, read_any_config(trained), tmp_path)
-    kept = json.loads(json.dumps(training_json(trained, jobs.status(trained), command)))
+    kept = json.loads(json.dumps(training_json(trained, lifecycle.status(trained), command)))
 
     assert [one["loss"] for one in kept["losses"]] == [event["loss"] for event in steps(events)]
     measured = [event["arms"] for event in events if event["event"] == "evaluated"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_explain import MODEL, VOCAB, C, text_and_neighbors
 
-from retro_demo.explain.editing import edit_neighbor, fit, replaced, write_on
+from retro_demo.explain.edits import edit_neighbor, fit, replaced, write_on
 
 EOS = 1
 

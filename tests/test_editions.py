@@ -12,16 +12,16 @@ import pytest
 from conftest import SMALL, records, write_jsonl
 from test_train import advance, prepare
 
-from retro_demo.config import RETRIEVERS, CorpusConfig, GenerateConfig
 from retro_demo.corpus.building import build_corpus, prepare_corpus
-from retro_demo.corpus.corpus import load_corpus
-from retro_demo.corpus.editions import edition_folder, load_edition, prepare_edition
+from retro_demo.corpus.changes import edition_folder, load_edition, prepare_edition
+from retro_demo.corpus.store import load_corpus
 from retro_demo.errors import UserError
 from retro_demo.events import Progress, Retrieved
-from retro_demo.generation.generate import write
-from retro_demo.jobs.jobs import claim
+from retro_demo.generation.retro import write
+from retro_demo.jobs.lifecycle import claim
 from retro_demo.runs.loading import load_run
-from retro_demo.server.library import Library
+from retro_demo.server.model_cache import Library
+from retro_demo.settings import RETRIEVERS, CorpusConfig, GenerateConfig
 
 OTHER = CorpusConfig(chunk_len=16, vocab_size=300, num_neighbors=3)
 
@@ -223,7 +223,7 @@ def test_the_library_keeps_swapped_and_unswapped_runs_apart(data_folder, trained
 
 
 def test_the_trace_of_a_swapped_text_says_what_was_read(trained, other):
-    from retro_demo.explain.writing import watch_writing
+    from retro_demo.explain.text import watch_writing
 
     run = load_run(trained, "cpu", ready(trained, other), "bm25")
     config = GenerateConfig(max_new_tokens=12, retriever="bm25")

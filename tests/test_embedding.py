@@ -11,10 +11,9 @@ import torch
 from torch.nn import functional as F
 
 from retro_demo.errors import UserError
-from retro_demo.models import linear
+from retro_demo.models import layers
 from retro_demo.paths import STATIC_FOLDER
-from retro_demo.retrieval.embedding import MiniLMEmbedder, StaticEmbedder, find_minilm, load_embedder
-from retro_demo.retrieval.minilm import MiniLM
+from retro_demo.retrieval.embedders import MiniLM, MiniLMEmbedder, StaticEmbedder, find_minilm, load_embedder
 
 TEXTS = ["The river floods in spring.", "Inflation rose to 4.5% in 2014.", "", "a"]
 
@@ -141,7 +140,7 @@ def test_who_multiplies_for_minilm_is_decided_where_it_is_for_linear_layers(monk
     weights, ids = random_weights(), torch.arange(1, 31).view(2, 15)
     outs = {}
     for onednn in (True, False):
-        monkeypatch.setattr(linear, "prefers_onednn", lambda answer=onednn: answer)
+        monkeypatch.setattr(layers, "prefers_onednn", lambda answer=onednn: answer)
         model = MiniLM(weights)
         assert bool(model._packed) == onednn
         outs[onednn] = F.normalize(model(ids), dim=1)

@@ -13,7 +13,7 @@ from marge_helpers import built, make_marge_run, translated
 from playwright.sync_api import Page, expect
 from test_browser import browser, url  # noqa: F401 (fixtures)
 
-from retro_demo.jobs import jobs
+from retro_demo.jobs import lifecycle
 from retro_demo.server import evaluations
 from retro_demo.server.workspace import Workspace, new_code
 
@@ -60,11 +60,11 @@ def test_a_visitor_measures_reloads_stops_goes_on_and_downloads(browser, url, sp
         page.locator("#stop-evaluation").click()
         wait_until(lambda: is_asked_to_stop(folder))
     expect(ended).to_have_text("stopped, can go on", timeout=LONG)
-    assert jobs.status(folder).state == "stopped"
+    assert lifecycle.status(folder).state == "stopped"
 
     page.locator("#resume-evaluation").click()
     expect(ended).to_have_text("finished", timeout=2 * LONG)
-    result = evaluations.latest_result(jobs.status(folder))
+    result = evaluations.latest_result(lifecycle.status(folder))
     assert result is not None
     claim = page.locator("#verdict .claim")
     expect(claim).to_be_visible(timeout=LONG)
@@ -97,7 +97,7 @@ def test_a_visitor_measures_a_marge_and_sees_its_arms_and_not_those_of_a_retro(b
     expect(page.locator("#evaluate-status .badge")).to_have_text("finished", timeout=LONG)
     folder = evaluations.shown_evaluation(space, "several")
     assert folder is not None
-    result = evaluations.latest_result(jobs.status(folder))
+    result = evaluations.latest_result(lifecycle.status(folder))
     assert result is not None
     claim = page.locator("#verdict .claim")
     expect(claim).to_have_text("Its own evidence helps: it beats evidence drawn at random", timeout=LONG)

@@ -9,9 +9,8 @@ import pytest
 from command_helpers import words_of
 from evaluation_helpers import make_run
 
-from retro_demo.cli import cli
-from retro_demo.evaluate_config import EvaluateConfig
-from retro_demo.knobs import knobs
+from retro_demo.cli import main
+from retro_demo.settings import EvaluateConfig, knobs
 
 QUICK = ["--first-tokens", "150", "--max-tokens", "200", "--resamples", "200", "--prepend", "off"]
 
@@ -30,7 +29,7 @@ def said(capsys) -> list[dict]:
 
 
 def test_the_last_line_holds_arms_verdict_and_counts(capsys, runs):
-    code = cli.main(["evaluate", runs["reader"], "--baseline", runs["plain"], *QUICK, "--json"])
+    code = main.main(["evaluate", runs["reader"], "--baseline", runs["plain"], *QUICK, "--json"])
     last = said(capsys)[-1]
 
     assert code == 0
@@ -42,10 +41,10 @@ def test_the_last_line_holds_arms_verdict_and_counts(capsys, runs):
 
 def test_the_command_in_the_provenance_measures_the_same(capsys, runs, tmp_path):
     arguments = ["evaluate", runs["reader"], *QUICK, "--corruption", "0,40", "--seed", "3", "--json"]
-    assert cli.main([*arguments, "--out", str(tmp_path / "one")]) == 0
+    assert main.main([*arguments, "--out", str(tmp_path / "one")]) == 0
     first = said(capsys)[-1]
     words = words_of(first["provenance"]["command"])
-    assert cli.main([*words, "--out", str(tmp_path / "two"), "--json"]) == 0
+    assert main.main([*words, "--out", str(tmp_path / "two"), "--json"]) == 0
     second = said(capsys)[-1]
 
     assert first["arms"] == second["arms"]
@@ -53,16 +52,16 @@ def test_the_command_in_the_provenance_measures_the_same(capsys, runs, tmp_path)
 
 
 def test_without_out_it_lies_with_the_run_and_goes_on_by_its_folder_alone(capsys, runs):
-    assert cli.main(["evaluate", runs["reader"], *QUICK, "--seed", "4", "--json"]) == 0
+    assert main.main(["evaluate", runs["reader"], *QUICK, "--seed", "4", "--json"]) == 0
     first = said(capsys)[-1]
     folders = sorted(Path(runs["reader"], "evaluations").iterdir(), key=lambda path: path.stat().st_mtime)
-    assert cli.main(["evaluate", "--out", str(folders[-1]), "--json"]) == 0
+    assert main.main(["evaluate", "--out", str(folders[-1]), "--json"]) == 0
 
     assert said(capsys)[-1]["arms"] == first["arms"]
 
 
 def test_people_get_a_table_and_the_verdict_as_the_last_line(capsys, runs):
-    assert cli.main(["evaluate", runs["reader"], "--baseline", runs["plain"], *QUICK]) == 0
+    assert main.main(["evaluate", runs["reader"], "--baseline", runs["plain"], *QUICK]) == 0
     lines = capsys.readouterr().out.splitlines()
 
     assert lines[-1].startswith(("Retrieval", "Not decided"))
@@ -80,12 +79,12 @@ def test_people_get_a_table_and_the_verdict_as_the_last_line(capsys, runs):
     ],
 )
 def test_a_mistake_is_one_sentence_and_2(capsys, runs, arguments, words):
-    assert cli.main(["evaluate", *(part.format(**runs) for part in arguments)]) == 2
+    assert main.main(["evaluate", *(part.format(**runs) for part in arguments)]) == 2
     assert words in capsys.readouterr().err
 
 
 def test_every_knob_of_an_evaluation_is_a_flag():
-    options = cli.build_parser().parse_args(["evaluate", "RUN"])
+    options = main.build_parser().parse_args(["evaluate", "RUN"])
 
     for knob in knobs(EvaluateConfig):
         assert getattr(options, knob.name) is None

@@ -17,13 +17,13 @@ from marge_helpers import built, make_marge_run, translated
 from page_helpers import opened_client, page_home
 
 from retro_demo.errors import UserError
-from retro_demo.evaluate_config import EvaluateConfig
-from retro_demo.evaluation.evaluation_request import Request, prepare_evaluation
-from retro_demo.jobs import jobs
+from retro_demo.evaluation.request import Request, prepare_evaluation
+from retro_demo.jobs import lifecycle
 from retro_demo.runs.checkpoint import read_run_config, write_run_config
 from retro_demo.server import evaluations, service
 from retro_demo.server.limits import PRIVATE, Limits, keep_limits
 from retro_demo.server.workspace import Workspace, new_code
+from retro_demo.settings import EvaluateConfig
 
 QUICK = EvaluateConfig(first_tokens=150, max_tokens=300, resamples=200, prepend="off")
 
@@ -58,7 +58,7 @@ def client(home, workspace) -> Iterator[Client]:
         yield opened
 
 
-def finished(folder: Path) -> jobs.JobStatus:
+def finished(folder: Path) -> lifecycle.JobStatus:
     *_, last = service.follow(folder)
     assert last.state == "finished", last
     return last
@@ -119,16 +119,16 @@ def test_figures_stay_where_their_repetition_leaves_the_queue_before_it_began(wo
     with held_jobs():
         busy = evaluations.start_evaluation(workspace, "chance", replace(QUICK, seed=5))
         again = evaluations.start_evaluation(workspace, "reader", QUICK, baseline="plain")
-        waiting = jobs.status(again)
+        waiting = lifecycle.status(again)
         assert evaluations.stop_evaluation(workspace, "reader")
-        jobs.kill(busy)
+        lifecycle.kill(busy)
     keep_limits(workspace.home, PRIVATE)
 
     assert again == folder
     assert (waiting.state, waiting.events) == ("waiting", [])
     assert figures is not None
     assert evaluations.measured(workspace, "reader") == figures
-    assert jobs.status(folder).state == "finished"
+    assert lifecycle.status(folder).state == "finished"
 
 
 def test_the_same_evaluation_again_is_the_same_folder_and_says_the_same(workspace):
@@ -182,7 +182,7 @@ def test_a_run_that_an_evaluation_measures_beside_another_is_neither_renamed_nor
     folder = evaluations.folder_of_evaluations(workspace, "reader") / needed.key
     prepare_evaluation(folder, needed)
 
-    with jobs.claim(folder):
+    with lifecycle.claim(folder):
         for run in ("plain", "chance"):
             for work in (
                 lambda run=run: evaluations.rename_run(workspace, run, "another"),
@@ -204,7 +204,7 @@ def test_a_run_from_which_a_training_is_about_to_begin_is_neither_renamed_nor_de
     made = make_run(workspace.folder / "runs" / "later", half_held_out.folder, "lm", steps=2)
     write_run_config(made, replace(read_run_config(made), base=str(workspace.run("plain"))))
 
-    with jobs.claim(made), pytest.raises(UserError, match="later begins from plain. Wait"):
+    with lifecycle.claim(made), pytest.raises(UserError, match="later begins from plain. Wait"):
         evaluations.delete_run(workspace, "plain")
 
     with leaving(made):

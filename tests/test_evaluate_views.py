@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from evaluation_helpers import make_run
 
-from retro_demo.evaluate_config import EvaluateConfig
 from retro_demo.evaluation.arms import ARM_NAMES
-from retro_demo.evaluation.evaluating import run_evaluation
-from retro_demo.evaluation.evaluation_request import Request, prepare_evaluation
+from retro_demo.evaluation.request import Request, prepare_evaluation
+from retro_demo.evaluation.runner import run_evaluation
 from retro_demo.events import Finished
 from retro_demo.glossary import GLOSSARY
-from retro_demo.jobs.jobs import JobStatus
-from retro_demo.render import evaluate_figures, evaluate_views
+from retro_demo.jobs.lifecycle import JobStatus
+from retro_demo.render import evaluation_views, plots
+from retro_demo.settings import EvaluateConfig
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +35,8 @@ def result(tmp_path_factory, half_held_out) -> dict[str, Any]:
 
 
 def test_the_verdict_is_shown_whole_its_claim_first(result):
-    shown = evaluate_views.verdict_html(result)
-    claim, rest = evaluate_views.split_claim(result["verdict"])
+    shown = evaluation_views.verdict_html(result)
+    claim, rest = evaluation_views.split_claim(result["verdict"])
 
     assert f"{claim} {rest}".strip() == result["verdict"]
     assert "(" not in claim
@@ -45,7 +45,7 @@ def test_the_verdict_is_shown_whole_its_claim_first(result):
 
 @pytest.mark.parametrize(("helps", "kind"), [(True, "yes"), (False, "no"), (None, "open")])
 def test_the_verdict_is_marked_by_what_it_says(result, helps, kind):
-    assert f'class="verdict {kind}"' in evaluate_views.verdict_html(result | {"helps": helps})
+    assert f'class="verdict {kind}"' in evaluation_views.verdict_html(result | {"helps": helps})
 
 
 @pytest.mark.parametrize(
@@ -54,24 +54,24 @@ def test_the_verdict_is_marked_by_what_it_says(result, helps, kind):
 def test_a_mean_gain_is_said_in_words_beside_a_verdict_where_less_is_better(mean, words):
     moved = {"helped": 0.5, "hurt": 0.2, "threshold": 0.1, "mean": mean}
 
-    assert words in evaluate_views.moved_html(moved, "baseline")
+    assert words in evaluation_views.moved_html(moved, "baseline")
 
 
 def test_every_arm_has_a_dot_and_a_row_with_the_same_figure(result):
-    figure = evaluate_figures.arms_figure(result)
-    table = evaluate_views.arms_table(result)
+    figure = plots.arms_figure(result)
+    table = evaluation_views.arms_table(result)
     dots = {trace["y"][0]: trace["x"][0] for trace in figure.data}
 
-    assert set(dots) == {evaluate_views.arm_name(name) for name in result["arms"]}
+    assert set(dots) == {evaluation_views.arm_name(name) for name in result["arms"]}
     for name, arm in result["arms"].items():
-        assert dots[evaluate_views.arm_name(name)] == arm["bpb"]
+        assert dots[evaluation_views.arm_name(name)] == arm["bpb"]
         assert f"<td>{arm['bpb']:.4f}</td>" in table
     line = figure.layout.shapes[0]
     assert line["x0"] == result["arms"]["baseline"]["bpb"]
 
 
 def test_the_bar_around_a_dot_is_the_interval_of_its_difference_to_the_line(result):
-    figure = evaluate_figures.arms_figure(result)
+    figure = plots.arms_figure(result)
     dot = next(trace for trace in figure.data if trace["y"][0] == "retrieval on")
     on, line = result["arms"]["on"], result["arms"]["baseline"]["bpb"]
     low, high = on["differences"]["baseline"]["bpb_ci"]
@@ -83,8 +83,8 @@ def test_the_bar_around_a_dot_is_the_interval_of_its_difference_to_the_line(resu
 @pytest.mark.parametrize("against", ["database", "neighbors"])
 def test_the_curve_its_histogram_and_the_table_show_the_same(result, against):
     leakage = result["leakage"][against]
-    figure = evaluate_figures.leakage_figure(leakage)
-    table = evaluate_views.leakage_table(leakage)
+    figure = plots.leakage_figure(leakage)
+    table = evaluation_views.leakage_table(leakage)
 
     curves = {trace["name"]: trace["y"] for trace in figure.data if trace["name"]}
     assert list(curves["retrieval on"]) == leakage["bpb"]["on"]
@@ -95,7 +95,7 @@ def test_the_curve_its_histogram_and_the_table_show_the_same(result, against):
 
 def test_the_differences_to_the_baseline_are_drawn_where_the_curves_lie_on_one_line(result):
     leakage = result["leakage"]["database"]
-    figure = evaluate_figures.leakage_figure(leakage)
+    figure = plots.leakage_figure(leakage)
 
     drawn = {trace["name"]: trace["y"] for trace in figure.data if trace["name"]}
     last = drawn["retrieval on, difference"][-1]
@@ -103,15 +103,15 @@ def test_the_differences_to_the_baseline_are_drawn_where_the_curves_lie_on_one_l
     assert last == pytest.approx(result["arms"]["on"]["differences"]["baseline"]["bpb"])
     assert "matched baseline, difference" not in drawn
     bare = {**leakage, "bpb": {arm: leakage["bpb"][arm] for arm in ("off", "on")}}
-    assert evaluate_figures.leakage_differences(bare)[0] == "off"
+    assert plots.leakage_differences(bare)[0] == "off"
     empty = {**leakage, "bpb": {arm: [None, *values[1:]] for arm, values in leakage["bpb"].items()}}
-    assert evaluate_figures.leakage_differences(empty)[1]["on"][0] is None
+    assert plots.leakage_differences(empty)[1]["on"][0] is None
 
 
 def test_a_bin_of_few_chunks_is_pale(result):
     leakage = copy.deepcopy(result["leakage"]["database"])
     leakage["greyed"] = [False] * 5 + [True]
-    figure = evaluate_figures.leakage_figure(leakage)
+    figure = plots.leakage_figure(leakage)
 
     assert list(figure.data[0]["marker"]["opacity"]) == [1.0] * 5 + [0.35]
     colors = figure.data[-1]["marker"]["color"]
@@ -121,28 +121,28 @@ def test_a_bin_of_few_chunks_is_pale(result):
 
 def test_the_gain_by_bucket_is_drawn_with_its_interval(result):
     leakage = result["leakage"]["database"]
-    figure = evaluate_figures.buckets_figure(leakage)
+    figure = plots.buckets_figure(leakage)
     shown = [bucket for bucket in leakage["buckets"] if bucket["gain"]]
 
     assert list(figure.data[0]["y"]) == [bucket["gain"]["baseline"]["nats"] for bucket in shown]
     for bucket in shown:
-        assert f"{bucket['gain']['off']['nats']:+.4f}" in evaluate_views.buckets_table(leakage)
+        assert f"{bucket['gain']['off']['nats']:+.4f}" in evaluation_views.buckets_table(leakage)
 
 
 @pytest.mark.parametrize(("kind", "count"), [("database_sizes", 2), ("neighbor_counts", 2)])
 def test_database_sizes_and_k_are_drawn_where_they_were_measured(result, kind, count):
     curves = result["curves"]
-    figure = evaluate_figures.curve_figure(curves, kind)
+    figure = plots.curve_figure(curves, kind)
 
     assert list(figure.data[0]["y"]) == [point["bpb"] for point in curves[kind]]
     assert len(curves[kind]) == count
-    assert evaluate_views.curves_table(curves).count("<tr") == 1 + 4
+    assert evaluation_views.curves_table(curves).count("<tr") == 1 + 4
 
 
 @pytest.mark.parametrize("kind", ["database_sizes", "neighbor_counts"])
 def test_a_slider_moves_along_the_measured_sizes_and_says_the_figures_of_each(result, kind):
     curves = result["curves"]
-    figure = evaluate_figures.curve_figure(curves, kind)
+    figure = plots.curve_figure(curves, kind)
 
     steps = figure.layout.sliders[0].steps
     assert len(steps) == len(curves[kind])
@@ -160,14 +160,14 @@ def test_without_a_baseline_the_line_is_off_and_the_missing_control_is_said(resu
     del bare["arms"]["baseline"]
     bare["next"] = ["A matched baseline: train an lm."]
 
-    assert evaluate_figures.arms_figure(bare).layout.shapes[0]["x0"] == result["arms"]["off"]["bpb"]
-    assert "A matched baseline: train an lm." in evaluate_views.next_html(bare)
+    assert plots.arms_figure(bare).layout.shapes[0]["x0"] == result["arms"]["off"]["bpb"]
+    assert "A matched baseline: train an lm." in evaluation_views.next_html(bare)
 
 
 def test_before_there_is_anything_the_page_says_what_to_do():
-    assert "press Evaluate" in evaluate_views.verdict_html(None)
-    assert evaluate_views.next_html(None) == ""
-    assert evaluate_views.evaluation_status(None) == ""
+    assert "press Evaluate" in evaluation_views.verdict_html(None)
+    assert evaluation_views.next_html(None) == ""
+    assert evaluation_views.evaluation_status(None) == ""
 
 
 def test_progress_is_said_in_words_and_a_failure_in_its_sentence():
@@ -176,39 +176,39 @@ def test_progress_is_said_in_words_and_a_failure_in_its_sentence():
     )
     failed = JobStatus("failed", [{"event": "failed", "error": "No <b>corpus</b>."}], "")
 
-    assert "round 1 of 3: 25% of the reading" in evaluate_views.evaluation_status(running)
-    assert "No &lt;b&gt;corpus&lt;/b&gt;." in evaluate_views.evaluation_status(failed)
+    assert "round 1 of 3: 25% of the reading" in evaluation_views.evaluation_status(running)
+    assert "No &lt;b&gt;corpus&lt;/b&gt;." in evaluation_views.evaluation_status(failed)
 
 
 def test_what_comes_from_a_file_is_escaped(result):
     bad = result | {"verdict": "Retrieval <script>alert(1)</script> helps", "next": ["<img src=x>"]}
 
-    assert "<script>" not in evaluate_views.verdict_html(bad)
-    assert "<img" not in evaluate_views.next_html(bad)
+    assert "<script>" not in evaluation_views.verdict_html(bad)
+    assert "<img" not in evaluation_views.next_html(bad)
 
 
 def test_every_arm_is_explained():
-    assert set(evaluate_views.ARM_TERMS) == set(ARM_NAMES)
-    assert set(evaluate_views.ARM_TERMS.values()) | {"oracle", "overlap"} <= set(GLOSSARY)
+    assert set(evaluation_views.ARM_TERMS) == set(ARM_NAMES)
+    assert set(evaluation_views.ARM_TERMS.values()) | {"oracle", "overlap"} <= set(GLOSSARY)
 
 
 CANARY = "<img src=x onerror=alert(1)>{{x}}${y}"
 HTML = {
-    "verdict": lambda result: evaluate_views.verdict_html(result, CANARY),
-    "next": evaluate_views.next_html,
-    "arms caption": evaluate_views.arms_caption,
-    "arms": evaluate_views.arms_table,
-    "leakage": lambda result: evaluate_views.leakage_table(result["leakage"]["database"]),
-    "buckets": lambda result: evaluate_views.buckets_table(result["leakage"]["database"]),
-    "curves": lambda result: evaluate_views.curves_table(result["curves"]),
-    "origin": evaluate_views.origin_html,
+    "verdict": lambda result: evaluation_views.verdict_html(result, CANARY),
+    "next": evaluation_views.next_html,
+    "arms caption": evaluation_views.arms_caption,
+    "arms": evaluation_views.arms_table,
+    "leakage": lambda result: evaluation_views.leakage_table(result["leakage"]["database"]),
+    "buckets": lambda result: evaluation_views.buckets_table(result["leakage"]["database"]),
+    "curves": lambda result: evaluation_views.curves_table(result["curves"]),
+    "origin": evaluation_views.origin_html,
 }
 FIGURES = {
-    "arms": evaluate_figures.arms_figure,
-    "leakage": lambda result: evaluate_figures.leakage_figure(result["leakage"]["database"]),
-    "buckets": lambda result: evaluate_figures.buckets_figure(result["leakage"]["database"]),
-    "sizes": lambda result: evaluate_figures.curve_figure(result["curves"], "database_sizes"),
-    "counts": lambda result: evaluate_figures.curve_figure(result["curves"], "neighbor_counts"),
+    "arms": plots.arms_figure,
+    "leakage": lambda result: plots.leakage_figure(result["leakage"]["database"]),
+    "buckets": lambda result: plots.buckets_figure(result["leakage"]["database"]),
+    "sizes": lambda result: plots.curve_figure(result["curves"], "database_sizes"),
+    "counts": lambda result: plots.curve_figure(result["curves"], "neighbor_counts"),
 }
 MARKS = {"references", "reference", "same_as"}  # they name an arm, and show it by its name
 

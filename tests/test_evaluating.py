@@ -13,17 +13,16 @@ import pytest
 import torch
 from evaluation_helpers import TINY, make_run
 
-from retro_demo.corpus.corpus import load_corpus
-from retro_demo.corpus.marks import file_mark
+from retro_demo.corpus.store import file_mark, load_corpus
 from retro_demo.errors import UserError
-from retro_demo.evaluate_config import EvaluateConfig
-from retro_demo.evaluation.evaluating import run_evaluation
-from retro_demo.evaluation.evaluation_request import Request, prepare_evaluation, usual_folder
+from retro_demo.evaluation.request import Request, prepare_evaluation, usual_folder
+from retro_demo.evaluation.runner import run_evaluation
 from retro_demo.events import Event, Finished, Progress, Refined, Stopped, Warned, read_events
+from retro_demo.files import file_hash
 from retro_demo.runs.checkpoint import load_model, save_weights
 from retro_demo.runs.planning import make_run_config, prepare_run
-from retro_demo.training.pipeline import run_training
-from retro_demo.whole_files import file_hash
+from retro_demo.settings import EvaluateConfig
+from retro_demo.training.trainer import run_training
 
 QUICK = EvaluateConfig(first_tokens=150, max_tokens=600, resamples=200, corruption=(0, 30))
 CORE = {"baseline", "off", "on", "dense", "bm25", "n_only", "f_only", "random", "shuffled", "wrong_order"}

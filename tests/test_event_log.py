@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from retro_demo.events import Saved, Stopped, Warned, append_event, cut_back, drop_endings, read_events
-from retro_demo.jobs import event_log, jobs
-from retro_demo.jobs.event_log import EventLog
+from retro_demo.jobs import lifecycle
+from retro_demo.jobs.lifecycle import EventLog
 
 
 @pytest.fixture
@@ -22,24 +22,24 @@ def path(tmp_path) -> Path:
 @pytest.fixture
 def lines_read(monkeypatch) -> list[str]:
     """The lines that were taken apart since, one after the other."""
-    seen, real = [], event_log.events_of
+    seen, real = [], lifecycle.events_of
 
     def counted(lines):
         kept = list(lines)
         seen.extend(kept)
         return real(kept)
 
-    monkeypatch.setattr(event_log, "events_of", counted)
+    monkeypatch.setattr(lifecycle, "events_of", counted)
     return seen
 
 
 def test_of_a_job_that_goes_on_only_what_is_new_is_read(path, lines_read):
-    assert jobs.status(path.parent).events == read_events(path)
+    assert lifecycle.status(path.parent).events == read_events(path)
     assert len(lines_read) == 100
 
-    assert jobs.status(path.parent).events == read_events(path)
+    assert lifecycle.status(path.parent).events == read_events(path)
     append_event(path, Saved(101))
-    assert jobs.status(path.parent).events == read_events(path)
+    assert lifecycle.status(path.parent).events == read_events(path)
 
     assert len(lines_read) == 101
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from passage_helpers import drawn, made
 
-from retro_demo.evidence.evidence import (
+from retro_demo.evidence.passages import (
     Pairs,
     chance_of_group,
     find_pairs,
@@ -15,8 +15,8 @@ from retro_demo.evidence.evidence import (
     random_pairs,
     shard,
 )
-from retro_demo.models.marge_config import EvidenceConfig
-from retro_demo.retrieval import index
+from retro_demo.models.config import EvidenceConfig
+from retro_demo.retrieval import dense
 
 
 def world(seed: int, size: int = 120, **options):
@@ -228,7 +228,7 @@ def test_a_large_shard_is_searched_approximately_and_by_the_same_rules(monkeypat
     config = EvidenceConfig(evidence_per_target=4)
     everyone = np.ones(size, dtype=bool)
     exact = find_pairs(embeddings, passages, config, targets=everyone, candidates=everyone, seed=0)
-    monkeypatch.setattr(index, "choose_factory", lambda size, device: "IVF64,Flat")
+    monkeypatch.setattr(dense, "choose_factory", lambda size, device: "IVF64,Flat")
 
     about = find_pairs(embeddings, passages, config, targets=everyone, candidates=everyone, seed=0)
 

@@ -12,7 +12,7 @@ from evidence_helpers import HOSTILE, TINY, build_translated, train_marge_run
 from playwright.sync_api import Page, expect
 from test_browser import browser, url  # noqa: F401 (fixtures)
 
-from retro_demo.jobs import jobs
+from retro_demo.jobs import lifecycle
 from retro_demo.runs.checkpoint import read_marge_config
 from retro_demo.server.workspace import Workspace, new_code
 
@@ -63,7 +63,7 @@ def test_a_visitor_trains_a_marge_and_sees_its_reindexes_after_a_reload(browser,
     expect(page.locator("#arms")).to_contain_text("random evidence")
     expect(page.locator("#command textarea")).to_have_value(re.compile("train marge"), timeout=LONG)
     folder = space.run("made-here")
-    assert jobs.status(folder).of_kind("step")[-1]["step"] == 6
+    assert lifecycle.status(folder).of_kind("step")[-1]["step"] == 6
     assert read_marge_config(folder).evidence.passage_len == 24
 
 

@@ -15,16 +15,16 @@ from gradio_client.exceptions import AppError
 from page_helpers import opened_client, page_home
 
 from retro_demo.errors import UserError
-from retro_demo.jobs import jobs
-from retro_demo.knobs import knobs
-from retro_demo.models.network_size import count_parameters
+from retro_demo.jobs import lifecycle
+from retro_demo.models.memory import count_parameters
 from retro_demo.presets import MARGE_PRESETS
 from retro_demo.runs.checkpoint import read_any_config, read_marge_config
-from retro_demo.runs.marge_planning import marge_settings
-from retro_demo.server import corpus_changes, run_settings, service
-from retro_demo.server.library import Library
-from retro_demo.server.run_settings import command_of
+from retro_demo.runs.planning import marge_settings
+from retro_demo.server import corpus_changes, run_actions, service
+from retro_demo.server.model_cache import Library
+from retro_demo.server.run_actions import command_of
 from retro_demo.server.workspace import Workspace, marge_runs, new_code
+from retro_demo.settings import knobs
 from retro_demo.ui.page import build_app
 
 
@@ -93,14 +93,14 @@ def test_a_marge_stops_goes_on_and_is_trained_longer_as_any_run(space):
     for status in service.follow(folder):
         if status.of_kind("saved") and status.state == "running":
             service.stop_run(space, run)
-    assert jobs.status(folder).state == "stopped"
-    reached = jobs.status(folder).of_kind("step")[-1]["step"]
+    assert lifecycle.status(folder).state == "stopped"
+    reached = lifecycle.status(folder).of_kind("step")[-1]["step"]
     service.resume_run(space, run)
     for status in service.follow(folder):
         if status.of_kind("step") and status.of_kind("step")[-1]["step"] > reached:
             service.stop_run(space, run)
 
-    steps = [step["step"] for step in jobs.status(folder).of_kind("step")]
+    steps = [step["step"] for step in lifecycle.status(folder).of_kind("step")]
     assert steps == list(range(1, len(steps) + 1))
     space.delete("runs", run)
 
@@ -128,13 +128,13 @@ def test_the_command_of_a_marge_names_what_differs_from_its_preset_and_no_base(s
     assert "--base" not in command
     usual = {knob.name: knob.default for kind in set(marge_settings().values()) for knob in knobs(kind)}
     usual |= MARGE_PRESETS["tiny"]
-    changed = dict(run_settings.changed_settings(read_any_config(space.run("finder"))))
+    changed = dict(run_actions.changed_settings(read_any_config(space.run("finder"))))
     assert changed == {name: value for name, value in TINY.items() if value != usual[name]}
 
 
 def test_the_form_of_a_marge_begins_with_its_preset_and_tells_its_size(space):
     for preset, settings in MARGE_PRESETS.items():
-        assert run_settings.starting_settings(space, "marge", preset, "") == settings
+        assert run_actions.starting_settings(space, "marge", preset, "") == settings
     network = read_marge_config(space.run("finder")).network
 
     weights = Library(space.home).marge(space.run("finder")).model.parameters()

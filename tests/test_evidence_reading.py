@@ -11,18 +11,23 @@ import pytest
 import torch
 from evidence_helpers import HOSTILE, build_translated, train_marge_run
 
-from retro_demo.config import GenerateConfig
 from retro_demo.errors import UserError
-from retro_demo.evidence.evidence_store import embed_passages
-from retro_demo.explain.evidence_export import matrix_json, reading_json
-from retro_demo.explain.evidence_reading import edit_evidence, read_evidence
-from retro_demo.explain.evidence_run import corpus_of, documents_of, example_evidence, reindexing, targets_of
-from retro_demo.explain.evidence_sample import choose_sample
-from retro_demo.explain.evidence_series import reindexes
-from retro_demo.generation.generate import Written
-from retro_demo.generation.marge_writing import LoadedMarge, load_marge_run, write_from_evidence
-from retro_demo.jobs.jobs import status
-from retro_demo.render import evidence_figures, evidence_views
+from retro_demo.evidence.reindex import embed_passages
+from retro_demo.explain.marge_history import choose_sample, matrix_json, reading_json, reindexes
+from retro_demo.explain.marge_reading import (
+    corpus_of,
+    documents_of,
+    edit_evidence,
+    example_evidence,
+    read_evidence,
+    reindexing,
+    targets_of,
+)
+from retro_demo.generation.marge import LoadedMarge, load_marge_run, write_from_evidence
+from retro_demo.generation.retro import Written
+from retro_demo.jobs.lifecycle import status
+from retro_demo.render import marge_views
+from retro_demo.settings import GenerateConfig
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +109,7 @@ def test_the_mass_of_all_evidence_adds_up_to_one_in_each_layer_and_none_falls_on
 
 def test_evidence_is_measured_against_as_many_passages_of_other_groups_and_the_page_says_so(run, target):
     reading, again = (read_evidence(run, target, 3) for _ in range(2))
-    shown = evidence_views.target_html(reading, corpus_of(run))
+    shown = marge_views.target_html(reading, corpus_of(run))
     assert reading.loss_random is not None
     assert again.loss_random == reading.loss_random not in (reading.loss, reading.loss_none)
     assert f"{reading.loss_random:.4f}" in shown
@@ -113,7 +118,7 @@ def test_evidence_is_measured_against_as_many_passages_of_other_groups_and_the_p
     alone = replace(run.passages, group=np.zeros_like(run.passages.group))
     unknown = read_evidence(replace(run, passages=alone), target, 3)
     assert unknown.loss_random is None
-    assert "is not known" in evidence_views.target_html(unknown, corpus_of(run))
+    assert "is not known" in marge_views.target_html(unknown, corpus_of(run))
 
 
 def test_removing_a_piece_gives_the_loss_of_a_reading_without_it(run, target):
@@ -151,7 +156,7 @@ def test_an_edit_that_is_too_long_says_how_much_was_cut(run, target):
 
     assert edit.tokens == run.passages.tokens.shape[1]
     assert edit.cut > 0
-    assert f"{edit.cut} were cut off" in evidence_views.edit_html(edit)
+    assert f"{edit.cut} were cut off" in marge_views.edit_html(edit)
 
 
 @pytest.mark.parametrize("count", [-1, 0, 33, 10**6])
@@ -171,10 +176,10 @@ def test_what_the_page_shows_of_a_run_escapes_all_text_and_exports_as_json(folde
     first, now = reindexing(folder, 0), reindexing(folder, 6)
     sample = choose_sample(source.passages, now.rows, held_out=True, order="group")
     shown = [
-        evidence_views.target_html(reading, source),
-        evidence_views.evidence_table(reading, source),
-        evidence_views.reindex_log(status(folder)),
-        evidence_figures.agreement_figure(reading, source, None).to_json() or "",
+        marge_views.target_html(reading, source),
+        marge_views.evidence_table(reading, source),
+        marge_views.reindex_log(status(folder)),
+        marge_views.agreement_figure(reading, source, None).to_json() or "",
     ]
 
     assert not any(HOSTILE in text or "<img" in text for text in shown)

@@ -7,23 +7,26 @@ import pytest
 from passage_helpers import made
 
 from retro_demo.errors import UserError
-from retro_demo.evidence.evidence import Pairs
-from retro_demo.evidence.evidence_store import Reindexing
-from retro_demo.explain.evidence_sample import (
+from retro_demo.evidence.passages import Pairs
+from retro_demo.evidence.reindex import Reindexing
+from retro_demo.explain.marge_history import (
     MOST,
     Sample,
+    beta_series,
     centered,
     choose_sample,
     first_plane,
     movement,
     nearest_of_group,
+    pair_series,
     ranks,
+    recall_series,
+    reindexes,
     relevance_matrix,
 )
-from retro_demo.explain.evidence_series import beta_series, pair_series, recall_series, reindexes
-from retro_demo.jobs.jobs import JobStatus
-from retro_demo.models.marge_config import EvidenceConfig
-from retro_demo.render.evidence_figures import curves
+from retro_demo.jobs.lifecycle import JobStatus
+from retro_demo.models.config import EvidenceConfig
+from retro_demo.render.marge_views import curves
 
 
 def found(vectors, step: int = 0) -> Reindexing:

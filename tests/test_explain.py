@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from retro_demo.evaluation.arm_figures import helped_and_hurt
-from retro_demo.explain import explain
-from retro_demo.explain.explain import (
+from retro_demo.evaluation.losses import helped_and_hurt
+from retro_demo.explain import attribution
+from retro_demo.explain.attribution import (
     EXACT,
     attribute,
     coalition_losses,
@@ -23,9 +23,9 @@ from retro_demo.explain.explain import (
     rank_correlation,
     read_losses,
 )
-from retro_demo.models.reading_size import retro_numbers
+from retro_demo.models.config import RetroConfig
+from retro_demo.models.memory import retro_numbers
 from retro_demo.models.retro import RETRO
-from retro_demo.models.retro_config import RetroConfig
 
 C, VOCAB = 4, 40
 
@@ -63,7 +63,7 @@ def test_so_many_readings_are_made_in_one_forward_as_there_is_memory_for(monkeyp
     tokens, neighbors = text_and_neighbors(2)
     reads = np.stack([np.roll(neighbors, turn, axis=0) for turn in range(10)])
     whole = read_losses(MODEL, tokens, reads)
-    monkeypatch.setattr(explain, "NUMBERS", at_once * retro_numbers(MODEL.config, len(tokens), 2))
+    monkeypatch.setattr(attribution, "NUMBERS", at_once * retro_numbers(MODEL.config, len(tokens), 2))
     sizes = []
     hook = MODEL.register_forward_pre_hook(lambda _model, inputs: sizes.append(len(inputs[0])))
 
@@ -77,17 +77,17 @@ def test_so_many_readings_are_made_in_one_forward_as_there_is_memory_for(monkeyp
 PEAK = """
 import re, sys, numpy as np
 from pathlib import Path
-from retro_demo.explain import explain
+from retro_demo.explain import attribution
 from retro_demo.models.retro import RETRO
-from retro_demo.models.retro_config import RetroConfig
+from retro_demo.models.config import RetroConfig
 
 def peak():  # kB; what resource tells begins with that of the parent
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
-model, explain.NUMBERS = RETRO(RetroConfig(**eval(sys.argv[1]))).eval(), 1
-explain.measure(model, np.arange(1, 9), np.ones((0, 0, 128), np.int64))  # what torch takes at the first use
+model, attribution.NUMBERS = RETRO(RetroConfig(**eval(sys.argv[1]))).eval(), 1
+attribution.measure(model, np.arange(1, 9), np.ones((0, 0, 128), np.int64))  # what torch takes first
 before = peak()
-explain.measure(model, np.ones(512, np.int64), np.ones((8, 1, 128), np.int64))
+attribution.measure(model, np.ones(512, np.int64), np.ones((8, 1, 128), np.int64))
 print(peak() - before)
 """
 

@@ -10,28 +10,28 @@ from command_helpers import run as run_command
 from command_helpers import words_of
 from conftest import records, write_jsonl
 
-from retro_demo.config import CorpusConfig, GenerateConfig
 from retro_demo.corpus.building import build_corpus, prepare_corpus
-from retro_demo.corpus.corpus import load_corpus
-from retro_demo.corpus.editions import prepare_edition
+from retro_demo.corpus.changes import prepare_edition
+from retro_demo.corpus.store import load_corpus
 from retro_demo.errors import UserError
-from retro_demo.explain import explained
-from retro_demo.explain.explained import (
+from retro_demo.explain import text as explained
+from retro_demo.explain.edits import CANDIDATES, candidates, edit_by_values, edit_json, rewrite, swap
+from retro_demo.explain.text import (
     document_of,
     document_text,
     explain_again,
     explain_text,
     explain_written,
     held_out_documents,
+    trace_values,
+    watch_writing,
 )
-from retro_demo.explain.findings import as_json, summary
-from retro_demo.explain.rewriting import CANDIDATES, candidates, edit_by_values, edit_json, rewrite, swap
-from retro_demo.explain.writing import trace_values, watch_writing
-from retro_demo.explain_config import ExplainConfig
-from retro_demo.retrieval.lexical import LexicalIndex
+from retro_demo.explain.tracing import as_json, summary
+from retro_demo.retrieval.bm25 import LexicalIndex
 from retro_demo.runs.loading import LoadedRun, load_run
 from retro_demo.runs.planning import make_run_config, prepare_run
-from retro_demo.training.pipeline import run_training
+from retro_demo.settings import CorpusConfig, ExplainConfig, GenerateConfig
+from retro_demo.training.trainer import run_training
 
 OTHER = CorpusConfig(chunk_len=16, vocab_size=300, num_neighbors=3)
 

@@ -24,23 +24,20 @@ from test_marge_training import prepare as prepare_marge
 from test_train import advance, prepare
 from test_views import small_trace
 
-from retro_demo.cli import cli
-from retro_demo.corpus.build_jobs import run_build
+from retro_demo.cli import main
 from retro_demo.corpus.building import prepare_corpus
-from retro_demo.corpus.corpus import load_corpus
-from retro_demo.errors import UserError
+from retro_demo.corpus.sharding import run_build
+from retro_demo.corpus.store import load_corpus
+from retro_demo.errors import UserError, said, why_interrupted
 from retro_demo.events import Finished, Step, append_event, read_events
-from retro_demo.jobs import jobs
-from retro_demo.jobs.processes import Process, birth
+from retro_demo.jobs import lifecycle
+from retro_demo.jobs.lifecycle import Process, birth
 from retro_demo.render.job_views import run_status
-from retro_demo.runs.checkpoint import load_model, read_any_config
-from retro_demo.runs.run_state import saved_step
-from retro_demo.server import received, service
-from retro_demo.server.kept_traces import KEPT_TRACES, keep_trace, load_trace
-from retro_demo.server.run_settings import seconds_left
-from retro_demo.server.workspace import Workspace, new_code
+from retro_demo.runs.checkpoint import load_model, read_any_config, saved_step
+from retro_demo.server import service
+from retro_demo.server.run_actions import seconds_left
+from retro_demo.server.workspace import KEPT_TRACES, Workspace, keep_trace, load_trace, new_code
 from retro_demo.tensor_files import load_tensors, save_tensors
-from retro_demo.troubles import said, why_interrupted
 
 ROOT = Path(__file__).resolve().parent.parent
 HOUR = 3600
@@ -116,7 +113,7 @@ def test_a_disk_without_a_byte_left_leaves_whole_events_and_the_job_is_seen_as_c
 
     before = (run / "events.jsonl").read_bytes()
     assert before.endswith(b"}\n")
-    status = jobs.status(run)
+    status = lifecycle.status(run)
     assert status.state == "interrupted"
     assert "disk is full" in status.why
     assert "disk is full" in run_status(status, "run", 100, None)
@@ -159,13 +156,13 @@ def test_a_disk_that_fills_up_while_an_upload_is_taken_in_keeps_nothing_of_it(
     workspace = Workspace.open(small_disk, new_code())
     source = tmp_path / "large.txt"
     source.write_bytes(b"word " * 400_000)
-    before = received.check_space
+    before = service.check_space
 
     def then_others_fill_it(*looked) -> None:
         before(*looked)
         fill(small_disk, 500_000)
 
-    monkeypatch.setattr(received, "check_space", then_others_fill_it)
+    monkeypatch.setattr(service, "check_space", then_others_fill_it)
     with pytest.raises(OSError, match="No space left") as error:
         service.start_build(workspace, [("large.txt", source)], "mine", SMALL)
 
@@ -206,10 +203,10 @@ def test_a_start_that_finds_the_disk_full_is_a_sentence_on_the_command_line(smal
     advance(run, stop_after=4)
     fill(small_disk, 0)
 
-    assert cli.main(["train", "--out", str(run)]) == 2
+    assert main.main(["train", "--out", str(run)]) == 2
 
     assert "disk is full" in capsys.readouterr().err
-    assert "disk is full" in jobs.status(run).why or jobs.status(run).state == "stopped"
+    assert "disk is full" in lifecycle.status(run).why or lifecycle.status(run).state == "stopped"
     assert saved_step(run) == 4
 
 
@@ -307,22 +304,22 @@ def test_weights_that_are_no_numbers_never_replace_those_that_are(
 
 def test_a_killed_worker_is_told_with_the_likely_reason(tmp_path, small_folder):
     run = prepare(tmp_path / "run", small_folder, steps=100_000, eval_every=100_000, save_every=100_000)
-    jobs.start(run, "train")
-    wait_until(lambda: jobs.status(run).of_kind("step"))
+    lifecycle.start(run, "train")
+    wait_until(lambda: lifecycle.status(run).of_kind("step"))
 
-    os.kill(jobs.worker_of(run).number, signal.SIGKILL)
+    os.kill(lifecycle.worker_of(run).number, signal.SIGKILL)
 
     wait_until(lambda: (run / "signal").exists())
-    status = jobs.status(run)
+    status = lifecycle.status(run)
     assert status.state == "interrupted"
     assert "signal 9" in status.why
     assert "ran out of memory" in run_status(status, "run", 100_000, None)
-    jobs.start(run, "train")
+    lifecycle.start(run, "train")
     assert not (run / "signal").exists()
-    wait_until(lambda: len(jobs.status(run).of_kind("started")) > 1)
-    jobs.stop(run)
-    wait_until(lambda: not jobs.is_running(run))
-    assert jobs.status(run).why == ""
+    wait_until(lambda: len(lifecycle.status(run).of_kind("started")) > 1)
+    lifecycle.stop(run)
+    wait_until(lambda: not lifecycle.is_running(run))
+    assert lifecycle.status(run).why == ""
 
 
 def test_a_crash_inside_native_code_is_told_with_its_signal():
@@ -334,14 +331,14 @@ def test_a_crash_inside_native_code_is_told_with_its_signal():
 def test_a_job_that_is_started_again_and_killed_at_once_is_not_what_it_was_before(tmp_path, small_folder):
     run = prepare(tmp_path / "run", small_folder, steps=100_000, eval_every=100_000, save_every=100_000)
     advance(run, stop_after=2)
-    assert jobs.status(run).state == "stopped"
+    assert lifecycle.status(run).state == "stopped"
 
     with held_jobs():
-        jobs.start(run, "train")
-        os.kill(jobs.worker_of(run).number, signal.SIGKILL)  # before it can say anything
+        lifecycle.start(run, "train")
+        os.kill(lifecycle.worker_of(run).number, signal.SIGKILL)  # before it can say anything
 
-    wait_until(lambda: not jobs.is_running(run))
-    assert jobs.status(run).state == "interrupted"
+    wait_until(lambda: not lifecycle.is_running(run))
+    assert lifecycle.status(run).state == "interrupted"
 
 
 @pytest.mark.parametrize("hours", [-5, 5])
@@ -354,24 +351,24 @@ def test_a_clock_that_jumps_makes_no_dead_run_alive_and_no_live_one_dead(tmp_pat
 
     run = prepare(tmp_path / "run", small_folder, steps=100_000, eval_every=100_000, save_every=100_000)
     with held_jobs():
-        jobs.start(run, "train")
+        lifecycle.start(run, "train")
         jump()
-        assert jobs.status(run).state == "running"  # it holds no lock yet
-    wait_until(lambda: len(jobs.status(run).of_kind("step")) > 1)
+        assert lifecycle.status(run).state == "running"  # it holds no lock yet
+    wait_until(lambda: len(lifecycle.status(run).of_kind("step")) > 1)
     jump()
-    status = jobs.status(run)
+    status = lifecycle.status(run)
     assert status.state == "running"
-    assert 0 <= jobs.seconds_at_work(run) < HOUR
+    assert 0 <= lifecycle.seconds_at_work(run) < HOUR
     assert seconds_left(run, read_any_config(run), status) >= 0
     with pytest.raises(UserError, match="already running"):
-        jobs.start(run, "train")
+        lifecycle.start(run, "train")
 
-    os.kill(jobs.worker_of(run).number, signal.SIGKILL)
+    os.kill(lifecycle.worker_of(run).number, signal.SIGKILL)
 
-    wait_until(lambda: jobs.status(run).state == "interrupted")
+    wait_until(lambda: lifecycle.status(run).state == "interrupted")
     jump()
-    assert jobs.status(run).state == "interrupted"
-    assert jobs.seconds_at_work(run) == 0
+    assert lifecycle.status(run).state == "interrupted"
+    assert lifecycle.seconds_at_work(run) == 0
 
 
 @pytest.fixture
@@ -389,9 +386,9 @@ def test_a_stranger_that_was_given_the_number_of_a_dead_worker_is_neither_it_nor
     dead = Process(stranger.pid, "4711@another-start", time.monotonic())
     dead.write(run / "pid")
 
-    assert not jobs.is_running(run)
-    assert not jobs.stop(run)
-    assert jobs.status(run).state == "interrupted"
+    assert not lifecycle.is_running(run)
+    assert not lifecycle.stop(run)
+    assert lifecycle.status(run).state == "interrupted"
     time.sleep(0.2)
     assert stranger.poll() is None
 
@@ -411,11 +408,11 @@ def test_what_an_earlier_version_wrote_of_a_process_names_nobody(tmp_path):
     (tmp_path / "pid").write_text(str(os.getpid()))
 
     assert Process.read(tmp_path / "pid") is None
-    assert not jobs.is_running(tmp_path)
-    with jobs.claim(tmp_path):
-        assert jobs.is_running(tmp_path)
+    assert not lifecycle.is_running(tmp_path)
+    with lifecycle.claim(tmp_path):
+        assert lifecycle.is_running(tmp_path)
         (tmp_path / "pid").write_text(str(os.getpid()))
-        assert jobs.is_running(tmp_path)  # by its lock
+        assert lifecycle.is_running(tmp_path)  # by its lock
 
 
 @pytest.mark.proof

@@ -10,12 +10,10 @@ import pytest
 from uploads import PNG, jsonl, pdf, read, refusal, texts, write
 
 from benchmarks.made_files import docx, epub, notebook, parquet, word_paragraph
-from retro_demo.change_config import AddConfig
-from retro_demo.config import CorpusConfig
-from retro_demo.documents.documents import ReadingLimits
-from retro_demo.documents.parquet import SETTINGS
-from retro_demo.documents.reader import GROUPS, READERS, told_kinds
-from retro_demo.knobs import knobs
+from retro_demo.documents.kinds import GROUPS, READERS, told_kinds
+from retro_demo.documents.sources import ReadingLimits
+from retro_demo.documents.tables import SETTINGS
+from retro_demo.settings import AddConfig, CorpusConfig, knobs
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_views import C, K, small_trace
 
-from retro_demo.explain import findings, tracing
+from retro_demo.explain import tracing
 from retro_demo.explain.tracing import Trace
 
 TRACE = small_trace()
@@ -17,7 +17,7 @@ TRACE = small_trace()
 def test_the_summary_counts_only_tokens_that_could_read_a_neighbor():
     gain = TRACE.numbers.gain[C - 1 : -1]
 
-    got = findings.summary(TRACE)
+    got = tracing.summary(TRACE)
 
     assert got["tokens"] == len(gain) == 7
     assert got["helped"] == pytest.approx((gain > 0.1).mean())
@@ -26,7 +26,7 @@ def test_the_summary_counts_only_tokens_that_could_read_a_neighbor():
 
 
 def test_each_pair_has_the_mean_mass_and_effect_of_the_tokens_that_read_it():
-    rows = findings.pairs(TRACE)
+    rows = tracing.pairs(TRACE)
 
     assert [(row["chunk"], row["neighbor"]) for row in rows] == [(u, k) for u in range(2) for k in range(K)]
     readers = [C - 1 + C + i for i in range(3)]  # the last token of the text has no successor
@@ -36,7 +36,7 @@ def test_each_pair_has_the_mean_mass_and_effect_of_the_tokens_that_read_it():
 
 
 def test_the_effects_of_a_chunks_neighbors_add_up_to_its_mean_gain():
-    rows, lookups = findings.pairs(TRACE), findings.timeline(TRACE)
+    rows, lookups = tracing.pairs(TRACE), tracing.timeline(TRACE)
 
     for lookup in lookups:
         effects = sum(row["shapley"] for row in rows if row["chunk"] == lookup["chunk"])
@@ -44,22 +44,22 @@ def test_the_effects_of_a_chunks_neighbors_add_up_to_its_mean_gain():
 
 
 def test_attention_agrees_with_effect_where_their_orders_are_the_same():
-    rows = findings.pairs(TRACE)
+    rows = tracing.pairs(TRACE)
     order = np.argsort(np.argsort([row["mass"] for row in rows]))
     shapley = np.zeros_like(TRACE.numbers.shapley)
     for row, rank in zip(rows, order, strict=True):
-        readers = findings.with_targets(TRACE, row["chunk"])
+        readers = tracing.with_targets(TRACE, row["chunk"])
         shapley[readers, row["neighbor"]] = float(rank)
     vars(TRACE.numbers)["shapley"][:] = shapley
 
     try:
-        assert findings.agreement(TRACE) == pytest.approx(1)
+        assert tracing.agreement(TRACE) == pytest.approx(1)
     finally:
         vars(TRACE.numbers)["shapley"][:] = small_trace().numbers.shapley
 
 
 def test_a_copied_token_names_the_neighbor_the_part_and_the_place_it_came_from():
-    row = findings.token_rows(TRACE)[6]
+    row = tracing.token_rows(TRACE)[6]
 
     assert row["copied"] == 3
     assert row["from"] == {"neighbor": 1, "part": "F", "place": 2}
@@ -87,7 +87,7 @@ def test_what_attention_lacks_to_one_is_the_mass_of_the_null_slot():
 
 
 def test_everything_is_plain_json_without_nan():
-    text = json.dumps(findings.as_json(TRACE), allow_nan=False)
+    text = json.dumps(tracing.as_json(TRACE), allow_nan=False)
 
     assert {"summary", "tokens", "spans", "chunks", "pairs", "top"} <= set(json.loads(text))
 
@@ -98,7 +98,7 @@ def test_a_trace_is_read_back_with_all_its_numbers_and_one_of_an_earlier_version
     again = Trace.load(tmp_path / "t")
 
     assert again is not None
-    assert findings.token_rows(again)[6]["gain"] == findings.token_rows(TRACE)[6]["gain"]
+    assert tracing.token_rows(again)[6]["gain"] == tracing.token_rows(TRACE)[6]["gain"]
     assert again.words == TRACE.words
     assert (again.neighbor_tokens == TRACE.neighbor_tokens).all()
     kept = json.loads((tmp_path / "t.json").read_text())

@@ -15,19 +15,26 @@ import torch
 from evaluation_helpers import make_run
 from safetensors.torch import load_file, save_file
 
-from retro_demo.config import from_json
-from retro_demo.corpus.corpus import load_corpus
-from retro_demo.documents.documents import read_documents
+from retro_demo.corpus.store import load_corpus
+from retro_demo.documents.sources import read_documents
 from retro_demo.errors import UserError
 from retro_demo.events import read_events
-from retro_demo.jobs import jobs
-from retro_demo.models.network_size import check_memory, count_parameters
+from retro_demo.files import file_hash, load_array
+from retro_demo.jobs import lifecycle
+from retro_demo.models.config import RetroConfig
+from retro_demo.models.memory import check_memory, count_parameters
 from retro_demo.models.retro import RETRO
-from retro_demo.models.retro_config import RetroConfig
-from retro_demo.runs.checkpoint import load_model, read_any_config, read_run_config, write_run_config
-from retro_demo.runs.run_state import load_state, save_state, saved_step
-from retro_demo.training.pipeline import run_training
-from retro_demo.whole_files import file_hash, load_array
+from retro_demo.runs.checkpoint import (
+    load_model,
+    load_state,
+    read_any_config,
+    read_run_config,
+    save_state,
+    saved_step,
+    write_run_config,
+)
+from retro_demo.settings import from_json
+from retro_demo.training.trainer import run_training
 
 HUGE = {"dim": 8192, "depth": 128, "ff_mult": 16, "vocab_size": 1_000_000, "enc_dim": 8192, "enc_depth": 32}
 
@@ -262,7 +269,7 @@ def test_a_line_that_is_no_event_hides_none_that_is(tmp_path, line):
     path.write_bytes(f"{json.dumps(GOOD)}\n{line}\n{json.dumps(GOOD)}\n".encode("utf-8", "surrogateescape"))
 
     assert read_events(path) == [GOOD, GOOD]
-    assert jobs.status(tmp_path).state == "interrupted"
+    assert lifecycle.status(tmp_path).state == "interrupted"
 
 
 def test_a_million_empty_lines_are_no_text(tmp_path):

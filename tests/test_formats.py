@@ -10,7 +10,7 @@ import tracemalloc
 import pytest
 from uploads import PNG, jsonl, pdf, read, refusal, texts, write
 
-from retro_demo.documents.documents import Document, ReadingLimits
+from retro_demo.documents.sources import Document, ReadingLimits
 
 
 def test_jsonl_fields_are_read_and_missing_ones_filled(tmp_path):

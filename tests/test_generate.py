@@ -6,16 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from retro_demo.config import GenerateConfig
-from retro_demo.corpus.search import Database
-from retro_demo.corpus.stored import load_retriever
+from retro_demo.corpus.retrievers import Database, load_retriever
 from retro_demo.errors import UserError
 from retro_demo.events import Retrieved, Token
 from retro_demo.explain.tracing import Trace, trace, trace_attention
-from retro_demo.generation.generate import Written, generate, next_token
+from retro_demo.generation.retro import Written, generate, next_token
+from retro_demo.models.config import RetroConfig
 from retro_demo.models.retro import RETRO
-from retro_demo.models.retro_config import RetroConfig
 from retro_demo.retrieval.neighbors import Neighbors
+from retro_demo.settings import GenerateConfig
 
 CHUNK = 8
 PROMPT = "Area of Arden: 100 square km"
@@ -237,7 +236,7 @@ def test_a_draw_from_a_large_vocabulary_is_that_from_all_of_it_sorted(monkeypatc
         return [next_token(row, config, generator)[0] for row in rows]
 
     looked_at_few = drawn()
-    monkeypatch.setattr("retro_demo.generation.generate.FEW", 3000)
+    monkeypatch.setattr("retro_demo.generation.retro.FEW", 3000)
     assert looked_at_few == drawn()
 
 
@@ -300,7 +299,7 @@ def test_padding_of_a_neighbor_gets_no_attention(model, small_corpus):
 
 
 def test_the_trace_of_the_finished_text_equals_what_each_step_attended_to(model, small_corpus):
-    from retro_demo.models.attention import record_attention
+    from retro_demo.models.layers import record_attention
     from retro_demo.models.retro import DecodeCache
 
     tokens = torch.randint(2, 300, (1, 2 * CHUNK + 1))

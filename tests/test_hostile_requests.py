@@ -20,7 +20,7 @@ from test_train import advance, prepare
 from benchmarks.serving import served_page
 from retro_demo.server.limits import PRIVATE, Limits, keep_limits
 from retro_demo.server.workspace import Workspace, new_code
-from retro_demo.ui.refusals import Page, sendable
+from retro_demo.ui.gradio_patches import Page, sendable
 
 ROOT = Path(__file__).resolve().parent.parent
 JUNK = [None, True, -1, 1.5, float("nan"), "\ud800", "\0", "../../etc/passwd", [1, [2]], {"a": {"b": None}}]

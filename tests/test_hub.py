@@ -20,7 +20,7 @@ from huggingface_hub import constants
 from test_sharing import told, trained  # noqa: F401  (a fixture)
 from test_train import same_weights
 
-from retro_demo.cli import cli
+from retro_demo.cli import main
 
 TOKEN = "hf_thisIsASecretOfTheTest"
 
@@ -131,7 +131,7 @@ def pushed(hub, monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
     def push(run: Path, *more: str, token: str = TOKEN, repo: str = "me/places") -> tuple[int, str]:
         monkeypatch.setenv("HF_ENDPOINT", hub.address)
         monkeypatch.setenv("HF_TOKEN", token)
-        code = cli.main(["push", str(run), "--repo", repo, "--json", *more])
+        code = main.main(["push", str(run), "--repo", repo, "--json", *more])
         told = capsys.readouterr()
         return code, told.out + told.err
 

@@ -8,8 +8,8 @@ import pytest
 
 from retro_demo.errors import UserError
 from retro_demo.paths import STATIC_FOLDER
-from retro_demo.retrieval.embedding import StaticEmbedder
-from retro_demo.retrieval.index import DenseRetriever, VectorIndex, choose_factory, gpu_available
+from retro_demo.retrieval.dense import DenseRetriever, VectorIndex, choose_factory, gpu_available
+from retro_demo.retrieval.embedders import StaticEmbedder
 from retro_demo.retrieval.neighbors import Neighbors, rank
 
 WORDS = ["oil", "river", "king", "tax", "rain", "army", "ship", "coffee", "copper", "school"]

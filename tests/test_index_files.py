@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 from test_index import recall, unit_vectors
 
-from retro_demo.corpus import index_files
-from retro_demo.corpus.building import build_corpus
-from retro_demo.corpus.corpus import load_corpus
-from retro_demo.corpus.index_files import (
+from retro_demo.corpus import building
+from retro_demo.corpus.building import (
+    build_corpus,
     bytes_per_vector,
     index_names,
     open_files,
@@ -25,13 +24,14 @@ from retro_demo.corpus.index_files import (
     plan_index,
     write_index,
 )
-from retro_demo.corpus.stored import load_retriever, search_stored
+from retro_demo.corpus.retrievers import load_retriever, search_stored
+from retro_demo.corpus.store import load_corpus
 from retro_demo.devices import allowed_memory
 from retro_demo.errors import UserError
+from retro_demo.files import load_array
 from retro_demo.paths import STATIC_FOLDER
-from retro_demo.retrieval.embedding import StaticEmbedder
-from retro_demo.retrieval.index import VectorIndex, gpu_available, search_allowed
-from retro_demo.whole_files import load_array
+from retro_demo.retrieval.dense import VectorIndex, gpu_available, search_allowed
+from retro_demo.retrieval.embedders import StaticEmbedder
 
 PLENTY = 1 << 34
 
@@ -75,7 +75,7 @@ def test_shards_are_scanned_to_the_end_for_the_last_allowed_chunk(tmp_path):
 
 @pytest.mark.parametrize("factory", ["Flat", "IVF16,SQ8"])
 def test_an_index_written_in_blocks_from_disk_is_the_one_built_in_memory(tmp_path, monkeypatch, factory):
-    monkeypatch.setattr(index_files, "ADD_ROWS", 77)
+    monkeypatch.setattr(building, "ADD_ROWS", 77)
     vectors = unit_vectors(1000)
     np.save(tmp_path / "vectors.npy", vectors)
 
@@ -93,7 +93,7 @@ import resource, sys
 import numpy as np
 from dataclasses import replace
 from pathlib import Path
-from retro_demo.corpus.index_files import open_files, write_index
+from retro_demo.corpus.building import open_files, write_index
 vectors = np.load(sys.argv[1], mmap_mode="r")
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -26,17 +26,17 @@ from retro_demo.interop import (
     retro_from_reference,
     retro_to_reference,
 )
-from retro_demo.interop.interop_config import reference_arguments, reference_config
-from retro_demo.interop.interop_data import (
+from retro_demo.interop.data import (
     cut_as_reference,
     item_as_reference,
     neighbors_as_reference,
     with_continuations,
 )
-from retro_demo.interop.interop_sampling import generate_as_reference, gumbel_sample, top_k, top_p
-from retro_demo.models.attention import record_attention
+from retro_demo.interop.retro_pytorch import reference_arguments, reference_config
+from retro_demo.interop.sampling import generate_as_reference, gumbel_sample, top_k, top_p
+from retro_demo.models.config import RetroConfig
+from retro_demo.models.layers import record_attention
 from retro_demo.models.retro import RETRO, RetroBatch
-from retro_demo.models.retro_config import RetroConfig
 
 ROUGH = {"atol": 2e-5, "rtol": 0}  # float32
 EXACT = {"atol": 1e-10, "rtol": 0}  # float64

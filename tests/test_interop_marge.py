@@ -14,22 +14,23 @@ from torch import Tensor
 
 from retro_demo import interop
 from retro_demo.errors import UserError
-from retro_demo.interop import interop_sampling
-from retro_demo.interop.interop_marge import (
+from retro_demo.interop import sampling
+from retro_demo.interop.marge_pytorch import (
     EMBEDDINGS,
     ReferenceLoss,
     in_reference_names,
     marge_from_reference,
     marge_to_reference,
+    reference_arguments,
+    reference_config,
     reference_embeds,
     reference_loss,
     reference_names,
 )
-from retro_demo.interop.interop_marge_config import reference_arguments, reference_config
-from retro_demo.interop.interop_marge_sampling import gumbel_sample, reference_generate, top_k
-from retro_demo.models.attention import AttentionShape, SelfAttention, record_attention
+from retro_demo.interop.marge_sampling import gumbel_sample, reference_generate, top_k
+from retro_demo.models.config import MargeConfig
+from retro_demo.models.layers import AttentionShape, SelfAttention, record_attention
 from retro_demo.models.marge import MARGE, MargeOutput
-from retro_demo.models.marge_config import MargeConfig
 
 ABOUT, TENSORS = fixture("marge_tiny")
 CONFIG = ABOUT["cfg"]
@@ -57,7 +58,7 @@ def losses(model: MARGE) -> ReferenceLoss:
 
 
 def greedy(logits: Tensor, _thres: float) -> Tensor:
-    return interop_sampling.top_k(logits, 1.0)
+    return sampling.top_k(logits, 1.0)
 
 
 @each_precision
@@ -214,7 +215,7 @@ def test_writing_ends_where_all_texts_end_in_the_same_step(model):
 
 
 @pytest.mark.parametrize("thres", [0.5, 0.9])
-@pytest.mark.parametrize("sampler", [top_k, interop_sampling.top_p])
+@pytest.mark.parametrize("sampler", [top_k, sampling.top_p])
 def test_the_samplers_keep_what_the_references_keep(sampler, thres):
     _, tensors = fixture("samplers")
 

@@ -13,13 +13,13 @@ from test_queue import run_of, visitor
 from test_sharing import trained  # noqa: F401  (a fixture)
 
 from retro_demo.errors import UserError
-from retro_demo.jobs import jobs, tickets
-from retro_demo.server import dispatch, janitor
-from retro_demo.server.janitor import DAY, clean, delete_workspace, keep_ages, make_room
-from retro_demo.server.library import Library
+from retro_demo.jobs import job_queue, lifecycle
+from retro_demo.server import cleanup, scheduler
+from retro_demo.server.cleanup import DAY, clean, delete_workspace, keep_ages, make_room
 from retro_demo.server.limits import PUBLIC, Limits, keep_limits
+from retro_demo.server.model_cache import Library
 from retro_demo.server.workspace import Workspace, disk_use, new_code
-from retro_demo.ui import workspace_drawer
+from retro_demo.ui import uploads
 
 
 def aged(path: Path, days: float) -> Path:
@@ -79,14 +79,14 @@ def test_what_is_at_work_or_waits_never_goes(home):
     keep_limits(home, Limits(keep_days=1, trainings_per_device=1))
     busy, waiting = visitor(home), visitor(home)
     run, other = run_of(busy, "run"), run_of(waiting, "run")
-    dispatch.begin(busy, run, "train")
-    dispatch.begin(waiting, other, "train")
+    scheduler.begin(busy, run, "train")
+    scheduler.begin(waiting, other, "train")
     aged(busy.folder, 9)
     aged(waiting.folder, 9)
 
     assert clean(home, time.time()) == []
-    assert jobs.is_running(run)
-    assert jobs.status(other).state == "waiting"
+    assert lifecycle.is_running(run)
+    assert lifecycle.status(other).state == "waiting"
 
 
 def test_old_uploads_and_torn_writes_go_and_fresh_ones_stay(home):
@@ -109,23 +109,23 @@ def test_old_uploads_and_torn_writes_go_and_fresh_ones_stay(home):
 
 
 def test_delete_my_data_ends_the_jobs_first_and_leaves_nothing(home, monkeypatch):
-    monkeypatch.setattr(janitor, "LEAVE_SECONDS", 1.0)
+    monkeypatch.setattr(cleanup, "LEAVE_SECONDS", 1.0)
     keep_limits(home, Limits(trainings_per_device=1))
     leaver, stays = visitor(home), visitor(home)
     running, waiting, other = run_of(leaver, "running"), run_of(leaver, "waiting"), run_of(stays, "other")
-    dispatch.begin(leaver, running, "train")
-    dispatch.begin(leaver, waiting, "train")
-    dispatch.begin(stays, other, "train")
-    worker = jobs.worker_of(running)
+    scheduler.begin(leaver, running, "train")
+    scheduler.begin(leaver, waiting, "train")
+    scheduler.begin(stays, other, "train")
+    worker = lifecycle.worker_of(running)
     assert worker is not None
 
     assert delete_workspace(home, leaver.folder.name) > 1000
 
     assert [path.name for path in (home / "workspaces").iterdir()] == [stays.folder.name]
     wait_until(lambda: not worker.is_alive())
-    dispatch.start_next(home)
-    assert jobs.is_running(other)  # it was behind them
-    assert [ticket.visitor for ticket in tickets.read_tickets(home)] == [stays.folder.name]
+    scheduler.start_next(home)
+    assert lifecycle.is_running(other)  # it was behind them
+    assert [ticket.visitor for ticket in job_queue.read_tickets(home)] == [stays.folder.name]
     with pytest.raises(UserError, match="no workspace of this code"):
         delete_workspace(home, leaver.folder.name)
 
@@ -160,15 +160,15 @@ def test_what_was_loaded_while_the_jobs_of_who_goes_ended_is_forgotten_too(home,
     own = visitor(home)
     mine = shutil.copytree(home / "places", own.folder / "corpora" / "places")
     library = Library(home)
-    ending = janitor.delete_workspace
+    ending = cleanup.delete_workspace
     before = []
 
     def while_a_request_comes(*values):
         before.append(library.corpus(mine))
         return ending(*values)
 
-    monkeypatch.setattr(workspace_drawer, "delete_workspace", while_a_request_comes)
-    workspace_drawer.forget_visitor(library, own.folder.name)
+    monkeypatch.setattr(uploads, "delete_workspace", while_a_request_comes)
+    uploads.forget_visitor(library, own.folder.name)
 
     places = shutil.copytree(home / "places", home / "there")
     shutil.copytree(places, mine)  # the same files, with the same dates
@@ -181,14 +181,14 @@ def test_a_workspace_that_cannot_be_cleaned_keeps_no_other_from_it(home, monkeyp
     for one in (broken, *others):
         (one.folder / "traces").mkdir(parents=True, exist_ok=True)
         (one.folder / "traces" / "text.json").write_bytes(b"x" * 1_000_000)
-    remove = janitor.delete_noted
+    remove = cleanup.delete_noted
 
     def of_a_broken_disk(folder):
         if folder == broken.folder:
             raise OSError(5, "Input/output error")
         remove(folder)
 
-    monkeypatch.setattr(janitor, "delete_noted", of_a_broken_disk)
+    monkeypatch.setattr(cleanup, "delete_noted", of_a_broken_disk)
     aged(broken.folder, 5)
     aged(others[0].folder, 4)
     aged(others[1].folder, 0.5)
@@ -227,7 +227,7 @@ def test_where_all_hold_too_much_those_that_nobody_used_for_longest_go_until_it_
 def test_a_workspace_that_its_visitor_deletes_meanwhile_hinders_no_room(home, monkeypatch):
     keep_limits(home, Limits(megabytes_of_all=1))
     leaving, idle = holding(home, 2, 9), holding(home, 2, 3)
-    measure = janitor.disk_use
+    measure = cleanup.disk_use
 
     def deleted_when_measured(folder: Path) -> int:
         used = measure(folder)
@@ -235,7 +235,7 @@ def test_a_workspace_that_its_visitor_deletes_meanwhile_hinders_no_room(home, mo
             shutil.rmtree(folder)
         return used
 
-    monkeypatch.setattr(janitor, "disk_use", deleted_when_measured)
+    monkeypatch.setattr(cleanup, "disk_use", deleted_when_measured)
 
     assert make_room(home, time.time()) == [idle.folder.name]
 
@@ -243,8 +243,8 @@ def test_a_workspace_that_its_visitor_deletes_meanwhile_hinders_no_room(home, mo
 def test_no_room_is_made_of_what_is_at_work_waits_or_was_used_in_the_last_hour(home):
     keep_limits(home, Limits(megabytes_of_all=1, trainings_per_device=1))
     busy, waiting = holding(home, 2, 30), holding(home, 2, 29)
-    dispatch.begin(busy, run_of(busy, "run"), "train")
-    dispatch.begin(waiting, run_of(waiting, "run"), "train")
+    scheduler.begin(busy, run_of(busy, "run"), "train")
+    scheduler.begin(waiting, run_of(waiting, "run"), "train")
     aged(busy.folder, 2)
     aged(waiting.folder, 2)
     used, idle = holding(home, 2, 1.9), holding(home, 2, 3)

@@ -17,7 +17,7 @@ from test_train import prepare
 from retro_demo.corpus.building import prepare_corpus
 from retro_demo.errors import UserError
 from retro_demo.events import Finished, Step, append_event, cut_back, read_events
-from retro_demo.jobs import jobs
+from retro_demo.jobs import lifecycle
 from retro_demo.paths import data_home
 from retro_demo.server import corpus_changes, evaluations, service
 from retro_demo.server.workspace import Workspace, new_code
@@ -27,18 +27,18 @@ def test_a_started_job_runs_stops_on_request_and_can_be_looked_at_all_the_while(
     tmp_path, small_folder, own_process
 ):
     run = prepare(tmp_path / "run", small_folder, steps=100_000, eval_every=100_000, save_every=100_000)
-    assert jobs.status(run).state == "new"
+    assert lifecycle.status(run).state == "new"
 
     with held_jobs():
-        jobs.start(run, "train")
-        assert jobs.status(run).state == "running"  # before the process has even claimed the folder
-    wait_until(lambda: jobs.status(run).of_kind("step"))
+        lifecycle.start(run, "train")
+        assert lifecycle.status(run).state == "running"  # before the process has even claimed the folder
+    wait_until(lambda: lifecycle.status(run).of_kind("step"))
     with pytest.raises(UserError, match="already running"):
-        jobs.start(run, "train")
-    assert jobs.stop(run)
-    wait_until(lambda: not jobs.is_running(run))
-    assert jobs.status(run).state == "stopped"
-    assert not jobs.stop(run)
+        lifecycle.start(run, "train")
+    assert lifecycle.stop(run)
+    wait_until(lambda: not lifecycle.is_running(run))
+    assert lifecycle.status(run).state == "stopped"
+    assert not lifecycle.stop(run)
 
 
 LISTENS = """
@@ -64,29 +64,29 @@ def test_a_stop_in_the_first_moment_is_a_stop_and_not_a_kill(
     monkeypatch.syspath_prepend(tmp_path)
 
     with held_jobs():
-        jobs.start(run, "train")
-        assert jobs.stop(run)  # it has not come to its own first line
+        lifecycle.start(run, "train")
+        assert lifecycle.stop(run)  # it has not come to its own first line
 
-    wait_until(lambda: not jobs.is_running(run))
-    assert jobs.status(run).state == "stopped"
-    assert len(jobs.status(run).of_kind("step")) <= 1
+    wait_until(lambda: not lifecycle.is_running(run))
+    assert lifecycle.status(run).state == "stopped"
+    assert len(lifecycle.status(run).of_kind("step")) <= 1
     assert "listens" in (run / "log.txt").read_text()  # before the slow imports, of which torch is the first
 
 
 def test_a_killed_job_is_seen_as_interrupted_at_once_and_can_be_started_again(tmp_path, small_folder):
     run = prepare(tmp_path / "run", small_folder, steps=100_000, eval_every=100_000, save_every=5)
-    jobs.start(run, "train")
-    wait_until(lambda: jobs.status(run).of_kind("saved"))
+    lifecycle.start(run, "train")
+    wait_until(lambda: lifecycle.status(run).of_kind("saved"))
 
-    os.kill(jobs.worker_of(run).number, signal.SIGKILL)
+    os.kill(lifecycle.worker_of(run).number, signal.SIGKILL)
 
-    wait_until(lambda: jobs.status(run).state == "interrupted")
-    saved = jobs.status(run).of_kind("saved")[-1]["step"]
-    jobs.start(run, "train")
-    wait_until(lambda: len(jobs.status(run).of_kind("started")) == 2)
-    jobs.stop(run)
-    wait_until(lambda: not jobs.is_running(run))
-    steps = [event["step"] for event in jobs.status(run).of_kind("step")]
+    wait_until(lambda: lifecycle.status(run).state == "interrupted")
+    saved = lifecycle.status(run).of_kind("saved")[-1]["step"]
+    lifecycle.start(run, "train")
+    wait_until(lambda: len(lifecycle.status(run).of_kind("started")) == 2)
+    lifecycle.stop(run)
+    wait_until(lambda: not lifecycle.is_running(run))
+    steps = [event["step"] for event in lifecycle.status(run).of_kind("step")]
     assert steps == list(range(1, steps[-1] + 1))
     assert steps[-1] >= saved
 
@@ -97,24 +97,24 @@ def test_a_failed_job_keeps_its_sentence_and_shows_the_end_of_its_log(tmp_path, 
     folder = tmp_path / "corpus"
     prepare_corpus(folder, [source], SMALL)
 
-    jobs.start(folder, "build-corpus")
-    wait_until(lambda: not jobs.is_running(folder))
+    lifecycle.start(folder, "build-corpus")
+    wait_until(lambda: not lifecycle.is_running(folder))
 
-    status = jobs.status(folder)
+    status = lifecycle.status(folder)
     assert status.state == "failed"
     assert "empty.txt" in status.events[-1]["error"]
-    wait_until(lambda: "empty.txt" in jobs.status(folder).log_tail)  # it says so as it leaves
-    assert "Traceback" not in jobs.status(folder).log_tail
+    wait_until(lambda: "empty.txt" in lifecycle.status(folder).log_tail)  # it says so as it leaves
+    assert "Traceback" not in lifecycle.status(folder).log_tail
 
 
 def test_a_corpus_is_built_by_a_job_from_its_folder_alone(tmp_path):
     folder = tmp_path / "corpus"
     prepare_corpus(folder, [write_jsonl(tmp_path / "p.jsonl", records())], SMALL)
 
-    jobs.start(folder, "build-corpus")
-    wait_until(lambda: not jobs.is_running(folder))
+    lifecycle.start(folder, "build-corpus")
+    wait_until(lambda: not lifecycle.is_running(folder))
 
-    assert jobs.status(folder).state == "finished"
+    assert lifecycle.status(folder).state == "finished"
 
 
 def test_a_torn_last_line_is_skipped_and_cut_off_on_going_on(tmp_path):
@@ -257,7 +257,7 @@ def test_a_corpus_that_a_run_reads_is_not_deleted_under_it(workspace, small_fold
 @pytest.fixture
 def leaves_late(monkeypatch) -> None:
     """A process that has told its end is waited for, however slow the machine."""
-    monkeypatch.setattr(jobs, "LEAVING", PATIENCE)
+    monkeypatch.setattr(lifecycle, "LEAVING", PATIENCE)
 
 
 def test_a_run_begins_at_the_moment_its_corpus_is_told_to_be_built(workspace, tmp_path, leaves_late):
@@ -265,14 +265,14 @@ def test_a_run_begins_at_the_moment_its_corpus_is_told_to_be_built(workspace, tm
     corpus = service.start_build(
         workspace, [("p.jsonl", write_jsonl(tmp_path / "p.jsonl", records()))], "at once", SMALL
     )
-    while jobs.status(workspace.corpus(corpus)).state != "finished":
+    while lifecycle.status(workspace.corpus(corpus)).state != "finished":
         time.sleep(0.002)
 
     run = service.start_run(workspace, corpus, "lm", "tiny", {"steps": 1, "dim": 16, "depth": 1}, "at once")
 
     for _ in service.follow(workspace.run(run)):
         pass
-    assert jobs.status(workspace.run(run)).state == "finished"
+    assert lifecycle.status(workspace.run(run)).state == "finished"
 
 
 def test_a_run_that_has_told_its_end_can_be_trained_longer_renamed_and_deleted_at_that_moment(
@@ -281,10 +281,10 @@ def test_a_run_that_has_told_its_end_can_be_trained_longer_renamed_and_deleted_a
     shutil.copytree(small_folder, workspace.folder / "corpora" / "places")
     run = service.start_run(workspace, "places", "lm", "tiny", {"steps": 1, "dim": 16, "depth": 1}, "first")
     for steps in (2, 3):
-        while jobs.status(workspace.run(run)).state != "finished":
+        while lifecycle.status(workspace.run(run)).state != "finished":
             time.sleep(0.002)
         service.lengthen_run(workspace, run, steps)
-    while jobs.status(workspace.run(run)).state != "finished":
+    while lifecycle.status(workspace.run(run)).state != "finished":
         time.sleep(0.002)
 
     run = evaluations.rename_run(workspace, run, "second")
@@ -296,7 +296,7 @@ def test_a_run_that_has_told_its_end_can_be_trained_longer_renamed_and_deleted_a
 def test_what_is_being_worked_on_is_not_deleted(workspace):
     folder = filled(workspace, "one")
 
-    with jobs.claim(folder), pytest.raises(UserError, match="being worked on"):
+    with lifecycle.claim(folder), pytest.raises(UserError, match="being worked on"):
         workspace.delete("runs", "one")
 
     assert folder.exists()

@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 from conftest import write_jsonl
 
-from retro_demo.config import CorpusConfig
 from retro_demo.corpus.building import build_corpus, prepare_corpus
-from retro_demo.evaluate_config import EvaluateConfig
-from retro_demo.evaluation.evaluating import run_evaluation
-from retro_demo.evaluation.evaluation_request import Request, prepare_evaluation
+from retro_demo.evaluation.request import Request, prepare_evaluation
+from retro_demo.evaluation.runner import run_evaluation
 from retro_demo.events import Finished
 from retro_demo.runs.planning import make_run_config, prepare_run
-from retro_demo.training.pipeline import run_training
+from retro_demo.settings import CorpusConfig, EvaluateConfig
+from retro_demo.training.trainer import run_training
 
 NETWORK = {"dim": 48, "depth": 2, "num_heads": 2, "cca_layers": (1, 2), "enc_dim": 48}
 TRAINING = {"steps": 400, "seq_len": 64, "batch_size": 16, "lr": 4e-3, "warmup": 20, "save_every": 400}

@@ -9,14 +9,11 @@ import numpy as np
 import pytest
 from conftest import SMALL, records, write_jsonl
 
-from retro_demo.config import RETRIEVERS
 from retro_demo.corpus.building import build_corpus, prepare_corpus
-from retro_demo.corpus.corpus import load_corpus
-from retro_demo.corpus.search import search
-from retro_demo.corpus.stored import load_retriever
+from retro_demo.corpus.retrievers import load_retriever, search
+from retro_demo.corpus.store import load_corpus
 from retro_demo.errors import UserError
-from retro_demo.retrieval.index import DenseRetriever, VectorIndex
-from retro_demo.retrieval.lexical import (
+from retro_demo.retrieval.bm25 import (
     CANDIDATES,
     HybridRetriever,
     LexicalIndex,
@@ -24,7 +21,9 @@ from retro_demo.retrieval.lexical import (
     token_terms,
     word_terms,
 )
+from retro_demo.retrieval.dense import DenseRetriever, VectorIndex
 from retro_demo.retrieval.neighbors import rank
+from retro_demo.settings import RETRIEVERS
 
 VOCAB = 60
 

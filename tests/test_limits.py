@@ -22,15 +22,11 @@ from starlette.testclient import TestClient
 from test_train import advance, prepare
 
 from retro_demo.cli.flags import add_flags
-from retro_demo.config import TrainConfig
 from retro_demo.errors import UserError
-from retro_demo.knobs import from_json, knobs
-from retro_demo.models.marge_config import MargeConfig
-from retro_demo.models.retro_config import RetroConfig
+from retro_demo.models.config import MargeConfig, RetroConfig
 from retro_demo.presets import MARGE_PRESETS, preset_settings
 from retro_demo.server import corpus_changes, limits, quotas, service
-from retro_demo.server.data_folder import close_folder
-from retro_demo.server.library import Library
+from retro_demo.server.cleanup import close_folder
 from retro_demo.server.limits import (
     PRIVATE,
     PUBLIC,
@@ -40,9 +36,11 @@ from retro_demo.server.limits import (
     limits_of,
     on_space,
 )
+from retro_demo.server.model_cache import Library
 from retro_demo.server.quotas import checked_writing
 from retro_demo.server.workspace import Workspace, new_code
-from retro_demo.ui.doorman import Doorman
+from retro_demo.settings import TrainConfig, from_json, knobs
+from retro_demo.ui.middleware import Doorman
 
 
 @pytest.fixture

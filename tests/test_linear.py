@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from retro_demo.models import linear as linear_module
-from retro_demo.models.linear import Linear, lay_out_for_writing, linear
+from retro_demo.models import layers as linear_module
+from retro_demo.models.layers import Linear, lay_out_for_writing, linear
 
 
 @pytest.fixture(params=[True, False], ids=["oneDNN", "torch's own"])

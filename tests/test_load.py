@@ -26,10 +26,10 @@ from benchmarks.load import Sample, percentile, sampled, tell, thirds, workers
 from benchmarks.load_visitor import Fault, Refused, Tally, Visitor, a_document, checked, refuse
 from benchmarks.measuring import Report
 from retro_demo.errors import UserError
-from retro_demo.jobs.tickets import Ticket
-from retro_demo.server.dispatch import check_queue
+from retro_demo.jobs.job_queue import Ticket
 from retro_demo.server.limits import Limits, keep_limits
-from retro_demo.ui.doorman import Doorman
+from retro_demo.server.scheduler import check_queue
+from retro_demo.ui.middleware import Doorman
 
 
 def raised(error: Exception):

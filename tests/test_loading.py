@@ -11,15 +11,15 @@ import torch
 from conftest import SMALL, records, write_jsonl
 from test_train import advance, prepare
 
-from retro_demo.config import GenerateConfig
 from retro_demo.corpus.building import build_corpus, prepare_corpus
-from retro_demo.corpus.corpus import load_corpus
-from retro_demo.corpus.stored import load_retriever
+from retro_demo.corpus.retrievers import load_retriever
+from retro_demo.corpus.store import load_corpus
 from retro_demo.devices import choose_device
 from retro_demo.errors import UserError
 from retro_demo.events import Retrieved
-from retro_demo.generation.generate import Written, write
+from retro_demo.generation.retro import Written, write
 from retro_demo.runs.loading import load_run
+from retro_demo.settings import GenerateConfig
 
 
 def built(folder, rows, config=SMALL):
@@ -107,7 +107,7 @@ def test_a_run_trains_and_writes_on_the_gpu_as_on_the_cpu(tmp_path, small_folder
     from test_train import SETTINGS
 
     from retro_demo.runs.planning import make_run_config, prepare_run
-    from retro_demo.training.pipeline import run_training
+    from retro_demo.training.trainer import run_training
 
     losses = {}
     for device in ("cpu", "cuda"):

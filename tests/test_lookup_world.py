@@ -13,25 +13,28 @@ import pytest
 import torch
 
 from benchmarks.lookup_facts import edit_flips, fact_floors, measure_facts, reached_floors
-from retro_demo.config import CorpusConfig
 from retro_demo.corpus.building import build_corpus, prepare_corpus
-from retro_demo.corpus.corpus import Corpus, load_corpus
-from retro_demo.corpus.lookup_language import (
+from retro_demo.corpus.samples import (
     KINDS,
     NUM_NAMES,
     NUM_VALUES,
+    SAMPLES,
     TEMPLATES,
+    LookupConfig,
     find_facts,
+    lookup_documents,
     made_up_words,
+    prepare_sample,
     values_of_kinds,
+    write_lookup_world,
 )
-from retro_demo.corpus.lookup_world import LookupConfig, lookup_documents, write_lookup_world
-from retro_demo.corpus.samples import SAMPLES, prepare_sample
-from retro_demo.documents.documents import Document
+from retro_demo.corpus.store import Corpus, load_corpus
+from retro_demo.documents.sources import Document
 from retro_demo.errors import UserError
 from retro_demo.evaluation.arms import Arms, held_out_windows
+from retro_demo.models.config import RetroConfig
 from retro_demo.models.retro import RETRO
-from retro_demo.models.retro_config import RetroConfig
+from retro_demo.settings import CorpusConfig
 
 SMALL = LookupConfig(countries=150, held_out=30)
 
@@ -139,7 +142,7 @@ def test_of_two_sentences_at_least_one_names_the_country(documents):
 
 
 def test_database_documents_are_neighbors_but_stand_in_no_training_batch(world):
-    from retro_demo.training.batches import RetroBatches
+    from retro_demo.training.retro_batches import RetroBatches
 
     batches = RetroBatches(world, seq_len=128, batch_size=2, num_neighbors=2, retrieves=True, seed=0)
     held = np.flatnonzero(world.held_out[world.chunks.document])
@@ -152,7 +155,7 @@ def test_database_documents_are_neighbors_but_stand_in_no_training_batch(world):
 
 
 def test_no_training_window_holds_two_tellings_of_a_country(world):
-    from retro_demo.training.batches import RetroBatches
+    from retro_demo.training.retro_batches import RetroBatches
 
     batches = RetroBatches(world, seq_len=256, batch_size=1, num_neighbors=2, retrieves=True, seed=0)
     group = np.array([document.group for document in world.documents])

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from retro_demo.errors import UserError
-from retro_demo.models.attention import record_attention
-from retro_demo.models.marge import MARGE
-from retro_demo.models.marge_batch import MargeBatch
-from retro_demo.models.marge_config import MargeConfig
+from retro_demo.models.config import MargeConfig
+from retro_demo.models.layers import record_attention
+from retro_demo.models.marge import MARGE, MargeBatch
 from retro_demo.presets import MARGE_PRESETS
 
 V, B, T, M, S = 60, 4, 11, 5, 9

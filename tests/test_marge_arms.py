@@ -9,13 +9,13 @@ import pytest
 import torch
 from passage_helpers import made
 
-from retro_demo.evaluation import marge_arms
-from retro_demo.evaluation.marge_arms import ARMS, TARGETS, EvidenceArms, measure_live
+from retro_demo.evaluation import arms as marge_arms
+from retro_demo.evaluation.arms import ARMS, TARGETS, EvidenceArms, measure_live
 from retro_demo.events import Progress
-from retro_demo.evidence.evidence_store import embed_passages
 from retro_demo.evidence.passages import Passages
+from retro_demo.evidence.reindex import embed_passages
+from retro_demo.models.config import EvidenceConfig, MargeConfig
 from retro_demo.models.marge import MARGE
-from retro_demo.models.marge_config import EvidenceConfig, MargeConfig
 
 VOCAB, WIDTH = 40, 12
 CONFIG = EvidenceConfig(passage_len=WIDTH, evidence_per_target=3.0)

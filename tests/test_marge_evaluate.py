@@ -14,22 +14,21 @@ from command_helpers import words_of
 from evaluation_helpers import make_run
 from marge_helpers import LANGUAGES, built, make_marge_run, translated
 
-from retro_demo.cli import cli
-from retro_demo.corpus.corpus import Corpus
+from retro_demo.cli import main
+from retro_demo.corpus.store import Corpus
 from retro_demo.errors import UserError
-from retro_demo.evaluate_config import EvaluateConfig
-from retro_demo.evaluation.arm_figures import Difference
-from retro_demo.evaluation.bootstrap import Estimate, draws, tail
-from retro_demo.evaluation.evaluating import run_evaluation
-from retro_demo.evaluation.evaluation_request import Request, prepare_evaluation
-from retro_demo.evaluation.marge_arms import ARMS, EvidenceArms
-from retro_demo.evaluation.marge_evaluate_report import marge_verdict
+from retro_demo.evaluation.arms import ARMS, EvidenceArms
+from retro_demo.evaluation.losses import Difference, Estimate, draws, tail
+from retro_demo.evaluation.report import marge_verdict
+from retro_demo.evaluation.request import Request, prepare_evaluation
+from retro_demo.evaluation.runner import run_evaluation
 from retro_demo.events import Event, Finished, Progress, Refined, Stopped
 from retro_demo.evidence.passages import cut_passages
-from retro_demo.render import evaluate_figures, evaluate_views, marge_evaluate_views
+from retro_demo.render import evaluation_views, plots
 from retro_demo.runs.checkpoint import load_marge
 from retro_demo.server import evaluations
 from retro_demo.server.workspace import Workspace, new_code
+from retro_demo.settings import EvaluateConfig
 
 QUICK = EvaluateConfig(first_tokens=200, max_tokens=0, resamples=300)
 
@@ -205,10 +204,10 @@ def test_k_is_how_many_passages_each_target_gets(runs, tmp_path):
 
 def test_the_command_in_the_provenance_measures_the_same(capsys, runs, tmp_path):
     arguments = ["evaluate", runs["reader"], "--first-tokens", "150", "--resamples", "300", "--seed", "4"]
-    assert cli.main([*arguments, "--out", str(tmp_path / "one"), "--json"]) == 0
+    assert main.main([*arguments, "--out", str(tmp_path / "one"), "--json"]) == 0
     first = json.loads(capsys.readouterr().out.splitlines()[-1])
     words = words_of(first["provenance"]["command"])
-    assert cli.main([*words, "--out", str(tmp_path / "two")]) == 0
+    assert main.main([*words, "--out", str(tmp_path / "two")]) == 0
     lines = capsys.readouterr().out.splitlines()
 
     assert first["provenance"]["model"] == "marge"
@@ -347,8 +346,8 @@ def test_the_page_offers_a_marge_to_evaluate_but_no_baseline_or_control(tmp_path
 
 def test_every_arm_has_a_dot_and_a_row_and_the_line_is_its_own_evidence(measured):
     result = result_of(measured[1])
-    figure = evaluate_figures.arms_figure(result)
-    shown = evaluate_views.arms_table(result)
+    figure = plots.arms_figure(result)
+    shown = evaluation_views.arms_table(result)
     dots = {trace["y"][0]: trace for trace in figure.data}
 
     assert list(dots) == list(result["names"].values())
@@ -368,17 +367,17 @@ def test_every_arm_has_a_dot_and_a_row_and_the_line_is_its_own_evidence(measured
 def test_the_sentences_around_the_arms_name_those_of_a_marge(measured):
     result = result_of(measured[1])
 
-    assert "Against no evidence: " in evaluate_views.verdict_html(result)
-    assert "Against random evidence: " in evaluate_views.verdict_html(result)
-    assert "other evidence or relevance" in evaluate_views.arms_caption(result)
+    assert "Against no evidence: " in evaluation_views.verdict_html(result)
+    assert "Against random evidence: " in evaluation_views.verdict_html(result)
+    assert "other evidence or relevance" in evaluation_views.arms_caption(result)
 
 
 def test_recall_across_languages_is_shown_beside_pool_and_chance_and_beta_by_layer(measured):
     result = result_of(measured[1])
-    shown = marge_evaluate_views.across_html(result)
+    shown = evaluation_views.across_html(result)
 
     assert f"{result['across_languages']['recall_at_1']:.1%}" in shown
     assert "24.0 candidates" in shown
     assert "4.2%" in shown
-    assert marge_evaluate_views.beta_html(result).count("<td>20.000</td>") == 2
-    assert "no recall across languages" in marge_evaluate_views.across_html(result | {"across_languages": {}})
+    assert evaluation_views.beta_html(result).count("<td>20.000</td>") == 2
+    assert "no recall across languages" in evaluation_views.across_html(result | {"across_languages": {}})

@@ -14,22 +14,20 @@ from conftest import write_jsonl
 from held_back import train_and_kill
 from safetensors.torch import load_file
 
-from retro_demo.config import CorpusConfig
 from retro_demo.corpus.building import build_corpus, prepare_corpus
-from retro_demo.corpus.corpus import load_corpus
+from retro_demo.corpus.store import load_corpus
 from retro_demo.errors import UserError
 from retro_demo.events import read_events
-from retro_demo.evidence.evidence import random_pairs
-from retro_demo.evidence.evidence_store import embed_passages, load_reindexing, reindexed_steps
+from retro_demo.evidence.passages import random_pairs
+from retro_demo.evidence.reindex import embed_passages, load_reindexing, reindexed_steps
 from retro_demo.models.marge import MARGE
-from retro_demo.runs.checkpoint import load_marge, read_marge_config, read_run_config
-from retro_demo.runs.marge_planning import plan_run
-from retro_demo.runs.planning import extend_run, prepare_run
-from retro_demo.runs.run_state import saved_step
+from retro_demo.runs.checkpoint import load_marge, read_marge_config, read_run_config, saved_step
+from retro_demo.runs.planning import extend_run, plan_run, prepare_run
+from retro_demo.settings import CorpusConfig
 from retro_demo.tensor_files import read_head
 from retro_demo.training import marge_batches
 from retro_demo.training.marge_batches import MargeBatches
-from retro_demo.training.pipeline import run_training
+from retro_demo.training.trainer import run_training
 
 SETTINGS = {
     "dim": 16,

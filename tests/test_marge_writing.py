@@ -10,14 +10,12 @@ import pytest
 import torch
 from test_marge_training import advance, folder, prepare  # noqa: F401
 
-from retro_demo.cli.cli import main
-from retro_demo.config import GenerateConfig
+from retro_demo.cli.main import main
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Retrieved, Token
 from retro_demo.evidence.passages import Passages
-from retro_demo.generation import marge_writing
-from retro_demo.generation.generate import Written
-from retro_demo.generation.marge_writing import (
+from retro_demo.generation import marge
+from retro_demo.generation.marge import (
     LoadedMarge,
     choose_passages,
     find_passages,
@@ -26,6 +24,8 @@ from retro_demo.generation.marge_writing import (
     load_marge_run,
     write_from_evidence,
 )
+from retro_demo.generation.retro import Written
+from retro_demo.settings import GenerateConfig
 
 GREEDY = GenerateConfig(max_new_tokens=8, temperature=0.0)
 
@@ -185,9 +185,9 @@ def test_a_prompt_that_is_no_text_is_refused_in_a_sentence(run):
 def test_of_a_prompt_without_end_no_more_is_embedded_than_a_passage_holds(run, monkeypatch):
     """The memory that it takes grows with the square of the length: a request of 50 kB took 11 GB."""
     lengths = []
-    embed = marge_writing.embed_passages
+    embed = marge.embed_passages
     monkeypatch.setattr(
-        marge_writing,
+        marge,
         "embed_passages",
         lambda model, tokens: lengths.append(tokens.shape[1]) or embed(model, tokens),
     )

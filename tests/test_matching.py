@@ -6,7 +6,7 @@ import pytest
 from evaluation_helpers import make_run
 
 from retro_demo.errors import UserError
-from retro_demo.evaluation.matching import baseline_settings, match, tokens_seen
+from retro_demo.evaluation.baselines import baseline_settings, match, tokens_seen
 from retro_demo.runs.checkpoint import read_run_config, versions
 from retro_demo.runs.planning import make_run_config
 from retro_demo.runs.provenance import provenance

@@ -13,7 +13,7 @@ from test_page import ENDPOINTS
 import app
 from retro_demo.server.limits import PRIVATE, PUBLIC
 from retro_demo.server.workspace import new_code
-from retro_demo.ui.doorman import COST_OF_WORK, Doorman
+from retro_demo.ui.middleware import COST_OF_WORK, Doorman
 from retro_demo.ui.page import build_app
 
 

@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 from conftest import SMALL, records, write_jsonl
 
-from retro_demo.config import RETRIEVERS
-from retro_demo.corpus import neighbor_tables
+from retro_demo.corpus import retrievers
 from retro_demo.corpus.building import build_corpus, prepare_corpus
-from retro_demo.corpus.corpus import Corpus, load_corpus
-from retro_demo.corpus.neighbor_tables import neighbor_table, prepare_neighbors
-from retro_demo.corpus.stored import load_retriever
+from retro_demo.corpus.retrievers import load_retriever, neighbor_table, prepare_neighbors
+from retro_demo.corpus.store import Corpus, load_corpus
 from retro_demo.errors import UserError
 from retro_demo.events import Progress
+from retro_demo.settings import RETRIEVERS
 
 KEPT = shutil.ignore_patterns("*bm25*", "neighbors-*")
 LEXICAL = [name for name in RETRIEVERS if name != "dense"]
@@ -133,7 +132,7 @@ def test_an_unknown_retriever_has_no_table(corpus):
 def test_a_corpus_is_searched_in_blocks_without_a_seam(corpus, monkeypatch):
     wanted = neighbor_table(corpus, "hybrid")
     (corpus.folder / "neighbors-hybrid.safetensors").unlink()
-    monkeypatch.setattr(neighbor_tables, "BLOCK", 17)
+    monkeypatch.setattr(retrievers, "BLOCK", 17)
 
     assert len(list(prepare_neighbors(corpus, "hybrid"))) > 3
     assert np.array_equal(neighbor_table(corpus, "hybrid"), wanted)

@@ -15,20 +15,20 @@ from conftest import SMALL, records, write_jsonl
 from test_train import prepare
 
 from benchmarks.fuzz_outputs import marks
-from retro_demo.cli import cli
+from retro_demo.cli import main
 from retro_demo.corpus.building import build_corpus, prepare_corpus
-from retro_demo.corpus.changing import prepare_change
-from retro_demo.corpus.corpus import load_corpus, read_stored_documents
-from retro_demo.documents.documents import read_documents
+from retro_demo.corpus.changes import prepare_change
+from retro_demo.corpus.store import load_corpus, read_stored_documents
+from retro_demo.documents.sources import read_documents
 from retro_demo.errors import UserError
-from retro_demo.evaluation.evaluation_request import Request, prepare_evaluation
+from retro_demo.evaluation.request import Request, prepare_evaluation
 from retro_demo.events import Finished, Warned
 from retro_demo.output_folder import check_new, check_output, kind_of, make_output
 from retro_demo.paths import CHECKPOINTS
 from retro_demo.runs.checkpoint import read_any_config
 from retro_demo.runs.planning import prepare_run
+from retro_demo.sharing.export_format import RUN
 from retro_demo.sharing.exporting import export_corpus
-from retro_demo.sharing.sharing import RUN
 
 TINY = Path(__file__).parent / "data" / "export_v1"
 SHIPPED = CHECKPOINTS
@@ -80,7 +80,7 @@ VERBS: dict[str, Callable[[Path, Path, Path], list[object]]] = {
 
 def refused(capsys, words: list[object]) -> str:
     """The one sentence of a command that refuses."""
-    assert cli.main([str(word) for word in words]) == 2, words
+    assert main.main([str(word) for word in words]) == 2, words
     sentence = capsys.readouterr().err.strip()
     assert "\n" not in sentence
     return sentence
@@ -189,7 +189,7 @@ def test_an_export_overwrites_no_file_and_nothing_that_is_named_like_its_work(tm
         capsys, ["export", small_folder, "--out", tmp_path / "mine.zip"]
     )
     for name in ("new.zip", "new", "other"):
-        assert cli.main(["export", str(small_folder), "--out", str(tmp_path / name)]) == 0
+        assert main.main(["export", str(small_folder), "--out", str(tmp_path / name)]) == 0
 
     after = marks(tmp_path)
     assert {name: after[name] for name in before} == before
@@ -313,7 +313,7 @@ def test_a_link_to_a_folder_is_that_folder(tmp_path, capsys, small_folder):
     (tmp_path / "full" / "letter.txt").write_bytes(OWN)
 
     prepare_corpus(tmp_path / "to empty", [write_jsonl(tmp_path / "p.jsonl", records())], SMALL)
-    assert cli.main(["export", str(small_folder), "--out", str(tmp_path / "to for export")]) == 0
+    assert main.main(["export", str(small_folder), "--out", str(tmp_path / "to for export")]) == 0
 
     assert kind_of(tmp_path / "empty") == "corpus"
     assert kind_of(tmp_path / "for export") == "export"

@@ -10,16 +10,16 @@ import pytest
 from evaluation_helpers import make_run
 from test_train import prepare
 
-from retro_demo.corpus.corpus import MANIFEST
+from retro_demo.corpus.store import MANIFEST
 from retro_demo.errors import UserError
-from retro_demo.knobs import knobs
-from retro_demo.models.retro_config import RetroConfig
+from retro_demo.models.config import RetroConfig
 from retro_demo.paths import CHECKPOINTS, SAMPLE
 from retro_demo.presets import PRESETS
 from retro_demo.runs.checkpoint import read_run_config
 from retro_demo.runs.planning import make_run_config
-from retro_demo.server import run_settings, service
+from retro_demo.server import run_actions, service
 from retro_demo.server.workspace import Workspace, new_code
+from retro_demo.settings import knobs
 from retro_demo.ui.visit import asked_for
 
 SHIPPED = "sample:factbook2015"
@@ -43,23 +43,23 @@ def run_on(workspace: Workspace, corpus: str) -> Path:
 
 @pytest.mark.parametrize("chosen", [SHIPPED, None])
 def test_a_sample_gives_way_to_the_newest_own_corpus_that_no_own_run_reads(workspace, chosen):
-    assert run_settings.corpus_to_train(workspace, chosen) == "newer"
+    assert run_actions.corpus_to_train(workspace, chosen) == "newer"
     run_on(workspace, "newer")
-    assert run_settings.corpus_to_train(workspace, chosen) == "older"
+    assert run_actions.corpus_to_train(workspace, chosen) == "older"
     run_on(workspace, "older")
-    assert run_settings.corpus_to_train(workspace, chosen) == chosen
+    assert run_actions.corpus_to_train(workspace, chosen) == chosen
 
 
 def test_an_own_corpus_that_was_chosen_stays(workspace):
-    assert run_settings.corpus_to_train(workspace, "older") == "older"
+    assert run_actions.corpus_to_train(workspace, "older") == "older"
     run_on(workspace, "older")
-    assert run_settings.corpus_to_train(workspace, "older") == "older"
+    assert run_actions.corpus_to_train(workspace, "older") == "older"
 
 
 def test_a_corpus_that_is_not_built_does_not_take_the_place_of_a_sample(workspace):
     for name in ("older", "newer"):
         (workspace.corpus(name) / MANIFEST).unlink()
-    assert run_settings.corpus_to_train(workspace, SHIPPED) == SHIPPED
+    assert run_actions.corpus_to_train(workspace, SHIPPED) == SHIPPED
 
 
 def test_a_retrofit_without_a_base_is_refused_in_words_of_the_page(workspace):
@@ -75,7 +75,7 @@ def test_a_retrofit_without_a_base_is_refused_in_words_of_the_page(workspace):
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("base", sorted(path.name for path in CHECKPOINTS.glob("*-lm*")))
 def test_a_run_that_begins_from_a_shipped_lm_has_a_network_with_every_preset(workspace, model, preset, base):
-    settings = run_settings.starting_settings(workspace, model, preset, SAMPLE + base)
+    settings = run_actions.starting_settings(workspace, model, preset, SAMPLE + base)
     shape = {knob.name for knob in knobs(RetroConfig)} & set(settings)
     of_page = RetroConfig(**{name: settings[name] for name in shape})
     assert of_page.enc_dim == of_page.dim == read_run_config(CHECKPOINTS / base).network.dim
@@ -87,7 +87,7 @@ def test_a_retrofits_encoder_is_as_wide_as_its_base_unless_somebody_says_otherwi
     corpus = str(workspace.corpus("newer"))
     plain = make_run_config("retrofit", corpus, preset=preset, base=base, device="cpu")
     assert plain.network.enc_dim == plain.network.dim
-    assert "enc_dim" not in dict(run_settings.changed_settings(plain))
+    assert "enc_dim" not in dict(run_actions.changed_settings(plain))
     # the start that copies takes states of the decoder's width
     chosen = {"enc_dim": 2 * plain.network.dim, "copying_start": False}
     wide = make_run_config("retrofit", corpus, preset=preset, settings=chosen, base=base, device="cpu")

@@ -11,7 +11,7 @@ import pytest
 from uploads import read, refusal, write, write_zip
 
 from benchmarks.made_files import docx, docx_parts, epub, epub_parts, packed, word_paragraph, word_run
-from retro_demo.documents.documents import Document, ReadingLimits
+from retro_demo.documents.sources import Document, ReadingLimits
 
 BOX = f"<w:txbxContent>{word_paragraph('box')}</w:txbxContent>"
 LAUGHS = '<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;"><!ENTITY p SYSTEM "file:///etc/passwd">]>'

@@ -17,13 +17,11 @@ from held_back import PATIENCE
 from page_helpers import client_of, page_home
 
 from benchmarks.serving import served_page
-from retro_demo.config import CorpusConfig, GenerateConfig
 from retro_demo.corpus.building import build_corpus, prepare_corpus
-from retro_demo.evaluate_config import EvaluateConfig
-from retro_demo.explain_config import ExplainConfig
 from retro_demo.server import corpus_changes, service
-from retro_demo.server.received import safe_name
+from retro_demo.server.service import safe_name
 from retro_demo.server.workspace import Workspace, new_code
+from retro_demo.settings import CorpusConfig, EvaluateConfig, ExplainConfig, GenerateConfig
 
 SMALL = {"dim": 16, "depth": 2, "num_heads": 2, "cca_layers": (2,), "enc_dim": 16}
 BRIEF = {"seq_len": 32, "batch_size": 2, "eval_tokens": 200, "save_every": 5, "eval_every": 10}

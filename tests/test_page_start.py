@@ -7,7 +7,7 @@ import threading
 from evaluation_helpers import make_run
 
 from retro_demo.server import service
-from retro_demo.server.library import Library
+from retro_demo.server.model_cache import Library
 from retro_demo.ui import page
 
 

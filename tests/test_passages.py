@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from conftest import write_jsonl
 
-from retro_demo.config import CorpusConfig
 from retro_demo.corpus.building import build_corpus, prepare_corpus
-from retro_demo.corpus.corpus import Corpus, load_corpus
+from retro_demo.corpus.store import Corpus, load_corpus
 from retro_demo.errors import UserError
 from retro_demo.evidence.passages import cut_passages
+from retro_demo.settings import CorpusConfig
 
 TOLD = "One day all the birds met at the old well and spoke of the long winter that was to come."
 HELD = " ".join(f"The {word} was found beside the river and nobody knew whose it was." for word in "abcdefgh")

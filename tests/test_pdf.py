@@ -11,10 +11,15 @@ from uploads import pdf, read, refusal, texts, write
 
 from benchmarks.small_pdfs import FLATE, FONT, drawn, packed, pages, stream
 from retro_demo.documents.archives import ReadingLimits
-from retro_demo.documents.documents import follow_reading
-from retro_demo.documents.pdf_columns import by_columns
-from retro_demo.documents.pdf_pages import read_pages
-from retro_demo.documents.pdf_text import doubt_of_page, join_broken_words, ranges, spelled
+from retro_demo.documents.pdf_pages import (
+    by_columns,
+    doubt_of_page,
+    join_broken_words,
+    ranges,
+    read_pages,
+    spelled,
+)
+from retro_demo.documents.sources import follow_reading
 
 DATA = Path(__file__).resolve().parent / "data" / "pdf"
 TEXT = (

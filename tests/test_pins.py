@@ -17,8 +17,8 @@ import pytest
 from safetensors import safe_open
 
 from retro_demo import events
-from retro_demo.cli.cli import build_parser, main
-from retro_demo.models.network_size import shapes_of
+from retro_demo.cli.main import build_parser, main
+from retro_demo.models.memory import shapes_of
 from retro_demo.runs.checkpoint import read_any_config
 from retro_demo.server.limits import PRIVATE
 from retro_demo.ui.page import build_app

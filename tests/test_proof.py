@@ -10,10 +10,9 @@ import pytest
 from marge_helpers import LANGUAGES, WORDS, built
 
 from benchmarks import lookup_world
-from retro_demo.corpus.build_jobs import ensure_sample
-from retro_demo.runs.marge_planning import plan_run
-from retro_demo.runs.planning import make_run_config, prepare_run
-from retro_demo.training.pipeline import run_training
+from retro_demo.corpus.sharding import ensure_sample
+from retro_demo.runs.planning import make_run_config, plan_run, prepare_run
+from retro_demo.training.trainer import run_training
 
 pytestmark = pytest.mark.proof
 

@@ -18,15 +18,14 @@ from held_back import PATIENCE, wait_until
 from test_train import prepare
 
 from retro_demo.errors import UserError
-from retro_demo.evaluate_config import EvaluateConfig
-from retro_demo.evaluation.evaluation_request import Request, prepare_evaluation
-from retro_demo.jobs import jobs, tickets
-from retro_demo.jobs.allowance import UNLIMITED, Allowance
-from retro_demo.render.views import standing
-from retro_demo.server import dispatch, evaluations, service
-from retro_demo.server.addresses import ADDRESS
-from retro_demo.server.limits import Limits, keep_limits
+from retro_demo.evaluation.request import Request, prepare_evaluation
+from retro_demo.jobs import job_queue, lifecycle
+from retro_demo.jobs.worker import UNLIMITED, Allowance
+from retro_demo.render.html_parts import standing
+from retro_demo.server import evaluations, scheduler, service
+from retro_demo.server.limits import ADDRESS, Limits, keep_limits
 from retro_demo.server.workspace import Workspace, new_code
+from retro_demo.settings import EvaluateConfig
 
 LONG = {"steps": 100_000, "eval_every": 100_000, "save_every": 100_000}
 ONE_TRAINING = Limits(trainings_per_device=1, waiting_per_visitor=2, waiting=4)
@@ -40,11 +39,11 @@ def run_of(workspace: Workspace, name: str, **changes) -> Path:
     return prepare(workspace.folder / "runs" / name, workspace.home / "places", **LONG | changes)
 
 
-def waiting_job(home: Path, workspace: Workspace, name: str) -> tickets.Ticket:
+def waiting_job(home: Path, workspace: Workspace, name: str) -> job_queue.Ticket:
     folder = workspace.folder / "runs" / name
     folder.mkdir(parents=True)
-    with tickets.queue_lock(home):
-        return tickets.issue(home, folder, "train", workspace.folder.name, "cpu")
+    with job_queue.queue_lock(home):
+        return job_queue.issue(home, folder, "train", workspace.folder.name, "cpu")
 
 
 def test_visitors_take_turns_whoever_asked_most(home):
@@ -52,18 +51,18 @@ def test_visitors_take_turns_whoever_asked_most(home):
     first, second, third = (waiting_job(home, eager, name) for name in "abc")
     other = waiting_job(home, late, "d")
 
-    assert tickets.in_turn(tickets.read_tickets(home)) == [first, other, second, third]
+    assert job_queue.in_turn(job_queue.read_tickets(home)) == [first, other, second, third]
 
-    with tickets.queue_lock(home):
-        tickets.mark_started(first)
-    assert [t.folder.name for t in tickets.in_turn(tickets.read_tickets(home))] == ["d", "b", "c"]
-    with tickets.queue_lock(home):
-        tickets.drop(first)  # who had a turn is not first again when it is over
+    with job_queue.queue_lock(home):
+        job_queue.mark_started(first)
+    assert [t.folder.name for t in job_queue.in_turn(job_queue.read_tickets(home))] == ["d", "b", "c"]
+    with job_queue.queue_lock(home):
+        job_queue.drop(first)  # who had a turn is not first again when it is over
     newcomer = waiting_job(home, visitor(home), "e")
-    assert [t.folder.name for t in tickets.in_turn(tickets.read_tickets(home))] == ["d", "e", "b", "c"]
-    assert tickets.place(newcomer.folder) == (2, 4)
-    assert tickets.place(third.folder) == (4, 4)
-    assert tickets.place(first.folder) == (0, 0)
+    assert [t.folder.name for t in job_queue.in_turn(job_queue.read_tickets(home))] == ["d", "e", "b", "c"]
+    assert job_queue.place(newcomer.folder) == (2, 4)
+    assert job_queue.place(third.folder) == (4, 4)
+    assert job_queue.place(first.folder) == (0, 0)
 
 
 def test_an_address_fills_only_its_part_of_the_queue_however_many_workspaces_it_makes(home):
@@ -71,20 +70,20 @@ def test_an_address_fills_only_its_part_of_the_queue_however_many_workspaces_it_
     there = ADDRESS.set("one")
     try:
         for name in "abc":  # one at work, two that wait
-            dispatch.begin(visitor := Workspace.open(home, new_code()), run_of(visitor, name), "train")
+            scheduler.begin(visitor := Workspace.open(home, new_code()), run_of(visitor, name), "train")
         with pytest.raises(UserError, match="2 jobs that were asked for from your address wait .* at most 2"):
-            dispatch.begin(visitor := Workspace.open(home, new_code()), run_of(visitor, "d"), "train")
+            scheduler.begin(visitor := Workspace.open(home, new_code()), run_of(visitor, "d"), "train")
     finally:
         ADDRESS.reset(there)
 
     elsewhere = Workspace.open(home, new_code())
     folder = run_of(elsewhere, "e")
-    dispatch.begin(elsewhere, folder, "train")
+    scheduler.begin(elsewhere, folder, "train")
 
-    assert jobs.status(folder).state == "waiting"
-    assert [ticket.address for ticket in tickets.read_tickets(home)] == ["one", "one", "one", ""]
-    for ticket in tickets.read_tickets(home):
-        jobs.stop(ticket.folder)
+    assert lifecycle.status(folder).state == "waiting"
+    assert [ticket.address for ticket in job_queue.read_tickets(home)] == ["one", "one", "one", ""]
+    for ticket in job_queue.read_tickets(home):
+        lifecycle.stop(ticket.folder)
 
 
 def test_a_second_job_is_not_overtaken_for_ever(home):
@@ -92,11 +91,11 @@ def test_a_second_job_is_not_overtaken_for_ever(home):
     waiting_job(home, eager, "a")
     second = waiting_job(home, eager, "b")
     places = []
-    for number in range(tickets.AHEAD + 5):  # one newcomer after the other, and the first in turn leaves
+    for number in range(job_queue.AHEAD + 5):  # one newcomer after the other, and the first in turn leaves
         waiting_job(home, visitor(home), f"n{number}")
-        places.append(tickets.place(second.folder)[0])
-        with tickets.queue_lock(home):
-            tickets.drop(tickets.in_turn(tickets.read_tickets(home))[0])
+        places.append(job_queue.place(second.folder)[0])
+        with job_queue.queue_lock(home):
+            job_queue.drop(job_queue.in_turn(job_queue.read_tickets(home))[0])
 
     assert places[0] == 3
     assert 0 in places  # it had its turn
@@ -109,9 +108,9 @@ def test_a_ticket_that_left_is_never_taken_for_a_later_one_of_its_number(home):
     later = waiting_job(home, other, "later")
 
     assert later.number == left.number
-    assert tickets.waiting_ticket(left.folder) is None
-    assert not tickets.cancel(left.folder)
-    assert tickets.waiting_ticket(later.folder) == later
+    assert job_queue.waiting_ticket(left.folder) is None
+    assert not job_queue.cancel(left.folder)
+    assert job_queue.waiting_ticket(later.folder) == later
 
 
 def test_a_moved_data_folder_keeps_its_queue(home, tmp_path):
@@ -119,7 +118,7 @@ def test_a_moved_data_folder_keeps_its_queue(home, tmp_path):
     shutil.copytree(home, tmp_path / "elsewhere")
 
     folder = tmp_path / "elsewhere" / ticket.folder.relative_to(home)
-    assert tickets.place(folder) == (1, 1)
+    assert job_queue.place(folder) == (1, 1)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -127,37 +126,37 @@ def test_one_trains_and_the_next_waits_shows_its_place_and_starts_when_there_is_
     keep_limits(home, ONE_TRAINING)
     one, other = visitor(home), visitor(home)
     first, second, third = run_of(one, "first"), run_of(other, "second", steps=3), run_of(other, "third")
-    dispatch.begin(one, first, "train")
-    dispatch.begin(other, second, "train")
-    dispatch.begin(other, third, "train")
+    scheduler.begin(one, first, "train")
+    scheduler.begin(other, second, "train")
+    scheduler.begin(other, third, "train")
 
-    status = jobs.status(second)
-    assert jobs.status(first).state == "running"
+    status = lifecycle.status(second)
+    assert lifecycle.status(first).state == "running"
     assert (status.state, status.place, status.waiting) == ("waiting", 1, 2)
     assert "place 1 of 2" in standing(status)
     with pytest.raises(UserError, match="waits in the queue already"):
-        dispatch.begin(other, second, "train")
+        scheduler.begin(other, second, "train")
     with pytest.raises(UserError, match=r"second and third wait .* at most 2"):
-        dispatch.begin(other, run_of(other, "fourth"), "train")
+        scheduler.begin(other, run_of(other, "fourth"), "train")
     with pytest.raises(UserError, match="waits to be"):
         other.delete("runs", "second")
     assert service.stop_run(other, "third")  # it leaves the queue
-    assert jobs.status(third).state == "new"
-    dispatch.start_next(home)
-    assert not jobs.is_running(second)
+    assert lifecycle.status(third).state == "new"
+    scheduler.start_next(home)
+    assert not lifecycle.is_running(second)
 
-    wait_until(lambda: jobs.status(first).of_kind("step"))
-    jobs.stop(first)
-    dispatching = dispatch.keep_dispatching(home)  # also what a restarted server begins with
-    wait_until(lambda: jobs.status(second).state == "finished")
-    assert jobs.status(first).state == "stopped"
-    wait_until(lambda: not tickets.read_tickets(home))
-    assert not jobs.stop(third)
+    wait_until(lambda: lifecycle.status(first).of_kind("step"))
+    lifecycle.stop(first)
+    dispatching = scheduler.keep_dispatching(home)  # also what a restarted server begins with
+    wait_until(lambda: lifecycle.status(second).state == "finished")
+    assert lifecycle.status(first).state == "stopped"
+    wait_until(lambda: not job_queue.read_tickets(home))
+    assert not lifecycle.stop(third)
 
     def leave(_home: Path) -> None:
         raise SystemExit  # or it would go on beside all tests that come
 
-    monkeypatch.setattr(dispatch, "start_next", leave)
+    monkeypatch.setattr(scheduler, "start_next", leave)
     dispatching.join(PATIENCE)
     assert not dispatching.is_alive()
 
@@ -167,39 +166,39 @@ def test_a_job_that_begins_while_it_is_looked_at_is_never_seen_as_interrupted(ho
     keep_limits(home, Limits(running=1))
     other = visitor(home)
     first, second = waiting_job(home, visitor(home), "first"), run_of(other, "second")
-    with tickets.queue_lock(home):
-        tickets.mark_started(first)
-    with jobs.claim(first.folder):
-        dispatch.begin(other, second, "train")
-    module = tickets if look == "place" else jobs
+    with job_queue.queue_lock(home):
+        job_queue.mark_started(first)
+    with lifecycle.claim(first.folder):
+        scheduler.begin(other, second, "train")
+    module = job_queue if look == "place" else lifecycle
     really = getattr(module, look)
 
     def then_begins(folder: Path):
         found = really(folder)
         monkeypatch.setattr(module, look, really)
-        dispatch.start_next(home)
+        scheduler.start_next(home)
         return found
 
     monkeypatch.setattr(module, look, then_begins)
 
-    assert jobs.status(second).state in ("waiting", "running")
-    assert jobs.status(second).state == "running"
-    jobs.kill(second)
+    assert lifecycle.status(second).state in ("waiting", "running")
+    assert lifecycle.status(second).state == "running"
+    lifecycle.kill(second)
 
 
 def test_builds_and_trainings_of_one_visitor_wait_for_each_other_where_one_may_work(home, tmp_path):
     keep_limits(home, Limits(running_per_visitor=1))
     workspace = visitor(home)
     run = run_of(workspace, "busy")
-    dispatch.begin(workspace, run, "train")
+    scheduler.begin(workspace, run, "train")
     source = write_jsonl(tmp_path / "p.jsonl", records())
 
     corpus = service.start_build(workspace, [("p.jsonl", source)], "mine", SMALL_CORPUS)
 
-    assert jobs.status(workspace.corpus(corpus)).state == "waiting"
-    assert jobs.stop(workspace.corpus(corpus))
-    jobs.kill(run)
-    wait_until(lambda: not jobs.is_running(run))
+    assert lifecycle.status(workspace.corpus(corpus)).state == "waiting"
+    assert lifecycle.stop(workspace.corpus(corpus))
+    lifecycle.kill(run)
+    wait_until(lambda: not lifecycle.is_running(run))
     service.resume_build(workspace, corpus)
     assert [s.state for s in service.follow(workspace.corpus(corpus))][-1] == "finished"
 
@@ -208,7 +207,7 @@ def test_a_full_queue_says_so_and_leaves_nothing_behind(home):
     keep_limits(home, Limits(running=1, waiting=1))
     one = visitor(home)
     blocker = run_of(one, "blocker")
-    dispatch.begin(one, blocker, "train")
+    scheduler.begin(one, blocker, "train")
     waiting_job(home, one, "waits")
     other = visitor(home)
     shutil.copytree(home / "places", other.folder / "corpora" / "places")
@@ -222,7 +221,7 @@ def test_a_full_queue_says_so_and_leaves_nothing_behind(home):
 def test_an_evaluation_that_is_refused_hides_none_of_those_before(home):
     keep_limits(home, Limits(running=1, waiting=1))
     one, other, shipped = visitor(home), visitor(home), "sample:factbook-retrofit"
-    dispatch.begin(one, run_of(one, "blocker"), "train")
+    scheduler.begin(one, run_of(one, "blocker"), "train")
     waiting_job(home, one, "waits")
     brought = evaluations.shown_evaluation(other, shipped)
     place = evaluations.folder_of_evaluations(other, shipped)
@@ -244,18 +243,18 @@ def test_an_evaluation_that_is_refused_hides_none_of_those_before(home):
         evaluations.start_evaluation(other, shipped, earlier.settings)
 
     assert evaluations.shown_evaluation(other, shipped) == place / latest.key
-    assert jobs.status(place / earlier.key).state == "stopped"
+    assert lifecycle.status(place / earlier.key).state == "stopped"
 
 
 def test_many_at_once_get_no_more_places_than_there_are(home):
     keep_limits(home, Limits(running=1, waiting=2))
     one = visitor(home)
-    dispatch.begin(one, run_of(one, "blocker"), "train")
+    scheduler.begin(one, run_of(one, "blocker"), "train")
     said: list[str] = []
 
     def ask(workspace: Workspace, folder: Path) -> None:
         try:
-            dispatch.begin(workspace, folder, "train")
+            scheduler.begin(workspace, folder, "train")
         except UserError as error:
             said.append(str(error))
 
@@ -267,22 +266,22 @@ def test_many_at_once_get_no_more_places_than_there_are(home):
         thread.join()
 
     assert len(said) == 6
-    assert len([ticket for ticket in tickets.read_tickets(home) if not ticket.started]) == 2
+    assert len([ticket for ticket in job_queue.read_tickets(home) if not ticket.started]) == 2
 
 
 def test_a_server_that_died_between_a_start_and_its_note_starts_nothing_twice(home):
     workspace = visitor(home)
     run = run_of(workspace, "started")
-    with tickets.queue_lock(home):
-        tickets.issue(home, run, "train", workspace.folder.name, "cpu")
-    jobs.start(run, "train")
+    with job_queue.queue_lock(home):
+        job_queue.issue(home, run, "train", workspace.folder.name, "cpu")
+    lifecycle.start(run, "train")
     before = (run / "pid").read_text()
 
-    dispatch.start_next(home)
+    scheduler.start_next(home)
 
     assert (run / "pid").read_text() == before
-    assert [ticket.started for ticket in tickets.read_tickets(home)] == [True]
-    assert jobs.status(run).state == "running"
+    assert [ticket.started for ticket in job_queue.read_tickets(home)] == [True]
+    assert lifecycle.status(run).state == "running"
 
 
 def test_tickets_of_deleted_folders_and_dead_jobs_are_dropped(home):
@@ -290,53 +289,53 @@ def test_tickets_of_deleted_folders_and_dead_jobs_are_dropped(home):
     ticket = waiting_job(home, workspace, "deleted")
     shutil.rmtree(ticket.folder)
     dead = waiting_job(home, workspace, "dead")
-    with tickets.queue_lock(home):
-        tickets.mark_started(dead)
+    with job_queue.queue_lock(home):
+        job_queue.mark_started(dead)
 
-    dispatch.start_next(home)
+    scheduler.start_next(home)
 
-    assert not tickets.read_tickets(home)
-    assert not (dead.folder / tickets.POINTER).exists()
+    assert not job_queue.read_tickets(home)
+    assert not (dead.folder / job_queue.POINTER).exists()
 
 
 def test_a_worker_whose_time_is_up_saves_says_why_and_can_go_on(home):
     workspace = visitor(home)
     run = run_of(workspace, "long")
-    jobs.start(run, "train", Allowance(seconds=2, nice=7))  # its time begins with its first line
-    worker = jobs.worker_of(run)
+    lifecycle.start(run, "train", Allowance(seconds=2, nice=7))  # its time begins with its first line
+    worker = lifecycle.worker_of(run)
     wait_until(lambda: os.getpriority(os.PRIO_PROCESS, worker.number) >= 7)
 
-    wait_until(lambda: not jobs.is_running(run))
+    wait_until(lambda: not lifecycle.is_running(run))
 
-    status = jobs.status(run)
+    status = lifecycle.status(run)
     reached = status.of_kind("stopped")[-1]
     assert "at work for 0.0333 minutes" in reached["why"]
     assert reached["why"] in standing(status)
-    jobs.start(run, "train")
-    wait_until(lambda: any(step["step"] > reached["step"] for step in jobs.status(run).of_kind("step")))
-    jobs.stop(run)
-    wait_until(lambda: not jobs.is_running(run))
-    assert jobs.status(run).of_kind("stopped")[-1]["why"] == ""
+    lifecycle.start(run, "train")
+    wait_until(lambda: any(step["step"] > reached["step"] for step in lifecycle.status(run).of_kind("step")))
+    lifecycle.stop(run)
+    wait_until(lambda: not lifecycle.is_running(run))
+    assert lifecycle.status(run).of_kind("stopped")[-1]["why"] == ""
 
 
 def test_a_worker_that_does_not_leave_is_killed_by_the_server_which_says_so(home, monkeypatch):
     workspace = visitor(home)
     run = run_of(workspace, "stuck")
-    dispatch.begin(workspace, run, "train")
-    wait_until(lambda: jobs.status(run).of_kind("step"))
+    scheduler.begin(workspace, run, "train")
+    wait_until(lambda: lifecycle.status(run).of_kind("step"))
     keep_limits(home, Limits(minutes=1))
-    worker = jobs.worker_of(run)
-    replace(worker, since=worker.since - 61 - dispatch.GRACE_SECONDS).write(run / "pid")
+    worker = lifecycle.worker_of(run)
+    replace(worker, since=worker.since - 61 - scheduler.GRACE_SECONDS).write(run / "pid")
 
-    dispatch.start_next(home)
+    scheduler.start_next(home)
 
-    wait_until(lambda: jobs.status(run).state == "interrupted")
-    assert "at work for more than 1 minutes" in jobs.status(run).log_tail
+    wait_until(lambda: lifecycle.status(run).state == "interrupted")
+    assert "at work for more than 1 minutes" in lifecycle.status(run).log_tail
 
 
 def test_a_worker_may_write_to_as_much_memory_as_it_was_given():
     code = (
-        "from retro_demo.jobs.allowance import keep_to_allowance\n"
+        "from retro_demo.jobs.worker import keep_to_allowance\n"
         "keep_to_allowance()\n"
         "import torch\n"
         "print(len(torch.ones(1_000_000)))\n"
@@ -357,17 +356,17 @@ def test_a_private_worker_is_told_of_no_allowance():
 @pytest.mark.parametrize("torn", ["ticket", "pointer"])
 def test_a_ticket_that_a_full_disk_tore_holds_nobody_up(home, torn):
     broken, other = waiting_job(home, visitor(home), "broken"), waiting_job(home, visitor(home), "other")
-    (broken.path if torn == "ticket" else broken.folder / tickets.POINTER).write_text("")
+    (broken.path if torn == "ticket" else broken.folder / job_queue.POINTER).write_text("")
 
-    assert jobs.status(broken.folder).state == "new"
-    dispatch.start_next(home)  # neither has a config: their processes end at once
-    assert tickets.waiting_ticket(other.folder) is None
+    assert lifecycle.status(broken.folder).state == "new"
+    scheduler.start_next(home)  # neither has a config: their processes end at once
+    assert job_queue.waiting_ticket(other.folder) is None
 
 
 def test_a_job_that_cannot_start_holds_up_nobody_behind_it_and_is_logged_once(home, monkeypatch, caplog):
     keep_limits(home, Limits(running=1))
     first, second = waiting_job(home, visitor(home), "first"), waiting_job(home, visitor(home), "second")
-    plain, started = jobs.start, []
+    plain, started = lifecycle.start, []
 
     def start(folder, *rest):
         if folder == first.folder:
@@ -375,30 +374,30 @@ def test_a_job_that_cannot_start_holds_up_nobody_behind_it_and_is_logged_once(ho
         started.append(folder)
         return plain(folder, *rest)
 
-    monkeypatch.setattr(jobs, "start", start)
-    dispatch._note_once.cache_clear()  # of whatever was noted before this test
+    monkeypatch.setattr(lifecycle, "start", start)
+    scheduler._note_once.cache_clear()  # of whatever was noted before this test
     for _ in range(3):
-        dispatch.start_next(home)
+        scheduler.start_next(home)
 
     assert started == [second.folder]
     assert caplog.messages == ["first waits on: no process can be made"]
-    assert tickets.waiting_ticket(first.folder) == first  # and it is tried again
+    assert job_queue.waiting_ticket(first.folder) == first  # and it is tried again
 
 
 def test_a_run_made_longer_that_left_the_queue_can_be_asked_for_again(home):
     one = visitor(home)
     folder = prepare(one.folder / "runs" / "short", home / "places", steps=2)
-    dispatch.begin(one, folder, "train")
+    scheduler.begin(one, folder, "train")
     for _ in service.follow(folder):
         pass
     keep_limits(home, ONE_TRAINING)
-    dispatch.begin(one, run_of(one, "long"), "train")
+    scheduler.begin(one, run_of(one, "long"), "train")
     service.lengthen_run(one, "short", 4)
-    assert jobs.stop(folder)  # it leaves the queue
+    assert lifecycle.stop(folder)  # it leaves the queue
     service.lengthen_run(one, "short", 4)
 
-    assert jobs.status(folder).state == "waiting"
-    jobs.stop(folder)
+    assert lifecycle.status(folder).state == "waiting"
+    lifecycle.stop(folder)
     service.stop_run(one, "long")
 
 
@@ -407,8 +406,8 @@ def test_a_run_is_not_renamed_under_its_waiting_evaluation(home):
     folder = prepare(one.folder / "runs" / "read", home / "places", steps=2)
     evaluation = folder / "evaluations" / "e"
     evaluation.mkdir(parents=True)
-    with tickets.queue_lock(home):
-        tickets.issue(home, evaluation, "evaluate", one.folder.name)
+    with job_queue.queue_lock(home):
+        job_queue.issue(home, evaluation, "evaluate", one.folder.name)
 
     with pytest.raises(UserError, match="waits to be"):
         one.rename("runs", "read", "other")
@@ -421,16 +420,16 @@ def test_a_clock_that_is_set_by_a_year_neither_ends_who_is_at_work_nor_holds_up_
     keep_limits(home, Limits(trainings_per_device=1, minutes=30))
     one, other = visitor(home), visitor(home)
     first, second = run_of(one, "first"), run_of(other, "second")
-    dispatch.begin(one, first, "train")
-    dispatch.begin(other, second, "train")
+    scheduler.begin(one, first, "train")
+    scheduler.begin(other, second, "train")
     clock = time.time
     monkeypatch.setattr(time, "time", lambda: clock() + jump)
 
-    dispatch.start_next(home)
-    assert jobs.is_running(first)
-    assert tickets.place(second) == (1, 1)
+    scheduler.start_next(home)
+    assert lifecycle.is_running(first)
+    assert job_queue.place(second) == (1, 1)
 
-    jobs.kill(first)
-    wait_until(lambda: not jobs.is_running(first))
-    dispatch.start_next(home)
-    assert jobs.is_running(second)
+    lifecycle.kill(first)
+    wait_until(lambda: not lifecycle.is_running(first))
+    scheduler.start_next(home)
+    assert lifecycle.is_running(second)

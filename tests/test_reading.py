@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from retro_demo.training.batches import RetroBatches
-from retro_demo.training.reading import corrupt, reading_share, true_continuations, with_answers
+from retro_demo.training.retro_batches import (
+    RetroBatches,
+    corrupt,
+    reading_share,
+    true_continuations,
+    with_answers,
+)
 
 C = 4
 

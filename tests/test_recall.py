@@ -11,13 +11,11 @@ import pytest
 from test_index import unit_vectors
 
 from retro_demo.cli.printing import Printer
-from retro_demo.corpus.corpus import load_corpus
-from retro_demo.corpus.index_files import open_index
+from retro_demo.corpus.building import open_index
+from retro_demo.corpus.store import load_corpus
 from retro_demo.events import Finished
 from retro_demo.render.job_views import corpus_statistics
-from retro_demo.retrieval.index import VectorIndex
-from retro_demo.retrieval.index_parts import drawn
-from retro_demo.retrieval.recall import AIM, measure_recall, recall_words
+from retro_demo.retrieval.dense import AIM, VectorIndex, drawn, measure_recall, recall_words
 from retro_demo.server.service import statistics
 
 

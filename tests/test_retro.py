@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from retro_demo.models.attention import AttentionShape, record_attention
-from retro_demo.models.cca import ChunkedCrossAttention
-from retro_demo.models.retro import RETRO, DecodeCache, RetroBatch
-from retro_demo.models.retro_config import RetroConfig
+from retro_demo.models.config import RetroConfig
+from retro_demo.models.layers import AttentionShape, record_attention
+from retro_demo.models.retro import RETRO, ChunkedCrossAttention, DecodeCache, RetroBatch
 
 VOCAB, CHUNK, CHUNKS, NEIGHBORS = 40, 4, 4, 2
 TOLERANCE = 1e-5

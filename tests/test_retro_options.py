@@ -10,11 +10,11 @@ import torch
 from test_retro import CHUNK, CHUNKS, CONFIG, NEIGHBORS, TOLERANCE, VOCAB, example, other, read_in_pieces
 from torch import Tensor
 
-from retro_demo.config import from_json
 from retro_demo.errors import UserError
-from retro_demo.models.attention import record_attention
+from retro_demo.models.config import RetroConfig
+from retro_demo.models.layers import record_attention
 from retro_demo.models.retro import RETRO, RetroBatch
-from retro_demo.models.retro_config import RetroConfig
+from retro_demo.settings import from_json
 
 OPTIONS = {
     "head width": {"dim_head": 6, "num_heads": 3},

@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from test_train import SETTINGS, advance, same_weights, steps
 
 from retro_demo.corpus.building import build_corpus, prepare_corpus
-from retro_demo.corpus.corpus import load_corpus
+from retro_demo.corpus.store import load_corpus
 from retro_demo.errors import UserError
 from retro_demo.runs.checkpoint import load_model, read_run_config
 from retro_demo.runs.planning import fitting_layers, make_run_config, prepare_run
-from retro_demo.training.batches import RetroBatches
-from retro_demo.training.pipeline import make_batches
+from retro_demo.training.retro_batches import RetroBatches
+from retro_demo.training.trainer import make_batches
 
 READER = {name: SETTINGS[name] for name in ("cca_layers", "enc_dim")}
 TRAINING = {

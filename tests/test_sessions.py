@@ -19,31 +19,30 @@ from page_helpers import page_home
 import app
 from benchmarks.serving import served_page
 from retro_demo.errors import UserError
-from retro_demo.jobs.tickets import read_tickets
+from retro_demo.jobs.job_queue import read_tickets
 from retro_demo.server import service
 from retro_demo.server.limits import PUBLIC
 from retro_demo.server.workspace import new_code
-from retro_demo.ui import sessions
-from retro_demo.ui.refusals import Page
-from retro_demo.ui.sessions import Messages, keep_those_who_wait
+from retro_demo.ui import gradio_patches
+from retro_demo.ui.gradio_patches import Messages, Page, keep_those_who_wait
 
 
 def test_whoever_waits_is_not_forgotten_for_those_who_came_later():
     waiting_for = {"early": {"a build"}}
     messages = Messages(waiting_for)
     messages["early"] = early = Queue()
-    for number in range(3 * sessions.MOST):
+    for number in range(3 * gradio_patches.MOST):
         waiting_for[str(number)] = set()
         messages[str(number)] = Queue()
 
     assert messages["early"] is early
-    assert len(messages) == sessions.MOST
-    assert len(waiting_for) == sessions.MOST  # nothing is kept of those who are forgotten
-    assert str(3 * sessions.MOST - 1) in messages
+    assert len(messages) == gradio_patches.MOST
+    assert len(waiting_for) == gradio_patches.MOST  # nothing is kept of those who are forgotten
+    assert str(3 * gradio_patches.MOST - 1) in messages
 
 
 def test_programs_that_ask_and_never_listen_are_forgotten_in_the_end(monkeypatch):
-    monkeypatch.setattr(sessions, "MOST_WAITING", 3_000)
+    monkeypatch.setattr(gradio_patches, "MOST_WAITING", 3_000)
     waiting_for: dict[str, set[str]] = {}
     messages = Messages(waiting_for)
     for number in range(5_000):

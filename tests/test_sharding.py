@@ -13,15 +13,13 @@ import pytest
 from conftest import SMALL, records, write_jsonl
 from held_back import PATIENCE
 
-from retro_demo.cli.cli import main
-from retro_demo.corpus import building, changing, sharding, vectors
-from retro_demo.corpus.build_jobs import run_build, run_shard
-from retro_demo.corpus.building import build_corpus, prepare_corpus
-from retro_demo.corpus.changing import prepare_change
-from retro_demo.corpus.corpus import KEPT_FILES, MANIFEST, load_corpus
-from retro_demo.corpus.index_files import open_files, write_index
-from retro_demo.corpus.sharding import Shard, read_shard
-from retro_demo.corpus.stored import load_retriever
+from retro_demo.cli.main import main
+from retro_demo.corpus import building, changes, embedding, sharding
+from retro_demo.corpus.building import build_corpus, open_files, prepare_corpus, write_index
+from retro_demo.corpus.changes import prepare_change
+from retro_demo.corpus.retrievers import load_retriever
+from retro_demo.corpus.sharding import Shard, read_shard, run_build, run_shard
+from retro_demo.corpus.store import KEPT_FILES, MANIFEST, load_corpus
 from retro_demo.errors import UserError
 from retro_demo.events import read_events
 
@@ -30,7 +28,7 @@ BLOCK = 32  # so that the few chunks of the small corpus make many blocks
 
 @pytest.fixture
 def small_blocks(monkeypatch) -> None:
-    for module, name in ((vectors, "EMBED_BLOCK"), (sharding, "EMBED_BLOCK")):
+    for module, name in ((embedding, "EMBED_BLOCK"), (sharding, "EMBED_BLOCK")):
         monkeypatch.setattr(module, name, BLOCK)
     for module in (building, sharding):
         monkeypatch.setattr(module, "SEARCH_BLOCK", BLOCK)
@@ -203,7 +201,7 @@ def test_processes_that_begin_at_once_share_the_work(tmp_path, small_folder):
 
 def test_ray_data_builds_the_same_corpus(prepared, small_folder):
     pytest.importorskip("ray.data", reason="ray is not installed (requirements-ray.txt)")
-    from retro_demo.corpus.ray_shards import build_on_ray
+    from retro_demo.corpus.sharding import build_on_ray
 
     events = [event.to_json() for event in build_on_ray(prepared, 3)]
 
@@ -215,7 +213,7 @@ def test_ray_data_builds_the_same_corpus(prepared, small_folder):
 
 
 def test_without_ray_the_way_to_install_it_is_said(prepared, monkeypatch):
-    from retro_demo.corpus.ray_shards import build_on_ray
+    from retro_demo.corpus.sharding import build_on_ray
 
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"requirements-ray\.txt"):
@@ -243,7 +241,7 @@ def test_a_change_of_a_corpus_built_in_shards_that_was_cut_off_is_gone_on_with(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(changing, "_take_places", killed)
+        patched.setattr(changes, "_take_places", killed)
         with pytest.raises(KeyboardInterrupt):
             list(run_build(prepared, lambda: False))
     list(run_build(prepared, lambda: False))

@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 from test_browser import browser, url  # noqa: F401 (fixtures)
 from test_sharing import TINY
 
-from retro_demo.jobs import jobs
+from retro_demo.jobs import lifecycle
 from retro_demo.server import service
 from retro_demo.server.workspace import Workspace, new_code
 from retro_demo.sharing.exporting import write_zip
@@ -39,7 +39,7 @@ def test_a_visitor_imports_a_run_exports_it_and_a_push_forgets_the_token(tmp_pat
     expect(page.locator("#run-status .badge")).to_have_text("finished", timeout=LONG)
     for _ in service.follow(space.corpus("places")):
         pass
-    assert jobs.status(space.corpus("places")).state == "finished"
+    assert lifecycle.status(space.corpus("places")).state == "finished"
 
     page.locator("#share-along label", has_text="its corpus").click()
     page.locator("#export-run").click()

@@ -18,13 +18,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_sharing import TINY
 
-from retro_demo.corpus.corpus import load_corpus
+from retro_demo.corpus.store import load_corpus
 from retro_demo.documents.archives import ReadingLimits
 from retro_demo.errors import UserError
 from retro_demo.runs.checkpoint import IMPORTED
-from retro_demo.sharing import importing, sharing
+from retro_demo.sharing import export_format, importing
+from retro_demo.sharing.export_format import hash_of, most_bytes, without_strings
 from retro_demo.sharing.importing import checked_export
-from retro_demo.sharing.sharing import hash_of, most_bytes, without_strings
 
 
 def change_json(name: str, **changes: object) -> Callable[[Path], None]:
@@ -367,7 +367,7 @@ def test_a_zip_that_holds_a_file_twice_is_refused(tmp_path, stranger):
 
 
 def test_a_corpus_larger_than_its_text_may_be_is_not_unpacked(tmp_path, stranger, monkeypatch):
-    monkeypatch.setattr(sharing, "LEAST", 100)
+    monkeypatch.setattr(export_format, "LEAST", 100)
     seal(stranger)
 
     with (

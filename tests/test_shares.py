@@ -15,13 +15,13 @@ from held_back import leaving
 from page_helpers import opened_client, page_home
 from test_sharing import TINY, trained  # noqa: F401  (a fixture)
 
-from retro_demo.corpus.corpus import load_corpus
+from retro_demo.corpus.store import load_corpus
 from retro_demo.devices import choose_device
 from retro_demo.errors import UserError
-from retro_demo.jobs import jobs
+from retro_demo.jobs import lifecycle
 from retro_demo.paths import data_home
 from retro_demo.runs.checkpoint import read_any_config, write_run_config
-from retro_demo.server import quotas, service, shares
+from retro_demo.server import quotas, run_actions, service
 from retro_demo.server.limits import Limits, keep_limits
 from retro_demo.server.workspace import Workspace, new_code
 from retro_demo.sharing import importing
@@ -44,10 +44,10 @@ def other_visitor() -> Workspace:
 
 
 def test_one_visitor_exports_and_another_imports_with_the_corpus(tmp_path, workspace):
-    path = shares.export_zip(workspace, "first", tmp_path, with_corpus=True, with_state=True)
+    path = run_actions.export_zip(workspace, "first", tmp_path, with_corpus=True, with_state=True)
     other = other_visitor()
 
-    result = shares.import_zip(other, ("first.zip", path))
+    result = run_actions.import_zip(other, ("first.zip", path))
     for _ in service.follow(other.corpus(result["corpus"])):
         pass
 
@@ -61,9 +61,9 @@ def test_one_visitor_exports_and_another_imports_with_the_corpus(tmp_path, works
 
 
 def test_a_run_finds_its_corpus_where_the_visitor_has_it_already(tmp_path, workspace):
-    path = shares.export_zip(workspace, "first", tmp_path)
+    path = run_actions.export_zip(workspace, "first", tmp_path)
 
-    result = shares.import_zip(workspace, ("first.zip", path), "Second one")
+    result = run_actions.import_zip(workspace, ("first.zip", path), "Second one")
 
     assert (result["run"], result["corpus"]) == ("second-one", "places")
     assert read_any_config(workspace.run("second-one")).corpus == str(workspace.corpus("places"))
@@ -72,7 +72,7 @@ def test_a_run_finds_its_corpus_where_the_visitor_has_it_already(tmp_path, works
 def test_nobody_exports_the_run_of_another_visitor(tmp_path, workspace):
     for run in ("first", "../" + workspace.folder.name + "/runs/first", str(workspace.run("first"))):
         with pytest.raises(UserError, match="There is no run"):
-            shares.export_zip(other_visitor(), run, tmp_path)
+            run_actions.export_zip(other_visitor(), run, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -80,7 +80,7 @@ def test_a_push_from_the_page_never_uses_the_token_of_the_server(workspace, monk
     monkeypatch.setenv("HF_TOKEN", "hf_theTokenOfTheServer")
 
     with pytest.raises(UserError, match="no token of the Hub"):
-        shares.push_run(workspace, "first", "me/places", "")
+        run_actions.push_run(workspace, "first", "me/places", "")
 
 
 def test_what_is_refused_leaves_nothing_in_the_workspace(tmp_path, workspace):
@@ -88,25 +88,25 @@ def test_what_is_refused_leaves_nothing_in_the_workspace(tmp_path, workspace):
     before = sorted(path for path in workspace.folder.rglob("*"))
 
     with pytest.raises(UserError):
-        shares.import_zip(workspace, ("x.zip", tmp_path / "x.zip"))
+        run_actions.import_zip(workspace, ("x.zip", tmp_path / "x.zip"))
     with pytest.raises(UserError, match=r"is no \.zip"):
-        shares.import_zip(workspace, ("x.bin", tmp_path / "x.zip"))
+        run_actions.import_zip(workspace, ("x.bin", tmp_path / "x.zip"))
 
     assert sorted(path for path in workspace.folder.rglob("*")) == before
 
 
 def test_an_imported_corpus_holds_no_more_text_than_one_that_is_built_here(tmp_path, workspace, monkeypatch):
     monkeypatch.setattr(quotas, "MEGABYTE", 1000)  # there are about 5 kB of text
-    path, other = shares.export_zip(workspace, "first", tmp_path, with_corpus=True), other_visitor()
+    path, other = run_actions.export_zip(workspace, "first", tmp_path, with_corpus=True), other_visitor()
     keep_limits(other.home, Limits(text_megabytes=3))
     before = sorted(other.folder.rglob("*"))
 
     with pytest.raises(UserError, match=r"holds \d\.\d MB of text, and here it may hold at most 3\."):
-        shares.import_zip(other, ("first.zip", path))
+        run_actions.import_zip(other, ("first.zip", path))
     assert sorted(other.folder.rglob("*")) == before
 
     keep_limits(other.home, Limits(text_megabytes=300))
-    assert shares.import_zip(other, ("first.zip", path))["run"] == "first"
+    assert run_actions.import_zip(other, ("first.zip", path))["run"] == "first"
     for _ in service.follow(other.corpus(other.corpora()[-1])):
         pass
 
@@ -121,12 +121,12 @@ def test_an_imported_corpus_holds_no_more_text_than_one_that_is_built_here(tmp_p
 def test_a_run_that_reads_more_at_a_time_than_the_page_can_is_not_imported(
     tmp_path, workspace, limits, words
 ):
-    path, other = shares.export_zip(workspace, "first", tmp_path), other_visitor()
+    path, other = run_actions.export_zip(workspace, "first", tmp_path), other_visitor()
     keep_limits(other.home, limits)
     before = sorted(other.folder.rglob("*"))
 
     with pytest.raises(UserError, match=words):
-        shares.import_zip(other, ("first.zip", path))
+        run_actions.import_zip(other, ("first.zip", path))
 
     assert sorted(other.folder.rglob("*")) == before
 
@@ -135,10 +135,10 @@ def test_a_push_from_a_full_workspace_is_refused_before_anything_is_written_or_s
     keep_limits(workspace.home, Limits(megabytes_per_visitor=1))
     (workspace.folder / "traces").mkdir(parents=True, exist_ok=True)
     (workspace.folder / "traces" / "much").write_bytes(b"x" * 1_000_000)
-    monkeypatch.setattr(shares, "push", lambda *_values, **_named: pytest.fail("it was sent"))
+    monkeypatch.setattr(run_actions, "push", lambda *_values, **_named: pytest.fail("it was sent"))
 
     with pytest.raises(UserError, match="of 1 MB. Delete a run or a corpus first"):
-        shares.push_run(workspace, "first", "me/places", "hf_aTokenOfTheVisitor")
+        run_actions.push_run(workspace, "first", "me/places", "hf_aTokenOfTheVisitor")
 
 
 def test_a_push_that_takes_long_holds_up_no_import(data_folder):
@@ -154,10 +154,10 @@ def test_an_imported_run_takes_threads_and_device_of_this_machine_and_not_of_its
 ):
     run = workspace.run("first")
     write_run_config(run, replace(read_any_config(run), threads=64, device="cuda"))
-    path = shares.export_zip(workspace, "first", tmp_path)
+    path = run_actions.export_zip(workspace, "first", tmp_path)
     monkeypatch.setattr(importing, "allowed_threads", lambda: 3)
 
-    imported = shares.import_zip(workspace, ("first.zip", path), "here")["run"]
+    imported = run_actions.import_zip(workspace, ("first.zip", path), "here")["run"]
 
     config = read_any_config(workspace.run(imported))
     assert (config.threads, config.device) == (3, choose_device("auto"))
@@ -165,31 +165,34 @@ def test_an_imported_run_takes_threads_and_device_of_this_machine_and_not_of_its
 
 def test_a_history_larger_than_any_run_writes_is_not_imported(tmp_path, workspace):
     """Every look at a run reads its events: they are as long as a job makes them, and 16 MB at most."""
-    path = shares.export_zip(workspace, "first", tmp_path)
+    path = run_actions.export_zip(workspace, "first", tmp_path)
     shutil.unpack_archive(path, tmp_path / "open")
     line = b'{"event": "step", "step": 1, "loss": 1.0, "lr": 0.1, "tokens_per_second": 1.0}\n'
     (tmp_path / "open" / "events.jsonl").write_bytes(line * (16_100_000 // len(line)))
     write_zip(tmp_path / "open", tmp_path / "long.zip")
 
     with pytest.raises(UserError, match="events.jsonl is larger than 16 MB"):
-        shares.import_zip(workspace, ("long.zip", tmp_path / "long.zip"))
+        run_actions.import_zip(workspace, ("long.zip", tmp_path / "long.zip"))
 
 
 def test_a_corpus_is_not_exported_while_a_job_is_at_work_on_it(tmp_path, workspace):
-    with jobs.claim(workspace.corpus("places")), pytest.raises(UserError, match="being built or changed"):
-        shares.export_zip(workspace, "first", tmp_path, with_corpus=True)
+    with (
+        lifecycle.claim(workspace.corpus("places")),
+        pytest.raises(UserError, match="being built or changed"),
+    ):
+        run_actions.export_zip(workspace, "first", tmp_path, with_corpus=True)
     assert not list(tmp_path.iterdir())
 
     with leaving(workspace.corpus("places")):
-        assert shares.export_zip(workspace, "first", tmp_path, with_corpus=True).exists()
+        assert run_actions.export_zip(workspace, "first", tmp_path, with_corpus=True).exists()
 
 
 def test_a_run_is_exported_at_the_moment_it_has_told_its_end(tmp_path, workspace):
-    with jobs.claim(workspace.run("first")), pytest.raises(UserError, match="is being trained"):
-        shares.export_zip(workspace, "first", tmp_path)
+    with lifecycle.claim(workspace.run("first")), pytest.raises(UserError, match="is being trained"):
+        run_actions.export_zip(workspace, "first", tmp_path)
 
     with leaving(workspace.run("first")):
-        assert shares.export_zip(workspace, "first", tmp_path).exists()
+        assert run_actions.export_zip(workspace, "first", tmp_path).exists()
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from marge_helpers import translated
 from safetensors.torch import load_file, save_file
 from test_train import advance, prepare, same_weights
 
-from retro_demo.cli import cli
-from retro_demo.corpus.corpus import load_corpus
+from retro_demo.cli import main
+from retro_demo.corpus.store import load_corpus
 from retro_demo.events import read_events
 from retro_demo.paths import CHECKPOINTS
 from retro_demo.runs.checkpoint import load_marge, load_model, read_any_config
@@ -36,13 +36,13 @@ def trained(tmp_path_factory, small_folder) -> Path:
 
 def told(capsys, *arguments: object) -> list[dict]:
     """The events of a verb that ends well."""
-    assert cli.main([*map(str, arguments), "--json"]) == 0
+    assert main.main([*map(str, arguments), "--json"]) == 0
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
 def refused(capsys, *arguments: object) -> str:
     """The sentence of a verb that refuses."""
-    assert cli.main([*map(str, arguments)]) == 2
+    assert main.main([*map(str, arguments)]) == 2
     sentence = capsys.readouterr().err.strip()
     assert "\n" not in sentence
     return sentence
@@ -102,7 +102,7 @@ def test_vectors_come_along_and_are_not_made_anew(tmp_path, capsys, trained, sma
 def test_vectors_of_something_else_are_made_anew_with_a_warning(tmp_path, capsys, trained, small_folder):
     import numpy as np
 
-    from retro_demo.sharing.sharing import hash_of
+    from retro_demo.sharing.export_format import hash_of
 
     out = tmp_path / "run"
     told(capsys, "export", trained, "--out", out, "--with-corpus")
@@ -209,10 +209,9 @@ def test_a_retrofit_finds_its_base_by_the_weights_that_it_began_with(tmp_path, c
 def test_a_marge_comes_back_with_its_evidence(tmp_path, capsys):
     from conftest import write_jsonl
 
-    from retro_demo.config import CorpusConfig
     from retro_demo.corpus.building import build_corpus, prepare_corpus
-    from retro_demo.runs.marge_planning import plan_run
-    from retro_demo.runs.planning import prepare_run
+    from retro_demo.runs.planning import plan_run, prepare_run
+    from retro_demo.settings import CorpusConfig
 
     corpus, run = tmp_path / "many", tmp_path / "marge"
     source = write_jsonl(tmp_path / "many.jsonl", translated())

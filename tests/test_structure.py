@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from retro_demo.cli import cli
-from retro_demo.config import CorpusConfig, GenerateConfig, TrainConfig
-from retro_demo.knobs import knobs
-from retro_demo.models.retro_config import RetroConfig
+from retro_demo.cli import main
+from retro_demo.models.config import RetroConfig
 from retro_demo.server.limits import Limits
+from retro_demo.settings import CorpusConfig, GenerateConfig, TrainConfig, knobs
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "retro_demo"
@@ -161,7 +160,7 @@ def documented_commands() -> list[str]:
 
 def test_every_command_in_the_docs_parses():
     commands = documented_commands()
-    parser = cli.build_parser()
+    parser = main.build_parser()
 
     assert len(commands) >= 4
     for command in commands:
@@ -234,7 +233,7 @@ def test_no_shipped_file_is_over_10_mb():
 def test_the_package_is_importable_and_runs_as_a_program_without_the_page():
     code = (
         "import sys; sys.modules['gradio'] = None; import retro_demo;"
-        "import retro_demo.training.pipeline, retro_demo.cli.cli;"
+        "import retro_demo.training.trainer, retro_demo.cli.main;"
         "from retro_demo import RETRO, RetroConfig, UserError"
     )
 

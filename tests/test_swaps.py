@@ -16,19 +16,18 @@ from test_editions import built
 from test_train import advance, prepare
 from test_writing_lane import answer, handlers, named
 
-from retro_demo.corpus.changing import CHANGE
-from retro_demo.corpus.corpus import is_built, load_corpus
-from retro_demo.corpus.editions import edition_of_stored, plan_edition
+from retro_demo.corpus.changes import CHANGE, edition_of_stored, plan_edition
+from retro_demo.corpus.store import is_built, load_corpus
 from retro_demo.errors import UserError
 from retro_demo.events import Failed, append_event
-from retro_demo.jobs import jobs, tickets
-from retro_demo.server import corpus_changes, dispatch, library, service, swaps
-from retro_demo.server.janitor import delete_workspace
-from retro_demo.server.library import Library
+from retro_demo.jobs import job_queue, lifecycle
+from retro_demo.server import corpus_changes, model_cache, scheduler, service
+from retro_demo.server.cleanup import delete_workspace
 from retro_demo.server.limits import Limits, keep_limits
+from retro_demo.server.model_cache import Library
 from retro_demo.server.workspace import Workspace, new_code
-from retro_demo.ui.lane import Lane
-from retro_demo.ui.workspace_drawer import forget_visitor
+from retro_demo.ui.uploads import forget_visitor
+from retro_demo.ui.visit import Lane
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +52,7 @@ def edition(visitor: Workspace) -> Path:
     return edition_of_stored(visitor.corpus("other"), visitor.run("little"), 8)
 
 
-def followed(visitor: Workspace) -> list[jobs.JobStatus]:
+def followed(visitor: Workspace) -> list[lifecycle.JobStatus]:
     return list(service.wait_for_corpus(visitor, "little", "other"))
 
 
@@ -76,7 +75,7 @@ def test_a_corpus_that_fits_the_run_needs_no_job(visitor, small_folder):
 
     assert list(service.wait_for_corpus(visitor, "little", "fits")) == []
     service.check_ready(visitor, "little", "fits")
-    assert tickets.read_tickets(visitor.home) == []
+    assert job_queue.read_tickets(visitor.home) == []
 
 
 def test_while_one_visitors_edition_is_made_the_search_of_another_answers(home, visitor):
@@ -85,7 +84,7 @@ def test_while_one_visitors_edition_is_made_the_search_of_another_answers(home, 
     making = service.wait_for_corpus(visitor, "little", "other")
     with held_jobs():
         next(making)
-        assert jobs.worker_of(edition(visitor)) is not None
+        assert lifecycle.worker_of(edition(visitor)) is not None
 
         assert answer(known.corpus, home / "places") == [before]
         assert answer(lambda: known.forget(visitor.folder)) == [None]
@@ -93,7 +92,7 @@ def test_while_one_visitors_edition_is_made_the_search_of_another_answers(home, 
 
 
 def test_what_is_loaded_is_handed_out_while_something_else_is_being_loaded(home, visitor, monkeypatch):
-    known, begun, go_on, read = Library(home), threading.Event(), threading.Event(), library.load_corpus
+    known, begun, go_on, read = Library(home), threading.Event(), threading.Event(), model_cache.load_corpus
     before = known.corpus(home / "places")
 
     def slowly(folder: Path):
@@ -101,7 +100,7 @@ def test_what_is_loaded_is_handed_out_while_something_else_is_being_loaded(home,
         go_on.wait(PATIENCE)
         return read(folder)
 
-    monkeypatch.setattr(library, "load_corpus", slowly)
+    monkeypatch.setattr(model_cache, "load_corpus", slowly)
     loading = threading.Thread(target=known.corpus, args=(visitor.corpus("other"),))
     waiting = threading.Thread(target=known.wait)
     loading.start()
@@ -124,9 +123,11 @@ def test_an_edition_waits_for_its_turn_and_is_asked_for_once(home, visitor):
         for _ in range(2):
             with pytest.raises(UserError, match="other is being made ready for little first"):
                 service.check_ready(visitor, "little", "other")
-        assert [ticket.folder for ticket in tickets.in_turn(tickets.read_tickets(home))] == [edition(visitor)]
+        assert [ticket.folder for ticket in job_queue.in_turn(job_queue.read_tickets(home))] == [
+            edition(visitor)
+        ]
 
-    dispatch.start_next(home)
+    scheduler.start_next(home)
     assert list(steps)[-1].state == "finished"
     service.check_ready(visitor, "little", "other")
 
@@ -134,10 +135,10 @@ def test_an_edition_waits_for_its_turn_and_is_asked_for_once(home, visitor):
 def test_where_the_queue_is_full_nothing_is_left_behind(home, visitor):
     with no_place_free(home):
         keep_limits(home, Limits(running=1, waiting_per_visitor=1))
-        with tickets.queue_lock(home):
+        with job_queue.queue_lock(home):
             waits = visitor.folder / "runs" / "waits"
             waits.mkdir()
-            tickets.issue(home, waits, "train", visitor.folder.name)
+            job_queue.issue(home, waits, "train", visitor.folder.name)
         with pytest.raises(UserError, match="wait in the queue"):
             service.check_ready(visitor, "little", "other")
 
@@ -160,12 +161,12 @@ def test_a_corpus_neither_goes_nor_changes_while_it_is_made_for_a_run(home, visi
             service.resume_build(visitor, "other")
         shutil.rmtree(visitor.corpus("other") / CHANGE)
 
-        swaps.stop_edition(visitor, visitor.run("little"), visitor.corpus("other"))
+        service.stop_edition(visitor, visitor.run("little"), visitor.corpus("other"))
         corpus_changes.delete_corpus(visitor, "other")
-    dispatch.start_next(home)
+    scheduler.start_next(home)
 
     assert not (visitor.folder / "corpora" / "other").exists()
-    assert tickets.read_tickets(home) == []
+    assert job_queue.read_tickets(home) == []
 
 
 def test_while_a_corpus_changes_it_is_made_for_no_run(home, visitor):
@@ -173,21 +174,21 @@ def test_while_a_corpus_changes_it_is_made_for_no_run(home, visitor):
         corpus_changes.start_change(visitor, "other", forget=["Arden"])
         with pytest.raises(UserError, match="other is being changed"):
             service.check_ready(visitor, "little", "other")
-        jobs.stop(visitor.corpus("other"))
+        lifecycle.stop(visitor.corpus("other"))
 
 
 def test_delete_my_data_ends_the_making_of_an_edition_and_nothing_comes_back(home, visitor):
     with held_jobs():
         next(service.wait_for_corpus(visitor, "little", "other"))
-        worker = jobs.worker_of(edition(visitor))
+        worker = lifecycle.worker_of(edition(visitor))
     assert worker is not None
 
     assert forget_visitor(Library(home), visitor.folder.name) > 1000
 
     wait_until(lambda: not worker.is_alive())
-    dispatch.start_next(home)
+    scheduler.start_next(home)
     assert list((home / "workspaces").iterdir()) == []
-    assert tickets.read_tickets(home) == []
+    assert job_queue.read_tickets(home) == []
 
 
 def test_delete_my_data_takes_a_waiting_edition_out_of_the_queue(home, visitor):
@@ -195,7 +196,7 @@ def test_delete_my_data_takes_a_waiting_edition_out_of_the_queue(home, visitor):
         steps = service.wait_for_corpus(visitor, "little", "other")
         next(steps)
         delete_workspace(home, visitor.folder.name)
-        assert tickets.in_turn(tickets.read_tickets(home)) == []
+        assert job_queue.in_turn(job_queue.read_tickets(home)) == []
         with pytest.raises(UserError, match="not ready for this run yet"):
             list(steps)
 
@@ -222,7 +223,7 @@ def test_the_page_tells_how_the_edition_comes_along_and_stop_ends_its_job(home, 
         lane.stopping()(code, token)
         with pytest.raises(gr.Error, match="You stopped it"):
             list(steps)
-        assert not jobs.is_under_way(edition(visitor))
+        assert not lifecycle.is_under_way(edition(visitor))
 
     *_, last = lane.waiting()(code, "little", "other")
     assert "The corpus is being prepared" in last[0]
@@ -251,17 +252,17 @@ def test_the_edition_of_a_sample_holds_a_visitors_tokenizer_and_goes_with_the_la
     twin = Workspace.open(home, new_code())
     shutil.copytree(visitor.run("little"), twin.folder / "runs" / "little")
     with no_place_free(home):
-        folders = {swaps.begin_edition(one, one.run("little"), sample, "Other") for one in (visitor, twin)}
+        folders = {service.begin_edition(one, one.run("little"), sample, "Other") for one in (visitor, twin)}
         (folder,) = folders
         assert folder is not None
         assert folder.is_relative_to(sample)
-        assert [ticket.folder for ticket in tickets.in_turn(tickets.read_tickets(home))] == [folder]
+        assert [ticket.folder for ticket in job_queue.in_turn(job_queue.read_tickets(home))] == [folder]
 
         delete_workspace(home, visitor.folder.name)
-        assert jobs.is_under_way(folder)  # for the other one
+        assert lifecycle.is_under_way(folder)  # for the other one
         delete_workspace(home, twin.folder.name)
 
-        assert tickets.in_turn(tickets.read_tickets(home)) == []
+        assert job_queue.in_turn(job_queue.read_tickets(home)) == []
     assert not folder.exists()
     assert is_built(sample)
 
@@ -269,7 +270,7 @@ def test_the_edition_of_a_sample_holds_a_visitors_tokenizer_and_goes_with_the_la
 def test_the_edition_of_a_sample_that_fits_it_is_the_sample_and_stays(home, visitor):
     sample = Path(shutil.copytree(home / "places", home / "samples" / "places"))
 
-    assert swaps.begin_edition(visitor, visitor.run("little"), sample, "Places") is None
+    assert service.begin_edition(visitor, visitor.run("little"), sample, "Places") is None
     delete_workspace(home, visitor.folder.name)
 
     assert is_built(sample)

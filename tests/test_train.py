@@ -15,18 +15,16 @@ import torch
 from held_back import train_and_kill
 from safetensors.torch import load_file
 
-from retro_demo.config import TrainConfig
-from retro_demo.corpus.corpus import load_corpus
+from retro_demo.corpus.store import load_corpus
 from retro_demo.errors import UserError
 from retro_demo.events import read_events
-from retro_demo.jobs.jobs import claim
-from retro_demo.runs import run_state
-from retro_demo.runs.checkpoint import load_model, read_run_config
+from retro_demo.jobs.lifecycle import claim
+from retro_demo.runs import checkpoint
+from retro_demo.runs.checkpoint import load_model, read_run_config, save_state, saved_step
 from retro_demo.runs.planning import extend_run, make_run_config, prepare_run
-from retro_demo.runs.run_state import save_state, saved_step
-from retro_demo.training.evaluate import measure_arms
-from retro_demo.training.pipeline import make_batches, run_training
-from retro_demo.training.train import learning_rate
+from retro_demo.settings import TrainConfig
+from retro_demo.training.loop import learning_rate, measure_arms
+from retro_demo.training.trainer import make_batches, run_training
 
 SETTINGS = {
     "dim": 16,
@@ -168,7 +166,7 @@ def test_a_kill_between_two_files_of_a_save_cannot_mix_two_saves(tmp_path, small
 def test_a_kill_within_the_last_save_still_ends_with_the_last_weights(tmp_path, small_folder):
     advance(prepare(tmp_path / "whole", small_folder))
     out = prepare(tmp_path / "cut", small_folder)
-    real = run_state.save_tensors
+    real = checkpoint.save_tensors
 
     def dies(path, tensors, meta):
         if meta["step"] == "12" and dies.calls:
@@ -178,7 +176,7 @@ def test_a_kill_within_the_last_save_still_ends_with_the_last_weights(tmp_path, 
 
     dies.calls = 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_state, "save_tensors", dies)
+        patch.setattr(checkpoint, "save_tensors", dies)
         with pytest.raises(KeyboardInterrupt):
             advance(out)
 
@@ -257,7 +255,7 @@ def test_a_second_process_on_a_live_run_is_refused_and_leaves_no_trace_in_it(tmp
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_save(tmp_path, small_folder):
     out = prepare(tmp_path / "run", small_folder, lr=1.0, warmup=0, clip=1e6, steps=12, save_every=2)
     with pytest.MonkeyPatch.context() as patch:
-        from retro_demo.training import train as loop
+        from retro_demo.training import loop as loop
 
         real = loop._optimizer_step
 

@@ -10,16 +10,15 @@ import pytest
 from conftest import records, write_jsonl
 from evaluation_helpers import make_run
 
-from retro_demo.config import CorpusConfig
 from retro_demo.corpus.building import build_corpus, prepare_corpus
-from retro_demo.corpus.corpus import Corpus, load_corpus
+from retro_demo.corpus.store import Corpus, load_corpus
 from retro_demo.errors import UserError
-from retro_demo.evaluate_config import EvaluateConfig
-from retro_demo.evaluation.evaluating import run_evaluation
-from retro_demo.evaluation.evaluation_request import Request, prepare_evaluation
-from retro_demo.evaluation.trained_on import known_documents
+from retro_demo.evaluation.baselines import known_documents
+from retro_demo.evaluation.request import Request, prepare_evaluation
+from retro_demo.evaluation.runner import run_evaluation
 from retro_demo.events import Finished, Warned
 from retro_demo.runs.planning import make_run_config, prepare_run
+from retro_demo.settings import CorpusConfig, EvaluateConfig
 
 QUICK = EvaluateConfig(first_tokens=150, max_tokens=200, resamples=200, prepend="off", retrievers="")
 

@@ -15,37 +15,30 @@ from conftest import records, write_jsonl
 from evaluation_helpers import make_run
 from tokenizers import Tokenizer
 
-from retro_demo.change_config import AddConfig
-from retro_demo.cli.cli import main
+from retro_demo.cli.main import main
 from retro_demo.cli.printing import Printer
-from retro_demo.config import RETRIEVERS, CorpusConfig
-from retro_demo.corpus import unknown_text
-from retro_demo.corpus.build_jobs import run_shard
-from retro_demo.corpus.building import build_corpus, prepare_corpus
-from retro_demo.corpus.changing import carry_out, prepare_change
-from retro_demo.corpus.corpus import Corpus, load_corpus
-from retro_demo.corpus.editions import prepare_edition
-from retro_demo.corpus.index_files import open_index
-from retro_demo.corpus.search import search
-from retro_demo.corpus.sharding import Shard
-from retro_demo.corpus.stored import load_retriever
-from retro_demo.corpus.unknown_text import doubt_of_statistics, known_words, measure_unknown, nothing_found
+from retro_demo.corpus import embedding
+from retro_demo.corpus.building import build_corpus, open_index, prepare_corpus
+from retro_demo.corpus.changes import carry_out, prepare_change, prepare_edition
+from retro_demo.corpus.embedding import doubt_of_statistics, known_words, measure_unknown, nothing_found
+from retro_demo.corpus.retrievers import load_retriever, search
+from retro_demo.corpus.sharding import Shard, run_shard
+from retro_demo.corpus.store import Corpus, load_corpus
 from retro_demo.errors import UserError
-from retro_demo.evaluate_config import EvaluateConfig
-from retro_demo.evaluation.evaluating import run_evaluation
-from retro_demo.evaluation.evaluation_request import Request, prepare_evaluation
+from retro_demo.evaluation.request import Request, prepare_evaluation
+from retro_demo.evaluation.runner import run_evaluation
 from retro_demo.events import Event, Finished, Warned
-from retro_demo.explain.explained import explain_text
+from retro_demo.explain.text import explain_text
 from retro_demo.explain.tracing import why_nothing
-from retro_demo.explain_config import ExplainConfig
 from retro_demo.paths import STATIC_FOLDER
+from retro_demo.render.html_parts import found_html
 from retro_demo.render.job_views import corpus_statistics
-from retro_demo.render.views import found_html
-from retro_demo.retrieval.embedding import StaticEmbedder, WordPieces, load_embedder
-from retro_demo.retrieval.recall import percent, recall_words
+from retro_demo.retrieval.dense import percent, recall_words
+from retro_demo.retrieval.embedders import StaticEmbedder, WordPieces, load_embedder
 from retro_demo.runs.loading import load_run
-from retro_demo.server import telling
+from retro_demo.server import messages
 from retro_demo.server.service import statistics
+from retro_demo.settings import RETRIEVERS, AddConfig, CorpusConfig, EvaluateConfig, ExplainConfig
 
 DATA = Path(__file__).parent / "data" / "languages"
 AMHARIC = sorted(DATA.glob("amharic_*.txt"))
@@ -235,7 +228,7 @@ def test_shards_of_unknown_text_make_the_corpus_of_one_process(tmp_path, amharic
 
 
 def test_a_large_corpus_is_measured_on_a_sample_that_is_always_the_same(small_corpus, monkeypatch):
-    monkeypatch.setattr(unknown_text, "CHUNKS", 50)
+    monkeypatch.setattr(embedding, "CHUNKS", 50)
     embedder = load_embedder("static")
 
     figure = measure_unknown(small_corpus.chunks, small_corpus.tokenizer, embedder)
@@ -300,7 +293,7 @@ def test_the_page_and_the_command_line_tell_the_share_and_one_advice_as_each_nam
     assert "use “Retriever” bm25-words" in page
     assert known_words(kept) in line
     assert "use --retriever bm25-words" in doubt_of_statistics(kept)
-    assert "use retriever bm25-words" in telling.to_program(doubt_of_statistics(kept))
+    assert "use retriever bm25-words" in messages.to_program(doubt_of_statistics(kept))
 
 
 def test_of_a_corpus_that_was_not_measured_nothing_is_said(tmp_path, small_folder):

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retro_demo.corpus import vectors
-from retro_demo.corpus.corpus import Chunks, load_corpus
-from retro_demo.corpus.vectors import embed_chunks, give_vectors
+from retro_demo.corpus import embedding
+from retro_demo.corpus.embedding import embed_chunks, give_vectors
+from retro_demo.corpus.store import Chunks, load_corpus
 from retro_demo.errors import UserError
+from retro_demo.files import load_array
 from retro_demo.paths import STATIC_FOLDER
-from retro_demo.retrieval.embedding import StaticEmbedder
-from retro_demo.whole_files import load_array
+from retro_demo.retrieval.embedders import StaticEmbedder
 
 BLOCK = 50
 
@@ -34,7 +34,7 @@ class ByBatch:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(vectors, "EMBED_BLOCK", BLOCK)
+    monkeypatch.setattr(embedding, "EMBED_BLOCK", BLOCK)
 
 
 @pytest.fixture
@@ -74,11 +74,12 @@ def test_a_process_killed_at_its_work_is_gone_on_with(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "whole")
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from retro_demo.corpus import vectors; from retro_demo.corpus.corpus import load_corpus\n"
-        "from retro_demo.retrieval.embedding import STATIC_FOLDER, StaticEmbedder\n"
-        f"vectors.EMBED_BLOCK = {BLOCK}\n"
+        "from retro_demo.corpus import embedding; from retro_demo.corpus.store import load_corpus\n"
+        "from retro_demo.retrieval.embedders import STATIC_FOLDER, StaticEmbedder\n"
+        f"embedding.EMBED_BLOCK = {BLOCK}\n"
         "c = load_corpus(Path(sys.argv[1]))\n"
-        "for event in vectors.embed_chunks(c.folder, c.chunks, c.tokenizer, StaticEmbedder(STATIC_FOLDER)):\n"
+        "embedder = StaticEmbedder(STATIC_FOLDER)\n"
+        "for event in embedding.embed_chunks(c.folder, c.chunks, c.tokenizer, embedder):\n"
         "    print(event.done, flush=True)\n"
         "    time.sleep(600 if event.done >= 100 else 0)\n"
     )

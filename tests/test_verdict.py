@@ -7,9 +7,8 @@ from itertools import product
 
 import pytest
 
-from retro_demo.corpus.corpus import MIN_DOCUMENTS
-from retro_demo.evaluation.arm_figures import Difference
-from retro_demo.evaluation.bootstrap import Estimate
+from retro_demo.corpus.store import MIN_DOCUMENTS
+from retro_demo.evaluation.losses import Difference, Estimate
 from retro_demo.evaluation.verdict import Evidence, verdict
 
 

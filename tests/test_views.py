@@ -14,15 +14,14 @@ import pytest
 import torch
 
 from retro_demo.events import Retrieved
-from retro_demo.explain import findings, tracing
-from retro_demo.explain.editing import Edit
-from retro_demo.explain.explain import Numbers
-from retro_demo.explain.rewriting import Rewritten
+from retro_demo.explain import tracing
+from retro_demo.explain.attribution import Numbers
+from retro_demo.explain.edits import Edit, Rewritten
+from retro_demo.explain.text import Writing, trace_values
 from retro_demo.explain.tracing import Trace
-from retro_demo.explain.writing import Writing, trace_values
 from retro_demo.glossary import GLOSSARY
-from retro_demo.jobs.jobs import JobStatus
-from retro_demo.render import explain_views, figures, job_views, reading_views, text_views, views
+from retro_demo.jobs.lifecycle import JobStatus
+from retro_demo.render import html_parts, job_views, plots, trace_views
 
 CANARY = "<img src=x onerror=alert(1)>{{x}}${y}"
 C, K, HEADS = 4, 2, 3
@@ -133,18 +132,18 @@ EDITED = Rewritten(
 )
 WRITING = Writing([CANARY] * 6, 3, C, [Retrieved(0, [neighbor()], 1.0)], 2.0)
 PAGES = {
-    "linked": lambda: explain_views.linked(TRACE),
-    "heat": lambda: explain_views.heat(TRACE),
-    "numbers": lambda: explain_views.token_table(TRACE),
-    "timeline": lambda: reading_views.timeline_html(TRACE),
-    "edit": lambda: reading_views.edit_html(TRACE, EDITED, 5),
-    "writing": lambda: text_views.growing_text(WRITING),
-    "sides": lambda: text_views.sides_html({"on": WRITING}),
-    "intro": lambda: text_views.intro(TRACE, example=True),
-    "given": lambda: text_views.intro(small_trace(given=True, source=CANARY, database=CANARY), example=False),
-    "trail": lambda: views.trail(CANARY, STATS, CANARY, job_views.worth(status(EVALUATED), None)),
-    "found": lambda: views.found_html([neighbor()]),
-    "note": lambda: views.note(CANARY),
+    "linked": lambda: trace_views.linked(TRACE),
+    "heat": lambda: trace_views.heat(TRACE),
+    "numbers": lambda: trace_views.token_table(TRACE),
+    "timeline": lambda: trace_views.timeline_html(TRACE),
+    "edit": lambda: trace_views.edit_html(TRACE, EDITED, 5),
+    "writing": lambda: html_parts.growing_text(WRITING),
+    "sides": lambda: html_parts.sides_html({"on": WRITING}),
+    "intro": lambda: html_parts.intro(TRACE, example=True),
+    "given": lambda: html_parts.intro(small_trace(given=True, source=CANARY, database=CANARY), example=False),
+    "trail": lambda: html_parts.trail(CANARY, STATS, CANARY, job_views.worth(status(EVALUATED), None)),
+    "found": lambda: html_parts.found_html([neighbor()]),
+    "note": lambda: html_parts.note(CANARY),
     "statistics": lambda: job_views.corpus_statistics(STATS),
     "build": lambda: job_views.build_status(
         status({"event": "failed", "error": CANARY}, state="failed"), CANARY
@@ -167,7 +166,7 @@ def test_text_of_others_is_shown_and_never_markup(page):
 
 
 def test_labels_of_a_loss_curve_hold_no_markup():
-    layout = figures.loss_curve(status(step(1), EVALUATED), CANARY).to_plotly_json()
+    layout = plots.loss_curve(status(step(1), EVALUATED), CANARY).to_plotly_json()
     layout["layout"].pop("uirevision", None)
 
     assert "<img" not in json.dumps(layout, default=lambda a: getattr(a, "tolist", str)())
@@ -193,7 +192,7 @@ def data_of(page: str) -> dict:
 
 
 def test_the_heatmap_gives_the_browser_every_weight_of_the_chosen_layer_and_head():
-    data = data_of(explain_views.heat(TRACE, 4, 2))
+    data = data_of(trace_views.heat(TRACE, 4, 2))
 
     weights = np.frombuffer(base64.b64decode(data["weights"]), np.uint8).reshape(data["shape"]) / 255
     expected = TRACE.weights[1, :, 2].numpy()
@@ -201,14 +200,14 @@ def test_the_heatmap_gives_the_browser_every_weight_of_the_chosen_layer_and_head
 
 
 def test_the_linked_view_has_every_token_and_the_one_that_would_come_next():
-    page = explain_views.linked(TRACE)
+    page = trace_views.linked(TRACE)
 
     assert [int(t) for t in re.findall(r'data-t="(\d+)"', page)] == list(range(12))
     assert len(re.findall(r'<section class="found"', page)) == 3
 
 
 def test_beside_the_effects_the_page_says_that_they_are_of_ranks():
-    sections = explain_views.linked(TRACE).split('<section class="found"')[1:]
+    sections = trace_views.linked(TRACE).split('<section class="found"')[1:]
 
     with_effects = [section for section in sections if 'class="card"' in section]
     assert with_effects
@@ -217,7 +216,7 @@ def test_beside_the_effects_the_page_says_that_they_are_of_ranks():
 
 
 def test_the_browser_gets_the_gain_of_each_token_and_the_place_it_was_copied_from():
-    data = data_of(explain_views.linked(TRACE))
+    data = data_of(trace_views.linked(TRACE))
 
     assert data["gain"][0] is None
     assert data["gain"][5] == pytest.approx(TRACE.numbers.gain[4], abs=1e-3)
@@ -225,19 +224,19 @@ def test_the_browser_gets_the_gain_of_each_token_and_the_place_it_was_copied_fro
 
 
 def test_colors_are_full_where_few_gains_are_stronger():
-    assert explain_views.gain_scale(TRACE) in explain_views.GAIN_SCALES
-    assert explain_views.gain_scale(TRACE) >= np.nanquantile(np.abs(TRACE.numbers.gain), 0.95)
+    assert trace_views.gain_scale(TRACE) in trace_views.GAIN_SCALES
+    assert trace_views.gain_scale(TRACE) >= np.nanquantile(np.abs(TRACE.numbers.gain), 0.95)
 
 
 def test_the_proof_says_what_was_counted_and_turns_bad_with_the_first_move():
-    assert "0 of 3 earlier positions changed" in reading_views.proof(EDITED.edit)
+    assert "0 of 3 earlier positions changed" in trace_views.proof(EDITED.edit)
     moved = replace(EDITED.edit, moved_before=2, largest_before=0.5)
-    assert "2 of 3 earlier positions changed" in reading_views.proof(moved)
-    assert 'class="proof bad"' in reading_views.proof(moved)
+    assert "2 of 3 earlier positions changed" in trace_views.proof(moved)
+    assert 'class="proof bad"' in trace_views.proof(moved)
 
 
 def test_an_edit_shows_each_position_that_can_depend_on_it_and_no_other():
-    page = reading_views.edit_html(TRACE, EDITED, 5)
+    page = trace_views.edit_html(TRACE, EDITED, 5)
 
     assert [int(i) for i in re.findall(r'data-position="(\d+)"', page)] == list(range(C - 1, 11))
     assert len(re.findall('class="early"', page)) == C - 1
@@ -257,21 +256,21 @@ def test_an_edit_shows_each_position_that_can_depend_on_it_and_no_other():
     ],
 )
 def test_attention_is_said_to_agree_with_effect_only_as_far_as_the_correlation_goes(rho, words):
-    said = explain_views.agreement_words(rho)
+    said = trace_views.agreement_words(rho)
 
     assert words in said
-    assert ("Attention agrees" in said) == (rho is not None and rho >= explain_views.TELLS)
+    assert ("Attention agrees" in said) == (rho is not None and rho >= trace_views.TELLS)
     assert rho is None or f"{rho:.2f}" in said
 
 
 def test_a_finding_names_what_it_compares_with():
-    assert "against the same text with retrieval off" in explain_views.finding(TRACE)
-    assert "matched baseline" in explain_views.finding(TRACE)
+    assert "against the same text with retrieval off" in trace_views.finding(TRACE)
+    assert "matched baseline" in trace_views.finding(TRACE)
 
 
 def test_two_texts_part_at_their_first_difference():
-    assert text_views.parting(["a", "b", "c"], ["a", "b", "d"]) == 2
-    assert text_views.parting(["a"], ["a", "b"]) == 1
+    assert html_parts.parting(["a", "b", "c"], ["a", "b", "d"]) == 2
+    assert html_parts.parting(["a"], ["a", "b"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -281,8 +280,8 @@ def test_two_texts_part_at_their_first_difference():
 def test_text_without_neighbors_says_why(about, said):
     bare = replace(small_trace(9, **about), neighbors=[], layers=[], weights=torch.zeros(0))
 
-    assert said in explain_views.linked(bare)
-    assert explain_views.heat(bare) == ""
+    assert said in trace_views.linked(bare)
+    assert trace_views.heat(bare) == ""
 
 
 def test_a_chunk_that_was_not_full_says_so():
@@ -292,10 +291,10 @@ def test_a_chunk_that_was_not_full_says_so():
 def test_a_loss_curve_of_many_steps_is_thinned():
     long = status(*[step(number) for number in range(1, 5001)])
 
-    points = sum(len(line.x) for line in figures.loss_curve(long, "run").data)
+    points = sum(len(line.x) for line in plots.loss_curve(long, "run").data)
 
-    assert points <= figures.MOST_POINTS
-    assert figures.loss_curve(long, "run").data[0].x[-1] == 5000
+    assert points <= plots.MOST_POINTS
+    assert plots.loss_curve(long, "run").data[0].x[-1] == 5000
 
 
 def test_the_gap_is_off_minus_on():
@@ -325,7 +324,7 @@ def test_a_trace_is_exported_as_json_with_its_weights():
     values = json.loads(json.dumps(trace_values(TRACE)))
 
     assert [row["text"] for row in values["tokens"]] == TRACE.pieces
-    assert values["summary"]["agreement"] == findings.agreement(TRACE)
+    assert values["summary"]["agreement"] == tracing.agreement(TRACE)
     assert [part["layer"] for part in values["attention_mean_over_heads"]] == [2, 4]
     rows = values["attention_mean_over_heads"][0]["weights"]
     assert np.shape(rows) == (2 * C, K * 2 * C)
@@ -368,8 +367,8 @@ def test_the_estimate_grows_with_all_that_makes_a_run_long_and_names_the_time_th
 
 
 def test_a_label_of_a_figure_is_short_and_holds_neither_tags_nor_templates():
-    shown = views.label("<a href='x'>" + "long " * 1000 + "%{y}</a>")
+    shown = html_parts.label("<a href='x'>" + "long " * 1000 + "%{y}</a>")
 
     assert "<" not in shown
     assert "{" not in shown
-    assert len(html.unescape(shown)) <= views.MOST_LABEL + 1
+    assert len(html.unescape(shown)) <= html_parts.MOST_LABEL + 1

@@ -20,9 +20,9 @@ from test_train import advance, prepare
 
 from app import serve
 from retro_demo.errors import UserError
-from retro_demo.jobs import jobs
+from retro_demo.jobs import lifecycle
 from retro_demo.paths import data_home
-from retro_demo.server.data_folder import serve_alone
+from retro_demo.server.cleanup import serve_alone
 from retro_demo.server.workspace import Workspace, new_code
 from retro_demo.ui.page import build_app
 
@@ -325,16 +325,16 @@ def test_nobody_stops_or_deletes_what_another_trains(http, home, victim, strange
     run = prepare(
         victim.folder / "runs" / "at-work", corpus, steps=100_000, eval_every=100_000, save_every=100_000
     )
-    jobs.start(run, "train")
+    lifecycle.start(run, "train")
     try:
         for name in ("at-work", f"../../{victim.folder.name}/runs/at-work"):
             assert "event: error" in called(http, "stop_run", [stranger, name])
         assert '"deleted_bytes"' in called(http, "delete_my_data", [stranger, True])
         time.sleep(0.3)
-        assert jobs.is_running(run)
+        assert lifecycle.is_running(run)
         assert not (home / "workspaces" / stranger).exists()
     finally:
-        jobs.kill(run)
+        lifecycle.kill(run)
 
 
 def test_delete_my_data_asks_for_a_yes_and_then_leaves_nothing(http, home):

@@ -7,7 +7,7 @@ import tracemalloc
 import pytest
 from uploads import read, refusal, write
 
-from retro_demo.documents.documents import Document, ReadingLimits
+from retro_demo.documents.sources import Document, ReadingLimits
 
 
 def page(tmp_path, content: bytes | str, name: str = "p.html") -> Document:

@@ -10,23 +10,21 @@ from command_helpers import run as run_command
 from conftest import records, write_jsonl
 from test_explained import SETTINGS
 
-from retro_demo.change_config import WeighConfig
-from retro_demo.cli import cli
+from retro_demo.cli import main
 from retro_demo.cli.printing import Printer, weighed
-from retro_demo.config import CorpusConfig
 from retro_demo.corpus.building import build_corpus, prepare_corpus
-from retro_demo.corpus.changing import carry_out, prepare_change
+from retro_demo.corpus.changes import carry_out, prepare_change
 from retro_demo.errors import UserError
 from retro_demo.events import Finished
-from retro_demo.explain import weighing
-from retro_demo.explain.explained import explain_text, search_apart
-from retro_demo.explain.weighing import Passage, weigh
-from retro_demo.explain_config import ExplainConfig
-from retro_demo.render.weigh_views import weighed_html, weighed_words
-from retro_demo.retrieval.index import DenseRetriever
+from retro_demo.explain import document_value
+from retro_demo.explain.document_value import Passage, weigh
+from retro_demo.explain.text import explain_text, search_apart
+from retro_demo.render.job_views import weighed_html, weighed_words
+from retro_demo.retrieval.dense import DenseRetriever
 from retro_demo.runs.loading import LoadedRun, load_run
 from retro_demo.runs.planning import make_run_config, prepare_run
-from retro_demo.training.pipeline import run_training
+from retro_demo.settings import CorpusConfig, ExplainConfig, WeighConfig
+from retro_demo.training.trainer import run_training
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +104,7 @@ def test_the_neighbors_without_some_documents_are_those_that_one_search_for_them
     named = [corpus.documents.index(d) for d in corpus.documents if d.title in read_most(run, 6)]
     passage = Passage("", corpus.chunks.tokens[rows].reshape(-1), rows, np.zeros(len(corpus.chunks), bool))
 
-    ranked = weighing._ranked(run.database, passage, np.array(named), 3, 8)
+    ranked = document_value._ranked(run.database, passage, np.array(named), 3, 8)
 
     for row, ids in zip(rows, ranked, strict=True):
         banned = np.isin(corpus.chunks.document, named)
@@ -198,7 +196,7 @@ def test_the_verb_the_lines_for_people_and_the_page_tell_the_same(run, capsys, m
     monkeypatch.setenv("RETRO_DEMO_HOME", str(run.database.corpus.folder.parent))
     title = read_most(run)[0]
 
-    code = cli.main(["weigh", str(run.folder), title, "--rows", "5", "--device", "cpu", "--json"])
+    code = main.main(["weigh", str(run.folder), title, "--rows", "5", "--device", "cpu", "--json"])
 
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     del result["event"]
@@ -227,6 +225,6 @@ def test_what_the_page_shows_of_a_text_is_shown_and_not_run():
 def test_an_empty_text_to_weigh_with_is_refused(run, capsys):
     title = read_most(run, 1)[0]
 
-    assert cli.main(["weigh", str(run.folder), title, "--text", " ", "--device", "cpu"]) == 2
+    assert main.main(["weigh", str(run.folder), title, "--text", " ", "--device", "cpu"]) == 2
 
     assert "The text is empty" in capsys.readouterr().err

@@ -10,20 +10,18 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from retro_demo.config import TrainConfig
 from retro_demo.documents.rows import no_column
 from retro_demo.errors import UserError
-from retro_demo.jobs.jobs import JobStatus
-from retro_demo.knobs import knobs
-from retro_demo.models.marge_config import MargeConfig
-from retro_demo.models.retro_config import RetroConfig
-from retro_demo.render import job_views, views
-from retro_demo.server import telling
-from retro_demo.server.wording import CONFIGS, FLAG, LABELS, for_page, for_programs
+from retro_demo.jobs.lifecycle import JobStatus
+from retro_demo.models.config import MargeConfig, RetroConfig
+from retro_demo.render import html_parts, job_views
+from retro_demo.server import messages
+from retro_demo.server.messages import CONFIGS, FLAG, LABELS, for_page, for_programs
+from retro_demo.settings import TrainConfig, knobs
 from retro_demo.ui.form import shows_errors
-from retro_demo.ui.refusals import public
+from retro_demo.ui.gradio_patches import public
 
-PACKAGE = Path(views.__file__).parent
+PACKAGE = Path(html_parts.__file__).parent
 OF_THE_TERMINAL = {
     *("cli", "flags", "job_verbs", "share_verbs", "change_verbs", "sharding", "ray_shards", "distributed"),
     *("building", "changing", "checkpoint", "corpus", "evaluation_request", "exporting", "hub", "embedding"),
@@ -127,11 +125,11 @@ def test_what_a_job_kept_as_the_command_line_says_it_is_told_in_the_askers_words
         "warnings": ["--seed"],
     }
 
-    assert "larger “Held out”" in views.failure(JobStatus("failed", [failed], ""))
+    assert "larger “Held out”" in html_parts.failure(JobStatus("failed", [failed], ""))
     assert "larger “Held out”" in job_views.build_status(JobStatus("failed", [failed], ""), "x")
-    assert telling.values_to_program(failed)["error"] == "Build it with a larger holdout."
-    assert telling.values_to_program(warned)["text"] == 'Give fields="text=NAME".'
-    told = telling.values_to_program(mine)
+    assert messages.values_to_program(failed)["error"] == "Build it with a larger holdout."
+    assert messages.values_to_program(warned)["text"] == 'Give fields="text=NAME".'
+    told = messages.values_to_program(mine)
     assert told["neighbors"] == [{"text": "cut --fields 2 -- a"}]
     assert told["warnings"] == ["seed"]
 

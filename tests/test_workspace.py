@@ -12,13 +12,13 @@ import pytest
 
 from retro_demo.errors import UserError
 from retro_demo.paths import CHECKPOINTS
-from retro_demo.server import shares
-from retro_demo.server.belongings import note_export, note_files
-from retro_demo.server.janitor import delete_workspace
-from retro_demo.server.library import Library
+from retro_demo.server import run_actions
+from retro_demo.server.cleanup import delete_workspace
+from retro_demo.server.model_cache import Library
+from retro_demo.server.quotas import note_export, note_files
 from retro_demo.server.workspace import Workspace, new_code
 from retro_demo.ui.page import build_app
-from retro_demo.ui.workspace_drawer import forget_visitor
+from retro_demo.ui.uploads import forget_visitor
 
 RUN = f"sample:{sorted(path.parent.name for path in CHECKPOINTS.glob('*retro*/config.json'))[0]}"
 
@@ -60,15 +60,15 @@ def test_who_writes_first_makes_the_folders_for_nobody_else_on_the_machine(data_
 
 
 def test_a_visitor_who_wrote_nothing_yet_can_export_what_ships(data_folder, tmp_path):
-    path = shares.export_zip(Workspace.open(data_folder, new_code()), RUN, tmp_path)
+    path = run_actions.export_zip(Workspace.open(data_folder, new_code()), RUN, tmp_path)
 
     assert path.stat().st_size > 0
 
 
 def test_an_import_that_ends_after_all_was_deleted_brings_nothing_back(data_folder, tmp_path, monkeypatch):
     mine = Workspace.open(data_folder, new_code())
-    path = shares.export_zip(mine, RUN, tmp_path)
-    unpacking = shares.checked_export
+    path = run_actions.export_zip(mine, RUN, tmp_path)
+    unpacking = run_actions.checked_export
 
     @contextlib.contextmanager
     def deleted_meanwhile(*asked):
@@ -76,9 +76,9 @@ def test_an_import_that_ends_after_all_was_deleted_brings_nothing_back(data_fold
             delete_workspace(data_folder, mine.folder.name)
             yield export
 
-    monkeypatch.setattr(shares, "checked_export", deleted_meanwhile)
+    monkeypatch.setattr(run_actions, "checked_export", deleted_meanwhile)
     with pytest.raises(UserError, match="no workspace of this code"):
-        shares.import_zip(mine, (path.name, path))
+        run_actions.import_zip(mine, (path.name, path))
     assert not mine.folder.exists()
 
 

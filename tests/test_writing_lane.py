@@ -13,16 +13,16 @@ from held_back import PATIENCE
 
 from retro_demo.corpus.samples import prepare_sample
 from retro_demo.errors import UserError
-from retro_demo.jobs import jobs
+from retro_demo.jobs import lifecycle
 from retro_demo.paths import CHECKPOINTS
-from retro_demo.server.janitor import delete_workspace
-from retro_demo.server.library import Library
+from retro_demo.server.cleanup import delete_workspace
 from retro_demo.server.limits import PRIVATE, PUBLIC, Limits
+from retro_demo.server.model_cache import Library
 from retro_demo.server.quotas import checked_writing
 from retro_demo.server.workspace import new_code
-from retro_demo.ui import lane as lane_module
-from retro_demo.ui.lane import FOLLOWERS, Lane
+from retro_demo.ui import visit as lane_module
 from retro_demo.ui.page import build_app
+from retro_demo.ui.visit import FOLLOWERS, Lane
 
 RUN = f"sample:{sorted(path.parent.name for path in CHECKPOINTS.glob('*retro*/config.json'))[0]}"
 LANE = "model"
@@ -67,7 +67,7 @@ def test_who_waits_for_a_corpus_is_told_so_and_holds_nobody_else_up(data_folder)
     endpoints = [one for one in known if one.api_name in ("generate", "explain")]
     assert {one.concurrency_id for one in (write, compare, explain, *endpoints)} == {LANE}
 
-    with jobs.claim(prepare_sample(data_folder, "factbook2015")):  # as its build would
+    with lifecycle.claim(prepare_sample(data_folder, "factbook2015")):  # as its build would
         for handler in (write, compare, explain):
             assert "is being built first" in str(answer(handler.fn, *values_for(handler, code))[-1])
         for endpoint in endpoints:
@@ -79,7 +79,7 @@ def test_the_page_waits_for_a_corpus_outside_the_lane_and_says_how_far_it_is(dat
     assert len(waits) == 6  # to write, from an example, to explain, to compare; from evidence twice
     assert all(one.concurrency_id != LANE and one.concurrency_limit is None for one in waits)
 
-    with jobs.claim(prepare_sample(data_folder, "factbook2015")):
+    with lifecycle.claim(prepare_sample(data_folder, "factbook2015")):
         steps = waits[0].fn(new_code(), RUN)
         next(steps)
         assert "The corpus is being prepared" in next(steps)[0]
@@ -140,7 +140,7 @@ def test_a_page_keeps_the_token_of_its_own_text(data_folder):
 
 def test_of_too_many_that_wait_for_one_visitor_the_oldest_is_let_go_and_nobody_elses(data_folder):
     lane, code = Lane(Library(data_folder)), new_code()
-    with jobs.claim(prepare_sample(data_folder, "factbook2015")):  # as its build would
+    with lifecycle.claim(prepare_sample(data_folder, "factbook2015")):  # as its build would
         other = lane.waiting()(new_code(), RUN)
         waits = [lane.waiting()(code, RUN) for _ in range(FOLLOWERS + 1)]
         for steps in (other, *waits):
@@ -161,7 +161,7 @@ def test_of_too_many_that_wait_for_one_visitor_the_oldest_is_let_go_and_nobody_e
 def test_who_looks_at_the_evidence_waits_no_oftener_than_who_writes(data_folder):
     choose = next(one for one in named(handlers(data_folder), "choose") if "evidence" in one.fn.__module__)
     code = new_code()
-    with jobs.claim(prepare_sample(data_folder, "udhr44")):  # as its build would
+    with lifecycle.claim(prepare_sample(data_folder, "udhr44")):  # as its build would
         waits = [choose.fn(code, "sample:rights-marge", "held-out") for _ in range(FOLLOWERS + 1)]
         for steps in waits:
             assert "The corpus is being prepared" in str(next(steps))

@@ -22,16 +22,16 @@ from playwright.sync_api import expect
 from safetensors.torch import load_file, save_file
 from test_browser import browser  # noqa: F401 (a fixture)
 
-from retro_demo.config import CorpusConfig, GenerateConfig
 from retro_demo.corpus.building import build_corpus, prepare_corpus
-from retro_demo.explain.writing import watch_writing
-from retro_demo.generation.marge_writing import grown, load_marge_run, write_from_evidence
-from retro_demo.jobs import jobs
+from retro_demo.explain.text import watch_writing
+from retro_demo.generation.marge import grown, load_marge_run, write_from_evidence
+from retro_demo.jobs import lifecycle
 from retro_demo.runs.loading import load_run
 from retro_demo.server import service
-from retro_demo.server.slices import advance, slice_seconds
+from retro_demo.server.gpu_lending import advance, slice_seconds
 from retro_demo.server.workspace import Workspace, new_code
-from retro_demo.training.pipeline import run_training
+from retro_demo.settings import CorpusConfig, GenerateConfig
+from retro_demo.training.trainer import run_training
 
 STAND_IN = Path(__file__).resolve().parent / "stand_in"
 NETWORK = {"dim": 16, "depth": 2, "num_heads": 2, "cca_layers": (2,), "enc_dim": 16}
@@ -150,7 +150,7 @@ def never_sliced(space) -> Path:
 def test_making_a_run_starts_no_process_where_gpus_are_lent(space):
     folder = space.run(prepared(space, "only made", 3))
 
-    assert jobs.status(folder).state == "new"
+    assert lifecycle.status(folder).state == "new"
     assert not (folder / "pid").exists()
 
 
@@ -173,17 +173,17 @@ def test_who_leaves_stops_the_run_and_can_go_on_later(client, space, place, neve
         next(iter(job))
         job.cancel()
         folder = space.run(run)
-        wait_until(lambda: jobs.stop_asked(folder))
+        wait_until(lambda: lifecycle.stop_asked(folder))
     for _ in service.follow(folder):
         pass
 
-    status = jobs.status(folder)
+    status = lifecycle.status(folder)
     assert status.state == "stopped"
     assert 1 <= len(status.of_kind("step")) < 6
     assert client.predict(space.folder.name, run, api_name="/run_status")["state"] == "stopped"
     told = follow(client, space, run)
     assert told[-1]["state"] == "finished"
-    assert [e["step"] for e in jobs.status(folder).of_kind("step")] == list(range(1, 7))
+    assert [e["step"] for e in lifecycle.status(folder).of_kind("step")] == list(range(1, 7))
 
 
 def test_stop_ends_a_sliced_run_with_a_save(client, space, place):
@@ -194,7 +194,7 @@ def test_stop_ends_a_sliced_run_with_a_save(client, space, place):
         assert client.predict(space.folder.name, run, api_name="/stop_run") == {"run": run, "asked": True}
 
     assert list(job)[-1]["state"] == "stopped"
-    assert jobs.status(space.run(run)).of_kind("saved")
+    assert lifecycle.status(space.run(run)).of_kind("saved")
 
 
 def test_a_run_that_is_driven_is_not_driven_twice(client, space, place):
@@ -219,7 +219,7 @@ def test_a_quota_used_up_is_one_sentence_and_the_run_can_go_on(client, space, pl
         (place / "quota").unlink()
 
     assert "<a" not in str(told.value)
-    assert jobs.status(space.run(run)).state == "stopped"
+    assert lifecycle.status(space.run(run)).state == "stopped"
     assert follow(client, space, run)[-1]["state"] == "finished"
     assert same_weights(space.run(run), never_sliced)
 
@@ -286,11 +286,11 @@ def test_what_a_marge_cannot_write_from_is_said_in_its_own_words(client, space, 
 FORKS = """
 import os, signal, sys, threading, time
 import spaces
-from retro_demo.server.library import Library
+from retro_demo.server.model_cache import Library
 from retro_demo.runs.loading import LoadedRun
-from retro_demo.models.network_size import count_parameters
-from retro_demo.models.retro_config import RetroConfig
-from retro_demo.server.slices import advance
+from retro_demo.models.memory import count_parameters
+from retro_demo.models.config import RetroConfig
+from retro_demo.server.gpu_lending import advance
 from retro_demo.ui.zero_gpu import get_ready, lent
 from retro_demo.paths import CHECKPOINTS, data_home
 
@@ -334,14 +334,14 @@ def test_a_call_that_is_forked_while_another_thread_loads_runs_comes_to_its_end(
     )
 
     assert told.stdout.split() == ["stopped", "stopped", "exit", "0"]
-    assert [e["step"] for e in jobs.status(folder).of_kind("step")] == [1, 2]
+    assert [e["step"] for e in lifecycle.status(folder).of_kind("step")] == [1, 2]
 
 
 OPENINGS = """
 import os, signal, sys, threading, time
 from pathlib import Path
 from safetensors import safe_open
-from retro_demo.server.forks import rehearse
+from retro_demo.server.gpu_lending import rehearse
 
 def read(arrays):
     with safe_open(sys.argv[1], arrays) as file:
@@ -392,7 +392,7 @@ def test_a_slice_does_at_least_one_step(space):
     folder = space.run(prepared(space, "one", 3))
 
     assert advance(str(folder), 1e-9).state == "stopped"
-    assert [e["step"] for e in jobs.status(folder).of_kind("step")] == [1]
+    assert [e["step"] for e in lifecycle.status(folder).of_kind("step")] == [1]
 
 
 @pytest.mark.parametrize("said", ["soon", "0", "-3", "1e9", "nan"])
@@ -440,8 +440,8 @@ def test_the_page_trains_while_the_visitor_stays_stops_when_they_leave_and_resum
     folder = space.run("by-hand")
     for _ in service.follow(folder):
         pass
-    steps = len(jobs.status(folder).of_kind("step"))
-    assert jobs.status(folder).state == "stopped"
+    steps = len(lifecycle.status(folder).of_kind("step"))
+    assert lifecycle.status(folder).state == "stopped"
     assert steps
 
     page = context.new_page()
@@ -454,7 +454,7 @@ def test_the_page_trains_while_the_visitor_stays_stops_when_they_leave_and_resum
     expect(page.locator("#run-status .badge")).to_have_text("running", timeout=SOON)
     page.locator("#stop-training").click()
     expect(page.locator("#run-status .badge")).to_contain_text("stopped", timeout=SOON)
-    assert len(jobs.status(folder).of_kind("step")) > steps
+    assert len(lifecycle.status(folder).of_kind("step")) > steps
     context.close()
 
 

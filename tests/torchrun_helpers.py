@@ -28,9 +28,9 @@ def train_together(out: Path, processes: int, *more: str) -> list[dict]:
 SIGNALED = """
 import os, sys
 from itertools import count
-from retro_demo.jobs.stopping import stop_on_signal
+from retro_demo.jobs.worker import stop_on_signal
 stop = stop_on_signal()
-from retro_demo.cli.cli import main
+from retro_demo.cli.main import main
 
 out, after, number, *ranks = sys.argv[1:]
 steps = count(1)

@@ -13,7 +13,7 @@ import pytest
 from pypdf import PdfWriter
 
 from benchmarks.small_pdfs import drawn, pages
-from retro_demo.documents.documents import Reading, ReadingLimits, parse_fields, read_documents
+from retro_demo.documents.sources import Reading, ReadingLimits, parse_fields, read_documents
 from retro_demo.errors import UserError
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x01\0\0\0\x01\0\x08\x06\0\0\0" + bytes(range(256)) * 8

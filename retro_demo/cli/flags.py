@@ -7,7 +7,7 @@ import dataclasses
 import os
 from typing import Any
 
-from retro_demo.knobs import knobs
+from retro_demo.settings import knobs
 
 
 def add_flags(parser: argparse.ArgumentParser, *configs: type) -> None:

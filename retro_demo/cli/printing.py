@@ -7,11 +7,11 @@ import json
 import sys
 from typing import Any
 
-from retro_demo.corpus.unknown_text import known_words
+from retro_demo.corpus.embedding import known_words
 from retro_demo.events import Event, Finished, Progress, Refined, Retrieved, Started, Step, Token, Warned
-from retro_demo.render.evaluate_views import baseline_of
-from retro_demo.render.weigh_views import weighed_words
-from retro_demo.retrieval.recall import recall_words
+from retro_demo.render.evaluation_views import baseline_of
+from retro_demo.render.job_views import weighed_words
+from retro_demo.retrieval.dense import recall_words
 from retro_demo.runs.alarms import ahead_words
 
 

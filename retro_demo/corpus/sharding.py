@@ -1,4 +1,6 @@
-"""A corpus built in shards, by processes that any scheduler starts, on any machine that sees its folder.
+"""A corpus built in shards by several processes, and the jobs that build.
+
+A corpus built in shards, by processes that any scheduler starts, on any machine that sees its folder.
 
 DIR/shards/split.npz        who is held out and whose near-duplicate, once the text is read and cut
 DIR/shards/2-of-3/          chunks and tokenizer of the shard, its vectors, then the neighbors of its chunks
@@ -7,7 +9,12 @@ Each shard is called twice, in any order: at first it embeds its chunks; once al
 joins vectors and index, and each searches the neighbors of its chunks. What is joined is, file by file,
 what one process makes, but for an index in as many files as there are shards, which answers alike, and for
 the last digit of a score here and there (retrieval/neighbors.py rounds, which moves no sum off a border).
-"""
+
+The jobs on the folder of a corpus: build it, change it, do a share of it.
+
+The shards of a corpus on a Ray cluster: Ray Data calls each, as any other scheduler would.
+
+Ray is no requirement (requirements-ray.txt). Its workers must find this package and see the folder."""
 
 from __future__ import annotations
 
@@ -15,7 +22,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,23 +32,25 @@ import numpy as np
 from retro_demo.corpus.building import (
     SEARCH_BLOCK,
     build_corpus,
+    built,
     index_chunks,
     read_corpus_config,
     search_block,
 )
-from retro_demo.corpus.corpus import MANIFEST, Chunks, excluded
-from retro_demo.corpus.cutting import read_text
-from retro_demo.corpus.vectors import EMBED_BLOCK, embed_chunks, npy_header, sources_of
+from retro_demo.corpus.changes import carry_out, is_pending
+from retro_demo.corpus.chunks import read_text
+from retro_demo.corpus.embedding import EMBED_BLOCK, embed_chunks, npy_header, sources_of
+from retro_demo.corpus.samples import prepare_sample
+from retro_demo.corpus.store import MANIFEST, Chunks, excluded, is_built
 from retro_demo.devices import choose_device
-from retro_demo.errors import UserError
-from retro_demo.events import Event, Finished, Progress, Started
-from retro_demo.jobs.jobs import claim
-from retro_demo.listing import listed
-from retro_demo.retrieval.embedding import Embedder, load_embedder
-from retro_demo.retrieval.index import DenseRetriever, gpu_available
-from retro_demo.retrieval.index_parts import has_vector
+from retro_demo.errors import UserError, listed
+from retro_demo.events import Event, Finished, Progress, Started, Stopped, cut_back
+from retro_demo.files import file_hash, load_array, save_array, write_atomically
+from retro_demo.jobs.lifecycle import claim, record
+from retro_demo.paths import SAMPLE, data_home
+from retro_demo.retrieval.dense import DenseRetriever, gpu_available, has_vector
+from retro_demo.retrieval.embedders import Embedder, load_embedder
 from retro_demo.tokenizer import Tokenizer
-from retro_demo.whole_files import file_hash, load_array, save_array, write_atomically
 
 SHARDS = "shards"
 VECTORS, NEIGHBORS = "vectors.npy", "neighbors.npy"
@@ -261,3 +270,84 @@ def _search(out: Path, shard: Shard, chunks: Chunks, retriever: DenseRetriever, 
             yield Progress("neighbors", done, stop - start)
     save_array(folder / NEIGHBORS, np.fromfile(part, kind))
     part.unlink()
+
+
+def run_build(out: Path, stop: Callable[[], bool]) -> Iterator[Event]:
+    """Build or change the corpus prepared in `out`, alone and on record; a stop costs the stage it is in."""
+    read_corpus_config(out)
+    with claim(out):
+        cut_back(out / "events.jsonl", 0)
+        # a change that was cut off comes first: its corpus was whole, however it was built
+        in_shards = begun_in_shards(out) and not is_pending(out)
+        yield from record(out, _until(stop, finish_shards(out) if in_shards else carry_out(out)))
+
+
+def run_shard(out: Path, shard: Shard, stop: Callable[[], bool]) -> Iterator[Event]:
+    """Do what there is to do of one shard of the corpus prepared in `out`, on a record of its own."""
+    read_corpus_config(out)
+    check_count(out, shard)
+    folder = shard.folder(out)
+    with claim(folder):
+        cut_back(folder / "events.jsonl", 0)
+        yield from record(folder, _until(stop, build_shard(out, shard)))
+
+
+def _until(stop: Callable[[], bool], events: Iterable[Event]) -> Iterator[Event]:
+    for event in events:
+        yield event
+        if stop() and not isinstance(event, Finished):
+            yield Stopped()
+            return
+
+
+def ensure_sample(corpus: str, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+    """Build the sample corpus that is meant by "sample:NAME", where it is not built yet.
+
+    Raises UserError where it was stopped before its end: nothing can go on without it.
+    """
+    if corpus.startswith(SAMPLE):
+        folder = prepare_sample(data_home()[0], corpus.removeprefix(SAMPLE))
+        if not is_built(folder):
+            yield from run_build(folder, stop)
+            if not is_built(folder):
+                raise UserError(f"The sample corpus {corpus} was not built to its end. Call again to go on.")
+
+
+def build_on_ray(out: Path, count: int) -> Iterator[Event]:
+    """Build the corpus that `prepare_corpus` wrote down, in `count` shards, yielding progress.
+
+    It joins the cluster that RAY_ADDRESS names, or starts one here. Raises UserError where Ray is not
+    installed, and what a shard raises.
+    """
+    if count < 1:
+        raise UserError(f"There cannot be {count} shards. Name 1 or more.")
+    try:
+        import ray  # pyright: ignore[reportMissingImports]
+        import ray.data  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UserError(
+            "Ray is not installed. Install it with `pip install -r requirements-ray.txt`, or start the "
+            "shards by another scheduler: build-corpus SOURCE --out DIR --shard 1/3."
+        ) from error
+    read_corpus_config(out)
+    yield Started("corpus", about={"shards": count})
+    ray.init(ignore_reinit_error=True, log_to_driver=False)
+    shards = [{"out": str(out.resolve()), "number": number, "count": count} for number in range(1, count + 1)]
+    for stage in ("vectors", "neighbors"):
+        called = ray.data.from_items(shards, override_num_blocks=count).map(_call)
+        for done, row in enumerate(called.iter_rows(), start=1):
+            if row["error"]:
+                raise UserError(row["error"])
+            yield Progress(stage, done, count)
+    manifest = json.loads((out / MANIFEST).read_text("utf-8"))
+    yield built(manifest)
+
+
+def _call(row: dict[str, Any]) -> dict[str, Any]:
+    """In a worker: one call of a shard."""
+    try:
+        for _ in run_shard(Path(row["out"]), Shard(row["number"], row["count"]), lambda: False):
+            pass
+        return {"error": ""}
+    except UserError as error:
+        return {"error": str(error)}

@@ -1,24 +1,125 @@
-"""Reads web pages (.html .xhtml): the text that a reader of the page would see.
+"""Web pages -> text, and what all marked-up kinds share: running text and titles.
+
+Reads web pages (.html .xhtml): the text that a reader of the page would see.
 
 What is asked of the page is its text alone: nothing that it refers to is opened or fetched, and no
 entity that it declares is expanded. CDATA sections are text in XHTML, which .xhtml files and the pages
 of books are (XML 1.0, section 2.7); in HTML they are comments (WHATWG HTML, section 13.2.5.42).
-"""
+
+Running text put together piece by piece, as the readers of marked-up kinds meet it.
+
+It knows where lines, paragraphs and cells of tables end, and nothing of any file format.
+
+The title that a text gives itself: the first heading of Markdown, reStructuredText and their like."""
 
 from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from io import StringIO
 
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]
 
-from retro_demo.documents.charsets import browsers_codec
-from retro_demo.documents.flow import Flow, as_title
-from retro_demo.documents.languages import as_language
-from retro_demo.documents.rows import File, Row
-from retro_demo.documents.text import TextReader
+from retro_demo.documents.encodings import browsers_codec
+from retro_demo.documents.rows import File, Part, Reader, Row, too_long
+from retro_demo.documents.text import TextReader, as_language
 from retro_demo.errors import UserError
+
+BLANKS = re.compile("[ \t\n\r\f\xa0]+")  # what a browser shows as one blank; the wide blanks of CJK are text
+BORDER = "| "  # before a cell that is not the first of its row
+TITLE_CHARS = 200
+
+
+class Flow:
+    """The text of one document. Breaks come into it only between two pieces of text."""
+
+    def __init__(self, label: str, limit: int) -> None:
+        """`label` names the file in errors; more than `limit` characters are refused."""
+        self._label = label
+        self._limit = limit
+        self._written = StringIO()  # millions of short pieces would fill the memory
+        self._num_chars = 0
+        self._break = 0  # line ends before the next piece
+        self._blank = False
+        self._cells = 0  # that began in this row
+        self._borders = 0  # between the last piece and the next
+        self._in_row = False  # there is text in this row
+
+    def text(self, data: str) -> None:
+        """Add text in which any run of blanks and line ends is one blank."""
+        data = BLANKS.sub(" ", data)
+        bare = data.strip(" ")
+        self._blank |= data.startswith(" ")
+        if bare:
+            self._put(bare)
+            self._blank = data.endswith(" ")
+
+    def verbatim(self, data: str) -> None:
+        """Add text whose blanks and line ends count."""
+        bare = data.strip("\n")
+        if not bare:
+            self.lines(len(data))
+            return
+        self.lines(len(data) - len(data.lstrip("\n")))
+        self._put(bare)
+        self.lines(len(data) - len(data.rstrip("\n")))
+
+    def lines(self, count: int) -> None:
+        """What follows stands at least `count` lines below; 2 begins a paragraph."""
+        if not self._borders:  # no cell begins with line ends
+            self._break = max(self._break, count)
+
+    def line_end(self) -> None:
+        """One line end more, as <br> is; two of them begin a paragraph."""
+        if not self._borders:
+            self._break = min(self._break + 1, 2)
+
+    def row(self) -> None:
+        """A row of a table begins or ends."""
+        self._break = max(self._break, 1)
+        self._cells = self._borders = 0
+        self._in_row = False
+
+    def cell(self) -> None:
+        """A cell of a row begins."""
+        self._cells += 1
+        if self._cells > 1:
+            self._borders += 1
+            if self._in_row:
+                self._break = 0
+
+    def mark(self) -> int:
+        """A place in the text, for `since`."""
+        return self._num_chars
+
+    def since(self, mark: int) -> str:
+        """The text from a place on as a title: on one line, and not a whole page."""
+        return as_title(self.whole()[mark:])
+
+    def whole(self) -> str:
+        return self._written.getvalue()
+
+    def _put(self, piece: str) -> None:
+        between = ""
+        if self._num_chars and self._break:
+            between = "\n" * self._break
+        elif self._num_chars and (self._blank or self._borders):
+            between = " "
+        between += BORDER * self._borders
+        self._num_chars += len(between) + len(piece)
+        if self._num_chars > self._limit:
+            raise too_long(self._label, self._limit, "several files")
+        self._written.write(between)
+        self._written.write(piece)
+        self._break, self._blank, self._borders, self._in_row = 0, False, 0, self._cells > 0
+
+
+def as_title(text: str) -> str:
+    """Text on one line, cut where it is too long for a title."""
+    text = BLANKS.sub(" ", text[: 8 * TITLE_CHARS]).strip()
+    return text if len(text) <= TITLE_CHARS else f"{text[: TITLE_CHARS - 3].rstrip()}..."
 
 
 def _names(words: str) -> frozenset[str]:
@@ -207,3 +308,78 @@ def _is_aside(attributes: Mapping[str, str]) -> bool:
         or attributes.get("aria-hidden") == "true"
         or HIDDEN.search(attributes.get("style", "")) is not None
     )
+
+
+HEAD_CHARS = 1 << 16  # a heading further down is not that of the text
+LINE_CHARS = 500  # nor is a longer line a heading
+FENCE = re.compile(r" {0,3}(```+|~~~+)")
+ATX = re.compile(r" {0,3}#{1,6}[ \t]+(.*?)(?:[ \t]+#+)?[ \t]*$")
+SETEXT = re.compile(r" {0,3}(=+|-+)[ \t]*$")
+FRONT_TITLE = re.compile(r"title:[ \t]*(.+)$")
+IMAGE = re.compile(r"!\[[^\]\[]*\](?:\([^()]*\)|\[[^\]\[]*\])")
+LINK = re.compile(r"\[([^\]\[]*)\](?:\([^()]*\)|\[[^\]\[]*\])")
+EMPHASIS = re.compile(r"(\*\*?\*?|(?<!\w)__?(?=\S)|(?<=\S)__?(?!\w)|`+)")
+UNDERLINE = re.compile(r"([!-/:-@\[-`{-~])\1+$")
+ASCIIDOC = re.compile(r"^=[ \t]+(.+)$", re.MULTILINE)
+ORG = re.compile(r"^(?:#\+title:[ \t]*|\*+[ \t]+)(.+)$", re.MULTILINE | re.IGNORECASE)
+LATEX = re.compile(r"^[^%\n]*\\(?:title|chapter\*?|section\*?)\{([^{}]+)\}", re.MULTILINE)
+
+
+def titled(read: Reader, title_of: Callable[[str], str]) -> Reader:
+    """`read`, whose documents get the title that `title_of` finds in the head of their text, or none."""
+
+    def read_titled(file: File) -> Iterator[Row | Part]:
+        for row in read(file):
+            yield (
+                replace(row, title=as_title(title_of(row.text[:HEAD_CHARS]))) if isinstance(row, Row) else row
+            )
+
+    return read_titled
+
+
+def markdown_title(text: str) -> str:
+    """The `title:` of the front matter, else the first heading with words in it; "" if there is none."""
+    lines = text.splitlines()
+    start = 0
+    if lines and lines[0].rstrip() == "---":
+        ends = (number for number, line in enumerate(lines[1:], 1) if line.rstrip() in ("---", "..."))
+        start = next(ends, 0)
+        for line in lines[1:start]:
+            if found := FRONT_TITLE.match(line):
+                return found[1].strip().strip("\"'")
+        start += start > 0
+    fence, above = "", ""
+    for line in (line[:LINE_CHARS] for line in lines[start:]):
+        if found := FENCE.match(line):
+            if not fence:
+                fence = found[1]
+            elif found[1].startswith(fence):
+                fence = ""
+            above = ""
+        elif not fence:
+            heading = found[1] if (found := ATX.match(line)) else above if SETEXT.match(line) else ""
+            if title := _without_marks(heading):
+                return title
+            above = line.strip() if not line.startswith("    ") else ""
+    return ""
+
+
+def _without_marks(heading: str) -> str:
+    """A heading of Markdown without its images, links and emphasis."""
+    return EMPHASIS.sub("", LINK.sub(r"\1", IMAGE.sub("", heading))).strip()
+
+
+def rst_title(text: str) -> str:
+    """The first line with a line of punctuation below it that is as long; "" if there is none."""
+    above = ""
+    for line in map(str.rstrip, text.splitlines()):
+        words = above.strip()
+        if words and len(line) >= max(len(words), 3) and UNDERLINE.match(line) and not UNDERLINE.match(words):
+            return words
+        above = line
+    return ""
+
+
+def found_by(pattern: re.Pattern[str]) -> Callable[[str], str]:
+    """Finds what the one group of a pattern finds first, or ""."""
+    return lambda text: found[1] if (found := pattern.search(text)) else ""

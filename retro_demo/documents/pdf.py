@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from retro_demo.documents.archives import ReadingLimits
-from retro_demo.documents.pdf_text import doubt_of_page, join_broken_words, ranges, spelled
+from retro_demo.documents.pdf_pages import doubt_of_page, join_broken_words, ranges, spelled
 from retro_demo.documents.rows import File, Part, Row
 from retro_demo.errors import UserError
 

@@ -1,19 +1,33 @@
-"""Reads tables (.csv .tsv) as spreadsheets write them."""
+"""Tables of rows and columns (.csv .tsv .parquet) -> rows.
+
+Parts the lines of a table into records of cells, whatever its quotes are.
+
+A cell may stand in double quotes and then hold delimiters, line ends and doubled quotes (RFC 4180). Where
+the quotes of a line do not follow that, they are letters: the line is read alone, and marked. So a quote
+that somebody wrote into a text swallows no rows.
+
+Reads tables (.csv .tsv) as spreadsheets write them.
+
+Reads tables of columns (.parquet), with DuckDB: the columns that are asked for, a few rows at a time."""
 
 from __future__ import annotations
 
 import csv
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import shutil
+import tempfile
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-from retro_demo.documents.cells import TAB, Dialect, Record, records
-from retro_demo.documents.reading_notes import Notes
+from retro_demo.documents.json_files import Record, record_rows
 from retro_demo.documents.rows import (
     FIELDS,
     NAME_CHARS,
     File,
+    Notes,
     Row,
     find_column,
     no_column,
@@ -24,6 +38,131 @@ from retro_demo.documents.rows import (
 )
 from retro_demo.documents.text import TextReader
 from retro_demo.errors import UserError
+
+if TYPE_CHECKING:
+    from _csv import Reader
+
+QUOTE = '"'
+TAB = "\t"
+
+
+class Dialect(NamedTuple):
+    """How the cells of a row are parted: by a delimiter, and perhaps blanks after it."""
+
+    delimiter: str
+    blanks: bool
+    quotes: bool = True
+    """Cells may stand in quotes; False = all quotes are letters."""
+
+
+class Cells(NamedTuple):
+    """The cells of a row that is not blank.
+
+    line: that it ends in, from 1. odd: it has quotes that are letters, where a cell in quotes may begin.
+    doubtful: it has several lines, and each of them could be a row.
+    """
+
+    cells: list[str]
+    line: int
+    odd: bool = False
+    doubtful: bool = False
+
+
+def records(lines: Iterable[str], dialect: Dialect, *, cut: bool = False) -> Iterator[Cells]:
+    """The records of lines that have their ends; of `cut` ones the last record may be missing its end.
+
+    A line that cannot be a record of its own by its quotes ends in several records. Raises csv.Error for a
+    cell over csv's limit.
+    """
+    rest = iter(lines)
+    ahead: deque[str] = deque()  # lines to be read again
+    opened: list[str] = []  # of the record that is being read
+    passed = width = 0  # lines of whole records; cells of the first of these
+
+    ended = False
+
+    def fed() -> Iterator[str]:
+        nonlocal ended
+        while (line := ahead.popleft() if ahead else next(rest, None)) is not None:
+            opened.append(line)
+            yield line
+        ended = True
+
+    while True:
+        try:
+            for cells in _reader(fed(), dialect):
+                doubtful = len(opened) > 1 and _are_rows(opened, dialect, len(cells))
+                if doubtful and (dialect.delimiter == TAB or not width):
+                    break  # a tab within a cell is rare, and so is a name of a column over several lines
+                passed += len(opened)
+                opened.clear()
+                if len(cells) > 1 or any(map(str.strip, cells)):
+                    width = width or len(cells)
+                    odd = not dialect.quotes and any(cell.startswith(QUOTE) for cell in cells)
+                    yield Cells(cells, passed, odd, doubtful)
+            else:
+                return
+        except csv.Error as error:
+            if "field limit" in str(error):
+                raise
+            if ended and cut:
+                return
+            ended = False
+        first, *others = opened
+        ahead.extendleft(reversed(others))
+        opened.clear()
+        passed += 1
+        cells = _alone(first.removesuffix("\n"), dialect, width)
+        width = width or len(cells)
+        yield Cells(cells, passed, odd=True)
+
+
+def _reader(lines: Iterator[str], dialect: Dialect) -> Reader:
+    quoting = csv.QUOTE_MINIMAL if dialect.quotes else csv.QUOTE_NONE
+    return csv.reader(
+        lines, delimiter=dialect.delimiter, skipinitialspace=dialect.blanks, quoting=quoting, strict=True
+    )
+
+
+def _are_rows(lines: Sequence[str], dialect: Dialect, width: int) -> bool:
+    """Whether each of several lines has as many cells by its delimiters as they have together."""
+    return width > 1 and all(line.count(dialect.delimiter) == width - 1 for line in lines)
+
+
+def _alone(line: str, dialect: Dialect, width: int) -> list[str]:
+    """The cells of one line whose quotes are odd; of two ways the one that gives rather `width` cells.
+
+    Either a cell in quotes ends where a delimiter follows its quote, whatever quotes it holds, or there is
+    none. Tables parted by tabs have seldom any.
+    """
+    bare = line.split(dialect.delimiter)
+    if dialect.blanks:
+        bare = [cell.lstrip(" ") for cell in bare]
+    if dialect.delimiter == TAB:
+        return bare
+    return min((_loosely(line, dialect), bare), key=lambda cells: abs(len(cells) - width))
+
+
+def _loosely(line: str, dialect: Dialect) -> list[str]:
+    closing = re.compile(f"{QUOTE} *(?={re.escape(dialect.delimiter)}|$)")
+    cells: list[str] = []
+    at, closes = 0, True  # closes: there may be a closing quote ahead
+    while True:
+        while dialect.blanks and line.startswith(" ", at):
+            at += 1
+        found = closing.search(line, at + 1) if closes and line.startswith(QUOTE, at) else None
+        closes = closes and (found is not None or not line.startswith(QUOTE, at))
+        if found:
+            cells.append(line[at + 1 : found.start()].replace(QUOTE * 2, QUOTE))
+            at = found.end()
+        else:
+            end = line.find(dialect.delimiter, at)
+            cells.append(line[at:] if end < 0 else line[at:end])
+            at = len(line) if end < 0 else end
+        if at >= len(line):
+            return cells
+        at += 1
+
 
 DELIMITERS = ",;\t|"
 SAMPLE_LINES = 200  # that the delimiter is chosen by
@@ -86,7 +225,7 @@ class Table:
         self._odd.note(notes, ODD, self.label)
         self._doubtful.note(notes, DOUBTFUL, self.label)
 
-    def _counted(self) -> Iterator[Record]:
+    def _counted(self) -> Iterator[Cells]:
         try:
             for record in self._records:
                 self.line = self._passed + record.line
@@ -208,7 +347,7 @@ def _dialect(head: Sequence[str], file: File, delimiters: str, *, cut: bool) -> 
     """
     wanted = {plain_name(file.fields.get(name, name)) for name in FIELDS}
 
-    def parted(dialect: Dialect) -> list[Record]:
+    def parted(dialect: Dialect) -> list[Cells]:
         return list(records(head, dialect, cut=cut))
 
     def fit(dialect: Dialect) -> tuple[bool, float, int, int]:
@@ -226,3 +365,87 @@ def _dialect(head: Sequence[str], file: File, delimiters: str, *, cut: bool) -> 
     # most programs that part by tabs have no quoting
     literal = best.delimiter == TAB and any(record.odd for record in parted(best))
     return best._replace(quotes=not literal)
+
+
+MAGIC = b"PAR1"
+LOCKED = b"PARE"
+MEMORY = "1GB"  # of DuckDB, which refuses what would take more
+ROWS = 16
+NESTED = ("STRUCT", "MAP", "UNION", "VARIANT")
+PLAIN = (str, int, float, bool, type(None))
+SETTINGS = {
+    "threads": 1,
+    "memory_limit": MEMORY,
+    "temp_directory": "",
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+}
+
+
+def read_parquet(file: File) -> Iterator[Row]:
+    """One document a row. Raises UserError for columns of nested values that are asked for."""
+    start = file.stream.peek()[:4]
+    if not start:
+        return
+    if start != MAGIC:
+        reason = "it is encrypted" if start == LOCKED else "it does not begin as one"
+        raise _unreadable(file.label, reason)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "table.parquet"
+        with path.open("wb") as copy:
+            shutil.copyfileobj(file.stream, copy)
+        yield from record_rows(_records(path, file), file)
+
+
+def _records(path: Path, file: File) -> Iterator[Record]:
+    import duckdb  # takes 0.1 s, and most have no use for it
+
+    names = {file.fields.get(name, name): name for name in FIELDS}
+    # Older writers do not mark which of their bytes are text.
+    table = "read_parquet(?, binary_as_string=true)"
+    try:
+        with duckdb.connect(":memory:", config=SETTINGS) as database:
+            about = database.execute(f"DESCRIBE SELECT * FROM {table}", [str(path)]).fetchall()
+            kinds = {column: kind for column, kind, *_ in about}
+            asked = {find_column(column, list(kinds)): name for column, name in names.items()}
+            asked.pop("", None)
+            for column, name in asked.items():
+                _check_kind(kinds[column], column, name, file.label)
+            named = ", ".join('"' + column.replace('"', '""') + '"' for column in asked)
+            rows = database.execute(f"SELECT {named or 'NULL'} FROM {table}", [str(path)])
+            number = 0
+            while block := rows.fetchmany(ROWS):
+                for values in block:
+                    number += 1
+                    file.unpacker.count(sum(len(value) for value in values if isinstance(value, str)))
+                    found = zip(asked, values[: len(asked)], strict=True)
+                    yield (
+                        number,
+                        f"Row {number:,} of {file.label}",
+                        dict.fromkeys(kinds) | {column: _plain(value) for column, value in found},
+                    )
+    except duckdb.OutOfMemoryException as error:
+        raise UserError(
+            f"{file.label} takes more than {MEMORY} of memory to read: write it with smaller row groups, "
+            "or as .jsonl."
+        ) from error
+    except (duckdb.Error, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0][:200].replace(str(path), file.label)
+        raise _unreadable(file.label, reason) from error
+
+
+def _unreadable(label: str, reason: str) -> UserError:
+    return UserError(f"{label} is not a .parquet file that can be read ({reason}).")
+
+
+def _check_kind(kind: str, column: str, name: str, label: str) -> None:
+    if kind.endswith("]") or kind.startswith(NESTED):
+        raise UserError(
+            f"{label} has nested values ({kind[:40]}) in its column {column!r}, the {name}: "
+            f"name a plain column with --fields {name}=NAME."
+        )
+
+
+def _plain(value: object) -> object:
+    """Dates, decimals and their like as text; what else there is stays what it is."""
+    return value if isinstance(value, PLAIN) else str(value)

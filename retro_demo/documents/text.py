@@ -1,4 +1,8 @@
-"""Reads text files (.txt .md), and decodes the bytes of all kinds that hold text; refuses what is no text."""
+"""Text files (.txt .md and their like), and decoding for all kinds that hold text.
+
+Reads text files (.txt .md), and decodes the bytes of all kinds that hold text; refuses what is no text.
+
+The names of languages in files, brought to one form."""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import io
 import re
 from collections.abc import Iterator
 
-from retro_demo.documents.charsets import ESCAPE, SAMPLE_BYTES, WIDE, guess, name_of
+from retro_demo.documents.encodings import ESCAPE, SAMPLE_BYTES, WIDE, guess, name_of
 from retro_demo.documents.rows import File, Row, too_long
 from retro_demo.errors import UserError
 
@@ -63,7 +67,7 @@ def with_newlines(text: str) -> str:
 
 
 class TextReader:
-    """Decodes a stream: UTF-8, what a byte order mark says, or what documents/charsets.py tells of the other
+    """Decodes a stream: UTF-8, what a byte order mark says, or what documents/encodings.py tells of the other
     bytes.
 
     Line ends become \\n; byte order marks go, wherever files were joined, and so do zeros and Ctrl-Z at the
@@ -227,3 +231,17 @@ class TextReader:
             f"{self.label} does not look like text ({reason}): "
             "check that it is a text file and save it in UTF-8."
         )
+
+
+LANGUAGE = re.compile(r"([a-z]{2,3})(?:[-_]([a-z]{4}))?(?:[-_].*)?", re.IGNORECASE)
+
+
+def as_language(tag: str) -> str:
+    """`"en-US"` -> `"en"`, `"zh-hant-TW"` -> `"zh-Hant"` (BCP 47 without region); "" for what is none.
+
+    A region makes no other language: passages of en-US and en-GB are not of two languages.
+    """
+    found = LANGUAGE.fullmatch(tag.strip())
+    if not found:
+        return ""
+    return found[1].lower() + (f"-{found[2].title()}" if found[2] else "")

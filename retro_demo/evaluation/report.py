@@ -1,14 +1,27 @@
-"""What an evaluation has to say: all its figures as one plain dict, ready for JSON.
+"""The result of an evaluation as a plain dict, for RETRO and for MARGE.
+
+What an evaluation has to say: all its figures as one plain dict, ready for JSON.
 
 arms          {name: {nats, bpb, ci, tokens, differences: {reference: {nats, nats_ci, bpb, bpb_ci}}}}
 verdict       the sentence; helps (true, false, null) and next stand beside it
 counts        documents, tokens, bytes, database_tokens, k, queries, queries_short ...
 trained_on    what was left out because a training held it, or could not be checked, in words
 tokens_moved  {reference: {helped, hurt, mean, threshold}}
-leakage       {"database": ..., "neighbors": ...}: bpb by overlap, see evaluation/leakage.py
+leakage       {"database": ..., "neighbors": ...}: bpb by overlap, see evaluation/overlap.py
 curves        loss by the size of the database and by k, where they were measured
-provenance    see runs/provenance.py; added by evaluation/evaluating.py
-"""
+provenance    see runs/provenance.py; added by evaluation/runner.py
+
+What the evaluation of a MARGE has to say: all its figures as one plain dict, and the verdict on it.
+
+arms, verdict, helps, next, counts, tokens_moved, trained_on, provenance   as in evaluation/report.py
+names               what people call the arms, in the order to show them in
+references          the arms that the others are compared with on the page, the line of the picture first
+across_languages    recall, pool and chance of evidence/reindex.py; {} where no group has two languages
+beta                of each layer that reads evidence
+
+"Its own evidence helps" is said only where it beats evidence drawn at random and none at all, each by
+an interval that excludes 0: the first says that what was retrieved is read, the second that reading it
+is worth something. Groups are drawn, not documents: translations of one text are alike."""
 
 from __future__ import annotations
 
@@ -18,15 +31,13 @@ from typing import Any
 
 import numpy as np
 
-from retro_demo.evaluate_config import EvaluateConfig
-from retro_demo.evaluation.arm_figures import Sums, arm_figures, tokens_moved
-from retro_demo.evaluation.arms import Arms, neighbors_missing
-from retro_demo.evaluation.leakage import Overlaps, leakage
-from retro_demo.evaluation.loss_table import LossTable
-from retro_demo.evaluation.matching import Match
-from retro_demo.evaluation.smaller_databases import Part
-from retro_demo.evaluation.trained_on import Known
-from retro_demo.evaluation.verdict import Evidence, verdict
+from retro_demo.corpus.store import MIN_DOCUMENTS
+from retro_demo.evaluation.arms import ARMS, TARGETS, Arms, EvidenceArms, neighbors_missing
+from retro_demo.evaluation.baselines import Known, Match, Part
+from retro_demo.evaluation.losses import LEVEL, Difference, LossTable, Sums, arm_figures, tokens_moved
+from retro_demo.evaluation.overlap import Overlaps, leakage
+from retro_demo.evaluation.verdict import Evidence, Verdict, less, more, said, verdict
+from retro_demo.settings import EvaluateConfig
 
 WAS = "baseline_before"
 """The arm of what the baseline was before: what it began from, or a better save of it."""
@@ -160,3 +171,177 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [without_nan(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+REFERENCES = ("on", "random", "off")
+NAMES = {
+    "on": "its own evidence",
+    "own": "own evidence only",
+    "random": "random evidence",
+    "off": "no evidence",
+    "beta_0": "beta 0",
+    "uniform": "uniform relevance",
+    "shuffled": "shuffled relevance",
+    "same_document": "with the own document",
+    "other_documents": "without the own document",
+}
+
+
+@dataclass(frozen=True)
+class MargeStudy:
+    """What is being measured: the arms, the table to fill, and what was found about the encoder."""
+
+    arms: EvidenceArms
+    table: LossTable
+    config: EvaluateConfig
+    betas: list[float]
+    across: dict[str, Any]
+    swapped: str
+    known: Known
+
+    @property
+    def measured(self) -> list[str]:
+        """The arms that are read; the others have the figures of their twins."""
+        return [arm for arm in ARMS if not self.arms.twin(arm)]
+
+
+def marge_report(study: MargeStudy, count: int) -> dict[str, Any]:
+    """The figures of all arms on the first `count` held-out passages."""
+    arms, table = study.arms, study.table
+    sums = Sums(table, count, resamples=study.config.resamples, seed=study.config.seed)
+    measured = arm_figures(sums, study.measured, REFERENCES)
+    figures = {}
+    for arm in ARMS:
+        twin = arms.twin(arm)
+        figures[arm] = measured[twin] | {"same_as": twin} if twin else measured[arm]
+    found = arms.evidence("on", np.arange(count))
+    counts = {
+        "passages": count,
+        "groups": len(sums.documents),
+        "documents": len(np.unique(arms.passages.document[arms.targets[:count]])),
+        "held_out_passages": len(arms.targets),
+        "held_out_groups": len(np.unique(table.windows.document)),
+        "known_documents": study.known.count,
+        "tokens": int(sums.tokens().sum()),
+        "held_out_tokens": int(table.there.sum()),
+        "bytes": int(sums.bytes().sum()),
+        "k": arms.k,
+        "candidates": len(arms.passages),
+        "targets_of_a_batch": TARGETS,
+        "short_of_evidence": int((found < 0).any(axis=1).sum()),
+    }
+    against = {
+        other: sums.difference("on", other) for other in ("random", "off", "own", "beta_0", "shuffled")
+    }
+    conclusion = marge_verdict(against, counts, swapped=study.swapped, trained_on=study.known.words)
+    return without_nan(
+        {
+            "verdict": conclusion.sentence,
+            "helps": conclusion.helps,
+            "next": list(conclusion.next),
+            "counts": counts,
+            "arms": figures,
+            "names": NAMES,
+            "references": list(REFERENCES[:2]),
+            "tokens_moved": {other: tokens_moved(sums, other) for other in ("off", "random")},
+            "across_languages": study.across,
+            "beta": study.betas,
+            "trained_on": study.known.words,
+            "swapped": study.swapped,
+        }
+    )
+
+
+def marge_verdict(
+    against: dict[str, Difference], counts: dict[str, Any], *, swapped: str = "", trained_on: str = ""
+) -> Verdict:
+    """The verdict; `against` holds "on" minus each of the arms random, off, own, beta_0 and shuffled."""
+    decided = counts["groups"] >= MIN_DOCUMENTS
+    if not decided:
+        helps = None
+        claim = (
+            f"Not decided: {counts['groups']} held-out groups are too few for an interval; "
+            f"at least {MIN_DOCUMENTS} are needed."
+        )
+    else:
+        helps, claim = _claim(against["random"], against["off"])
+        claim += f" {_relevance(against)} {_sharing(against['own'])}"
+    sentence = f"{claim} {_measured_on(counts)}"
+    if swapped:
+        sentence += f" Hot swap: the run was trained on another corpus than {swapped}."
+    return Verdict(helps, f"{sentence} {trained_on}".strip(), _next(helps, against, counts))
+
+
+def _claim(on_random: Difference, on_off: Difference) -> tuple[bool | None, str]:
+    if more(on_random):
+        return False, (
+            f"Its own evidence hurts: passages drawn at random do better (difference {said(on_random)})."
+        )
+    if not less(on_random):
+        return None, (
+            "Its own evidence is not shown to help: it cannot be told from passages drawn at random "
+            f"(difference {said(on_random)}, which holds 0)."
+        )
+    beats = f"It does beat evidence drawn at random ({said(on_random)}), but that alone is no gain."
+    if more(on_off):
+        return False, f"Its own evidence hurts: no evidence at all does better ({said(on_off)}). {beats}"
+    if not less(on_off):
+        return None, (
+            "Its own evidence is not shown to help: it cannot be told from no evidence at all "
+            f"(difference {said(on_off)}, which holds 0). {beats}"
+        )
+    return True, (
+        f"Its own evidence helps: it beats evidence drawn at random ({said(on_random)}) and no evidence "
+        f"at all ({said(on_off)})."
+    )
+
+
+def _relevance(against: dict[str, Difference]) -> str:
+    """Whether it matters how relevant the model holds its evidence."""
+    flat, mixed = against["beta_0"], against["shuffled"]
+    figures = f"on minus beta 0: {said(flat)}; minus shuffled relevance: {said(mixed)}"
+    if less(flat) and less(mixed):
+        return f"The learned relevance matters ({figures})."
+    if less(flat) or less(mixed):
+        which = "without any (beta 0)" if less(flat) else "with that of other passages (shuffled)"
+        return f"The learned relevance matters in part: it is worse only {which} ({figures})."
+    if more(flat) or more(mixed):
+        return f"The learned relevance is of no use, and in part harmful ({figures})."
+    return f"The learned relevance is not shown to matter ({figures})."
+
+
+def _sharing(on_own: Difference) -> str:
+    """Whether it matters that a target reads the evidence of the whole batch."""
+    if less(on_own):
+        return f"Reading the evidence of the whole batch helps, against the own alone ({said(on_own)})."
+    if more(on_own):
+        return f"Reading the evidence of the whole batch hurts, against the own alone ({said(on_own)})."
+    return f"Whether a target reads its own evidence alone makes no difference that shows ({said(on_own)})."
+
+
+def _measured_on(counts: dict[str, Any]) -> str:
+    share = counts["tokens"] / counts["held_out_tokens"]
+    part = "all" if share == 1 else f"{share:.0%}"
+    short = counts["short_of_evidence"] / counts["passages"]
+    return (
+        f"Measured on {counts['groups']:,} held-out groups ({counts['passages']:,} passages, "
+        f"{counts['tokens']:,} tokens, {part} of them), with k = {counts['k']} passages of evidence for each "
+        f"from {counts['candidates']:,} candidates ({short:.1%} found fewer) and {TARGETS} targets a batch; "
+        f"{LEVEL}% intervals by a paired bootstrap over groups. One seed."
+    )
+
+
+def _next(helps: bool | None, against: dict[str, Difference], counts: dict[str, Any]) -> tuple[str, ...]:
+    """What would change the verdict."""
+    steps = []
+    if counts["groups"] < MIN_DOCUMENTS:
+        steps.append(f"More held-out groups: at least {MIN_DOCUMENTS}.")
+    if counts["tokens"] < counts["held_out_tokens"]:
+        steps.append("More held-out tokens: the intervals become narrower.")
+    if helps is not True:
+        steps.append("A longer training: it takes many re-indexes until evidence is worth reading.")
+    if helps is not True and not less(against["beta_0"]):
+        steps.append("Fewer candidates of no use: evidence in other languages only, or a smaller k.")
+    if helps is not False:
+        steps.append("Other seeds: one training may be lucky; three would tell.")
+    return tuple(steps)

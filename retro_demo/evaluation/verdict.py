@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from retro_demo.corpus.corpus import MIN_DOCUMENTS
-from retro_demo.evaluation.arm_figures import Difference
-from retro_demo.evaluation.bootstrap import LEVEL
+from retro_demo.corpus.store import MIN_DOCUMENTS
+from retro_demo.evaluation.losses import LEVEL, Difference
 from retro_demo.runs.alarms import RISE
 
 

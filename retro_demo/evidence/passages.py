@@ -1,19 +1,32 @@
-"""Documents of a corpus cut into passages, which MARGE reads and writes (papers.md 2.2).
+"""MARGE's passages, and which of them are evidence for which.
 
-This module cuts and numbers; who is whose evidence is the business of evidence/evidence.py.
+Documents of a corpus cut into passages, which MARGE reads and writes (papers.md 2.2).
+
+This module cuts and numbers; who is whose evidence is the business of evidence/passages.py.
 
 Shapes: P passages, S tokens of a passage.
-"""
+
+Who is whose evidence: the most relevant pairs of passages, by the embeddings of a MARGE encoder.
+
+Owns shards, what may not be evidence, and the choice of pairs over a shard (papers.md 2.2, steps 1-3).
+Embedding is the model's business, batches are made of the pairs in evidence/batching.py.
+
+Shapes: P passages, D embedding width, E pairs, Q queries, K evidence passages."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from retro_demo.corpus.corpus import Corpus
+from retro_demo.corpus.store import Corpus
 from retro_demo.errors import UserError
+from retro_demo.models.config import EvidenceConfig
+from retro_demo.retrieval.dense import VectorIndex, search_allowed
+from retro_demo.retrieval.neighbors import Neighbors, rank
 
 
 @dataclass(frozen=True)
@@ -117,3 +130,245 @@ def _numbers_of_texts(tokens: np.ndarray) -> np.ndarray:
 
 def _named(languages: tuple[str, ...] | list[str]) -> str:
     return ", ".join(language or "(none given)" for language in languages)
+
+
+# Memory needs a limit on what one target can hold: many times the average, so that it hardly ever binds.
+MOST_OVER_AVERAGE, MOST_BEYOND = 8, 16
+CHANCE_SAMPLE = 500
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of a target and a passage of its evidence, sorted by target, then best first."""
+
+    target: np.ndarray
+    """int64 (E,): passage ids"""
+    evidence: np.ndarray
+    """int64 (E,): passage ids"""
+    relevance: np.ndarray
+    """float32 (E,): cosine, in steps of 1e-6, so that float noise decides no tie."""
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+
+def shard(passages: Passages, config: EvidenceConfig, seed: int) -> np.ndarray:
+    """The number of each passage's shard, int (P,).
+
+    What `shard_by` names stays together. Drawn at random, groups (or documents) fill a shard until
+    the next does not fit; one that is larger than a shard has one of its own.
+    """
+    if len(passages) <= config.shard_size:
+        return np.zeros(len(passages), dtype=np.int64)
+    of = passages.group if config.shard_by == "group" else passages.document
+    units, unit, sizes = np.unique(of, return_inverse=True, return_counts=True)
+    shards = np.zeros(len(units), dtype=np.int64)
+    number, filled = 0, 0
+    for i in np.random.default_rng([seed, 1]).permutation(len(units)):
+        if filled and filled + sizes[i] > config.shard_size:
+            number, filled = number + 1, 0
+        shards[i] = number
+        filled += sizes[i]
+    return shards[unit]
+
+
+def find_pairs(
+    embeddings: np.ndarray,
+    passages: Passages,
+    config: EvidenceConfig,
+    *,
+    targets: np.ndarray,
+    candidates: np.ndarray,
+    seed: int,
+) -> Pairs:
+    """The most relevant pairs of each shard: `evidence_per_target` times its targets, over all of them.
+
+    embeddings (P, D), of any length; targets and candidates bool (P,), which may overlap. A target
+    gets as many as are among the best of its shard, at most 8 times the average and 16; the others
+    rest. Never a pair: a passage with itself or its text, with its document unless `same_document`,
+    with its language where `evidence_languages` is "other". Equal relevance is ordered by the ids,
+    so the same input gives the same pairs. The search is exact up to the 100,000 candidates in a
+    shard that index.choose_factory takes a flat index for, and approximate beyond.
+    """
+    vectors = _normalized(embeddings)
+    most = MOST_BEYOND + math.ceil(MOST_OVER_AVERAGE * config.evidence_per_target)
+    shards = shard(passages, config, seed)
+    kept: list[np.ndarray] = [np.zeros((3, 0))]
+    for number in np.unique(shards):
+        own = np.flatnonzero(targets & (shards == number))
+        others = np.flatnonzero(candidates & (shards == number))
+        found = _search(vectors, passages, config, own, others, min(most, max(1, len(others))))
+        valid = found.ids >= 0
+        pairs = np.stack([np.repeat(own, valid.sum(axis=1)), found.ids[valid], found.scores[valid]])
+        best = np.lexsort((pairs[1], pairs[0], -pairs[2]))
+        kept.append(pairs[:, best[: round(config.evidence_per_target * len(own))]])
+    pairs = np.concatenate(kept, axis=1)  # float64 holds ids and float32 exactly
+    pairs = pairs[:, np.lexsort((pairs[1], -pairs[2], pairs[0]))]
+    return Pairs(pairs[0].astype(np.int64), pairs[1].astype(np.int64), pairs[2].astype(np.float32))
+
+
+def random_pairs(
+    pairs: Pairs,
+    passages: Passages,
+    config: EvidenceConfig,
+    *,
+    candidates: np.ndarray,
+    shard_seed: int,
+    seed: int,
+) -> Pairs:
+    """The control without content: each target keeps its number of pairs, with evidence drawn at random.
+
+    Drawn from the candidates (P,) of its own shard, as `find_pairs` cuts it with `shard_seed`, by the
+    same rules and never from its own group; from all shards where its own holds none of another group.
+    A target for which there are fewer has fewer. Relevance is 0: nothing is claimed.
+    """
+    rng = np.random.default_rng([seed, 3])
+    shards = shard(passages, config, shard_seed)
+    everywhere = np.flatnonzero(candidates)
+    among = {number: everywhere[shards[everywhere] == number] for number in np.unique(shards[pairs.target])}
+    drawn = []
+    for target, count in zip(*np.unique(pairs.target, return_counts=True), strict=True):
+        for ids in (among[shards[target]], everywhere):
+            allowed = ids[other_groups(passages, config, target, ids)]
+            if len(allowed):
+                break
+        drawn.append(np.sort(rng.choice(allowed, min(count, len(allowed)), replace=False)))
+    sizes = [len(one) for one in drawn]
+    evidence = np.concatenate([*drawn, np.zeros(0, dtype=np.int64)])
+    return Pairs(np.repeat(np.unique(pairs.target), sizes), evidence, np.zeros(len(evidence), np.float32))
+
+
+def chance_of_group(
+    pairs: Pairs, passages: Passages, config: EvidenceConfig, *, candidates: np.ndarray, shard_seed: int
+) -> float:
+    """The share of pairs within a group, were each target's drawn at random from what it may have.
+
+    A mean over the targets of the pairs, CHANCE_SAMPLE of them at most, spread evenly.
+    """
+    shards = shard(passages, config, shard_seed)
+    targets = np.unique(pairs.target)
+    targets = targets[np.unique(np.linspace(0, len(targets) - 1, CHANCE_SAMPLE).astype(int))]
+    shares = []
+    for target in targets:
+        ids = np.flatnonzero(candidates & (shards == shards[target]))
+        ids = ids[~forbidden(passages, config, target[None], ids[None])[0]]
+        shares.append(np.mean(passages.group[ids] == passages.group[target]))
+    return float(np.mean(shares))
+
+
+def nearest(
+    embeddings: np.ndarray,
+    passages: Passages,
+    config: EvidenceConfig,
+    targets: np.ndarray,
+    candidates: np.ndarray,
+    k: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k most relevant candidates of each target, by the rules of `find_pairs`, without shards.
+
+    targets int (Q,): passage ids; candidates bool (P,) -> ids int64 (Q, K), -1 = none, and cosines
+    float32 (Q, K), -inf = none; best first.
+    """
+    vectors = _normalized(embeddings)
+    found = _search(vectors, passages, config, np.asarray(targets), np.flatnonzero(candidates), k)
+    return found.ids, found.scores
+
+
+def pair_figures(
+    pairs: Pairs, passages: Passages, targets: np.ndarray, previous: Pairs | None
+) -> dict[str, float]:
+    """Figures of a re-index; targets bool (P,), previous: the pairs of the re-index before.
+
+    Without pairs there are no shares and no mean; churn (the share of pairs that were not kept at
+    the re-index before) is absent at the first.
+    """
+    busy = len(np.unique(pairs.target))
+    figures: dict[str, float] = {
+        "pairs": len(pairs),
+        "targets_with_evidence": busy,
+        "targets_resting": int(targets.sum()) - busy,
+    }
+    if not len(pairs):
+        return figures
+    language, group = (of[pairs.target] == of[pairs.evidence] for of in (passages.language, passages.group))
+    figures["across_languages"] = float(1 - language.mean())
+    figures["same_group"] = float(group.mean())
+    figures["mean_relevance"] = float(pairs.relevance.mean(dtype=np.float64))
+    if previous is not None:
+        now, before = (one.target * len(passages) + one.evidence for one in (pairs, previous))
+        figures["churn"] = float(np.mean(~np.isin(now, before)))
+    return figures
+
+
+def _search(
+    vectors: np.ndarray,
+    passages: Passages,
+    config: EvidenceConfig,
+    targets: np.ndarray,
+    candidates: np.ndarray,
+    k: int,
+) -> Neighbors:
+    """The k nearest candidates (ids) of each target (ids) that may be its evidence."""
+    out = rank(np.full((len(targets), 1), -1), np.zeros((len(targets), 1)), k)
+    for rows, among in _searches(passages, config, targets, candidates):
+        if not len(rows) or not len(among):
+            continue
+
+        def excluded(part: np.ndarray, ids: np.ndarray, own: np.ndarray = targets[rows]) -> np.ndarray:
+            return forbidden(passages, config, own[part], ids)
+
+        index = VectorIndex.build(vectors[among], among)
+        found = search_allowed(index, vectors[targets[rows]], k, excluded)
+        out.ids[rows], out.scores[rows] = found.ids, found.scores
+    return out
+
+
+def _searches(
+    passages: Passages, config: EvidenceConfig, targets: np.ndarray, candidates: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows of the targets that share candidates, and these: a search for each language, or one for all.
+
+    Leaving the own language out of the index, not of what is found, spares fetching nearly all:
+    most encoders put the own language first.
+    """
+    if config.evidence_languages == "any":
+        yield np.arange(len(targets)), candidates
+        return
+    for language in np.unique(passages.language[targets]):
+        yield (
+            np.flatnonzero(passages.language[targets] == language),
+            candidates[passages.language[candidates] != language],
+        )
+
+
+def forbidden(passages: Passages, config: EvidenceConfig, own: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Which of ids (Q, K), or (1, K) for all, may not be evidence for the passages own (Q,): bool (Q, K).
+
+    A passage itself and its text; its document unless `same_document`; its language where
+    `evidence_languages` is "other".
+    """
+    own = own[:, None]
+    never = passages.content[ids] == passages.content[own]  # itself among them
+    if not config.same_document:
+        never = never | (passages.document[ids] == passages.document[own])
+    if config.evidence_languages == "other":
+        never = never | (passages.language[ids] == passages.language[own])
+    return never
+
+
+def in_evidence_set(passages: Passages, config: EvidenceConfig) -> np.ndarray:
+    """Which passages may be evidence for anything, bool (P,)."""
+    return passages.database_only if config.evidence_set == "database" else np.ones(len(passages), dtype=bool)
+
+
+def other_groups(passages: Passages, config: EvidenceConfig, target: int, ids: np.ndarray) -> np.ndarray:
+    """Which of ids (K,) may be evidence for a passage and are not of its group: evidence without content."""
+    never = forbidden(passages, config, np.array([target]), ids[None])[0]
+    return ~never & (passages.group[ids] != passages.group[target])
+
+
+def _normalized(embeddings: np.ndarray) -> np.ndarray:
+    """Rows of length 1 (or 0), float32 (P, D)."""
+    vectors = np.asarray(embeddings, dtype=np.float32)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.maximum(lengths, np.finfo(np.float32).tiny)

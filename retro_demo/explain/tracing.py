@@ -1,14 +1,29 @@
-"""A finished text with all that can be shown of it: what it read, and what that did to it.
+"""A text read once more with its attention: the trace, its findings, what was copied.
+
+A finished text with all that can be shown of it: what it read, and what that did to it.
 
 The trace needs neither run nor corpus any more. No HTML, no page here.
 
 Shapes: T tokens, L chunks, C chunk length, K neighbors, R = 2 C neighbor length, H heads.
-"""
+
+What a text has in common with the neighbors that it could read: copied spans, and repetition.
+
+Token ids in, numbers out. It knows neither models nor text.
+
+Shapes: T tokens, L chunks, C chunk length, K neighbors, R = 2 C neighbor length (N, then F).
+
+What a trace says, in figures: who helped, what was copied, and whether attention tells the truth.
+
+Plain JSON values out; the page draws them, the command line and the HTTP endpoint give them as they are.
+
+Shapes: T tokens, L chunks, C chunk length, K neighbors."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +33,16 @@ from einops import rearrange
 from safetensors.torch import load_file
 from torch import Tensor
 
-from retro_demo.corpus.search import Database
-from retro_demo.explain.explain import Numbers, measure
-from retro_demo.generation.generate import Written
-from retro_demo.models.attention import record_attention
+from retro_demo.corpus.retrievers import Database
+from retro_demo.evaluation.losses import helped_and_hurt
+from retro_demo.evaluation.overlap import runs_ending
+from retro_demo.explain.attribution import Numbers, measure, rank_correlation
+from retro_demo.files import write_atomically
+from retro_demo.generation.retro import Written
+from retro_demo.models.layers import record_attention
 from retro_demo.models.retro import RETRO
 from retro_demo.tensor_files import save_tensors
 from retro_demo.tokenizer import Tokenizer, pieces_of
-from retro_demo.whole_files import write_atomically
 
 FORMAT = 2
 
@@ -227,3 +244,280 @@ def why_nothing(trace: Trace, chunk: int = 0) -> str:
         why = trace.about.get("nothing_found", "No neighbor was found.")  # traces of 0.5.0 do not say why
         return f"Chunk {chunk + 1}: {why}"
     return ""
+
+
+LONG = 5  # from this many tokens on a span counts as copied (RETRO, appendix E)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens start ... end - 1 of a text, equal to a neighbor's from `source` on.
+
+    `chunk` is the chunk whose neighbor it is; the text stands in the chunk after it. `length` also
+    counts equal tokens before that chunk, so it is at least end - start.
+    """
+
+    start: int
+    end: int
+    length: int
+    chunk: int
+    neighbor: int
+    source: int
+
+
+def suffixes(tokens: np.ndarray, neighbors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each token the longest suffix of the text, ending there, that its position could read.
+
+    tokens (T,), neighbors (L, K, R), L = T // C: the tokens of chunk u + 1 are predicted by positions
+    that read the neighbors of chunk u. Returns lengths, neighbor and place of its last token, each
+    (T,); 0, -1, -1 where nothing equals. A tie goes to the better-ranked neighbor, then to its
+    earlier place. Source: RETRO, appendix E (coloring by LCP with RET(C_{u-1})).
+    """
+    length, which, place = (np.full(len(tokens), value) for value in (0, -1, -1))
+    num_chunks, num_neighbors, width = neighbors.shape
+    chunk_len = width // 2
+    for chunk in range(num_chunks if num_neighbors else 0):
+        first = (chunk + 1) * chunk_len
+        if first >= len(tokens):
+            break  # the text ends with the chunk
+        rows = np.arange(first, min(first + chunk_len, len(tokens)))
+        begin = max(0, first - width)  # a neighbor is that long: nothing before can matter
+        text = tokens[begin : first + chunk_len]
+        runs = np.stack(list(runs_ending(text, neighbors[chunk])))  # (t, K, R)
+        runs = runs[first - begin :].reshape(len(rows), -1)
+        best = runs.argmax(axis=1)
+        length[rows] = runs[np.arange(len(rows)), best]
+        found = length[rows] > 0
+        which[rows] = np.where(found, best // width, -1)
+        place[rows] = np.where(found, best % width, -1)
+    return length, which, place
+
+
+def copied_spans(tokens: np.ndarray, neighbors: np.ndarray) -> list[Span]:
+    """The copied stretches of a text, in order; they never overlap.
+
+    A span ends where its suffix grows no further, and reaches back to the border of its chunk at
+    most: what stands before was written with other neighbors in view.
+    """
+    chunk_len = neighbors.shape[2] // 2
+    lengths, which, places = suffixes(tokens, neighbors)
+    spans: list[Span] = []
+    end = len(tokens)
+    while end > chunk_len:
+        length, border = int(lengths[end - 1]), (end - 1) // chunk_len * chunk_len
+        if not length:
+            end -= 1
+            continue
+        start = max(end - length, border)
+        source = int(places[end - 1]) - (end - 1 - start)
+        spans.append(Span(start, end, length, border // chunk_len - 1, int(which[end - 1]), source))
+        end = start
+    return spans[::-1]
+
+
+def copy_ratio(spans: Sequence[Span], first: int, last: int, least: int = LONG) -> float:
+    """Share of the tokens first ... last - 1 that lie in spans of at least `least` tokens."""
+    if last <= first:
+        return 0.0
+    inside = [max(0, min(span.end, last) - max(span.start, first)) for span in spans if span.length >= least]
+    return sum(inside) / (last - first)
+
+
+def distinct(tokens: Sequence[int], n: int) -> float:
+    """Different n-grams over all n-grams of a text: 1 where nothing repeats; 1 for a shorter text."""
+    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 1.0
+
+
+def shown_ahead(tokens: np.ndarray, neighbors: np.ndarray) -> np.ndarray:
+    """(L, K): the share of each next chunk that stands in one piece in a neighbor of the chunk before.
+
+    1.0 means that the neighbor holds the very text that is still to be written. The longest common
+    run over the length of the next chunk; 0 where the text ends with the chunk.
+    """
+    num_chunks, num_neighbors, width = neighbors.shape
+    chunk_len = width // 2
+    shares = np.zeros((num_chunks, num_neighbors))
+    for chunk in range(num_chunks):
+        following = tokens[(chunk + 1) * chunk_len : (chunk + 2) * chunk_len]
+        for ending in runs_ending(following, neighbors[chunk]):
+            np.maximum(shares[chunk], ending.max(axis=-1) / len(following), out=shares[chunk])
+    return shares
+
+
+def spans(trace: Trace) -> list[Span]:
+    """The copied stretches of a text."""
+    return copied_spans(np.array(trace.ids), trace.neighbor_tokens) if trace.neighbors else []
+
+
+def with_targets(trace: Trace, chunk: int) -> list[int]:
+    """The tokens that read the neighbors of a chunk and have a successor to be judged by."""
+    return [i for i in reading_tokens(trace, chunk) if i + 1 < len(trace.tokens)]
+
+
+def pairs(trace: Trace) -> list[dict[str, Any]]:
+    """One row for each neighbor of each chunk that was read: its share of the attention, its effect.
+
+    mass: mean share of the attention. shapley: by how many nats a token it lowered the loss.
+    shown: the share of the next chunk that it holds in one piece.
+    """
+    if not trace.neighbors:
+        return []
+    weights = attention(trace, None, None).sum(axis=-1)  # (L, C, K)
+    shown = shown_ahead(np.array(trace.ids), trace.neighbor_tokens)
+    rows = []
+    for chunk, found in enumerate(trace.neighbors):
+        readers = with_targets(trace, chunk)
+        for place in range(len(found) if readers else 0):
+            rows.append(
+                {
+                    "chunk": chunk,
+                    "neighbor": place,
+                    "mass": float(weights[chunk, : len(readers), place].mean()),
+                    "shapley": float(trace.numbers.shapley[readers, place].mean()),
+                    "shown": float(shown[chunk, place]),
+                }
+            )
+    return rows
+
+
+def agreement(trace: Trace) -> float | None:
+    """Spearman's rho of attention and effect over all (chunk, neighbor); None where there are too few."""
+    rows = pairs(trace)
+    return rank_correlation(np.array([r["mass"] for r in rows]), np.array([r["shapley"] for r in rows]))
+
+
+def summary(trace: Trace) -> dict[str, Any]:
+    """The figures of the whole text; only tokens that could read neighbors count."""
+    numbers, first = trace.numbers, trace.chunk_len - 1
+    begun = max(trace.prompt_tokens, trace.chunk_len)
+    written = trace.ids[trace.prompt_tokens :]
+    least = (trace.chunk_len * len(trace.neighbors)) if trace.neighbors else 0
+    return helped_and_hurt(numbers.gain[first:] if trace.neighbors else numbers.gain[:0]) | {
+        "loss_on": _mean(numbers.loss_on[first:]),
+        "loss_off": _mean(numbers.loss_off[first:]),
+        "loss_n_only": _mean(numbers.loss_n[first:]),
+        "loss_f_only": _mean(numbers.loss_f[first:]),
+        "copied": copy_ratio(spans(trace), begun, min(len(trace.ids), least + trace.chunk_len)),
+        "distinct_2": distinct(written, 2),
+        "agreement": agreement(trace),
+        "shapley_permutations": trace.numbers.permutations,
+    }
+
+
+def _mean(values: np.ndarray) -> float | None:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else None
+
+
+def token_rows(trace: Trace) -> list[dict[str, Any]]:
+    """One row for each token: how expected it was with and without neighbors, and where it stands in them.
+
+    `copied` is the longest suffix that ends with it in a neighbor that it could read; null where
+    something is not known (the first token) or not there.
+    """
+    numbers = trace.numbers
+    spread, shares, null = entropy(trace), mass(trace), null_mass(trace)
+    length, which, place = suffixes(np.array(trace.ids), trace.neighbor_tokens)
+    rows = []
+    for t, text in enumerate(trace.pieces):
+        reads = (
+            bool(trace.neighbors) and trace.chunk_len <= t and t // trace.chunk_len <= len(trace.neighbors)
+        )
+        row: dict[str, Any] = {"token": t, "text": text, "prompt": t < trace.prompt_tokens}
+        row |= {name: _known(getattr(numbers, name)[t - 1]) if t else None for name in LOSSES}
+        row["gain"] = _known(numbers.gain[t - 1]) if t and trace.neighbors else None
+        row["entropy"] = _known(spread[t - 1]) if reads else None
+        row["mass"] = [_known(value) for value in shares[t - 1]] if reads else []
+        row["null_mass"] = _known(null[t - 1]) if reads and null is not None else None
+        row["shapley"] = [_known(value) for value in numbers.shapley[t - 1]] if reads else []
+        row["copied"] = int(length[t])
+        row["from"] = source_of(trace, int(which[t]), int(place[t])) if length[t] else None
+        rows.append(row)
+    return rows
+
+
+LOSSES = ("loss_on", "loss_off", "loss_n", "loss_f")
+
+
+def source_of(trace: Trace, neighbor: int, place: int) -> dict[str, Any]:
+    """A place in a neighbor as people name it: N or F, and the token there from 0."""
+    return {
+        "neighbor": neighbor,
+        "part": "N" if place < trace.chunk_len else "F",
+        "place": place % trace.chunk_len,
+    }
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else round(float(value), 5)
+
+
+def timeline(trace: Trace) -> list[dict[str, Any]]:
+    """One row for each chunk that looked something up: the query, what was found, what it was worth.
+
+    gain, copied: of the tokens that read it (null where there are none). nearest: the best score;
+    where it falls from chunk to chunk, a text drifts away from the corpus.
+    """
+    by_chunk: dict[int, list[dict[str, Any]]] = {}
+    for row in pairs(trace):
+        by_chunk.setdefault(row["chunk"], []).append(row)
+    times = trace.about.get("search_times", [])
+    copied = spans(trace)
+    rows = []
+    for chunk, found in enumerate(trace.neighbors):
+        start, end = chunk * trace.chunk_len, (chunk + 1) * trace.chunk_len
+        readers = with_targets(trace, chunk)
+        rows.append(
+            {
+                "chunk": chunk,
+                "query": "".join(trace.pieces[start:end]),
+                "nearest": found[0]["score"] if found else None,
+                "ms": times[chunk] if chunk < len(times) else None,
+                "gain": _mean(trace.numbers.gain[readers]) if readers else None,
+                "copied": copy_ratio(copied, end, end + len(readers)) if readers else None,
+                "neighbors": [
+                    {name: one[name] for name in NAMED if name in one} | effect
+                    for one, effect in zip(found, by_chunk.get(chunk) or [{}] * len(found), strict=True)
+                ],
+            }
+        )
+    return rows
+
+
+NAMED = ("document", "title", "score", "bm25")
+
+
+def as_json(trace: Trace) -> dict[str, Any]:
+    """Everything but the single attention weights, with where it comes from."""
+    return {
+        "about": trace.about,
+        "chunk_len": trace.chunk_len,
+        "prompt_tokens": trace.prompt_tokens,
+        "summary": summary(trace),
+        "tokens": token_rows(trace),
+        "spans": [asdict(span) for span in spans(trace)],
+        "chunks": timeline(trace),
+        "neighbors": trace.neighbors,
+        "pairs": pairs(trace),
+        "top": top_rows(trace),
+    }
+
+
+def top_rows(trace: Trace) -> list[dict[str, Any]]:
+    """For each token, and for what would follow the last: the likeliest ones, retrieval on and off."""
+    return [
+        {
+            "after": i,
+            "on": top_words(trace.words, trace.numbers.top_ids[0, i], trace.numbers.top_probabilities[0, i]),
+            "off": top_words(trace.words, trace.numbers.top_ids[1, i], trace.numbers.top_probabilities[1, i]),
+        }
+        for i in range(len(trace.tokens))
+    ]
+
+
+def top_words(words: dict[int, str], ids: np.ndarray, probabilities: np.ndarray) -> list[tuple[str, float]]:
+    """(label, probability) of the likeliest tokens."""
+    return [
+        (words[token], round(p, 4)) for token, p in zip(ids.tolist(), probabilities.tolist(), strict=True)
+    ]

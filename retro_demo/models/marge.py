@@ -1,4 +1,6 @@
-"""MARGE: documents written anew from other documents, whose relevance the model learns itself.
+"""MARGE: the network, the batch it reads and the distillation of attention into relevance.
+
+MARGE: documents written anew from other documents, whose relevance the model learns itself.
 
 Token ids in, logits out. Nothing here knows of text, files, indexes or training. One encoder reads
 targets and evidence: after its first layers the state of its first token is the embedding of the
@@ -10,7 +12,14 @@ positions, counted in each document from 0; the first token's own embedding begi
 
 Shapes: B batch of targets, T tokens, M evidence, S evidence length, N documents, D width, V tokens of
 text and languages. Evidence that the whole batch shares has 1 in place of B.
-"""
+
+What one step of MARGE reads, whole or as the part of one of several processes.
+
+Shapes: B batch of targets, T tokens, M evidence, S evidence length.
+
+Attention distillation: the relevance of a document follows how much the decoder looks at it.
+
+Shapes: B batch of targets, T tokens, M evidence, S evidence length, H heads."""
 
 from __future__ import annotations
 
@@ -22,15 +31,107 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from retro_demo.distributed import shared_rows
+from retro_demo.devices import sent, shared_rows
 from retro_demo.errors import UserError
-from retro_demo.models.attention import Memory, key_mask
-from retro_demo.models.blocks import draw_copying_weights, draw_weights, make_norm
-from retro_demo.models.distillation import distillation, looked
-from retro_demo.models.linear import Linear, linear
-from retro_demo.models.marge_batch import MargeBatch, Part
-from retro_demo.models.marge_config import MargeConfig
+from retro_demo.models.config import MargeConfig
+from retro_demo.models.layers import (
+    Linear,
+    Memory,
+    draw_copying_weights,
+    draw_weights,
+    key_mask,
+    linear,
+    make_norm,
+)
 from retro_demo.models.marge_layers import Evidence, EvidenceLayer, PlainLayer, WriteCache
+
+
+class Part(NamedTuple):
+    """What one of `size` processes has of a batch: its share of the targets; predicted tokens of all."""
+
+    rank: int
+    size: int
+    share: float
+    predicted: int
+
+
+class MargeBatch(NamedTuple):
+    """What one step reads: targets (B, T) and the evidence (M, S) of all of them, padded with pad_id.
+
+    `part` says what part of a batch it is, None: all of it. All parts hold all evidence.
+    """
+
+    targets: Tensor
+    evidence: Tensor
+    part: Part | None = None
+
+    @property
+    def tokens(self) -> Tensor:
+        """What is learned to be written (B, T)."""
+        return self.targets
+
+    def to(self, device: torch.device) -> MargeBatch:
+        return self._replace(targets=sent(self.targets, device), evidence=sent(self.evidence, device))
+
+    def share(self, rank: int, size: int, pad_id: int = 0) -> MargeBatch:
+        """Every size-th target from `rank` on, with all evidence; the parts' losses add up to the batch's.
+
+        A part that no target is left for gets one of which nothing is predicted, and no weight.
+        """
+        own, predicted = self.targets[rank::size], int((self.targets[:, 1:] != pad_id).sum())
+        share = len(own) / len(self.targets)
+        if not len(own):
+            own = self.targets[:1].clone()
+            own[:, 1:] = pad_id
+        return MargeBatch(own, self.evidence, Part(rank, size, share, predicted))
+
+
+def mean_scores(scores: Tensor, present: Tensor, rows: Tensor, eps: float) -> Tensor:
+    """Scores (B, H, T, M * S) of a layer -> their mean for each document (B, M); 0 where it has none.
+
+    present (B or 1, M, S) where its tokens stand; rows (B, T, 1) where the target's do; `eps` is
+    added to their number.
+    """
+    batch, heads, steps, _ = scores.shape
+    documents, length = present.shape[1:]
+    by_document = rearrange(scores, "b h t (m s) -> b h t m s", m=documents, s=length)
+    seen = (present[:, None] & rows[..., None]).expand(batch, steps, documents, -1)  # (B, T, M, S)
+    total = (by_document * seen[:, None]).sum(dim=(1, 2, 4))
+    return total / (heads * seen.sum(dim=(1, 3)) + eps)
+
+
+def attention_mass(scores: Tensor, seen: Tensor, rows: Tensor, documents: int) -> Tensor:
+    """Scores of content alone (B, H, T, M * S) -> the share of attention each document would get (B, M).
+
+    seen (B, T or 1, M * S) as in `marge_layers.Read`; rows (B, T, 1) where the target's tokens stand.
+    """
+    lowest = -torch.finfo(scores.dtype).max
+    weights = scores.masked_fill(~seen[:, None], lowest).softmax(dim=-1) * seen[:, None]
+    received = rearrange(weights, "b h t (m s) -> b h t m s", m=documents).sum(dim=-1)
+    counted = rows[:, None]
+    return (received * counted).sum(dim=(1, 2)) / (scores.shape[1] * rows.sum(dim=1)).clamp(min=1)
+
+
+def looked(source: str, scores: Tensor, present: Tensor, seen: Tensor, rows: Tensor, eps: float) -> Tensor:
+    """What a layer looked at, as logits over documents (B, M): MargeConfig.distill_from says by what."""
+    if source == "scores":
+        return mean_scores(scores, present, rows, eps)
+    return attention_mass(scores, seen, rows, present.shape[1]).clamp(min=1e-6).log()
+
+
+def distillation(looks: Tensor, relevance: Tensor, visible: Tensor | None) -> Tensor:
+    """KL from what the layers looked at, looks (layers, B, M), to the relevance (B, M); in nats a target.
+
+    Shares of attention differ by more than cosines can: for them the relevance comes times beta.
+    Source: Izacard and Grave 2020, "Distilling knowledge from reader to retriever", section 3.2.
+    """
+    hidden = torch.zeros_like(relevance)
+    if visible is not None:
+        hidden = hidden.masked_fill(~visible, -torch.finfo(relevance.dtype).max)
+    teacher = (looks.mean(dim=0) + hidden).softmax(dim=-1).detach()
+    student = (relevance + hidden).log_softmax(dim=-1)
+    return F.kl_div(student, teacher, reduction="batchmean")
+
 
 EPS = 1e-5  # where a mean of scores is over what masks leave: they may leave nothing
 

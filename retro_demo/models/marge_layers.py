@@ -15,20 +15,20 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from retro_demo.models.attention import (
+from retro_demo.models.config import MargeConfig
+from retro_demo.models.layers import (
     AttentionShape,
     KeysValues,
+    Linear,
     Memory,
     SelfAttention,
     Tap,
     heads_of,
     joined,
+    make_norm,
     rotary_frequencies,
     rotate,
 )
-from retro_demo.models.blocks import make_norm
-from retro_demo.models.linear import Linear
-from retro_demo.models.marge_config import MargeConfig
 
 
 class Evidence(NamedTuple):
@@ -176,7 +176,7 @@ class EvidenceAttention(nn.Module):
     def keys_values(self, states: Tensor) -> KeysValues:
         """states (B, M, S, D) -> keys and values (B, H, M * S, P); places count from 0 in each document.
 
-        With `shifted_keys` a token is found by the token before it, as in RETRO's models/cca.py.
+        With `shifted_keys` a token is found by the token before it, as in RETRO's models/retro.py.
         """
         places = torch.arange(states.shape[2], device=states.device).repeat(states.shape[1])
         projected = self.to_kv(states)

@@ -1,4 +1,6 @@
-"""RETRO: a causal decoder that reads the neighbors of the chunks before each token.
+"""RETRO: the network, with its decoder layers, its encoder and chunked cross-attention.
+
+RETRO: a causal decoder that reads the neighbors of the chunks before each token.
 
 Token ids in, logits out. Nothing here knows of text, files, indexes or training. Without
 `cca_layers` the same class is the plain decoder that serves as matched baseline (`lm`).
@@ -10,7 +12,17 @@ decoder and output layer. RetroConfig has further options; they live in the part
 
 Shapes: B batch, T tokens, L chunks, C chunk length, K neighbors, R neighbor length (N, then F),
 D width, V vocabulary. Positions and chunks count from 0; layers from 1, as in the paper.
-"""
+
+Chunked cross-attention: how the tokens after a chunk read what the chunk has retrieved.
+
+Shapes: B batch, T tokens, L chunks, C chunk length, K neighbors, R neighbor length, D width,
+E width of encoded neighbors, H heads, P head width.
+
+One layer of RETRO's decoder; `models/retro.py` runs them.
+
+The neighbor encoder of RETRO: both ways, in the light of the chunk that retrieved.
+
+Shapes: N chunks, K neighbors, R neighbor length, C chunk length, D decoder width, E encoder width."""
 
 from __future__ import annotations
 
@@ -26,18 +38,209 @@ from torch import Tensor, nn
 
 from retro_demo.devices import sent
 from retro_demo.errors import UserError
-from retro_demo.models.attention import KeysValues, Memory, added, key_mask
-from retro_demo.models.blocks import (
+from retro_demo.models.config import RetroConfig
+from retro_demo.models.layers import (
+    AttentionShape,
+    CrossAttention,
+    FeedForward,
+    KeysValues,
+    Linear,
+    Memory,
+    SelfAttention,
+    added,
+    attention_shape,
     draw_copying_weights,
     draw_deepnet_weights,
     draw_weights,
+    key_mask,
+    linear,
     make_final_norm,
+    make_norm,
     residual,
 )
-from retro_demo.models.decoder import DecoderLayer
-from retro_demo.models.encoder import NeighborEncoder
-from retro_demo.models.linear import Linear, linear
-from retro_demo.models.retro_config import RetroConfig
+
+
+class ChunkedCrossAttention(CrossAttention):
+    """Let the tokens after each chunk attend to that chunk's neighbors.
+
+    The last token of chunk u and the first C - 1 tokens of chunk u + 1 attend to the neighbors of
+    chunk u, so no token sees a neighbor found with text after it. The tokens before the last of
+    the first chunk get zeros. The softmax runs over all neighbors of the chunk together.
+
+    Relative distances: the query at place i of its C (i = 0 is the last token of chunk u) and the
+    neighbor token i' stand i - i' + C - 1 apart, so N is aligned with chunk u and F with what
+    follows. Source: section 2.4, equation for CCA; appendix B.1.2 for the distances.
+    """
+
+    def __init__(
+        self,
+        chunk_len: int,
+        dim: int,
+        context_dim: int,
+        shape: AttentionShape,
+        *,
+        null: bool = False,
+        abstain: bool = False,
+        positions: str = "paper",
+        shifted_keys: bool = False,
+    ) -> None:
+        super().__init__(dim, context_dim, shape, null=null, abstain=abstain)
+        self.chunk_len = chunk_len
+        self.positions = positions
+        self.shifted_keys = shifted_keys
+
+    def query_positions(self, place: int, count: int, device: torch.device) -> Tensor:
+        """Rotary positions (count,) of the tokens at `place` and after it in their attending chunk."""
+        places = torch.arange(place, place + count, device=device)
+        if self.positions == "reference":  # shifted twice: all but the first query stand at 0
+            return (places == 0) * (2 * self.chunk_len - 2)
+        return places + self.chunk_len - 1
+
+    def neighbor_keys_values(self, encoded: Tensor) -> KeysValues:
+        """encoded (B, K, R, E) -> keys and values (B, H, K * R, P); each neighbor starts at 0.
+
+        With `shifted_keys` a token is found by the token before it: whoever looks for what was just
+        written finds what followed it there. The first token of a neighbor has the key 0.
+        """
+        num_neighbors, length = encoded.shape[1:3]
+        places = torch.arange(length, device=encoded.device).repeat(num_neighbors)
+        keys, values = self.project(rearrange(encoded, "b k r e -> b (k r) e"))
+        if self.shifted_keys:
+            keys = rearrange(keys, "b h (k r) p -> b h k r p", k=num_neighbors)[..., :-1, :]
+            keys = rearrange(F.pad(keys, (0, 0, 1, 0)), "b h k r p -> b h (k r) p")
+        return self.placed(KeysValues(keys, values), places)
+
+    def attend(self, x: Tensor, context: KeysValues, place: int, mask: Tensor | None) -> Tensor:
+        """x (B, T, D): tokens of one attending chunk, the first at `place` in it -> (B, T, D)."""
+        positions = self.query_positions(place, x.shape[1], x.device)
+        return super().forward(x, context, positions, mask)
+
+    def forward(self, x: Tensor, encoded: Tensor, mask: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """x (B, T, D), encoded (B, L, K, R, E), mask (B, L, K, R) -> (B, T, D), T >= L * C."""
+        batch, length, _ = x.shape
+        num_chunks, shift = encoded.shape[1], self.chunk_len - 1
+        covered = num_chunks * self.chunk_len
+        queries = F.pad(x[:, shift : shift + covered], (0, 0, 0, max(0, shift + covered - length)))
+        out = self.attend(
+            rearrange(queries, "b (l c) d -> (b l) c d", l=num_chunks),
+            self.neighbor_keys_values(rearrange(encoded, "b l k r e -> (b l) k r e")),
+            0,
+            rearrange(mask, "b l k r -> (b l) (k r)"),
+        )
+        out = rearrange(out, "(b l) c d -> b (l c) d", b=batch)
+        return F.pad(out, (0, 0, shift, max(0, length - shift - covered)))[:, :length]
+
+
+class DecoderLayer(nn.Module):
+    """FFW(CCA(ATTN(x))), or FFW(ATTN(x)) where the layer has no cross-attention (section 2.4)."""
+
+    def __init__(self, config: RetroConfig, retrieves: bool) -> None:
+        super().__init__()
+        dim, shape = config.dim, attention_shape(config, config.dim, config.dec_attn_dropout)
+        self.norm_attend = make_norm(config, dim)
+        self.attend = SelfAttention(dim, shape)
+        if retrieves:
+            self.norm_retrieve = make_norm(config, dim)
+            self.retrieve = ChunkedCrossAttention(
+                config.chunk_len,
+                dim,
+                config.encoded_dim,
+                shape,
+                null=config.null_kv,
+                abstain=config.abstain,
+                positions=config.cca_positions,
+                shifted_keys=config.shifted_keys,
+            )
+        self.retrieves = retrieves
+        self.norm_think = make_norm(config, dim)
+        self.think = FeedForward(
+            dim,
+            config.ff_mult,
+            bias=config.biases,
+            drop_hidden=config.dec_ff_dropout,
+            drop_output=config.dropout,
+        )
+
+
+class EncoderLayer(nn.Module):
+    """One layer of the neighbor encoder; with `sees_chunk` it attends to the chunk that retrieved."""
+
+    def __init__(self, config: RetroConfig, sees_chunk: bool) -> None:
+        super().__init__()
+        dim, shape = config.enc_dim, attention_shape(config, config.enc_dim, config.enc_attn_dropout)
+        self.norm_attend = make_norm(config, dim)
+        self.attend = SelfAttention(dim, shape)
+        if sees_chunk:
+            self.norm_chunk = make_norm(config, dim)
+            self.see_chunk = CrossAttention(dim, config.dim, shape)
+        self.sees_chunk = sees_chunk
+        self.norm_think = make_norm(config, dim)
+        self.think = FeedForward(
+            dim,
+            config.ff_mult,
+            bias=config.biases,
+            drop_hidden=config.enc_ff_dropout,
+            drop_output=config.dropout,
+        )
+
+    def look_at_chunk(self, x: Tensor, states: Tensor, states_present: Tensor) -> Tensor:
+        """x (N * K, R, E) attends to states (N, C, D), states_present (N, C) -> (N * K, R, E)."""
+        # all neighbors of a chunk are queries of one attention: its keys are made once
+        num_chunks, length = states.shape[:2]
+        num_neighbors = x.shape[0] // num_chunks
+        places = torch.arange(x.shape[1], device=x.device)
+        context = self.see_chunk.keys_values(states, torch.arange(length, device=x.device))
+        queries = rearrange(x, "(n k) r e -> n (k r) e", k=num_neighbors)
+        seen = self.see_chunk(queries, context, places.repeat(num_neighbors), states_present)
+        return rearrange(seen, "n (k r) e -> (n k) r e", k=num_neighbors)
+
+
+class NeighborEncoder(nn.Module):
+    """Encode each neighbor by itself, both ways, in the light of the chunk that retrieved it.
+
+    Source: section 2.4 (ENCODER conditioned on H_u by cross-attention), algorithm 1.
+    """
+
+    def __init__(self, config: RetroConfig) -> None:
+        super().__init__()
+        self.scale = config.enc_scale
+        self.from_embedding = (
+            nn.Identity()
+            if config.enc_dim == config.embed_dim
+            else Linear(config.embed_dim, config.enc_dim, bias=config.biases)
+        )
+        self.norm_states = make_norm(config, config.dim) if config.norm_states else nn.Identity()
+        self.layers = nn.ModuleList(
+            EncoderLayer(config, number in config.enc_cross_layers)
+            for number in range(1, config.enc_depth + 1)
+        )
+        self.norm = make_final_norm(config, config.enc_dim)
+        self.project = (
+            Linear(config.enc_dim, config.dim, bias=config.biases) if config.enc_projection else nn.Identity()
+        )
+
+    def encoder_layers(self) -> list[EncoderLayer]:
+        """The layers in order."""
+        return cast(list[EncoderLayer], list(self.layers))
+
+    def forward(self, embedded: Tensor, present: Tensor, states: Tensor, states_present: Tensor) -> Tensor:
+        """embedded (N, K, R, D) of N chunks, present (N, K, R), states (N, C, D), states_present (N, C).
+
+        Returns (N, K, R, E). Places of neighbor and chunk both count from 0: N is aligned with
+        the chunk (appendix B.1.2: d_enc = i' - i).
+        """
+        num_neighbors, length = present.shape[1:]
+        places = torch.arange(length, device=embedded.device)
+        mask = added(key_mask(rearrange(present, "n k r -> (n k) r")), embedded)
+        states = self.norm_states(states)
+        x = rearrange(self.from_embedding(embedded), "n k r e -> (n k) r e")
+        for layer in self.encoder_layers():
+            x = residual(x, layer.norm_attend, partial(layer.attend, positions=places, mask=mask), self.scale)
+            if layer.sees_chunk:
+                look = partial(layer.look_at_chunk, states=states, states_present=states_present)
+                x = residual(x, layer.norm_chunk, look, self.scale)
+            x = residual(x, layer.norm_think, layer.think, self.scale)
+        return rearrange(self.project(self.norm(x)), "(n k) r e -> n k r e", k=num_neighbors)
 
 
 class RetroBatch(NamedTuple):

@@ -1,4 +1,8 @@
-"""Builds, corpora and runs as HTML: progress, statistics, lists. Like render/views.py, without gradio."""
+"""Builds, corpora, runs and the worth of documents as HTML.
+
+Builds, corpora and runs as HTML: progress, statistics, lists. Like render/html_parts.py, without gradio.
+
+What documents are worth to a run, in a sentence and as HTML. Like render/html_parts.py, without gradio."""
 
 from __future__ import annotations
 
@@ -7,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from retro_demo.corpus.unknown_text import doubt_of_statistics, known_words
-from retro_demo.jobs.jobs import JobStatus
-from retro_demo.render.views import (
+from retro_demo.corpus.embedding import doubt_of_statistics, known_words
+from retro_demo.errors import listed
+from retro_demo.jobs.lifecycle import JobStatus
+from retro_demo.render.html_parts import (
     badge,
     bar,
     duration,
@@ -22,10 +27,10 @@ from retro_demo.render.views import (
     term,
     theirs,
 )
-from retro_demo.retrieval.recall import recall_words
+from retro_demo.retrieval.dense import recall_words
 from retro_demo.runs.alarms import Watch, ahead_words, passes_words
 from retro_demo.runs.checkpoint import AnyRun
-from retro_demo.server.telling import on_page
+from retro_demo.server.messages import on_page
 
 OPERATIONS = 6  # of a parameter for each token, forward and backward
 OPERATIONS_A_SECOND = 40e9  # one core: 47e9 for both shipped sizes of RETRO, 44e9 for MARGE, 30e9 for tiny
@@ -314,3 +319,40 @@ def estimate(
         f"trained the shipped runs, far less on a GPU.{leave} {read} The time left is measured from the "
         "first steps on.</p>"
     )
+
+
+def weighed_words(result: Mapping[str, Any]) -> str:
+    """What is lost over all, in sentences."""
+    names = listed(result["weighed"], 3)
+    read = ""
+    if "held_out_chunks" in result:
+        read = (
+            f"{result['held_out_chunks_finding']:,} of {result['held_out_chunks']:,} held-out chunks find "
+            f"{names}. "
+        )
+    nats = result["nats"]
+    if not result["tokens"] or not result["chunks_reading"]:
+        return read + f"No chunk of what was read finds {names}, so nothing would be lost."
+    lost, gain = nats["without"] - nats["with"], nats["off"] - nats["with"]
+    return (
+        f"{read}Over the {result['tokens']:,} tokens read, forgetting costs {lost:+.4f} nat a token; all "
+        f"neighbors together are worth {gain:+.4f}."
+    )
+
+
+def weighed_html(result: Mapping[str, Any] | None) -> str:
+    """The sentence, then the tokens that lose most."""
+    if result is None:
+        return ""
+    rows = [
+        f"<tr><td dir='auto'>{esc(row['context'])}<mark>{esc(row['token'])}</mark></td>"
+        f"<td>{row['lost']:+.2f}</td><td>{row['log_p_with']:.2f}</td><td>{row['log_p_without']:.2f}</td>"
+        f"<td>{row['log_p_off']:.2f}</td><td>{theirs(row['because'])}</td></tr>"
+        for row in result["rows"]
+        if row["lost"] > 0
+    ]
+    head = (
+        f"<th>token, after what</th><th>{term('nat', 'nats')} lost</th><th>log p with</th><th>without</th>"
+        f"<th>{term('retrieval off')}</th><th>because of</th>"
+    )
+    return note(weighed_words(result)) + (table(head, rows) if rows else "")

@@ -1,7 +1,7 @@
 """What a neighbor list is, and what every retriever can do.
 
 Owns the order of neighbors (score, then id) and their comparison. It knows nothing of vectors,
-words or FAISS; retrieval/index.py and retrieval/lexical.py find neighbors.
+words or FAISS; retrieval/dense.py and retrieval/bm25.py find neighbors.
 
 Shapes: Q queries, K neighbors, C chunk length.
 """

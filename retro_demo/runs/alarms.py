@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
 
-from retro_demo.config import TrainConfig
 from retro_demo.events import Warned
+from retro_demo.settings import TrainConfig
 
 RISE = 0.01
 """Share of the best held-out loss that a later one must lie above it, for a rise."""

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from retro_demo.corpus.samples import SAMPLES
-from retro_demo.knobs import knobs
 from retro_demo.paths import CHECKPOINTS, ROOT, SAMPLE, data_home, linked_place, usual_home, without_folders
+from retro_demo.settings import knobs
 
 PROGRAM = ("python", "-m", "retro_demo")
 MOST_NAME = 100  # characters

@@ -1,24 +1,28 @@
-"""Runs and the databases they read, brought into memory, ready to write text."""
+"""A run folder -> a model that can be used, with its corpus and retriever.
+
+Runs and the databases they read, brought into memory, ready to write text.
+
+A run made ready to read and write for one command: its sample built, another corpus prepared."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from retro_demo.corpus.corpus import Corpus, load_corpus
-from retro_demo.corpus.editions import load_edition
+from retro_demo.corpus.changes import load_edition, prepare_edition
+from retro_demo.corpus.embedding import doubt_of, nothing_found
+from retro_demo.corpus.retrievers import Database, load_retriever
 from retro_demo.corpus.samples import corpus_folder
-from retro_demo.corpus.search import Database
-from retro_demo.corpus.stored import load_retriever
-from retro_demo.corpus.unknown_text import nothing_found
+from retro_demo.corpus.sharding import ensure_sample
+from retro_demo.corpus.store import Corpus, load_corpus
 from retro_demo.devices import choose_device
 from retro_demo.errors import UserError
-from retro_demo.events import Retrieved
+from retro_demo.events import Event, Retrieved, Stopped, Warned
 from retro_demo.models.retro import RETRO
 from retro_demo.paths import data_home
-from retro_demo.retrieval.lexical import (
+from retro_demo.retrieval.bm25 import (
     LexicalRetriever,
 )
 from retro_demo.runs.checkpoint import AnyRun, RunConfig, load_model, read_run_config
@@ -77,7 +81,7 @@ def load_run(
     """Read a run and, where it retrieves, its corpus, with the retriever of its training or another.
 
     Another `corpus` than the one it was trained on is a hot swap: the same weights read another
-    database. Where this run has another tokenizer its edition must be made before (corpus/editions.py).
+    database. Where this run has another tokenizer its edition must be made before (corpus/changes.py).
     Raises UserError where it is not, and for an lm with either of them, as it could make no difference.
     """
     config = read_run_config(folder)
@@ -107,3 +111,30 @@ def why_none_found(run: LoadedRun, retrieved: Sequence[Retrieved]) -> str:
     if run.database is None or not retrieved or any(event.neighbors for event in retrieved):
         return ""
     return nothing_found(run.retriever, run.database.corpus.manifest["statistics"])
+
+
+def ready_run(
+    folder: Path, device: str, corpus: str | None, retriever: str, stop: Callable[[], bool]
+) -> Generator[Event, None, LoadedRun | None]:
+    """Yield what is prepared; returns the run, or None after a stop.
+
+    `corpus` names another corpus than the one of the training (a hot swap), a folder or "sample:NAME".
+    Raises UserError as `load_run` does.
+    """
+    trained = read_run_config(folder)
+    yield from ensure_sample(trained.corpus, stop)
+    other = None
+    if corpus:
+        yield from ensure_sample(corpus, stop)
+        other = corpus_folder(data_home()[0], corpus)
+        for event in prepare_edition(load_corpus(other), folder, trained.network.chunk_len):
+            yield event
+            if stop():
+                yield Stopped()
+                return None
+    run = load_run(folder, device, other, retriever)
+    if run.swapped:
+        yield Warned(f"Hot swap: this run was trained on another corpus and now reads {run.swapped}.")
+    if run.database and (doubted := doubt_of(run.database.corpus, run.retriever)):
+        yield Warned(doubted)
+    return run

@@ -1,7 +1,10 @@
-"""What a new run is: its config from preset, settings and base, written down or compared.
+"""What a new run is, of RETRO or of MARGE: its config from preset and settings. Nothing is trained here.
 
-Nothing is trained here; training/pipeline.py does that.
-"""
+What a new run is: its config from preset, settings and base, written down or compared.
+
+Nothing is trained here; training/trainer.py does that.
+
+What a new MARGE run is: its config from preset and settings. Nothing is trained here."""
 
 from __future__ import annotations
 
@@ -10,36 +13,38 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from retro_demo.config import TrainConfig, knobs
-from retro_demo.corpus.corpus import Corpus, load_corpus
+from retro_demo.corpus.embedding import check_found
 from retro_demo.corpus.samples import corpus_folder
-from retro_demo.corpus.unknown_text import check_found
+from retro_demo.corpus.store import Corpus, load_corpus
 from retro_demo.devices import allowed_threads, choose_device
 from retro_demo.errors import UserError
-from retro_demo.jobs.jobs import is_running
-from retro_demo.models.network_size import check_memory
-from retro_demo.models.retro_config import RetroConfig
+from retro_demo.evidence.passages import languages_of
+from retro_demo.files import file_hash, replacing
+from retro_demo.jobs.lifecycle import is_running
+from retro_demo.models.config import EvidenceConfig, MargeConfig, RetroConfig
+from retro_demo.models.memory import check_memory
 from retro_demo.output_folder import CONFIG, check_output, make_output
 from retro_demo.paths import SAMPLE, data_home, run_folder
-from retro_demo.presets import PRESETS, preset_settings
+from retro_demo.presets import MARGE_PRESETS, PRESETS, preset_settings
 from retro_demo.runs.checkpoint import (
     BEST,
     MODELS,
     STATE,
     AnyRun,
+    MargeRun,
     RunConfig,
     config_bytes,
     differences,
     has_weights,
     read_any_config,
     read_run_config,
+    saved_step,
     versions,
     weights_file,
     write_run_config,
 )
-from retro_demo.runs.run_state import saved_step
+from retro_demo.settings import TrainConfig, knobs
 from retro_demo.tokenizer import Tokenizer
-from retro_demo.whole_files import file_hash, replacing
 
 READER_KNOBS = frozenset(
     {
@@ -250,3 +255,98 @@ def check_windows(corpus: Corpus, seq_len: int, num_neighbors: int) -> None:
             f"You ask for {num_neighbors} neighbors, but this corpus stores {stored}. "
             "Ask for fewer, or build the corpus with more."
         )
+
+
+MARGE_TRAINING = (
+    "steps",
+    "reading",
+    "lessons_kept",
+    "lr",
+    "warmup",
+    "weight_decay",
+    "clip",
+    "seed",
+    "eval_every",
+    "eval_tokens",
+    "save_every",
+    "precision",
+    "sharded",
+    "keep",
+)
+"""The knobs of TrainConfig that mean something to MARGE; its batches follow from EvidenceConfig."""
+
+
+def marge_settings() -> dict[str, type]:
+    """Each knob that a MARGE run has, with the config that it belongs to."""
+    own = {knob.name: kind for kind in (MargeConfig, EvidenceConfig) for knob in knobs(kind)}
+    return own | dict.fromkeys(MARGE_TRAINING, TrainConfig)
+
+
+def usual_settings(preset: str, languages: Sequence[str]) -> dict[str, Any]:
+    """What a preset sets where the documents are in these languages."""
+    alone = {"evidence_languages": "any"} if len(languages) == 1 else {}  # no other can be had
+    return MARGE_PRESETS[preset] | alone
+
+
+def make_marge_config(
+    corpus: str,
+    *,
+    preset: str = "",
+    settings: Mapping[str, Any] | None = None,
+    device: str = "auto",
+) -> MargeRun:
+    """The config of a new run: preset, then `settings`; `corpus` is a folder or "sample:NAME".
+
+    Raises UserError for unknown names and bad values, and where there are no two documents to be
+    each other's evidence.
+    """
+    preset = preset or "tiny"
+    if preset not in MARGE_PRESETS:
+        raise UserError(f"MARGE has no preset {preset!r}; choose one of {', '.join(MARGE_PRESETS)}.")
+    known = marge_settings()
+    if unknown := sorted(set(settings or {}) - set(known)):
+        raise UserError(f"MARGE has no setting {', '.join(unknown)}. Leave it out.")
+    folder = corpus_folder(data_home()[0], corpus)
+    built = load_corpus(folder)
+    languages = languages_of(built)
+    chosen = usual_settings(preset, languages) | dict(settings or {})
+    parts = {
+        kind: {name: value for name, value in chosen.items() if known[name] is kind}
+        for kind in (MargeConfig, EvidenceConfig, TrainConfig)
+    }
+    training = TrainConfig(**parts[TrainConfig])
+    return MargeRun(
+        model="marge",
+        preset=preset,
+        corpus=corpus if folder != Path(corpus) else str(folder.resolve()),
+        corpus_fingerprint=built.fingerprint,
+        network=MargeConfig(
+            vocab_size=built.tokenizer.vocab_size,
+            pad_id=built.tokenizer.pad_id,
+            languages=languages,
+            **parts[MargeConfig],
+        ),
+        evidence=EvidenceConfig(**parts[EvidenceConfig]),
+        training=training,
+        lesson_steps=round(training.reading * training.steps),
+        threads=allowed_threads(),
+        device=choose_device(device),
+        versions=versions(),
+    )
+
+
+def plan_run(
+    model: str,
+    corpus: str,
+    *,
+    preset: str = "",
+    settings: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    base: str = "",
+) -> AnyRun:
+    """The config of a new run of any model; see `make_run_config` and `make_marge_config`."""
+    if model != "marge":
+        return make_run_config(model, corpus, preset=preset, settings=settings, device=device, base=base)
+    if base:
+        raise UserError(f"A MARGE begins with no other run ({base}): leave the base out.")
+    return make_marge_config(corpus, preset=preset, settings=settings, device=device)

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from retro_demo.corpus.corpus import MANIFEST
+from retro_demo.corpus.store import MANIFEST
 from retro_demo.devices import allowed_threads
 from retro_demo.events import read_events
 from retro_demo.runs.checkpoint import AnyRun, RunConfig, read_any_config, versions, weights_file

@@ -13,8 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from retro_demo.change_config import AddConfig, WeighConfig
-from retro_demo.corpus.changing import (
+from retro_demo.corpus.changes import (
     CHANGE,
     SOURCES,
     base_of_change,
@@ -22,22 +21,22 @@ from retro_demo.corpus.changing import (
     is_pending,
     prepare_change,
 )
-from retro_demo.corpus.corpus import is_built, load_corpus, read_stored_documents
 from retro_demo.corpus.samples import corpus_folder
-from retro_demo.errors import UserError
-from retro_demo.explain.weighing import weigh
-from retro_demo.jobs import jobs
-from retro_demo.listing import listed
+from retro_demo.corpus.store import is_built, load_corpus, read_stored_documents
+from retro_demo.errors import UserError, listed
+from retro_demo.explain.document_value import weigh
+from retro_demo.jobs import lifecycle
 from retro_demo.paths import SAMPLE
 from retro_demo.runs.checkpoint import read_any_config, read_run_config, write_run_config
 from retro_demo.server import service
-from retro_demo.server.dispatch import begin
 from retro_demo.server.evaluations import evaluations_reading, tell_of_move
-from retro_demo.server.library import Library
 from retro_demo.server.limits import limits_of
+from retro_demo.server.model_cache import Library
 from retro_demo.server.quotas import check_space, checked_addition
-from retro_demo.server.received import keep_files
+from retro_demo.server.scheduler import begin
+from retro_demo.server.service import keep_files
 from retro_demo.server.workspace import Workspace
+from retro_demo.settings import AddConfig, WeighConfig
 
 MOST_LISTED = 2000
 MOST_WEIGHED = 50  # each is one more reading of every passage that finds it
@@ -84,13 +83,13 @@ def start_change(
             shutil.rmtree(folder)  # nothing was begun
             raise
         return folder.name
-    with jobs.asking(base):
+    with lifecycle.asking(base):
         _check_free(workspace, corpus, base)
         shutil.rmtree(base / CHANGE, ignore_errors=True)  # what one that failed or was done may have left
         try:
             copies = keep_files(workspace, files, base / CHANGE / SOURCES) if files else []
             prepare_change(base, None, add=copies, forget=forget, config=config)
-            with jobs.without_events(base):  # those of the build are not about the change
+            with lifecycle.without_events(base):  # those of the build are not about the change
                 begin(workspace, base, "build-corpus")
         except BaseException:
             shutil.rmtree(base / CHANGE, ignore_errors=True)  # nothing was begun
@@ -100,7 +99,7 @@ def start_change(
 
 def _check_free(workspace: Workspace, corpus: str, base: Path) -> None:
     """Raise UserError while something is at work on the corpus, or reads it; a change that failed is not."""
-    if jobs.is_at_work(base) or (is_pending(base) and jobs.status(base).state != "failed"):
+    if lifecycle.is_at_work(base) or (is_pending(base) and lifecycle.status(base).state != "failed"):
         raise UserError(f"{corpus} is being changed already. Wait for its end, or resume it.")
     if reader := next(_readers(workspace, base), ""):
         raise UserError(
@@ -111,17 +110,17 @@ def _check_free(workspace: Workspace, corpus: str, base: Path) -> None:
 
 def _readers(workspace: Workspace, base: Path) -> Iterator[str]:
     """What of the workspace is at work and reads the corpus, as the beginning of a sentence."""
-    runs = [run for run in workspace.runs() if jobs.is_at_work(workspace.run(run))]
+    runs = [run for run in workspace.runs() if lifecycle.is_at_work(workspace.run(run))]
     for run in runs:
         if read_any_config(workspace.run(run)).corpus == str(base):
             yield f"{run} is training on"
     for run in evaluations_reading(workspace, base):
         yield f"An evaluation of {run} reads"
-    if any(map(jobs.is_at_work, base.glob("editions/*"))):
+    if any(map(lifecycle.is_at_work, base.glob("editions/*"))):
         yield "A run with another tokenizer is about to read"
     for one in workspace.corpora():
         folder = workspace.corpus(one)
-        if jobs.is_at_work(folder) and base_of_change(folder) == base.resolve():
+        if lifecycle.is_at_work(folder) and base_of_change(folder) == base.resolve():
             yield f"{one} is being made from"
 
 
@@ -157,7 +156,7 @@ def _let_go(workspace: Workspace, corpus: str) -> Iterator[Path]:
     Raises UserError where one does, also where a change that was cut off is still to be made from it.
     """
     folder = workspace.owned("corpora", corpus)
-    with jobs.asking(folder):
+    with lifecycle.asking(folder):
         workspace.owned("corpora", corpus)  # a change may have begun before
         if reader := next(_readers(workspace, folder), ""):
             raise UserError(f"{reader} {corpus}. Wait for its end, or stop it first.")
@@ -169,12 +168,12 @@ def _let_go(workspace: Workspace, corpus: str) -> Iterator[Path]:
         yield folder
 
 
-def corpus_status(folder: Path) -> jobs.JobStatus:
+def corpus_status(folder: Path) -> lifecycle.JobStatus:
     """How a build or a change of a corpus stands; a built corpus is finished unless one is going on."""
-    status = jobs.status(folder)
+    status = lifecycle.status(folder)
     if not is_built(folder) or is_pending(folder) or status.under_way or status.state == "failed":
         return status
-    return jobs.JobStatus("finished", status.events, "")
+    return lifecycle.JobStatus("finished", status.events, "")
 
 
 def listed_documents(folder: Path) -> list[tuple[str, str]]:

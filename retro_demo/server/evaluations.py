@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from retro_demo.errors import UserError
-from retro_demo.evaluate_config import EvaluateConfig
-from retro_demo.evaluation.evaluation_request import Request, prepare_evaluation, read_request, write_request
-from retro_demo.evaluation.matching import baseline_settings, match, unfit_control
-from retro_demo.evaluation.trained_on import trainings
-from retro_demo.jobs import jobs
+from retro_demo.evaluation.baselines import baseline_settings, match, trainings, unfit_control
+from retro_demo.evaluation.request import Request, prepare_evaluation, read_request, write_request
+from retro_demo.files import file_hash
+from retro_demo.jobs import lifecycle
 from retro_demo.paths import SAMPLE
 from retro_demo.runs.checkpoint import (
     AnyRun,
@@ -29,10 +28,10 @@ from retro_demo.runs.checkpoint import (
     write_run_config,
 )
 from retro_demo.server import service
-from retro_demo.server.dispatch import begin
 from retro_demo.server.quotas import check_space
+from retro_demo.server.scheduler import begin
 from retro_demo.server.workspace import Workspace
-from retro_demo.whole_files import file_hash
+from retro_demo.settings import EvaluateConfig
 
 KEPT = 6  # evaluations of one run; older ones go
 
@@ -70,12 +69,12 @@ def start_evaluation(
     new = not folder.exists()
     prepare_evaluation(folder, request)
     try:
-        if jobs.is_at_work(folder):
+        if lifecycle.is_at_work(folder):
             raise UserError("Just this is being measured already, or waits to be. Wait for its end.")
-        with jobs.without_events(folder):  # what was said before is said again: the table is kept
+        with lifecycle.without_events(folder):  # what was said before is said again: the table is kept
             begin(workspace, folder, "evaluate")
     except BaseException:
-        if new and not jobs.is_under_way(folder):
+        if new and not lifecycle.is_under_way(folder):
             shutil.rmtree(folder)  # nothing was begun, and the latest evaluation is the one that is shown
         raise
     _drop_old(folder.parent, folder)
@@ -87,7 +86,7 @@ def _place(name: str, folder: Path) -> str:
 
 
 def _drop_old(folder: Path, newest: Path) -> None:
-    others = [path for path in _by_age(folder) if path != newest and not jobs.is_under_way(path)]
+    others = [path for path in _by_age(folder) if path != newest and not lifecycle.is_under_way(path)]
     for path in others[: max(0, len(others) - (KEPT - 1))]:
         shutil.rmtree(path)
 
@@ -119,7 +118,7 @@ def measured(workspace: Workspace, run: str) -> dict[str, Any] | None:
     folder = shown_evaluation(workspace, run)
     if folder is None or read_request(folder).corpus:
         return None
-    result = latest_result(jobs.status(folder))
+    result = latest_result(lifecycle.status(folder))
     return None if result and of_other_weights(workspace, run, result) else result
 
 
@@ -133,7 +132,7 @@ def of_other_weights(workspace: Workspace, run: str, result: dict[str, Any]) -> 
 def resume_evaluation(workspace: Workspace, run: str) -> None:
     """Go on with the latest evaluation of a run, if it was stopped, killed or failed."""
     folder = next(reversed(_by_age(folder_of_evaluations(workspace, run))), None)
-    if folder is None or jobs.status(folder).state == "finished":
+    if folder is None or lifecycle.status(folder).state == "finished":
         raise UserError("There is no evaluation of this run to go on with. Start one.")
     check_space(workspace)
     begin(workspace, folder, "evaluate")
@@ -141,10 +140,10 @@ def resume_evaluation(workspace: Workspace, run: str) -> None:
 
 def stop_evaluation(workspace: Workspace, run: str) -> bool:
     """Ask the evaluation of a run that is under way to keep what it has and leave; False where none is."""
-    known = [f for f in _by_age(folder_of_evaluations(workspace, run)) if jobs.is_under_way(f)]
-    stopped = bool(known) and jobs.stop(known[-1])
-    if stopped and not jobs.is_under_way(known[-1]):
-        jobs.tell_as_before(known[-1])  # it left the queue: the figures of before are those to show
+    known = [f for f in _by_age(folder_of_evaluations(workspace, run)) if lifecycle.is_under_way(f)]
+    stopped = bool(known) and lifecycle.stop(known[-1])
+    if stopped and not lifecycle.is_under_way(known[-1]):
+        lifecycle.tell_as_before(known[-1])  # it left the queue: the figures of before are those to show
     return stopped
 
 
@@ -201,13 +200,13 @@ def _check_unneeded(workspace: Workspace, run: str) -> None:
             told = f"The evaluation of {request.folder('run').name} measures {run} too"
             raise UserError(f"{told}. Wait for its end, or stop it first.")
     for place in (workspace.folder / "runs").glob("*"):
-        if jobs.is_at_work(place) and getattr(read_any_config(place), "base", "") == str(folder):
+        if lifecycle.is_at_work(place) and getattr(read_any_config(place), "base", "") == str(folder):
             raise UserError(f"{place.name} begins from {run}. Wait for its end, or stop it first.")
 
 
 def _under_way(workspace: Workspace) -> list[Request]:
     """What is asked of the evaluations that run or wait."""
-    return [read_request(folder) for folder in _all(workspace) if jobs.is_at_work(folder)]
+    return [read_request(folder) for folder in _all(workspace) if lifecycle.is_at_work(folder)]
 
 
 def _all(workspace: Workspace) -> list[Path]:
@@ -216,7 +215,7 @@ def _all(workspace: Workspace) -> list[Path]:
     return [f.parent for place in places for f in workspace.folder.glob(f"{place}/config.json")]
 
 
-def latest_result(status: jobs.JobStatus) -> dict[str, Any] | None:
+def latest_result(status: lifecycle.JobStatus) -> dict[str, Any] | None:
     """The figures of an evaluation so far: those of the end, else of the last round, else None."""
     if finished := status.of_kind("finished"):
         return finished[-1]

@@ -1,20 +1,24 @@
-"""What a visitor may take of the machine, declared once: a public page is strict, a private one is not.
+"""What a visitor may take of the machine, and where a request comes from.
+
+What a visitor may take of the machine, declared once: a public page is strict, a private one is not.
 
 The server writes the limits that hold into its data folder; whoever starts work there reads them.
-"""
+
+Where the request comes from that is being answered; the page says so, the queue and its limits ask."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from retro_demo.errors import UserError
-from retro_demo.knobs import check_ranges, from_json, knob, knobs
-from retro_demo.whole_files import replacing
+from retro_demo.files import replacing
+from retro_demo.settings import check_ranges, from_json, knob, knobs
 
 FILE = "limits.json"
 PREFIX = "RETRO_DEMO_LIMIT_"  # of the environment's variables: RETRO_DEMO_LIMIT_STEPS
@@ -222,3 +226,16 @@ def limits_of(home: Path, otherwise: Limits = PRIVATE) -> Limits:
 def _read(path: Path, _mtime_ns: int, _size: int, _inode: int) -> Limits:
     """A file of limits, read once: each request asks for them. It is replaced, never written to."""
     return from_json(Limits, json.loads(path.read_text("utf-8")))
+
+
+VISITOR = "x-retro-demo-visitor"
+"""The header in which ui/middleware.py passes that on; what a visitor writes there is dropped."""
+ADDRESS: ContextVar[str] = ContextVar("address", default="")
+"""A hash of the address, of a server's lifetime: equal for requests of one address; "" where nobody knows.
+
+A variable of the request's own context, because between the page and the queue lie ten ways to start a job.
+"""
+SITS_HERE = "x-retro-demo-here"
+"""The header in which the doorman says that the visitor sits at this machine; also dropped from outside."""
+HERE: ContextVar[bool] = ContextVar("here", default=False)
+"""Whether the request comes from this machine and the page is not for strangers: who asks may see folders."""

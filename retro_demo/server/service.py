@@ -1,11 +1,21 @@
-"""What a visitor can ask for, one function each; the page and the HTTP endpoints both call these.
+"""What a visitor can ask for, one function each: the page and the endpoints both call these.
+
+What a visitor can ask for, one function each; the page and the HTTP endpoints both call these.
 
 They name corpora and runs by their ids in a workspace, start processes and look at folders.
-"""
+
+A corpus made for the tokenizer of a run that is to read it (hot swap): a job like any build.
+
+The page and the endpoints never make an edition (corpus/changes.py) themselves: that takes as long as a
+build. Who asks first begins the job in the queue; who asks meanwhile waits for the same one, or is told of
+it.
+
+Uploaded files on their way into a workspace: where there is room and a place, under safe names."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,27 +23,127 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from retro_demo.config import CorpusConfig
+from filelock import FileLock
+
 from retro_demo.corpus.building import prepare_corpus
-from retro_demo.corpus.changing import SOURCES, is_pending
-from retro_demo.corpus.corpus import MANIFEST, is_built
-from retro_demo.corpus.cutting import SHIPPED_TOKENIZERS
+from retro_demo.corpus.changes import SOURCES, edition_of_stored, is_pending, plan_edition
+from retro_demo.corpus.chunks import SHIPPED_TOKENIZERS
 from retro_demo.corpus.samples import SAMPLES, corpus_folder, prepare_sample
+from retro_demo.corpus.store import MANIFEST, is_built, load_corpus
 from retro_demo.errors import UserError
-from retro_demo.jobs import jobs
+from retro_demo.files import file_hash
+from retro_demo.jobs import job_queue, lifecycle
 from retro_demo.paths import SAMPLE
 from retro_demo.runs import planning
-from retro_demo.runs.checkpoint import RunConfig, has_weights, read_any_config
-from retro_demo.runs.marge_planning import plan_run
-from retro_demo.runs.planning import extend_run, prepare_run
-from retro_demo.runs.run_state import saved_step
-from retro_demo.server import swaps
-from retro_demo.server.dispatch import begin
+from retro_demo.runs.checkpoint import RunConfig, has_weights, read_any_config, saved_step
+from retro_demo.runs.planning import extend_run, plan_run, prepare_run
 from retro_demo.server.limits import limits_of
-from retro_demo.server.quotas import check_run, check_space, check_steps, checked_text
-from retro_demo.server.received import keep_files
+from retro_demo.server.quotas import check_run, check_space, check_steps, checked_text, note_files, noted
+from retro_demo.server.scheduler import begin, check_place
 from retro_demo.server.workspace import Workspace
-from retro_demo.whole_files import file_hash
+from retro_demo.settings import CorpusConfig
+
+
+def begin_edition(workspace: Workspace, run: Path, corpus: Path, title: str) -> Path | None:
+    """Let a job make what a run needs to read a built corpus; its folder, None where all is there.
+
+    One that is under way goes on. Raises UserError while the corpus is being changed, where there is no
+    room or the queue is full, and for a failure of before, once: then it can be tried again.
+    """
+    config = read_any_config(run)
+    if not isinstance(config, RunConfig) or not config.retrieves:
+        return None  # it reads no other corpus, and whoever loads it says so
+    folder = edition_of_stored(corpus, run, config.network.chunk_len)
+    if folder == corpus:
+        return None
+    _note_tokenizer(workspace, run, folder)
+    if is_built(folder):
+        return None
+    if lifecycle.is_under_way(folder):
+        return folder
+    _tell_failure(folder, title)
+    with lifecycle.asking(folder.parent.parent):  # of the corpus: it neither changes nor goes meanwhile
+        if is_built(folder) or lifecycle.is_under_way(folder):  # somebody else asked for it at this moment
+            return folder
+        if not is_built(corpus) or lifecycle.is_at_work(corpus):
+            raise UserError(f"{title} is being changed. Wait for the end of that, then ask again.")
+        check_space(workspace, (corpus / "documents.jsonl").stat().st_size)
+        planned = folder.exists()
+        try:
+            plan_edition(load_corpus(corpus), run, config.network.chunk_len)
+            begin(workspace, folder, "build-corpus")
+        except BaseException:
+            if not planned:
+                shutil.rmtree(folder, ignore_errors=True)  # nothing was begun
+            raise
+    return folder
+
+
+def _note_tokenizer(workspace: Workspace, run: Path, folder: Path) -> None:
+    """The edition of a sample holds the tokenizer of a visitor's run, and goes with that visitor's data."""
+    own, inside = (path.is_relative_to(workspace.folder) for path in (run, folder))
+    if own and not inside and folder.resolve() not in noted(workspace.folder):
+        note_files(workspace, [folder])
+
+
+def check_made(folder: Path, title: str) -> None:
+    """Raise UserError where the job that made an edition has ended before it was whole, and say why."""
+    if is_built(folder):
+        return
+    _tell_failure(folder, title)
+    stopped = lifecycle.status(folder).of_kind("stopped")
+    why = (stopped[-1].get("why") if stopped else "") or "It was stopped before its end."
+    raise UserError(f"{title} is not ready for this run yet. {why} Ask again to go on with it.")
+
+
+def _tell_failure(folder: Path, title: str) -> None:
+    """Raise UserError for a job that failed; what it made stays, and who asks again goes on from there."""
+    status = lifecycle.status(folder)
+    if status.state == "failed":
+        (folder / "events.jsonl").unlink(missing_ok=True)
+        said = status.of_kind("failed")[-1]["error"]
+        raise UserError(f"{title} could not be made ready for this run: {said}")
+
+
+def stop_edition(workspace: Workspace, run: Path, corpus: Path) -> None:
+    """Stop the job that makes an edition where this visitor asked for it first; others go on."""
+    config = read_any_config(run)
+    if isinstance(config, RunConfig) and config.retrieves:
+        folder = edition_of_stored(corpus, run, config.network.chunk_len)
+        asked = [
+            ticket.visitor for ticket in job_queue.read_tickets(workspace.home) if ticket.folder == folder
+        ]
+        if workspace.folder.name in asked:
+            lifecycle.stop(folder)
+
+
+def keep_files(workspace: Workspace, files: Sequence[tuple[str, Path]], folder: Path) -> list[Path]:
+    """Copies of uploaded files (name, where it lies) in a folder of their own.
+
+    Those of one visitor at a time, so that each is measured against what the others left of the disk. Raises
+    UserError where there is no room, or the queue has none.
+    """
+    copies: list[Path] = []
+    with FileLock(workspace.home / "copying.lock"):
+        check_place(workspace)
+        check_space(workspace, sum(path.stat().st_size for _, path in files))
+        folder.mkdir(parents=True)
+        for given, path in files:
+            copies.append(folder / safe_name(given, {copy.name for copy in copies}))
+            shutil.copyfile(path, copies[-1])
+    return copies
+
+
+def safe_name(given: str, taken: set[str]) -> str:
+    """A file name that is only a name, keeps its kind and is not taken."""
+    name = re.sub(r"[^\w. -]", "_", Path(given.replace("\\", "/")).name).lstrip(". ")[-100:]
+    stem, dot, ends = (name or "file.txt").partition(".")
+    for number in range(1, len(taken) + 2):
+        wanted = f"{stem}{f'-{number}' if number > 1 else ''}{dot}{ends}"
+        if wanted not in taken:
+            return wanted
+    raise AssertionError("one of n + 1 names is free")
+
 
 VISITOR_CHOICES = {"embedder": ("static", "minilm"), "tokenizer": ("train", *SHIPPED_TOKENIZERS)}
 LOOK_SECONDS = 0.3
@@ -84,9 +194,9 @@ def start_sample(home: Path) -> None:
 
 
 def _start_building(folder: Path) -> None:
-    with jobs.asking(folder):  # of two first visitors only one starts it
-        if not is_built(folder) and not jobs.is_running(folder):
-            jobs.start(folder, "build-corpus")
+    with lifecycle.asking(folder):  # of two first visitors only one starts it
+        if not is_built(folder) and not lifecycle.is_running(folder):
+            lifecycle.start(folder, "build-corpus")
 
 
 def resume_build(workspace: Workspace, corpus: str) -> None:
@@ -97,8 +207,8 @@ def resume_build(workspace: Workspace, corpus: str) -> None:
     if is_built(folder) and not is_pending(folder):
         raise UserError(f"{corpus_title(corpus)} is built already. There is nothing to resume.")
     check_space(workspace)
-    with jobs.asking(folder):
-        if any(map(jobs.is_at_work, folder.glob("editions/*"))):  # a change would remove it
+    with lifecycle.asking(folder):
+        if any(map(lifecycle.is_at_work, folder.glob("editions/*"))):  # a change would remove it
             raise UserError(
                 f"{corpus_title(corpus)} is being made ready for a run with another tokenizer. Wait for the "
                 "end of that."
@@ -122,7 +232,7 @@ def start_run(
     check_space(workspace)
     check_steps(limits_of(workspace.home), settings.get("steps", 0))
     place = built_corpus(workspace, corpus)
-    if jobs.is_at_work(place):
+    if lifecycle.is_at_work(place):
         raise UserError(
             f"{corpus_title(corpus)} is being changed, and a run of before could not go on. Wait."
         )
@@ -201,14 +311,14 @@ def resume_run(workspace: Workspace, run: str) -> None:
 def _check_unchanging(workspace: Workspace, run: str) -> None:
     """Raise UserError while the corpus of a run is being changed, or waits to be."""
     title, folder = corpus_of_run(workspace, run)
-    if is_built(folder) and jobs.is_at_work(folder):
+    if is_built(folder) and lifecycle.is_at_work(folder):
         raise UserError(f"{title} is being changed, and {run} reads it. Wait for the end of that.")
 
 
 def lengthen_run(workspace: Workspace, run: str, steps: int) -> None:
     """Give a run more steps and start it again."""
     folder = own_run(workspace, run)
-    if jobs.is_at_work(folder):
+    if lifecycle.is_at_work(folder):
         raise UserError(f"{run} is running or waits to. Stop it first, or wait for its end.")
     check_space(workspace)
     _check_unchanging(workspace, run)
@@ -226,13 +336,13 @@ def keep_weights(workspace: Workspace, run: str, keep: str) -> None:
 
 def stop_run(workspace: Workspace, run: str) -> bool:
     """Ask a run to save and leave, or to leave the queue; False where it does neither."""
-    return jobs.stop(own_run(workspace, run))
+    return lifecycle.stop(own_run(workspace, run))
 
 
-def follow(folder: Path) -> Iterator[jobs.JobStatus]:
+def follow(folder: Path) -> Iterator[lifecycle.JobStatus]:
     """Look at a job until it ends, several times a second."""
     while True:
-        status = jobs.status(folder)
+        status = lifecycle.status(folder)
         yield status
         if not status.under_way:
             return
@@ -248,7 +358,7 @@ def readable_runs(workspace: Workspace) -> list[str]:
     ]
 
 
-def wait_for_corpus(workspace: Workspace, run: str, corpus: str = "") -> Iterator[jobs.JobStatus]:
+def wait_for_corpus(workspace: Workspace, run: str, corpus: str = "") -> Iterator[lifecycle.JobStatus]:
     """Follow the build of the corpus that a run reads, while it goes on; nothing where it is done.
 
     `corpus`: another one that it is to read, which is made ready for its tokenizer. Raises UserError where
@@ -261,12 +371,12 @@ def wait_for_corpus(workspace: Workspace, run: str, corpus: str = "") -> Iterato
         yield from follow(folder)
     if corpus and (making := _begin_edition(workspace, run, corpus)):
         yield from follow(making)
-        swaps.check_made(making, corpus_title(corpus))
+        check_made(making, corpus_title(corpus))
 
 
 def _begin_edition(workspace: Workspace, run: str, corpus: str) -> Path | None:
     place = built_corpus(workspace, corpus)
-    return swaps.begin_edition(workspace, workspace.run(run), place, corpus_title(corpus))
+    return begin_edition(workspace, workspace.run(run), place, corpus_title(corpus))
 
 
 def check_ready(workspace: Workspace, run: str, corpus: str = "") -> None:

@@ -1,4 +1,6 @@
-"""Where things lie: the data folder, what ships with the code, and one visitor's own folders.
+"""One visitor's folders: corpora, runs, evaluations and kept traces.
+
+Where things lie: the data folder, what ships with the code, and one visitor's own folders.
 
 DATA/samples/NAME-HASH          built sample corpora, shared and read-only for visitors
 DATA/derived/FINGERPRINT        what is made from a corpus that cannot be written
@@ -7,7 +9,8 @@ DATA/workspaces/CODE/corpora    a visitor's corpora, runs and kept traces
                     /runs           with their evaluations
                     /evaluations    those of the shipped runs
                     /traces
-"""
+
+The texts that a visitor wrote or had explained, kept in the workspace, and the examples that ship."""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ from pathlib import Path
 
 from retro_demo.corpus.samples import SAMPLES, sample_folder
 from retro_demo.errors import UserError
-from retro_demo.jobs.jobs import is_at_work
+from retro_demo.explain.tracing import Trace
+from retro_demo.jobs.lifecycle import is_at_work
 from retro_demo.paths import CHECKPOINTS, CODE, SAMPLE
 from retro_demo.runs.checkpoint import MargeRun, read_any_config
 
@@ -55,7 +59,7 @@ class Workspace:
         folder = home / "workspaces" / code
         with suppress(FileNotFoundError):  # nothing was written under this code yet
             if abs(time.time() - folder.stat().st_mtime) > 3600:  # the clock may have been set back
-                os.utime(folder)  # the last visit: see server/janitor.py
+                os.utime(folder)  # the last visit: see server/cleanup.py
         return Workspace(home, folder)
 
     def make(self) -> Workspace:
@@ -174,3 +178,35 @@ def disk_use(folder: Path) -> int:
 def marge_runs(workspace: Workspace) -> list[str]:
     """Ids of the runs of MARGE, shipped ones first, then the newest."""
     return [run for run in workspace.runs() if isinstance(read_any_config(workspace.run(run)), MargeRun)]
+
+
+KEPT_TRACES = 30
+
+
+def keep_trace(workspace: Workspace, name: str, trace: Trace) -> None:
+    """Save a trace; of many, only the latest stay. Raises UserError where the workspace is gone."""
+    workspace.check_there()
+    (workspace.folder / "traces").mkdir(mode=0o700, exist_ok=True)
+    trace.save(workspace.trace(name))
+    others = [path for path in (workspace.folder / "traces").glob("*.json") if path.stem != name]
+    others.sort(key=lambda path: path.stat().st_mtime)  # the new one stays, also where the clock was set back
+    for path in others[: max(0, len(others) - (KEPT_TRACES - 1))]:
+        path.unlink()
+        path.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def load_trace(workspace: Workspace, name: str) -> Trace | None:
+    """A kept trace, or None where it is gone."""
+    path = workspace.trace(name)
+    if path.with_suffix(".json").exists() and path.with_suffix(".safetensors").exists():
+        return Trace.load(path)
+    return None
+
+
+def shown_trace(workspace: Workspace, name: str) -> tuple[str, Trace | None]:
+    """The trace to show with its id: the kept one, else the example of the first shipped run."""
+    shipped = [run for run in workspace.runs() if run.startswith(SAMPLE)]
+    for candidate in filter(None, (name, *shipped)):
+        if (trace := load_trace(workspace, candidate)) is not None:
+            return candidate, trace
+    return "", None

@@ -1,29 +1,46 @@
-"""A run or a corpus as a folder for others: pickle-free, with a card, without the paths of this machine."""
+"""A run or a corpus as a folder for others: export, model card, push to the Hub.
+
+A run or a corpus as a folder for others: pickle-free, with a card, without the paths of this machine.
+
+The model card of an export: README.md with YAML front matter, honest figures and how to repeat them.
+
+It says what was measured with its intervals, and just as plainly what was not.
+
+An export pushed to the Hugging Face Hub with the user's own token, which is kept and shown nowhere."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import zipfile
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from retro_demo.corpus.corpus import KEPT_FILES, MANIFEST, Corpus, load_corpus
+import huggingface_hub  # its parts load on first use, which only who pushes waits for
+
 from retro_demo.corpus.samples import SAMPLES
+from retro_demo.corpus.store import KEPT_FILES, Corpus, load_corpus
+from retro_demo.corpus.store import MANIFEST as CORPUS_MANIFEST
 from retro_demo.errors import UserError
-from retro_demo.evaluation.evaluation_request import read_request
+from retro_demo.evaluation.arms import ARM_NAMES, arm_name, arms_in_order
+from retro_demo.evaluation.report import NAMES
+from retro_demo.evaluation.request import read_request
 from retro_demo.events import read_events
-from retro_demo.jobs.jobs import is_running, let_leave
-from retro_demo.output_folder import kind_of, whole_folder
-from retro_demo.paths import SAMPLE, data_home
+from retro_demo.files import file_hash, replacing
+from retro_demo.jobs.lifecycle import is_running, let_leave
+from retro_demo.output_folder import EXPORT, kind_of, whole_folder
+from retro_demo.paths import ASSETS, SAMPLE, data_home
 from retro_demo.runs.checkpoint import (
     BEST,
     IMPORTED,
     LAST,
     STATE,
     AnyRun,
+    MargeRun,
     RunConfig,
     read_any_config,
     weights_file,
@@ -31,10 +48,197 @@ from retro_demo.runs.checkpoint import (
 )
 from retro_demo.runs.commands import for_others
 from retro_demo.runs.loading import load_own_corpus
-from retro_demo.runs.provenance import place_name
-from retro_demo.sharing.model_card import LICENSE, model_card
-from retro_demo.sharing.sharing import RUN, CorpusNote, Manifest, write_manifest
-from retro_demo.whole_files import file_hash, replacing
+from retro_demo.runs.provenance import NOT_COMPARABLE, place_name, weights_of
+from retro_demo.sharing.export_format import RUN, CorpusNote, Manifest, write_manifest
+
+LANGUAGE = re.compile(r"[a-z]{2,3}")
+LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,40}")
+KIND = {
+    "lm": "plain language model (the matched baseline of a RETRO: the same decoder, which reads nothing)",
+    "retro": "RETRO (Borgeaud et al. 2022), trained with its neighbors from scratch",
+    "retrofit": "RETRO (Borgeaud et al. 2022), a plain model that was taught to read neighbors",
+    "marge": "MARGE (Lewis et al. 2020), which writes a document anew from others that it finds",
+}
+WANTED = {"lm": (), "marge": ("on", "off", "random", "shuffled")}
+"""The arms without which a claim about retrieval stands on nothing, where they are not `WANTED_OF_RETRO`."""
+
+WANTED_OF_RETRO = ("on", "off", "shuffled", "baseline", "control_random")
+
+
+def model_card(
+    name: str,
+    run: Path,
+    config: AnyRun,
+    corpus: CorpusNote,
+    *,
+    result: Mapping[str, Any] | None,
+    events: list[dict[str, Any]],
+    license: str,
+    has: frozenset[str],
+    imported: bool,
+) -> str:
+    """README.md of an export; `result` are the figures of an evaluation of these weights, None = none.
+
+    `has`: "corpus" and "state" where they are along.
+    """
+    parts = [
+        _front(config, license),
+        f"# {plain(name)}\n\nA small {KIND[config.model]}, made with retro_demo.",
+        _origin(run, config, corpus, imported),
+        _figures(config, result, events, weights_of(run)[0]),
+        _not_measured(config, result),
+        _data(corpus, "corpus" in has),
+        _use(name, config, has),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def plain(text: str) -> str:
+    """A text of a user as Markdown that shows it and does nothing."""
+    one_line = " ".join(text.split())[:200]
+    return re.sub(r"([\\`*_{}\[\]()<>#|!~$&])", r"\\\1", one_line)
+
+
+def _front(config: AnyRun, license: str) -> str:
+    languages = config.network.languages if isinstance(config, MargeRun) else ()
+    known = [one for one in languages if LANGUAGE.fullmatch(one)]
+    kind = "marge" if isinstance(config, MargeRun) else "retro"
+    lines = ["---", f"license: {license}", "library_name: retro_demo"]
+    lines += ["language:", *(f'- "{one}"' for one in known)] if known else []  # "no" would be a truth value
+    lines += [] if isinstance(config, MargeRun) else ["pipeline_tag: text-generation"]
+    lines += ["tags:", f"- {kind}", "- retrieval-augmented", "- small-model", "---"]
+    return "\n".join(lines)
+
+
+def _origin(run: Path, config: AnyRun, corpus: CorpusNote, imported: bool) -> str:
+    step, parameters = weights_of(run)
+    training = config.training
+    rows = {
+        "Parameters": f"{parameters:,}",
+        "Steps": f"{step:,} of {training.steps:,}" + (", the best save" if training.keep == "best" else ""),
+        "Seed": str(training.seed),
+        "Preset": plain(config.preset),
+        "Trained on": f"{plain(corpus.title)} (fingerprint {plain(corpus.fingerprint)})",
+        "Machine": f"{plain(config.device)}, {config.threads} threads, "
+        + ", ".join(f"{plain(k)} {plain(v)}" for k, v in config.versions.items()),
+    }
+    if isinstance(config, RunConfig):
+        tokens = step * training.batch_size * training.seq_len
+        rows["Tokens read in training"] = f"{tokens:,} (batch {training.batch_size}, {training.seq_len} each)"
+        if config.retrieves:
+            rows["Neighbors"] = f"{training.num_neighbors} of each chunk, by {training.retriever}"
+        if config.base:
+            rows["Begun with"] = f"{plain(place_name(config.base))} (weights {config.base_weights[:16]})"
+    table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+    note = (
+        "\n\nThis run was imported before it was exported here: its record is as its maker gave it, and "
+        "nobody here saw the training."
+        if imported
+        else ""
+    )
+    return f"## What it is\n\n{table}\n\n{NOT_COMPARABLE}{note}"
+
+
+def _figures(
+    config: AnyRun, result: Mapping[str, Any] | None, events: list[dict[str, Any]], step: int
+) -> str:
+    names = NAMES if isinstance(config, MargeRun) else ARM_NAMES
+    if result is not None:
+        arms = {name: result["arms"][name] for name in arms_in_order(result)}
+        rows = [
+            f"| {arm_name(name, names)} | {arm['bpb']:.4f} | {_interval(arm)} | {arm['nats']:.4f} |"
+            for name, arm in arms.items()
+            if arm.get("bpb") is not None and arm.get("nats") is not None
+        ]
+        counts = result["counts"]
+        head = (
+            f"Measured on {counts['tokens']:,} held-out tokens of {counts['documents']:,} documents; the "
+            "intervals are drawn anew from the documents (bootstrap).\n\n"
+            "| Arm | Bits a byte | 95% interval | Nats a token |\n|---|---|---|---|\n"
+        )
+        said = plain_sentence(result["verdict"])
+        command = " ".join(result.get("provenance", {}).get("command", "").split())
+        made = f"\n\nMeasured with:\n\n{code_block(command)}" if command else ""
+        return f"## Held-out loss\n\n{head}" + "\n".join(rows) + f"\n\n{said}{made}"
+    told = [event for event in events if event["event"] == "evaluated" and event["step"] <= step]
+    measured = [event for event in told if event["arms"]]
+    if not measured:
+        return "## Held-out loss\n\nNothing was measured."
+    rows = [
+        f"| {names.get(name, plain(name))} | {arm['bpb']:.4f} | {arm['nats']:.4f} |"
+        for name, arm in measured[-1]["arms"].items()
+    ]
+    return (
+        f"## Held-out loss\n\nMeasured while training, at step {measured[-1]['step']:,}, on a part of the "
+        "held-out text: without intervals and without a matched baseline, so it does not say whether "
+        "retrieval is worth its cost.\n\n| Arm | Bits a byte | Nats a token |\n|---|---|---|\n"
+    ) + "\n".join(rows)
+
+
+def plain_sentence(text: str) -> str:
+    """A verdict as Markdown: as long as it is, on one line."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~$&])", r"\\\1", " ".join(text.split()))
+
+
+def code_block(text: str) -> str:
+    """A line as Markdown that shows it as it is: a fence that nothing in it closes."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text}\n{fence}"
+
+
+def _interval(arm: Mapping[str, Any]) -> str:
+    found = arm.get("ci")
+    whole = isinstance(found, (list, tuple)) and all(isinstance(end, (int, float)) for end in found)
+    return f"{found[0]:.4f} to {found[1]:.4f}" if whole and found else "too few documents"
+
+
+def _not_measured(config: AnyRun, result: Mapping[str, Any] | None) -> str:
+    names = NAMES if isinstance(config, MargeRun) else ARM_NAMES
+    arms = result["arms"] if result is not None else {}
+    missing = [names[arm] for arm in WANTED.get(config.model, WANTED_OF_RETRO) if arm not in arms]
+    lines = [f"- With intervals: {', '.join(missing)}."] if missing else []
+    lines += [
+        "- Other seeds: this is one training.",
+        "- Whether what it writes is true, fair or safe. Expect made-up facts, and passages of its corpus "
+        "word for word.",
+        "- Any other corpus, language or task than the held-out part of its own corpus.",
+    ]
+    return "## What was not measured\n\n" + "\n".join(lines)
+
+
+def _data(corpus: CorpusNote, along: bool) -> str:
+    notice = ASSETS / corpus.shipped / "NOTICE"
+    if corpus.shipped == "lookup":
+        terms = "Made-up facts that retro_demo writes itself; there is nothing to license."
+    elif corpus.shipped and notice.exists():
+        terms = notice.read_text("utf-8").strip()
+        terms = "\n".join(f"> {line}".rstrip() for line in terms.splitlines())
+    else:
+        terms = (
+            "The texts are its maker's. Their license is not known to the program that wrote this card; "
+            "whoever shares it must say so here, and must be allowed to share them."
+        )
+    where = "It is in the folder `corpus`." if along else "It is not in this export."
+    said = f"{plain(corpus.title)}, fingerprint `{plain(corpus.fingerprint)}`. {where}"
+    return f"## The corpus\n\n{said}\n\n{terms}"
+
+
+def _use(name: str, config: AnyRun, has: frozenset[str]) -> str:
+    run = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
+    lines = [
+        f"python -m retro_demo import EXPORT --as {run}     # EXPORT: this folder, a clone or .zip of it",
+        f'python -m retro_demo generate {run} --prompt "Some words"',
+    ]
+    if config.retrieves:
+        lines.append(f"python -m retro_demo evaluate {run}     # measure it yourself")
+    more = "A larger number of `--steps` trains it on: `train --out RUN --steps N`." if "state" in has else ""
+    more = more or "It has no optimizer state, so it cannot be trained on as it was."
+    if "corpus" not in has and config.retrieves:
+        more += " Where its corpus is missing, name another one with `--corpus`."
+    config_note = "`config.json` holds every setting and the seed; with the corpus they repeat the training."
+    return "## Use\n\n```\n" + "\n".join(lines) + f"\n```\n\n{more} {config_note}"
+
 
 ABSOLUTE = re.compile(r"(?<![\w:/.])(?:/[^\s/\"']+)+/([^\s/\"']+)")
 FIGURES = ("verdict", "helps", "counts", "arms", "names", "match")
@@ -150,7 +354,7 @@ def _copy_corpus(corpus: Corpus, out: Path) -> None:
     about = {"kind": "corpus", "sources": [], "config": config}
     (out / "config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     manifest = corpus.manifest | {"config": config}
-    (out / MANIFEST).write_text(json.dumps(_without_places(manifest)), encoding="utf-8")
+    (out / CORPUS_MANIFEST).write_text(json.dumps(_without_places(manifest)), encoding="utf-8")
 
 
 def _told(event: dict[str, Any], with_corpus: bool) -> dict[str, Any]:
@@ -193,3 +397,69 @@ def figures_of(run: Path, config: AnyRun, evaluations: Path | None = None) -> di
     origin = {name: last["provenance"][name] for name in ORIGIN if name in last["provenance"]}
     origin |= {"command": for_others(origin["command"])} if "command" in origin else {}
     return _without_places(kept | {"provenance": origin})
+
+
+REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+TOKEN = re.compile(r"[!-~]{8,400}")
+SAID = {
+    401: "the token is wrong or has expired",
+    403: "the token may not write there; make one with write access to that repository",
+    404: "there is no such owner or repository",
+    413: "a file is too large for the Hub",
+    429: "there were too many requests; wait a few minutes",
+}
+
+
+def own_token() -> str:
+    """The token of who runs this command: HF_TOKEN, or the one that `hf auth login` kept. UserError: none.
+
+    Never for a visitor of the page: on a server it would be its owner's.
+    """
+    token = huggingface_hub.get_token()
+    if not token:
+        raise UserError(
+            "There is no token for the Hub. Make one with write access at huggingface.co/settings/tokens and "
+            "put it into the environment: HF_TOKEN=... (or run: hf auth login)."
+        )
+    return token
+
+
+def push(export: Path, repo: str, token: str, *, private: bool) -> str:
+    """Upload an export to the model repository OWNER/NAME, made where there is none; returns its address.
+
+    The Hub is HF_ENDPOINT's, else huggingface.co. Raises UserError with what the Hub answered.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import disable_progress_bars  # pyright: ignore[reportPrivateImportUsage]
+
+    check_address(repo, token)
+    if not (export / EXPORT).exists():
+        raise UserError(f"{export.name} is no export. Make one with: export RUN --out DIR")
+    disable_progress_bars()
+    # the HTTPError of the client that this version of the library uses: httpx or httpx2
+    cut_off: type[Exception] = HfHubHTTPError.__bases__[0]  # pyright: ignore[reportAssignmentType]
+    api = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token)
+    try:
+        url = api.create_repo(repo, repo_type="model", private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo, folder_path=export, repo_type="model", commit_message="Add a run of retro_demo"
+        )
+    except HfHubHTTPError as error:
+        code = error.response.status_code
+        raise UserError(f"The Hub refused {repo} ({code}): {SAID.get(code, 'try again later')}.") from None
+    except ValueError:  # what the library itself finds wrong with a name or an answer
+        raise UserError(f"The Hub cannot take {repo}. Check the name, and try again.") from None
+    except (cut_off, OSError, RuntimeError) as error:
+        raise UserError(
+            f"The Hub at {api.endpoint} was not reached, or the upload broke off ({type(error).__name__}). "
+            "Check the connection and push again: what is there already is not sent twice."
+        ) from None
+    return str(url)
+
+
+def check_address(repo: str, token: str) -> None:
+    """Raise UserError where a repository or token cannot be one; no message holds a token."""
+    if not REPO.fullmatch(repo):
+        raise UserError(f"The repository is {repo[:120]!r}; give it as OWNER/NAME.")
+    if not TOKEN.fullmatch(token):
+        raise UserError("That is no token of the Hub. Make one at huggingface.co/settings/tokens.")

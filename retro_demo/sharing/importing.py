@@ -15,13 +15,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from retro_demo.config import CorpusConfig, from_json
-from retro_demo.corpus.corpus import MANIFEST as CORPUS_MANIFEST
+from retro_demo.corpus.embedding import GIVEN
 from retro_demo.corpus.samples import SAMPLES
-from retro_demo.corpus.vectors import GIVEN
+from retro_demo.corpus.store import MANIFEST as CORPUS_MANIFEST
 from retro_demo.devices import allowed_threads, choose_device
 from retro_demo.documents.archives import ReadingLimits, open_sources
 from retro_demo.errors import UserError
+from retro_demo.files import write_atomically
 from retro_demo.output_folder import EXPORT, is_hidden, working_folder
 from retro_demo.paths import CHECKPOINTS, SAMPLE
 from retro_demo.runs.checkpoint import (
@@ -35,20 +35,21 @@ from retro_demo.runs.checkpoint import (
     write_run_config,
 )
 from retro_demo.runs.provenance import place_name
-from retro_demo.sharing.share_checks import (
-    check_config,
-    check_evidence,
-    check_state,
-    check_tokenizer,
-    check_vectors,
-    check_weights,
-)
-from retro_demo.sharing.share_records import check_documents, check_events, check_reading
-from retro_demo.sharing.sharing import (
+from retro_demo.settings import CorpusConfig, from_json
+from retro_demo.sharing.export_format import (
     CORPUS,
     RUN,
     CorpusNote,
     Manifest,
+    check_config,
+    check_documents,
+    check_events,
+    check_evidence,
+    check_reading,
+    check_state,
+    check_tokenizer,
+    check_vectors,
+    check_weights,
     hash_of,
     is_read,
     most_bytes,
@@ -56,7 +57,6 @@ from retro_demo.sharing.sharing import (
     read_manifest,
 )
 from retro_demo.tokenizer import Tokenizer
-from retro_demo.whole_files import write_atomically
 
 LIMITS = ReadingLimits(total_bytes=8_000_000_000)
 SAID_CHARS = 400

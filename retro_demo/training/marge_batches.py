@@ -17,33 +17,33 @@ from typing import Any
 import numpy as np
 import torch
 
-from retro_demo.corpus.corpus import Corpus
-from retro_demo.distributed import ALONE, World, led
+from retro_demo.corpus.store import Corpus
+from retro_demo.devices import ALONE, World, led
 from retro_demo.errors import UserError
 from retro_demo.events import Reindexed
-from retro_demo.evidence.cross_lingual import recall, scripts_of
-from retro_demo.evidence.evidence import (
+from retro_demo.evidence.batching import Subgraph, make_subgraphs
+from retro_demo.evidence.passages import (
     Pairs,
     chance_of_group,
+    cut_passages,
     find_pairs,
     in_evidence_set,
     pair_figures,
     random_pairs,
 )
-from retro_demo.evidence.evidence_store import (
+from retro_demo.evidence.reindex import (
     Reindexing,
     embed_passages,
     load_reindexing,
+    recall,
     save_reindexing,
+    scripts_of,
     shown_rows,
 )
-from retro_demo.evidence.passages import cut_passages
-from retro_demo.evidence.subgraphs import Subgraph, make_subgraphs
-from retro_demo.models.marge import MARGE
-from retro_demo.models.marge_batch import MargeBatch
-from retro_demo.models.marge_config import EvidenceConfig
+from retro_demo.models.config import EvidenceConfig
+from retro_demo.models.marge import MARGE, MargeBatch
 from retro_demo.runs.alarms import passes_of
-from retro_demo.training.reading import MOST_CORRUPTED, corrupt, reading_share
+from retro_demo.training.retro_batches import MOST_CORRUPTED, corrupt, reading_share
 
 LESSONS = 3  # chance of its own
 

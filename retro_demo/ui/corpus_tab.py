@@ -1,27 +1,32 @@
-"""The Corpus tab: build one from files, watch it, see its figures, search in it, tidy up."""
+"""The Corpus tab: build, watch, search, add and forget documents.
+
+The Corpus tab: build one from files, watch it, see its figures, search in it, tidy up.
+
+On the Corpus tab: documents to add or to forget, and which tokens of a run would miss them."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 
-from retro_demo.config import RETRIEVERS, CorpusConfig
-from retro_demo.corpus.search import search, search_doubt
-from retro_demo.corpus.unknown_text import nothing_found
-from retro_demo.documents.reader import KIND_NAMES
+from retro_demo.corpus.embedding import nothing_found
+from retro_demo.corpus.retrievers import search, search_doubt
+from retro_demo.documents.kinds import KIND_NAMES
 from retro_demo.errors import UserError
-from retro_demo.jobs import jobs
+from retro_demo.jobs import lifecycle
 from retro_demo.paths import SAMPLE
-from retro_demo.render import job_views, views
-from retro_demo.server import corpus_changes, downloads, service
-from retro_demo.server.library import Library
-from retro_demo.server.telling import on_page
+from retro_demo.render import html_parts, job_views
+from retro_demo.server import corpus_changes, run_actions, service
+from retro_demo.server.messages import on_page
+from retro_demo.server.model_cache import Library
 from retro_demo.server.workspace import Workspace, disk_use
-from retro_demo.ui.change_section import change_section
+from retro_demo.settings import RETRIEVERS, AddConfig, CorpusConfig
 from retro_demo.ui.form import (
     CHEAP,
+    MODEL,
     PRIVATE,
     QUIET,
     Form,
@@ -36,6 +41,111 @@ from retro_demo.ui.form import (
 from retro_demo.ui.uploads import chosen_files, documents_picker
 
 
+def change_section(
+    library: Library,
+    visitor: gr.BrowserState,
+    corpus: gr.Dropdown,
+    refreshed: Callable[[str, str | None], list[Any]],
+    all_of_it: list[Any],
+) -> None:
+    """Build the section below the statistics and wire it; `refreshed` gives the values of `all_of_it`."""
+    home = library.home
+    form = Form(AddConfig, prefix="add-")
+    with gr.Accordion("Add or forget documents", open=False, elem_id="changes") as section:
+        gr.HTML(
+            "<p class='caption'>Nothing that is there is embedded anew, and what is held out stays held out. "
+            "A run that was trained on the corpus as it was cannot train on; it can read the changed one as "
+            "another corpus.</p>"
+        )
+        name = gr.Textbox(
+            label="Make the changed corpus under this name",
+            max_lines=1,
+            elem_id="changed-name",
+            info="Empty: change the chosen corpus itself. The shipped ones stay as they are.",
+        )
+        with gr.Row():
+            with gr.Column(min_width=320):
+                files = documents_picker("Documents to add", "more-files", 120, home, visitor)
+                form.show(main=True)
+                form.show(main=False, without=("max_megabytes",))
+                add = gr.Button("Add", elem_id="add-documents")
+            with gr.Column(min_width=320):
+                documents = gr.Dropdown(
+                    [],
+                    label="Documents to forget",
+                    multiselect=True,
+                    allow_custom_value=True,
+                    elem_id="forget-which",
+                    info="By title or id.",
+                )
+                forget = gr.Button("Forget", variant="stop", elem_id="forget")
+                run = gr.Dropdown(
+                    [],
+                    label="A run that may miss them",
+                    elem_id="missing-run",
+                    info="It reads the chosen corpus.",
+                )
+                text = gr.Textbox(
+                    label="In this text",
+                    lines=3,
+                    max_lines=8,
+                    elem_id="missing-text",
+                    info="Empty: held-out text that finds them.",
+                )
+                weigh = gr.Button("Which tokens would lose their gain?", elem_id="weigh")
+        missed = gr.HTML(elem_id="missed")
+        missed_file = gr.DownloadButton(
+            "Download what would be lost and where it comes from (JSON)",
+            size="sm",
+            visible=False,
+            elem_id="download-missed",
+        )
+
+    @once_known
+    def list_choices(code: str, one: str | None) -> list[Any]:
+        workspace = Workspace.open(home, code)
+        there = one in workspace.corpora()
+        choices = corpus_changes.listed_documents(workspace.corpus(str(one))) if there else []
+        runs = [(id_.removeprefix(SAMPLE), id_) for id_ in corpus_changes.retrieving_runs(workspace)]
+        first = runs[0][1] if runs else None
+        return [gr.Dropdown(choices, value=[]), gr.Dropdown(runs, value=first)]
+
+    @shows_errors
+    def begin_add(code: str, one: str, wanted: str, paths: list[str] | None, *values: Any) -> list[Any]:
+        config = AddConfig(**form.read(values))
+        workspace = Workspace.open(home, code)
+        given = chosen_files(workspace, paths)
+        return refreshed(
+            code, corpus_changes.start_change(workspace, one, files=given, config=config, name=wanted)
+        )
+
+    @shows_errors
+    def begin_forget(code: str, one: str, wanted: str, names: list[str] | None) -> list[Any]:
+        workspace = Workspace.open(home, code)
+        return refreshed(code, corpus_changes.start_change(workspace, one, forget=names or [], name=wanted))
+
+    @shows_errors
+    def look(code: str, one: str, names: list[str] | None, who: str | None, words: str) -> list[Any]:
+        workspace = Workspace.open(home, code)
+        result = corpus_changes.weigh_documents(
+            library, workspace, who or "", names or [], text=words.strip(), corpus=one
+        )
+        kept = gr.DownloadButton(value=json_file("forgotten.json", result), visible=True)
+        return [job_views.weighed_html(result), kept]
+
+    for shown in (section.expand, corpus.change):
+        shown(list_choices, [visitor, corpus], [documents, run], **QUIET)
+    add.click(begin_add, [visitor, corpus, name, files, *form.inputs], all_of_it, **CHEAP)
+    forget.click(begin_forget, [visitor, corpus, name, documents], all_of_it, **CHEAP)
+    weigh.click(
+        look,
+        [visitor, corpus, documents, run, text],
+        [missed, missed_file],
+        **PRIVATE,
+        **MODEL,
+    )
+
+
 def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: Any) -> None:
     """Build the tab and wire it."""
     home = library.home
@@ -45,8 +155,8 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
             gr.HTML(
-                f"<h2>Build a {views.term('corpus')}</h2><p class='caption'>Drop a dozen or more texts, or "
-                "one long one: what makes neighbors useful is that documents resemble each other. "
+                f"<h2>Build a {html_parts.term('corpus')}</h2><p class='caption'>Drop a dozen or more texts, "
+                "or one long one: what makes neighbors useful is that documents resemble each other. "
                 f"They may be {KIND_NAMES}; also in .zip and .gz.</p>"
             )
             files = documents_picker("Files", "files", 150, home, visitor)
@@ -74,10 +184,10 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
                 elem_id="download-statistics",
             )
     gr.HTML(
-        f"<h2>Try a search</h2><p class='caption'>The nearest {views.term('chunk', 'chunks')} of the "
-        f"chosen corpus, each with its {views.term('continuation')}. The {views.term('retriever')} "
-        f"goes by vectors (dense), by shared tokens or words ({views.term('BM25')}), or by both "
-        f"({views.term('hybrid')}).</p>"
+        f"<h2>Try a search</h2><p class='caption'>The nearest {html_parts.term('chunk', 'chunks')} of the "
+        f"chosen corpus, each with its {html_parts.term('continuation')}. The {html_parts.term('retriever')} "
+        f"goes by vectors (dense), by shared tokens or words ({html_parts.term('BM25')}), or by both "
+        f"({html_parts.term('hybrid')}).</p>"
     )
     with gr.Row(elem_classes="actions"):
         query = gr.Textbox(
@@ -119,7 +229,7 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
                 "Delete the chosen corpus", variant="stop", elem_id="delete-corpus", min_width=200
             )
 
-    def state_of(workspace: Workspace, one: str) -> tuple[jobs.JobStatus, dict[str, Any] | None]:
+    def state_of(workspace: Workspace, one: str) -> tuple[lifecycle.JobStatus, dict[str, Any] | None]:
         folder = workspace.corpus(one)
         return corpus_changes.corpus_status(folder), service.statistics(folder)
 
@@ -130,7 +240,7 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
             return ["", "", "", hidden, *stop_and_resume(""), gr.Timer(active=False), ""]
         workspace = Workspace.open(home, code)
         if one not in workspace.corpora():
-            gone = views.note("Choose a corpus from the list.")
+            gone = html_parts.note("Choose a corpus from the list.")
             return ["", gone, "", hidden, *stop_and_resume(""), gr.Timer(active=False), ""]
         now, built = state_of(workspace, one)
         mark = f"{one} {now.state} {len(now.events)} {now.place} {built is not None}"
@@ -139,7 +249,7 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
         return [
             job_views.build_status(now, service.corpus_title(one)),
             job_views.corpus_statistics(built),
-            shown_command(downloads.build_command(workspace.corpus(one), one)),
+            shown_command(run_actions.build_command(workspace.corpus(one), one)),
             hidden if built is None else _download("statistics.json", _statistics(workspace, one, built)),
             *stop_and_resume(now.state),
             gr.Timer(active=now.under_way),
@@ -187,7 +297,7 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
         one = one or ""
         if one.startswith(SAMPLE):
             raise UserError(f"{service.corpus_title(one)} is built for all visitors. Let it go on.")
-        if not jobs.stop(Workspace.open(home, code).corpus(one)):
+        if not lifecycle.stop(Workspace.open(home, code).corpus(one)):
             raise UserError(f"{one} is not being built.")
 
     @shows_errors
@@ -199,11 +309,11 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
         doubted = search_doubt(database.corpus, database.retriever, words)
         nothing = nothing_found(by, database.corpus.manifest["statistics"])
         seconds = time.perf_counter() - begun
-        kept = downloads.search_json(
+        kept = run_actions.search_json(
             folder, one, text=words, retriever=by, k=count, found=near, seconds=seconds
         )
         return [
-            views.found_html(near, doubted=on_page(doubted), nothing=nothing),
+            html_parts.found_html(near, doubted=on_page(doubted), nothing=nothing),
             _download("search.json", kept),
         ]
 
@@ -242,7 +352,7 @@ def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival:
 
 
 def _statistics(workspace: Workspace, one: str, built: dict[str, Any]) -> dict[str, Any]:
-    return downloads.corpus_json(workspace.corpus(one), one, built)
+    return run_actions.corpus_json(workspace.corpus(one), one, built)
 
 
 def _download(name: str, values: dict[str, Any]) -> gr.DownloadButton:

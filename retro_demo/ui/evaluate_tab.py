@@ -9,15 +9,15 @@ from typing import Any
 
 import gradio as gr
 
-from retro_demo.evaluate_config import EvaluateConfig
-from retro_demo.evaluation.evaluation_request import read_request
-from retro_demo.jobs import jobs
+from retro_demo.evaluation.request import read_request
+from retro_demo.jobs import lifecycle
 from retro_demo.paths import SAMPLE
-from retro_demo.render import evaluate_figures, evaluate_views, marge_evaluate_views, views
+from retro_demo.render import evaluation_views, html_parts, plots
 from retro_demo.server import evaluations, service
-from retro_demo.server.library import Library
-from retro_demo.server.run_settings import built_ones
+from retro_demo.server.model_cache import Library
+from retro_demo.server.run_actions import built_ones
 from retro_demo.server.workspace import Workspace
+from retro_demo.settings import EvaluateConfig
 from retro_demo.ui.form import (
     CHEAP,
     QUIET,
@@ -133,16 +133,16 @@ def evaluate_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
     def overlap_now(result: dict[str, Any], which: str) -> list[Any]:
         leakage = result["leakage"][which or "database"]
         return [
-            evaluate_figures.leakage_figure(leakage),
-            evaluate_views.leakage_table(leakage),
-            evaluate_figures.buckets_figure(leakage),
-            evaluate_views.buckets_table(leakage),
+            plots.leakage_figure(leakage),
+            evaluation_views.leakage_table(leakage),
+            plots.buckets_figure(leakage),
+            evaluation_views.buckets_table(leakage),
         ]
 
     def curves_now(result: dict[str, Any]) -> list[Any]:
         curves = result["curves"]
         drawn = [
-            gr.Plot(evaluate_figures.curve_figure(curves, kind), visible=True)
+            gr.Plot(plots.curve_figure(curves, kind), visible=True)
             if curves and curves[kind]
             else gr.Plot(visible=False)
             for kind in ("database_sizes", "neighbor_counts")
@@ -152,21 +152,21 @@ def evaluate_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
                 "Not measured. Give database sizes such as 1, 5, 20, 100 and numbers of neighbors such as "
                 "1, 2, 4, 10, and evaluate again."
             )
-            return [views.note(hint), *drawn, ""]
+            return [html_parts.note(hint), *drawn, ""]
         words = (
             f"On {curves['documents']:,} documents ({curves['tokens']:,} tokens), searched anew in each part."
         )
-        return [views.note(words), *drawn, evaluate_views.curves_table(curves)]
+        return [html_parts.note(words), *drawn, evaluation_views.curves_table(curves)]
 
     def nothing() -> list[Any]:
         """nexts ... download, while there are no figures."""
-        hidden = [gr.Plot(visible=False), evaluate_views.arms_caption(None), "", gr.Column(visible=False)]
+        hidden = [gr.Plot(visible=False), evaluation_views.arms_caption(None), "", gr.Column(visible=False)]
         return ["", gr.Button(visible=False), *hidden, *[gr.skip()] * 15]
 
     def own_part(result: dict[str, Any], which: str) -> list[Any]:
         """marge ... curve_table: what only a MARGE shows, or only a run that reads neighbors."""
         if "beta" in result:
-            shown = [marge_evaluate_views.across_html(result), marge_evaluate_views.beta_html(result)]
+            shown = [evaluation_views.across_html(result), evaluation_views.beta_html(result)]
             return [gr.Column(visible=True), *shown, gr.Column(visible=False), *[gr.skip()] * 8]
         copied = [*overlap_now(result, which), *curves_now(result)]
         return [gr.Column(visible=False), "", "", gr.Column(visible=True), *copied]
@@ -178,25 +178,25 @@ def evaluate_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
         folder = evaluations.shown_evaluation(workspace, known) if known else None
         if folder is None:
             return [
-                evaluate_views.verdict_html(None),
+                evaluation_views.verdict_html(None),
                 "",
                 *stop_and_resume(""),
                 *nothing(),
                 gr.Timer(active=False),
                 "",
             ]
-        now = jobs.status(folder)
+        now = lifecycle.status(folder)
         result = evaluations.latest_result(now)
         going = gr.Timer(active=now.under_way)
         said = len(now.of_kind("refined")) + len(now.of_kind("finished"))
         other = bool(known and result and evaluations.of_other_weights(workspace, known, result))
         mark = f"{one} {folder.name} {now.state} {now.place} {said} {which} {other}"
         buttons = stop_and_resume("" if folder.name == "evaluation" else now.state)
-        progress = evaluate_views.evaluation_status(now)
+        progress = evaluation_views.evaluation_status(now)
         if mark == before:
             return [gr.skip(), progress, *buttons, *[gr.skip()] * 21, going, before]
         if result is None:
-            return [evaluate_views.verdict_html(None), progress, *buttons, *nothing(), going, mark]
+            return [evaluation_views.verdict_html(None), progress, *buttons, *nothing(), going, mark]
         rounds = now.of_kind("refined")
         words = f"Round {rounds[-1]['round']} of {rounds[-1]['rounds']}." if now.state == "running" else ""
         if folder.name == "evaluation":
@@ -204,17 +204,17 @@ def evaluate_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
         if other and not now.under_way:
             words = "These figures are of other weights than the run is used with now: evaluate it again."
         return [
-            evaluate_views.verdict_html(result, words),
+            evaluation_views.verdict_html(result, words),
             progress,
             *buttons,
-            evaluate_views.next_html(result),
+            evaluation_views.next_html(result),
             gr.Button(visible="match" in result and (not result["match"] or bool(result["match"]["unfit"]))),
-            gr.Plot(evaluate_figures.arms_figure(result), visible=True),
-            evaluate_views.arms_caption(result),
-            evaluate_views.arms_table(result),
+            gr.Plot(plots.arms_figure(result), visible=True),
+            evaluation_views.arms_caption(result),
+            evaluation_views.arms_table(result),
             gr.Column(visible=True),
             *own_part(result, which),
-            evaluate_views.origin_html(result),
+            evaluation_views.origin_html(result),
             shown_command(read_request(folder).command()),
             json_file("evaluation.json", result),
             going,
@@ -284,7 +284,7 @@ def evaluate_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
     @shows_errors
     def train_it(code: str, one: str) -> str:
         name = evaluations.train_baseline(Workspace.open(home, code), one or "")
-        return views.note(f"{name} is being trained: follow it on the Train tab, then evaluate again.")
+        return html_parts.note(f"{name} is being trained: follow it on the Train tab, then evaluate again.")
 
     followed = [verdict, status, stop, resume, nexts, train, arms, arms_caption, arms_table, more]
     followed += [marge, across, betas, copies, leak, leak_table, buckets, buckets_table]

@@ -1,37 +1,78 @@
-"""The Evidence tab: what a MARGE finds relevant, re-index by re-index, and what one target reads."""
+"""The Evidence tab: what a MARGE finds relevant, re-index by re-index, also as a file.
+
+The Evidence tab: what a MARGE finds relevant, re-index by re-index, and what one target reads.
+
+What the Evidence tab shows as a file, written when somebody asks for it and not at every look."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gradio as gr
 
 from retro_demo.errors import UserError
-from retro_demo.evidence.evidence_store import reindexed_steps
-from retro_demo.explain.evidence_run import MargeCorpus, reindexing_at, targets_of
-from retro_demo.explain.evidence_sample import (
+from retro_demo.evidence.reindex import reindexed_steps
+from retro_demo.explain.marge_history import (
+    beta_series,
     centered,
     choose_sample,
+    matrix_json,
     movement,
     nearest_of_group,
+    pair_series,
     ranks,
+    recall_series,
+    reindexes,
     relevance_matrix,
 )
-from retro_demo.explain.evidence_series import beta_series, pair_series, recall_series, reindexes
+from retro_demo.explain.marge_reading import MargeCorpus, reindexing_at, targets_of
 from retro_demo.glossary import explain
-from retro_demo.jobs import jobs
+from retro_demo.jobs import lifecycle
 from retro_demo.paths import ASSETS, SAMPLE
-from retro_demo.render import evidence_figures, evidence_views, job_views, views
+from retro_demo.render import html_parts, job_views, marge_views
 from retro_demo.server import service
-from retro_demo.server.library import Library
+from retro_demo.server.model_cache import Library
 from retro_demo.server.workspace import Workspace, marge_runs
-from retro_demo.ui.evidence_file import evidence_file
-from retro_demo.ui.evidence_target import evidence_target
-from retro_demo.ui.form import CHEAP, LOOKS, QUIET, once_known, relisted
-from retro_demo.ui.lane import Asked, Lane
-from retro_demo.ui.visit import copy_link
+from retro_demo.ui.evidence_reading import evidence_target
+from retro_demo.ui.form import CHEAP, LOOKS, QUIET, json_file, once_known, relisted, shows_errors
+from retro_demo.ui.visit import Asked, Lane, copy_link
+
+# a moment after the file has its address in the page
+SAVE = "() => { setTimeout(() => document.querySelector('#evidence-file').click(), 300); }"
+
+
+def evidence_file(library: Library, looks: Sequence[Any]) -> None:
+    """Build the button and wire it; `looks` are the widgets that the pictures are drawn from."""
+    button = gr.Button(
+        "Download matrix, map and figures with where they come from (JSON)",
+        size="sm",
+        elem_id="evidence-download",
+    )
+    # a button to download sends what it has when it is pressed, so this one is pressed once it has the file;
+    # style.css hides it, because Gradio shows what it hides itself after the first look at a run
+    file = gr.DownloadButton("Download", elem_id="evidence-file")
+
+    @shows_errors
+    def write_file(code: str, name: str | None, how: str, some: list[str], *look: Any) -> str:
+        if not name:
+            raise UserError("There is no run yet. Choose one first.")
+        order, _, place, _ = look
+        folder = Workspace.open(library.home, code).run(name)
+        source, first, now = (
+            library.marge_corpus(folder),
+            reindexing_at(folder, 0),
+            reindexing_at(folder, place),
+        )
+        sample = choose_sample(
+            source.passages, now.rows, held_out=how == "held-out", order=order, languages=some or []
+        )
+        rows = reindexes(lifecycle.status(folder))
+        return json_file("evidence.json", matrix_json(folder, source, sample, first, now, rows))
+
+    button.click(write_file, list(looks), file, **LOOKS).success(None, js=SAVE)
+
 
 MATRIX = ASSETS / "matrix.js"
 NO_RUN = (
@@ -47,9 +88,9 @@ def evidence_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
     seen = gr.State("")  # the run and how many re-indexes are shown
     timer = gr.Timer(2.0, active=False)
     gr.HTML(
-        f"<h2>Evidence</h2><p class='caption'>A {views.term('marge', 'MARGE')} writes each "
-        f"{views.term('target')} anew from {views.term('evidence')} that its own encoder finds. At each "
-        f"{views.term('re-index')} it looks again, with what it has learned since.</p>"
+        f"<h2>Evidence</h2><p class='caption'>A {html_parts.term('marge', 'MARGE')} writes each "
+        f"{html_parts.term('target')} anew from {html_parts.term('evidence')} that its own encoder finds. At "
+        f"each {html_parts.term('re-index')} it looks again, with what it has learned since.</p>"
     )
     with gr.Row(elem_classes="knobs"):
         run = gr.Dropdown([], label="Run", info="Runs of MARGE.", elem_id="evidence-run", min_width=220)
@@ -143,42 +184,44 @@ def evidence_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
         )
         relevance = relevance_matrix(now, sample, passages, rules)
         numbers = ranks(relevance) if shown == "ranks" else centered(relevance)
-        top = evidence_figures.full_color(centered(relevance_matrix(last, sample, passages, rules)))
+        top = marge_views.full_color(centered(relevance_matrix(last, sample, passages, rules)))
         untrained = nearest_of_group(relevance_matrix(first, sample, passages, rules), sample, passages)
         moved = movement(first, now, sample)
         return [
-            evidence_figures.matrix_figure(numbers, relevance, sample, source, kind=shown, top=top),
-            evidence_views.matrix_caption(
+            marge_views.matrix_figure(numbers, relevance, sample, source, kind=shown, top=top),
+            marge_views.matrix_caption(
                 nearest_of_group(relevance, sample, passages), untrained, now.step, len(sample.ids)
             ),
-            evidence_views.matrix_table(numbers, relevance, sample, source),
-            evidence_figures.map_figure(moved, sample, source, colors),
-            evidence_views.map_caption(moved, now.step),
-            evidence_views.map_table(moved, sample, source),
+            marge_views.matrix_table(numbers, relevance, sample, source),
+            marge_views.map_figure(moved, sample, source, colors),
+            marge_views.map_caption(moved, now.step),
+            marge_views.map_table(moved, sample, source),
         ]
 
     def lines(code: str, name: str) -> list[Any]:
         """The values of `curves`."""
-        state = jobs.status(Workspace.open(home, code).run(name))
+        state = lifecycle.status(Workspace.open(home, code).run(name))
         rows = reindexes(state)
         recall = recall_series(rows)
         shown = gr.Plot(visible=False)
         if any(recall.values()):
-            shown = gr.Plot(evidence_figures.curves(recall, "step", "recall@1, MRR", name), visible=True)
+            shown = gr.Plot(marge_views.curves(recall, "step", "recall@1, MRR", name), visible=True)
         return [
             shown,
-            evidence_figures.curves(pair_series(rows), "step", "share", name),
-            evidence_figures.curves(beta_series(state), "step", "beta", name),
-            evidence_views.reindex_table(rows),
+            marge_views.curves(pair_series(rows), "step", "share", name),
+            marge_views.curves(beta_series(state), "step", "beta", name),
+            marge_views.reindex_table(rows),
         ]
 
     def opened(code: str, name: str, how: str, source: MargeCorpus, *look: Any) -> list[Any]:
         """The values of `everything` for a run whose corpus is there."""
         folder = Workspace.open(home, code).run(name)
         steps = reindexed_steps(folder)
-        going = jobs.status(folder).under_way
+        going = lifecycle.status(folder).under_way
         if not steps:
-            words = views.note(NO_REINDEX if going else "This run has kept no re-index. Train it further.")
+            words = html_parts.note(
+                NO_REINDEX if going else "This run has kept no re-index. Train it further."
+            )
             return [
                 gr.skip(),
                 gr.skip(),
@@ -211,7 +254,7 @@ def evidence_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
     @once_known
     def choose(code: str, name: str | None, how: str, *look: Any) -> Iterator[list[Any]]:
         if not name:
-            yield nothing(views.note(NO_RUN))
+            yield nothing(html_parts.note(NO_RUN))
             return
         workspace = Workspace.open(home, code)
         asked = Asked(code)
@@ -230,7 +273,7 @@ def evidence_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
         chosen = now if now in names else next(iter(names), None)
         named = relisted([(each.removeprefix(SAMPLE), each) for each in names], now, chosen)
         same = chosen is not None and before.rpartition(" ")[0] == chosen
-        return [named, gr.skip() if same else "" if chosen else views.note(NO_RUN)]
+        return [named, gr.skip() if same else "" if chosen else html_parts.note(NO_RUN)]
 
     @once_known
     def choose_once(code: str, name: str | None, before: str, how: str, *look: Any) -> Iterator[list[Any]]:
@@ -238,7 +281,7 @@ def evidence_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
         if not name or before.rpartition(" ")[0] != name:
             yield from choose(code, name, how, *look)
             return
-        going = jobs.status(Workspace.open(home, code).run(name)).under_way
+        going = lifecycle.status(Workspace.open(home, code).run(name)).under_way
         yield [gr.skip()] * 4 + [gr.Timer(active=going)] + [gr.skip()] * (len(everything) - 5)
 
     @once_known
@@ -258,13 +301,13 @@ def evidence_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
         """The values of `everything`: a new re-index is shown at once, if the last one was."""
         workspace = Workspace.open(home, code)
         if name not in marge_runs(workspace):  # it was deleted or renamed
-            return nothing(views.note(NO_RUN))
+            return nothing(html_parts.note(NO_RUN))
         folder = workspace.run(name)
         steps, known = reindexed_steps(folder), int(before.rpartition(" ")[2] or 0)
         how, some, order_by, shown, colors = look
         if steps and not known:
             return opened(code, name, how, library.marge_corpus(folder), order_by, shown, colors)
-        going = gr.Timer(active=jobs.status(folder).under_way)
+        going = gr.Timer(active=lifecycle.status(folder).under_way)
         if len(steps) == known:
             return [gr.skip()] * 4 + [going] + [gr.skip()] * (len(everything) - 5)
         last = len(steps) - 1
@@ -299,4 +342,4 @@ def evidence_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
 
 
 def _languages(source: MargeCorpus) -> list[tuple[str, str]]:
-    return [(views.language_name(name), name) for name in source.passages.languages]
+    return [(html_parts.language_name(name), name) for name in source.passages.languages]

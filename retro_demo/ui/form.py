@@ -17,11 +17,10 @@ import gradio as gr
 from gradio.processing_utils import hash_file
 from gradio.utils import get_upload_folder
 
-from retro_demo.errors import UserError
-from retro_demo.knobs import knobs
-from retro_demo.server.addresses import HERE
-from retro_demo.server.telling import on_page, told, values_to_program
-from retro_demo.troubles import said
+from retro_demo.errors import UserError, said
+from retro_demo.server.limits import HERE
+from retro_demo.server.messages import on_page, told, values_to_program
+from retro_demo.settings import knobs
 
 log = logging.getLogger(__name__)
 

@@ -15,29 +15,25 @@ from gradio import themes
 from retro_demo.corpus.samples import SAMPLES, sample_folder
 from retro_demo.errors import UserError
 from retro_demo.paths import ASSETS, CHECKPOINTS, CODE
-from retro_demo.render import views
+from retro_demo.render import html_parts
 from retro_demo.runs.checkpoint import MargeRun, read_any_config
 from retro_demo.server import service
-from retro_demo.server.data_folder import close_folder
-from retro_demo.server.dispatch import keep_dispatching
-from retro_demo.server.janitor import keep_cleaning
-from retro_demo.server.library import Library
+from retro_demo.server.cleanup import close_folder, keep_cleaning
 from retro_demo.server.limits import PRIVATE, Limits, keep_limits
+from retro_demo.server.model_cache import Library
+from retro_demo.server.scheduler import keep_dispatching
 from retro_demo.server.workspace import Workspace, new_code
 from retro_demo.ui import zero_gpu
-from retro_demo.ui.api import add_endpoints
-from retro_demo.ui.corpus_api import add_corpus_endpoints
 from retro_demo.ui.corpus_tab import corpus_tab
+from retro_demo.ui.endpoints import add_corpus_endpoints, add_endpoints, add_share_endpoints
 from retro_demo.ui.evaluate_tab import evaluate_tab
 from retro_demo.ui.evidence_tab import evidence_tab
 from retro_demo.ui.form import QUIET, shows_errors
 from retro_demo.ui.generate_tab import generate_tab
-from retro_demo.ui.refusals import Page
-from retro_demo.ui.sessions import bound_each_address, keep_those_who_wait
-from retro_demo.ui.share_api import add_share_endpoints
+from retro_demo.ui.gradio_patches import Page, bound_each_address, keep_those_who_wait
 from retro_demo.ui.train_tab import train_tab
+from retro_demo.ui.uploads import workspace_drawer
 from retro_demo.ui.visit import NOWHERE, Arrival, asked_for
-from retro_demo.ui.workspace_drawer import workspace_drawer
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +84,7 @@ def build_app(
         scripts = [(ASSETS / name).read_text("utf-8") for name in ("plots.js", "direction.js")]
         gr.HTML(LEAD, elem_id="lead", js_on_load="\n".join(scripts))
         if warning:
-            gr.HTML(views.note(warning, "warning"))
+            gr.HTML(html_parts.note(warning, "warning"))
         trail = gr.HTML(elem_id="trail", min_height=30)
         astray = gr.HTML(visible=False, elem_id="astray")
         link = gr.State(NOWHERE)
@@ -107,7 +103,7 @@ def build_app(
             with gr.Tab("Evidence", id="evidence") as tab:
                 evidence_tab(tab, library, visitor, arrival)
         with gr.Accordion("Words of the field, each in a sentence", open=False, elem_id="words"):
-            gr.HTML(views.glossary())
+            gr.HTML(html_parts.glossary())
         workspace_drawer(library, visitor, arrival)
         add_endpoints(library)
         add_corpus_endpoints(library)
@@ -134,7 +130,7 @@ def _asked(home: Path) -> Callable[..., Any]:
             link, words = asked_for(Workspace.open(home, code), request.query_params)
         except UserError as error:
             link, words = NOWHERE, str(error)
-        return [link, gr.HTML(views.note(words, "warning"), visible=True) if words else gr.skip()]
+        return [link, gr.HTML(html_parts.note(words, "warning"), visible=True) if words else gr.skip()]
 
     return ask
 

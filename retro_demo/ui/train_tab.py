@@ -1,37 +1,44 @@
-"""The Train tab: start a run, follow it, stop it, let it go on, look at what it learned."""
+"""The Train tab: start a run, follow it, let it go on, share it.
+
+The Train tab: start a run, follow it, stop it, let it go on, look at what it learned.
+
+On the Train tab: a run as a .zip for others, a .zip of others as a run, and the Hub.
+
+What a MARGE run tells while it trains: its re-indexes and beta, below the loss on the Train tab."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from retro_demo.config import TrainConfig
 from retro_demo.errors import UserError
-from retro_demo.jobs import jobs
-from retro_demo.knobs import knobs
-from retro_demo.models.marge_config import EvidenceConfig, MargeConfig
-from retro_demo.models.network_size import count_parameters
-from retro_demo.models.retro_config import RetroConfig
+from retro_demo.explain.marge_history import beta_series, pair_series, recall_series, reindexes
+from retro_demo.jobs import lifecycle
+from retro_demo.jobs.lifecycle import JobStatus
+from retro_demo.models.config import EvidenceConfig, MargeConfig, RetroConfig
+from retro_demo.models.memory import count_parameters
 from retro_demo.paths import SAMPLE
 from retro_demo.presets import MARGE_PRESETS, PRESETS
-from retro_demo.render import figures, job_views, views
+from retro_demo.render import html_parts, job_views, marge_views, plots
 from retro_demo.runs.checkpoint import BEST, MargeRun, read_any_config, told_by
-from retro_demo.runs.marge_planning import marge_settings
-from retro_demo.server import downloads, evaluations, run_settings, service
-from retro_demo.server.library import Library
+from retro_demo.runs.planning import marge_settings
+from retro_demo.server import evaluations, run_actions, service
 from retro_demo.server.limits import limits_of
+from retro_demo.server.messages import on_page
+from retro_demo.server.model_cache import Library
 from retro_demo.server.quotas import check_settings
-from retro_demo.server.telling import on_page
 from retro_demo.server.workspace import Workspace
+from retro_demo.settings import TrainConfig, knobs
 from retro_demo.ui import zero_gpu
-from retro_demo.ui.evidence_live import evidence_live
 from retro_demo.ui.form import (
     CHEAP,
+    PRIVATE,
     QUIET,
+    SHARE,
     Form,
     command_box,
     json_file,
@@ -42,8 +49,154 @@ from retro_demo.ui.form import (
     stop_and_resume,
     sure,
 )
-from retro_demo.ui.share_section import share_section
+from retro_demo.ui.uploads import chosen_files, exported, note_uploads
 from retro_demo.ui.visit import copy_link
+
+PUSHES = PRIVATE | {"concurrency_id": "push", "concurrency_limit": 2}  # minutes, on a slow line to the Hub
+
+
+def share_section(
+    library: Library,
+    visitor: gr.BrowserState,
+    run: gr.Dropdown,
+    refreshed: Callable[[str, str | None], list[Any]],
+    all_of_it: list[Any],
+) -> None:
+    """Build the section and wire it; `refreshed` gives the values of `all_of_it` for a run."""
+    home = library.home
+    with gr.Accordion("Share: export, import, push to the Hub", open=False, elem_id="share"), gr.Row():
+        with gr.Column(min_width=320):
+            gr.HTML(
+                "<p class='caption'>An export is a .zip of the chosen run: weights, tokenizer, settings "
+                "and a card with its figures and what was not measured. Nothing of this server's folders "
+                "is in it.</p>"
+            )
+            along = gr.CheckboxGroup(
+                [("its corpus (the texts!)", "corpus"), ("what a training goes on from", "state")],
+                label="Take along",
+                elem_id="share-along",
+                info="Share texts only where you may.",
+            )
+            license = gr.Textbox(
+                label="License",
+                max_lines=1,
+                elem_id="share-license",
+                info="Short name for the card, such as mit or cc-by-4.0. Empty: unknown.",
+            )
+            make = gr.Button("Export the chosen run", elem_id="export-run")
+            made = gr.DownloadButton("Download", size="sm", visible=False, elem_id="download-export")
+        with gr.Column(min_width=320):
+            file = gr.File(label="An export (.zip)", file_types=[".zip"], elem_id="import-file", height=120)
+            note_uploads(file, home, visitor)
+            name = gr.Textbox(
+                label="Name here",
+                max_lines=1,
+                elem_id="import-name",
+                info="Empty: the one in the export.",
+            )
+            bring = gr.Button("Import", elem_id="import-run")
+            brought = gr.HTML(elem_id="imported")
+        with gr.Column(min_width=320):
+            repo = gr.Textbox(label="Repository", max_lines=1, elem_id="push-repo", info="OWNER/NAME")
+            token = gr.Textbox(
+                label="Your token",
+                type="password",
+                max_lines=1,
+                elem_id="push-token",
+                info="With write access. It is used once, for this push, and neither kept nor logged.",
+            )
+            private = gr.Checkbox(
+                True, label="Private repository", elem_id="push-private", info="Only you can see it there."
+            )
+            push = gr.Button("Push the chosen run", elem_id="push-run")
+            pushed = gr.HTML(elem_id="pushed")
+
+    @shows_errors
+    def export(code: str, one: str | None, what: list[str], terms: str) -> Any:
+        workspace = Workspace.open(home, code)
+        taken = {"with_corpus": "corpus" in what, "with_state": "state" in what}
+        path = exported(workspace, one or "", license=terms.strip(), **taken)
+        megabytes = path.stat().st_size / 1e6
+        return gr.DownloadButton(f"Download {path.name} ({megabytes:.1f} MB)", value=str(path), visible=True)
+
+    @shows_errors
+    def bring_in(code: str, one: str | None, path: str | None, wanted: str) -> list[Any]:
+        if not path:
+            raise UserError("There is nothing to import. Choose the .zip of an export first.")
+        workspace = Workspace.open(home, code)
+        (given,) = chosen_files(workspace, path)
+        result = run_actions.import_zip(workspace, given, wanted.strip())
+        what = f"The run {result['run']} is yours now." if result["run"] else "The corpus is taken in."
+        said = html_parts.note(" ".join([what, *result["notes"]]))
+        return [said, None, *refreshed(code, result["run"] or one)]
+
+    @shows_errors
+    def push_it(
+        code: str, one: str | None, where: str, secret: str, hidden: bool, what: list[str], terms: str
+    ) -> Iterator[list[Any]]:
+        """pushed, token: no page keeps a token, whatever comes of the push."""
+        yield ["", ""]
+        url = run_actions.push_run(
+            Workspace.open(home, code),
+            one or "",
+            where.strip(),
+            secret.strip(),
+            with_corpus="corpus" in what,
+            with_state="state" in what,
+            license=terms.strip(),
+            private=bool(hidden),
+        )
+        yield [html_parts.note(f"It is at {url} now."), ""]
+
+    chosen = [visitor, run]
+    run.change(lambda: gr.DownloadButton(visible=False), None, made, **CHEAP)
+    make.click(export, [*chosen, along, license], made, **PRIVATE, **SHARE)
+    bring.click(bring_in, [*chosen, file, name], [brought, file, *all_of_it], **PRIVATE, **SHARE)
+    told = [*chosen, repo, token, private, along, license]
+    push.click(push_it, told, [pushed, token], **PUSHES)
+
+
+@dataclass(frozen=True)
+class EvidenceLive:
+    """The components of the view; `values` fills them, `hidden` is for runs of other models."""
+
+    outputs: list[Any]
+
+    @property
+    def hidden(self) -> list[Any]:
+        return [gr.Column(visible=False)] + [gr.skip()] * (len(self.outputs) - 1)
+
+    def values(self, status: JobStatus, run: str) -> list[Any]:
+        """Values of `outputs` for a run as it stands."""
+        rows = reindexes(status)
+        found = recall_series(rows)
+        drawn = marge_views.curves(found, "step", "recall@1, MRR", run)
+        return [
+            gr.Column(visible=True),
+            gr.Column(visible=bool(rows)),  # before the first re-index there is nothing to draw
+            gr.Plot(drawn, visible=True) if any(found.values()) else gr.Plot(visible=False),
+            marge_views.curves(pair_series(rows), "step", "share", run),
+            marge_views.curves(beta_series(status), "step", "beta", run),
+            marge_views.reindex_log(status),
+        ]
+
+
+def evidence_live() -> EvidenceLive:
+    """Build the view."""
+    with gr.Column(visible=False, elem_id="marge-live") as inside:
+        gr.HTML(
+            f"<h3>What its {html_parts.term('re-index', 're-indexes')} found</h3><p class='caption'>"
+            f"{html_parts.term('recall@1')} and {html_parts.term('MRR')} of held-out documents in other "
+            "languages; the Evidence tab shows the documents.</p>"
+        )
+        with gr.Column(visible=False) as pictures:
+            recall = gr.Plot(show_label=False, container=False, elem_id="train-recall")
+            pairs = gr.Plot(show_label=False, container=False, elem_id="train-pairs")
+            gr.HTML(f"<h3>{html_parts.term('beta')}, layer by layer</h3>")
+            betas = gr.Plot(show_label=False, container=False, elem_id="train-beta")
+        log = gr.HTML(elem_id="reindex-log")
+    return EvidenceLive([inside, pictures, recall, pairs, betas, log])
+
 
 SIZES = "Sets all knobs: tiny for minutes, small for an hour, base for a GPU."
 STEPS = "Those that are done count."
@@ -136,23 +289,23 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
         """The values of `followed`; drawn anew only when something changed."""
         workspace = Workspace.open(home, code)
         if not one or one not in workspace.runs():
-            empty = views.note("No run yet. Choose a corpus, a model and a preset, and start training.")
+            empty = html_parts.note("No run yet. Choose a corpus, a model and a preset, and start training.")
             no_curve, no_file = gr.Plot(visible=False), gr.DownloadButton(DOWNLOAD, interactive=False)
             still = [*stop_and_resume(""), gr.Timer(active=False), ""]
             return [empty, "", no_curve, "", gr.Radio(visible=False), *live.hidden, "", no_file, *still]
         folder = workspace.run(one)
-        now = jobs.status(folder)
+        now = lifecycle.status(folder)
         going = gr.Timer(active=now.under_way)
         mark = f"{one} {now.state} {len(now.events)} {now.place}"
         if mark == before:
             return [*[gr.skip()] * (len(followed) - 2), going, before]
         config = read_any_config(folder)
-        trained_by = run_settings.command_of(folder, config, home)
-        left = run_settings.seconds_left(folder, config, now)
+        trained_by = run_actions.command_of(folder, config, home)
+        left = run_actions.seconds_left(folder, config, now)
         shown = replace(now, state="shipped") if one.startswith(SAMPLE) else now
-        choices = [] if one.startswith(SAMPLE) else run_settings.weights_choices(folder, now)
+        choices = [] if one.startswith(SAMPLE) else run_actions.weights_choices(folder, now)
         begun = bool(now.of_kind("step"))
-        drawn = gr.Plot(figures.loss_curve(now, one), visible=True) if begun else gr.Plot(visible=False)
+        drawn = gr.Plot(plots.loss_curve(now, one), visible=True) if begun else gr.Plot(visible=False)
         return [
             job_views.run_status(shown, one, config.training.steps, left),
             job_views.alarms_html(now, config, told_by(folder / BEST)),
@@ -170,14 +323,14 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
     def lists(code: str, one: str | None, place: str | None) -> list[Any]:
         """The corpora and which one to choose, the runs and which one, the list of all runs."""
         workspace = Workspace.open(home, code)
-        built, names = run_settings.built_ones(workspace), workspace.runs()
+        built, names = run_actions.built_ones(workspace), workspace.runs()
         own = [each for each in names if not each.startswith(SAMPLE)]
         return [
             [(service.corpus_title(c), c) for c in built],
             place if place in built else next(iter(built), None),
             [(each.removeprefix(SAMPLE), each) for each in names],
             one if one in names else next(iter(own + names), None),
-            job_views.runs_table([run_settings.row_of(workspace.run(each), each) for each in names]),
+            job_views.runs_table([run_actions.row_of(workspace.run(each), each) for each in names]),
         ]
 
     def refreshed(code: str, one: str | None, place: str | None = None) -> list[Any]:
@@ -193,7 +346,7 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
     @once_known
     def refresh(code: str, one: str | None, place: str | None) -> list[Any]:
         """corpus, run, listing; a corpus or run that was chosen, or begun, meanwhile stays."""
-        wanted = run_settings.corpus_to_train(Workspace.open(home, code), place)
+        wanted = run_actions.corpus_to_train(Workspace.open(home, code), place)
         corpora, there, runs, chosen, rows = lists(code, one, wanted)
         return [relisted(corpora, place, there), relisted(runs, one, chosen), rows]
 
@@ -231,7 +384,7 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
     @shows_errors
     def fill(code: str, kind: str, size: str, chosen: str | None) -> list[Any]:
         workspace, begun_from = Workspace.open(home, code), "" if kind == "marge" else chosen or ""
-        settings = run_settings.starting_settings(workspace, kind, size, begun_from)
+        settings = run_actions.starting_settings(workspace, kind, size, begun_from)
         if kind == "marge":
             return [gr.skip()] * len(form.inputs) + own_form.fill(settings)
         return form.fill(settings) + [gr.skip()] * len(own_form.inputs)
@@ -255,7 +408,7 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
         code: str, place: str | None, kind: str, size: str, begun_from: str | None, *values: Any
     ) -> str:
         if kind == "retrofit" and not begun_from:
-            return views.note(service.NO_BASE, "warning")
+            return html_parts.note(service.NO_BASE, "warning")
         try:  # half-typed knobs are no mistake yet: say it in place, without a toast
             settings, limits = read_knobs(kind, values), limits_of(home)
             shape = MargeConfig if kind == "marge" else RetroConfig
@@ -263,12 +416,12 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
             network = shape(**chosen | ({"cca_layers": ()} if kind == "lm" else {}))
             check_settings(limits, network, settings)
         except UserError as error:
-            return views.note(on_page(error), "warning")
+            return html_parts.note(on_page(error), "warning")
         tokens = settings["batch_tokens"] if kind == "marge" else settings["batch_size"] * settings["seq_len"]
         cost = count_parameters(network), settings["steps"], tokens
         workspace = Workspace.open(home, code)
-        there = place in run_settings.built_ones(workspace)
-        passes = run_settings.passes_ahead(workspace.corpus(place), kind, settings) if place and there else {}
+        there = place in run_actions.built_ones(workspace)
+        passes = run_actions.passes_ahead(workspace.corpus(place), kind, settings) if place and there else {}
         return job_views.estimate(*cost, kind, size, limits.minutes, passes)
 
     @shows_errors
@@ -348,9 +501,9 @@ def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: 
         looked.then(follow, [visitor, run, shown_before], followed, **QUIET)
 
 
-def _download(folder: Path, now: jobs.JobStatus, command: str) -> gr.DownloadButton:
+def _download(folder: Path, now: lifecycle.JobStatus, command: str) -> gr.DownloadButton:
     """Curve and table of a run as a file; while it trains there would be another one every second."""
     if now.under_way:
         return gr.DownloadButton(f"{DOWNLOAD}: once it stops", interactive=False)
-    values = downloads.training_json(folder, now, command)
+    values = run_actions.training_json(folder, now, command)
     return gr.DownloadButton(DOWNLOAD, value=json_file("training.json", values), interactive=True)

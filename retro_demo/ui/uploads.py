@@ -1,4 +1,8 @@
-"""What comes from a visitor as files or goes as exports, and what endpoints share: the events of a job."""
+"""Files and exports of a visitor, and the panel with the code of the workspace.
+
+What comes from a visitor as files or goes as exports, and what endpoints share: the events of a job.
+
+Where a visitor finds the code of the workspace, comes back with one, and deletes it."""
 
 from __future__ import annotations
 
@@ -10,11 +14,14 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from retro_demo.errors import UserError
-from retro_demo.server import service, shares
-from retro_demo.server.belongings import note_export, note_files
-from retro_demo.server.telling import values_to_program
-from retro_demo.server.workspace import Workspace
-from retro_demo.ui.form import QUIET, download, once_known
+from retro_demo.server import run_actions, service
+from retro_demo.server.cleanup import delete_workspace
+from retro_demo.server.limits import Limits, limits_of
+from retro_demo.server.messages import values_to_program
+from retro_demo.server.model_cache import Library
+from retro_demo.server.quotas import note_export, note_files
+from retro_demo.server.workspace import Workspace, new_code
+from retro_demo.ui.form import CHEAP, QUIET, download, once_known, shows_errors
 
 
 def followed(folder: Path, what: str, **about: str) -> Iterator[dict[str, Any]]:
@@ -74,7 +81,7 @@ def _taken(workspace: Workspace, path: Path, name: str) -> tuple[str, Path]:
 
 def exported(workspace: Workspace, run: str, **options: Any) -> Path:
     """A run as a .zip to download, as `shares.export_zip`; the visitor's older export of it goes."""
-    path = download(lambda folder: shares.export_zip(workspace, run, folder, **options))
+    path = download(lambda folder: run_actions.export_zip(workspace, run, folder, **options))
     note_export(workspace, path)
     return path
 
@@ -96,3 +103,64 @@ def _several(paths: list[str] | str | None) -> list[Path]:
 
 def _came_here(path: Path) -> bool:
     return path.resolve().is_relative_to(Path(get_upload_folder()).resolve())
+
+
+RELOAD = "() => window.location.reload()"
+SURE = (
+    "(code, answer) => [code, window.confirm('Delete your whole workspace: all corpora, runs and texts under "
+    "this code? This cannot be undone.') ? 'yes' : 'no']"
+)
+
+
+def workspace_drawer(library: Library, visitor: gr.BrowserState, arrival: Any) -> None:
+    """Build the drawer and wire it."""
+    home = library.home
+    with gr.Accordion("Your workspace", open=False, elem_id="workspace"):
+        gr.HTML(
+            "<p class='caption'>Corpora, runs and texts are kept under this code, in this browser. Keep "
+            "it to come back from elsewhere, or to call the HTTP endpoints; who knows it sees your work.</p>"
+            f"<p class='caption' id='privacy'>{privacy(limits_of(home))}</p>"
+        )
+        with gr.Row(elem_classes="actions"):
+            code = gr.Textbox(label="Workspace code", max_lines=1, buttons=["copy"], elem_id="code")
+            open_it = gr.Button("Open the workspace of this code", elem_id="open-workspace")
+            answer = gr.Textbox(visible=False)
+            delete = gr.Button("Delete all my data", variant="stop", elem_id="delete-workspace")
+
+    @shows_errors
+    def change(wanted: str) -> str:
+        workspace = Workspace.open(home, wanted.strip())
+        return workspace.folder.name
+
+    @shows_errors
+    def remove(known: str, answer: str) -> str:
+        if answer != "yes":
+            return known
+        forget_visitor(library, known)
+        return new_code()
+
+    arrival.then(lambda known: known, visitor, code, **QUIET)
+    open_it.click(change, code, visitor, **CHEAP).success(None, js=RELOAD)
+    delete.click(remove, [visitor, answer], visitor, js=SURE, **CHEAP).success(None, js=RELOAD)
+
+
+def forget_visitor(library: Library, code: str) -> int:
+    """End a visitor's jobs and delete all that is kept of them; the bytes that are free again."""
+    folder = Workspace.open(library.home, code).folder
+    library.forget(folder)
+    freed = delete_workspace(library.home, code) if folder.is_dir() else 0  # nothing was ever written
+    library.forget(folder)  # what was asked for while its jobs ended
+    return freed
+
+
+def privacy(limits: Limits) -> str:
+    """What becomes of what a visitor brings, in plain words."""
+    days = ""
+    if limits.keep_days:
+        days = f"It is deleted when nobody has used it for {limits.keep_days} days on which this server ran, "
+    return (
+        "What you upload and make stays on this server, whose operator could read it. Other visitors cannot, "
+        f"and it is sent nowhere. {days or 'It is deleted '}{'or ' if days else ''}at once when you press "
+        "Delete all my data, with the files you brought and the exports you made. Figures you downloaded "
+        "go an hour after they were made. So bring nothing secret."
+    )

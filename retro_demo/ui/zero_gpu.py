@@ -19,23 +19,22 @@ from typing import Any
 
 import gradio as gr
 
-from retro_demo.config import GenerateConfig
 from retro_demo.devices import lends_gpu, lent_device
 from retro_demo.errors import UserError
 from retro_demo.events import Event
-from retro_demo.explain.writing import Writing, watch_writing
-from retro_demo.generation.generate import Written
-from retro_demo.generation.marge_writing import LoadedMarge, write_from_evidence
-from retro_demo.jobs import jobs
+from retro_demo.explain.text import Writing, watch_writing
+from retro_demo.generation.marge import LoadedMarge, write_from_evidence
+from retro_demo.generation.retro import Written
+from retro_demo.jobs import lifecycle
 from retro_demo.runs.checkpoint import load_marge, load_model, read_any_config
 from retro_demo.runs.loading import LoadedRun
 from retro_demo.server import service
-from retro_demo.server.forks import prepare_forks, rehearse
-from retro_demo.server.library import Library
-from retro_demo.server.slices import Ended, advance, driven, slice_seconds
+from retro_demo.server.gpu_lending import Ended, advance, driven, prepare_forks, rehearse, slice_seconds
+from retro_demo.server.model_cache import Library
 from retro_demo.server.workspace import Workspace
+from retro_demo.settings import GenerateConfig
 from retro_demo.ui.form import CHEAP, shows_errors
-from retro_demo.ui.refusals import public
+from retro_demo.ui.gradio_patches import public
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ def lent(library: Library, function: Callable[..., Any], seconds: float) -> Call
 
     def call(*values: Any) -> Any:
         # `spaces` is lent the GPU first and forks then: the fork, which waits until nothing is being loaded
-        # (see server/forks.py), would do so on the visitor's quota
+        # (see server/gpu_lending.py), would do so on the visitor's quota
         library.wait()
         return borrowed(*values)
 
@@ -186,7 +185,7 @@ def add_endpoint(library: Library) -> None:
         {"run", "state", "step", "steps"} about once a second. Leave, and it stops and can be gone on with."""
         folder = service.own_run(Workspace.open(library.home, workspace), run)
         for _ in drive(folder):
-            status = jobs.status(folder)
+            status = lifecycle.status(folder)
             done = status.of_kind("step")
             step = {"step": done[-1]["step"] if done else 0, "steps": read_any_config(folder).training.steps}
             yield {"run": run, "state": status.state} | step

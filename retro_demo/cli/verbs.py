@@ -1,0 +1,386 @@
+"""The verbs of the command line that are jobs, change a corpus, or share.
+
+The verbs of the command line that are long jobs in a folder: a corpus to build, a run to train.
+
+The verbs of the command line that change a built corpus, or say what its documents are worth to a run.
+
+The verbs of the command line that share a run or a corpus: export, import, push to the Hub."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from collections.abc import Callable, Generator, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from retro_demo.cli.flags import add_flags, given, words
+from retro_demo.corpus.building import prepare_corpus
+from retro_demo.corpus.changes import prepare_change
+from retro_demo.corpus.samples import SAMPLES, corpus_folder, sample_folder
+from retro_demo.corpus.sharding import build_on_ray, ensure_sample, read_shard, run_build, run_shard
+from retro_demo.corpus.store import MANIFEST as CORPUS_MANIFEST
+from retro_demo.corpus.store import is_built, load_corpus
+from retro_demo.devices import World, joined, led
+from retro_demo.errors import UserError
+from retro_demo.events import Event, Finished, Progress, Stopped, Warned
+from retro_demo.explain.document_value import weigh
+from retro_demo.jobs.lifecycle import claim
+from retro_demo.models.config import EvidenceConfig, MargeConfig, RetroConfig
+from retro_demo.output_folder import check_new, check_output, make_output, working_folder
+from retro_demo.paths import SAMPLE, data_home, run_folder
+from retro_demo.presets import PRESETS
+from retro_demo.runs.checkpoint import MODELS, read_any_config
+from retro_demo.runs.loading import ready_run
+from retro_demo.runs.planning import extend_run, keep_weights, plan_run, prepare_run
+from retro_demo.settings import AddConfig, CorpusConfig, TrainConfig, WeighConfig
+from retro_demo.sharing.export_format import Manifest
+from retro_demo.sharing.exporting import export_corpus, export_run, own_token, push, write_zip
+from retro_demo.sharing.importing import (
+    MISSING,
+    Checked,
+    checked_export,
+    corpus_here,
+    name_of_corpus,
+    shipped_runs,
+    take_corpus,
+    take_run,
+)
+from retro_demo.training.retro_batches import check_share
+from retro_demo.training.trainer import run_training
+
+
+def add_job_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    """verb: name, function, summary -> the parser of that verb."""
+    build = verb("build-corpus", _build, "read documents, cut them into chunks, embed and index them")
+    build.add_argument(
+        "sources",
+        nargs="*",
+        type=Path,
+        metavar="SOURCE",
+        help="files or folders; none: go on with --out",
+    )
+    build.add_argument("--out", type=Path, required=True, help="folder of the corpus; a second call resumes")
+    build.add_argument(
+        "--shard",
+        type=read_shard,
+        metavar="I/N",
+        help="do the share of one of N processes, as 2/3; call all twice",
+    )
+    build.add_argument("--ray", type=int, metavar="N", help="build in N shards on a Ray cluster")
+    add_flags(build, CorpusConfig)
+
+    train = verb("train", _train, "train a run, or go on with it")
+    train.add_argument(
+        "model",
+        nargs="?",
+        choices=MODELS,
+        metavar="MODEL",
+        help=f"{', '.join(MODELS)}; none: go on with --out",
+    )
+    train.add_argument("--corpus", help='folder of a corpus, or "sample:factbook2015"')
+    train.add_argument("--out", type=Path, required=True, help="folder of the run; a second call resumes")
+    train.add_argument(
+        "--base",
+        help="run (or sample:NAME) whose weights to begin with; a retrofit freezes them, the others train on",
+    )
+    train.add_argument(
+        "--preset", choices=list(PRESETS), help="named settings (default: those of the base, else tiny)"
+    )
+    train.add_argument(
+        "--device", help="auto, cpu, cuda or mps (default: auto, or what the run was begun on)"
+    )
+    add_flags(train, TrainConfig, RetroConfig, EvidenceConfig, MargeConfig)
+
+
+def _build(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
+    if options.ray is not None and options.shard:
+        raise UserError("--ray builds all shards by itself: leave --shard out, or --ray.")
+    check_output(options.out, "corpus")  # before it is held, too
+    if options.sources:
+        config = CorpusConfig(**given(options, CorpusConfig))
+        make_output(options.out)
+        with claim(options.out, patience=-1) if options.shard else nullcontext():  # many begin at once
+            prepare_corpus(options.out, options.sources, config)
+    elif given(options, CorpusConfig):
+        raise UserError(
+            "Settings go with sources: build-corpus SOURCE... --out DIR. Without sources a build goes on "
+            "as it was begun."
+        )
+    if options.ray is not None:
+        return build_on_ray(options.out, options.ray)
+    return run_shard(options.out, options.shard, stop) if options.shard else run_build(options.out, stop)
+
+
+def _train(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
+    with joined() as world:
+        with led(world):
+            if world.leads:
+                yield from _prepare_training(options, stop, world)
+        yield from run_training(options.out, stop, device=options.device, world=world)
+
+
+def _prepare_training(options: argparse.Namespace, stop: Callable[[], bool], world: World) -> Iterable[Event]:
+    """Write down the run that is asked for, or check what is there against it."""
+    settings = given(options, TrainConfig, RetroConfig, EvidenceConfig, MargeConfig)
+    check_output(options.out, "run")  # before a sample is built for it
+    if options.model:
+        if not options.corpus:
+            raise UserError(
+                f"Name the corpus to train on: train {options.model} --corpus DIR --out {options.out}"
+            )
+        yield from ensure_sample(options.corpus, stop)
+        wanted = plan_run(
+            options.model,
+            options.corpus,
+            preset=options.preset or "",
+            settings=settings,
+            device=options.device or "auto",
+            base=options.base or "",
+        )
+        if wanted.model != "marge":
+            check_share(wanted.training, world)  # before anything is written under this name
+        prepare_run(options.out, wanted)
+    elif options.corpus or options.base or options.preset or set(settings) - {"steps", "keep"}:
+        raise UserError(
+            "Settings go with a model: train MODEL --corpus DIR --out RUN. "
+            "Without one a run goes on as it was begun, or to more --steps, or with --keep best or last."
+        )
+    elif "steps" in settings and settings["steps"] != read_any_config(options.out).training.steps:
+        extend_run(options.out, settings["steps"])
+    if "keep" in settings:  # where nothing is said of it, all stays as it is
+        keep_weights(options.out, settings["keep"])
+    read_any_config(options.out)  # where several processes train, one says what is wrong with it
+
+
+DOCUMENTS = "ids or titles of documents"
+
+
+def add_change_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    """verb: name, function, summary -> the parser of that verb."""
+    add = verb("add-documents", _add, "add documents to a built corpus; what is there is not embedded anew")
+    add.add_argument("corpus", metavar="DIR", help="folder of a built corpus")
+    add.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help="files or folders")
+    add.add_argument("--out", type=Path, help="make the changed corpus here and leave DIR as it is")
+    add_flags(add, AddConfig)
+
+    forget = verb("forget", _forget, "remove documents from a built corpus and from all that it finds")
+    forget.add_argument("corpus", metavar="DIR", help='folder of a built corpus, or "sample:NAME" with --out')
+    forget.add_argument("documents", type=words, nargs="+", metavar="DOC", help=DOCUMENTS)
+    forget.add_argument("--out", type=Path, help="make the changed corpus here and leave DIR as it is")
+
+    worth = verb("weigh", _weigh, "say which tokens would lose their gain if documents were forgotten")
+    worth.add_argument("run", type=run_folder, metavar="RUN", help="folder of the run, or sample:NAME")
+    worth.add_argument("documents", type=words, nargs="+", metavar="DOC", help=DOCUMENTS)
+    worth.add_argument("--text", type=words, help="what to read (default: held-out text that finds them)")
+    worth.add_argument("--corpus", metavar="DIR", help="read another corpus than in training (hot swap)")
+    worth.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    add_flags(worth, WeighConfig)
+
+
+def _add(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
+    base = yield from _base_of_change(options, stop)
+    config = AddConfig(**given(options, AddConfig))
+    with _held(base, options.out):
+        folder = prepare_change(base, options.out, add=options.sources, config=config)
+    yield from run_build(folder, stop)
+
+
+def _forget(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
+    base = yield from _base_of_change(options, stop)
+    with _held(base, options.out):
+        folder = prepare_change(base, options.out, forget=options.documents)
+    yield from run_build(folder, stop)
+
+
+def _held(base: Path, out: Path | None) -> AbstractContextManager[None]:
+    """The corpus held while a change of it in place is written down: none may be going on.
+
+    Nothing but a corpus is held: that would write a lock into somebody's folder.
+    """
+    return claim(base) if out is None and check_output(base, "corpus") and is_built(base) else nullcontext()
+
+
+def _base_of_change(options: argparse.Namespace, stop: Callable[[], bool]) -> Generator[Event, None, Path]:
+    """The folder of the corpus to change; one that ships is changed in another folder only."""
+    if options.corpus.startswith(SAMPLE) and options.out is None:
+        raise UserError(
+            f"{options.corpus} ships with the app and stays as it is. Name a folder for the changed one with "
+            "--out."
+        )
+    if options.out is not None:
+        check_output(options.out, "corpus")  # before a sample is built for it
+    yield from ensure_sample(options.corpus, stop)
+    home = data_home()[0]
+    base = corpus_folder(home, options.corpus)
+    if options.out is None and base.resolve().is_relative_to((home / "samples").resolve()):
+        raise UserError(
+            f"{base.name} is a sample that all share. Name a folder for the changed one with --out."
+        )
+    return base
+
+
+def _weigh(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
+    config = WeighConfig(**given(options, WeighConfig))
+    if options.text is not None and not options.text.strip():
+        raise UserError("The text is empty. Give a few words, or leave --text out to read held-out text.")
+    run = yield from ready_run(options.run, options.device, options.corpus, config.retriever, stop)
+    if run is not None:
+        yield Finished(weigh(run, options.documents, config, options.text or ""))
+
+
+def add_share_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    """verb: name, function, summary -> the parser of that verb."""
+    out = verb("export", _export, "write a run, or a corpus, as a folder or .zip for others")
+    _add_what(out)
+    out.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder, or a file ending in .zip"
+    )
+
+    back = verb("import", _import, "check an export and make it a run, or a corpus, of yours")
+    back.add_argument("source", type=Path, metavar="DIR", help="export, a git clone of one, or its .zip")
+    back.add_argument(
+        "--as",
+        dest="name",
+        type=Path,
+        metavar="NAME",
+        help="folder to make (default: the name in the export); its corpus comes to NAME-corpus",
+    )
+    back.add_argument(
+        "--base", type=Path, metavar="RUN", help="run here that a retrofit began with, known by its weights"
+    )
+
+    up = verb("push", _push, "export a run to the Hugging Face Hub, with your own token (HF_TOKEN)")
+    _add_what(up)
+    up.add_argument("--repo", required=True, metavar="OWNER/NAME", help="model repository, made if need be")
+    up.add_argument("--private", action="store_true", help="make the repository private")
+
+
+def _add_what(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="folder of a run or corpus, or sample:NAME")
+    parser.add_argument("--with-corpus", action="store_true", help="the corpus too, with vectors and index")
+    parser.add_argument("--with-state", action="store_true", help="optimizer state too, to train on with")
+    parser.add_argument("--license", default="unknown", help="of weights and texts, for the card")
+
+
+def _export(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
+    out: Path = options.out
+    is_file = out.suffix.lower() == ".zip"
+    check_new(out, is_file=is_file)  # before a sample is built for it
+    yield from _needed(options, stop)
+    if is_file:
+        with working_folder(out.parent, ".export-") as scratch:
+            manifest = _write(options, scratch / "export")
+            write_zip(scratch / "export", scratch / "export.zip")
+            check_new(out, is_file=True)  # that took a while
+            (scratch / "export.zip").replace(out)
+    else:
+        manifest = _write(options, out)
+    yield Finished(_told(manifest) | {"out": str(out)})
+
+
+def _push(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
+    token = own_token()  # a missing one is said before any work
+    yield from _needed(options, stop)
+    with tempfile.TemporaryDirectory(prefix="retro_demo-push-") as scratch:
+        manifest = _write(options, Path(scratch) / "export")
+        yield Progress("exported, files", len(manifest.files), len(manifest.files))
+        url = push(Path(scratch) / "export", options.repo, token, private=options.private)
+    yield Finished(_told(manifest) | {"url": url})
+
+
+def _needed(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
+    """Build the sample corpus that is to go along, where it is not built."""
+    if _is_sample(options.run):
+        yield from ensure_sample(options.run, stop)
+    elif options.with_corpus and not (Path(options.run) / CORPUS_MANIFEST).exists():
+        yield from ensure_sample(read_any_config(run_folder(options.run)).corpus, stop)
+
+
+def _write(options: argparse.Namespace, out: Path) -> Manifest:
+    is_sample = _is_sample(options.run)
+    corpus = corpus_folder(data_home()[0], options.run) if is_sample else Path(options.run)
+    if is_sample or (corpus / CORPUS_MANIFEST).exists():
+        if options.with_corpus or options.with_state:
+            raise UserError(f"{options.run} is a corpus: leave --with-corpus and --with-state out.")
+        return export_corpus(corpus, out, options.run if is_sample else "")
+    return export_run(
+        run_folder(options.run),
+        out,
+        with_corpus=options.with_corpus,
+        with_state=options.with_state,
+        license=options.license,
+    )
+
+
+def _is_sample(name: str) -> bool:
+    """Whether a sample corpus is meant; a run that ships has another name."""
+    return name.startswith(SAMPLE) and name.removeprefix(SAMPLE) in SAMPLES
+
+
+def _told(manifest: Manifest) -> dict[str, object]:
+    size = sum(size for size, _ in manifest.files.values())
+    about = {"kind": manifest.kind, "name": manifest.name, "format": manifest.format}
+    return about | {"files": len(manifest.files), "bytes": size}
+
+
+def _import(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
+    if options.name is not None and options.name.name in ("", ".."):
+        raise UserError(f"--as is {str(options.name)!r}, which names no folder to make. Give it a name.")
+    if options.name is not None:
+        check_new(options.name, flag="--as")  # before anything is unpacked
+    near = (options.name or Path("x")).absolute().parent
+    with checked_export(options.source, near) as export:
+        out = options.name or Path(export.manifest.name)
+        if options.name is None and (out.name != export.manifest.name or out.name in ("", "..")):
+            raise UserError("The name in this export leads elsewhere. Name the folder to make with --as.")
+        of_run = export.config is not None
+        place: Path | None = out.with_name(f"{out.name}-corpus") if of_run else out
+        samples = [sample_folder(data_home()[0], name) for name in SAMPLES]
+        if export.corpus is None or (of_run and corpus_here(export, samples)):
+            place = None  # none is along, or it is here already
+        for folder in (out, place):
+            if folder is not None:
+                check_new(folder, flag="--as")
+        if place is not None:
+            built = yield from _build_export(export, place, stop)
+            if not built:
+                yield Stopped()
+                return
+        if of_run:
+            corpus = name_of_corpus(export, place)
+            if corpus.startswith(MISSING):
+                yield Warned(
+                    f"The corpus {export.manifest.corpus.title} (fingerprint {export.fingerprint}) is not in "
+                    "this export: where the run reads one, name another with --corpus."
+                )
+            take_run(export, out, corpus, [*([options.base] if options.base else []), *shipped_runs()])
+            about = {"run": str(out), "corpus": corpus}
+        else:
+            about = {"corpus": str(place)}
+        yield Finished({"kind": export.manifest.kind, "format": export.manifest.format} | about)
+
+
+def _build_export(export: Checked, place: Path, stop: Callable[[], bool]) -> Generator[Event, None, bool]:
+    """Make the corpus of an export anew from its text and vectors; False, and nothing left, where it stopped.
+
+    Raises UserError where it becomes another corpus than the export says.
+    """
+    was_empty, place = place.is_dir(), place.resolve()  # which may be a link
+    take_corpus(export, place)
+    for event in run_build(place, stop):
+        if isinstance(event, Stopped):
+            shutil.rmtree(place)
+            if was_empty:
+                place.mkdir()
+            return False
+        if not isinstance(event, Finished):
+            yield event
+    found = load_corpus(place).fingerprint
+    if found != export.fingerprint:
+        raise UserError(
+            f"The corpus in this export is not the one it says it is: made here it is {found}, not "
+            f"{export.fingerprint}. Versions of the embedder may differ. It stays in {place}."
+        )
+    return True

@@ -1,0 +1,219 @@
+"""From sources to chunks: what of a corpus comes before vectors, from wherever it stands in its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retro_demo.corpus.duplicates import Duplicates, find_duplicates
+from retro_demo.corpus.store import (
+    MIN_DOCUMENTS,
+    Chunks,
+    choose_held_out,
+    chunk_documents,
+    excluded,
+    keep_split,
+    read_stored_documents,
+    too_few_held_out,
+    word_ids,
+    write_documents,
+)
+from retro_demo.documents.sources import Document, ReadingLimits, follow_reading, parse_fields, read_event
+from retro_demo.errors import UserError
+from retro_demo.events import Event, Progress, Warned
+from retro_demo.files import load_array, save_array, write_atomically
+from retro_demo.paths import ASSETS
+from retro_demo.settings import CorpusConfig
+from retro_demo.tokenizer import Tokenizer
+
+ENCODE_BLOCK = 256
+FAR = 2.5  # times what was asked for, from which on the share that is held out is warned of
+READING = "reading.json"
+SHIPPED_TOKENIZERS = {"factbook": ASSETS / "factbook_tokenizer.json"}
+
+
+@dataclass(frozen=True)
+class Text:
+    """What comes before vectors: documents, read, split and cut."""
+
+    documents: list[Document]
+    kept: dict[str, Any]  # reading.json
+    warnings: list[str]
+    duplicates: Duplicates
+    held_out: np.ndarray  # (documents,) bool
+    split: str  # hash of a split that the settings would not draw, "" for one that they do
+    tokenizer: Tokenizer
+    chunks: Chunks
+    window: int  # > 0: sections of one document, so near chunks are not neighbors
+
+    @property
+    def train(self) -> np.ndarray:
+        """The chunks that are indexed."""
+        return np.flatnonzero(~self.held_out[self.chunks.document])
+
+    def too_near(self, own: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        """As corpus.excluded."""
+        return excluded(self.chunks, self.duplicates.cluster, self.window, own, candidates)
+
+    def could_retrieve(self) -> bool:
+        """Whether any training chunk may have another one for its neighbor, whatever retrieves."""
+        train = self.train
+        # where a pair is allowed, so is one with the first chunk of a document or of its near-duplicates
+        _, first = np.unique(self.duplicates.cluster[self.chunks.document[train]], return_index=True)
+        return any(not self.too_near(train[[at]], train[None]).all() for at in first)
+
+
+def read_text(out: Path, config: CorpusConfig, sources: Sequence[Path]) -> Generator[Event, None, Text]:
+    """Read, split and cut the text of a corpus, from wherever that stands, yielding progress.
+
+    Each warning is told as soon as it is known: where the build fails later, it may say why.
+    """
+    documents, kept = yield from _read(out, sources, config)
+    warnings = list(kept["warnings"])
+    yield from map(Warned, warnings)
+    duplicates = find_duplicates(word_ids(document.text for document in documents))
+    held_out = drawn = choose_held_out(documents, duplicates.cluster, config.holdout, config.seed)
+    if "held_out" in kept:
+        held_out = keep_split(documents, duplicates.cluster, kept["held_out"])
+    elif config.holdout == CorpusConfig.holdout and not (out / "tokenizer.json").exists():
+        # a share that somebody chose is taken as it is; and where there is a tokenizer, the split was used
+        held_out = choose_held_out(
+            documents, duplicates.cluster, config.holdout, config.seed, least=MIN_DOCUMENTS
+        )
+        if not np.array_equal(held_out, drawn):
+            kept = kept | {"held_out": held_out.tolist()}
+            write_atomically(out / READING, json.dumps(kept).encode())
+    _check_distinct(duplicates, held_out, "sections" if kept["sections"] else "documents")
+    copies = duplicates.exact + duplicates.near
+    if copies > len(documents) / 2:
+        warnings.append(
+            f"{copies:,} of {len(documents):,} documents are copies or near-copies of others, and those are "
+            f"never neighbors of each other: {len(documents) - copies:,} texts differ."
+        )
+    if "history" not in kept:
+        warnings += _unlike_asked(documents, held_out, config.holdout)
+    split = "" if np.array_equal(held_out, drawn) else hashlib.sha256(held_out.tobytes()).hexdigest()
+    if twins := int(np.isin(duplicates.cluster[held_out], duplicates.cluster[~held_out]).sum()):
+        are = "document that is held out has" if twins == 1 else "documents that are held out have"
+        warnings.append(
+            f"{twins} {are} a near-duplicate that is not: what is measured there may be known by heart."
+        )
+    yield from map(Warned, warnings[len(kept["warnings"]) :])
+    yield Progress("split", len(documents), len(documents))
+    tokenizer = _tokenizer(out, config, [d for d, out_ in zip(documents, held_out, strict=True) if not out_])
+    yield Progress("tokenizer", tokenizer.vocab_size, tokenizer.vocab_size)
+    chunks = _chunks(out, documents, tokenizer, config)
+    yield Progress("chunks", len(chunks), len(chunks))
+    if not chunks.has_continuation(np.arange(len(chunks)))[~held_out[chunks.document]].any():
+        raise UserError(
+            f"Every document fits into one chunk of {config.chunk_len} tokens (the longest has "
+            f"{max(len(d.text) for d in documents)} characters), so neighbors could help no later text. "
+            "Add longer documents, or choose a smaller chunk length."
+        )
+    if few := too_few_held_out(documents, duplicates.cluster, held_out, chunks):
+        warnings.append(few)
+        yield Warned(few)
+    window = config.window if kept["sections"] else 0
+    return Text(documents, kept, warnings, duplicates, held_out, split, tokenizer, chunks, window)
+
+
+def _check_distinct(duplicates: Duplicates, held_out: np.ndarray, what: str) -> None:
+    """Raise UserError where all that is indexed are copies of one text: none could be another's neighbor."""
+    cluster = duplicates.cluster
+    distinct = len(np.unique(cluster))
+    if distinct == 1 and len(cluster) > 1:
+        copies = "copies" if duplicates.near == 0 else "copies or near-copies"
+        raise UserError(
+            f"All {len(cluster):,} {what} are {copies} of each other (1 distinct text), and a copy is never "
+            "the neighbor of another, so there is nothing to retrieve. Add documents that differ."
+        )
+    if len(np.unique(cluster[~held_out])) < 2:
+        held = int(held_out.sum())
+        are = "is" if held == 1 else "are"
+        raise UserError(
+            f"Of {len(cluster):,} {what} ({distinct:,} distinct) {held:,} {are} held out, which leaves one "
+            "text, so there is nothing to retrieve. Add documents, or hold out less."
+        )
+
+
+def _unlike_asked(documents: Sequence[Document], held_out: np.ndarray, asked: float) -> list[str]:
+    """A warning where the share of the text that a draw held out is far from the one asked for."""
+    if not asked or any(document.use for document in documents):
+        return []
+    sizes = np.array([len(document.text) for document in documents])
+    taken = sizes[held_out].sum() / sizes.sum()
+    if asked / FAR <= taken <= asked * FAR:
+        return []
+    groups = len({document.group for document in documents})
+    return [
+        f"{taken:.0%} of the text is held out ({int(held_out.sum()):,} of {len(documents):,} documents), "
+        f"where {asked:.0%} was asked for: a group (and near-copies) is held out whole or not at all, and "
+        f"there are {groups:,} groups, few or of unlike size. Give more or smaller groups, or say in a field "
+        "`use` what is held out."
+    ]
+
+
+def _read(
+    out: Path, sources: Sequence[Path], config: CorpusConfig
+) -> Generator[Event, None, tuple[list[Document], dict[str, Any]]]:
+    """The documents, read once; a later call finds them stored and notices sources that changed.
+
+    With them what is kept in reading.json: warnings, sections; held_out where the settings would draw
+    another split; and of a corpus that was changed (corpus/changes.py) held_out and history.
+    """
+    stored, state = out / "documents.jsonl", out / READING
+    if state.exists():
+        kept = json.loads(state.read_text("utf-8"))
+        if "history" in kept or not (sources and all(source.exists() for source in sources)):
+            size = stored.stat().st_size
+            yield read_event(size, size)
+            return read_stored_documents(stored), kept
+    limit = config.max_megabytes * 1_000_000
+    reading = yield from follow_reading(
+        sources, fields=parse_fields(config.fields), limits=replace(ReadingLimits(), total_bytes=limit)
+    )
+    if state.exists() and read_stored_documents(stored) != reading.documents:
+        raise UserError(
+            f"The sources changed since {out.name} was begun, or this version reads them otherwise. Build "
+            "them into a new folder."
+        )
+    if not state.exists():
+        kept = {"warnings": reading.warnings, "sections": reading.sections}
+        write_documents(stored, reading.documents)
+        write_atomically(state, json.dumps(kept).encode())
+    return list(reading.documents), kept
+
+
+def _tokenizer(out: Path, config: CorpusConfig, training: Sequence[Document]) -> Tokenizer:
+    """The tokenizer of this corpus; a new one learns from the training documents alone."""
+    path = out / "tokenizer.json"
+    if not path.exists():
+        if config.tokenizer == "train":
+            Tokenizer.train((document.text for document in training), config.vocab_size).save(path)
+        else:
+            Tokenizer.load(SHIPPED_TOKENIZERS.get(config.tokenizer, Path(config.tokenizer))).save(path)
+    return Tokenizer.load(path)
+
+
+def _chunks(out: Path, documents: Sequence[Document], tokenizer: Tokenizer, config: CorpusConfig) -> Chunks:
+    tokens, document = out / "chunks.npy", out / "chunk_documents.npy"
+    if not document.exists():
+        chunks = cut(documents, tokenizer, config.chunk_len)
+        save_array(tokens, chunks.tokens)
+        save_array(document, chunks.document)
+    return Chunks(load_array(tokens), load_array(document))
+
+
+def cut(documents: Sequence[Document], tokenizer: Tokenizer, chunk_len: int) -> Chunks:
+    """The chunks of documents, numbered from 0."""
+    encoded: list[np.ndarray] = []
+    for start in range(0, len(documents), ENCODE_BLOCK):  # token ids as Python ints are large
+        part = tokenizer.encode_batch([d.text for d in documents[start : start + ENCODE_BLOCK]])
+        encoded += [np.array(ids, dtype=np.int32) for ids in part]
+    return chunk_documents(encoded, chunk_len, tokenizer.eos_id)

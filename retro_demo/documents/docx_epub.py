@@ -1,0 +1,385 @@
+"""Word files and books (.docx .epub), both zips of XML, -> text.
+
+Reads Word files (.docx): the text of the body as it stands once all changes are accepted.
+
+Their XML is read as a stream, from its names without their namespaces, of which there are two. Deleted
+text is left out, inserted text is not. Source: ECMA-376, part 1, WordprocessingML.
+
+What .docx and .epub share: XML parts of a zip, parsed without trusting them.
+
+No entity is expanded, nothing outside the file is opened, and what is made into a tree is small.
+
+Reads books (.epub): the pages of their spine, in its order, as one document.
+
+A book is one document, as it is where it comes as a .txt or .pdf: so no chunk has its own book for a
+neighbor, and a book is held out whole. Source: EPUB 3.3, sections 4 (container) and 5 (package document)."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+from urllib.parse import unquote
+
+from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]
+
+from retro_demo.documents.archives import Parts
+from retro_demo.documents.html import Flow, as_title, read_page
+from retro_demo.documents.rows import File, Row
+from retro_demo.documents.text import as_language
+from retro_demo.errors import UserError
+
+TREE_BYTES = 4_000_000  # of a table of contents, a list of relations, a set of styles
+BLOCK_BYTES = 1 << 16
+SAFE = {"resolve_entities": False, "no_network": True, "load_dtd": False, "huge_tree": False}
+
+
+class Element(Protocol):
+    """What is asked of an element of a tree."""
+
+    tag: object
+
+    def get(self, name: str, default: str = "", /) -> str: ...
+    def items(self) -> list[tuple[str, str]]: ...
+    def iter(self) -> Iterator[Element]: ...
+    def itertext(self) -> Iterator[str]: ...
+
+
+class Target(Protocol):
+    """What is told of a part, as it is parsed. Names are those of lxml: "{namespace}name"."""
+
+    def start(self, tag: str, attributes: dict[str, str], /) -> None: ...
+    def end(self, tag: str, /) -> None: ...
+    def data(self, data: str, /) -> None: ...
+    def doctype(self, *about: str | None) -> None: ...
+    def close(self) -> None: ...
+
+
+def local(tag: str) -> str:
+    """`"{namespace}name"` -> `"name"`: a format has several namespaces for one thing."""
+    return tag.rpartition("}")[2]
+
+
+def feed(parts: Parts, name: str, label: str, target: Target) -> None:
+    """Parse a part of any length into `target`, block by block. Raises UserError."""
+    parser = etree.XMLParser(target=target, **SAFE)
+    with parts.open(name) as stream:
+        try:
+            while block := stream.read(BLOCK_BYTES):
+                parser.feed(block)
+            parser.close()
+        except etree.LxmlError as error:
+            raise _no_xml(name, label, error) from error
+
+
+def tree(parts: Parts, name: str, label: str) -> Element:
+    """A small part as a tree. Raises UserError."""
+    with parts.open(name) as stream:
+        data = stream.read(TREE_BYTES + 1)
+    if len(data) > TREE_BYTES:
+        raise UserError(f"{name} in {label} has more than {TREE_BYTES:,} bytes, which no such file has.")
+    try:
+        root = etree.fromstring(data, etree.XMLParser(remove_comments=True, remove_pis=True, **SAFE))
+    except etree.LxmlError as error:
+        raise _no_xml(name, label, error) from error
+    if root is None:
+        raise _no_xml(name, label, None)
+    return root
+
+
+def named(root: Element, name: str) -> Iterator[Element]:
+    """All elements below of that local name."""
+    return (element for element in root.iter() if isinstance(element.tag, str) and local(element.tag) == name)
+
+
+def first_text(root: Element, name: str) -> str:
+    """The text of the first element of that local name that has any; "" if there is none."""
+    texts = ("".join(element.itertext()).strip() for element in named(root, name))
+    return next(filter(None, texts), "")
+
+
+def place_of(target: str, beside: str) -> str:
+    """The name of the part that `target` means where it stands in the part `beside`."""
+    path = unquote(target.partition("#")[0])
+    return posixpath.normpath(posixpath.join(posixpath.dirname(beside), path)).lstrip("/")
+
+
+def _no_xml(name: str, label: str, error: Exception | None) -> UserError:
+    return UserError(
+        f"{label} is broken: {name} in it is not XML that can be read ({error or 'it is empty'})."
+    )
+
+
+OLD_OR_LOCKED = b"\xd0\xcf\x11\xe0"  # the container of .doc, and of a .docx with a password
+GONE = ("del", "moveFrom", "Fallback", "pPrChange", "rt")
+"""Deleted, moved away, said again for older programs, as it was before a change, or a reading over a word."""
+NOTES = ("footnote", "endnote")
+LEFT_OUT = "Headers, footers and comments of Word files were left out: {names}."
+
+
+def read_docx(file: File) -> Iterator[Row]:
+    """The body as one document, then its footnotes and endnotes, numbered in the order of their places."""
+    if file.stream.peek().startswith(OLD_OR_LOCKED):
+        raise UserError(
+            f"{file.label} has a password, or is an older Word file under another name: "
+            "save it as .docx without a password."
+        )
+    with file.unpacker.parts(file.stream, "a .docx file") as parts:
+        yield _read(parts, file)
+
+
+def _read(parts: Parts, file: File) -> Row:
+    package = _relations(parts, "", file.label)
+    main = package.get("officeDocument", ["word/document.xml"])[0]
+    related = _relations(parts, main, file.label)
+    styles, notes = dict[str, str](), dict[str, str]()
+    for name in related.get("styles", ()):
+        styles |= _styles(parts, name, file.label)
+    for kind in NOTES:
+        for name in related.get(f"{kind}s", ()):
+            notes |= _story(parts, name, file, styles, {}).notes
+    body = _story(parts, main, file, styles, notes)
+    body.add_notes()
+    others = [name for kind in ("header", "footer", "comments") for name in related.get(kind, ())]
+    if any(_story(parts, name, file, styles, {}).flow.whole().strip() for name in others):
+        file.notes.add(LEFT_OUT, file.label)
+    title = lang = ""
+    for name in package.get("core-properties", ())[:1]:
+        core = tree(parts, name, file.label)
+        title, lang = as_title(first_text(core, "title")), as_language(first_text(core, "language"))
+    return Row(body.flow.whole(), title=title or body.heading, lang=lang)
+
+
+def _relations(parts: Parts, part: str, label: str) -> dict[str, list[str]]:
+    """The parts that a part (or "", the whole file) refers to, by what they are to it."""
+    folder, _, name = part.rpartition("/")
+    place = f"{folder}/_rels/{name}.rels".lstrip("/")
+    found: dict[str, list[str]] = {}
+    if place in parts:
+        for relation in named(tree(parts, place, label), "Relationship"):
+            target = place_of(relation.get("Target", ""), part)
+            if relation.get("TargetMode") != "External" and target in parts:
+                found.setdefault(relation.get("Type", "").rpartition("/")[2], []).append(target)
+    return found
+
+
+def _styles(parts: Parts, name: str, label: str) -> dict[str, str]:
+    """What paragraphs of a style are: "heading", "list" or "". Its name is English whatever its id is."""
+    kinds = {}
+    for style in named(tree(parts, name, label), "style"):
+        called = next((_value(child.items()) for child in named(style, "name")), "").lower()
+        heading = called == "title" or called.startswith("heading ")
+        is_list = any(True for _ in named(style, "numPr"))
+        kinds[_value(style.items(), "styleId")] = "heading" if heading else "list" if is_list else ""
+    return kinds
+
+
+def _value(attributes: Iterable[tuple[str, str]], name: str = "val") -> str:
+    return next((value for key, value in attributes if local(key) == name), "")
+
+
+def _story(parts: Parts, name: str, file: File, styles: Mapping[str, str], notes: Mapping[str, str]) -> Story:
+    story = Story(file, styles, notes)
+    feed(parts, name, file.label, story)
+    return story
+
+
+@dataclass
+class _Paragraph:
+    kind: str = ""
+    begun: bool = False
+    """It has text."""
+    mark: int = 0
+    boxes: list[str] = field(default_factory=list)
+    """Text boxes that hang on it."""
+
+
+class Story:
+    """One part of a Word file as the parser tells it: its text, and that of the notes in it."""
+
+    def __init__(self, file: File, styles: Mapping[str, str], notes: Mapping[str, str]) -> None:
+        """`notes` has the text of what is referred to, by "footnote ID"."""
+        self.flow = self._new_flow(file)
+        self.heading = ""
+        self.notes: dict[str, str] = {}
+        self._file = file
+        self._styles = styles
+        self._known = notes
+        self._numbers: dict[str, int] = {}  # of the notes referred to
+        self._outside: list[tuple[Flow, _Paragraph, str]] = []  # what goes on after an open box or note
+        self._paragraph = _Paragraph()
+        self._last_kind = ""
+        self._skipped = 0  # how many open elements deep in what is gone
+        self._in_text = self._in_properties = False
+        self._cells = 0  # that are open
+
+    def doctype(self, *_about: str | None) -> None:
+        raise UserError(f"{self._file.label} is no Word file: it declares a document type of its own.")
+
+    def start(self, tag: str, attributes: dict[str, str]) -> None:
+        name = local(tag)
+        if self._skipped or name in GONE:
+            self._skipped += 1
+        elif name == "t":
+            self._in_text = True
+        elif name == "p":
+            self._paragraph = _Paragraph()
+        elif name == "pPr":
+            self._in_properties = True
+        elif name == "pStyle":
+            self._paragraph.kind = self._styles.get(_value(attributes.items()), "")
+        elif name == "numPr":
+            self._paragraph.kind = self._paragraph.kind or "list"
+        elif name == "tab" and not self._in_properties:
+            self._add("\t")
+        elif name in ("br", "cr"):
+            self.flow.line_end()
+        elif name == "noBreakHyphen":
+            self._add("-")
+        elif name in ("footnoteReference", "endnoteReference"):
+            self._refer(f"{name.removesuffix('Reference')} {_value(attributes.items(), 'id')}")
+        elif name == "tc":
+            self._cells += 1
+            self.flow.cell()
+        elif name == "tr":
+            self.flow.row()
+        elif name == "tbl":
+            self.flow.lines(2)
+        elif name == "txbxContent" or name in NOTES:
+            what = f"{name} {_value(attributes.items(), 'id')}" if name in NOTES else ""
+            separator = "type" in map(local, attributes)  # what stands between the text and its notes
+            self._outside.append((self.flow, self._paragraph, "separator" if separator else what))
+            self.flow = self._new_flow(self._file)
+
+    def end(self, tag: str) -> None:
+        name = local(tag)
+        if self._skipped:
+            self._skipped -= 1
+        elif name == "t":
+            self._in_text = False
+        elif name == "pPr":
+            self._in_properties = False
+        elif name == "p":
+            self._end_paragraph()
+        elif name == "tc":
+            self._cells -= 1
+        elif name == "tr":
+            self.flow.row()
+        elif name == "tbl":
+            self.flow.lines(2)
+        elif name == "txbxContent" or name in NOTES:
+            text = self.flow.whole().strip()
+            self.flow, self._paragraph, what = self._outside.pop()
+            if what:
+                self.notes[what] = text
+            else:
+                self._paragraph.boxes.append(text)
+
+    def data(self, data: str) -> None:
+        if self._in_text and not self._skipped:
+            self._add(data)
+
+    def close(self) -> None:
+        """The parser asks for it."""
+
+    def add_notes(self) -> None:
+        """Add the notes that the text refers to below it."""
+        self.flow.lines(2)
+        for what, number in self._numbers.items():
+            self.flow.verbatim(f"[{number}] {self._known[what]}\n")
+
+    def _refer(self, what: str) -> None:
+        if what in self._known:
+            self._add(f"[{self._numbers.setdefault(what, len(self._numbers) + 1)}]")
+
+    def _add(self, text: str) -> None:
+        paragraph = self._paragraph
+        if not paragraph.begun:
+            close = self._cells or paragraph.kind == self._last_kind == "list"
+            self.flow.lines(1 if close else 2)
+            paragraph.begun, paragraph.mark = True, self.flow.mark()
+        self.flow.verbatim(text)
+
+    def _end_paragraph(self) -> None:
+        paragraph = self._paragraph
+        if paragraph.begun:
+            self._last_kind = paragraph.kind
+            if paragraph.kind == "heading" and not self.heading:
+                self.heading = self.flow.since(paragraph.mark)
+        self.flow.lines(1)
+        for text in paragraph.boxes:
+            self.flow.lines(2)
+            self.flow.verbatim(text)
+            self.flow.lines(2)
+
+    @staticmethod
+    def _new_flow(file: File) -> Flow:
+        return Flow(file.label, file.limits.document_chars)
+
+
+CONTAINER = "META-INF/container.xml"
+ENCRYPTION = "META-INF/encryption.xml"
+PAGES = ("application/xhtml+xml", "text/html")
+LEFT_OUT = "Chapters that are missing in their book, or are no text, were left out: {names}."
+
+
+def read_epub(file: File) -> Iterator[Row]:
+    """The whole book as one document, with the title and language that its package says."""
+    with file.unpacker.parts(file.stream, "an .epub file") as parts:
+        yield _read_member(parts, file)
+
+
+def _read_member(parts: Parts, file: File) -> Row:
+    package = _package(parts, file.label)
+    root = tree(parts, package, file.label)
+    locked = _locked(parts, file.label)
+    flow = Flow(file.label, file.limits.document_chars)
+    heading = lang = ""
+    missing = 0
+    for place, kind in _spine(root, package):
+        if place in locked:
+            raise UserError(f"{file.label} is protected against copying (DRM): its text cannot be read.")
+        if place in parts and (kind in PAGES or place.lower().endswith((".xhtml", ".html", ".htm"))):
+            with parts.open(place) as stream:
+                flow.lines(2)
+                of_page = replace(file, stream=stream, label=f"{place} in {file.label}")
+                page = read_page(of_page, flow, xhtml=True)
+            heading, lang = heading or page.heading, lang or page.lang
+        elif not kind.startswith("image/"):
+            missing += 1
+    if missing:
+        file.notes.add(LEFT_OUT, f"{file.label} ({missing:,})")
+    title, language = as_title(first_text(root, "title")), as_language(first_text(root, "language"))
+    return Row(flow.whole(), title=title or heading, lang=language or lang)
+
+
+def _package(parts: Parts, label: str) -> str:
+    """The name of the file that says what the book is made of."""
+    for rootfile in named(tree(parts, CONTAINER, label), "rootfile"):
+        if place := rootfile.get("full-path"):
+            return place_of(place, "")
+    raise UserError(f"{label} is broken: {CONTAINER} in it names no book.")
+
+
+def _spine(root: Element, package: str) -> Iterator[tuple[str, str]]:
+    """Name and media type of each file in reading order, but the table of contents; each once."""
+    items = {item.get("id", ""): item for item in named(root, "item")}
+    seen: set[str] = set()
+    for reference in named(root, "itemref"):
+        item = items.get(reference.get("idref", ""))
+        if item is None:
+            yield "", ""
+        elif "nav" not in item.get("properties", "").split():
+            place = place_of(item.get("href", ""), package)
+            if place not in seen:
+                seen.add(place)
+                yield place, item.get("media-type", "")
+
+
+def _locked(parts: Parts, label: str) -> set[str]:
+    """The files of the book that are encrypted."""
+    if ENCRYPTION not in parts:
+        return set()
+    references = named(tree(parts, ENCRYPTION, label), "CipherReference")
+    return {place_of(reference.get("URI", ""), "") for reference in references}

@@ -1,0 +1,332 @@
+"""What a run is compared with: matched baselines, what it was trained on, smaller databases.
+
+Whether a plain lm is a fair baseline for a run: same text, same tokens, no less training or size.
+
+A baseline that had less would make retrieval look good. What differs is said, or refused where the two
+cannot be compared token by token.
+
+Which held-out documents a run knows from its training: on another corpus it must not be measured on them.
+
+The documents that a run's own corpus holds out stand in none of its batches. Those of another corpus
+(hot swap), or of a corpus that its base was not trained on, may: so the texts are compared.
+
+Neighbors from a part of the database: what a smaller one would have given.
+
+Documents are dropped, and the held-out chunks are searched anew in what is left. Parts are nested: the
+documents of 5% are among those of 20%.
+
+Shapes: N chunks, K neighbors, Q queries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retro_demo.corpus.duplicates import find_duplicates
+from retro_demo.corpus.retrievers import retriever_over, search_stored
+from retro_demo.corpus.samples import corpus_folder
+from retro_demo.corpus.store import Corpus, load_corpus, word_ids
+from retro_demo.documents.sources import Document
+from retro_demo.errors import UserError
+from retro_demo.events import read_events
+from retro_demo.files import load_array
+from retro_demo.models.config import RetroConfig
+from retro_demo.paths import data_home, run_folder
+from retro_demo.presets import preset_settings
+from retro_demo.retrieval.bm25 import LexicalIndex, Terms
+from retro_demo.retrieval.dense import VectorIndex
+from retro_demo.runs.alarms import best_of, has_risen, held_out
+from retro_demo.runs.checkpoint import (
+    BEST,
+    RunConfig,
+    read_any_config,
+    read_run_config,
+    step_of,
+    weights_file,
+    weights_with,
+)
+from retro_demo.runs.planning import READER_KNOBS
+from retro_demo.runs.provenance import place_name, weights_of
+from retro_demo.settings import TrainConfig, knobs
+from retro_demo.tokenizer import Tokenizer
+
+DECODER = ("dim", "depth", "ff_mult")
+
+
+@dataclass(frozen=True)
+class Match:
+    """How a baseline compares, in words; `unfit` says why it is no match, "" = it is one."""
+
+    words: str
+    unfit: str
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a baseline was before, to be measured beside it: weights of a run, and what they are in words."""
+
+    run: Path
+    weights: Path
+    words: str
+
+
+def match(run: Path, baseline: Path) -> Match:
+    """Compare a baseline with a run; raises UserError where no comparison makes sense."""
+    ours, theirs = read_run_config(run), read_run_config(baseline)
+    if theirs.retrieves:
+        raise UserError(
+            f"The baseline {baseline.name} is a {theirs.model}, which retrieves too. Name an lm "
+            "that was trained on the same corpus."
+        )
+    check_same_tokens(run, baseline)
+    steps, parameters = weights_of(run)
+    their_steps, their_parameters = weights_of(baseline)
+    seen, their_seen = tokens_seen(run), tokens_seen(baseline)
+    words = (
+        f"The run saw {_count(seen)} tokens in training ({_steps(ours, steps)}, {parameters / 1e6:.2f} M "
+        f"parameters), the baseline {_count(their_seen)} ({_steps(theirs, their_steps)}, "
+        f"{their_parameters / 1e6:.2f} M)"
+    )
+    return Match(words, _unfit(ours, theirs, seen, their_seen))
+
+
+def before(baseline: Path) -> Before | None:
+    """What a baseline began from, else its best save where it is measured with the last; None = neither.
+
+    Trained for too long it is an easy opponent, and a frozen retrofit would look good beside it.
+    """
+    config = read_run_config(baseline)
+    if config.base and (weights := weights_with(run_folder(config.base), config.base_weights)):
+        return Before(run_folder(config.base), weights, "what the baseline began from")
+    best = baseline / BEST
+    if not best.exists() or weights_file(baseline) == best:
+        return None
+    step = step_of(best)
+    if step in (0, weights_of(baseline)[0]):
+        return None
+    return Before(baseline, best, f"the best save of the baseline (step {step:,})")
+
+
+def got_worse(baseline: Path) -> str:
+    """That a baseline was better before than with the weights that it is used with, as its own training
+    measured it, in words; "" = it was not.
+
+    A best save, too, may be worse than what the baseline began from: that is no save of its own.
+    """
+    points = held_out(e for e in read_events(baseline / "events.jsonl") if e["event"] == "evaluated")
+    used = step_of(weights_file(baseline))
+    points = [point for point in points if point.step <= used]
+    best = best_of(points)
+    if best is None or not has_risen(points, ended=True):
+        return ""
+    return (
+        f"The baseline was better before, as its own training measured it: {best.nats:.3f} nats a token at "
+        f"step {best.step:,}, {points[-1].nats:.3f} at step {points[-1].step:,}. What the run gains on it "
+        "may be its loss."
+    )
+
+
+def unfit_control(run: Path, control: Path) -> str:
+    """Why a run is no control, or one that would be an easy opponent; "" where it is a fair one."""
+    ours, theirs = read_run_config(run), read_run_config(control)
+    if not theirs.retrieves or theirs.training.neighbor_source != "random":
+        return "it was not trained with random neighbors"
+    return _unfit(ours, theirs, tokens_seen(run), tokens_seen(control))
+
+
+def check_same_tokens(run: Path, other: Path) -> None:
+    """Raise UserError where two runs do not read the same tokens of a text."""
+    tokenizers = [Tokenizer.load(folder / "tokenizer.json") for folder in (run, other)]
+    if tokenizers[0].fingerprint != tokenizers[1].fingerprint:
+        raise UserError(
+            f"{other.name} speaks another tokenizer than {run.name}, so their losses are not about the same "
+            "tokens. Train it on the same corpus."
+        )
+
+
+def _unfit(ours: RunConfig, theirs: RunConfig, seen: int | None, their_seen: int | None) -> str:
+    """Why the baseline would be an easy opponent; "" where it is none."""
+    if ours.corpus_fingerprint != theirs.corpus_fingerprint:
+        return "it was trained on another corpus"
+    if theirs.training.seq_len < ours.training.seq_len:
+        return f"it was trained on {theirs.training.seq_len} tokens of context, not {ours.training.seq_len}"
+    for name in DECODER:
+        one, other = getattr(ours.network, name), getattr(theirs.network, name)
+        if other < one:
+            return f"its decoder is smaller ({name} {other}, not {one})"
+    if seen is None or their_seen is None:
+        return "it is not known how many tokens it was trained on, because a base run is gone"
+    if their_seen < seen:
+        return f"it saw only {their_seen:,} tokens in training, the run {seen:,}"
+    return ""
+
+
+def tokens_seen(run: Path) -> int | None:
+    """Tokens read in training up to the saved weights, those of the base run included; None = unknown.
+
+    Of a run that is used with its best save all of the training counts: it was chosen from all of it.
+    """
+    config = read_run_config(run)
+    own = _trained_steps(run) * config.training.batch_size * config.training.seq_len
+    if not config.base:
+        return own
+    base = run_folder(config.base)
+    before = tokens_seen(base) if (base / "config.json").exists() else None
+    return None if before is None else before + own
+
+
+def _trained_steps(run: Path) -> int:
+    saved = [weights_of(run)[0]]
+    if read_run_config(run).training.keep == "best":
+        saved += [event["step"] for event in read_events(run / "events.jsonl") if event["event"] == "saved"]
+    return max(saved)
+
+
+def _steps(config: RunConfig, steps: int) -> str:
+    return f"{steps:,} steps" + (" after those of its base" if config.base else "")
+
+
+def _count(tokens: int | None) -> str:
+    return "an unknown number of" if tokens is None else f"{tokens:,}"
+
+
+def baseline_settings(run: Path) -> dict[str, Any]:
+    """The knobs of an lm that would match a run, for `planning.make_run_config` with the run's base.
+
+    From scratch it is the same decoder trained the same way. For a retrofit it is the base trained on
+    for as many steps, at the learning rate of its preset for that: the retrofit's is for fresh weights.
+    """
+    config = read_run_config(run)
+    shape = {knob.name for knob in knobs(RetroConfig)} - READER_KNOBS
+    settings = {name: getattr(config.network, name) for name in sorted(shape)}
+    settings |= {knob.name: getattr(config.training, knob.name) for knob in knobs(TrainConfig)}
+    if config.base:
+        settings["lr"] = preset_settings("lm", config.preset, begun=True)["lr"]
+    return settings
+
+
+@dataclass(frozen=True)
+class Known:
+    """Held-out documents, bool (D,), that stood in a training; why some training could not be looked at."""
+
+    documents: np.ndarray
+    unchecked: tuple[str, ...] = ()
+
+    @property
+    def count(self) -> int:
+        return int(self.documents.sum())
+
+    @property
+    def words(self) -> str:
+        """What was left out and what could not be checked, in sentences; "" where there is nothing to say."""
+        said = []
+        if self.count:
+            said.append(
+                f"Left out, as the training of a run that is measured held them: {self.count:,} held-out "
+                "documents of this corpus."
+            )
+        if self.unchecked:
+            said.append(
+                "It could not be checked whether the training held the documents that are measured on: "
+                + " ".join(self.unchecked)
+            )
+        return " ".join(said)
+
+
+def trainings(runs: Iterable[Path]) -> tuple[dict[str, str], list[str]]:
+    """The corpora that runs and their bases were trained on, fingerprint -> place, and which base is gone."""
+    places: dict[str, str] = {}
+    gone: list[str] = []
+    for run in runs:
+        config = read_any_config(run)
+        places[config.corpus_fingerprint] = config.corpus
+        while isinstance(config, RunConfig) and config.base:  # a MARGE begins with no other run
+            base = run_folder(config.base)
+            if not (base / "config.json").exists():
+                gone.append(f"The base run {base.name} is gone.")
+                break
+            config = read_run_config(base)
+            places[config.corpus_fingerprint] = config.corpus
+    return places, gone
+
+
+def known_documents(corpus: Corpus, runs: Iterable[Path]) -> Known:
+    """Which held-out documents of `corpus` stood in the training of these runs or their bases.
+
+    A document counts as known where a training document has its id and title, its words, or nearly its
+    words (corpus/duplicates.py). Nothing is compared where all were trained on this very corpus. Of a corpus
+    that was changed (corpus/changes.py), what was forgotten since counts by id and title.
+    """
+    places, unchecked = trainings(runs)
+    places.pop(corpus.fingerprint, None)
+    trained: list[Document] = []
+    gone: set[tuple[str, str]] = set()
+    for fingerprint, place in places.items():
+        try:
+            there = load_corpus(corpus_folder(data_home()[0], place))
+        except UserError:
+            unchecked.append(f"The corpus {place_name(place)} is gone or damaged.")
+            continue
+        later = changes_since(there, fingerprint)
+        if later is None:
+            unchecked.append(f"The corpus {place_name(place)} has changed since.")
+            continue
+        gone |= {(id_, title) for step in later for id_, title in step["forgotten"]}
+        unread = there.held_out | there.database_only
+        trained += [one for one, out in zip(there.documents, unread, strict=True) if not out]
+    known = np.zeros(len(corpus.documents), dtype=bool)
+    held_out = np.flatnonzero(corpus.held_out)
+    asked = [corpus.documents[number] for number in held_out]
+    if (trained or gone) and asked:
+        cluster = find_duplicates(word_ids([one.text for one in (*trained, *asked)])).cluster
+        named = {(one.id, one.title) for one in trained} | gone
+        known[held_out] = np.isin(cluster[len(trained) :], cluster[: len(trained)])
+        known[held_out] |= [(one.id, one.title) in named for one in asked]
+    return Known(known, tuple(dict.fromkeys(unchecked)))
+
+
+def changes_since(corpus: Corpus, fingerprint: str) -> list[dict[str, Any]] | None:
+    """The changes (corpus/changes.py) that made this corpus of the one with that fingerprint, or None."""
+    if corpus.fingerprint == fingerprint:
+        return []
+    history = corpus.manifest.get("history", [])
+    first = next((i for i, step in enumerate(history) if step["fingerprint"] == fingerprint), None)
+    return None if first is None else history[first:]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the database: its documents, chunk ids and tokens."""
+
+    documents: int
+    ids: np.ndarray
+    tokens: int
+
+
+def part_of_database(corpus: Corpus, percent: int, seed: int) -> Part:
+    """`percent` of the documents that may be retrieved, at least one, drawn with the seed."""
+    documents = np.flatnonzero(~corpus.held_out)
+    order = np.random.default_rng([seed, 5]).permutation(documents)
+    kept = order[: max(1, round(len(order) * percent / 100))]
+    ids = np.flatnonzero(np.isin(corpus.chunks.document, kept))
+    return Part(len(kept), ids, int((corpus.chunks.tokens[ids] != 0).sum()))
+
+
+def search_part(corpus: Corpus, retriever: str, part: Part, queries: np.ndarray, k: int) -> np.ndarray:
+    """A table (N, k) of chunk ids, -1 = none, filled for the chunk ids `queries` (Q,)."""
+
+    def vectors() -> VectorIndex:
+        stored = load_array(corpus.folder / "vectors.npy", mapped=True)[part.ids]
+        return VectorIndex.build(np.asarray(stored), part.ids.astype(np.int64), factory="Flat")
+
+    def words(terms: Terms) -> LexicalIndex:
+        return LexicalIndex.build([terms(row) for row in corpus.chunks.tokens[part.ids]], part.ids)
+
+    finder = retriever_over(corpus, retriever, vectors, words)
+    table = np.full((len(corpus.chunks), k), -1, dtype=np.int64)
+    table[queries] = search_stored(corpus, finder, queries, k).ids
+    return table

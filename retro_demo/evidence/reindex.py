@@ -1,0 +1,260 @@
+"""What a re-index of MARGE keeps, and how well embeddings find a document in other languages.
+
+What a re-index found, kept in the run folder: evidence/000300.safetensors for the one before step 300.
+
+All pairs, and for the page the embeddings of up to SHOWN passages in half precision: always the same
+ones, first passages of documents before others. Each file is written beside itself and renamed.
+
+Does an encoder find the same item in another language? Recall and reciprocal rank, by script too.
+
+Documents are taken by their first passage. A query looks among all documents of one other language,
+held out or not, for one of its own group (say, its translation).
+
+Shapes: P passages, D embedding width, L languages, Q queries, C candidates."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from retro_demo.corpus.store import Corpus
+from retro_demo.devices import ALONE, World
+from retro_demo.errors import UserError
+from retro_demo.evidence.passages import (
+    Pairs,
+    Passages,
+)
+from retro_demo.files import beside
+from retro_demo.models.marge import MARGE
+
+SHOWN = 2048
+
+
+@dataclass(frozen=True)
+class Reindexing:
+    """One re-index: pairs, embeddings (R, D) of length 1 of the passages `rows` (R,), and its figures.
+
+    `matrix` (languages, languages) is the recall from each language to each other, where there is any.
+    """
+
+    step: int
+    pairs: Pairs
+    rows: np.ndarray
+    vectors: np.ndarray
+    figures: dict[str, Any]
+    matrix: np.ndarray | None = None
+
+
+def shown_rows(place: np.ndarray) -> np.ndarray:
+    """Ids of the passages whose embeddings are kept; place (P,): their numbers within their documents."""
+    firsts, others = np.flatnonzero(place == 0), np.flatnonzero(place > 0)
+    if len(firsts) > SHOWN:  # spread evenly through the documents
+        return firsts[np.unique(np.linspace(0, len(firsts) - 1, SHOWN).astype(np.int64))]
+    return np.sort(np.concatenate([firsts, others[: SHOWN - len(firsts)]]))
+
+
+def save_reindexing(folder: Path, found: Reindexing) -> None:
+    """Keep a re-index in the run `folder`."""
+    (folder / "evidence").mkdir(exist_ok=True)
+    path = _path(folder, found.step)
+    tensors = {
+        "target": found.pairs.target.astype(np.int32),
+        "evidence": found.pairs.evidence.astype(np.int32),
+        "relevance": found.pairs.relevance,
+        "rows": found.rows,
+        "vectors": found.vectors.astype(np.float16),
+    }
+    if found.matrix is not None:
+        tensors["matrix"] = found.matrix
+    with beside(path) as unfinished:
+        save_file(
+            {name: np.ascontiguousarray(array) for name, array in tensors.items()},
+            unfinished,
+            metadata={"step": str(found.step), "figures": json.dumps(found.figures)},
+        )
+
+
+def load_reindexing(folder: Path, step: int) -> Reindexing | None:
+    """The re-index before `step`, its vectors in half precision; None where there is none."""
+    path = _path(folder, step)
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            meta = file.metadata()
+        target, evidence = (tensors[name].astype(np.int64) for name in ("target", "evidence"))
+        pairs = Pairs(target, evidence, tensors["relevance"])
+        figures = json.loads(meta["figures"])
+        rows, vectors = tensors["rows"], tensors["vectors"]
+        return Reindexing(int(meta["step"]), pairs, rows, vectors, figures, tensors.get("matrix"))
+    except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+        raise UserError(
+            f"{path.name} of the run {folder.name} is damaged ({error}). Train it anew."
+        ) from error
+
+
+def reindexed_steps(folder: Path) -> list[int]:
+    """The steps before which the run re-indexed, in order."""
+    return sorted(int(path.stem) for path in (folder / "evidence").glob("[0-9]*.safetensors"))
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / "evidence" / f"{step:06d}.safetensors"
+
+
+@torch.inference_mode()
+def embed_passages(model: MARGE, tokens: np.ndarray, world: World = ALONE) -> np.ndarray:
+    """tokens (P, S), padded -> embeddings of length 1, float32 (P, D), as the loss has them.
+
+    In eval mode and with masks, so padding and dropout change nothing; short passages go together.
+    Several processes take turns and give the same vectors, to the bit, as one.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    pad = model.config.pad_id
+    lengths = (tokens != pad).sum(axis=1)
+    order = np.argsort(lengths, kind="stable")
+    vectors = np.zeros((len(tokens), model.config.dim), dtype=np.float32)
+    at = turn = 0
+    while at < len(order):
+        count = max(1, EMBED_TOKENS // max(1, int(lengths[order[at : at + 256]].max(initial=1))))
+        rows = order[at : at + min(count, 256)]
+        if turn % world.size == world.rank:
+            part = torch.from_numpy(tokens[rows, : max(1, lengths[rows].max())]).to(device)
+            vectors[rows] = torch.nn.functional.normalize(model.embed(part), dim=-1).float().cpu().numpy()
+        at, turn = at + len(rows), turn + 1
+    world.add_up(vectors)
+    model.train(was_training)
+    return vectors
+
+
+EMBED_TOKENS = 16_384  # in one forward of the encoder
+
+
+QUERY_BLOCK = 1024
+CJK = ("CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO")  # written together, so they count as one
+
+
+def recall(
+    embeddings: np.ndarray, passages: Passages, queries: np.ndarray, scripts: Sequence[str]
+) -> dict[str, Any]:
+    """`recall_by` with the cosine of embeddings (P, D), of any length."""
+    vectors = np.asarray(embeddings, dtype=np.float64)
+    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
+    return recall_by(lambda own, others: vectors[own] @ vectors[others].T, passages, queries, scripts)
+
+
+def recall_by(
+    scores: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    passages: Passages,
+    queries: np.ndarray,
+    scripts: Sequence[str],
+) -> dict[str, Any]:
+    """Figures over all pairs of a query and another language that holds its group; {} where there are none.
+
+    scores: passage ids (Q,), (C,) -> (Q, C), more is nearer. queries bool (P,): passages whose documents
+    ask, the first passage of each only. scripts: one for each of `passages.languages`.
+
+    recall_at_1: share in which the nearest document of that language is of the query's group; mrr: mean
+    of one over the rank of the best such; chance: recall_at_1 of a draw. An equal score counts as
+    nearer than it, so vectors that are all the same find nothing. The first two also for pairs of one
+    script and of two (`_same_script`, `_other_script`), where there are any. queries and pairs: how
+    many; pool: mean number of candidates. matrix: recall_at_1 from language (row) to language
+    (column) as `languages` orders them, None where there is no pair.
+    """
+    firsts = np.flatnonzero(passages.place == 0)
+    asking = firsts[queries[firsts]]
+    found = [
+        _ranks(scores, passages, asking, firsts[passages.language[firsts] == language])
+        for language in np.unique(passages.language[firsts])
+    ]
+    query, target, rank, pool, chance = np.concatenate(found, axis=1) if found else np.zeros((5, 0))
+    if not len(query):
+        return {}
+    source, target = passages.language[query.astype(np.int64)], target.astype(np.int64)
+    _, script = np.unique(np.array(scripts), return_inverse=True)
+    same = script[source] == script[target]
+    figures: dict[str, Any] = {}
+    for name, part in (("", same | True), ("_same_script", same), ("_other_script", ~same)):
+        if part.any():
+            figures["recall_at_1" + name] = float(np.mean(rank[part] == 1))
+            figures["mrr" + name] = float(np.mean(1 / rank[part]))
+    figures["queries"] = len(np.unique(query))
+    figures["pairs"] = len(query)
+    figures["pool"] = float(pool.mean())
+    figures["chance"] = float(chance.mean())
+    count = len(passages.languages)
+    cell = source * count + target
+    hits, asked = (np.bincount(cell, weights, count * count) for weights in (rank == 1, None))
+    cells = [hit / of if of else None for hit, of in zip(hits.tolist(), asked.tolist(), strict=True)]
+    figures["languages"] = list(passages.languages)
+    figures["matrix"] = [cells[i : i + count] for i in range(0, count * count, count)]
+    return figures
+
+
+def script_of(text: str) -> str:
+    """The script that most letters of a text are of, such as "Latin"; Chinese and Japanese: "CJK".
+
+    "" for a text without letters.
+    """
+    return _most(Counter(text))
+
+
+def scripts_of(corpus: Corpus, languages: Sequence[str]) -> list[str]:
+    """The script of each language: of most letters in its documents; "" where it has none."""
+    signs = {language: Counter[str]() for language in languages}
+    for document in corpus.documents:
+        if document.lang in signs:
+            signs[document.lang].update(document.text)
+    return [_most(signs[language]) for language in languages]
+
+
+def _ranks(
+    scores: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    passages: Passages,
+    asking: np.ndarray,
+    candidates: np.ndarray,
+) -> np.ndarray:
+    """Columns (5, n) of queries that have their group in one other language, that of all candidates.
+
+    The query's passage id, that language, the rank of the best of the group, how many candidates
+    there are, and the share of them that are of the group.
+    """
+    language = passages.language[candidates[0]]
+    away = asking[passages.language[asking] != language]
+    away = away[np.isin(passages.group[away], passages.group[candidates])]
+    columns = [np.zeros((5, 0))]
+    for start in range(0, len(away), QUERY_BLOCK):
+        own = away[start : start + QUERY_BLOCK]
+        values = scores(own, candidates)
+        same = passages.group[own][:, None] == passages.group[candidates]
+        best = np.where(same, values, -np.inf).max(axis=1, keepdims=True)
+        rank = 1 + ((values >= best) & ~same).sum(axis=1)
+        size = np.full(len(own), len(candidates))
+        columns.append(np.stack([own, np.full(len(own), language), rank, size, same.mean(axis=1)]))
+    return np.concatenate(columns, axis=1)
+
+
+def _most(signs: Counter[str]) -> str:
+    """The script that most of the counted letters are of."""
+    scripts = Counter[str]()
+    for sign, count in signs.items():
+        if unicodedata.category(sign) in ("Lu", "Ll", "Lt", "Lo"):
+            words = (
+                unicodedata.name(sign, "").removeprefix("FULLWIDTH ").removeprefix("HALFWIDTH ").split(" ")
+            )
+            scripts["CJK" if words[0] in CJK else words[0].capitalize()] += count
+    # of equal counts the first in the alphabet, whatever the order of the text
+    return min(scripts, key=lambda name: (-scripts[name], name), default="")

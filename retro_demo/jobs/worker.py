@@ -1,0 +1,87 @@
+"""What a worker keeps to by itself: its allowance of time and memory, and the wish that it stops.
+
+What one worker may take: the server hands it over in the environment, and the worker keeps to it itself.
+
+So it holds while the server is away. Imported before torch: only the standard library stands here.
+
+Whether somebody asked this process to stop: SIGTERM, the first Ctrl-C, or its own time that is up."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+VARIABLE = "RETRO_DEMO_ALLOWANCE"
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """Seconds at work, bytes of memory and niceness of one worker; 0 is no limit."""
+
+    seconds: int = 0
+    memory: int = 0
+    nice: int = 0
+
+    def to_environment(self) -> dict[str, str]:
+        """The variable that tells a new process of it; empty where there is nothing to tell."""
+        return {VARIABLE: json.dumps(asdict(self))} if self != UNLIMITED else {}
+
+
+UNLIMITED = Allowance()
+
+
+def own_allowance() -> Allowance:
+    """The allowance that this process was started with."""
+    return Allowance(**json.loads(os.environ.get(VARIABLE, "{}")))
+
+
+def keep_to_allowance() -> None:
+    """Let the operating system hold this process to its allowance; time up is SIGALRM, which asks to stop.
+
+    The memory is what a process writes to (RLIMIT_DATA): address space alone, of which torch and CUDA
+    reserve much more than they use, costs nothing.
+    """
+    own = own_allowance()
+    if own.nice:
+        os.nice(own.nice)
+    if own.memory:
+        import resource  # there is none on Windows
+
+        resource.setrlimit(resource.RLIMIT_DATA, (own.memory, own.memory))
+    if own.seconds:
+        signal.setitimer(signal.ITIMER_REAL, own.seconds)
+
+
+def time_is_up() -> str:
+    """Why this process stops, in a sentence, where its time is up; else ""."""
+    seconds = own_allowance().seconds
+    if not seconds or signal.getitimer(signal.ITIMER_REAL)[0] > 0:
+        return ""
+    return (
+        f"It was at work for {seconds / 60:.3g} minutes, the most that one job may here. What it has is "
+        "saved: resume it to go on, behind those who wait."
+    )
+
+
+def stop_on_signal() -> Callable[[], bool]:
+    """From now on SIGTERM, SIGALRM and the first Ctrl-C only ask; the answer tells whether they did."""
+    asked: list[int] = []
+
+    def note(number: int, _frame: Any) -> None:
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    signal.signal(signal.SIGTERM, note)
+    signal.signal(signal.SIGINT, note)
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGALRM, note)  # see jobs/worker.py
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(
+            signal.SIG_UNBLOCK, [signal.SIGTERM]
+        )  # held back until here: see jobs/lifecycle.py
+    return lambda: bool(asked)

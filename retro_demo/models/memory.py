@@ -1,0 +1,104 @@
+"""How much memory a network and the reading of a text take, counted from shapes alone.
+
+How large a network is, counted without making one, and whether this machine can hold it.
+
+How much memory the reading of a text takes at most, reckoned from the shape of the network alone.
+
+Numbers of four bytes. What a forward holds at its widest is counted, with attention weights as if they
+were written out everywhere; what is measured stays below it.
+
+Shapes: T tokens, C chunk length, K neighbors, R = 2 C, M pieces of evidence, V vocabulary."""
+
+from __future__ import annotations
+
+import torch
+
+from retro_demo.devices import allowed_memory
+from retro_demo.errors import UserError
+from retro_demo.models.config import MargeConfig, RetroConfig
+from retro_demo.models.marge import MARGE
+from retro_demo.models.retro import RETRO
+
+TRAINING_BYTES = 12  # of a parameter: a save holds the weight and both its moments in memory
+
+
+def shapes_of(network: RetroConfig | MargeConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every weight of such a network."""
+    return {name: tuple(weight.shape) for name, weight in _unfilled(network).state_dict().items()}
+
+
+def count_parameters(network: RetroConfig | MargeConfig) -> int:
+    """Parameters of such a network."""
+    return sum(weight.numel() for weight in _unfilled(network).parameters())
+
+
+def _unfilled(network: RetroConfig | MargeConfig) -> RETRO | MARGE:
+    """Such a network without any memory behind its weights; raises UserError where none can be made."""
+    try:
+        with torch.device("meta"):
+            return RETRO(network) if isinstance(network, RetroConfig) else MARGE(network)
+    except (ValueError, AssertionError, RuntimeError, IndexError, TypeError, ZeroDivisionError) as error:
+        raise UserError(f"No network can be made of these settings ({str(error)[:200]}).") from error
+
+
+def check_memory(network: RetroConfig | MargeConfig, step_tokens: int, device: str) -> None:
+    """Raise UserError where training such a network can never fit this machine's memory.
+
+    `step_tokens` are those of a step, whose logits lie in this memory too where the device is the CPU.
+    It is what is needed at the very least: what passes may still be too much.
+    """
+    count, there = count_parameters(network), allowed_memory()
+    logits = 4 * step_tokens * network.vocab_size if device == "cpu" else 0
+    if TRAINING_BYTES * count > there:
+        raise UserError(
+            f"A network of {count:,} parameters takes at least {TRAINING_BYTES * count / 1e9:,.0f} GB to "
+            f"train, but there are {there / 1e9:,.0f} GB of memory here. Choose a smaller --dim or "
+            "fewer layers."
+        )
+    if TRAINING_BYTES * count + logits > there:
+        raise UserError(
+            f"A step of {step_tokens:,} tokens writes {logits / 1e9:,.0f} GB of logits, but there are "
+            f"{there / 1e9:,.0f} GB of memory here. Choose a smaller batch, or a shorter context."
+        )
+
+
+NUMBER = 4  # bytes
+LOGITS = 5  # of one text at a time: kept on and off, another reading, its logits and their softmax
+RECORDED = 4  # attention that is shown is stacked, and averaged with its logarithm
+RECORDED_EVIDENCE = 6  # the same, and kept as float64
+WRITTEN_FROM = 100  # passages at most that a MARGE writes from
+
+
+def retro_numbers(network: RetroConfig, tokens: int, neighbors: int) -> int:
+    """Numbers that one sequence of a forward holds: T tokens with K neighbors of each chunk."""
+    heads = network.num_heads
+    text = tokens * _width(network.dim, network.ff_mult, network.dim_head * heads) + heads * tokens**2
+    logits = LOGITS * tokens * network.vocab_size
+    if not network.cca_layers:
+        return text + logits
+    read = 2 * neighbors * tokens  # tokens of all neighbors
+    encoder = read * (
+        _width(network.enc_dim, network.ff_mult, network.dim_head * heads) + heads * network.neighbor_len
+    )
+    cross = 3 * heads * tokens * neighbors * network.neighbor_len
+    return text + logits + encoder + cross
+
+
+def retro_megabytes(network: RetroConfig, tokens: int, neighbors: int) -> float:
+    """What explaining T tokens takes: one sequence at a time, and the attention that is shown."""
+    shown = len(network.cca_layers) * network.num_heads * tokens * neighbors * network.neighbor_len
+    return NUMBER * (retro_numbers(network, tokens, neighbors) + RECORDED * shown) / 1e6
+
+
+def marge_megabytes(network: MargeConfig, tokens: int, pieces: int) -> float:
+    """What reading a passage of T tokens with M pieces of evidence as long takes, or writing one."""
+    heads, width = network.num_heads, max(network.enc_ff_mult, network.ff_mult, network.dec_ff_mult)
+    passage = tokens * _width(network.dim, width, 0) + heads * tokens**2
+    shown = network.dec_depth * heads * pieces * tokens**2
+    logits = LOGITS * tokens * network.num_tokens
+    return NUMBER * (WRITTEN_FROM * passage + RECORDED_EVIDENCE * shown + logits) / 1e6
+
+
+def _width(dim: int, ff_mult: int, inner: int) -> int:
+    """Numbers of a token in a layer: states, queries, keys and values, and the feed-forward at its widest."""
+    return dim * (4 + 3 * ff_mult) + 4 * max(dim, inner)

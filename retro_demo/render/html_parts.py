@@ -1,0 +1,330 @@
+"""The parts that all views share: escaping, tables, progress, text while it grows.
+
+Folders, events and traces -> HTML and numbers for the page; escapes all text of others.
+
+This module knows nothing of gradio. Whatever came from a corpus, a file name, a prompt or a visitor
+passes through `esc` here and nowhere else.
+
+A text while it grows, and the sentences around it, as HTML. Like render/html_parts.py, without gradio."""
+
+from __future__ import annotations
+
+import html
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from retro_demo.explain.text import SIDES, Writing
+from retro_demo.explain.tracing import Trace, summary
+from retro_demo.glossary import GLOSSARY, explain
+from retro_demo.jobs.lifecycle import JobStatus
+from retro_demo.paths import SAMPLE, without_folders
+from retro_demo.server.messages import on_page
+
+COLORS = ("#3a7ebf", "#d9702b", "#219f7a", "#b565a0", "#b8901a", "#7a6fd0")
+"""Colors of curves; told apart by color-blind eyes, on light and on dark."""
+
+NEIGHBOR_COLORS = ("#1f9678", "#b0569e", "#a8830f", "#7468d4", "#5a7f8c", "#94623f")
+"""One color for each neighbor everywhere; none is the blue or the orange that say helped and hurt."""
+
+MOST_LABEL = 60  # characters
+
+# what the page's template language would take for its own
+_TEMPLATE = str.maketrans({"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;"})
+
+
+TABLE = "A table; the arrow keys scroll it where it is larger than its frame"
+
+
+def esc(text: object) -> str:
+    """Text as HTML that shows it, whatever it holds."""
+    return html.escape(str(text)).translate(_TEMPLATE)
+
+
+def theirs(text: object) -> str:
+    """Text of others within a line of ours, such as a title: it runs in its own direction.
+
+    A block of their text has dir="auto" in its place.
+    """
+    return f"<bdi>{esc(text)}</bdi>"
+
+
+def isolated(text: object) -> str:
+    """As `theirs`, where there are no tags: what runs from right to left stands between two isolates."""
+    turned = any(unicodedata.bidirectional(one) in ("R", "AL") for one in str(text))
+    return f"\u2068{text}\u2069" if turned else str(text)
+
+
+def label(text: object) -> str:
+    """Text of others in a figure: neither a tag nor a template of plotly, and of a bounded length."""
+    words = str(text)
+    if len(words) > MOST_LABEL:
+        words = f"{words[: MOST_LABEL // 2]}…{words[-MOST_LABEL // 2 :]}"
+    return esc(isolated(words))
+
+
+def term(word: str, shown: str = "") -> str:
+    """A word with its explanation at hand."""
+    return f'<abbr tabindex="0" title="{esc(explain(word))}">{esc(shown or word)}</abbr>'
+
+
+def glossary() -> str:
+    """All words of the field, each with its sentence."""
+    words = "".join(f"<dt>{esc(word)}</dt><dd>{esc(sentence)}</dd>" for word, sentence in GLOSSARY.items())
+    return f'<dl class="glossary">{words}</dl>'
+
+
+def color(place: int) -> str:
+    return COLORS[place % len(COLORS)]
+
+
+def neighbor_color(place: int) -> str:
+    return NEIGHBOR_COLORS[place % len(NEIGHBOR_COLORS)]
+
+
+def language_name(language: str) -> str:
+    """A document's language as it is shown: documents need not name one."""
+    return language or "none given"
+
+
+def size(num_bytes: int) -> str:
+    """Bytes as people read them."""
+    value = float(num_bytes)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} GB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people read them."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+
+
+def note(text: str, kind: str = "") -> str:
+    """A plain paragraph: an empty state, a hint, or (kind "warning", "bad") more than that."""
+    return f'<p class="note {esc(kind)}">{esc(text)}</p>'
+
+
+def trail(corpus: str, stats: Mapping[str, Any] | None, run: str, worth: str) -> str:
+    """The line at the top: corpus > index > run, with its worth (HTML, "" = unknown) > text."""
+    count = f" ({stats['documents']:,} documents)" if stats else " (being prepared)"
+    index = f"{stats['embedder']}, {stats['index']}" if stats else "..."
+    parts = [
+        f"{term('corpus')}: <b>{esc(corpus)}</b>{count}",
+        f"{term('index')}: <b>{esc(index)}</b>",
+        f"{term('run')}: <b>{esc(run.removeprefix('sample:'))}</b>{worth and ', '}{worth}",
+        "text",
+    ]
+    return '<nav class="trail">' + " <i>›</i> ".join(f"<span>{p}</span>" for p in parts) + "</nav>"
+
+
+def passage(name: str, inside: str) -> str:
+    """A passage of a document behind its letter (N or F), which has no say in its direction."""
+    return f'<p dir="auto"><em dir="ltr">{term(name)}</em>{inside}</p>'
+
+
+def neighbor_card(neighbor: Mapping[str, Any], place: int) -> str:
+    """One neighbor as a search found it: N, F and score."""
+    after = neighbor["continuation"] or "(the document ends here)"
+    return (
+        f'<article class="card" style="--own:{neighbor_color(place)}"><header><b>{place + 1} '
+        f"{theirs(neighbor['title'] or neighbor['document'])}</b><span>{term('score')} "
+        f"{neighbor['score']:.2f}</span></header>"
+        f"{passage('N', esc(neighbor['text']))}{passage('F', esc(after))}</article>"
+    )
+
+
+def table(head: str, rows: Sequence[str]) -> str:
+    """A table that scrolls within itself; head and rows are HTML."""
+    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    return f'<div class="scroll" tabindex="0" role="group" aria-label="{TABLE}"><table>{body}</table></div>'
+
+
+def found_html(neighbors: Sequence[Mapping[str, Any]], *, doubted: str = "", nothing: str = "") -> str:
+    """What a search found, after why that may be unrelated; `nothing` says why there is none."""
+    warned = note(doubted, "warning") if doubted else ""
+    if not neighbors:
+        return warned + note(nothing)
+    return warned + "".join(neighbor_card(neighbor, place) for place, neighbor in enumerate(neighbors))
+
+
+STATES = {
+    "waiting": "waiting",
+    "running": "running",
+    "finished": "finished",
+    "stopped": "stopped, can go on",
+    "failed": "failed",
+    "interrupted": "interrupted, can go on",
+    "new": "not started",
+    "shipped": "shipped",
+}
+
+
+def badge(state: str) -> str:
+    return f'<span class="badge {esc(state)}">{esc(STATES.get(state, state))}</span>'
+
+
+def bar(share: float, words: str) -> str:
+    """How far something is, in words and as a bar."""
+    percent = 100 * min(max(share, 0.0), 1.0)
+    return (
+        f'<div class="progress" role="progressbar" aria-valuemin="0" aria-valuemax="100" '
+        f'aria-valuenow="{percent:.0f}" aria-label="{esc(words)}"><i style="width:{percent:.1f}%"></i></div>'
+        f'<p class="caption">{esc(words)}</p>'
+    )
+
+
+def standing(status: JobStatus) -> str:
+    """Where a waiting job stands in the queue, and why one stopped that nobody stopped; else ""."""
+    if status.place:
+        return note(
+            f"It waits for its turn: place {status.place} of {status.waiting} in the queue. It starts by "
+            "itself, also when you close the page; Stop takes it out of the queue."
+        )
+    stopped = status.of_kind("stopped")
+    if status.state == "stopped" and stopped and (why := stopped[-1].get("why")):
+        return note(why, "warning")
+    return ""
+
+
+def failure(status: JobStatus) -> str:
+    """The sentence of a failed job and the end of its log."""
+    errors = status.of_kind("failed")
+    if status.state == "interrupted":
+        said = note(on_page(status.why), "bad")
+    elif status.state == "failed":
+        said = note(on_page(errors[-1]["error"]) if errors else "It failed.", "bad")
+    else:
+        return ""
+    tail = without_folders(status.log_tail.strip())
+    return said + (
+        f"<details><summary>End of the log</summary><pre>{esc(tail)}</pre></details>" if tail else ""
+    )
+
+
+def growing_text(writing: Writing) -> str:
+    """The text so far, chunk by chunk."""
+    blocks = []
+    for start in range(0, len(writing.pieces), writing.chunk_len):
+        part = writing.pieces[start : start + writing.chunk_len]
+        tokens = "".join(
+            f"<span{_kind(i, writing.prompt_tokens)}>{esc(piece)}</span>"
+            for i, piece in enumerate(part, start)
+        )
+        number = start // writing.chunk_len + 1
+        blocks.append(
+            f'<div class="chunk"><span class="number">{number}</span>'
+            f'<div class="tokens" dir="auto">{tokens}</div></div>'
+        )
+    going = " going" if writing.trace is None else ""
+    return f'<div class="text{going}">{"".join(blocks)}</div>'
+
+
+def _kind(token: int, prompt_tokens: int) -> str:
+    return ' class="prompt"' if token < prompt_tokens else ""
+
+
+def speed(tokens: int, seconds: float, search_ms: float | None, chunks: int, going: bool) -> str:
+    """What a generation costs, in a line."""
+    rate = f"{tokens / seconds:.0f} tokens/s" if seconds > 0 and tokens else "starting"
+    found = f" · search {search_ms:.1f} ms a chunk, {chunks} chunks" if search_ms is not None else ""
+    words = f"{'Writing' if going else 'Written'}: {tokens} tokens · {rate}{found}"
+    return f'<p class="speed" role="status">{words}</p>'
+
+
+def writing_speed(writing: Writing) -> str:
+    times = [event.ms for event in writing.retrieved]
+    mean = sum(times) / len(times) if times else None
+    return speed(writing.new_tokens, writing.seconds, mean, len(times), writing.trace is None)
+
+
+def trace_speed(trace: Trace) -> str:
+    about = trace.about
+    if about.get("given"):
+        took = f"Read and explained in {about.get('seconds', 0):.1f} s: {len(trace.tokens)} tokens"
+        return f'<p class="speed" role="status">{took}</p>'
+    tokens = len(trace.probabilities)
+    return speed(tokens, about.get("seconds", 0), about.get("search_ms"), len(trace.neighbors), False)
+
+
+def intro(trace: Trace | None, *, example: bool) -> str:
+    """One sentence that says what is being looked at."""
+    if trace is None:
+        return note(
+            "No text yet. Choose a run, write a prompt and press Generate; "
+            "without a run, train one on the Train tab."
+        )
+    about = trace.about
+    run = esc(str(about.get("run", "")).removeprefix(SAMPLE))
+    seed = about.get("config", {}).get("seed", 7)
+    mark = f'<span class="mark">example, made with seed {esc(seed)}</span> ' if example else ""
+    whose = f"A given text, read by <b>{run}</b>" if about.get("given") else f"Text by <b>{run}</b>"
+    if about.get("pages", 1) > 1:
+        whose += f", page {esc(about['page'])} of {esc(about['pages'])}"
+    if not trace.neighbors:
+        return f'<p class="intro">{mark}{whose}, without {term("retrieval")}.</p>'
+    database = esc(str(about.get("database", "")).removeprefix(SAMPLE))
+    where = f"{term('corpus')} <b>{database}</b>"
+    if about.get("swapped"):
+        where += f" ({term('hot swap')}: not the one it was trained on)"
+    if about.get("config", {}).get("retrieval") == "shuffled":
+        looked = f"the {term('neighbor', 'neighbors')} of other chunks ({term('shuffled control')})"
+    else:
+        looked = f"{term('neighbor', 'neighbors')}"
+    own = ""
+    if about.get("source"):
+        own = f" The text stands in <b>{theirs(about['source'])}</b>, which was left out of the search."
+    return (
+        f'<p class="intro">{mark}{whose}: after each {term("chunk")} it looked up {looked} in {where}, '
+        f"and read them through {term('cross-attention')} while it went on.{own}</p>"
+    )
+
+
+def sides_html(sides: Mapping[str, Writing]) -> str:
+    """The same prompt and seed with retrieval on, off and shuffled; where two texts part is marked."""
+    names = {"on": "retrieval on", "off": "retrieval off", "shuffled": "shuffled neighbors"}
+    columns, rows = [], []
+    for side in SIDES:
+        writing = sides.get(side)
+        if writing is None:
+            columns.append(f'<section><h3>{names[side]}</h3><p class="caption">waits</p></section>')
+            continue
+        equal = parting(sides["on"].pieces, writing.pieces) if side != "on" else len(writing.pieces)
+        prompt, same = writing.prompt_tokens, max(equal, writing.prompt_tokens)
+        parts = (writing.pieces[:prompt], writing.pieces[prompt:same], writing.pieces[same:])
+        given, alike, apart = (esc("".join(part)) for part in parts)
+        columns.append(
+            f'<section><h3>{names[side]}</h3><div class="sample" dir="auto">'
+            f'<span class="prompt">{given}</span>{alike}<span class="apart">{apart}</span></div></section>'
+        )
+        if writing.trace is not None:
+            found = summary(writing.trace)
+            copied = f"{found['copied']:.0%}" if writing.trace.neighbors else "–"
+            rows.append(
+                f"<tr><th>{names[side]}</th><td>{writing.new_tokens}</td>"
+                f"<td>{_surprise(writing.trace)}</td><td>{1 - found['distinct_2']:.0%}</td><td>{copied}</td>"
+                f"<td>{'' if side == 'on' else max(0, equal - prompt)}</td></tr>"
+            )
+    head = (
+        "<th></th><th>tokens written</th><th>mean surprise (nat)</th><th>repeated pairs of tokens</th>"
+        f"<th>{term('copied')}, 5 tokens or more</th><th>equal to “on” at first (tokens)</th>"
+    )
+    return f'<div class="three">{"".join(columns)}</div>' + (table(head, rows) if rows else "")
+
+
+def _surprise(trace: Trace) -> str:
+    """How surprised the model was by what it drew, on the average."""
+    losses = trace.numbers.loss_on[trace.prompt_tokens - 1 : -1]
+    return f"{losses.mean():.2f}" if len(losses) else "–"
+
+
+def parting(one: list[str], other: list[str]) -> int:
+    """How many tokens two texts have in common before they part."""
+    pairs = zip(one, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

@@ -1,0 +1,430 @@
+"""The linked view of a trace, its timeline and its edits as HTML.
+
+The linked view of a trace as HTML: text, neighbors, attention, and the numbers behind them.
+
+assets/explain.js and assets/heatmap.js tie the parts together in the browser; what they need lies
+in the page as JSON. Like render/html_parts.py, without gradio: all text of others passes through `esc`.
+
+The timeline of what was looked up, and an edited neighbor with all that followed, as HTML.
+
+Like render/html_parts.py, without gradio: all text of others passes through `esc`."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+
+from retro_demo.explain.edits import Edit, Rewritten
+from retro_demo.explain.tracing import (
+    LONG,
+    Span,
+    Trace,
+    attention,
+    mass,
+    spans,
+    summary,
+    timeline,
+    token_rows,
+    top_words,
+    why_nothing,
+)
+from retro_demo.render.html_parts import esc, neighbor_color, note, passage, table, term, theirs
+
+GAIN_SCALES = (0.5, 1, 2, 4)  # nat, where the colors are full: the first that most gains stay within
+EFFECT_OF_RANKS = "The effect is that of all neighbors of the same rank in the text, not of this one alone."
+AGREES, TELLS = 0.7, 0.3  # rank correlations: from here on attention agrees with effect, or in part
+USED = 0.05  # nat: from this effect on a token is said to have used a neighbor
+
+
+def linked(trace: Trace | None, chosen: int | None = None) -> str:
+    """The whole view: the finding, the text by chunks, and beside it the neighbors of each chunk."""
+    if trace is None:
+        return note("Nothing written yet. Give a prompt and press Generate, or explain a text of yours.")
+    numbers = range(len(trace.tokens) // trace.chunk_len + 1)
+    copied, shares = spans(trace), mass(trace)
+    blocks = "".join(_chunk(trace, number, copied) for number in numbers)
+    found = "".join(_found(trace, number, shares) for number in numbers)
+    first = best_token(trace) if chosen is None else chosen
+    return (
+        f'<div class="linked" data-chosen="{first}">{finding(trace)}{_tools(trace)}'
+        f'<div class="sides"><div class="text">{blocks}</div>'
+        f'<div class="beside"><div class="token-panel" aria-live="polite"></div>{found}</div></div>'
+        f"{_data(token_data(trace))}</div>"
+    )
+
+
+def _data(values: dict[str, Any]) -> str:
+    """Values as JSON for the scripts; the stamp tells them that there are new ones."""
+    text = json.dumps(values, ensure_ascii=False)
+    stamp = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    return f'<div class="data" data-stamp="{stamp}" hidden>{esc(text)}</div>'
+
+
+def best_token(trace: Trace) -> int:
+    """The token to show first: the end of the longest copy, else where retrieval helped most."""
+    long = [span for span in spans(trace) if span.length >= LONG]
+    if long:
+        return max(long, key=lambda span: span.end - span.start).end - 1
+    gain = np.nan_to_num(trace.numbers.gain)
+    return min(int(gain.argmax()) + 1, len(trace.tokens) - 1) if trace.neighbors else 0
+
+
+def finding(trace: Trace) -> str:
+    """The sentence that says what retrieval did to this text."""
+    if reason := why_nothing(trace):
+        return note(reason)
+    got = summary(trace)
+    if not got["tokens"]:
+        return note("No token of this text could read a neighbor yet. Ask for more tokens.")
+    of = {"N": got["loss_off"] - got["loss_n_only"], "F": got["loss_off"] - got["loss_f_only"]}
+    alone = ", ".join(f"{term(part)} alone {value:+.3f}" for part, value in of.items())
+    return (
+        f'<p class="finding">Retrieval helped <b>{got["helped"]:.0%}</b> of the tokens and hurt '
+        f"<b>{got['hurt']:.0%}</b> (by over 0.1 {term('nat')}, against the same text with retrieval off; "
+        f"what it is worth beside a matched baseline is told on Evaluate); mean {term('gain')} "
+        f"<b>{got['mean_gain']:+.3f}</b> ({alone}). <b>{got['copied']:.0%}</b> are {term('copied')} "
+        f"in runs of {LONG} or more. {agreement_words(got['agreement'])}</p>"
+    )
+
+
+def agreement_words(rho: float | None) -> str:
+    """What the rank correlation of attention and effect says, by its sign and its size."""
+    effect = term("effect")
+    if rho is None:
+        return f"There are too few neighbors to compare attention with {effect}."
+    if rho >= AGREES:
+        words = f"Attention agrees with {effect}"
+    elif rho >= TELLS:
+        words = f"Attention agrees with {effect} in part"
+    elif rho > -TELLS:
+        words = f"Attention tells little of {effect}"
+    else:
+        words = f"Attention runs against {effect}: the neighbors that were looked at most helped least"
+    return f"{words} (<b>ρ = {rho:.2f}</b>)."
+
+
+def _tools(trace: Trace) -> str:
+    """What the colors mean, and the choice between them."""
+    names = ("gain", "copy", "surprise", "entropy") if trace.neighbors else ("surprise",)
+    buttons = "".join(
+        f'<button type="button" data-by="{name}" aria-pressed="{str(name == names[0]).lower()}">{name}'
+        "</button>"
+        for name in names
+    )
+    return (
+        f'<div class="tools"><span>color by</span><div class="switch" role="group" aria-label="Color by">'
+        f'{buttons}</div><div class="scale" aria-live="polite"></div></div>'
+    )
+
+
+def _chunk(trace: Trace, number: int, copied: list[Span]) -> str:
+    start, end = number * trace.chunk_len, min((number + 1) * trace.chunk_len, len(trace.tokens))
+    under = {t: span for span in copied for t in range(span.start, span.end)}
+    tokens = []
+    for t in range(start, end):
+        classes, style = ["prompt"] if t < trace.prompt_tokens else [], ""
+        if t in under and under[t].length > 1:
+            classes.append("copied" if under[t].length >= LONG else "echo")
+            style = f' style="--own:{neighbor_color(under[t].neighbor)}"'
+        kind = f' class="{" ".join(classes)}"' if classes else ""
+        tokens.append(f'<span data-t="{t}" tabindex="-1"{kind}{style}>{esc(trace.pieces[t])}</span>')
+    if end == len(trace.tokens) and number == end // trace.chunk_len:
+        tokens.append(
+            f'<span data-t="{end}" tabindex="-1" class="next" aria-label="what comes next">▸</span>'
+        )
+    return (
+        f'<div class="chunk" data-chunk="{number}" role="group" aria-label="Chunk {number + 1}">'
+        f'<span class="number">{number + 1}</span>'
+        f'<div class="tokens" dir="auto">{"".join(tokens)}</div></div>'
+    )
+
+
+def _found(trace: Trace, number: int, shares: np.ndarray) -> str:
+    """The neighbors that a chunk was written with: those found with the chunk before it."""
+    if number == 0:
+        inside = note(
+            "The first chunk is written before anything can be looked up. The second one reads what the "
+            "first one found."
+        )
+    elif reason := why_nothing(trace, number - 1):
+        inside = note(reason)
+    else:
+        places = range(len(trace.neighbors[number - 1]))
+        cards = "".join(_card(trace, number - 1, place, shares[:, place]) for place in places)
+        inside = (
+            f'<p class="caption">Found with the text of chunk {number}, read while chunk {number + 1} was '
+            f"written. Click a title to see which tokens used it. {EFFECT_OF_RANKS}</p>{cards}"
+        )
+    return f'<section class="found" data-of="{number}" hidden>{inside}</section>'
+
+
+def _card(trace: Trace, chunk: int, place: int, shares: np.ndarray) -> str:
+    """One neighbor: its attention beside its effect, N and F token by token, and what can be done to it."""
+    neighbor = trace.neighbors[chunk][place]
+    readers = range(
+        (chunk + 1) * trace.chunk_len - 1, min((chunk + 2) * trace.chunk_len - 1, len(trace.tokens))
+    )
+    share = float(shares[readers].mean())
+    known = trace.numbers.shapley[readers, place]
+    known = known[~np.isnan(known)]
+    effect = f"{known.mean():+.3f}" if len(known) else "–"
+    half = trace.chunk_len
+    parts = [
+        "".join(f'<span data-r="{r}">{esc(neighbor["pieces"][r])}</span>' for r in range(start, start + half))
+        for start in (0, half)
+    ]
+    after = parts[1] if neighbor["continuation"] else "(the document ends here)"
+    buttons = "".join(
+        f'<button type="button" data-act="{act}" title="{words}">{act}</button>'
+        for act, words in (
+            ("edit", "Change its text and see what follows"),
+            ("drop", "Read the text without it"),
+            ("swap", "Read another chunk in its place"),
+        )
+    )
+    return (
+        f'<article class="card" data-chunk="{chunk}" data-neighbor="{place}" '
+        f'style="--own:{neighbor_color(place)}"><header>'
+        f'<button type="button" class="name" data-act="used" aria-pressed="false">{place + 1} '
+        f"{theirs(neighbor['title'] or neighbor['document'])}</button>"
+        f"<span>{term('score')} {neighbor['score']:.2f}</span>"
+        f'<span class="mass">{term("mass")} {share:.0%}</span>'
+        f'<span class="bar"><i style="width:{100 * min(1, share):.0f}%"></i></span>'
+        f"<span>{term('effect')} <b>{effect}</b></span></header>"
+        f"{passage('N', parts[0])}{passage('F', after)}"
+        f'<footer class="acts">{buttons}</footer></article>'
+    )
+
+
+def token_data(trace: Trace) -> dict[str, Any]:
+    """What the browser needs for each token, by the token's own number (the first has no losses)."""
+    rows = token_rows(trace)
+    numbers = trace.numbers
+    return {
+        "chunkLen": trace.chunk_len,
+        "labels": trace.tokens,
+        "colors": [neighbor_color(place) for place in range(trace.neighbor_tokens.shape[1])],
+        "scales": {"gain": gain_scale(trace), "surprise": 8, "entropy": _widest(trace)},
+        "used": USED,
+        "on": [_round(row["loss_on"]) for row in rows],
+        "off": [_round(row["loss_off"]) for row in rows],
+        "gain": [_round(row["gain"]) for row in rows],
+        "entropy": [_round(row["entropy"]) for row in rows],
+        "mass": [[_round(value) for value in row["mass"]] for row in rows],
+        "shapley": [[_round(value) for value in row["shapley"]] for row in rows],
+        "null": [_round(row["null_mass"]) for row in rows],
+        "copied": [row["copied"] for row in rows],
+        "from": [row["from"] and list(row["from"].values()) for row in rows],
+        "words": trace.words,
+        "ids": trace.ids,
+        "top": numbers.top_ids.tolist(),
+        "p": np.round(numbers.top_probabilities, 4).tolist(),
+    }
+
+
+def gain_scale(trace: Trace) -> float:
+    """Where the colors of gain are full: 19 of 20 tokens stay below."""
+    gain = np.abs(trace.numbers.gain)
+    most = float(np.quantile(gain[~np.isnan(gain)], 0.95)) if len(gain) > 1 else 0
+    return next((scale for scale in GAIN_SCALES if scale >= most), GAIN_SCALES[-1])
+
+
+def _widest(trace: Trace) -> float:
+    """The entropy of attention spread evenly over all that a token can read."""
+    return round(float(np.log(max(2, np.prod(trace.neighbor_tokens.shape[1:])))), 2)
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
+
+
+def heat(trace: Trace | None, layer: int | None = None, head: int | None = None) -> str:
+    """The attention of all chunks for heatmap.js, which draws the chosen one: a byte a weight."""
+    if trace is None or why_nothing(trace):
+        return ""
+    weights = attention(trace, layer, head)  # (L, C, K, R)
+    top = max(float(np.quantile(weights, 0.999)), 1e-6)
+    scaled = np.clip(weights / top * 255, 0, 255).round().astype(np.uint8)
+    data = {
+        "shape": scaled.shape,
+        "top": round(top, 4),
+        "colors": [neighbor_color(place) for place in range(scaled.shape[2])],
+        "labels": trace.tokens,
+        "neighbors": [
+            [{"title": one["title"] or one["document"], "tokens": one["tokens"]} for one in found]
+            for found in trace.neighbors
+        ],
+        "weights": base64.b64encode(scaled.tobytes()).decode(),
+    }
+    return (
+        '<div class="heat"><div class="panels"></div><p class="reading caption" aria-live="polite"></p>'
+        f"{_data(data)}</div>"
+    )
+
+
+def token_table(trace: Trace | None) -> str:
+    """The numbers behind colors, cards and heatmap: a row for each token."""
+    if trace is None:
+        return ""
+    count = trace.neighbor_tokens.shape[1] if trace.neighbors else 0
+    head = "<th>token</th><th>text</th><th>loss on</th><th>loss off</th><th>gain</th><th>entropy</th>"
+    head += "".join(f"<th>mass {k + 1}</th><th>effect {k + 1}</th>" for k in range(count))
+    nothing = trace.about.get("null_slot") and count
+    head += "<th>mass of nothing</th>" if nothing else ""
+    head += "<th>copied</th><th>from</th>" if count else ""
+    rows = []
+    for row in token_rows(trace):
+        values = [row["loss_on"], row["loss_off"], row["gain"], row["entropy"]]
+        for k in range(count):
+            values += [row[name][k] if len(row[name]) > k else None for name in ("mass", "shapley")]
+        values += [row["null_mass"]] if nothing else []
+        cells = "".join(f"<td>{'' if value is None else f'{value:.3f}'}</td>" for value in values)
+        if count:
+            at = row["from"]
+            source = f"{at['neighbor'] + 1} {at['part']} {at['place'] + 1}" if at else ""
+            cells += f"<td>{row['copied'] or ''}</td><td>{source}</td>"
+        rows.append(
+            f"<tr><td>{row['token'] + 1}</td><th>{theirs(trace.tokens[row['token']])}</th>{cells}</tr>"
+        )
+    return table(head, rows)
+
+
+def timeline_html(trace: Trace | None) -> str:
+    """One row for each chunk that looked something up: what it asked, what it found, what it was worth."""
+    if trace is None:
+        return ""
+    if reason := why_nothing(trace):
+        return note(reason)
+    rows = []
+    lookups = timeline(trace)
+    widest = max([abs(row["gain"]) for row in lookups if row["gain"] is not None], default=0) or 1
+    for row in lookups:
+        found = "".join(
+            f'<li style="--own:{neighbor_color(place)}"><b>{place + 1}</b> '
+            f"{theirs(one['title'] or one['document'])} <small>{_scores(one)}</small></li>"
+            for place, one in enumerate(row["neighbors"])
+        )
+        rows.append(
+            f"<tr><td>{row['chunk'] + 1}</td>"
+            f"<td class='query' dir='auto'>{esc(row['query'].strip()[:90])}</td>"
+            f"<td><ol class='ranks'>{found}</ol></td><td>{_number(row['nearest'], '.2f')}</td>"
+            f"<td>{_number(row['ms'], '.1f')}</td><td>{_two_sided(row['gain'], widest)}</td>"
+            f"<td>{_number(row['copied'], '.0%')}</td></tr>"
+        )
+    head = (
+        f"<th>chunk</th><th>its text, the query</th><th>{term('neighbor', 'neighbors')}, best first</th>"
+        f"<th>best {term('score')}</th><th>ms</th><th>mean {term('gain')} of the next chunk (nat)</th>"
+        f"<th>{term('copied')} there, {LONG} or more</th>"
+    )
+    said = (
+        '<p class="caption">Where the best score falls from chunk to chunk, the text drifts away from what '
+        "the corpus knows.</p>"
+    )
+    return said + table(head, rows)
+
+
+def _scores(one: dict) -> str:
+    parts = [f"score {one['score']:.2f}"]
+    parts += [f"BM25 {one['bm25']:.1f}"] if "bm25" in one else []
+    parts += [f"holds {one['shown']:.0%} of the next chunk"] if one.get("shown", 0) >= 0.25 else []
+    return " · ".join(parts)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _two_sided(value: float | None, widest: float) -> str:
+    """A bar to the right where it helped, to the left where it hurt, and the number."""
+    if value is None:
+        return "–"
+    kind, width = ("helped" if value > 0 else "hurt"), 50 * abs(value) / widest
+    return f'<span class="both {kind}"><i style="width:{width:.0f}%"></i></span> {value:+.3f}'
+
+
+def edit_html(trace: Trace, made: Rewritten, token: int) -> str:
+    """What followed from another neighbor: the proof, the strip, the next tokens, both continuations.
+
+    `token` is the one to look at first; where the edit cannot have reached it, the most moved one.
+    """
+    edit = made.edit
+    title = trace.neighbors[edit.chunk][edit.neighbor]["title"]
+    reached = range(edit.first, len(trace.tokens))
+    shown = token - 1 if token - 1 in reached else edit.first + int(edit.kl[edit.first :].argmax())
+    cut = [f"{part} was cut by {n} tokens" for part, n in zip("NF", made.cut, strict=True) if n]
+    warning = note(f"{' and '.join(cut)}: a neighbor has {trace.chunk_len} each.", "warning") if cut else ""
+    continued = ""
+    if made.goes_on_before or made.goes_on_after:
+        continued = (
+            '<div class="three two"><section><h3>goes on, before</h3>'
+            f"{_sample(made.goes_on_before)}</section><section><h3>goes on, after</h3>"
+            f"{_sample(made.goes_on_after)}</section></div>"
+        )
+    blocks = "".join(_next_tokens(trace, made, i, hidden=i != shown) for i in reached)
+    return (
+        f'<div class="edited" style="--own:{neighbor_color(edit.neighbor)}">{warning}{proof(edit)}'
+        f"{_strip(trace, edit, shown)}{blocks}{continued}"
+        f"<details><summary>Old and new text of neighbor {edit.neighbor + 1}, {theirs(title)}</summary>"
+        f'<div class="three two"><section><h3>old</h3>{_sample(made.before)}</section>'
+        f"<section><h3>new</h3>{_sample(made.after or '(nothing)')}</section></div></details></div>"
+    )
+
+
+def _sample(text: str) -> str:
+    return f'<div class="sample" dir="auto">{esc(text)}</div>'
+
+
+def proof(edit: Edit) -> str:
+    """The sentence that says whether anything moved that must not, as it was measured."""
+    good = "good" if edit.moved_before == 0 else "bad"
+    moved = int((edit.kl[edit.first :] > 1e-3).sum())
+    return (
+        f'<p class="proof {good}"><b>{edit.moved_before} of {edit.first} earlier positions changed</b> '
+        f"(largest difference of a log-probability: {edit.largest_before:.1g}); of the "
+        f"{len(edit.kl) - edit.first} that can depend on it, {moved} moved by over 0.001 nat.</p>"
+    )
+
+
+def _strip(trace: Trace, edit: Edit, shown: int) -> str:
+    """KL of each position as a row of cells: those before the neighbor's readers are set apart."""
+    most = max(float(edit.kl.max()), 1e-6)
+    cells = []
+    for i, value in enumerate(edit.kl.tolist()):
+        height = 100 * (value / most) ** 0.5
+        said = f"after token {i + 1} {trace.tokens[i]}: {value:.4f} nat"
+        inside = f'<i style="height:{height:.0f}%"></i>'
+        cells.append(
+            f'<span class="early" title="{esc(said)}">{inside}</span>'
+            if i < edit.first
+            else f'<button type="button" data-position="{i}" aria-pressed="{str(i == shown).lower()}" '
+            f'title="{esc(said)}" aria-label="{esc(said)}">{inside}</button>'
+        )
+    return (
+        f'<p class="caption">{term("KL")} of the next-token prediction, before against after the edit; '
+        f"highest {most:.3f} nat. Click a bar for its predictions.</p>"
+        f'<div class="strip">{"".join(cells)}</div>'
+    )
+
+
+def _next_tokens(trace: Trace, made: Rewritten, position: int, *, hidden: bool) -> str:
+    """The likeliest next tokens after a position: before, after, and without retrieval."""
+    names = ("before", "after", "retrieval off")
+    lists = []
+    for name, ids, likely in zip(
+        names, made.edit.top_ids[:, position], made.edit.top_probabilities[:, position], strict=True
+    ):
+        items = "".join(
+            f"<li><span dir='auto'>{esc(word)}</span><i style='width:{100 * p:.0f}%'></i><b>{p:.1%}</b></li>"
+            for word, p in top_words(made.words, ids, np.asarray(likely))
+        )
+        lists.append(f"<section><h4>{name}</h4><ol class='likely'>{items}</ol></section>")
+    context = "".join(trace.pieces[max(0, position - 11) : position + 1])
+    return (
+        f'<div data-after="{position}"{" hidden" if hidden else ""}>'
+        f'<p class="caption">What comes after “{theirs("…" + context)}”</p>'
+        f'<div class="three">{"".join(lists)}</div></div>'
+    )

@@ -1,0 +1,389 @@
+"""What a visitor does with runs: settings and commands, downloads, export, import, the Hub.
+
+A run as the page shows it: where its form begins, what differs from a preset, its command.
+
+What the Train and Corpus tabs show, as JSON with where it comes from.
+
+This module knows folders and figures; it does not know whose they are or how they are handed out.
+
+What a visitor shares: a run as a .zip, somebody's .zip as a run or corpus, a run pushed to the Hub."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retro_demo.corpus.building import read_corpus_config
+from retro_demo.corpus.samples import corpus_folder
+from retro_demo.corpus.store import MANIFEST, is_built, training_tokens
+from retro_demo.documents.archives import ReadingLimits
+from retro_demo.errors import UserError
+from retro_demo.explain.marge_history import reindexes
+from retro_demo.jobs import lifecycle
+from retro_demo.jobs.lifecycle import JobStatus, seconds_at_work, status
+from retro_demo.models.config import RetroConfig
+from retro_demo.paths import SAMPLE, run_folder
+from retro_demo.presets import MARGE_PRESETS, PRESETS, preset_settings
+from retro_demo.runs import commands
+from retro_demo.runs.alarms import held_out, passes_of
+from retro_demo.runs.checkpoint import (
+    BEST,
+    LAST,
+    MODELS,
+    STATE,
+    AnyRun,
+    MargeRun,
+    RunConfig,
+    has_weights,
+    read_any_config,
+    read_run_config,
+    step_of,
+    told_by,
+)
+from retro_demo.runs.planning import decoder_shape, fitting_layers, marge_settings, usual_settings
+from retro_demo.runs.provenance import corpus_provenance, provenance, training_seconds, weights_of
+from retro_demo.server import scheduler, service
+from retro_demo.server.evaluations import folder_of_evaluations
+from retro_demo.server.limits import MEGABYTE, limits_of
+from retro_demo.server.quotas import check_reading, check_run, check_space, check_text
+from retro_demo.server.workspace import Workspace, disk_use
+from retro_demo.settings import knobs
+from retro_demo.sharing.exporting import check_address, export_run, push, write_zip
+from retro_demo.sharing.importing import (
+    MISSING,
+    Checked,
+    checked_export,
+    corpus_here,
+    name_of_corpus,
+    take_corpus,
+    take_run,
+)
+from retro_demo.training.retro_batches import windows_of
+
+
+def built_ones(workspace: Workspace) -> list[str]:
+    """Ids of the corpora that can be used: samples first, then the newest."""
+    return [corpus for corpus in workspace.corpora() if is_built(workspace.corpus(corpus))]
+
+
+def corpus_to_train(workspace: Workspace, chosen: str | None) -> str | None:
+    """The corpus that one comes for who opens the page that trains.
+
+    What was chosen; but a sample, or nothing, gives way to the newest own corpus that no own run reads yet.
+    """
+    own = [corpus for corpus in built_ones(workspace) if not corpus.startswith(SAMPLE)]
+    if chosen in own:
+        return chosen
+    runs = [run for run in workspace.runs() if not run.startswith(SAMPLE)]
+    corpora = [read_any_config(workspace.run(run)).corpus for run in runs]
+    read = {corpus_folder(workspace.home, corpus).resolve() for corpus in corpora}
+    return next((corpus for corpus in own if workspace.corpus(corpus).resolve() not in read), chosen)
+
+
+def starting_settings(workspace: Workspace, model: str, preset: str, base: str) -> dict[str, Any]:
+    """What a form of knobs shows for a model, a preset and a base ("" for none)."""
+    known = MARGE_PRESETS if model == "marge" else PRESETS
+    if preset not in known or model not in MODELS:
+        raise UserError(f"There is no preset {preset!r} of {model!r}; choose one of {', '.join(known)}.")
+    if model == "marge":
+        return dict(MARGE_PRESETS[preset])
+    settings = preset_settings(model, preset, begun=bool(base))
+    if not base:
+        return settings
+    network = read_run_config(workspace.run(base)).network
+    fitting = {"cca_layers": fitting_layers(settings.get("cca_layers"), network.depth)}
+    return settings | decoder_shape(network) | {"enc_dim": network.dim} | fitting
+
+
+def changed_settings(config: AnyRun) -> list[tuple[str, Any]]:
+    """The knobs of a run that differ from its preset, with their values."""
+    usual: dict[str, Any]
+    if isinstance(config, MargeRun):
+        usual, own = usual_settings(_preset(config), config.network.languages), marge_settings()
+        parts = (config.training, config.evidence, config.network)
+        chosen = [(part, knob) for part in parts for knob in knobs(part) if own.get(knob.name) is type(part)]
+    else:
+        usual = preset_settings(config.model, _preset(config), begun=bool(config.base))
+        if not config.base and config.network.dim != usual.get("dim", RetroConfig.dim):
+            usual = {"enc_dim": config.network.dim} | usual  # it follows, see planning.make_run_config
+        if config.base:
+            fitting = fitting_layers(usual.get("cca_layers"), config.network.depth)
+            usual = usual | decoder_shape(config.network) | {"enc_dim": config.network.dim}
+            usual["cca_layers"] = fitting
+        chosen = [(part, knob) for part in (config.training, config.network) for knob in knobs(part)]
+    changed = []
+    for part, knob in chosen:
+        value = getattr(part, knob.name)
+        # an lm has no cross-attention by its nature, not by a setting
+        matched = config.model == "lm" and knob.name == "cca_layers"
+        if value != usual.get(knob.name, knob.default) and not matched:
+            changed.append((knob.name, value))
+    return changed
+
+
+def seconds_left(folder: Path, config: AnyRun, status: JobStatus) -> float | None:
+    """How long a running training will still take at its speed so far; None where that is not known."""
+    started, done = status.of_kind("started"), status.of_kind("step")
+    if status.state != "running" or not started or not done or done[-1]["step"] <= started[-1]["step"]:
+        return None
+    more, steps = config.training.steps - done[-1]["step"], done[-20:]
+    if isinstance(config, RunConfig):
+        tokens = config.training.batch_size * config.training.seq_len
+        speeds = sorted(step["tokens_per_second"] for step in steps)
+        return more * tokens / max(speeds[len(speeds) // 2], 1e-9)
+    seconds = seconds_at_work(folder)  # a re-index and a measurement cost time, too
+    return more * seconds / (done[-1]["step"] - started[-1]["step"]) if seconds else None
+
+
+def _preset(config: AnyRun) -> str:
+    """The preset of a run, "tiny" for one that came from elsewhere with a preset that is not known here."""
+    known = MARGE_PRESETS if isinstance(config, MargeRun) else PRESETS
+    return config.preset if config.preset in known else "tiny"
+
+
+def passes_ahead(corpus: Path, model: str, settings: Mapping[str, Any]) -> dict[str, float]:
+    """How often a run with these knobs would read the training text of a built corpus, as `started` says it.
+
+    Of a MARGE only the most that it can be: how many targets a batch holds follows from their evidence.
+    """
+    tokens = training_tokens(corpus)
+    if model == "marge":
+        words = settings["passage_len"] - 1  # each passage has the token of its language too
+        if settings["first_passages"]:
+            read = (np.minimum(tokens, words) + 1).sum()
+        else:
+            read = (tokens + -(-tokens // words)).sum()
+        return {"passes_at_most": passes_of(settings["steps"], settings["batch_tokens"], int(read))}
+    chunk_len = json.loads((corpus / MANIFEST).read_text("utf-8"))["config"]["chunk_len"]
+    windows = windows_of(int((-(-tokens // chunk_len)).sum()), max(1, settings["seq_len"] // chunk_len))
+    return {"passes": passes_of(settings["steps"], settings["batch_size"], windows)}
+
+
+def weights_kept(folder: Path) -> dict[str, int]:
+    """The step of each save whose weights a run has, "last" and "best"; 0 of one that is damaged."""
+    files = {"last": folder / LAST, "best": folder / BEST}
+    return {keep: step_of(path) for keep, path in files.items() if path.exists()}
+
+
+def weights_choices(folder: Path, now: JobStatus) -> list[tuple[str, str]]:
+    """The saves that a run can be used with, as (words, "last" or "best"); none where there is but one."""
+    loss = {point.step: point.nats for point in held_out(now.of_kind("evaluated"))}
+    kept, (step, nats) = weights_kept(folder), told_by(folder / BEST)
+    if nats is not None:
+        loss.setdefault(step, nats)
+    measured = {step: f", held-out loss {loss[step]:.3f}" if step in loss else "" for step in kept.values()}
+    choices = [(f"{keep} (step {step:,}{measured[step]})", keep) for keep, step in kept.items()]
+    return choices if len(choices) > 1 else []
+
+
+def command_of(folder: Path, config: AnyRun, home: Path) -> str:
+    """The command line of a run: it goes on with it, or says that it is finished.
+
+    A run that cannot be gone on with, as one that ships, is trained anew beside whoever calls. Where its
+    corpus is gone no command is left.
+    """
+    if not corpus_folder(home, config.corpus).is_dir() and not config.corpus.startswith(SAMPLE):
+        return commands.NOT_ANEW
+    goes_on = (folder / STATE).exists() or not has_weights(folder)
+    out = str(folder.resolve()) if goes_on else f"{folder.name}-again"
+    base = "" if isinstance(config, MargeRun) else config.base
+    if base and not (run_folder(base) / "config.json").exists():
+        return commands.command("train", "--out", out) if goes_on else commands.NOT_ANEW
+    words = [config.model, "--corpus", commands.place(config.corpus), "--out", out]
+    words += ["--preset", _preset(config), *(["--base", commands.place(base)] if base else [])]
+    return commands.command("train", *words, *commands.flags(changed_settings(config)))
+
+
+def row_of(folder: Path, name: str) -> tuple[str, str, str, str, int]:
+    """A run in the list of all: name, state, model, steps done and in all, bytes."""
+    now, config = status(folder), read_any_config(folder)
+    done = now.of_kind("step")
+    steps = f"{done[-1]['step'] if done else 0:,} of {config.training.steps:,}"
+    state = "shipped" if name.startswith(SAMPLE) else now.state
+    return name.removeprefix(SAMPLE), state, config.model, steps, disk_use(folder)
+
+
+def training_json(folder: Path, status: JobStatus, command: str) -> dict[str, Any]:
+    """The loss curve and all held-out measurements of a run; `command` is that of its training."""
+    seconds = training_seconds(folder, read_any_config(folder), weights_of(folder)[0])
+    return {
+        "state": status.state,
+        "losses": [_without_kind(event) for event in status.of_kind("step")],
+        "held_out": [_without_kind(event) for event in status.of_kind("evaluated")],
+        "reindexes": reindexes(status),
+        "provenance": provenance(folder, command=command, seconds=seconds or 0.0, settings={}),
+    }
+
+
+def _without_kind(event: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in event.items() if name != "event"}
+
+
+def corpus_json(folder: Path, corpus: str, statistics: Mapping[str, Any]) -> dict[str, Any]:
+    """The statistics of a built corpus; `corpus` is its id."""
+    command, seconds = build_command(folder, corpus), statistics["seconds"]
+    origin = corpus_provenance(folder, corpus=corpus, command=command, seconds=seconds, settings={})
+    return {"statistics": dict(statistics), "provenance": origin}
+
+
+def search_json(
+    folder: Path,
+    corpus: str,
+    *,
+    text: str,
+    retriever: str,
+    k: int,
+    found: Sequence[Mapping[str, Any]],
+    seconds: float,
+) -> dict[str, Any]:
+    """What a search in a built corpus found, best first; it took so many seconds."""
+    settings = {"text": text, "retriever": retriever, "k": k}
+    # the text last and behind two dashes: it may begin with one
+    words = [commands.place(folder), "-k", str(k), "--retriever", retriever, "--", text]
+    command = commands.command("search", *words)
+    origin = corpus_provenance(folder, corpus=corpus, command=command, seconds=seconds, settings=settings)
+    return settings | {"found": list(found), "provenance": origin}
+
+
+def build_command(folder: Path, corpus: str) -> str:
+    """The command line of a corpus: it goes on with its build, or says that it is done.
+
+    A sample is built when it is used. Sources are named where the corpus is what they make.
+    """
+    if corpus.startswith(SAMPLE):
+        return commands.command("search", corpus, "coast")
+    config, sources = read_corpus_config(folder)
+    manifest = folder / MANIFEST
+    changed = manifest.exists() and json.loads(manifest.read_text("utf-8")).get("history")
+    words, out = list(map(str, sources)), ["--out", str(folder.resolve())]
+    if changed or not words:
+        return commands.command("build-corpus", *out)
+    return commands.command("build-corpus", *words, *out, *commands.set_flags(config))
+
+
+LIMITS = ReadingLimits(total_bytes=1_000_000_000)
+
+
+def export_zip(
+    workspace: Workspace,
+    run: str,
+    folder: Path,
+    *,
+    with_corpus: bool = False,
+    with_state: bool = False,
+    license: str = "unknown",
+) -> Path:
+    """Write a run of the workspace, or a shipped one, as a .zip into `folder`; its path."""
+    path = folder / f"{workspace.run(run).name}.zip"
+    check_space(workspace)
+    with tempfile.TemporaryDirectory(dir=workspace.make().folder, prefix=".export-") as scratch:
+        out = Path(scratch) / "export"
+        _export(workspace, run, out, with_corpus=with_corpus, with_state=with_state, license=license)
+        write_zip(out, path)
+    return path
+
+
+def push_run(
+    workspace: Workspace,
+    run: str,
+    repo: str,
+    token: str,
+    *,
+    with_corpus: bool = False,
+    with_state: bool = False,
+    license: str = "unknown",
+    private: bool = True,
+) -> str:
+    """Export a run and push it to the Hub with the visitor's own token, never the server's; its address."""
+    check_address(repo, token)
+    workspace.run(run)  # refuses what is no run
+    check_space(workspace)  # the export lies there while it is pushed
+    with tempfile.TemporaryDirectory(dir=workspace.make().folder, prefix=".export-") as scratch:
+        out = Path(scratch) / "export"
+        _export(workspace, run, out, with_corpus=with_corpus, with_state=with_state, license=license)
+        return push(out, repo, token, private=private)
+
+
+def _export(
+    workspace: Workspace, run: str, out: Path, *, with_corpus: bool, with_state: bool, license: str
+) -> None:
+    folder = workspace.run(run)
+    if with_corpus:
+        service.check_ready(workspace, run)
+        title, place = service.corpus_of_run(workspace, run)
+        if lifecycle.is_at_work(place):
+            raise UserError(f"{title} is being built or changed. Wait for its end, then export it.")
+    export_run(
+        folder,
+        out,
+        with_corpus=with_corpus,
+        with_state=with_state,
+        license=license or "unknown",
+        evaluations=folder_of_evaluations(workspace, run),
+    )
+
+
+def import_zip(workspace: Workspace, file: tuple[str, Path], name: str = "") -> dict[str, Any]:
+    """Check an uploaded .zip (name, where it lies) and make it a run or a corpus of the workspace.
+
+    Returns kind, run and corpus (ids; "" = none), and what is missing or still being built, in words.
+    """
+    given, path = file
+    if not given.lower().endswith(".zip"):
+        raise UserError(f"{given[:80]!r} is no .zip. Choose the .zip of an export.")
+    check_space(workspace, path.stat().st_size)
+    most = limits_of(workspace.home).text_megabytes * MEGABYTE
+    with checked_export(path, workspace.make().folder, LIMITS, most) as export:
+        workspace.check_there()
+        check_space(workspace)  # with what was unpacked, which becomes the run
+        return _take(workspace, export, name or export.manifest.name)
+
+
+def _take(workspace: Workspace, export: Checked, name: str) -> dict[str, Any]:
+    if export.config is not None:  # its steps are looked at where it goes on
+        check_run(limits_of(workspace.home), export.config.network, 0)
+        check_reading(limits_of(workspace.home), export.config)
+    corpora = {corpus: workspace.corpus(corpus) for corpus in workspace.corpora()}
+    here = corpus_here(export, [folder for folder in corpora.values() if is_built(folder)])
+    corpus = next((one for one, folder in corpora.items() if folder == here), "")
+    notes = []
+    if export.corpus is not None and not corpus:
+        check_text(workspace.home, export.text_bytes)
+        corpus = _begin_corpus(workspace, export, name)
+        notes.append("Its corpus is being indexed now: follow that on the Corpus tab.")
+    if export.config is None:
+        notes += [] if notes else [f"This corpus is here already, as {service.corpus_title(corpus)}."]
+        return {"kind": "corpus", "run": "", "corpus": corpus, "notes": notes}
+    place = None if not corpus or corpus.startswith(SAMPLE) else workspace.corpus(corpus)
+    named = corpus if corpus.startswith(SAMPLE) else name_of_corpus(export, place)
+    if named.startswith(MISSING):
+        notes.append(
+            f"Its corpus, {export.manifest.corpus.title}, is not in the export and not in this workspace: "
+            "where the run reads one, choose another."
+        )
+    if not (export.folder / STATE).exists():
+        notes.append("It came without its optimizer state, so it cannot be trained on.")
+    folder = workspace.new_folder("runs", name)
+    try:
+        take_run(export, folder, named, [workspace.run(run) for run in workspace.runs()])
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+    return {"kind": "run", "run": folder.name, "corpus": corpus, "notes": notes}
+
+
+def _begin_corpus(workspace: Workspace, export: Checked, name: str) -> str:
+    folder = workspace.new_folder("corpora", export.manifest.corpus.title if export.config else name)
+    try:
+        take_corpus(export, folder)
+        scheduler.begin(workspace, folder, "build-corpus")
+    except BaseException:
+        shutil.rmtree(folder)  # nothing was begun
+        raise
+    return folder.name
