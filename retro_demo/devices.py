@@ -1,16 +1,14 @@
-"""Where to compute: the device, the processes that share a training, and torch.compile.
+"""Where to compute: the device, the cores and memory allowed, the processes of one training, torch.compile.
 
-What this machine offers: the device to compute on and the cores that may really be used.
+`torchrun` starts the processes that train one run together and tells each its rank by the environment;
+without it there is one (ALONE). The first process is the main one: it alone writes, prints and measures. The
+engines are torch's: DDP, where each process has all weights, and FSDP, where each has a part of them.
 
-The processes that train one run together: who is who, what they agree on, how weights are spread.
+torch.compile is used for the loss of a training step where this machine can compile. Modules are compiled in
+place, so names of weights, saves and measurements stay.
 
-`torchrun` starts them and tells each its place by the environment; without it there is one, ALONE. The
-first process leads: it alone writes, prints and measures. The engines are torch's: DDP, where each process
-has all weights, and FSDP, where each has a part of them. This module knows no model, no files, no batches.
-
-torch.compile for the loss of a training step, where this machine can compile.
-
-This module knows no model. Modules are compiled in place: names of weights, saves and measurements stay."""
+This module does not know models, files or batches.
+"""
 
 from __future__ import annotations
 
@@ -315,7 +313,7 @@ def spread(
         return learner
     if sharded:
         return _sharded(learner)
-    # unused weights are looked for because a network may have some; and buckets that are never dealt anew
+    # unused weights are looked for because a network may have some; and buckets that are never dealt again
     # add gradients in one order for ever, so that a run goes on bit for bit
     return nn.parallel.DistributedDataParallel(learner, find_unused_parameters=True)
 

@@ -1,12 +1,9 @@
-"""Errors for the user's eyes: our own sentences, the machine's troubles in a sentence, lists of names in one.
+"""Errors for the user: our own sentences, system errors as sentences, short lists of names.
 
-The one error that is meant for the user's eyes.
-
-Troubles that are the machine's and not the program's, in a sentence with what to do about them.
-
-Libraries tell of a full disk or of too little memory by errors of their own, so their words count.
-
-Lists of names in sentences, short however long they are."""
+`UserError` is the only error that the user sees. Libraries report a full disk or too little memory by
+errors of their own types, so system errors are recognized by their words, too. Lists of names in sentences
+stay short however long they are.
+"""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class Evaluated(Event):
 
 @dataclass(frozen=True)
 class Reindexed(Event):
-    """MARGE embedded all passages anew before the batch of a step (from 0), and found their evidence."""
+    """MARGE embedded all passages again before the batch of a step (from 0), and found their evidence."""
 
     step: int
     figures: dict[str, Any]
@@ -178,7 +178,7 @@ def cut_back(path: Path, step: int, *, goes_on: bool = False) -> None:
 
 
 def drop_endings(path: Path) -> None:
-    """Take away how a job ended, where it begins anew: killed at once, it is neither finished nor failed."""
+    """Take away how a job ended, where it begins again: killed at once, it is neither finished nor failed."""
     events = read_events(path)
     if kept := [event for event in events if event["event"] not in ENDINGS]:
         _rewrite(path, kept)

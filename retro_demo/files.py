@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whenever the process dies and also where the disk is full."""
+"""Atomic files: whole or absent whenever the process dies, also on a full disk."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Where a verb may write: where nothing is, or where the same verb began. All else is somebody's and stays.
+"""Where a verb may write: to a free path, or to a folder that the same verb began. All else is the user's.
 
 Each verb that writes to a folder or file that a person names asks here before it writes anything, a lock
-or a parent folder included. What is ours is known by what its manifest or config says, never by a name:
-people have files called documents.jsonl, config.json and model.safetensors, too. So walking sources can
-leave out what was built below them.
+or a parent folder included. Our output is known by its manifest or config, never by a name: people have files
+called documents.jsonl, config.json and model.safetensors, too. So a walk through sources can leave out
+corpora, runs and exports below them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where things lie: what ships with the code, and the data folder for all that is written."""
+"""Paths: of what ships with the code, and of the data folder for all that is written."""
 
 from __future__ import annotations
 

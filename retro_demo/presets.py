@@ -90,7 +90,7 @@ docs/science.md has the measurements, one by one."""
 
 
 def preset_settings(model: str, preset: str, *, begun: bool = False) -> dict[str, Any]:
-    """The settings that a preset gives to a model; what it leaves out keeps the knob's default.
+    """The settings that a preset gives to a model; what it leaves out keeps the setting's default.
 
     `begun`: it begins with the weights of another run, as a retrofit always does.
     """

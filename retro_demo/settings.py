@@ -1,19 +1,10 @@
-"""Every setting: what a knob is, and the configs of corpora, training, generation, evaluation, explanation.
+"""Every setting, declared once: of corpora, training, generation, evaluation, explanation, changes.
 
-What a knob is: a dataclass field with its label, range and help in the metadata.
-
-The command line, the forms of the page, the range checks and the reference table of the docs all
-read these. This module knows no particular knob.
-
-Every setting of the project, declared once, as frozen dataclasses of knobs.
-
-A saved config is the dataclass as JSON. This module knows nothing of files, torch or widgets.
-
-The settings of an evaluation, declared once as knobs: flags, form and range checks come from them.
-
-The settings of an explanation, declared once as knobs: flags, form and range checks come from them.
-
-The settings of documents that are added to a built corpus, and of what documents are worth to a run."""
+A setting ("knob" in the code) is a field of a frozen dataclass with its label, range and help in the
+metadata. The command line, the forms of the page, the range checks and docs/settings.md all read these. A
+saved config is the dataclass as JSON. This module knows nothing of files, torch or widgets; networks have
+models/config.py, visitors' limits server/limits.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of tensors (safetensors): written whole or not at all, and believed only after a look at their heads.
+"""Files of tensors (safetensors): written atomically, and believed only after a check of their headers.
 
 Nothing is ever unpickled.
 """
@@ -60,7 +60,7 @@ class Head:
 
 
 def read_head(path: Path) -> Head:
-    """The head of a file, without reading a tensor.
+    """The header of a file, without reading a tensor.
 
     Raises UserError where it cannot be read; a head that claims more than the file holds is such a case.
     """

@@ -1,7 +1,6 @@
 """Text to token ids and back: a byte-level BPE that loses nothing.
 
-It knows nothing of documents or chunks. Special tokens never come out of text: they are put in by
-their ids alone.
+It does not know documents or chunks. Special tokens never come out of text: only their ids put them in.
 """
 
 from __future__ import annotations
@@ -140,7 +139,7 @@ class TextStream:
         return self._decoder.decode(self._tokenizer.token_bytes(token_id))
 
     def flush(self) -> str:
-        """What was held back, U+FFFD for an unfinished character; the stream starts anew."""
+        """What was held back, U+FFFD for an unfinished character; the stream starts again."""
         rest = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return rest

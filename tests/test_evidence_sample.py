@@ -11,7 +11,7 @@ from retro_demo.evidence.passages import Pairs
 from retro_demo.evidence.reindex import Reindexing
 from retro_demo.explain.marge_history import (
     MOST,
-    Sample,
+    PassageSample,
     beta_series,
     centered,
     choose_sample,
@@ -103,7 +103,7 @@ def test_chosen_languages_are_the_only_ones_and_none_left_is_said_in_a_sentence(
 def test_the_matrix_holds_cosines_and_blanks_where_something_may_be_no_evidence():
     passages = made([0, 1, 2, 3], language=[0, 0, 1, 1], content=[0, 1, 2, 0])
     vectors = np.random.default_rng(0).normal(size=(4, 5))
-    sample = Sample(np.arange(4), "group")
+    sample = PassageSample(np.arange(4), "group")
     matrix = relevance_matrix(found(vectors), sample, passages, EvidenceConfig())
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
@@ -143,7 +143,7 @@ def test_the_nearest_of_the_own_group_are_counted_among_those_that_have_one():
     matrix[1, 4] = matrix[3, 0] = 0.9
     np.fill_diagonal(matrix, np.nan)
 
-    assert nearest_of_group(matrix, Sample(np.arange(5), "group"), passages) == (2, 4)
+    assert nearest_of_group(matrix, PassageSample(np.arange(5), "group"), passages) == (2, 4)
 
 
 def test_the_map_keeps_the_axes_of_the_first_reindex():
@@ -151,7 +151,7 @@ def test_the_map_keeps_the_axes_of_the_first_reindex():
     start = rng.normal(size=(40, 6)) * np.array([5, 3, 1, 1, 0.5, 0.5])
     end = start + 0.5 * rng.normal(size=start.shape)
     first, now = found(start), found(end, step=10)
-    sample = Sample(np.arange(5), "group")
+    sample = PassageSample(np.arange(5), "group")
     moved = movement(first, now, sample)
 
     plane = first_plane(first)

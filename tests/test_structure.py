@@ -19,6 +19,7 @@ from retro_demo.settings import CorpusConfig, GenerateConfig, TrainConfig, knobs
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "retro_demo"
+PAPERS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PACKAGES = [
     "models",
     "interop",
@@ -100,6 +101,17 @@ def test_each_package_stands_in_the_list_and_says_in_one_sentence_what_it_is_for
         assert len(tree.body) == 1 or name == "interop", name
 
 
+def test_no_two_public_classes_share_a_name():
+    where: dict[str, list[str]] = {}
+    for path in modules():
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                where.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+
+    assert len(where) > 100
+    assert not {name: files for name, files in where.items() if len(files) > 1}
+
+
 def test_gradio_is_imported_by_the_page_alone_and_only_printing_prints():
     wrong = []
     for path in modules():
@@ -150,7 +162,7 @@ def test_torch_admits_2_13_0_and_nothing_newer():
 
 def documented_commands() -> list[str]:
     found = []
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for path in PAPERS:
         text = path.read_text().replace("\\\n", " ")
         start = r"(?:\.venv/bin/)?python|(?:srun .*)?(?:\.venv/bin/)?torchrun .*|srun .*python"
         started = rf"^(?:{start}) -m retro_demo (.+)$"
@@ -186,20 +198,20 @@ def test_every_make_target_named_in_the_readme_exists():
 
 
 def test_links_between_the_papers_lead_somewhere():
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for path in PAPERS:
         for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
             if "://" not in target:
                 assert (path.parent / target).exists(), f"{path.name} links to {target}"
 
 
 def test_nothing_is_left_to_be_filled_in():
-    for path in [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for path in [ROOT / "CHANGELOG.md", *PAPERS]:
         text = re.sub(r"```.*?```", "", path.read_text(), flags=re.S)
         assert not re.findall(r"\{[a-z_]+\}|@[A-Z0-9]+@", text), path.name
 
 
 def test_every_file_named_in_the_papers_exists():
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for path in PAPERS:
         for named in re.findall(
             r"`((?:docs|benchmarks|assets|checkpoints|retro_demo)/[\w./-]+)`", path.read_text()
         ):
@@ -213,11 +225,14 @@ def test_the_tree_of_the_readme_is_the_listing():
     assert [line.split()[0].rstrip("/") for line in tree if line.startswith("  ")] == PACKAGES
 
 
-def test_the_architecture_names_each_package_and_no_file_that_is_not_there():
+def test_the_architecture_names_each_package_each_module_and_no_file_that_is_not_there():
     text = (ROOT / "docs" / "architecture.md").read_text()
+    rooms = text.split("## The folders of")[1].split("\n## ")[0]
 
-    for name in PACKAGES:
-        assert f"{name}/" in text, name
+    assert re.findall(r"^### (\w+)/", rooms, re.M) == PACKAGES
+    for path in modules():
+        if not path.name.startswith("__"):
+            assert f"`{path.relative_to(PACKAGE)}`" in rooms, path
     for named in re.findall(r"`([\w/]+\.py)`", text):
         assert (PACKAGE / named).exists() or (ROOT / named).exists(), named
 

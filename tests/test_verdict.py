@@ -9,7 +9,7 @@ import pytest
 
 from retro_demo.corpus.store import MIN_DOCUMENTS
 from retro_demo.evaluation.losses import Difference, Estimate
-from retro_demo.evaluation.verdict import Evidence, verdict
+from retro_demo.evaluation.verdict import VerdictFigures, verdict
 
 
 def difference(value: float, low: float, high: float) -> Difference:
@@ -21,7 +21,7 @@ BETTER, SAME, WORSE = (
     difference(-0.01, -0.03, 0.01),
     difference(0.03, 0.02, 0.04),
 )
-GOOD = Evidence(
+GOOD = VerdictFigures(
     on_baseline=BETTER,
     on_shuffled=BETTER,
     on_control=BETTER,

@@ -1,4 +1,4 @@
-"""Command-line flags, made from the configs."""
+"""Command-line flags, made from the settings classes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from retro_demo.settings import knobs
 
 
 def add_flags(parser: argparse.ArgumentParser, *configs: type) -> None:
-    """One flag for each knob; a flag that is not given is None, so that presets can be told apart.
+    """One flag for each setting; a flag that is not given is None, so that presets can be told apart.
 
-    A knob that several configs have (the width, say) is one flag, described where it comes first.
+    A setting that several configs have (the width, say) is one flag, described where it comes first.
     """
     known: set[str] = set()
     for config in configs:
@@ -57,6 +57,6 @@ def truth(text: str) -> bool:
 
 
 def given(options: argparse.Namespace, *configs: type) -> dict[str, Any]:
-    """The knobs of configs that were set on the command line."""
+    """The settings of configs that were set on the command line."""
     values = {knob.name: getattr(options, knob.name) for config in configs for knob in knobs(config)}
     return {name: value for name, value in values.items() if value is not None}

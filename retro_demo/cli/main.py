@@ -1,4 +1,4 @@
-"""The command line: flags made from the configs, events printed for people or as JSON lines.
+"""The command line: one verb is parsed and run, its events are printed for people or as JSON lines.
 
 Exit codes: 0 done, 1 a bug, 2 the user's mistake (one sentence on stderr), 130 stopped.
 """
@@ -102,7 +102,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All verbs with their flags; each knob of a config is a flag."""
+    """All verbs with their flags; each setting of a config is a flag."""
     parser = _Parser(prog=PROGRAM, description="Retrieval-augmented language models to train and look into.")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 

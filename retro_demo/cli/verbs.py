@@ -1,10 +1,8 @@
-"""The verbs of the command line that are jobs, change a corpus, or share.
+"""The verbs that are jobs in a folder, that change a corpus, and that share a run or a corpus.
 
-The verbs of the command line that are long jobs in a folder: a corpus to build, a run to train.
-
-The verbs of the command line that change a built corpus, or say what its documents are worth to a run.
-
-The verbs of the command line that share a run or a corpus: export, import, push to the Hub."""
+Build and train are jobs that a second call resumes. The verbs that only answer (search, generate, explain,
+evaluate) stand in cli/main.py.
+"""
 
 from __future__ import annotations
 
@@ -363,7 +361,7 @@ def _import(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[E
 
 
 def _build_export(export: Checked, place: Path, stop: Callable[[], bool]) -> Generator[Event, None, bool]:
-    """Make the corpus of an export anew from its text and vectors; False, and nothing left, where it stopped.
+    """Rebuild the corpus of an export from its text and vectors; False, and nothing left, where it stopped.
 
     Raises UserError where it becomes another corpus than the export says.
     """

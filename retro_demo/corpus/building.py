@@ -1,20 +1,18 @@
-"""From sources to a built corpus folder, with its FAISS index.
-
-From sources to a built corpus folder; a second call finds the costly stages done.
+"""From sources to a built corpus folder with its FAISS index; a second call finds the costly stages done.
 
 config.json       the sources and the CorpusConfig
 documents.jsonl   the text          tokenizer.json    chunks.npy, chunk_documents.npy
 vectors.npy       one for each chunk, held-out ones too (they are queries only)
-index.faiss       the training chunks that have a vector: the others are found by nobody
+index.faiss       the training chunks that have a vector: no search finds the others
 neighbor_ids.npy, neighbor_scores.npy    of every chunk
 corpus.json       the manifest, written last: fingerprint, hashes, statistics
 
-The index of a corpus on disk: written block by block, in shards where memory is short, opened mapped.
+This module decides which index files there are and how large a shard of the index is. Vectors may lie on
+disk: of those that are indexed, one block is in memory at a time, beside the shard that is being filled.
+Where memory is short the index is cut into shards; it is opened memory-mapped.
 
-Owns which files there are and how large a shard is. Vectors may lie on disk too: of those that are
-indexed, one block is in memory at a time, beside the shard that is being filled.
-
-Shapes: E vector width, N vectors."""
+Shapes: E vector width, N vectors.
+"""
 
 from __future__ import annotations
 

@@ -1,22 +1,19 @@
-"""A built corpus changed: documents added or forgotten, or the same text in another run's tokens.
+"""A built corpus changed: documents added or forgotten, or its text retokenized for another run.
 
-Documents that join a built corpus or are forgotten: nothing that is there is tokenized or embedded anew.
+A change (added or forgotten documents) is a build in a folder of its own, which finds done what the corpus
+had done: the tokenizer, and the chunks and vectors of the documents that stay. Nothing that is there is
+tokenized or embedded again; duplicates, index and neighbors are found again. The folder is a corpus itself
+(--out), or DIR/change, whose files replace the old ones at the end. Until then the corpus stays as it was,
+and build-corpus --out DIR resumes a change that was killed at any moment. From then on documents.jsonl is
+the only text of the corpus, and nothing in DIR holds what was forgotten: uploads in DIR/sources are deleted
+too, since each may hold several documents. The split stays: what was held out stays held out, and what was
+trained on is never held out.
 
-A change is a build in a folder of its own, which finds done what the corpus had done: tokenizer, chunks
-and vectors of the documents that stay. Duplicates, index and neighbors are found anew from these. The
-folder is a corpus itself (--out), or DIR/change, whose files take the places of the old ones at the end:
-until then the corpus stays as it was, and a kill at any moment is gone on with by build-corpus --out DIR.
-From then on the text of the corpus is documents.jsonl alone, and nothing in DIR holds what was forgotten:
-uploads in DIR/sources go with it, since each may hold several documents.
-
-The split stays: what was held out stays held out, and what was trained on is never held out.
-
-Editions: a corpus tokenized anew for a run that was trained on another one (hot swap).
-
-A corpus keeps its text, so any run can read it: its documents, its split and its embedder stay, its
-tokens and the length of its chunks become those of the run. An edition is a corpus folder below the
-folder of its corpus, made once for each tokenizer, chunk length and state of the corpus: by the command line
-in its own process, for a server by a job (server/service.py). Loading one never makes it."""
+A retokenized corpus (`edition` in names) is for a run that was trained on another corpus (hot swap). It keeps
+documents, split and embedder; its tokens and the length of its chunks are those of the run. It lies below the
+folder of its corpus and is made once for each tokenizer, chunk length and state of the corpus: by the command
+line in its own process, for a server by a job (server/service.py). Loading one never makes it.
+"""
 
 from __future__ import annotations
 
@@ -343,7 +340,7 @@ def _place(corpus: Path, fingerprint: str, shape: tuple[str, int], run: Path, ch
 
 
 def plan_edition(corpus: Corpus, run: Path, chunk_len: int) -> Path:
-    """Write down the edition, so that `build_corpus` can make it in the folder that is returned.
+    """Write down the retokenized corpus, so that `build_corpus` can make it in the folder that is returned.
 
     Raises UserError where the folder of the corpus holds another state by now.
     """
@@ -360,7 +357,7 @@ def plan_edition(corpus: Corpus, run: Path, chunk_len: int) -> Path:
 
 
 def prepare_edition(corpus: Corpus, run: Path, chunk_len: int) -> Iterator[Event]:
-    """Make the edition where it is not made yet, yielding its progress and warnings.
+    """Make the retokenized corpus where it is not made yet, yielding its progress and warnings.
 
     Raises UserError as `build_corpus` does, and where another process is making it.
     """

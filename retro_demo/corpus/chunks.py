@@ -1,4 +1,7 @@
-"""From sources to chunks: what of a corpus comes before vectors, from wherever it stands in its folder."""
+"""From sources to chunks: the stages of a build that come before vectors.
+
+Each stage starts from what stands in the folder already: read text, duplicates and split, tokenizer, chunks.
+"""
 
 from __future__ import annotations
 

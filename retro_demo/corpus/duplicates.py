@@ -1,7 +1,7 @@
 """Finds documents that are copies or near-copies of each other, by their token ids.
 
 Near-copies are what RETRO's authors remove from their training data (Borgeaud et al. 2022, section
-2.6): a Jaccard similarity of the sets of 13-grams of 0.8 or more. It knows nothing of text.
+2.6): a Jaccard similarity of the sets of 13-grams of 0.8 or more. This module does not know text.
 """
 
 from __future__ import annotations

@@ -1,20 +1,18 @@
-"""The vectors of a corpus, made block by block, and how much of its text the embedder does not know.
-
-The vectors of all chunks of a corpus, on disk: made block by block, gone on with, never mixed.
+"""The vectors of a corpus, and how much of its text the embedder does not know.
 
 vectors.part  a .npy whose last rows are not there yet; it becomes vectors.npy
 vectors.json  what they are made from: another embedder, tokenizer or other chunks are refused
-given.npy     those that came with an import: taken over where a sample shows them to be these
+given.npy     those that came with an import: used where a sample shows that they are of this text
+
+Vectors are made block by block on disk. A build that was stopped resumes them and never mixes two kinds.
+
+Each build counts how many word pieces of the text its embedder does not know. The figures stand in the
+statistics; this module decides from which share on the user is warned, and what the warning advises. A chunk
+in which no word piece is known has a vector of zeros: dense retrieval never finds it, and finds nothing for
+it. Corpora of 0.5.0 have no such figures, so they get no warning.
 
 Shapes: E vector width, N chunks.
-
-How much of a corpus' text its embedder does not know: measured by each build, told to everybody.
-
-Owns the figures in the statistics, the share from which they are told, and what is advised then. A text in
-which nothing is known has a vector of zeros: dense retrieval never finds it, and finds nothing for it.
-Corpora of 0.5.0 have no such figures, and nothing is said of them.
-
-Shapes: N chunks."""
+"""
 
 from __future__ import annotations
 
@@ -39,7 +37,7 @@ from retro_demo.tokenizer import Tokenizer
 
 EMBED_BLOCK = 4096
 GIVEN = "given.npy"
-SAMPLED, FARTHEST = 64, 0.01  # chunks embedded anew, and how far off a given number may be
+SAMPLED, FARTHEST = 64, 0.01  # chunks embedded again, and how far off a given number may be
 COPY_ROWS = 65_536
 
 
@@ -83,7 +81,7 @@ def embed_chunks(out: Path, chunks: Chunks, tokenizer: Tokenizer, embedder: Embe
 
 
 def give_vectors(out: Path, vectors: np.ndarray, rows: np.ndarray, total: int, embedder: str) -> None:
-    """Let the first chunks of `out`, of `total`, have these rows of vectors (N, E): none is embedded anew.
+    """Let the first chunks of `out`, of `total`, have these rows of vectors (N, E): none is embedded again.
 
     `embedder` is the fingerprint of the one that made them. The chunks and tokenizer must be in place.
     """
@@ -99,7 +97,7 @@ def give_vectors(out: Path, vectors: np.ndarray, rows: np.ndarray, total: int, e
 def take_given(out: Path, chunks: Chunks, tokenizer: Tokenizer, embedder: Embedder) -> Iterator[Event]:
     """Take over the vectors that an import left, where they are what the embedder makes of these chunks.
 
-    Looked at are all lengths and a sample of the directions. Where they are not, all is embedded anew,
+    Looked at are all lengths and a sample of the directions. Where they are not, all is embedded again,
     and a warning says so.
     """
     path = out / GIVEN
@@ -294,11 +292,9 @@ def nothing_found(retriever: str, statistics: Mapping[str, Any]) -> str:
             "piece of this text, or of any chunk that may be found. Try the retriever bm25-words or bm25, "
             "which needs no embedder."
         )
-    other = {
-        "bm25": "the retriever bm25-words, which goes by whole words",
-        "bm25-words": "the retriever bm25, which goes by parts of words",
-    }
-    ways = ["Try other words", other[retriever]]
+    by_words = "the retriever bm25-words, which goes by whole words"
+    by_parts = "the retriever bm25, which goes by parts of words"
+    ways = ["Try other words", by_parts if retriever == "bm25-words" else by_words]
     if not _facts(statistics):
         ways.append("the retriever dense, which goes by meaning")
     what = "word" if retriever == "bm25-words" else "token"

@@ -1,20 +1,15 @@
-"""Retrievers over a stored corpus: one query searched, and a table of all neighbors.
+"""Retrievers over a stored corpus: load one by name, search one query, keep a table of all neighbors.
 
-The neighbors of every chunk of a corpus by each retriever, found once and kept.
+The table of dense neighbors is part of the corpus. Those of BM25 and of the hybrid are made when a run first
+needs them, and lie beside the corpus with the fingerprint of the corpus that they were made from.
 
-The dense table is part of the corpus. Those of BM25 and of the hybrid are made when a run first
-wants them, and lie beside it with the fingerprint of the corpus they were made from.
-
-Shapes: N chunks, S stored neighbors.
-
-Find the chunks of a corpus that are nearest to a text that a person typed.
-
-Retrievers over the files of a stored corpus."""
+Shapes: N chunks, S stored neighbors, Q queries, K neighbors.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +38,6 @@ from retro_demo.retrieval.bm25 import (
 from retro_demo.retrieval.dense import DenseRetriever, VectorIndex, gpu_available
 from retro_demo.retrieval.embedders import load_embedder
 from retro_demo.retrieval.neighbors import Neighbors, Retriever
-from retro_demo.settings import RETRIEVERS
 
 
 def search(corpus: Corpus, retriever: Retriever, text: str, k: int) -> list[dict[str, Any]]:
@@ -97,13 +91,13 @@ def describe_neighbors(corpus: Corpus, ids: np.ndarray, scores: np.ndarray) -> l
 
 
 def load_retriever(corpus: Corpus, name: str = "dense") -> Retriever:
-    """A retriever (one of RETRIEVERS) over the documents of a built corpus that are not held out.
+    """A retriever (a name in MAKERS) over the documents of a built corpus that are not held out.
 
     The first use of BM25 makes its index and keeps it; one made from another state of the corpus
-    is made anew. Raises UserError for an unknown name, and for an index of another embedder.
+    is made again. Raises UserError for an unknown name, and for an index of another embedder.
     """
-    if name not in RETRIEVERS:
-        raise UserError(f"There is no retriever {name!r}; choose one of {', '.join(RETRIEVERS)}.")
+    if name not in MAKERS:
+        raise UserError(f"There is no retriever {name!r}; choose one of {', '.join(MAKERS)}.")
     device = "cuda" if gpu_available()[0] else "cpu"
     return retriever_over(
         corpus,
@@ -113,15 +107,9 @@ def load_retriever(corpus: Corpus, name: str = "dense") -> Retriever:
     )
 
 
-def retriever_over(
-    corpus: Corpus, name: str, vectors: Callable[[], VectorIndex], words: Callable[[Terms], LexicalIndex]
-) -> Retriever:
+def retriever_over(corpus: Corpus, name: str, vectors: Vectors, words: Words) -> Retriever:
     """A retriever over the indexes that these two make, of which only those that it needs are made."""
-    if name == "dense":
-        return _dense(corpus, vectors())
-    terms = word_terms(corpus.tokenizer) if name == "bm25-words" else token_terms
-    lexical = LexicalRetriever(words(terms), terms, corpus.excluded)
-    return HybridRetriever(_dense(corpus, vectors()), lexical) if name == "hybrid" else lexical
+    return MAKERS[name](corpus, vectors, words)
 
 
 def search_stored(corpus: Corpus, finder: Retriever, rows: np.ndarray, k: int) -> Neighbors:
@@ -145,6 +133,23 @@ def _dense(corpus: Corpus, index: VectorIndex) -> DenseRetriever:
     return DenseRetriever(index, embedder, corpus.tokenizer.decode, corpus.excluded)
 
 
+def _lexical(corpus: Corpus, words: Words, terms: Terms) -> LexicalRetriever:
+    return LexicalRetriever(words(terms), terms, corpus.excluded)
+
+
+Vectors = Callable[[], VectorIndex]
+Words = Callable[[Terms], LexicalIndex]
+MAKERS: Mapping[str, Callable[[Corpus, Vectors, Words], Retriever]] = {
+    "dense": lambda corpus, vectors, words: _dense(corpus, vectors()),
+    "bm25": lambda corpus, vectors, words: _lexical(corpus, words, token_terms),
+    "bm25-words": lambda corpus, vectors, words: _lexical(corpus, words, word_terms(corpus.tokenizer)),
+    "hybrid": lambda corpus, vectors, words: HybridRetriever(
+        _dense(corpus, vectors()), _lexical(corpus, words, token_terms)
+    ),
+}
+"""The table of retrievers: name, as in settings.RETRIEVERS -> how it is made over the indexes of a corpus."""
+
+
 def _lexical_index(corpus: Corpus, kind: str, terms: Terms) -> LexicalIndex:
     path = derived_folder(data_home()[0], corpus.folder, corpus.fingerprint) / f"{kind}.safetensors"
     if (kept := LexicalIndex.load(path, corpus.fingerprint)) is not None:
@@ -163,7 +168,7 @@ BLOCK = 1024
 def prepare_neighbors(corpus: Corpus, retriever: str) -> Iterator[Event]:
     """Find and keep the neighbors of every chunk by this retriever, where that is not done yet.
 
-    A table of another state of the corpus, or a damaged one, is made anew. Two processes may do
+    A table of another state of the corpus, or a damaged one, is made again. Two processes may do
     this at once: both find the same, and each puts its file in place whole.
     """
     if retriever == "dense" or _kept(corpus, retriever) is not None:

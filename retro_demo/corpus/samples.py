@@ -1,21 +1,16 @@
-"""The corpora that ship with the code, the lookup world among them, and where each is built.
+"""The corpora that ship with the code: where each is built, and the lookup world, which is generated.
 
-The lookup world: made-up countries whose facts can be looked up and cannot be guessed.
+The lookup world is made of countries whose facts can be looked up and cannot be guessed. Each country has one
+value of every kind (capital, river ...), drawn uniformly from a known list, so without retrieval no model
+does better than the floor: ln(values of the kind) nats a fact. Several documents tell each country in
+paraphrases. Some countries are told in training documents only; the others are told once in a held-out
+document and elsewhere in documents for the database alone, which no training batch reads (`Document.use`).
 
-Each country has one value of every kind (capital, river ...), drawn uniformly from a known list, so
-that without retrieval no model can do better than the floor: ln(values of the kind) nats a fact. Each
-country is told by several documents in paraphrases. Some countries are told in training documents
-only; the others are told once in a held-out document and elsewhere in documents that are in the
-database alone, which no training batch reads (`Document.use`).
+A value is never used as another word, so `find_facts` finds the facts in any text, an edited or a generated
+one too. Words and values do not depend on the seed of a world.
 
-This module writes text; it knows nothing of tokens, chunks or models.
-
-The language of the lookup world: its words, its values, and the sentences that tell a fact.
-
-A value is never used as another word, so facts are found again in any text (`find_facts`), an edited
-or a written one too. Nothing here depends on the seed of a world.
-
-The corpora that ship with the code, and where each is built."""
+This module writes text; it does not know tokens, chunks or models.
+"""
 
 from __future__ import annotations
 

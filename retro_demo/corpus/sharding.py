@@ -1,20 +1,17 @@
-"""A corpus built in shards by several processes, and the jobs that build.
-
-A corpus built in shards, by processes that any scheduler starts, on any machine that sees its folder.
+"""A corpus built by one process, by several in shards, or on a Ray cluster; and the jobs that build.
 
 DIR/shards/split.npz        who is held out and whose near-duplicate, once the text is read and cut
 DIR/shards/2-of-3/          chunks and tokenizer of the shard, its vectors, then the neighbors of its chunks
 
-Each shard is called twice, in any order: at first it embeds its chunks; once all have, the first to come
-joins vectors and index, and each searches the neighbors of its chunks. What is joined is, file by file,
-what one process makes, but for an index in as many files as there are shards, which answers alike, and for
-the last digit of a score here and there (retrieval/neighbors.py rounds, which moves no sum off a border).
+Any scheduler may start the processes, on any machine that sees the folder. Each shard is called twice, in any
+order. The first call embeds its chunks; once all have, the first to come joins vectors and index, and each
+searches the neighbors of its chunks. Each joined file equals the one that a single process makes, with two
+exceptions: the index has as many files as there are shards (it answers alike), and a score differs here and
+there in its last digit (retrieval/neighbors.py rounds, which moves no sum off a border).
 
-The jobs on the folder of a corpus: build it, change it, do a share of it.
-
-The shards of a corpus on a Ray cluster: Ray Data calls each, as any other scheduler would.
-
-Ray is no requirement (requirements-ray.txt). Its workers must find this package and see the folder."""
+Ray Data calls the shards like any other scheduler. It is optional (requirements-ray.txt): its workers must
+find this package and see the folder.
+"""
 
 from __future__ import annotations
 

@@ -1,16 +1,13 @@
-"""A corpus on disk: its documents and chunks, whether they belong together, what tells stale files.
+"""A corpus on disk: documents, chunks and split, which chunks may be neighbors, whether its files agree.
 
-A corpus on disk: its documents, their chunks, who is held out and whose neighbor nobody may be.
+`Corpus.excluded` is the rule which chunks may be neighbors. The parts of a stored corpus are checked against
+each other, so a forged one is refused and never searched. Large files carry a checksum over samples of
+their bytes: a stale index is an error, not a silent wrong answer.
 
-This module cuts, splits and stores; it does not read uploads (documents/sources.py), embed or search.
+This module splits and stores; it does not read uploads (documents/sources.py), embed or search.
 
 Shapes: D documents, N chunks, C chunk length, Q queries, K neighbors.
-
-Whether the parts of a stored corpus belong together: one that was forged is refused, not searched.
-
-Shapes: D documents, N chunks, C chunk length, K neighbors.
-
-What tells a large file of a corpus from another one, so that a stale index is an error, not silence."""
+"""
 
 from __future__ import annotations
 
@@ -302,7 +299,7 @@ def excluded(
 
 
 def write_documents(path: Path, documents: Sequence[Document]) -> None:
-    """Keep the text, one JSON object a line: a corpus can be tokenized anew for another run."""
+    """Keep the text, one JSON object a line: a corpus can be retokenized for another run."""
     # an empty use is left out: texts stored before there was one keep their fingerprint
     kept = ({k: v for k, v in asdict(d).items() if v or k != "use"} for d in documents)
     lines = (json.dumps(document, ensure_ascii=False) for document in kept)

@@ -1,14 +1,12 @@
-"""Archives -> named byte streams within limits, with the right names.
+"""Archives -> named byte streams within limits, with readable names.
 
-Opens what a user gave (files, folders, .zip, .gz) as named byte streams within limits.
+Opens what a user gave (files, folders, .zip, .gz). It guards against hostile archives, and against files that
+are archives inside: every byte is counted as it is unpacked, and sizes in an archive's headers are not
+believed. A .zip stores names in code page 437 or UTF-8, and programs write any encoding: names are decoded
+here and otherwise come back as they are, unsafe ones too.
 
-It guards against hostile archives, and files that are archives inside: every byte is counted as it is
-unpacked, and what an archive's headers claim about sizes is not believed. It knows nothing of text,
-encodings or documents.
-
-The names of what a .zip holds: the format gives them in code page 437 or UTF-8, and programs in anything.
-
-It knows nothing of what a name is good for: unsafe ones come back as they are."""
+This module does not know text, the encodings of texts, or documents.
+"""
 
 from __future__ import annotations
 
@@ -184,7 +182,7 @@ def find_files(
     """The files of all sources in their order, those of a folder sorted by name; archives are files here.
 
     Passed over are, below a source, the folders that `skipped` says yes to, and hidden files and folders,
-    which `hidden` is told. What is no file has its trouble: a missing source, a link that leads nowhere,
+    which `hidden` is told. What is no file has its error: a missing source, a link that leads nowhere,
     a folder that cannot be opened.
     """
     found: list[Found] = []
@@ -206,7 +204,7 @@ def open_files(
     """The files that were found, and of archives what these hold, sorted by name.
 
     A .gz inside a .zip is unpacked, an archive inside an archive is not; `hidden` is told what is passed
-    over in archives. What cannot be read has its trouble, as a broken or unsafe archive. Raises OverLimit.
+    over in archives. What cannot be read has its error, as a broken or unsafe archive. Raises OverLimit.
     """
     meter = _Meter(limits)
     for file in found:

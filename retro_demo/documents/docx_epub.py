@@ -1,18 +1,14 @@
 """Word files and books (.docx .epub), both zips of XML, -> text.
 
-Reads Word files (.docx): the text of the body as it stands once all changes are accepted.
+Of a Word file the body is read as it stands once all changes are accepted: inserted text is kept, deleted
+text is not. A book is read page by page along its spine and becomes one document, as the same book does as
+.txt or .pdf: so no chunk has a neighbor from its own book, and a book is held out whole.
 
-Their XML is read as a stream, from its names without their namespaces, of which there are two. Deleted
-text is left out, inserted text is not. Source: ECMA-376, part 1, WordprocessingML.
+The XML is not trusted: no entity is expanded, nothing outside the file is opened, and only small parts become
+trees; the rest is read as a stream, by names without their namespaces (there are two sets of them).
 
-What .docx and .epub share: XML parts of a zip, parsed without trusting them.
-
-No entity is expanded, nothing outside the file is opened, and what is made into a tree is small.
-
-Reads books (.epub): the pages of their spine, in its order, as one document.
-
-A book is one document, as it is where it comes as a .txt or .pdf: so no chunk has its own book for a
-neighbor, and a book is held out whole. Source: EPUB 3.3, sections 4 (container) and 5 (package document)."""
+Sources: ECMA-376, part 1, WordprocessingML; EPUB 3.3, sections 4 (container) and 5 (package document).
+"""
 
 from __future__ import annotations
 

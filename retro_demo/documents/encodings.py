@@ -1,10 +1,10 @@
-"""Tells in which encoding the bytes of a text are that is not in UTF-8, or that this cannot be told.
+"""Detects the encoding of a text that is not UTF-8, or says that it cannot be detected.
 
 chardet ranks the encodings by how usual their pairs of letters are in some fifty languages. Three in four
-of its errors stand in places where no writer puts them (a capital after a small letter, a Greek letter
-within a Latin word, a sign within a word), so readings with such places are left out here, and a reading
-that is not clearly the best one is none: a wrong guess costs more than a refusal. How often it is right
-on texts of fifty languages stands in docs/formats.md, measured by benchmarks/encodings.py.
+of its errors put characters where no writer puts them (a capital after a small letter, a Greek letter
+within a Latin word, a sign within a word). Candidates with such places are dropped here, and a candidate
+that is not clearly the best is no answer: a wrong guess costs more than a refusal. How often the answer is
+right on texts of fifty languages stands in docs/formats.md, measured by benchmarks/encodings.py.
 """
 
 from __future__ import annotations

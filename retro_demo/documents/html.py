@@ -1,16 +1,13 @@
 """Web pages -> text, and what all marked-up kinds share: running text and titles.
 
-Reads web pages (.html .xhtml): the text that a reader of the page would see.
+A web page (.html .xhtml) gives the text that a reader of the page would see. Nothing that it refers to is
+opened or fetched, and no entity that it declares is expanded. CDATA sections are text in XHTML, which .xhtml
+files and the pages of books are (XML 1.0, section 2.7); in HTML they are comments (WHATWG HTML, section
+13.2.5.42).
 
-What is asked of the page is its text alone: nothing that it refers to is opened or fetched, and no
-entity that it declares is expanded. CDATA sections are text in XHTML, which .xhtml files and the pages
-of books are (XML 1.0, section 2.7); in HTML they are comments (WHATWG HTML, section 13.2.5.42).
-
-Running text put together piece by piece, as the readers of marked-up kinds meet it.
-
-It knows where lines, paragraphs and cells of tables end, and nothing of any file format.
-
-The title that a text gives itself: the first heading of Markdown, reStructuredText and their like."""
+`Flow` puts running text together piece by piece: it knows where lines, paragraphs and table cells end, and no
+file format. The title of a text is its first heading, in Markdown, reStructuredText and similar kinds.
+"""
 
 from __future__ import annotations
 
@@ -167,10 +164,10 @@ def _row(file: File, *, xhtml: bool) -> Row:
     return Row(flow.whole(), title=page.title or page.heading, lang=page.lang)
 
 
-def read_page(file: File, flow: Flow, *, xhtml: bool) -> Page:
+def read_page(file: File, flow: Flow, *, xhtml: bool) -> WebPage:
     """Read the page of a file into `flow`; what it has beside its text comes back."""
     text = TextReader(file, declared_encoding(file.stream.peek()))
-    page = Page(flow)
+    page = WebPage(flow)
     # huge_tree: data as long as a picture stands in attributes; all bytes are counted, and no tree is made.
     parser = etree.HTMLParser(target=page, huge_tree=True)
     fed = False
@@ -225,7 +222,7 @@ def _inside(text: str, end: str) -> str:
     return html.escape(text, quote=False) if end == "]]>" else text
 
 
-class Page:
+class WebPage:
     """What the parser tells of a page, gathered: its text goes to a flow."""
 
     def __init__(self, flow: Flow) -> None:

@@ -1,15 +1,12 @@
 """Files of JSON (.jsonl .json .ipynb) -> rows.
 
-Reads files of JSON records (.jsonl), and turns records of other kinds of file into rows.
+A .json file holds records as an array of objects, as objects one after another, or as one object with the
+array under a name of its own, as in {"data": [...]}. Records are parsed one by one, so no file is in
+memory as a whole. `record_rows` turns records of other kinds of file into rows, too.
 
-Reads .json files that hold records: an array of objects, objects one after another, or one object
-that has the array under a name of its own, as in {"data": [...]}.
-
-Records are parsed one by one, so no file is in memory as a whole.
-
-Reads Jupyter notebooks (.ipynb): text and code of their cells, without what the code printed.
-
-Source: nbformat 4 (a list of cells) and 3 (cells within worksheets)."""
+A Jupyter notebook gives text and code of its cells, without what the code printed. Source: nbformat 4 (a list
+of cells) and 3 (cells within worksheets).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads .pdf files: the text of their pages, and the values of their forms."""
+"""Reads .pdf files: starts and bounds the process that reads the pages, and passes their text on as rows."""
 
 from __future__ import annotations
 

@@ -1,22 +1,16 @@
 """The process that reads a PDF's pages: PDFium, columns, broken words, doubtful pages.
 
-The text of a PDF's pages, read by PDFium in a process of its own.
-
 `python -m retro_demo.documents.pdf_pages` gets the bytes of a file on its standard input and answers with one
 JSON object a line: first the number of pages, then each page, at the end the pages whose content is damaged.
 PDFium is written in C++: a hostile file can crash it, or make it take any amount of memory or time. So
-whoever starts this process bounds it (see pdf.py), and this module imports nothing that is slow to start.
+documents/pdf.py bounds this process, and this module imports nothing that is slow to start.
 
-What is done to the text of a PDF's pages: letters as searches spell them, whole words, doubts said.
-
-A PDF says where glyphs are drawn, not what words there are. It knows nothing of PDFium: pages are strings in
-which HYPHEN stands for a hyphen at a line end.
-
-Two columns of prose that a PDF draws row by row, read one after the other.
-
-Text in the order in which it is drawn then runs over the gap between the columns, half a sentence of one
-after half a sentence of the other. Rows of a table are drawn in the same way and are right as they are: what
-tells them from prose is that they are short. It knows nothing of PDFium."""
+A PDF says where glyphs are drawn, not which words there are. Letters are brought to the form in which people
+search for them, words broken at line ends are joined (HYPHEN stands for a hyphen there), and a page whose
+text is doubtful says so. Text may be drawn row by row across two columns, half a sentence of one after half
+a sentence of the other: columns are read one after the other. Rows of a table are drawn in the same way and
+are right as they are; they differ from prose in that they are short.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""What a reader of a kind of file is given and gives back: rows, and notes on what was mended.
+"""What a reader of a kind of file gets and gives: a file, its rows, and notes on what was mended or left out.
 
-What was mended or left out while documents were read: one sentence a kind, however many files it met.
-
-What a reader of a kind of file is given, and the rows that it gives back."""
+Notes count: one sentence for each kind of mend, however many files needed it.
+"""
 
 from __future__ import annotations
 

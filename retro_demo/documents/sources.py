@@ -1,11 +1,8 @@
 """What a user gave -> documents with unique ids, with progress as events.
 
-Reads what a user gave into documents with unique ids.
-
-It knows nothing of tokens, chunks or where a corpus is kept. What lies in archives and file formats
-is the business of `documents/archives.py` and `formats/`.
-
-How far the reading of files has come, as events: counted in the kilobytes that they take on the disk."""
+Progress counts the kilobytes that files take on disk. Archives are documents/archives.py, file formats
+documents/kinds.py. This module does not know tokens, chunks or where a corpus is kept.
+"""
 
 from __future__ import annotations
 
@@ -147,7 +144,7 @@ def read_documents(
     limits: ReadingLimits = DEFAULT_LIMITS,
     least: int = 2,
 ) -> Reading:
-    """The documents of files and folders, of any kind in `formats/reader.py`, also in .zip and .gz.
+    """The documents of files and folders, of any kind in `documents/kinds.py`, also in .zip and .gz.
 
     The order is that of the sources, within a folder or archive that of the sorted names. A single
     document (fewer than `least`) is split into sections, with a warning. Raises one UserError about all

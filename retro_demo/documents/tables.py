@@ -1,14 +1,11 @@
-"""Tables of rows and columns (.csv .tsv .parquet) -> rows.
-
-Parts the lines of a table into records of cells, whatever its quotes are.
+"""Tables of rows and columns (.csv .tsv .parquet) -> rows, as spreadsheets write them.
 
 A cell may stand in double quotes and then hold delimiters, line ends and doubled quotes (RFC 4180). Where
 the quotes of a line do not follow that, they are letters: the line is read alone, and marked. So a quote
 that somebody wrote into a text swallows no rows.
 
-Reads tables (.csv .tsv) as spreadsheets write them.
-
-Reads tables of columns (.parquet), with DuckDB: the columns that are asked for, a few rows at a time."""
+DuckDB reads .parquet: the columns that are asked for, a few rows at a time.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Text files (.txt .md and their like), and decoding for all kinds that hold text.
+"""Text files (.txt .md and similar), decoding for all kinds that hold text, and the names of languages.
 
-Reads text files (.txt .md), and decodes the bytes of all kinds that hold text; refuses what is no text.
-
-The names of languages in files, brought to one form."""
+Bytes that are no text are refused. Names of languages in files are brought to one form.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,7 @@
-"""What each arm of an evaluation reads, for RETRO and for MARGE.
+"""What each arm of an evaluation lets the model read, for RETRO and for MARGE.
 
-What each arm of an evaluation lets the model read: the same held-out text, other neighbors.
-
-An arm differs from the next in nothing but the neighbors of each chunk (papers.md 4.1), so a
-difference of losses is a difference of neighbors:
+An arm of RETRO reads the same held-out text and differs from the next in nothing but the neighbors of each
+chunk (papers.md 4.1), so a difference of losses is a difference of neighbors:
 
     off                 none
     on                  what the run's own retriever finds
@@ -16,11 +14,9 @@ difference of losses is a difference of neighbors:
     k4                  the run's own retriever, 4 neighbors
     db5                 the run's own retriever, 5% of the database's documents
 
-All are functions of the seed and the chunk alone, not of batches or rounds. No torch, no files.
+All are functions of the seed and the chunk alone, not of batches or rounds.
 
-Shapes: W windows, L chunks of a window, C chunk length, K neighbors, N chunks of the corpus.
-
-The arms that a MARGE is measured in: the same held-out passages, with other evidence or relevance.
+An arm of MARGE reads the same held-out passages with other evidence or relevance:
 
     on            its own evidence, found by its own encoder; a batch of targets shares theirs
     own           each target sees only what was found for it
@@ -31,11 +27,13 @@ The arms that a MARGE is measured in: the same held-out passages, with other evi
     shuffled      each passage of evidence has the relevance of another one of the batch
     same_document, other_documents   evidence with and without the target's own document
 
-Source of the question: the reviews of the paper asked for these. Evidence of a held-out passage may
-be held out, too: its translations are.
+The reviews of the MARGE paper asked for these. Evidence of a held-out passage may be held out, too: its
+translations are.
 
-Shapes: P passages, Q held-out passages, G targets of a batch, M evidence, K evidence of one target,
-S passage length, D width, V tokens."""
+Shapes: W windows, L chunks of a window, C chunk length, K neighbors (for MARGE: evidence of one target), N
+chunks of the corpus; P passages, Q held-out passages, G targets of a batch, M evidence, S passage length, D
+width, V tokens.
+"""
 
 from __future__ import annotations
 

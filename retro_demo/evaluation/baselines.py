@@ -1,21 +1,18 @@
 """What a run is compared with: matched baselines, what it was trained on, smaller databases.
 
-Whether a plain lm is a fair baseline for a run: same text, same tokens, no less training or size.
+A plain `lm` is a fair baseline where it has the same text and tokens and no less training or size: one that
+had less would make retrieval look good. Differences are reported; where the two cannot be compared token by
+token, the comparison is refused.
 
-A baseline that had less would make retrieval look good. What differs is said, or refused where the two
-cannot be compared token by token.
+A run must not be measured on documents that it was trained on. Its own corpus holds its held-out documents
+out of all batches. Those of another corpus (hot swap), or of a corpus that its base was not trained on, may
+have stood in a training: so the texts are compared.
 
-Which held-out documents a run knows from its training: on another corpus it must not be measured on them.
-
-The documents that a run's own corpus holds out stand in none of its batches. Those of another corpus
-(hot swap), or of a corpus that its base was not trained on, may: so the texts are compared.
-
-Neighbors from a part of the database: what a smaller one would have given.
-
-Documents are dropped, and the held-out chunks are searched anew in what is left. Parts are nested: the
+A smaller database drops documents and searches the held-out chunks again in the rest. Parts are nested: the
 documents of 5% are among those of 20%.
 
-Shapes: N chunks, K neighbors, Q queries."""
+Shapes: N chunks, K neighbors, Q queries.
+"""
 
 from __future__ import annotations
 
@@ -195,7 +192,7 @@ def _count(tokens: int | None) -> str:
 
 
 def baseline_settings(run: Path) -> dict[str, Any]:
-    """The knobs of an lm that would match a run, for `planning.make_run_config` with the run's base.
+    """The settings of an lm that would match a run, for `planning.make_run_config` with the run's base.
 
     From scratch it is the same decoder trained the same way. For a retrofit it is the base trained on
     for as many steps, at the learning rate of its preset for that: the retrofit's is for fresh weights.
@@ -299,7 +296,7 @@ def changes_since(corpus: Corpus, fingerprint: str) -> list[dict[str, Any]] | No
 
 
 @dataclass(frozen=True)
-class Part:
+class SmallerDatabase:
     """A part of the database: its documents, chunk ids and tokens."""
 
     documents: int
@@ -307,16 +304,18 @@ class Part:
     tokens: int
 
 
-def part_of_database(corpus: Corpus, percent: int, seed: int) -> Part:
+def part_of_database(corpus: Corpus, percent: int, seed: int) -> SmallerDatabase:
     """`percent` of the documents that may be retrieved, at least one, drawn with the seed."""
     documents = np.flatnonzero(~corpus.held_out)
     order = np.random.default_rng([seed, 5]).permutation(documents)
     kept = order[: max(1, round(len(order) * percent / 100))]
     ids = np.flatnonzero(np.isin(corpus.chunks.document, kept))
-    return Part(len(kept), ids, int((corpus.chunks.tokens[ids] != 0).sum()))
+    return SmallerDatabase(len(kept), ids, int((corpus.chunks.tokens[ids] != 0).sum()))
 
 
-def search_part(corpus: Corpus, retriever: str, part: Part, queries: np.ndarray, k: int) -> np.ndarray:
+def search_part(
+    corpus: Corpus, retriever: str, part: SmallerDatabase, queries: np.ndarray, k: int
+) -> np.ndarray:
     """A table (N, k) of chunk ids, -1 = none, filled for the chunk ids `queries` (Q,)."""
 
     def vectors() -> VectorIndex:

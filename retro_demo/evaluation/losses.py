@@ -1,24 +1,16 @@
 """Losses of each arm token by token, and figures of them with intervals.
 
-The loss of every measured token under every arm: one table, from which all figures are computed.
+One table holds the loss of every measured token under every arm; all figures are computed from it. It is kept
+as one npz file, so curves and buckets cost no second reading, and an evaluation that was stopped resumes.
+Filling the table needs torch; adding up does not, and no model reads anything again for it.
 
-It is kept as one npz file, so the curves and buckets cost no second reading, and an evaluation that was
-stopped goes on where it stood. Measuring an arm needs torch; adding up (evaluation/report.py) does not.
-
-Shapes: W windows, L chunks of a window, C chunk length, P = (L - 1) C measured positions of a window.
-
-Intervals by resampling documents: how far a figure would move with other documents of the same kind.
-
+Intervals come from resampling documents: how far a figure would move with other documents of the same kind.
 Tokens of one document are alike, so documents are drawn, with replacement, and never tokens. Arms are
 compared on the same draws (paired), so what makes a document hard cancels out.
 
-Shapes: D documents, B resamples.
-
-From the table of losses to figures: each arm with its interval, differences, tokens helped and hurt.
-
-Everything here adds up numbers that were measured before; nothing is read by a model again.
-
-Shapes: W windows, P measured positions of a window, D documents, B resamples."""
+Shapes: W windows, L chunks of a window, C chunk length, P = (L - 1) C measured positions of a window, D
+documents, B resamples.
+"""
 
 from __future__ import annotations
 

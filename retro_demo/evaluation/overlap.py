@@ -1,21 +1,18 @@
 """How much of a text stands word for word in the database, and the loss by that share.
 
-How much of a chunk stands word for word somewhere else: longest common runs of tokens, exactly.
+The share of a chunk is its longest common run of tokens, exactly. Overlap is measured for the chunk that is
+predicted, against (a) the whole database ("was it leaked") and (b) the neighbors that are stored for it (ten
+in RETRO section 2.6).
 
-Two questions (RETRO section 2.6): how much of the chunk is in the whole database ("was it leaked"),
-and how much is in its own nearest neighbors, as the paper measures it. This module counts tokens; it
-knows nothing of losses, files or retrieval.
+Is the gain copying? bpb(alpha) is the loss over the chunks whose longest common run covers at most alpha of
+them (RETRO section 2.6 and 4.4): bpb(1) is the plain figure, and a gain that is left at small alpha is not
+copied.
 
-Shapes: Q query chunks, C chunk length, S tokens of the database, K neighbors, R neighbor length.
+Spans that one text copied from its neighbors are found in explain/tracing.py.
 
-Is the gain copying? Losses by how much of each chunk stands word for word in the database.
-
-bpb(alpha) is the loss over the chunks whose longest common run covers at most alpha of them (RETRO
-section 2.6 and 4.4): bpb(1) is the plain figure, and a gain that is left at small alpha is not copied.
-Overlap is measured for the chunk that is predicted, against (a) the whole database: "was it leaked",
-and (b) the neighbors that are stored for it (ten in the paper).
-
-Shapes: W windows, L chunks of a window, C chunk length."""
+Shapes: W windows, L chunks of a window, Q query chunks, C chunk length, S tokens of the database, K
+neighbors, R neighbor length.
+"""
 
 from __future__ import annotations
 

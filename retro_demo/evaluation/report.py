@@ -1,27 +1,27 @@
-"""The result of an evaluation as a plain dict, for RETRO and for MARGE.
-
-What an evaluation has to say: all its figures as one plain dict, ready for JSON.
+"""The result of an evaluation as one plain dict, ready for JSON, for RETRO and for MARGE.
 
 arms          {name: {nats, bpb, ci, tokens, differences: {reference: {nats, nats_ci, bpb, bpb_ci}}}}
 verdict       the sentence; helps (true, false, null) and next stand beside it
 counts        documents, tokens, bytes, database_tokens, k, queries, queries_short ...
 trained_on    what was left out because a training held it, or could not be checked, in words
 tokens_moved  {reference: {helped, hurt, mean, threshold}}
-leakage       {"database": ..., "neighbors": ...}: bpb by overlap, see evaluation/overlap.py
-curves        loss by the size of the database and by k, where they were measured
 provenance    see runs/provenance.py; added by evaluation/runner.py
 
-What the evaluation of a MARGE has to say: all its figures as one plain dict, and the verdict on it.
+Of a RETRO only:
+leakage       {"database": ..., "neighbors": ...}: bpb by overlap, see evaluation/overlap.py
+curves        loss by the size of the database and by k, where they were measured
 
-arms, verdict, helps, next, counts, tokens_moved, trained_on, provenance   as in evaluation/report.py
+Of a MARGE only:
 names               what people call the arms, in the order to show them in
 references          the arms that the others are compared with on the page, the line of the picture first
 across_languages    recall, pool and chance of evidence/reindex.py; {} where no group has two languages
 beta                of each layer that reads evidence
 
-"Its own evidence helps" is said only where it beats evidence drawn at random and none at all, each by
-an interval that excludes 0: the first says that what was retrieved is read, the second that reading it
-is worth something. Groups are drawn, not documents: translations of one text are alike."""
+The verdict on a MARGE stands here: "Its own evidence helps" only where it beats evidence drawn at random
+and none at all, each by an interval that excludes 0. The first says that the model reads what was
+retrieved, the second that reading it is worth something. Groups are drawn, not documents: translations of
+one text are alike.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ import numpy as np
 
 from retro_demo.corpus.store import MIN_DOCUMENTS
 from retro_demo.evaluation.arms import ARMS, TARGETS, Arms, EvidenceArms, neighbors_missing
-from retro_demo.evaluation.baselines import Known, Match, Part
+from retro_demo.evaluation.baselines import Known, Match, SmallerDatabase
 from retro_demo.evaluation.losses import LEVEL, Difference, LossTable, Sums, arm_figures, tokens_moved
 from retro_demo.evaluation.overlap import Overlaps, leakage
-from retro_demo.evaluation.verdict import Evidence, Verdict, less, more, said, verdict
+from retro_demo.evaluation.verdict import Verdict, VerdictFigures, less, more, said, verdict
 from retro_demo.settings import EvaluateConfig
 
 WAS = "baseline_before"
@@ -106,12 +106,12 @@ def report(study: Study, names: list[str], count: int) -> dict[str, Any]:
     )
 
 
-def _evidence(study: Study, sums: Sums, names: list[str], counts: dict[str, Any]) -> Evidence:
+def _evidence(study: Study, sums: Sums, names: list[str], counts: dict[str, Any]) -> VerdictFigures:
     against = {
         other: sums.difference("on", other) if other in names else None
         for other in ("baseline", "shuffled", "control_random", WAS)
     }
-    return Evidence(
+    return VerdictFigures(
         on_baseline=against["baseline"],
         on_shuffled=against["shuffled"],
         on_control=against["control_random"],
@@ -134,7 +134,7 @@ def _evidence(study: Study, sums: Sums, names: list[str], counts: dict[str, Any]
     )
 
 
-def curves(study: Study, count: int, parts: dict[str, Part]) -> dict[str, Any]:
+def curves(study: Study, count: int, parts: dict[str, SmallerDatabase]) -> dict[str, Any]:
     """Loss by database size and by k on the first `count` windows, beside off and baseline."""
     sums = Sums(study.table, count, resamples=study.config.resamples, seed=study.config.seed)
     known = [name for name in ("baseline", "off", "on") if sums.has(name)]

@@ -1,23 +1,17 @@
-"""The verb `evaluate` as a job: what is read, measured and written, for RETRO and for MARGE.
-
-The verb `evaluate`: a job that measures a run against its controls, in rounds that grow.
-
-For a run of MARGE it is evaluation/runner.py that measures.
+"""The verb `evaluate` as a job: it measures a run against its controls, in rounds that grow.
 
     config.json     what is measured (evaluation/request.py)
     events.jsonl    progress; after each round `refined` with all figures, at the end `finished`
     table.npz       the loss of every token under every arm (evaluation/losses.py)
 
 The first round gives a verdict from a stated part of the held-out text; each later one reads more of it
-and the same again, so figures only become sharper. A stopped evaluation goes on where it stood.
+and the same again, so figures only become sharper. An evaluation that was stopped resumes.
 
-`evaluate` on a run of MARGE: the losses of its arms, in rounds that grow.
+Of a MARGE all passages are embedded once, the evidence of each is searched once for each rule, and evidence
+that several arms show is encoded once for each batch.
 
-The folder is that of any evaluation (evaluation/runner.py): config.json, events.jsonl and table.npz. All
-passages are embedded once, the evidence of each is searched once for each rule, and evidence that
-several arms show is encoded once for each batch.
-
-Shapes: P passages, Q held-out passages, S passage length, D width."""
+Shapes: P passages, Q held-out passages, S passage length, D width.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +35,7 @@ from retro_demo.errors import UserError
 from retro_demo.evaluation.arms import TARGETS, Arms, EvidenceArms, Windows, held_out_windows
 from retro_demo.evaluation.baselines import (
     Known,
-    Part,
+    SmallerDatabase,
     before,
     got_worse,
     known_documents,
@@ -325,7 +319,7 @@ def _evaluate(out: Path, request: Request, stop: Callable[[], bool]) -> Iterator
     work = Work(study, models, out / "table.npz", weights | what_is_read(arms))
     study.table.load(work.path, work.weights)
     passes = plan(study.table, request, loaded.retriever, arms.k, before=bool(was))
-    parts: dict[str, Part] = {}
+    parts: dict[str, SmallerDatabase] = {}
     result: dict[str, Any] = {}
     total, done = sum(work.cost(one, passes[:place]) for place, one in enumerate(passes)), 0
     rounds = passes[-1].round
@@ -402,7 +396,7 @@ def find_neighbors(arms: Arms, one: Pass) -> Iterator[Event]:
             yield Progress(f"neighbors by {name}", start + len(part), len(missing))
 
 
-def search_parts(arms: Arms, one: Pass, config: EvaluateConfig) -> dict[str, Part]:
+def search_parts(arms: Arms, one: Pass, config: EvaluateConfig) -> dict[str, SmallerDatabase]:
     """Search in parts of the database for the curve; their tables join those of the arms."""
     parts = {}
     queries = np.unique(arms.windows.rows[: one.windows])

@@ -2,7 +2,8 @@
 
 "Retrieval helps" is said only where the run with its neighbors beats a matched baseline and the
 neighbors of another sequence, each by an interval that excludes 0 (papers.md 4.1): the first says that
-it is useful, the second that the content of the neighbors is why. This module knows only figures.
+it is useful, the second that the content of the neighbors is the reason. This module knows only figures; the
+verdict on a MARGE stands in evaluation/report.py.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from retro_demo.runs.alarms import RISE
 
 
 @dataclass(frozen=True)
-class Evidence:
+class VerdictFigures:
     """What the verdict stands on; differences are arm "on" minus the other, None = not measured.
 
     `match` says in words how run and baseline compare, `unfit` why the baseline is no match ("" = it
@@ -53,14 +54,14 @@ class Verdict:
     next: tuple[str, ...]
 
 
-def verdict(evidence: Evidence) -> Verdict:
+def verdict(evidence: VerdictFigures) -> Verdict:
     """The verdict with its intervals, what it was measured on, and which control is missing."""
     helps, claim = _claim(evidence)
     parts = (claim, _on_baseline_before(evidence), _measured_on(evidence))
     return Verdict(helps, " ".join(filter(None, parts)), _next(evidence, helps))
 
 
-def _claim(e: Evidence) -> tuple[bool | None, str]:
+def _claim(e: VerdictFigures) -> tuple[bool | None, str]:
     if e.leaked:
         return None, (
             f"Not decided: {e.leaked:,} held-out chunks stand in the index, so retrieval can look up the "
@@ -141,7 +142,7 @@ def said(difference: Difference) -> str:
     return f"{bpb.value:+.4f}, {LEVEL}% interval {bpb.low:+.4f} to {bpb.high:+.4f} bits per byte"
 
 
-def _against_baseline(e: Evidence) -> str:
+def _against_baseline(e: VerdictFigures) -> str:
     """How the run compares with the baseline, in words."""
     assert e.on_baseline is not None
     share = e.on_baseline.bpb.value / e.baseline_bpb
@@ -151,14 +152,14 @@ def _against_baseline(e: Evidence) -> str:
     return f"the run cannot be told from the baseline (difference {said(e.on_baseline)}, which holds 0)"
 
 
-def _worse_than(e: Evidence) -> Difference | None:
+def _worse_than(e: VerdictFigures) -> Difference | None:
     """The run minus what the baseline was before, where the baseline has got worse since; else None."""
     if e.baseline_on_was is None or e.documents < MIN_DOCUMENTS:
         return None
     return e.on_was if more(e.baseline_on_was) else None
 
 
-def _on_baseline_before(e: Evidence) -> str:
+def _on_baseline_before(e: VerdictFigures) -> str:
     """That the baseline has got worse, so that what a run gains on it may be its loss; "" = it has not.
 
     What this measurement cannot tell, for it has too few documents or too wide an interval, the record of
@@ -192,7 +193,7 @@ def _against_shuffled(difference: Difference) -> str:
     )
 
 
-def _measured_on(e: Evidence) -> str:
+def _measured_on(e: VerdictFigures) -> str:
     part = "all" if e.tokens >= e.held_out_tokens else f"{e.tokens / e.held_out_tokens:.0%}"
     words = (
         f"Measured on {e.documents:,} held-out documents ({e.tokens:,} tokens, {part} of them), with "
@@ -208,7 +209,7 @@ def _measured_on(e: Evidence) -> str:
     return words
 
 
-def _next(e: Evidence, helps: bool | None) -> tuple[str, ...]:
+def _next(e: VerdictFigures, helps: bool | None) -> tuple[str, ...]:
     """What would change the verdict, the missing controls first."""
     steps = []
     if e.leaked:

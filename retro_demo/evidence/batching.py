@@ -1,7 +1,7 @@
 """Batches as subgraphs of the graph of targets and their evidence (papers.md 2.2, step 4).
 
 In a batch every target sees the evidence of all of them, so targets that share evidence belong
-together: it is read once and gives each of them more edges for the same tokens.
+together: the evidence is read once and gives each of them more edges for the same tokens.
 
 Shapes: E pairs, P passages.
 """

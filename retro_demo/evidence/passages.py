@@ -1,17 +1,11 @@
-"""MARGE's passages, and which of them are evidence for which.
+"""MARGE's passages, and which of them are evidence for which (papers.md 2.2, steps 1-3).
 
-Documents of a corpus cut into passages, which MARGE reads and writes (papers.md 2.2).
+Documents of a corpus are cut into passages, which MARGE reads and writes. For each target the most relevant
+passages are chosen by the embeddings of a MARGE encoder; this module decides the shards, which passages may
+not be evidence, and the pairs of a shard. The model makes the embeddings; evidence/batching.py makes batches.
 
-This module cuts and numbers; who is whose evidence is the business of evidence/passages.py.
-
-Shapes: P passages, S tokens of a passage.
-
-Who is whose evidence: the most relevant pairs of passages, by the embeddings of a MARGE encoder.
-
-Owns shards, what may not be evidence, and the choice of pairs over a shard (papers.md 2.2, steps 1-3).
-Embedding is the model's business, batches are made of the pairs in evidence/batching.py.
-
-Shapes: P passages, D embedding width, E pairs, Q queries, K evidence passages."""
+Shapes: P passages, S tokens of a passage, D embedding width, E pairs, Q queries, K evidence passages.
+"""
 
 from __future__ import annotations
 
@@ -188,7 +182,7 @@ def find_pairs(
     rest. Never a pair: a passage with itself or its text, with its document unless `same_document`,
     with its language where `evidence_languages` is "other". Equal relevance is ordered by the ids,
     so the same input gives the same pairs. The search is exact up to the 100,000 candidates in a
-    shard that index.choose_factory takes a flat index for, and approximate beyond.
+    shard that dense.choose_factory takes a flat index for, and approximate beyond.
     """
     vectors = _normalized(embeddings)
     most = MOST_BEYOND + math.ceil(MOST_OVER_AVERAGE * config.evidence_per_target)

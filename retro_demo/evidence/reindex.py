@@ -1,16 +1,15 @@
-"""What a re-index of MARGE keeps, and how well embeddings find a document in other languages.
+"""What a re-index of MARGE saves, and how well embeddings find a document in other languages.
 
-What a re-index found, kept in the run folder: evidence/000300.safetensors for the one before step 300.
+evidence/000300.safetensors in the run folder holds what the re-index before step 300 found: all pairs, and
+for the page the embeddings of up to SHOWN passages in half precision. These are always the same passages,
+first ones of documents before others. Each file is written beside itself and renamed.
 
-All pairs, and for the page the embeddings of up to SHOWN passages in half precision: always the same
-ones, first passages of documents before others. Each file is written beside itself and renamed.
+Does an encoder find the same item in another language? Recall and reciprocal rank, by script too. The first
+passage stands for a document. A query searches all documents of one other language, held out or not, for one
+of its own group (say, its translation).
 
-Does an encoder find the same item in another language? Recall and reciprocal rank, by script too.
-
-Documents are taken by their first passage. A query looks among all documents of one other language,
-held out or not, for one of its own group (say, its translation).
-
-Shapes: P passages, D embedding width, L languages, Q queries, C candidates."""
+Shapes: P passages, D embedding width, L languages, Q queries, C candidates.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What retrieval did to each token of a finished text: loss with and without, and whose doing it was.
+"""What retrieval did to each token of a finished text: loss with and without, and which neighbor caused it.
 
-All of it comes from a few batched forwards over the text. Token ids in, numbers out: this module
-knows nothing of corpora, folders or the page.
+All of it comes from a few batched forwards over the text. Token ids in, numbers out: this module does not
+know corpora, folders or the page.
 
 Entry i of an array (T,) is about what was expected after token i, and so about token i + 1.
 

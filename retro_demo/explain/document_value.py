@@ -1,8 +1,8 @@
-"""What documents are worth to a run: which tokens lose their gain where they are forgotten.
+"""What documents are worth to a run: which tokens lose their gain where the documents are forgotten.
 
-The same text is read with the neighbors that the database gives and with those it gives without the
-documents, found by the same search; without each of several documents too, so that a loss has a cause.
-Nothing is changed on disk.
+The same text is read with the neighbors that the database gives and with those that it gives without the
+documents, found by the same search. Of several documents each is left out alone, too, so that a loss has a
+cause. Nothing is changed on disk.
 
 Shapes: T tokens, L = T // C chunks, C chunk length, K neighbors, R = 2 C, N chunks of the corpus.
 """

@@ -1,15 +1,10 @@
-"""Another text in place of a neighbor: what the model then reads, and then writes.
+"""A neighbor of a trace changed, swapped or deleted: what the run then expects, and how it writes on.
 
-Another text in place of a neighbor: what the model would have expected, and where that begins.
-
-Token ids in, numbers out. The claim that nothing before the neighbor's readers moves is computed
-here, not assumed.
+That nothing moves before the tokens that read the neighbor is computed here, not assumed. This module knows
+loaded runs and traces; it does not know whose they are or how they are shown.
 
 Shapes: T tokens, L chunks, C chunk length, K neighbors, R = 2 C neighbor length (N, then F).
-
-A neighbor of a trace changed, swapped or deleted: what the run expects then, and how it writes on.
-
-This module knows loaded runs and traces; it does not know whose they are or how they are shown."""
+"""
 
 from __future__ import annotations
 
@@ -164,7 +159,7 @@ def check_place(trace: Trace, chunk: int, neighbor: int) -> None:
 
 
 def rewrite(run: LoadedRun, trace: Trace, chunk: int, neighbor: int, n_text: str, f_text: str) -> Rewritten:
-    """Put another text in place of a neighbor, tokenized anew; both empty delete it.
+    """Put another text in place of a neighbor, retokenized; both empty delete it.
 
     Raises UserError where there is no such neighbor.
     """

@@ -1,14 +1,12 @@
-"""What a MARGE run found at each re-index: samples, series, tables for download.
+"""What a MARGE run found at each re-index: samples, series over the steps, tables for download.
 
-A few dozen documents of a MARGE run, how relevant they are to each other, and where they lie on a map.
+A sample is a few dozen documents of the run: how relevant they are to each other, and where they lie on a
+map, read from what each re-index saved (evidence/reindex.py). The series come from the events: what each
+re-index found, and how beta moved. No model is needed. Downloads are plain JSON, each with its origin
+(papers.md 4.12).
 
-Reads what each re-index kept (evidence/reindex.py); no model is needed.
-
-Shapes: P passages, R passages whose embeddings are kept, N of the sample, D width.
-
-The figures of a MARGE run over its steps, from its events: what its re-indexes found, what beta became.
-
-The figures of a MARGE run's evidence as plain JSON, each with where it comes from (papers.md 4.12)."""
+Shapes: P passages, R passages whose embeddings are saved, N of the sample, D width.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +31,7 @@ GROUPS = 6  # at least so many groups, where there are
 
 
 @dataclass(frozen=True)
-class Sample:
+class PassageSample:
     """Passages in the order in which they are shown."""
 
     ids: np.ndarray
@@ -50,7 +48,7 @@ class Sample:
 
 def choose_sample(
     passages: Passages, rows: np.ndarray, *, held_out: bool, order: str, languages: Sequence[str] = ()
-) -> Sample:
+) -> PassageSample:
     """Up to MOST documents, held out or not: whole groups in the same few languages, as far as there are.
 
     rows (R,): the passages whose embeddings are kept; a document is taken by the first of them.
@@ -79,7 +77,7 @@ def choose_sample(
         ids = ids[np.isin(passages.group[ids], fullest)]
     keys = (passages.language[ids], passages.group[ids])
     ordered = ids[np.lexsort((ids, *(keys if order == "group" else keys[::-1])))]
-    return Sample(ordered[:MOST], order)
+    return PassageSample(ordered[:MOST], order)
 
 
 def _spread_of_sample(count: int, most: int) -> np.ndarray:
@@ -95,7 +93,7 @@ def vectors_of(found: Reindexing, ids: np.ndarray) -> np.ndarray:
 
 
 def relevance_matrix(
-    found: Reindexing, sample: Sample, passages: Passages, config: EvidenceConfig
+    found: Reindexing, sample: PassageSample, passages: Passages, config: EvidenceConfig
 ) -> np.ndarray:
     """Relevance of evidence (column) for target (row), float32 (N, N); NaN where it may be no evidence."""
     vectors = vectors_of(found, sample.ids)
@@ -119,7 +117,7 @@ def centered(matrix: np.ndarray) -> np.ndarray:
     return (matrix - mean(1) - mean(0) + mean(None)).astype(np.float32)
 
 
-def nearest_of_group(matrix: np.ndarray, sample: Sample, passages: Passages) -> tuple[int, int]:
+def nearest_of_group(matrix: np.ndarray, sample: PassageSample, passages: Passages) -> tuple[int, int]:
     """(targets whose most relevant document is of their own group, targets that have one to be found)."""
     group = passages.group[sample.ids]
     same = (group[:, None] == group) & ~np.isnan(matrix)
@@ -159,7 +157,7 @@ def first_plane(found: Reindexing) -> Plane:
     return Plane(mean, axes * np.where(largest < 0, -1, 1)[:, None])  # a sign that no library decides
 
 
-def movement(first: Reindexing, now: Reindexing, sample: Sample) -> dict[str, Any]:
+def movement(first: Reindexing, now: Reindexing, sample: PassageSample) -> dict[str, Any]:
     """Where the sample lay at the first re-index and lies now: before, after (N, 2), shares in the plane."""
     plane = first_plane(first)
     before, after = vectors_of(first, sample.ids), vectors_of(now, sample.ids)
@@ -182,7 +180,7 @@ FOUND = {
     "recall_at_1_other_script": "two scripts",
     "chance": "chance",
 }
-"""Figures of cross_lingual.recall that are drawn, and what they are called."""
+"""Figures of reindex.recall that are drawn, and what they are called."""
 
 
 def reindexes(status: JobStatus) -> list[dict[str, Any]]:
@@ -262,7 +260,7 @@ def evidence_origin(folder: Path, source: MargeCorpus) -> dict[str, Any]:
 def matrix_json(
     folder: Path,
     source: MargeCorpus,
-    sample: Sample,
+    sample: PassageSample,
     first: Reindexing,
     now: Reindexing,
     reindexes: list[dict[str, Any]],

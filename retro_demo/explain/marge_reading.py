@@ -1,10 +1,9 @@
-"""What one target of a MARGE run reads in its evidence.
+"""What one target of a MARGE run reads in its evidence: relevance, attention, and the gain of each piece.
 
-What a MARGE run reads, with the words for people: texts, titles, targets to choose from.
+Also the words for people: texts, titles, and the targets to choose from.
 
-What one target makes of its evidence: relevance, attention, and what each piece is worth to its loss.
-
-Shapes: L layers with evidence, H heads, T tokens of the target, M evidence, S evidence length."""
+Shapes: L layers with evidence, H heads, T tokens of the target, M evidence, S evidence length.
+"""
 
 from __future__ import annotations
 

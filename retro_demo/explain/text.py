@@ -1,12 +1,8 @@
-"""A given text explained, and a written one with its trace.
+"""A given text explained, and a generated one watched until its trace is made.
 
-A finished text, somebody's or the model's own, read with the neighbors that are found for it.
-
-This module knows loaded runs and traces; it does not know whose they are or how they are shown.
-
-A generation as somebody watches it: the text so far, then the finished trace.
-
-This module knows loaded runs and traces; it does not know whose they are or how they are shown."""
+The text is read with the neighbors that are found for it. This module knows loaded runs and traces; it does
+not know whose they are or how they are shown.
+"""
 
 from __future__ import annotations
 
@@ -378,7 +374,7 @@ def write_sides(
 def trace_values(kept: Trace, edit: dict[str, Any] | None = None) -> dict[str, Any]:
     """A trace as JSON for people: weights as their mean over heads, rounded.
 
-    What followed from another neighbor (see rewriting.edit_json) stands under "edit".
+    What followed from another neighbor (see edits.edit_json) stands under "edit".
     """
     values = as_json(kept) | ({"edit": edit} if edit else {})
     if kept.neighbors:

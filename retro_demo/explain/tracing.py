@@ -1,22 +1,12 @@
-"""A text read once more with its attention: the trace, its findings, what was copied.
+"""The trace of a text: its attention, the spans copied from neighbors, and findings in figures.
 
-A finished text with all that can be shown of it: what it read, and what that did to it.
+A trace holds all that can be shown of a finished text, so it needs neither run nor corpus any more. Copied
+spans are what the text has in common with the neighbors that it could read; repetition is counted, too.
+Findings say which neighbors helped, what was copied, and whether attention agrees with the effect. They are
+plain JSON: the page draws them, the command line and the HTTP endpoint pass them on. No HTML here.
 
-The trace needs neither run nor corpus any more. No HTML, no page here.
-
-Shapes: T tokens, L chunks, C chunk length, K neighbors, R = 2 C neighbor length, H heads.
-
-What a text has in common with the neighbors that it could read: copied spans, and repetition.
-
-Token ids in, numbers out. It knows neither models nor text.
-
-Shapes: T tokens, L chunks, C chunk length, K neighbors, R = 2 C neighbor length (N, then F).
-
-What a trace says, in figures: who helped, what was copied, and whether attention tells the truth.
-
-Plain JSON values out; the page draws them, the command line and the HTTP endpoint give them as they are.
-
-Shapes: T tokens, L chunks, C chunk length, K neighbors."""
+Shapes: T tokens, L chunks, C chunk length, K neighbors, R = 2 C neighbor length (N, then F), H heads.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Write a passage with MARGE: from evidence that was chosen, or that its own encoder finds.
 
-This module knows models and corpora, not the page. Relevance is computed from what stands of the
-passage: of an empty one nothing can be said, so chosen evidence is then all alike relevant.
+This module knows models and corpora, not the page. Relevance is computed from what is written of the passage
+so far: an empty passage has none, so all chosen evidence is then equally relevant.
 
 Shapes: P passages, D width, M evidence, S evidence length.
 """

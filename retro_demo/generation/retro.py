@@ -1,4 +1,4 @@
-"""Write text with retrieval at each chunk border.
+"""Write text with RETRO, which retrieves at each chunk border.
 
 This module knows models, corpora and retrievers, not folders of runs and not the page.
 

@@ -1,4 +1,4 @@
-"""What RETRO-pytorch 0.3.9 trains on: its chunks, neighbors and dataset items, to compare with.
+"""The training data of RETRO-pytorch 0.3.9: its chunks, neighbors and dataset items, to compare with.
 
 Its corpus never packs documents: each begins a sequence of its own, and what follows its end is
 padding. Our own batches are `training/retro_batches.py`.

@@ -1,20 +1,15 @@
-"""marge-pytorch 0.2.9, in and out: its weights and shapes as ours, numbers and all.
-
-marge-pytorch 0.2.9, in and out: its weights as one of our models, numbers and all.
+"""marge-pytorch 0.2.9, in and out: its weights and its constructor's arguments as ours, number by number.
 
 Where it departs from the paper it is followed, since its weights were trained so: relevance is the
 product of the target's normalized embedding and the evidence's raw one, scores are scaled by the root
 of the whole width, heads are always 8, a layer with evidence has a second feed-forward layer, the first
-4 decoder layers read no evidence, and what a mask hides attends to everything alike. What merely fails
-there works here: masks in generation, and no need of a GPU (`interop/marge_sampling.py`).
+4 decoder layers read no evidence, and where a mask hides everything, attention is spread evenly. What merely
+fails there works here: masks in generation, and no need of a GPU (`interop/marge_sampling.py`).
 
 Source: github.com/lucidrains/marge-pytorch (MIT), version 0.2.9; written anew. Nothing of it is
 imported. Shapes: B batch of targets, T tokens, M evidence of each target, S evidence length, N
 documents, D width.
-
-The shapes of marge-pytorch 0.2.9: the arguments of its constructor as a MargeConfig, and back.
-
-Source: github.com/lucidrains/marge-pytorch (MIT), version 0.2.9; written anew."""
+"""
 
 from __future__ import annotations
 
@@ -54,7 +49,7 @@ EVERYWHERE: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class ReferenceArguments:
+class MargePytorchArguments:
     """The arguments of the reference's constructor, with its defaults."""
 
     dim: int
@@ -94,7 +89,7 @@ OUR_NAMES = {
 def reference_config(**arguments: Any) -> MargeConfig:
     """The shape of a reference model with these constructor arguments; raises UserError for bad ones."""
     _check_names(arguments)
-    given = ReferenceArguments(**arguments)
+    given = MargePytorchArguments(**arguments)
     for name, least in (("dim", 1), ("max_seq_len", 1), ("enc_depth", 1), ("enc_retrieval_depth", 1)):
         _check_whole(given, name, least)
     _check_whole(given, "dec_depth", 0)
@@ -126,7 +121,7 @@ def reference_config(**arguments: Any) -> MargeConfig:
 
 
 def _check_names(arguments: dict[str, Any]) -> None:
-    known = {field.name: field.default for field in fields(ReferenceArguments)}
+    known = {field.name: field.default for field in fields(MargePytorchArguments)}
     if unknown := sorted(set(arguments) - set(known)):
         raise UserError(
             f"Marge of marge-pytorch 0.2.9 has no argument {', '.join(unknown)}; it has {', '.join(known)}."
@@ -135,13 +130,13 @@ def _check_names(arguments: dict[str, Any]) -> None:
         raise UserError(f"Marge of marge-pytorch 0.2.9 cannot be made without {', '.join(missing)}.")
 
 
-def _check_whole(given: ReferenceArguments, name: str, least: int) -> None:
+def _check_whole(given: MargePytorchArguments, name: str, least: int) -> None:
     value = getattr(given, name)
     if type(value) is not int or value < least:
         raise UserError(f"{name} is {value!r}; give a whole number from {least} up.")
 
 
-def _mult(given: ReferenceArguments, name: str) -> int:
+def _mult(given: MargePytorchArguments, name: str) -> int:
     """The factor of a feed-forward layer; a broken one as the least whole one that is as wide there."""
     mult = getattr(given, name)
     if type(mult) not in (int, float) or not 0 <= mult < math.inf:

@@ -1,4 +1,4 @@
-"""How marge-pytorch 0.2.9 samples and writes, to compare with; our own way is another.
+"""How marge-pytorch 0.2.9 samples and writes, to compare with; our own way is `generation/marge.py`.
 
 Shapes: B batch, T tokens, M evidence of each text, S evidence length, V vocabulary.
 """

@@ -1,20 +1,15 @@
-"""RETRO-pytorch 0.3.9, in and out: its weights and shapes as ours, numbers and all.
-
-RETRO-pytorch 0.3.9, in and out: its weights as one of our models, numbers and all.
+"""RETRO-pytorch 0.3.9, in and out: its weights and its constructor's arguments as ours, number by number.
 
 Its faults are reproduced, since its weights were trained with them: the positions in chunked
 cross-attention are shifted twice, `heads` is ignored (always 8), and with `use_deepnet` a layer's
 cross-attention is left out with its norm where nothing is retrieved. What merely fails there works
 here: one neighbor as (B, L, R), and a loss in eval mode.
 
+`check_shape` and `check_fit` say whether weights of either reference fit one of our networks.
+
 Source: github.com/lucidrains/RETRO-pytorch (MIT), version 0.3.9; written anew. Nothing of it is
 imported. Axes of tensors are as in `models/retro.py`.
-
-Whether somebody else's weights fit one of our networks, and its shape theirs; for both references.
-
-The shapes of RETRO-pytorch 0.3.9: the arguments of its constructor as a RetroConfig, and back.
-
-Source: github.com/lucidrains/RETRO-pytorch (MIT), version 0.3.9; written anew."""
+"""
 
 from __future__ import annotations
 
@@ -86,7 +81,7 @@ EVERYWHERE: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class ReferenceArguments:
+class RetroPytorchArguments:
     """The arguments of the reference's constructor, with its defaults."""
 
     num_tokens: int = 28996
@@ -136,12 +131,12 @@ OUR_NAMES = {
 
 def reference_config(**arguments: Any) -> RetroConfig:
     """The shape of a reference model with these constructor arguments; raises UserError for bad ones."""
-    known = [field.name for field in fields(ReferenceArguments)]
+    known = [field.name for field in fields(RetroPytorchArguments)]
     if unknown := sorted(set(arguments) - set(known)):
         raise UserError(
             f"RETRO of retro-pytorch 0.3.9 has no argument {', '.join(unknown)}; it has {', '.join(known)}."
         )
-    given = ReferenceArguments(**arguments)
+    given = RetroPytorchArguments(**arguments)
     for name, least in (("dim_head", TURNING), ("max_seq_len", 1), ("enc_depth", 1), ("dec_depth", 1)):
         value = getattr(given, name)
         if type(value) is not int or value < least:
@@ -159,7 +154,7 @@ def reference_config(**arguments: Any) -> RetroConfig:
         raise UserError(f"{theirs.get(name, name)} {rest}") from error
 
 
-def _layers(given: ReferenceArguments, name: str, depth: int) -> tuple[int, ...]:
+def _layers(given: RetroPytorchArguments, name: str, depth: int) -> tuple[int, ...]:
     """Layers counted from 1, None = every one; those that there are not are left out, as there."""
     layers = getattr(given, name)
     if layers is None:
@@ -169,7 +164,7 @@ def _layers(given: ReferenceArguments, name: str, depth: int) -> tuple[int, ...]
     return tuple(sorted({layer for layer in layers if 1 <= layer <= depth}))
 
 
-def _scale(given: ReferenceArguments, name: str) -> float:
+def _scale(given: RetroPytorchArguments, name: str) -> float:
     """The factor of a residual stream, 0 = DeepNet's formula; without DeepNet it does nothing."""
     scale = getattr(given, name)
     if scale is None or not given.use_deepnet:
@@ -179,7 +174,7 @@ def _scale(given: ReferenceArguments, name: str) -> float:
     return float(scale)
 
 
-def _norms(given: ReferenceArguments) -> dict[str, Any]:
+def _norms(given: RetroPytorchArguments) -> dict[str, Any]:
     """Kind of norm and residuals; a gated norm wins over DeepNet's, which wins over `norm_klass`."""
     klass = nn.LayerNorm if given.use_deepnet else given.norm_klass
     home, _, name = f"{getattr(klass, '__module__', '')}.{getattr(klass, '__name__', klass)}".rpartition(".")

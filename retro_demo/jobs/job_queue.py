@@ -1,6 +1,6 @@
-"""The queue on disk: a job has a ticket in DATA/queue from its request to its end.
+"""The queue on disk: each job has an entry in DATA/queue (`Ticket`) from its request to its end.
 
-Whoever changes the queue holds its lock. A folder knows its ticket by a file `ticket`; both name each
+Whoever changes the queue holds its lock. A folder knows its entry by a file `ticket`; both name each
 other by relative paths, so a data folder can be moved.
 """
 
@@ -50,7 +50,7 @@ def queue_lock(home: Path) -> FileLock:
 
 
 def read_tickets(home: Path) -> list[Ticket]:
-    """All tickets of a data folder, the oldest first."""
+    """All queue entries of a data folder, the oldest first."""
     found = (_read(path) for path in (home / QUEUE).glob("*.json"))
     return sorted((ticket for ticket in found if ticket), key=lambda ticket: ticket.number)
 
@@ -80,7 +80,7 @@ def _write(ticket: Ticket) -> None:
 
 
 def issue(home: Path, folder: Path, verb: str, visitor: str, device: str = "", address: str = "") -> Ticket:
-    """A new ticket; the lock of the queue is held.
+    """A new queue entry; the lock of the queue is held.
 
     Visitors take turns: who has other jobs at work or waiting lets later comers go first, but not for ever.
     """
@@ -96,12 +96,12 @@ def issue(home: Path, folder: Path, verb: str, visitor: str, device: str = "", a
 
 
 def mark_started(ticket: Ticket) -> None:
-    """Write down that the job of a ticket was started; the lock of the queue is held."""
+    """Write down that the job of a queue entry was started; the lock of the queue is held."""
     _write(replace(ticket, started=True))
 
 
 def drop(ticket: Ticket) -> None:
-    """Take a ticket out of the queue; the lock of the queue is held."""
+    """Take an entry out of the queue; the lock of the queue is held."""
     ticket.path.unlink(missing_ok=True)
     if _pointed(ticket.folder) == ticket.path:
         (ticket.folder / POINTER).unlink(missing_ok=True)
@@ -115,7 +115,7 @@ def _pointed(folder: Path) -> Path | None:
 
 
 def waiting_ticket(folder: Path) -> Ticket | None:
-    """The ticket of a job that waits for its place, None where it does not."""
+    """The queue entry of a job that waits for its place, None where it does not."""
     path = _pointed(folder)
     ticket = _read(path) if path else None
     return ticket if ticket and ticket.folder == folder and not ticket.started else None

@@ -1,17 +1,14 @@
-"""A long job as a process on a folder: claim, start, stop, look at it, and keep its events.
+"""A long job as a process that works on a folder: lock it, start, stop and watch it, and keep its events.
 
-Long jobs as processes that advance a folder: claim one, start, stop and look at it.
+The folder is the truth about its job. The process that works on it holds its lock, which the operating system
+releases when the process dies, however it dies. Output goes to files, never to a pipe.
 
-A job's folder is the truth about it. Whoever works on a folder holds its lock, which the operating
-system lets go when the process dies, however it dies. Output goes to files, never to a pipe.
+A process is known by its number and the moment of its start as the kernel keeps it, counted from the start of
+the machine: process numbers are used again and clocks are set, so neither alone identifies it.
 
-Which process is meant by a number. Numbers are given again and clocks are set, so neither tells.
-
-What tells is the moment of its start as the kernel keeps it, counted from the start of the machine.
-
-The events of jobs as they are looked at again and again: what was read of a file is not read anew.
-
-Keep what a job tells in its folder, a failure too."""
+Events are read again and again while a job is watched: what was read of a file is not read twice. A failure
+is an event, too.
+"""
 
 from __future__ import annotations
 
@@ -109,7 +106,7 @@ class _Seen:
 class EventLog:
     """Files of events with what was read of them, together at most so many bytes of files.
 
-    A file that grew is read from where it ended; one that was written anew from its beginning. Losing all
+    A file that grew is read from where it ended; one that was rewritten from its beginning. Losing all
     of this loses nothing.
     """
 
@@ -155,7 +152,7 @@ LOOK_PATIENCE = 0.2  # likewise, where another look is the likely reason
 LEAVING = 5.0  # seconds; a worker that has told its end is gone in less
 LOG_TAIL = 4000
 ASKED = "stop"  # a note in the folder of a driven job, which no signal can stop
-BEFORE = "events.before"  # what was told of a job that is to begin anew, until it starts
+BEFORE = "events.before"  # what was told of a job that is to begin again, until it starts
 DRIVEN = "driven"  # stands in its pid file, in place of a number
 LOG = EventLog(8_000_000)  # every page polls `status`; a memo of files, as an lru_cache would be
 
@@ -196,7 +193,7 @@ def asking(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def without_events(folder: Path) -> Iterator[None]:
-    """Begin a job anew in a folder, as one that nothing is told of yet; where that fails all stays told.
+    """Begin a job again in a folder, as one that nothing is told of yet; where that fails all stays told.
 
     What was told before is kept beside it until the job starts: it may leave the queue (`tell_as_before`).
     """

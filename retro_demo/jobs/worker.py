@@ -1,10 +1,9 @@
-"""What a worker keeps to by itself: its allowance of time and memory, and the wish that it stops.
+"""The limits that a worker process keeps to by itself, and its request to stop.
 
-What one worker may take: the server hands it over in the environment, and the worker keeps to it itself.
-
-So it holds while the server is away. Imported before torch: only the standard library stands here.
-
-Whether somebody asked this process to stop: SIGTERM, the first Ctrl-C, or its own time that is up."""
+The server passes the allowance (time, memory, niceness) in the environment, so it holds while the server is
+away. A stop comes as SIGTERM, as the first Ctrl-C, or when the allowed time is over. This module is imported
+before torch, so it uses the standard library only.
+"""
 
 from __future__ import annotations
 

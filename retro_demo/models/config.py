@@ -1,15 +1,10 @@
-"""The shapes of the networks of RETRO and MARGE, as frozen dataclasses of knobs.
+"""The shapes of the networks of RETRO and MARGE, as frozen dataclasses of settings.
 
-The shape of a RETRO network, as a frozen dataclass of knobs; `settings.py` has the other settings.
-
-The defaults follow the paper. What a default-reader may skip stands behind "further options": each
-is off by default, and together they make the network of RETRO-pytorch 0.3.9 (`interop/retro_pytorch.py`).
-
-The shape of a MARGE network and how it finds its evidence, as frozen dataclasses of knobs.
-
-The defaults follow the paper (Lewis et al. 2020), at a size that a CPU trains. What stands behind
-"further options" is off by default; together these make the network of marge-pytorch 0.2.9
-(`interop/marge_pytorch.py`)."""
+The defaults follow the papers (Borgeaud et al. 2022; Lewis et al. 2020), MARGE at a size that a CPU trains.
+What a default-reader may skip stands behind "further options": each is off by default, and together they
+make the networks of RETRO-pytorch 0.3.9 (`interop/retro_pytorch.py`) and of marge-pytorch 0.2.9
+(`interop/marge_pytorch.py`). Settings of anything but a network stand in `settings.py`.
+"""
 
 from __future__ import annotations
 

@@ -1,24 +1,16 @@
-"""The layers that both models are made of: attention, linear layers, norms, residuals.
+"""The layers that both models are made of: attention, linear layers, norms, residuals, first weights.
 
-The attention layers that the models are made of, and the tap through which weights are seen.
+All attention is fused; that to a context (`CrossAttention`) is written out while a `Tap` records it. This
+module does not know chunks, retrieval, files or text.
 
-All attention is fused; that to a context (`CrossAttention`) is written out while somebody looks at it. This
-module knows nothing of chunks, retrieval, files or text.
+The weights of linear layers stay torch's own; only the product changes. PyTorch leaves float32 products on
+CPUs to MKL, which runs AMD processors at half their width. Where these have AVX-512, oneDNN from the same
+wheel takes its place: up to 2.3 times as many products a second. Anything else (GPUs, other dtypes,
+autocast) is `F.linear` as everywhere, and so is compiled code: Inductor chooses its own products.
 
-Shapes: B batch, T query tokens, S context tokens, D width, E context width, H heads, P head width.
-
-Linear layers whose products run as fast as the processor allows; their weights stay torch's own.
-
-PyTorch leaves float32 products on CPUs to MKL, which runs AMD processors at half their width. Where these
-have AVX-512, oneDNN from the same wheel takes its place: up to 2.3 times as many products a second.
-Anything else (GPUs, other number types, autocast) is `F.linear` as everywhere, and so is what is compiled:
-Inductor chooses its own products.
-
-Shapes: N rows, D width in, E width out.
-
-What the layers of RETRO's encoder and decoder are put together from: norms, residuals, first weights.
-
-Shapes: B batch, T tokens, D width."""
+Shapes: B batch, T query tokens, S context tokens, D width, E context width, H heads, P head width; of linear
+layers N rows, D width in, E width out.
+"""
 
 from __future__ import annotations
 

@@ -1,25 +1,18 @@
-"""MARGE: the network, the batch it reads and the distillation of attention into relevance.
+"""MARGE: documents written anew from other documents, whose relevance the model learns itself.
 
-MARGE: documents written anew from other documents, whose relevance the model learns itself.
-
-Token ids in, logits out. Nothing here knows of text, files, indexes or training. One encoder reads
-targets and evidence: after its first layers the state of its first token is the embedding of the
-document, after all of them the states are what the decoder reads. The relevance of evidence z for a
-target x is the cosine of their embeddings, in the loss as in the index.
+Token ids in, logits out: the network, the batch that it reads (whole, or one process's part of it), and the
+distillation of attention. Nothing here knows text, files, indexes or training. One encoder reads targets
+and evidence: after its first layers the state of its first token is the embedding of the document, after
+all of them the states are what the decoder reads. The relevance of evidence z for a target x is the cosine
+of their embeddings, in the loss as in the index. With distillation it also follows how much attention the
+decoder gives the evidence.
 
 Source: Lewis et al. 2020, "Pre-training via paraphrasing", section 2. Where it is silent: rotary
 positions, counted in each document from 0; the first token's own embedding begins as zeros.
 
-Shapes: B batch of targets, T tokens, M evidence, S evidence length, N documents, D width, V tokens of
-text and languages. Evidence that the whole batch shares has 1 in place of B.
-
-What one step of MARGE reads, whole or as the part of one of several processes.
-
-Shapes: B batch of targets, T tokens, M evidence, S evidence length.
-
-Attention distillation: the relevance of a document follows how much the decoder looks at it.
-
-Shapes: B batch of targets, T tokens, M evidence, S evidence length, H heads."""
+Shapes: B batch of targets, T tokens, M evidence, S evidence length, N documents, D width, H heads, V tokens
+of text and languages. Evidence that the whole batch shares has 1 in place of B.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +39,7 @@ from retro_demo.models.layers import (
 from retro_demo.models.marge_layers import Evidence, EvidenceLayer, PlainLayer, WriteCache
 
 
-class Part(NamedTuple):
+class BatchPart(NamedTuple):
     """What one of `size` processes has of a batch: its share of the targets; predicted tokens of all."""
 
     rank: int
@@ -63,7 +56,7 @@ class MargeBatch(NamedTuple):
 
     targets: Tensor
     evidence: Tensor
-    part: Part | None = None
+    part: BatchPart | None = None
 
     @property
     def tokens(self) -> Tensor:
@@ -83,7 +76,7 @@ class MargeBatch(NamedTuple):
         if not len(own):
             own = self.targets[:1].clone()
             own[:, 1:] = pad_id
-        return MargeBatch(own, self.evidence, Part(rank, size, share, predicted))
+        return MargeBatch(own, self.evidence, BatchPart(rank, size, share, predicted))
 
 
 def mean_scores(scores: Tensor, present: Tensor, rows: Tensor, eps: float) -> Tensor:
@@ -264,7 +257,7 @@ class MARGE(nn.Module):
             rearrange(embeddings, "(b m) d -> b m d", b=batch),
         )
 
-    def _encode_together(self, evidence: Tensor, part: Part) -> Evidence:
+    def _encode_together(self, evidence: Tensor, part: BatchPart) -> Evidence:
         """As `encode_evidence` of evidence (M, S), of which each of several processes encodes some."""
         states, embeddings = shared_rows(self.encode, evidence, part.rank, part.size)
         return Evidence(states[None], self._readable(evidence, None)[None], embeddings[None])

@@ -1,13 +1,11 @@
-"""How much memory a network and the reading of a text take, counted from shapes alone.
+"""The memory that a network and the reading of a text take, counted from shapes alone.
 
-How large a network is, counted without making one, and whether this machine can hold it.
+A network is counted without making one, and refused where this machine cannot hold it. Reading a text is
+bounded from above, in numbers of four bytes: what a forward holds at its widest, with attention weights as if
+they were written out everywhere. Measured values stay below it.
 
-How much memory the reading of a text takes at most, reckoned from the shape of the network alone.
-
-Numbers of four bytes. What a forward holds at its widest is counted, with attention weights as if they
-were written out everywhere; what is measured stays below it.
-
-Shapes: T tokens, C chunk length, K neighbors, R = 2 C, M pieces of evidence, V vocabulary."""
+Shapes: T tokens, C chunk length, K neighbors, R = 2 C, M pieces of evidence, V vocabulary.
+"""
 
 from __future__ import annotations
 

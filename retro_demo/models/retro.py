@@ -1,28 +1,19 @@
-"""RETRO: the network, with its decoder layers, its encoder and chunked cross-attention.
+"""RETRO: a causal decoder that reads the neighbors of the chunks before each token.
 
-RETRO: a causal decoder that reads the neighbors of the chunks before each token.
-
-Token ids in, logits out. Nothing here knows of text, files, indexes or training. Without
-`cca_layers` the same class is the plain decoder that serves as matched baseline (`lm`).
+Token ids in, logits out: the network with its decoder layers, its neighbor encoder (bidirectional,
+conditioned on the chunk that retrieved) and chunked cross-attention (how the tokens after a chunk read its
+neighbors). Nothing here knows text, files, indexes or training. Without `cca_layers` the same class is the
+plain decoder that serves as matched baseline (`lm`).
 
 Source: Borgeaud et al. 2022, "Improving language models by retrieving from trillions of tokens",
 sections 2.4 and 2.5 and appendix B. Differences, all stated there or in docs/science.md: rotary in
 place of Transformer-XL positions (same relative distances), token embeddings shared by encoder,
-decoder and output layer. RetroConfig has further options; they live in the parts, not here.
+decoder and output layer. RetroConfig has further options; they live in the parts, not in RETRO.
 
-Shapes: B batch, T tokens, L chunks, C chunk length, K neighbors, R neighbor length (N, then F),
-D width, V vocabulary. Positions and chunks count from 0; layers from 1, as in the paper.
-
-Chunked cross-attention: how the tokens after a chunk read what the chunk has retrieved.
-
-Shapes: B batch, T tokens, L chunks, C chunk length, K neighbors, R neighbor length, D width,
-E width of encoded neighbors, H heads, P head width.
-
-One layer of RETRO's decoder; `models/retro.py` runs them.
-
-The neighbor encoder of RETRO: both ways, in the light of the chunk that retrieved.
-
-Shapes: N chunks, K neighbors, R neighbor length, C chunk length, D decoder width, E encoder width."""
+Shapes: B batch, T tokens, L chunks, N chunks that retrieve, C chunk length, K neighbors, R neighbor length
+(N, then F), D decoder width, E encoder width, H heads, P head width, V vocabulary. Positions and chunks
+count from 0; layers from 1, as in the paper.
+"""
 
 from __future__ import annotations
 

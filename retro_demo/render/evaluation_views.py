@@ -1,13 +1,8 @@
-"""An evaluation of RETRO or MARGE as HTML.
+"""An evaluation of RETRO or MARGE as HTML: the verdict, what would change it, a table behind each figure.
 
-An evaluation as HTML: the verdict, what would change it, and a table behind each picture.
-
-Draws from the plain dict of evaluation/report.py; without gradio, like render/html_parts.py.
-
-What only the evaluation of a MARGE has to show: its encoder across languages, and beta, as HTML.
-
-Draws from the plain dict of evaluation/report.py; the arms are drawn by
-render/evaluation_views.py."""
+Draws from the plain dict of evaluation/report.py. Of a MARGE it shows also its encoder across languages, and
+beta. The figures are render/plots.py.
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,8 @@
 """The parts that all views share: escaping, tables, progress, text while it grows.
 
-Folders, events and traces -> HTML and numbers for the page; escapes all text of others.
-
-This module knows nothing of gradio. Whatever came from a corpus, a file name, a prompt or a visitor
-passes through `esc` here and nowhere else.
-
-A text while it grows, and the sentences around it, as HTML. Like render/html_parts.py, without gradio."""
+Whatever came from a corpus, a file name, a prompt or a visitor passes through `esc` here and nowhere else.
+Like all of render/, this module knows nothing of gradio.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Builds, corpora, runs and the worth of documents as HTML.
-
-Builds, corpora and runs as HTML: progress, statistics, lists. Like render/html_parts.py, without gradio.
-
-What documents are worth to a run, in a sentence and as HTML. Like render/html_parts.py, without gradio."""
+"""Builds, corpora, runs and the worth of documents as HTML: progress, statistics, lists."""
 
 from __future__ import annotations
 
@@ -304,7 +300,7 @@ def estimate(
 ) -> str:
     """What a run will be and take, before it starts; `minutes`: those that a job may be at work, 0 = any.
 
-    `passes` over the training text as `run_settings.passes_ahead` has them.
+    `passes` over the training text as `run_actions.passes_ahead` has them.
     """
     seconds = OPERATIONS * parameters * tokens_a_step * steps / OPERATIONS_A_SECOND
     most = "at most " if model == "marge" else ""

@@ -1,10 +1,7 @@
-"""A MARGE run's evidence as HTML and figures.
+"""A MARGE run's evidence as HTML and plotly figures, each with a table of the same numbers.
 
-A MARGE run's evidence as HTML: sentences, and a table behind each picture. Without gradio.
-
-The pictures of a MARGE run as plotly figures that suit a light and a dark page. No gradio here.
-
-A table with the same numbers stands behind each in render/marge_views.py."""
+Figures suit a light and a dark page.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from retro_demo.explain.marge_history import Sample, reindexes
+from retro_demo.explain.marge_history import PassageSample, reindexes
 from retro_demo.explain.marge_reading import RANDOM_DRAWS, EvidenceEdit, EvidenceReading, MargeCorpus
 from retro_demo.jobs.lifecycle import JobStatus
 from retro_demo.render import plots
@@ -108,7 +105,9 @@ def matrix_caption(nearest: tuple[int, int], first: tuple[int, int], step: int, 
     )
 
 
-def matrix_table(values: np.ndarray, relevance: np.ndarray, sample: Sample, source: MargeCorpus) -> str:
+def matrix_table(
+    values: np.ndarray, relevance: np.ndarray, sample: PassageSample, source: MargeCorpus
+) -> str:
     """For each target of the sample its three most relevant documents, with their f and shown value."""
     head = "<th>target</th>" + "".join(
         f"<th>{n} most relevant</th><th>f</th><th>shown</th>" for n in (1, 2, 3)
@@ -139,7 +138,7 @@ def map_caption(moved: Mapping[str, Any], step: int) -> str:
     )
 
 
-def map_table(moved: Mapping[str, Any], sample: Sample, source: MargeCorpus) -> str:
+def map_table(moved: Mapping[str, Any], sample: PassageSample, source: MargeCorpus) -> str:
     rows = []
     for i, before, after in zip(sample.ids, moved["before"], moved["after"], strict=True):
         about = source.about(int(i))
@@ -289,7 +288,13 @@ MARGINS = {"l": 54, "r": 12, "t": 12, "b": 44}
 
 
 def matrix_figure(
-    values: np.ndarray, relevance: np.ndarray, sample: Sample, source: MargeCorpus, *, kind: str, top: float
+    values: np.ndarray,
+    relevance: np.ndarray,
+    sample: PassageSample,
+    source: MargeCorpus,
+    *,
+    kind: str,
+    top: float,
 ) -> go.Figure:
     """Targets (rows) x evidence (columns) as ranks (dark: 1) or centered values (full color at `top`)."""
     count = len(sample.ids)
@@ -345,7 +350,7 @@ def full_color(values: np.ndarray) -> float:
     return max(float(np.quantile(known, 0.99)), 1e-6) if len(known) else 1.0
 
 
-def block_name(source: MargeCorpus, sample: Sample, place: int) -> str:
+def block_name(source: MargeCorpus, sample: PassageSample, place: int) -> str:
     """What the block that begins at a place of the sample is called: its group or language."""
     about = source.about(int(sample.ids[place]))
     name = about["group"] if sample.order == "group" else language_name(about["language"])
@@ -396,7 +401,7 @@ def curves(
     )
 
 
-def map_figure(moved: Mapping[str, Any], sample: Sample, source: MargeCorpus, by: str) -> go.Figure:
+def map_figure(moved: Mapping[str, Any], sample: PassageSample, source: MargeCorpus, by: str) -> go.Figure:
     """The sample where it lies now, an arrow from where each document lay at the first re-index."""
     before, after = moved["before"], moved["after"]
     figure = go.Figure()

@@ -1,15 +1,10 @@
-"""Loss curves and evaluations as plotly figures, each with its sentence for those who cannot see it.
+"""Loss curves and evaluations as plotly figures, each with a text alternative for people who cannot see it.
 
-Loss curves as plotly figures that suit a light and a dark page. No gradio here.
-
-What a picture shows, in a sentence with its figures: for those who cannot see it. No plotly, no gradio.
-
-Each function takes what its figure is drawn from; the figure carries the sentence (figures.described).
-
-The pictures of an evaluation as plotly figures that suit a light and a dark page. No gradio here.
-
-Each draws from the plain dict of evaluation/report.py; the table with the same numbers is in
-render/evaluation_views.py."""
+Figures suit a light and a dark page. Those of an evaluation draw from the plain dict of
+evaluation/report.py; render/evaluation_views.py has the tables with the same numbers. Each `*_words`
+function takes what its figure is drawn from and gives the sentence with its numbers; `described` puts it
+into the figure.
+"""
 
 from __future__ import annotations
 

@@ -1,13 +1,8 @@
-"""The linked view of a trace, its timeline and its edits as HTML.
+"""The linked view of a trace as HTML: text, neighbors, attention, timeline, edits and their numbers.
 
-The linked view of a trace as HTML: text, neighbors, attention, and the numbers behind them.
-
-assets/explain.js and assets/heatmap.js tie the parts together in the browser; what they need lies
-in the page as JSON. Like render/html_parts.py, without gradio: all text of others passes through `esc`.
-
-The timeline of what was looked up, and an edited neighbor with all that followed, as HTML.
-
-Like render/html_parts.py, without gradio: all text of others passes through `esc`."""
+assets/explain.js and assets/heatmap.js connect the parts in the browser; the numbers lie in the page as
+JSON. All text of others passes through `esc`.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Words in common -> neighbors: BM25 over token ids or words, and BM25 over dense candidates.
 
-Owns what a term is, the file of the BM25 index and its search. bm25s weighs the terms. The search
-is our own because it must leave excluded chunks out, and because all chunks of a corpus are
-queries at once. It does not know what makes two chunks too close: it is told.
+This module decides what a term is, the file of the BM25 index and its search. bm25s weighs the terms. The
+search is our own because it must leave excluded chunks out, and because all chunks of a corpus are
+queries at once. It does not know which chunks are too close to each other: it is told.
 
 Shapes: Q queries, K neighbors, C chunk length, N stored chunks.
 """
@@ -199,4 +199,4 @@ class HybridRetriever(Retriever):
 
 
 ByVectors = DenseRetriever | HybridRetriever
-"""The retrievers that find nothing without an embedder; by name: unknown_text.BY_VECTORS."""
+"""The retrievers that find nothing without an embedder; by name: BY_VECTORS of corpus/embedding.py."""

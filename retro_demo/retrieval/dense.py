@@ -1,25 +1,15 @@
-"""Vectors and queries -> neighbors: FAISS indexes, their recall, and the dense retriever.
+"""Vectors and queries -> neighbors: the FAISS index on CPU or GPU, its recall, and the dense retriever.
 
-Vectors and queries -> neighbors: the FAISS index, on CPU or GPU, and the dense retriever.
+This module decides which kind of index suits a size and a device, how its files look, and how a search leaves
+excluded chunks out. It does not know how text becomes a vector, nor which chunks are too close to each other:
+it is given both.
 
-Owns which kind of index suits a size and a device, the index file, and the search that leaves
-excluded chunks out. It does not know how text becomes a vector, nor what makes two chunks too
-close: it is given both.
+Recall is the share of what an exact search finds that the index finds, too: it is measured on the corpus
+itself, and the index is tuned to it. Source: the recall that Borgeaud et al. 2022 and InstructRetro (Wang et
+al. 2023) state of their indexes.
 
 Shapes: Q queries, K neighbors, E vector width, C chunk length, N stored vectors.
-
-One FAISS index as a thing: made empty, filled, written, left on disk, copied to the GPUs.
-
-Owns how FAISS is called for that. Which kind of index suits is said by retrieval/dense.py, which also
-searches.
-
-Shapes: E vector width, N stored vectors.
-
-How much of what an exact search finds an index finds: measured on the corpus itself, and tuned to it.
-
-Source: the recall that Borgeaud et al. 2022 and InstructRetro (Wang et al. 2023) state of their indexes.
-
-Shapes: Q queries, K neighbors, E vector width, N chunks."""
+"""
 
 from __future__ import annotations
 

@@ -1,19 +1,11 @@
-"""Text -> vectors: the embedders, and the forward pass of MiniLM.
+"""Text -> vectors: the three embedders, their names, and the forward pass of all-MiniLM-L6-v2 in plain torch.
 
-Chunk text -> vectors: the three embedders and how they are named.
+Keys and queries are embedded by the same `embed`. Every embedder gives float32 rows of length 1, so an inner
+product is the cosine. A text in which the tokenizer knows nothing (empty, only blanks, only unknown signs)
+gives a row of zeros. This module does not know corpora, indexes or where vectors are kept.
 
-Owns the names of the embedders and the reading of their weights. It knows nothing of corpora,
-indexes or where vectors are kept. Keys and queries are embedded by the same `embed`.
-
-Every embedder gives float32 rows of length 1, so that an inner product is the cosine. A text in
-which the tokenizer knows nothing (empty, only blanks, only unknown signs) gives a row of zeros.
-
-The forward pass of all-MiniLM-L6-v2 in plain torch.
-
-Owns the arithmetic alone: word pieces in, one vector a text out. It knows no files and no text;
-retrieval/embedders.py reads the weights and tokenizes.
-
-Shapes: B batch, T word pieces."""
+Shapes: B batch, T word pieces.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """What a neighbor list is, and what every retriever can do.
 
-Owns the order of neighbors (score, then id) and their comparison. It knows nothing of vectors,
-words or FAISS; retrieval/dense.py and retrieval/bm25.py find neighbors.
+The order of neighbors (score, then id) and their comparison are decided here. This module does not know
+vectors, words or FAISS: retrieval/dense.py and retrieval/bm25.py find neighbors. The rule which chunks may be
+neighbors is `excluded` in corpus/store.py.
 
 Shapes: Q queries, K neighbors, C chunk length.
 """

@@ -1,7 +1,7 @@
-"""What a training has to say of itself: held-out loss that rises, loss that explodes, passes over its text.
+"""What a training warns about: held-out loss that rises, loss that explodes, passes over its text.
 
-All of it follows from the events of the run. So a run that goes on says what one that never stopped would
-say, and whoever only looks at its folder comes to the same words. This module knows no model and no files.
+All of it follows from the events of the run. So a run that was resumed warns exactly as one that never
+stopped, and a reader of its folder comes to the same words. This module knows no model and no files.
 
 The rules were chosen by measurement: docs/science.md, "When a training raises an alarm".
 """

@@ -1,23 +1,18 @@
-"""Run folders: what a run is, its weights, and the state from which it goes on.
-
-Run folders: what a run is, its weights and the state from which it goes on.
+"""Run folders: what a run is, its weights, and the state from which its training resumes.
 
     config.json           RunConfig: model, network, training, corpus and its fingerprint, versions
     model.safetensors     the weights of the last save
     best.safetensors      those of the save with the best held-out loss, which is among its notes: `keep` says
                           which of both is used
-    state.safetensors     weights, optimizer and generators of the last save, for going on
+    state.safetensors     weights, optimizer and generators of the last save, for resuming
     events.jsonl          all that happened
     tokenizer.json        the tokenizer of the corpus
     imported.json         where the run came from elsewhere (sharing/importing.py)
 
-Each file is written beside itself and renamed. `state.safetensors` alone is the truth on going on,
-so a kill between two files cannot mix two saves. Nothing is ever unpickled.
-
-What a training goes on from: state.safetensors of a run folder, the same whoever wrote it.
-
-One process can take up what many have left, and the other way round: weights and optimizer moments are
-kept whole, generators for each process."""
+Each file is written beside itself and renamed. `state.safetensors` alone decides where training resumes, so
+a kill between two files cannot mix two saves. Weights and optimizer moments are saved whole, generators for
+each process: so one process can resume what many saved, and the other way round. Nothing is ever unpickled.
+"""
 
 from __future__ import annotations
 

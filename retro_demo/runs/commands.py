@@ -1,9 +1,9 @@
 """Commands to paste into a terminal: made so that they run on this machine from any folder.
 
-A command is made with the folders where things lie, and kept so. Whom it is told decides what of that is
-shown: who sits at this machine gets a command that works here, everybody else one with names alone, because
-where a server keeps things is nobody's business. The code of a workspace, which is a secret, is told to
-nobody: the folder DATA/links holds another way to it.
+A command is made and kept with its folders. Who reads it decides what is shown: the user of this machine
+gets a command that works here, everybody else one with names alone, because a server's folders are private.
+The code of a workspace is a secret and is shown to nobody: the folder DATA/links holds another path to the
+workspace.
 """
 
 from __future__ import annotations
@@ -55,19 +55,19 @@ def place(folder: Path | str) -> str:
 
 
 def flag(name: str, value: Any) -> list[str]:
-    """The words that set a knob."""
+    """The words that set a setting."""
     shown = ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
     word = f"--{name.replace('_', '-')}"
     return [f"{word}={shown}"] if shown.startswith("-") else [word, shown]
 
 
 def flags(values: Iterable[tuple[str, Any]]) -> list[str]:
-    """The words that set some knobs, in their order."""
+    """The words that set some settings, in their order."""
     return [word for name, value in values for word in flag(name, value)]
 
 
 def set_flags(config: Any) -> list[str]:
-    """The words that set the knobs of a config that differ from their defaults."""
+    """The words that set the settings of a config that differ from their defaults."""
     values = [(knob.name, getattr(config, knob.name), knob.default) for knob in knobs(config)]
     return flags((name, value) for name, value, usual in values if value != usual)
 

@@ -1,8 +1,7 @@
-"""A run folder -> a model that can be used, with its corpus and retriever.
+"""A run folder -> a model in memory with its corpus and retriever, ready to write text.
 
-Runs and the databases they read, brought into memory, ready to write text.
-
-A run made ready to read and write for one command: its sample built, another corpus prepared."""
+For one command on the terminal it also builds the sample and retokenizes another corpus, where needed.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +80,7 @@ def load_run(
     """Read a run and, where it retrieves, its corpus, with the retriever of its training or another.
 
     Another `corpus` than the one it was trained on is a hot swap: the same weights read another
-    database. Where this run has another tokenizer its edition must be made before (corpus/changes.py).
+    database. For another tokenizer the retokenized corpus must be made before (corpus/changes.py).
     Raises UserError where it is not, and for an lm with either of them, as it could make no difference.
     """
     config = read_run_config(folder)

@@ -1,10 +1,7 @@
-"""What a new run is, of RETRO or of MARGE: its config from preset and settings. Nothing is trained here.
-
-What a new run is: its config from preset, settings and base, written down or compared.
+"""What a new run is, of RETRO or of MARGE: its config from preset, settings and base, written or compared.
 
 Nothing is trained here; training/trainer.py does that.
-
-What a new MARGE run is: its config from preset and settings. Nothing is trained here."""
+"""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ NOT_COMPARABLE = (
 def provenance(run: Path, *, command: str, seconds: float, settings: dict[str, Any]) -> dict[str, Any]:
     """Origin of a figure measured on `run`, ready for JSON.
 
-    `command` repeats the measurement, `seconds` is how long it took, `settings` are its own knobs.
+    `command` repeats the measurement, `seconds` is how long it took, `settings` are its own settings.
     Raises UserError where there is no run.
     """
     config = read_any_config(run)
@@ -81,7 +81,7 @@ def corpus_provenance(
 
 
 def weights_of(run: Path) -> tuple[int, int]:
-    """(step, number of parameters) of the weights that a run is used with, by its head; (0, 0) = none."""
+    """(step, number of parameters) of the weights that a run is used with, by its header; (0, 0) = none."""
     path = weights_file(run)
     if not path.exists():
         return 0, 0

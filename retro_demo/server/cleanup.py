@@ -1,8 +1,8 @@
-"""Deleting what nobody uses, and one server for each data folder.
+"""Deletes what nobody uses, and keeps one server for each data folder.
 
-Deleting: a visitor's workspace when asked, by age or for room what nobody uses. Never what is at work.
-
-The data folder of a server: one server at a time, and closed to everybody else on the machine."""
+Workspaces are deleted on request, by age or to make room, never while a job works in them. The data folder is
+closed to everybody else on the machine.
+"""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ GONE = ".gone-"  # before the name of a workspace that is being deleted: no code
 LEAVE_SECONDS = 20.0  # for a job that was asked to leave before it is killed
 LOOK_SECONDS = 600.0
 IN_USE = 2 * 3600.0  # seconds; a workspace is dated once an hour at most: it was used in the last one
-LOOKED = "last-cleaning"  # a file of the data folder; its date is when the janitor looked last
+LOOKED = "last-cleaning"  # a file of the data folder; its date is of the last cleanup
 STAGED = (".import-*", ".export-*")  # in a workspace, and left where a server was killed at its work
 JOBS = ("corpora/*", "corpora/*/editions/*", "runs/*", "runs/*/evaluations/*", "evaluations/*/*")
 

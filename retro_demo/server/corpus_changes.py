@@ -1,6 +1,7 @@
-"""What a visitor can ask of a corpus: documents to add or to forget, what they are worth to a run, its end.
+"""What a visitor can ask of a corpus: add or forget documents, weigh them for a run, rename it, delete it.
 
-By ids of a workspace, as server/service.py; the page and the HTTP endpoints both call these.
+Corpora and runs are named by their ids in a workspace, as in server/service.py; the page and the HTTP
+endpoints both call these functions.
 """
 
 from __future__ import annotations

@@ -1,14 +1,12 @@
-"""Training where a GPU is lent for a call: slices in forked processes.
+"""Training in slices, where a GPU is lent for a call: a run folder advanced call by call in forked processes.
 
-Training in slices, where a GPU is lent for a call and taken back: a run folder advanced call by call.
+Each call resumes from the last save, trains for so many seconds, saves and ends. It returns only its result
+and what it wrote into the folder.
 
-Each call goes on from the last save, trains for so many seconds, saves and leaves. It runs in a forked
-process, which brings nothing back but what it returns and what it wrote into the folder.
-
-What a server with many threads sees to, so that a process forked from it never waits for one of them.
-
-A fork has all memory of its parent, but of its threads only the one that forked. A lock that another one
-held at that moment is held in the fork for good: whoever asks for it hangs."""
+A fork has all memory of its parent, but of its threads only the one that forked. A lock that another thread
+held at that moment is held in the fork for good, and whoever asks for it hangs. `prepare_forks` makes sure
+that no such lock is held.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""What a visitor may take of the machine, and where a request comes from.
+"""What a visitor may use of the machine: the limits, strict on a public page, and the address of a request.
 
-What a visitor may take of the machine, declared once: a public page is strict, a private one is not.
-
-The server writes the limits that hold into its data folder; whoever starts work there reads them.
-
-Where the request comes from that is being answered; the page says so, the queue and its limits ask."""
+The limits are declared once. The server writes those that hold into its data folder; every process that
+starts work there reads them. The page sets the address of the request that is being answered; queue and
+limits read it.
+"""
 
 from __future__ import annotations
 
@@ -236,6 +235,6 @@ ADDRESS: ContextVar[str] = ContextVar("address", default="")
 A variable of the request's own context, because between the page and the queue lie ten ways to start a job.
 """
 SITS_HERE = "x-retro-demo-here"
-"""The header in which the doorman says that the visitor sits at this machine; also dropped from outside."""
+"""The header by which the middleware says that the visitor sits at this machine; dropped from outside."""
 HERE: ContextVar[bool] = ContextVar("here", default=False)
 """Whether the request comes from this machine and the page is not for strangers: who asks may see folders."""

@@ -1,16 +1,10 @@
 """What the page and the endpoints say: settings as the asker names them, no folder of the server.
 
-Settings named as the asker knows them.
-
-Sentences name a setting as the command line does, `--holdout` or `--fields text=NAME`, and a UserError may
-say which names of settings stand bare in its own. On the page they become the labels of the forms, for
-programs the arguments of the endpoints. Any other name is somebody's, of a file or folder perhaps, and
-stays. This module knows settings, not sentences.
-
-What is told of what jobs and verbs say: no folder of the server, settings and commands as the asker knows.
-
-They speak as on the command line of this machine; what the page and the endpoints tell of it goes through
-here."""
+Jobs and verbs write their sentences for the command line of this machine: `--holdout` or `--fields
+text=NAME`, with its folders. Here they are changed for the reader: settings become the labels of the forms,
+or for programs the arguments of the endpoints. A UserError may list the settings that its sentence names
+without dashes. Any other name is the user's (perhaps of a file or folder) and stays.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a server process remembers: a few loaded runs and corpora.
+"""The model cache: a few loaded runs and corpora in the memory of a server.
 
 Disk is the truth: a key holds the modification times of the files, so a changed folder is read
-anew, and losing all of this loses nothing.
+again, and losing the whole cache loses nothing.
 """
 
 from __future__ import annotations

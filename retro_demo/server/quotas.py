@@ -1,13 +1,10 @@
-"""Requests measured against the limits, and files outside a workspace that count as one visitor's.
+"""Requests checked against the limits, and files outside a workspace that count as one visitor's.
 
-What is asked for, measured against the limits before anything is made: refusals in a sentence.
-
-What lies outside the workspaces and is one visitor's all the same: it counts, and goes with the workspace.
-
-Uploads and what is made for download lie in one folder, under hashes of their content: a file may be that of
-several visitors, and then stays for the others. So does an edition of a sample corpus, which holds the
-tokenizer of a visitor's run. What is noted here goes at once when a workspace is deleted; the rest goes
-by its age."""
+A request is refused in a sentence before anything is made. Uploads and downloads lie in one folder, under
+hashes of their content: a file may belong to several visitors, and then stays for the others. The same holds
+for a retokenized copy of a sample corpus, which holds the tokenizer of a visitor's run. Files noted here are
+deleted at once with their workspace; the rest is deleted by age.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +32,7 @@ EXPORTS = "exports.jsonl"  # beside it; of several with one name only the last i
 
 
 def note_files(workspace: Workspace, paths: Iterable[Path]) -> None:
-    """Keep in mind that these files, or editions, are the visitor's; raises UserError where that is gone."""
+    """Note these files, or retokenized corpora, as the visitor's; raises UserError where that is gone."""
     workspace.check_there()
     known = set(_read(workspace.folder / NOTES))
     for path in dict.fromkeys(path.resolve() for path in paths):
@@ -96,7 +93,7 @@ def forget_gone(folder: Path) -> None:
 
 
 def noted_editions(folder: Path) -> list[Path]:
-    """The editions outside the workspaces that are of the visitor of this folder alone."""
+    """The retokenized corpora outside the workspaces that are of the visitor of this folder alone."""
     own = {path for path in noted(folder) if path.parent.name == EDITIONS and path.is_dir()}
     return [*(own - _of_others(folder))] if own else []
 
@@ -147,7 +144,7 @@ def check_run(limits: Limits, network: RetroConfig | MargeConfig, steps: int) ->
 
 
 def check_settings(limits: Limits, network: RetroConfig | MargeConfig, settings: Mapping[str, Any]) -> None:
-    """As `check_run` and `check_reading`, for a run that is not made yet: its network and its other knobs."""
+    """As `check_run` and `check_reading`, for a run that is not made yet: its network and other settings."""
     check_run(limits, network, settings["steps"])
     tokens = settings["passage_len" if isinstance(network, MargeConfig) else "seq_len"]
     check_context(limits, network, tokens, settings.get("num_neighbors", 0))

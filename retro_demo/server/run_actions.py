@@ -1,12 +1,9 @@
 """What a visitor does with runs: settings and commands, downloads, export, import, the Hub.
 
-A run as the page shows it: where its form begins, what differs from a preset, its command.
-
-What the Train and Corpus tabs show, as JSON with where it comes from.
-
-This module knows folders and figures; it does not know whose they are or how they are handed out.
-
-What a visitor shares: a run as a .zip, somebody's .zip as a run or corpus, a run pushed to the Hub."""
+Settings: where the form of a run begins, what differs from a preset, its command. Downloads: what the Train
+and Corpus tabs show, as JSON with its origin. Sharing: a run as a .zip, somebody's .zip as a run or corpus,
+a run pushed to the Hub.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +84,7 @@ def corpus_to_train(workspace: Workspace, chosen: str | None) -> str | None:
 
 
 def starting_settings(workspace: Workspace, model: str, preset: str, base: str) -> dict[str, Any]:
-    """What a form of knobs shows for a model, a preset and a base ("" for none)."""
+    """What a form of settings shows for a model, a preset and a base ("" for none)."""
     known = MARGE_PRESETS if model == "marge" else PRESETS
     if preset not in known or model not in MODELS:
         raise UserError(f"There is no preset {preset!r} of {model!r}; choose one of {', '.join(known)}.")
@@ -102,7 +99,7 @@ def starting_settings(workspace: Workspace, model: str, preset: str, base: str) 
 
 
 def changed_settings(config: AnyRun) -> list[tuple[str, Any]]:
-    """The knobs of a run that differ from its preset, with their values."""
+    """The settings of a run that differ from its preset, with their values."""
     usual: dict[str, Any]
     if isinstance(config, MargeRun):
         usual, own = usual_settings(_preset(config), config.network.languages), marge_settings()
@@ -148,7 +145,7 @@ def _preset(config: AnyRun) -> str:
 
 
 def passes_ahead(corpus: Path, model: str, settings: Mapping[str, Any]) -> dict[str, float]:
-    """How often a run with these knobs would read the training text of a built corpus, as `started` says it.
+    """How often a run with these settings would read the training text of a built corpus, as `started` says.
 
     Of a MARGE only the most that it can be: how many targets a batch holds follows from their evidence.
     """
@@ -185,7 +182,7 @@ def weights_choices(folder: Path, now: JobStatus) -> list[tuple[str, str]]:
 def command_of(folder: Path, config: AnyRun, home: Path) -> str:
     """The command line of a run: it goes on with it, or says that it is finished.
 
-    A run that cannot be gone on with, as one that ships, is trained anew beside whoever calls. Where its
+    A run that cannot be gone on with, as one that ships, is trained again beside whoever calls. Where its
     corpus is gone no command is left.
     """
     if not corpus_folder(home, config.corpus).is_dir() and not config.corpus.startswith(SAMPLE):

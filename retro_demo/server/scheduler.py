@@ -1,6 +1,6 @@
-"""Who works next: jobs ask for a place, start where one is free, and are ended when they overstay.
+"""The scheduler: jobs wait in the queue, start when a slot is free, and end at their time limit.
 
-The queue is on disk (jobs/job_queue.py), so a restarted server goes on with it.
+The queue is on disk (jobs/job_queue.py), so a restarted server continues it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.5
 LEAST_MEMORY = 2_000_000_000  # bytes; a tiny run writes to 1.1 GB, a small one to 1.6
-GRACE_SECONDS = 120  # to save and leave, before a job that overstays is killed
+GRACE_SECONDS = 120  # to save and leave, before a job over its time is killed
 
 
 def begin(workspace: Workspace, folder: Path, verb: str) -> None:
@@ -56,7 +56,7 @@ def begin(workspace: Workspace, folder: Path, verb: str) -> None:
         job_queue.issue(home, folder, verb, visitor, device, ADDRESS.get())
     try:
         start_next(home)
-    except OSError as error:  # it has its ticket, and is started in a moment
+    except OSError as error:  # it has its queue entry, and is started in a moment
         log.warning("the queue stumbled: %s", error)
 
 
@@ -96,7 +96,7 @@ def check_queue(limits: Limits, known: Sequence[Ticket], visitor: str, address: 
 
 
 def start_next(home: Path) -> None:
-    """Start the waiting jobs that there is a place for, in their turn; drop the tickets of what ended."""
+    """Start the waiting jobs that there is a place for, in their turn; drop the entries of ended jobs."""
     limits = limits_of(home)
     with job_queue.queue_lock(home):
         known = _settled(home)
@@ -122,7 +122,7 @@ def _note_once(words: str) -> None:
 
 
 def _settled(home: Path) -> list[Ticket]:
-    """The tickets of jobs that are at work or wait; the others are dropped. The lock is held."""
+    """The queue entries of jobs that are at work or wait; the others are dropped. The lock is held."""
     kept = []
     for ticket in job_queue.read_tickets(home):
         running = lifecycle.is_running(ticket.folder)
@@ -179,7 +179,7 @@ def keep_dispatching(home: Path) -> threading.Thread:
         while True:
             try:
                 start_next(home)
-            except Exception:  # what one ticket does wrong must not hold up all others for good
+            except Exception:  # what one entry does wrong must not hold up all others for good
                 log.exception("the queue stumbled")
             time.sleep(LOOK_SECONDS)
 

@@ -1,16 +1,13 @@
-"""What a visitor can ask for, one function each: the page and the endpoints both call these.
+"""What a visitor can ask for, one function each: uploads, builds, trainings, retokenized corpora.
 
-What a visitor can ask for, one function each; the page and the HTTP endpoints both call these.
+The page and the HTTP endpoints both call these functions. They name corpora and runs by their ids in a
+workspace, start processes and read folders. Uploads are moved into a workspace under safe names, where
+there is room.
 
-They name corpora and runs by their ids in a workspace, start processes and look at folders.
-
-A corpus made for the tokenizer of a run that is to read it (hot swap): a job like any build.
-
-The page and the endpoints never make an edition (corpus/changes.py) themselves: that takes as long as a
-build. Who asks first begins the job in the queue; who asks meanwhile waits for the same one, or is told of
-it.
-
-Uploaded files on their way into a workspace: where there is room and a place, under safe names."""
+A hot swap may need the corpus retokenized for the run (corpus/changes.py). That takes as long as a build,
+so the page and the endpoints never do it themselves: the first request begins the job in the queue, later
+ones wait for the same job.
+"""
 
 from __future__ import annotations
 
@@ -80,14 +77,14 @@ def begin_edition(workspace: Workspace, run: Path, corpus: Path, title: str) -> 
 
 
 def _note_tokenizer(workspace: Workspace, run: Path, folder: Path) -> None:
-    """The edition of a sample holds the tokenizer of a visitor's run, and goes with that visitor's data."""
+    """A retokenized sample holds the tokenizer of a visitor's run, and goes with that visitor's data."""
     own, inside = (path.is_relative_to(workspace.folder) for path in (run, folder))
     if own and not inside and folder.resolve() not in noted(workspace.folder):
         note_files(workspace, [folder])
 
 
 def check_made(folder: Path, title: str) -> None:
-    """Raise UserError where the job that made an edition has ended before it was whole, and say why."""
+    """Raise UserError, with the reason, where the job that retokenizes a corpus ended before its end."""
     if is_built(folder):
         return
     _tell_failure(folder, title)
@@ -106,7 +103,7 @@ def _tell_failure(folder: Path, title: str) -> None:
 
 
 def stop_edition(workspace: Workspace, run: Path, corpus: Path) -> None:
-    """Stop the job that makes an edition where this visitor asked for it first; others go on."""
+    """Stop the job that makes a retokenized corpus where this visitor asked for it first; others go on."""
     config = read_any_config(run)
     if isinstance(config, RunConfig) and config.retrieves:
         folder = edition_of_stored(corpus, run, config.network.chunk_len)

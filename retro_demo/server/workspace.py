@@ -1,16 +1,13 @@
-"""One visitor's folders: corpora, runs, evaluations and kept traces.
-
-Where things lie: the data folder, what ships with the code, and one visitor's own folders.
+"""One visitor's folders: corpora, runs, evaluations and kept traces; and the examples that ship.
 
 DATA/samples/NAME-HASH          built sample corpora, shared and read-only for visitors
 DATA/derived/FINGERPRINT        what is made from a corpus that cannot be written
-DATA/links/TAG                  another way to a workspace, which does not tell its code
+DATA/links/TAG                  another path to a workspace, which does not show its code
 DATA/workspaces/CODE/corpora    a visitor's corpora, runs and kept traces
                     /runs           with their evaluations
                     /evaluations    those of the shipped runs
                     /traces
-
-The texts that a visitor wrote or had explained, kept in the workspace, and the examples that ship."""
+"""
 
 from __future__ import annotations
 

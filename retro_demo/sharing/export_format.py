@@ -1,7 +1,5 @@
 """The format of an export, and the checks before anything in one is believed.
 
-What stands in an export: its files, its manifest and its format version.
-
 An export is a folder (or a .zip of it) that holds a run, or a corpus alone:
 
     export.json          the manifest: format, kind, name, corpus, every file with bytes and sha256
@@ -12,17 +10,13 @@ An export is a folder (or a .zip of it) that holds a run, or a corpus alone:
                          whichever of both the run is used with
     evidence/            of a MARGE: what each re-index found
     evaluation.json      figures of these weights, for programs; an import does not read it
-    corpus/              text, tokenizer, vectors and index, where asked; the index is made anew on import
+    corpus/              text, tokenizer, vectors and index, where asked; an import makes its own index
 
 Nothing in it is a pickle. Format 0 is a plain run folder as earlier releases left it, without export.json.
 
-What an import believes of texts only after a look: events of a training, documents, what a build keeps.
-
-Every check reads a line at a time, and raises a UserError.
-
-What an import believes of a run only after a look: its config and the heads of its tensor files.
-
-Every check reads at most a head or one tensor at a time, and raises a UserError."""
+Each file is checked before it is believed: config, events, documents, the headers of tensor files. A check
+reads a line, a header or one tensor at a time, and raises a UserError.
+"""
 
 from __future__ import annotations
 
@@ -388,7 +382,7 @@ def check_evidence(path: Path) -> None:
 
 
 def check_vectors(path: Path) -> None:
-    """Raise UserError where the file is not float32 rows in numpy's format, as long as its head says."""
+    """Raise UserError where the file is not float32 rows in numpy's format, as long as its header says."""
     try:
         with path.open("rb") as file:
             if np.lib.format.read_magic(file) != (1, 0):

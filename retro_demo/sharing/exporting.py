@@ -1,12 +1,9 @@
 """A run or a corpus as a folder for others: export, model card, push to the Hub.
 
-A run or a corpus as a folder for others: pickle-free, with a card, without the paths of this machine.
-
-The model card of an export: README.md with YAML front matter, honest figures and how to repeat them.
-
-It says what was measured with its intervals, and just as plainly what was not.
-
-An export pushed to the Hugging Face Hub with the user's own token, which is kept and shown nowhere."""
+An export holds no pickle and no path of this machine. Its model card is README.md with YAML front matter:
+figures with their intervals, how to repeat them, and just as plainly what was not measured. A push to the
+Hugging Face Hub uses the user's own token, which is never stored or shown.
+"""
 
 from __future__ import annotations
 

@@ -1,14 +1,11 @@
 """The one training loop, and the held-out losses that it measures.
 
-The one training loop. It knows nothing of text, file names, interfaces or which model it trains.
+A model offers `loss(batch)` and the batches offer `train_batch(step)`; what else differs between models lives
+there. The loop does not know text, file names, interfaces or which model it trains.
 
-A model offers `loss(batch)` and the batches offer `train_batch(step)`; what else differs between
-models lives there.
-
-Held-out loss of a model with and without its neighbors, in nats a token and bits a byte.
-
-Only positions that retrieval can reach count (from the last token of the first chunk on), the same
-ones for every arm."""
+Held-out loss is measured with and without neighbors, in nats a token and bits a byte. Only positions that
+retrieval can reach count (from the last token of the first chunk on), the same ones for every arm.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +89,7 @@ def train(
     watch: Watch,
     world: World = ALONE,
 ) -> Iterator[Event]:
-    """Advance a model, as `distributed.spread` gives it, from step `start` to the last one.
+    """Advance a model, as `devices.spread` gives it, from step `start` to the last one.
 
     Yields what happens; `watch` knows what happened before. Each of several processes takes its part of
     each batch and tells the loss of the whole. Raises UserError when the loss is no longer a number; what

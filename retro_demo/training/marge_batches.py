@@ -2,8 +2,8 @@
 
 Every `refresh_every` steps all training passages are embedded with the encoder as it is then, the
 most relevant pairs of each shard are kept, and batches are cut from them until the next time. What
-was found is kept in the run folder, so a run that is resumed reads the very batches that it would
-have read; a re-index that a kill undid is made again from the same weights.
+was found is saved in the run folder, so a resumed run reads the very batches that it would have read; a
+re-index that a kill undid is made again from the same weights.
 
 Shapes: P passages, S passage length, D width, M evidence.
 """
@@ -98,7 +98,7 @@ class MargeBatches:
         return step % self.config.refresh_every == 0 or step == self.steps
 
     def refresh(self, step: int, model: MARGE, folder: Path, world: World = ALONE) -> Reindexed:
-        """Embed all passages anew, find their evidence and keep both in `folder`; at step 0, too.
+        """Embed all passages again, find their evidence and keep both in `folder`; at step 0, too.
 
         Several processes share the embedding; the leader finds and keeps, the others read what it kept,
         so that no difference between machines can part them. Raises UserError where no passage has any
@@ -158,7 +158,7 @@ class MargeBatches:
         return step // self.config.refresh_every * self.config.refresh_every
 
     def resume(self, step: int, folder: Path) -> bool:
-        """Take up the evidence that the batch of `step` comes from; False where it has to be found anew."""
+        """Take up the evidence that the batch of `step` comes from; False where it has to be found again."""
         last = self.last_due(step)
         if self.found is None or self.found.step != last:
             try:

@@ -1,24 +1,19 @@
-"""Batches for RETRO: windows with their neighbors, and reading lessons.
+"""Batches for RETRO: windows with the neighbors of their chunks, and the retrieval curriculum.
 
-What a batch is: windows of a corpus with the neighbors of their chunks.
+Batches are a function of the seed and the step alone, so a resumed run reads the very batches that it would
+have read.
 
-Batches are a function of the seed and the step alone, so a run that is resumed reads the very
-batches that it would have read.
-
-Shapes: B batch, L chunks of a window, C chunk length, K neighbors, R = 2 C neighbor length.
-
-Neighbors that hold the answer: what teaches a model to read before it has anything to read.
-
-A real neighbor seldom holds what the text says next, so the gradient seldom says "copy this".
-Here a chunk's neighbor is made from the text itself: the chunk and its true continuation, moved by
-some tokens (so that the place alone does not give the answer away) and partly overwritten with
-noise (so that it is checked before it is trusted). Training begins with many such neighbors and
-ends with few or none. The oracle arm of an evaluation (evaluation/arms.py) is the gauge: a like neighbor,
-unmoved.
+The curriculum ("lessons" in flags) teaches a model to read neighbors. A real neighbor seldom holds what the
+text says next, so the gradient seldom says "copy this". An oracle neighbor is made from the text itself:
+the chunk and its true continuation, moved by some tokens (so that the position alone does not give the
+answer away) and partly overwritten with noise (so that it is checked before it is trusted). Training begins
+with many oracle neighbors and ends with few or none. The oracle arm of an evaluation (evaluation/arms.py)
+is the gauge: the same kind of neighbor, unmoved.
 
 Source of the idea: paraphrase neighbors cut training time in Doostmohammadi & Kuhlmann 2025.
 
-Shapes: B batch, T tokens, L chunks, C chunk length, K neighbors, R = 2 C neighbor length."""
+Shapes: B batch, T tokens, L chunks of a window, C chunk length, K neighbors, R = 2 C neighbor length.
+"""
 
 from __future__ import annotations
 

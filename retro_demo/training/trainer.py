@@ -1,8 +1,7 @@
-"""The verb `train`: a run of RETRO or MARGE advanced to its end by the one loop.
+"""The verb `train`: a run of RETRO or MARGE advanced to its end by the one loop of training/loop.py.
 
-The verbs on runs: prepare, train, load, write text. The page and the command line call these.
-
-Training of a MARGE run: the one loop of training/loop.py, with a re-index now and then."""
+A MARGE re-indexes its passages now and then. The page and the command line call these functions.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""The Corpus tab: build, watch, search, add and forget documents.
-
-The Corpus tab: build one from files, watch it, see its figures, search in it, tidy up.
-
-On the Corpus tab: documents to add or to forget, and which tokens of a run would miss them."""
+"""The Corpus tab: build from files, watch, see figures, search, add, weigh and forget documents."""
 
 from __future__ import annotations
 

@@ -1,12 +1,8 @@
-"""The public HTTP endpoints: typed functions over the same verbs as the page.
+"""The public HTTP endpoints: typed functions over the same verbs as the page, for gradio_client.
 
-The public HTTP endpoints: typed functions over the same verbs as the page, for gradio_client.
-
-Each takes the workspace code first, and says what is wrong in the sentence of a UserError.
-
-Public HTTP endpoints on built corpora: change one, and say what its documents are worth to a run.
-
-Public HTTP endpoints that share: a run as a .zip, and a .zip as a run or corpus."""
+Runs and texts, changes of corpora, sharing. Each takes the workspace code first, and raises the sentence of a
+UserError.
+"""
 
 from __future__ import annotations
 

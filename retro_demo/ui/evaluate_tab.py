@@ -1,6 +1,6 @@
 """The Evaluate tab: does retrieval help, by how much, where, and is it copying?
 
-A MARGE has its own arms, and what its encoder finds across languages in place of copies.
+A MARGE has its own arms, and shows what its encoder finds across languages in place of copies.
 """
 
 from __future__ import annotations

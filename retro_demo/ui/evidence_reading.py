@@ -1,8 +1,7 @@
-"""On the Evidence tab: what one target reads, and a passage written from evidence.
+"""On the Evidence tab: what one target of a MARGE reads, an editor for its evidence, and writing a passage.
 
-One target of a MARGE run on the Evidence tab: its evidence, what it reads of it, and an editor for it.
-
-Write a passage with a MARGE: from documents that one chooses or that its encoder finds."""
+A passage is written from documents that the visitor chooses or that the encoder finds.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""The Evidence tab: what a MARGE finds relevant, re-index by re-index, also as a file.
+"""The Evidence tab: what a MARGE finds relevant, re-index by re-index, and as a file to download.
 
-The Evidence tab: what a MARGE finds relevant, re-index by re-index, and what one target reads.
-
-What the Evidence tab shows as a file, written when somebody asks for it and not at every look."""
+A file is written on request, not at every look.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A config's knobs as widgets, read back as values of the fields' types; errors as toasts."""
+"""A config's settings as widgets, read back as values of the fields' types; errors as toasts."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """The Generate tab: write a text or bring one, then look into it in the linked view.
 
-The Generate tab: write a text or bring one, then look into it.
-
-The linked view: a finished text, its neighbors, what was read, an editor for neighbors, the numbers."""
+The linked view shows a finished text, its neighbors, its attention, an editor for neighbors, and the numbers.
+"""
 
 from __future__ import annotations
 

@@ -1,12 +1,11 @@
-"""What Gradio does otherwise here: odd requests refused, sessions that wait kept.
+"""What Gradio does otherwise here: malformed requests refused, waiting sessions kept.
 
-What a stranger's program sends that no page would: refused in a sentence before a handler sees it.
-
-Which sessions Gradio remembers, and whose calls wait: none is forgotten that still waits for an answer.
+A request that no page would send is refused in a sentence before a handler sees it.
 
 Gradio keeps the messages of 2,000 sessions and forgets the one that began first, whether it waits or not;
-each call of a program is a session. On a busy page a build that waited for its place so ended in "404: Not
-Found"."""
+each call of a program is a session. On a busy page a build that waited in the queue so ended in "404: Not
+Found". Here no session is forgotten while it waits for an answer.
+"""
 
 from __future__ import annotations
 

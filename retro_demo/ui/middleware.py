@@ -1,11 +1,10 @@
-"""Before Gradio: rate limits, bodies that are too large, security headers.
+"""Before Gradio: the rate limiter, limits on request bodies, security headers.
 
-Who comes in: so many requests and uploads of one address, no body that fills the memory, shut doors.
-
-What a request may hold that is no upload: Gradio reads it into memory, and looks at each value on the
-thread that answers everybody.
-
-Headers that keep the page from loading anything from another host, whatever a text may hold."""
+Requests and uploads of one address are counted, and Gradio's endpoints that the page does not need are
+closed. Gradio reads a body into memory and looks at each value on the thread that answers everybody, so
+bodies are bounded first. The headers keep the page from loading anything from another host, whatever a text
+may hold.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +29,8 @@ from retro_demo.server.limits import MEGABYTE, PRIVATE, SITS_HERE, VISITOR, Limi
 from retro_demo.server.quotas import check_disk
 
 MOST_BYTES = 8_000_000
-"""The longest text (refusals.MOST_CHARS) takes 4 MB as UTF-8, which browsers and gradio_client send, and 6 MB
-in escapes, or 12 if it is of emoji alone."""
+"""The longest text (gradio_patches.MOST_CHARS) takes 4 MB as UTF-8, which browsers and gradio_client send,
+and 6 MB in escapes, or 12 if it is of emoji alone."""
 MOST_VALUES = 20_000
 """A thousand files, the most of an upload, are 9,000. 8 MB of empty lists took 4 seconds, in which the server
 answered nobody, and 1 GB."""

@@ -1,4 +1,4 @@
-"""The whole page: who visits, the line at the top, the tabs and the public endpoints."""
+"""The whole page: the visitor's code, the breadcrumb line, the tabs and the public endpoints."""
 
 from __future__ import annotations
 

@@ -1,10 +1,8 @@
-"""The Train tab: start a run, follow it, let it go on, share it.
+"""The Train tab: start a run, watch it, stop and resume it, share it.
 
-The Train tab: start a run, follow it, stop it, let it go on, look at what it learned.
-
-On the Train tab: a run as a .zip for others, a .zip of others as a run, and the Hub.
-
-What a MARGE run tells while it trains: its re-indexes and beta, below the loss on the Train tab."""
+A run is shared as a .zip or through the Hub. While a MARGE trains, its re-indexes and beta stand below the
+loss.
+"""
 
 from __future__ import annotations
 

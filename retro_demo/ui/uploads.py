@@ -1,8 +1,7 @@
-"""Files and exports of a visitor, and the panel with the code of the workspace.
+"""Files and exports of a visitor, and the account panel with the code of the workspace.
 
-What comes from a visitor as files or goes as exports, and what endpoints share: the events of a job.
-
-Where a visitor finds the code of the workspace, comes back with one, and deletes it."""
+In the panel a visitor finds the code, comes back with one, and deletes the workspace.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +79,7 @@ def _taken(workspace: Workspace, path: Path, name: str) -> tuple[str, Path]:
 
 
 def exported(workspace: Workspace, run: str, **options: Any) -> Path:
-    """A run as a .zip to download, as `shares.export_zip`; the visitor's older export of it goes."""
+    """A run as a .zip to download, as `run_actions.export_zip`; the visitor's older export of it goes."""
     path = download(lambda folder: run_actions.export_zip(workspace, run, folder, **options))
     note_export(workspace, path)
     return path

@@ -1,8 +1,7 @@
-"""A visit: the address it begins with, the line at the top, and the lane where one text is written at a time.
+"""A visit: the address that asks for a run and a tab, links to share, the breadcrumbs, and the writing lane.
 
-A visit: the address that asks for a run and a tab, links to give away, and the line at the top.
-
-The lane in which one text at a time is written: what comes before, and the end that a visitor asks for."""
+In the lane one text at a time is written: others wait for it, and a visitor can stop it.
+"""
 
 from __future__ import annotations
 
