@@ -24,11 +24,11 @@ PORTS = range(20_000, 32_000)  # below those that a kernel gives to whoever conn
 @contextmanager
 def served_page(home: Path, limits: Limits = PRIVATE) -> Iterator[str]:
     """The address of the page over a data folder, in this process, behind the doors of app.py."""
-    from app import serve  # here: who measures a start must not have read these before
     from retro_demo.ui.page import build_app
+    from retro_demo.ui.serve import launch  # here: who measures a start must not have read these before
 
     demo, _ = build_app(home, "", limits)
-    address = serve(demo, home, None, None)
+    address = launch(demo, home, None, None)
     try:
         yield address
     finally:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from retro_demo.models.marge import MARGE
     from retro_demo.models.retro import RETRO
 
-__all__ = ["MARGE", "RETRO", "MargeConfig", "RetroConfig", "UserError"]
+__all__ = ["MARGE", "RETRO", "MargeConfig", "RetroConfig", "UserError", "__version__"]
+__version__ = "0.5.0"
 
 _HOMES = {
     "MARGE": "models.marge",

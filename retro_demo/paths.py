@@ -13,10 +13,13 @@ import platformdirs
 
 from retro_demo.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent  # of this checkout
-ASSETS = ROOT / "assets"
+PACKAGE = Path(__file__).resolve().parent
+ROOT = PACKAGE.parent  # of a checkout, or site-packages
+# an installed wheel has them inside the package, a checkout beside it
+ASSETS, CHECKPOINTS = (
+    PACKAGE / name if (PACKAGE / name).is_dir() else ROOT / name for name in ("assets", "checkpoints")
+)
 STATIC_FOLDER = ASSETS / "static_embedder"
-CHECKPOINTS = ROOT / "checkpoints"
 CODE = re.compile(r"[A-Za-z0-9_-]{16,64}")
 # only the name of a folder may be told
 SERVER_FOLDERS = re.compile(r"(?:/[^\s/]+)+/(?:corpora|runs|traces|samples|checkpoints|evaluations)/")
@@ -24,6 +27,16 @@ INSIDE = re.compile(rf"(?P<home>/.*)/workspaces/(?P<code>{CODE.pattern})/(?P<res
 LASTING = Path("/data")  # where a container or a Space keeps what lasts
 LINKS = "links"  # in the data folder: TAG -> workspaces/CODE
 SAMPLE = "sample:"  # before the name of a corpus or run that ships with the code
+
+
+def check_shipped() -> None:
+    """Raise UserError where a folder that ships with the code is missing."""
+    for folder in (ASSETS, CHECKPOINTS):
+        if not folder.is_dir():
+            raise UserError(
+                f"The folder {folder.name}/ is missing: it belongs into {PACKAGE} or beside it. Install "
+                "retro_demo again, or take all of its repository."
+            )
 
 
 def data_home() -> tuple[Path, str]:

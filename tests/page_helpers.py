@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,8 +14,8 @@ import pytest
 from gradio_client import Client
 from held_back import PATIENCE
 
-import app
 from benchmarks import serving
+from retro_demo.ui import serve
 
 
 @contextmanager
@@ -49,9 +48,8 @@ def refusing_app(monkeypatch, capsys) -> Iterator[Callable[..., str]]:
     """What app.py says with these flags, where it refuses to serve; it runs in this process."""
 
     def start(*flags: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["app.py", *flags])
-        monkeypatch.setattr(app, "serve", lambda *_, **__: pytest.fail("it serves"))
-        assert app.main() == 2
+        monkeypatch.setattr(serve, "launch", lambda *_, **__: pytest.fail("it serves"))
+        assert serve.main(list(flags)) == 2
         said = capsys.readouterr().err
         assert "Traceback" not in said
         return said

@@ -21,7 +21,7 @@ from test_train import advance, prepare
 
 from benchmarks.serving import served_page
 from retro_demo.cli import main
-from retro_demo.cli.flags import given
+from retro_demo.console import given
 from retro_demo.evaluation.request import Request, prepare_evaluation, read_request, usual_folder
 from retro_demo.models.config import EvidenceConfig, MargeConfig, RetroConfig
 from retro_demo.paths import LINKS, link_to

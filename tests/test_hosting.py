@@ -74,11 +74,12 @@ def test_the_platform_brings_spaces_itself():
     assert not {"spaces", "huggingface-hub", "huggingface_hub"} & set(requirements("requirements.txt"))
 
 
-def test_the_app_imports_spaces_before_torch_where_gpus_are_lent(tmp_path):
+@pytest.mark.parametrize("start", [["app.py"], ["-m", "retro_demo", "serve"]], ids=" ".join)
+def test_the_app_imports_spaces_before_torch_where_gpus_are_lent(tmp_path, start):
     (tmp_path / "spaces.py").write_text("import sys\nraise SystemExit(7 if 'torch' in sys.modules else 8)\n")
     env = os.environ | {"SPACES_ZERO_GPU": "true", "PYTHONPATH": str(tmp_path)}
 
-    assert subprocess.run([sys.executable, "app.py", "--help"], cwd=ROOT, env=env).returncode == 8
+    assert subprocess.run([sys.executable, *start, "--help"], cwd=ROOT, env=env).returncode == 8
 
 
 def test_a_cpu_space_serves_with_nothing_set(tmp_path, monkeypatch):

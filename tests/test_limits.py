@@ -21,7 +21,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from test_train import advance, prepare
 
-from retro_demo.cli.flags import add_flags
+from retro_demo.console import add_flags
 from retro_demo.errors import UserError
 from retro_demo.models.config import MargeConfig, RetroConfig
 from retro_demo.presets import MARGE_PRESETS, preset_settings

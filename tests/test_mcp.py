@@ -10,9 +10,9 @@ import pytest
 from page_helpers import page_home
 from test_page import ENDPOINTS
 
-import app
 from retro_demo.server.limits import PRIVATE, PUBLIC
 from retro_demo.server.workspace import new_code
+from retro_demo.ui import serve
 from retro_demo.ui.middleware import COST_OF_WORK, Doorman
 from retro_demo.ui.page import build_app
 
@@ -35,14 +35,14 @@ async def asked(address: str, headers: dict[str, str] | None = None):
 @pytest.fixture
 def needs_mcp() -> None:
     pytest.importorskip("mcp")
-    if app.mcp_missing():
-        pytest.skip(app.mcp_missing())
+    if serve.mcp_missing():
+        pytest.skip(serve.mcp_missing())
 
 
 def test_only_the_named_endpoints_are_tools_and_a_mistake_comes_back_as_its_sentence(tmp_path, needs_mcp):
     with page_home(tmp_path) as home:
         demo, _ = build_app(home)
-        address = app.serve(demo, home, "127.0.0.1", None, mcp=True)
+        address = serve.launch(demo, home, "127.0.0.1", None, mcp=True)
         try:
             tools, answer = asyncio.run(asked(address))
         finally:
@@ -63,7 +63,7 @@ def test_behind_a_proxy_who_asks_for_a_tool_pays_for_its_work(tmp_path, needs_mc
     monkeypatch.setattr(Doorman, "_take", noted)
     with page_home(tmp_path) as home:
         demo, _ = build_app(home, "", PUBLIC)
-        address = app.serve(demo, home, "127.0.0.1", None, mcp=True, proxies=1)
+        address = serve.launch(demo, home, "127.0.0.1", None, mcp=True, proxies=1)
         try:
             asyncio.run(asked(address, {"X-Forwarded-For": "198.51.100.9, 192.0.2.7"}))
         finally:
@@ -85,7 +85,7 @@ def test_behind_a_proxy_who_asks_for_a_tool_pays_for_its_work(tmp_path, needs_mc
 def test_tools_and_a_limit_of_requests_go_together_only_where_visitors_can_be_told_apart(
     limits, proxies, fine
 ):
-    assert (app.mcp_uncounted(limits, proxies) == "") is fine
+    assert (serve.mcp_uncounted(limits, proxies) == "") is fine
 
 
 @pytest.mark.parametrize(("found", "words"), [("", "is not installed"), ("2.3.0", "gradio cannot use")])
@@ -95,6 +95,6 @@ def test_without_a_fitting_mcp_the_flag_says_what_to_install(monkeypatch, found,
             raise PackageNotFoundError(name)
         return found
 
-    monkeypatch.setattr(app, "version", version)
-    assert words in app.mcp_missing()
-    assert "requirements-mcp.txt" in app.mcp_missing()
+    monkeypatch.setattr(serve, "version", version)
+    assert words in serve.mcp_missing()
+    assert "requirements-mcp.txt" in serve.mcp_missing()

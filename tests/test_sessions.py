@@ -16,14 +16,13 @@ from gradio.state_holder import SessionState
 from held_back import PATIENCE, no_place_free
 from page_helpers import page_home
 
-import app
 from benchmarks.serving import served_page
 from retro_demo.errors import UserError
 from retro_demo.jobs.job_queue import read_tickets
 from retro_demo.server import service
 from retro_demo.server.limits import PUBLIC
 from retro_demo.server.workspace import new_code
-from retro_demo.ui import gradio_patches
+from retro_demo.ui import gradio_patches, serve
 from retro_demo.ui.gradio_patches import Messages, Page, keep_those_who_wait
 
 
@@ -106,7 +105,7 @@ def test_a_page_makes_no_table_of_all_calls_after_each_call():
     queue.events_recorded = 10_000
     call = {"function": "search", "status": "success", "process_time": 1.0, "session_hash": "a"}
 
-    assert app.os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] == str(queue.ANALYTICS_MAX_EVENTS)
+    assert serve.os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] == str(queue.ANALYTICS_MAX_EVENTS)
     assert queue.compute_analytics_summary([call]) == {"functions": {}}
 
 

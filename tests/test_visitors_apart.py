@@ -18,13 +18,13 @@ from held_back import PATIENCE
 from page_helpers import page_home, refusing_app  # noqa: F401  (a fixture)
 from test_train import advance, prepare
 
-from app import serve
 from retro_demo.errors import UserError
 from retro_demo.jobs import lifecycle
 from retro_demo.paths import data_home
 from retro_demo.server.cleanup import serve_alone
 from retro_demo.server.workspace import Workspace, new_code
 from retro_demo.ui.page import build_app
+from retro_demo.ui.serve import launch
 
 SECRET = "Zanzibarium"  # stands in the victim's documents, names and texts, and nowhere else
 
@@ -52,7 +52,7 @@ def victim(home, small_folder) -> Workspace:
 @pytest.fixture(scope="module")
 def url(home) -> Iterator[str]:
     demo, _ = build_app(home)
-    yield serve(demo, home, None, None)
+    yield launch(demo, home, None, None)
     demo.close()
 
 
@@ -87,7 +87,7 @@ def digest(folder: Path) -> str:
 
 def test_a_session_holds_no_copy_of_the_whole_page(home):
     demo, _ = build_app(home)
-    url = serve(demo, home, None, None)
+    url = launch(demo, home, None, None)
     try:
         with httpx.Client(base_url=url, timeout=PATIENCE) as http:
             said = called(http, "run_status", [new_code(), "sample:factbook-lm"])
@@ -406,7 +406,7 @@ def test_what_lies_in_the_data_folder_is_not_served_even_where_a_handler_names_i
     with gr.Blocks() as demo:
         name, file = gr.Textbox(), gr.File()
         name.submit(lambda path: path, name, file, api_name="hand_out", queue=False)
-    address = serve(demo, tmp_path, None, None)
+    address = launch(demo, tmp_path, None, None)
     try:
         with httpx.Client(base_url=address, timeout=PATIENCE) as http:
             said = {

@@ -18,9 +18,10 @@ from typing import Any, NoReturn
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: a busy neighbor core costs less
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # likewise: fresh memory in huge pages costs a tenth
 
-from retro_demo.cli.flags import add_flags, given, numbers, words
-from retro_demo.cli.printing import Printer, escape_what_cannot_be_shown, print_json
-from retro_demo.cli.verbs import add_change_verbs, add_job_verbs, add_share_verbs
+from retro_demo import __version__
+from retro_demo.cli.printing import Printer, print_json
+from retro_demo.cli.verbs import add_change_verbs, add_job_verbs, add_list_verb, add_share_verbs
+from retro_demo.console import add_flags, escape_what_cannot_be_shown, given, numbers, words
 from retro_demo.corpus.embedding import nothing_found
 from retro_demo.corpus.retrievers import load_retriever, search, search_doubt
 from retro_demo.corpus.samples import SAMPLES, corpus_folder
@@ -42,13 +43,18 @@ from retro_demo.generation.marge import (
     write_from_evidence,
 )
 from retro_demo.generation.retro import Written, write
-from retro_demo.paths import SAMPLE, data_home, run_folder, settle_data_home
+from retro_demo.paths import SAMPLE, check_shipped, data_home, run_folder, settle_data_home
 from retro_demo.runs.checkpoint import MargeRun, read_any_config
 from retro_demo.runs.loading import ready_run, why_none_found
+from retro_demo.server.limits import add_server_flags
 from retro_demo.settings import RETRIEVERS, EvaluateConfig, ExplainConfig, GenerateConfig
 from retro_demo.tokenizer import Tokenizer
 
-PROGRAM = "python -m retro_demo"
+COMMAND = "retro-demo"  # as it is installed
+PROGRAM = COMMAND if Path(sys.argv[0]).stem == COMMAND else "python -m retro_demo"
+SHELLS = ("bash", "zsh", "fish", "tcsh", "powershell")
+PATHS = {"run", "sources", "source", "corpus", "base", "baseline", "control", "out", "folder", "name"}
+"""Arguments that a shell completes with files and folders."""
 
 
 def main(arguments: list[str] | None = None, *, stop: Callable[[], bool] = lambda: False) -> int:
@@ -61,6 +67,7 @@ def main(arguments: list[str] | None = None, *, stop: Callable[[], bool] = lambd
         show, as_json = _silent, False
     try:
         options = build_parser().parse_args(arguments)
+        check_shipped()
         if warning := settle_data_home()[1]:
             print(warning, file=sys.stderr)
         ending: Event | None = None
@@ -101,11 +108,35 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message[0].upper()}{message[1:]}. See: {self.prog} --help")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """All verbs with their flags; each setting of a config is a flag."""
-    parser = _Parser(prog=PROGRAM, description="Retrieval-augmented language models to train and look into.")
+class _Completion(argparse.Action):
+    """Print the script by which a shell completes `retro-demo`, and leave."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _options: Any, shell: Any, _flag: Any = None) -> None:
+        import shtab  # here: nothing else needs it
+
+        whole = build_parser(COMMAND)
+        verbs = next(a for a in whole._actions if isinstance(a, argparse._SubParsersAction))
+        for action in (action for verb in verbs.choices.values() for action in verb._actions):
+            if action.dest in PATHS:
+                vars(action)["complete"] = shtab.FILE
+        print(shtab.complete(whole, shell))
+        parser.exit()
+
+
+def build_parser(program: str = PROGRAM) -> argparse.ArgumentParser:
+    """All verbs with their flags; each knob of a config is a flag."""
+    parser = _Parser(prog=program, description="Retrieval-augmented language models to train and look into.")
+    parser.add_argument("--version", action="version", version=f"retro_demo {__version__}")
+    parser.add_argument(
+        "--print-completion", action=_Completion, choices=SHELLS, help="print a script for this shell to read"
+    )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
+    page = verbs.add_parser("serve", help="serve the page", description="Serve the page of retro_demo.")
+    page.set_defaults(verb=_serve)
+    add_server_flags(page)
+
+    add_list_verb(lambda *what: _verb(verbs, *what))
     add_job_verbs(lambda *what: _verb(verbs, *what))
     add_change_verbs(lambda *what: _verb(verbs, *what))
     add_share_verbs(lambda *what: _verb(verbs, *what))
@@ -164,6 +195,13 @@ def _verb(
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
     parser.set_defaults(verb=run)
     return parser
+
+
+def _serve(options: argparse.Namespace, _stop: Callable[[], bool]) -> Iterable[Event]:
+    from retro_demo.ui.serve import serve_page  # here: nothing else needs gradio, which takes seconds
+
+    serve_page(options)
+    return ()
 
 
 def _prepare(_options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import sys
 from typing import Any
 
 from retro_demo.corpus.embedding import known_words
@@ -13,13 +11,6 @@ from retro_demo.render.evaluation_views import baseline_of
 from retro_demo.render.job_views import weighed_words
 from retro_demo.retrieval.dense import recall_words
 from retro_demo.runs.alarms import ahead_words
-
-
-def escape_what_cannot_be_shown() -> None:
-    """From now on characters that the console's encoding lacks are printed as escapes, as in \\u20ac."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # not where a caller collects what is printed
-            stream.reconfigure(errors="backslashreplace")
 
 
 def print_json(event: Event) -> None:
@@ -76,6 +67,8 @@ class Printer:
             return weighed(values)
         if isinstance(event, Finished) and "verdict" in values:
             return evaluation(values)
+        if isinstance(event, Finished) and "listed" in values:
+            return table(values["listed"])
         if isinstance(event, Finished) and "neighbors" in values:
             found = "\n\n".join(
                 f"{n['score']:.3f}  {n['title']} (chunk {n['chunk']})\n"
@@ -100,6 +93,15 @@ class Printer:
             + ", ".join(f"{name} {value}" for name, value in values.items())
             + said
         )
+
+
+def table(listed: list[dict[str, Any]]) -> str:
+    """Corpora, runs and exports, one a line: kind, name, state, size."""
+    widest = max(len(one["name"]) for one in listed)
+    lines = [f"{'kind':10} {'name':{widest}} {'state':11} {'MB':>8}"]
+    for one in listed:
+        lines.append(f"{one['kind']:10} {one['name']:{widest}} {one['state']:11} {one['bytes'] / 1e6:8.1f}")
+    return "\n".join(lines)
 
 
 def explained(values: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The verbs that are jobs in a folder, that change a corpus, and that share a run or a corpus.
+"""The verbs that are jobs in a folder, that change a corpus, that share a run or a corpus, that list.
 
 Build and train are jobs that a second call resumes. The verbs that only answer (search, generate, explain,
 evaluate) stand in cli/main.py.
@@ -7,13 +7,15 @@ evaluate) stand in cli/main.py.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import tempfile
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
-from retro_demo.cli.flags import add_flags, given, words
+from retro_demo.console import add_flags, given, words
 from retro_demo.corpus.building import prepare_corpus
 from retro_demo.corpus.changes import prepare_change
 from retro_demo.corpus.samples import SAMPLES, corpus_folder, sample_folder
@@ -24,14 +26,22 @@ from retro_demo.devices import World, joined, led
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Finished, Progress, Stopped, Warned
 from retro_demo.explain.document_value import weigh
-from retro_demo.jobs.lifecycle import claim
+from retro_demo.jobs.lifecycle import claim, status
 from retro_demo.models.config import EvidenceConfig, MargeConfig, RetroConfig
-from retro_demo.output_folder import check_new, check_output, make_output, working_folder
-from retro_demo.paths import SAMPLE, data_home, run_folder
+from retro_demo.output_folder import (
+    check_new,
+    check_output,
+    is_hidden,
+    kind_of,
+    make_output,
+    working_folder,
+)
+from retro_demo.paths import SAMPLE, data_home, linked_place, run_folder, without_folders
 from retro_demo.presets import PRESETS
 from retro_demo.runs.checkpoint import MODELS, read_any_config
 from retro_demo.runs.loading import ready_run
 from retro_demo.runs.planning import extend_run, keep_weights, plan_run, prepare_run
+from retro_demo.server.workspace import disk_use
 from retro_demo.settings import AddConfig, CorpusConfig, TrainConfig, WeighConfig
 from retro_demo.sharing.export_format import Manifest
 from retro_demo.sharing.exporting import export_corpus, export_run, own_token, push, write_zip
@@ -382,3 +392,50 @@ def _build_export(export: Checked, place: Path, stop: Callable[[], bool]) -> Gen
             f"{export.fingerprint}. Versions of the embedder may differ. It stays in {place}."
         )
     return True
+
+
+DEEPEST = 4  # levels of folders in which corpora and runs are looked for
+
+
+def add_list_verb(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    """verb: name, function, summary -> the parser of that verb."""
+    show = verb("list", _list, "list what ships with the code, and the corpora, runs and exports in a folder")
+    show.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="default: the data folder")
+
+
+def _list(options: argparse.Namespace, _stop: Callable[[], bool]) -> Iterable[Event]:
+    home = data_home()[0]
+    folder: Path = options.folder or home
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}. Name one, or none for the data folder.")
+    listed = [_listed("corpus", SAMPLE + name, sample_folder(home, name)) for name in SAMPLES]
+    listed += [_listed("run", SAMPLE + path.name, path) for path in shipped_runs()]
+    listed += [_listed(kind, _shown_place(path), path) for path, kind in _made_below(folder, home)]
+    yield Finished({"listed": listed})
+
+
+def _made_below(folder: Path, home: Path) -> Iterator[tuple[Path, str]]:
+    """What of ours lies in a folder and not too deep below it, with its kind; not the built samples."""
+    for place, names, _ in os.walk(folder):
+        path = Path(place)
+        if kind := kind_of(path):
+            yield path, kind
+        if kind or len(path.relative_to(folder).parts) == DEEPEST:
+            names.clear()
+        own = {"samples", "derived"} if path.absolute() == home else ()
+        names[:] = sorted(name for name in names if not is_hidden(name) and name not in own)
+
+
+def _listed(kind: str, name: str, folder: Path) -> dict[str, Any]:
+    state = status(folder).state
+    if kind == "export" or (state == "new" and kind == "corpus" and is_built(folder)):
+        state = "finished"
+    return {"kind": kind, "name": name, "state": state, "bytes": disk_use(folder)}
+
+
+def _shown_place(folder: Path) -> str:
+    """A path that other verbs take and that does not tell the code of a workspace."""
+    try:
+        return linked_place(str(folder))
+    except OSError:  # a disk that knows no links
+        return without_folders(str(folder))

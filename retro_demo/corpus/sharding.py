@@ -323,8 +323,9 @@ def build_on_ray(out: Path, count: int) -> Iterator[Event]:
         import ray.data  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
-            "Ray is not installed. Install it with `pip install -r requirements-ray.txt`, or start the "
-            "shards by another scheduler: build-corpus SOURCE --out DIR --shard 1/3."
+            "Ray is not installed. Install it with `pip install -r requirements-ray.txt` (for an installed "
+            "package: `pip install 'retro_demo[ray]'`), or start the shards by another scheduler: "
+            "build-corpus SOURCE --out DIR --shard 1/3."
         ) from error
     read_corpus_config(out)
     yield Started("corpus", about={"shards": count})

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import re
 import shlex
+import site
 import sys
-import sysconfig
 from collections.abc import Iterable
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,19 @@ def _program() -> list[str]:
     home, variables = data_home()[0], []
     if home != usual_home():
         variables.append(f"RETRO_DEMO_HOME={home}")
-    if Path(sysconfig.get_path("purelib")).resolve() != ROOT:  # not installed: `-m` would not find it
+    if not _is_installed():  # `-m` would not find it
         variables.append(f"PYTHONPATH={ROOT}")
     return [*(["env", *variables] if variables else []), sys.executable or "python", *PROGRAM[1:]]
+
+
+@cache
+def _is_installed() -> bool:
+    """Whether Python finds this very code from any folder: in site-packages, or by a .pth there."""
+    for folder in map(Path, [*site.getsitepackages(), site.getusersitepackages()]):
+        named = [path.read_text("utf-8", "replace").splitlines() for path in folder.glob("*.pth")]
+        if folder.resolve() == ROOT or any(str(ROOT) in lines for lines in named):
+            return True
+    return False
 
 
 def place(folder: Path | str) -> str:

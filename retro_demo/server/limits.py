@@ -7,7 +7,9 @@ limits read it.
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from retro_demo.console import add_flags
 from retro_demo.errors import UserError
 from retro_demo.files import replacing
 from retro_demo.settings import check_ranges, from_json, knob, knobs
@@ -190,6 +193,29 @@ def for_strangers(limits: Limits) -> bool:
 def on_space(environment: Mapping[str, str]) -> bool:
     """Whether this is a Hugging Face Space, which is public unless somebody says otherwise."""
     return environment.get("SYSTEM") == "spaces" or "SPACE_ID" in environment
+
+
+def add_server_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of a server: where it listens, whom it serves, and each limit."""
+    parser.add_argument("--host", help="address to listen on (default: Gradio's, 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port to listen on (default: Gradio's, 7860)")
+    parser.add_argument("--mcp", action="store_true", help="also serve the HTTP endpoints as tools (MCP)")
+    parser.add_argument(
+        "--public",
+        action=argparse.BooleanOptionalAction,
+        default=on_space(os.environ),
+        help="serve strangers: the strict limits hold (default: on a Space)",
+    )
+    parser.add_argument(
+        "--behind-proxy",
+        type=int,
+        choices=range(10),
+        default=1 if on_space(os.environ) else 0,
+        metavar="N",
+        help="how many proxies of yours stand before it, such as nginx, each of which must add to "
+        "X-Forwarded-For: the limit of requests counts whom the first of them heard (default: 0; a Space: 1)",
+    )
+    add_flags(parser, Limits)
 
 
 def chosen_limits(public: bool, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Limits:

@@ -39,17 +39,19 @@ log = logging.getLogger(__name__)
 
 TITLE = "retro_demo: language models that look things up"
 # what style.css cannot reach, because Gradio confines its rules to what stands inside the page
-HEAD = (
-    f"<script>{(ASSETS / 'storage.js').read_text('utf-8')}</script>"
-    + """<style>
+STYLE = """<style>
 .dark .gradio-container { --color-accent: var(--primary-500) !important; }
 @media (max-width: 640px) { .gradio-container > .main.app { padding: 0.6rem 0.8rem !important; } }
 </style>"""
-)
 LEAD = (
     "<h1>retro_demo</h1><p class='lead'>Train a small RETRO or MARGE on your own texts, let it write, "
     "and see what it looked up and what it read.</p>"
 )
+
+
+def head() -> str:
+    """What the page has in its <head>."""
+    return f"<script>{(ASSETS / 'storage.js').read_text('utf-8')}</script>{STYLE}"
 
 
 def theme() -> themes.Base:

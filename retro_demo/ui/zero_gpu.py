@@ -1,6 +1,6 @@
 """ZeroGPU: a GPU that Hugging Face lends for a call, in a forked process, on the visitor's daily quota.
 
-Elsewhere nothing here changes anything. app.py imports `spaces` before torch where it is needed.
+Elsewhere nothing here changes anything. ui/serve.py imports `spaces` before torch where it is needed.
 """
 
 from __future__ import annotations

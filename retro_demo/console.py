@@ -1,10 +1,12 @@
-"""Command-line flags, made from the settings classes."""
+"""What every command needs of the console: flags made from the configs, typed words, safe printing."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import os
+import sys
 from typing import Any
 
 from retro_demo.settings import knobs
@@ -34,6 +36,13 @@ def _add_group(group: Any, fields: list[dataclasses.Field[Any]]) -> None:
             metavar=kind.__name__.upper(),
             help=f"{knob.metadata['help']} Default: {shown or 'none'}.".replace("%", "%%"),
         )
+
+
+def escape_what_cannot_be_shown() -> None:
+    """From now on characters that the console's encoding lacks are printed as escapes, as in \\u20ac."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not where a caller collects what is printed
+            stream.reconfigure(errors="backslashreplace")
 
 
 def words(argument: str) -> str:
