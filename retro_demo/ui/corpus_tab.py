@@ -1,9 +1,14 @@
-"""The Corpus tab: build from files, watch, see figures, search, add, weigh and forget documents."""
+"""The Corpus tab: build one from files, watch it, see its figures, search in it, change it, tidy up.
+
+Each part of the tab is a class that makes its components and wires them, with a method for each event. A
+method takes the values of the inputs, the code of the workspace first, and gives new values by component.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -26,6 +31,7 @@ from retro_demo.ui.form import (
     PRIVATE,
     QUIET,
     Form,
+    Values,
     command_box,
     json_file,
     once_known,
@@ -37,318 +43,354 @@ from retro_demo.ui.form import (
 from retro_demo.ui.uploads import chosen_files, documents_picker
 
 
-def change_section(
-    library: Library,
-    visitor: gr.BrowserState,
-    corpus: gr.Dropdown,
-    refreshed: Callable[[str, str | None], list[Any]],
-    all_of_it: list[Any],
-) -> None:
-    """Build the section below the statistics and wire it; `refreshed` gives the values of `all_of_it`."""
-    home = library.home
-    form = Form(AddConfig, prefix="add-")
-    with gr.Accordion("Add or forget documents", open=False, elem_id="changes") as section:
-        gr.HTML(
-            "<p class='caption'>Nothing that is there is embedded anew, and what is held out stays held out. "
-            "A run that was trained on the corpus as it was cannot train on; it can read the changed one as "
-            "another corpus.</p>"
+class CorpusView:
+    """The chosen corpus: its build, which a timer follows while it is under way, and its figures."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.corpus = gr.Dropdown(
+            [], label="Corpus", info="The shipped sample and those you built.", elem_id="corpus"
         )
-        name = gr.Textbox(
-            label="Make the changed corpus under this name",
-            max_lines=1,
-            elem_id="changed-name",
-            info="Empty: change the chosen corpus itself. The shipped ones stay as they are.",
-        )
-        with gr.Row():
-            with gr.Column(min_width=320):
-                files = documents_picker("Documents to add", "more-files", 120, home, visitor)
-                form.show(main=True)
-                form.show(main=False, without=("max_megabytes",))
-                add = gr.Button("Add", elem_id="add-documents")
-            with gr.Column(min_width=320):
-                documents = gr.Dropdown(
-                    [],
-                    label="Documents to forget",
-                    multiselect=True,
-                    allow_custom_value=True,
-                    elem_id="forget-which",
-                    info="By title or id.",
-                )
-                forget = gr.Button("Forget", variant="stop", elem_id="forget")
-                run = gr.Dropdown(
-                    [],
-                    label="A run that may miss them",
-                    elem_id="missing-run",
-                    info="It reads the chosen corpus.",
-                )
-                text = gr.Textbox(
-                    label="In this text",
-                    lines=3,
-                    max_lines=8,
-                    elem_id="missing-text",
-                    info="Empty: held-out text that finds them.",
-                )
-                weigh = gr.Button("Which tokens would lose their gain?", elem_id="weigh")
-        missed = gr.HTML(elem_id="missed")
-        missed_file = gr.DownloadButton(
-            "Download what would be lost and where it comes from (JSON)",
+        self.status = gr.HTML(elem_id="build-status", min_height=60)
+        with gr.Row(elem_classes="actions"):
+            self.stop = gr.Button("Stop", size="sm", elem_id="stop-building")
+            self.resume = gr.Button("Resume", size="sm", elem_id="resume-building")
+        self.stats = gr.HTML(elem_id="statistics")
+        self.command = command_box("The command that builds the same", "build-command")
+        self.stats_file = gr.DownloadButton(
+            "Download the statistics and where they come from (JSON)",
             size="sm",
             visible=False,
-            elem_id="download-missed",
+            elem_id="download-statistics",
+        )
+        self.shown_before = gr.State("")
+        self.timer = gr.Timer(1.0, active=False)
+        self.outputs = [self.status, self.stats, self.command, self.stats_file]
+        self.outputs += [self.stop, self.resume, self.timer, self.shown_before]
+
+    def wire(self, visitor: gr.BrowserState) -> None:
+        follow = once_known(self.values)
+        self.corpus.input(follow, [visitor, self.corpus, gr.State("")], self.outputs, **QUIET)
+        self.timer.tick(follow, [visitor, self.corpus, self.shown_before], self.outputs, **QUIET)
+
+    def values(self, code: str, corpus: str | None, before: str) -> Values:
+        """A corpus, its figures drawn anew only when they changed since the mark `before`."""
+        if not corpus:
+            return self._nothing("")
+        workspace = Workspace.open(self.home, code)
+        if corpus not in workspace.corpora():
+            return self._nothing(html_parts.note("Choose a corpus from the list."))
+        folder = workspace.corpus(corpus)
+        now, built = corpus_changes.corpus_status(folder), service.statistics(folder)
+        mark = f"{corpus} {now.state} {len(now.events)} {now.place} {built is not None}"
+        followed = {self.timer: gr.Timer(active=now.under_way), self.shown_before: mark}
+        if mark == before:
+            return followed
+        kept = gr.DownloadButton(visible=False)
+        if built is not None:
+            kept = _download("statistics.json", run_actions.corpus_json(folder, corpus, built))
+        return followed | {
+            self.status: job_views.build_status(now, service.corpus_title(corpus)),
+            self.stats: job_views.corpus_statistics(built),
+            self.command: shown_command(run_actions.build_command(folder, corpus)),
+            self.stats_file: kept,
+            **self._buttons(now.state),
+        }
+
+    def _nothing(self, said: str) -> Values:
+        return {
+            self.status: "",
+            self.stats: said,
+            self.command: "",
+            self.stats_file: gr.DownloadButton(visible=False),
+            **self._buttons(""),
+            self.timer: gr.Timer(active=False),
+            self.shown_before: "",
+        }
+
+    def _buttons(self, state: str) -> Values:
+        return dict(zip((self.stop, self.resume), stop_and_resume(state), strict=True))
+
+
+class SearchSection:
+    """A search in the chosen corpus."""
+
+    def __init__(self, library: Library) -> None:
+        self.library = library
+        gr.HTML(
+            f"<h2>Try a search</h2><p class='caption'>The nearest {html_parts.term('chunk', 'chunks')} of "
+            f"the chosen corpus, each with its {html_parts.term('continuation')}. The "
+            f"{html_parts.term('retriever')} goes by vectors (dense), by shared tokens or words "
+            f"({html_parts.term('BM25')}), or by both ({html_parts.term('hybrid')}).</p>"
+        )
+        with gr.Row(elem_classes="actions"):
+            self.query = gr.Textbox(
+                label="Text",
+                max_lines=1,
+                info="What to look for, in words or as a text.",
+                placeholder="an island nation that exports fish",
+                elem_id="query",
+                scale=5,
+                min_width=200,
+            )
+            self.finder = gr.Dropdown(
+                list(RETRIEVERS),
+                value="dense",
+                label="Retriever",
+                info="Explained above.",
+                elem_id="finder",
+                min_width=110,
+            )
+            self.count = gr.Number(
+                4, label="How many", info="At most.", precision=0, elem_id="count", min_width=90
+            )
+            self.find = gr.Button("Search", elem_id="search", min_width=90)
+        self.found = gr.HTML(elem_id="found")
+        self.found_file = gr.DownloadButton(
+            "Download what was found and where it comes from (JSON)",
+            size="sm",
+            visible=False,
+            elem_id="download-found",
         )
 
-    @once_known
-    def list_choices(code: str, one: str | None) -> list[Any]:
-        workspace = Workspace.open(home, code)
-        there = one in workspace.corpora()
-        choices = corpus_changes.listed_documents(workspace.corpus(str(one))) if there else []
+    def wire(self, visitor: gr.BrowserState, corpus: gr.Dropdown) -> None:
+        asked = [visitor, corpus, self.query, self.finder, self.count]
+        found = [self.found, self.found_file]
+        begun = [self.find.click, self.query.submit]
+        gr.on(begun, shows_errors(self.look_up), asked, found, concurrency_limit=2, **PRIVATE)
+
+    def look_up(self, code: str, corpus: str, text: str, retriever: str, count: float | None) -> Values:
+        workspace, k = Workspace.open(self.library.home, code), int(count or 0)
+        folder = service.built_corpus(workspace, corpus)
+        database = self.library.corpus(folder, retriever)
+        begun = time.perf_counter()
+        near = search(database.corpus, database.retriever, text, k)
+        doubted = search_doubt(database.corpus, database.retriever, text)
+        nothing = nothing_found(retriever, database.corpus.manifest["statistics"])
+        seconds = time.perf_counter() - begun
+        kept = run_actions.search_json(
+            folder, corpus, text=text, retriever=retriever, k=k, found=near, seconds=seconds
+        )
+        return {
+            self.found: html_parts.found_html(near, doubted=on_page(doubted), nothing=nothing),
+            self.found_file: _download("search.json", kept),
+        }
+
+
+class ChangeSection:
+    """Documents to add to the chosen corpus or to forget, and which tokens of a run would miss them."""
+
+    def __init__(
+        self, library: Library, visitor: gr.BrowserState, refreshed: Callable[[str, str | None], Values]
+    ) -> None:
+        """`refreshed` gives the values of the tab for a code and a corpus."""
+        self.library, self.home, self.refreshed = library, library.home, refreshed
+        self.form = Form(AddConfig, prefix="add-")
+        with gr.Accordion("Add or forget documents", open=False, elem_id="changes") as self.section:
+            gr.HTML(
+                "<p class='caption'>Nothing that is there is embedded anew, and what is held out stays held "
+                "out. A run that was trained on the corpus as it was cannot train on; it can read the "
+                "changed one as another corpus.</p>"
+            )
+            self.name = gr.Textbox(
+                label="Make the changed corpus under this name",
+                max_lines=1,
+                elem_id="changed-name",
+                info="Empty: change the chosen corpus itself. The shipped ones stay as they are.",
+            )
+            with gr.Row():
+                with gr.Column(min_width=320):
+                    self.files = documents_picker("Documents to add", "more-files", 120, self.home, visitor)
+                    self.form.show(main=True)
+                    self.form.show(main=False, without=("max_megabytes",))
+                    self.add = gr.Button("Add", elem_id="add-documents")
+                with gr.Column(min_width=320):
+                    self._forget_column()
+            self.missed = gr.HTML(elem_id="missed")
+            self.missed_file = gr.DownloadButton(
+                "Download what would be lost and where it comes from (JSON)",
+                size="sm",
+                visible=False,
+                elem_id="download-missed",
+            )
+
+    def _forget_column(self) -> None:
+        self.documents = gr.Dropdown(
+            [],
+            label="Documents to forget",
+            multiselect=True,
+            allow_custom_value=True,
+            elem_id="forget-which",
+            info="By title or id.",
+        )
+        self.forget = gr.Button("Forget", variant="stop", elem_id="forget")
+        self.run = gr.Dropdown(
+            [],
+            label="A run that may miss them",
+            elem_id="missing-run",
+            info="It reads the chosen corpus.",
+        )
+        self.text = gr.Textbox(
+            label="In this text",
+            lines=3,
+            max_lines=8,
+            elem_id="missing-text",
+            info="Empty: held-out text that finds them.",
+        )
+        self.weigh = gr.Button("Which tokens would lose their gain?", elem_id="weigh")
+
+    def wire(self, visitor: gr.BrowserState, corpus: gr.Dropdown, outputs: Sequence[Any]) -> None:
+        """`outputs` are what `refreshed` gives values for."""
+        chosen = [visitor, corpus]
+        for shown in (self.section.expand, corpus.change):
+            shown(once_known(self.list_choices), chosen, [self.documents, self.run], **QUIET)
+        added = [*chosen, self.name, self.files, *self.form.inputs]
+        self.add.click(shows_errors(self.begin_add), added, outputs, **CHEAP)
+        forgotten = [*chosen, self.name, self.documents]
+        self.forget.click(shows_errors(self.begin_forget), forgotten, outputs, **CHEAP)
+        weighed = [*chosen, self.documents, self.run, self.text]
+        missed = [self.missed, self.missed_file]
+        self.weigh.click(shows_errors(self.look), weighed, missed, **PRIVATE, **MODEL)
+
+    def list_choices(self, code: str, corpus: str | None) -> Values:
+        workspace = Workspace.open(self.home, code)
+        there = corpus in workspace.corpora()
+        choices = corpus_changes.listed_documents(workspace.corpus(str(corpus))) if there else []
         runs = [(id_.removeprefix(SAMPLE), id_) for id_ in corpus_changes.retrieving_runs(workspace)]
         first = runs[0][1] if runs else None
-        return [gr.Dropdown(choices, value=[]), gr.Dropdown(runs, value=first)]
+        return {self.documents: gr.Dropdown(choices, value=[]), self.run: gr.Dropdown(runs, value=first)}
 
-    @shows_errors
-    def begin_add(code: str, one: str, wanted: str, paths: list[str] | None, *values: Any) -> list[Any]:
-        config = AddConfig(**form.read(values))
-        workspace = Workspace.open(home, code)
+    def begin_add(self, code: str, corpus: str, name: str, paths: list[str] | None, *values: Any) -> Values:
+        config = AddConfig(**self.form.read(values))
+        workspace = Workspace.open(self.home, code)
         given = chosen_files(workspace, paths)
-        return refreshed(
-            code, corpus_changes.start_change(workspace, one, files=given, config=config, name=wanted)
-        )
+        changed = corpus_changes.start_change(workspace, corpus, files=given, config=config, name=name)
+        return self.refreshed(code, changed)
 
-    @shows_errors
-    def begin_forget(code: str, one: str, wanted: str, names: list[str] | None) -> list[Any]:
-        workspace = Workspace.open(home, code)
-        return refreshed(code, corpus_changes.start_change(workspace, one, forget=names or [], name=wanted))
+    def begin_forget(self, code: str, corpus: str, name: str, documents: list[str] | None) -> Values:
+        workspace = Workspace.open(self.home, code)
+        changed = corpus_changes.start_change(workspace, corpus, forget=documents or [], name=name)
+        return self.refreshed(code, changed)
 
-    @shows_errors
-    def look(code: str, one: str, names: list[str] | None, who: str | None, words: str) -> list[Any]:
-        workspace = Workspace.open(home, code)
+    def look(self, code: str, corpus: str, documents: list[str] | None, run: str | None, text: str) -> Values:
         result = corpus_changes.weigh_documents(
-            library, workspace, who or "", names or [], text=words.strip(), corpus=one
+            self.library,
+            Workspace.open(self.home, code),
+            run or "",
+            documents or [],
+            text=text.strip(),
+            corpus=corpus,
         )
-        kept = gr.DownloadButton(value=json_file("forgotten.json", result), visible=True)
-        return [job_views.weighed_html(result), kept]
+        kept = _download("forgotten.json", result)
+        return {self.missed: job_views.weighed_html(result), self.missed_file: kept}
 
-    for shown in (section.expand, corpus.change):
-        shown(list_choices, [visitor, corpus], [documents, run], **QUIET)
-    add.click(begin_add, [visitor, corpus, name, files, *form.inputs], all_of_it, **CHEAP)
-    forget.click(begin_forget, [visitor, corpus, name, documents], all_of_it, **CHEAP)
-    weigh.click(
-        look,
-        [visitor, corpus, documents, run, text],
-        [missed, missed_file],
-        **PRIVATE,
-        **MODEL,
-    )
+
+class CorpusTab:
+    """The whole tab: what to build, the chosen corpus, all corpora, and what is done with them."""
+
+    def __init__(self, library: Library, visitor: gr.BrowserState) -> None:
+        self.home = library.home
+        self.form = Form(CorpusConfig, choices=service.VISITOR_CHOICES)
+        with gr.Row():
+            with gr.Column(scale=2, min_width=320):
+                self._build_column(visitor)
+            with gr.Column(scale=3, min_width=320):
+                self.view = CorpusView(self.home)
+        self.search = SearchSection(library)
+        with gr.Column():
+            self.changes = ChangeSection(library, visitor, self.refreshed)
+        with gr.Accordion("All corpora, disk use, rename, delete", open=False):
+            self.listing = gr.HTML(elem_id="corpora")
+            with gr.Row(elem_classes="actions"):
+                self.new_name = gr.Textbox(
+                    label="New name of the chosen corpus", max_lines=1, elem_id="corpus-new-name"
+                )
+                self.rename = gr.Button("Rename", elem_id="rename-corpus", min_width=90)
+                self.answer = gr.Textbox(visible=False)
+                self.delete = gr.Button(
+                    "Delete the chosen corpus", variant="stop", elem_id="delete-corpus", min_width=200
+                )
+        self.outputs = [self.view.corpus, self.listing, *self.view.outputs]
+
+    def _build_column(self, visitor: gr.BrowserState) -> None:
+        gr.HTML(
+            f"<h2>Build a {html_parts.term('corpus')}</h2><p class='caption'>Drop a dozen or more texts, "
+            "or one long one: what makes neighbors useful is that documents resemble each other. "
+            f"They may be {KIND_NAMES}; also in .zip and .gz.</p>"
+        )
+        self.files = documents_picker("Files", "files", 150, self.home, visitor)
+        self.name = gr.Textbox(
+            label="Name", max_lines=1, elem_id="corpus-name", info="Empty: that of the first file."
+        )
+        self.form.show(main=True)
+        with gr.Accordion("All knobs", open=False):
+            self.form.show(main=False, without=("max_megabytes",))
+        self.build = gr.Button("Build", variant="primary", elem_id="build")
+
+    def wire(self, tab: gr.Tab, visitor: gr.BrowserState, arrival: Any) -> None:
+        corpus, outputs = self.view.corpus, self.outputs
+        chosen = [visitor, corpus]
+        self.changes.wire(visitor, corpus, outputs)
+        given = [visitor, self.files, self.name, *self.form.inputs]
+        self.build.click(shows_errors(self.begin), given, outputs, **CHEAP)
+        self.view.resume.click(shows_errors(self.go_on), chosen, outputs, **CHEAP)
+        self.view.stop.click(shows_errors(self.end), chosen, None, **CHEAP)
+        self.view.wire(visitor)
+        self.search.wire(visitor, corpus)
+        self.rename.click(shows_errors(self.call_it), [*chosen, self.new_name], outputs, **CHEAP)
+        asked = [*chosen, self.answer]
+        self.delete.click(shows_errors(self.remove), asked, outputs, js=sure("corpus"), **CHEAP)
+        for begun in (arrival.then, tab.select):
+            begun(once_known(self.refreshed), chosen, outputs, **QUIET)
+
+    def refreshed(self, code: str, corpus: str | None) -> Values:
+        """The lists and the corpus as they stand; the first one where this one is gone."""
+        workspace = Workspace.open(self.home, code)
+        names = workspace.corpora()
+        chosen = corpus if corpus in names else names[0]
+        rows = []
+        for each in names:
+            folder = workspace.corpus(each)
+            now, built = corpus_changes.corpus_status(folder), service.statistics(folder)
+            used = disk_use(folder) if folder.is_dir() else 0
+            rows.append((service.corpus_title(each), now.state, built and built["documents"], used))
+        choices = [(service.corpus_title(each), each) for each in names]
+        return {
+            self.view.corpus: gr.Dropdown(choices, value=chosen),
+            self.listing: job_views.corpora_table(rows),
+            **self.view.values(code, chosen, ""),
+        }
+
+    def begin(self, code: str, paths: list[str] | None, name: str, *values: Any) -> Values:
+        config = CorpusConfig(**self.form.read(values))
+        workspace = Workspace.open(self.home, code)
+        built = service.start_build(workspace, chosen_files(workspace, paths), name, config)
+        return self.refreshed(code, built)
+
+    def go_on(self, code: str, corpus: str) -> Values:
+        service.resume_build(Workspace.open(self.home, code), corpus)
+        return self.refreshed(code, corpus)
+
+    def end(self, code: str, corpus: str | None) -> None:
+        corpus = corpus or ""
+        if corpus.startswith(SAMPLE):
+            raise UserError(f"{service.corpus_title(corpus)} is built for all visitors. Let it go on.")
+        if not lifecycle.stop(Workspace.open(self.home, code).corpus(corpus)):
+            raise UserError(f"{corpus} is not being built.")
+
+    def call_it(self, code: str, corpus: str, name: str) -> Values:
+        renamed = corpus_changes.rename_corpus(Workspace.open(self.home, code), corpus, name)
+        return self.refreshed(code, renamed)
+
+    def remove(self, code: str, corpus: str, answer: str) -> Values:
+        if answer == "yes":
+            corpus_changes.delete_corpus(Workspace.open(self.home, code), corpus)
+        return self.refreshed(code, None)
 
 
 def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: Any) -> None:
     """Build the tab and wire it."""
-    home = library.home
-    form = Form(CorpusConfig, choices=service.VISITOR_CHOICES)
-    shown_before = gr.State("")
-    timer = gr.Timer(1.0, active=False)
-    with gr.Row():
-        with gr.Column(scale=2, min_width=320):
-            gr.HTML(
-                f"<h2>Build a {html_parts.term('corpus')}</h2><p class='caption'>Drop a dozen or more texts, "
-                "or one long one: what makes neighbors useful is that documents resemble each other. "
-                f"They may be {KIND_NAMES}; also in .zip and .gz.</p>"
-            )
-            files = documents_picker("Files", "files", 150, home, visitor)
-            name = gr.Textbox(
-                label="Name", max_lines=1, elem_id="corpus-name", info="Empty: that of the first file."
-            )
-            form.show(main=True)
-            with gr.Accordion("All knobs", open=False):
-                form.show(main=False, without=("max_megabytes",))
-            build = gr.Button("Build", variant="primary", elem_id="build")
-        with gr.Column(scale=3, min_width=320):
-            corpus = gr.Dropdown(
-                [], label="Corpus", info="The shipped sample and those you built.", elem_id="corpus"
-            )
-            status = gr.HTML(elem_id="build-status", min_height=60)
-            with gr.Row(elem_classes="actions"):
-                stop = gr.Button("Stop", size="sm", elem_id="stop-building")
-                resume = gr.Button("Resume", size="sm", elem_id="resume-building")
-            stats = gr.HTML(elem_id="statistics")
-            command = command_box("The command that builds the same", "build-command")
-            stats_file = gr.DownloadButton(
-                "Download the statistics and where they come from (JSON)",
-                size="sm",
-                visible=False,
-                elem_id="download-statistics",
-            )
-    gr.HTML(
-        f"<h2>Try a search</h2><p class='caption'>The nearest {html_parts.term('chunk', 'chunks')} of the "
-        f"chosen corpus, each with its {html_parts.term('continuation')}. The {html_parts.term('retriever')} "
-        f"goes by vectors (dense), by shared tokens or words ({html_parts.term('BM25')}), or by both "
-        f"({html_parts.term('hybrid')}).</p>"
-    )
-    with gr.Row(elem_classes="actions"):
-        query = gr.Textbox(
-            label="Text",
-            max_lines=1,
-            info="What to look for, in words or as a text.",
-            placeholder="an island nation that exports fish",
-            elem_id="query",
-            scale=5,
-            min_width=200,
-        )
-        finder = gr.Dropdown(
-            list(RETRIEVERS),
-            value="dense",
-            label="Retriever",
-            info="Explained above.",
-            elem_id="finder",
-            min_width=110,
-        )
-        count = gr.Number(4, label="How many", info="At most.", precision=0, elem_id="count", min_width=90)
-        find = gr.Button("Search", elem_id="search", min_width=90)
-    found = gr.HTML(elem_id="found")
-    found_file = gr.DownloadButton(
-        "Download what was found and where it comes from (JSON)",
-        size="sm",
-        visible=False,
-        elem_id="download-found",
-    )
-    changes = gr.Column()
-    with gr.Accordion("All corpora, disk use, rename, delete", open=False):
-        listing = gr.HTML(elem_id="corpora")
-        with gr.Row(elem_classes="actions"):
-            new_name = gr.Textbox(
-                label="New name of the chosen corpus", max_lines=1, elem_id="corpus-new-name"
-            )
-            rename = gr.Button("Rename", elem_id="rename-corpus", min_width=90)
-            answer = gr.Textbox(visible=False)
-            delete = gr.Button(
-                "Delete the chosen corpus", variant="stop", elem_id="delete-corpus", min_width=200
-            )
-
-    def state_of(workspace: Workspace, one: str) -> tuple[lifecycle.JobStatus, dict[str, Any] | None]:
-        folder = workspace.corpus(one)
-        return corpus_changes.corpus_status(folder), service.statistics(folder)
-
-    def follow_now(code: str, one: str | None, before: str) -> list[Any]:
-        """The values of `followed`; figures are drawn anew only when they changed."""
-        hidden = gr.DownloadButton(visible=False)
-        if not one:
-            return ["", "", "", hidden, *stop_and_resume(""), gr.Timer(active=False), ""]
-        workspace = Workspace.open(home, code)
-        if one not in workspace.corpora():
-            gone = html_parts.note("Choose a corpus from the list.")
-            return ["", gone, "", hidden, *stop_and_resume(""), gr.Timer(active=False), ""]
-        now, built = state_of(workspace, one)
-        mark = f"{one} {now.state} {len(now.events)} {now.place} {built is not None}"
-        if mark == before:
-            return [*[gr.skip()] * 6, gr.Timer(active=now.under_way), before]
-        return [
-            job_views.build_status(now, service.corpus_title(one)),
-            job_views.corpus_statistics(built),
-            shown_command(run_actions.build_command(workspace.corpus(one), one)),
-            hidden if built is None else _download("statistics.json", _statistics(workspace, one, built)),
-            *stop_and_resume(now.state),
-            gr.Timer(active=now.under_way),
-            mark,
-        ]
-
-    def refreshed(code: str, one: str | None) -> list[Any]:
-        """corpus, listing, then what `follow_now` gives."""
-        workspace = Workspace.open(home, code)
-        names = workspace.corpora()
-        chosen = one if one in names else names[0]
-        rows = []
-        for each in names:
-            now, built = state_of(workspace, each)
-            used = disk_use(workspace.corpus(each)) if workspace.corpus(each).is_dir() else 0
-            rows.append((service.corpus_title(each), now.state, built and built["documents"], used))
-        choices = [(service.corpus_title(each), each) for each in names]
-        return [
-            gr.Dropdown(choices, value=chosen),
-            job_views.corpora_table(rows),
-            *follow_now(code, chosen, ""),
-        ]
-
-    @once_known
-    def refresh(code: str, one: str | None) -> list[Any]:
-        return refreshed(code, one)
-
-    @once_known
-    def follow(code: str, one: str | None, before: str) -> list[Any]:
-        return follow_now(code, one, before)
-
-    @shows_errors
-    def begin(code: str, paths: list[str] | None, wanted: str, *values: Any) -> list[Any]:
-        config = CorpusConfig(**form.read(values))
-        workspace = Workspace.open(home, code)
-        return refreshed(code, service.start_build(workspace, chosen_files(workspace, paths), wanted, config))
-
-    @shows_errors
-    def go_on(code: str, one: str) -> list[Any]:
-        service.resume_build(Workspace.open(home, code), one)
-        return refreshed(code, one)
-
-    @shows_errors
-    def end(code: str, one: str | None) -> None:
-        one = one or ""
-        if one.startswith(SAMPLE):
-            raise UserError(f"{service.corpus_title(one)} is built for all visitors. Let it go on.")
-        if not lifecycle.stop(Workspace.open(home, code).corpus(one)):
-            raise UserError(f"{one} is not being built.")
-
-    @shows_errors
-    def look_up(code: str, one: str, words: str, by: str, k: float | None) -> list[Any]:
-        folder, count = service.built_corpus(Workspace.open(home, code), one), int(k or 0)
-        database = library.corpus(folder, by)
-        begun = time.perf_counter()
-        near = search(database.corpus, database.retriever, words, count)
-        doubted = search_doubt(database.corpus, database.retriever, words)
-        nothing = nothing_found(by, database.corpus.manifest["statistics"])
-        seconds = time.perf_counter() - begun
-        kept = run_actions.search_json(
-            folder, one, text=words, retriever=by, k=count, found=near, seconds=seconds
-        )
-        return [
-            html_parts.found_html(near, doubted=on_page(doubted), nothing=nothing),
-            _download("search.json", kept),
-        ]
-
-    @shows_errors
-    def call_it(code: str, one: str, wanted: str) -> list[Any]:
-        return refreshed(code, corpus_changes.rename_corpus(Workspace.open(home, code), one, wanted))
-
-    @shows_errors
-    def remove(code: str, one: str, answer: str) -> list[Any]:
-        if answer != "yes":
-            return refreshed(code, None)
-        corpus_changes.delete_corpus(Workspace.open(home, code), one)
-        return refreshed(code, None)
-
-    followed = [status, stats, command, stats_file, stop, resume, timer, shown_before]
-    all_of_it = [corpus, listing, *followed]
-    with changes:
-        change_section(library, visitor, corpus, refreshed, all_of_it)
-    build.click(begin, [visitor, files, name, *form.inputs], all_of_it, **CHEAP)
-    resume.click(go_on, [visitor, corpus], all_of_it, **CHEAP)
-    stop.click(end, [visitor, corpus], None, **CHEAP)
-    corpus.input(follow, [visitor, corpus, gr.State("")], followed, **QUIET)
-    timer.tick(follow, [visitor, corpus, shown_before], followed, **QUIET)
-    gr.on(
-        [find.click, query.submit],
-        look_up,
-        [visitor, corpus, query, finder, count],
-        [found, found_file],
-        concurrency_limit=2,
-        **PRIVATE,
-    )
-    rename.click(call_it, [visitor, corpus, new_name], all_of_it, **CHEAP)
-    delete.click(remove, [visitor, corpus, answer], all_of_it, js=sure("corpus"), **CHEAP)
-    for begun in (arrival.then, tab.select):
-        begun(refresh, [visitor, corpus], all_of_it, **QUIET)
-
-
-def _statistics(workspace: Workspace, one: str, built: dict[str, Any]) -> dict[str, Any]:
-    return run_actions.corpus_json(workspace.corpus(one), one, built)
+    CorpusTab(library, visitor).wire(tab, visitor, arrival)
 
 
 def _download(name: str, values: dict[str, Any]) -> gr.DownloadButton:

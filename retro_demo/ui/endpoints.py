@@ -1,12 +1,11 @@
-"""The public HTTP endpoints: typed functions over the same verbs as the page, for gradio_client.
+"""The public HTTP endpoints: typed methods over the same verbs as the page, for gradio_client.
 
-Runs and texts, changes of corpora, sharing. Each takes the workspace code first, and raises the sentence of a
-UserError.
+Each takes the workspace code first, and says what is wrong in the sentence of a UserError.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import gradio as gr
@@ -17,13 +16,13 @@ from retro_demo.corpus.retrievers import search_doubt
 from retro_demo.errors import UserError
 from retro_demo.explain.edits import edit_by_values, edit_json
 from retro_demo.explain.marge_history import reindexes
-from retro_demo.explain.text import explain_text
+from retro_demo.explain.text import Writing, explain_text
 from retro_demo.explain.tracing import as_json
 from retro_demo.generation.marge import grown, ids_of, refuse_evidence, refuse_retriever
 from retro_demo.jobs import lifecycle
 from retro_demo.runs.alarms import Watch, best_of
 from retro_demo.runs.checkpoint import BEST, MargeRun, read_any_config, told_by
-from retro_demo.runs.loading import why_none_found
+from retro_demo.runs.loading import LoadedRun, why_none_found
 from retro_demo.server import corpus_changes, evaluations, run_actions, service
 from retro_demo.server.messages import to_program, values_to_program
 from retro_demo.server.model_cache import Library
@@ -37,12 +36,16 @@ from retro_demo.ui.gradio_patches import public
 from retro_demo.ui.uploads import exported, followed, forget_visitor, uploaded
 
 
-def add_endpoints(library: Library) -> None:
-    """Publish the endpoints; call inside the Blocks of the page."""
-    home, watch = library.home, zero_gpu.writer(library)
-    write_from_evidence = zero_gpu.marge_writer(library)
+class Endpoints:
+    """What programs build, train, write, measure and explain; an endpoint has the name of its method."""
+
+    def __init__(self, library: Library) -> None:
+        self.library, self.home = library, library.home
+        self.watch = zero_gpu.writer(library)
+        self.write_from_evidence = zero_gpu.marge_writer(library)
 
     def build_corpus(
+        self,
         workspace: str,
         files: list[gr.FileData],
         name: str = "",
@@ -55,17 +58,19 @@ def add_endpoints(library: Library) -> None:
         as in text=body,title=name. Yields events (`waiting` with its place while it has to queue); the last
         is `finished`, `stopped` or `failed`, with the corpus id under "corpus"."""
         config = CorpusConfig(chunk_len=_whole(chunk_len), holdout=holdout, embedder=embedder, fields=fields)
-        space = Workspace.open(home, workspace)
+        space = Workspace.open(self.home, workspace)
         corpus = service.start_build(space, [uploaded(space, file) for file in files or []], name, config)
         yield from followed(space.corpus(corpus), "build", corpus=corpus)
 
-    def search(workspace: str, corpus: str, text: str, k: int = 4, retriever: str = "dense") -> list[dict]:
+    def search(
+        self, workspace: str, corpus: str, text: str, k: int = 4, retriever: str = "dense"
+    ) -> list[dict]:
         """The k chunks of a corpus that are nearest to the text: document, title, score, text and
         continuation of each. The retriever is dense, bm25 (over tokens), bm25-words or hybrid. Where dense or
         hybrid do not know the corpus or the text, each chunk has a sentence on that under "warned". Where
         nothing is found the call fails, and says why and what to try."""
-        folder = service.built_corpus(Workspace.open(home, workspace), corpus)
-        database = library.corpus(folder, retriever)
+        folder = service.built_corpus(Workspace.open(self.home, workspace), corpus)
+        database = self.library.corpus(folder, retriever)
         found = search_corpus(database.corpus, database.retriever, text, _whole(k))
         if not found:  # an empty list has no room for a word
             raise UserError(nothing_found(retriever, database.corpus.manifest["statistics"]))
@@ -73,6 +78,7 @@ def add_endpoints(library: Library) -> None:
         return [one | {"warned": doubted} for one in found] if doubted else found
 
     def train(
+        self,
         workspace: str,
         corpus: str,
         model: str = "retro",
@@ -90,16 +96,18 @@ def add_endpoints(library: Library) -> None:
         settings: dict[str, Any] = {"seed": _whole(seed), "keep": keep}
         settings |= {"steps": _whole(steps)} if steps else {}
         settings |= {"retriever": retriever} if retriever else {}
-        run = service.start_run(Workspace.open(home, workspace), corpus, model, preset, settings, base=base)
+        run = service.start_run(
+            Workspace.open(self.home, workspace), corpus, model, preset, settings, base=base
+        )
         return {"run": run}
 
-    def run_status(workspace: str, run: str) -> dict:
+    def run_status(self, workspace: str, run: str) -> dict:
         """How a run stands: state, its place in the queue while that is waiting, step, steps, losses of all
         steps, why one stopped that nobody stopped, the last held-out measurement (arms), the error of a
         failed one, or why one was interrupted; the step and loss of the best held-out measurement, passes
         over the training text so far, which saves it keeps and uses (weights), and warnings, as of rising
         held-out loss; of a marge also its re-indexes with their figures, and beta."""
-        folder = Workspace.open(home, workspace).run(run)
+        folder = Workspace.open(self.home, workspace).run(run)
         status, config = lifecycle.status(folder), read_any_config(folder)
         kept = weights_kept(folder)
         watch = Watch(config.training, status.events, lessons=config.lesson_steps)
@@ -127,37 +135,38 @@ def add_endpoints(library: Library) -> None:
             "error": to_program(failed[-1]["error"] if failed else status.why),
         }
 
-    def stop_run(workspace: str, run: str) -> dict:
+    def stop_run(self, workspace: str, run: str) -> dict:
         """Ask a run to save and leave, or to leave the queue; {"asked": false} where it does neither."""
-        return {"run": run, "asked": service.stop_run(Workspace.open(home, workspace), run)}
+        return {"run": run, "asked": service.stop_run(Workspace.open(self.home, workspace), run)}
 
-    def keep_weights(workspace: str, run: str, keep: str) -> dict:
+    def keep_weights(self, workspace: str, run: str, keep: str) -> dict:
         """Use a run with its last save or its best one from now on: keep is last or best. Both stay;
         training goes on from the last. Gives {"run": id, "keep": keep}."""
-        service.keep_weights(Workspace.open(home, workspace), run, keep)
+        service.keep_weights(Workspace.open(self.home, workspace), run, keep)
         return {"run": run, "keep": keep}
 
-    def delete_my_data(workspace: str, confirm: bool = False) -> dict:
+    def delete_my_data(self, workspace: str, confirm: bool = False) -> dict:
         """Stop all jobs of a workspace and delete it with all its corpora, runs and texts; confirm must be
         true. Gives {"deleted_bytes": n}."""
         if confirm is not True:
             raise UserError(
                 "This deletes everything under the code. Call it with confirm=true if you mean it."
             )
-        return {"deleted_bytes": forget_visitor(library, workspace)}
+        return {"deleted_bytes": forget_visitor(self.library, workspace)}
 
-    def resume_run(workspace: str, run: str) -> dict:
+    def resume_run(self, workspace: str, run: str) -> dict:
         """Go on from its last save with a run that was stopped, interrupted or failed: {"run": id}."""
-        service.resume_run(Workspace.open(home, workspace), run)
+        service.resume_run(Workspace.open(self.home, workspace), run)
         return {"run": run}
 
-    def resume_build(workspace: str, corpus: str) -> Iterator[dict]:
+    def resume_build(self, workspace: str, corpus: str) -> Iterator[dict]:
         """Go on with the build or the change of a corpus, and follow it as build_corpus does."""
-        space = Workspace.open(home, workspace)
+        space = Workspace.open(self.home, workspace)
         service.resume_build(space, corpus)
         yield from followed(space.corpus(corpus), "build", corpus=corpus)
 
     def generate(
+        self,
         workspace: str,
         run: str,
         prompt: str,
@@ -177,9 +186,9 @@ def add_endpoints(library: Library) -> None:
         retriever and corpus name others than those of the training, and "swapped" then says so; "warned"
         says why no chunk found a neighbor. A MARGE writes in a language, from evidence: ids of documents
         with commas between, none: its own choice."""
-        space = Workspace.open(home, workspace)
+        space = Workspace.open(self.home, workspace)
         config = checked_writing(
-            home,
+            self.home,
             max_new_tokens=_whole(max_new_tokens),
             temperature=temperature,
             top_k=_whole(top_k),
@@ -191,27 +200,19 @@ def add_endpoints(library: Library) -> None:
         folder = space.run(run)
         service.check_ready(space, run, corpus)
         if isinstance(read_any_config(folder), MargeRun):
-            marge = library.marge(folder)
+            marge = self.library.marge(folder)
             refuse_retriever(corpus, retriever)
             chosen = {"language": language, "documents": ids_of(marge, evidence)}
-            yield from grown(marge, prompt, write_from_evidence(marge, prompt, config, **chosen), run)
+            events = self.write_from_evidence(marge, prompt, config, **chosen)
+            yield from grown(marge, prompt, events, run)
             return
         refuse_evidence(language, evidence)
         other = service.built_corpus(space, corpus) if corpus else None
-        loaded = library.run(folder, other, retriever)
-        for writing in watch(loaded, run, prompt, config, lambda: False):
-            base = {"text": "".join(writing.pieces), "new_tokens": writing.new_tokens}
-            if writing.trace is None:
-                yield base | {"done": False}
-            else:
-                chunks = [{"chunk": e.chunk, "ms": e.ms, "neighbors": e.neighbors} for e in writing.retrieved]
-                kept = {"run": run, "seconds": round(writing.seconds, 3), "chunks": chunks}
-                kept |= {"retriever": loaded.retriever, "swapped": loaded.swapped}
-                if nothing := why_none_found(loaded, writing.retrieved):
-                    kept |= {"warned": nothing}
-                yield base | kept | {"done": True}
+        loaded = self.library.run(folder, other, retriever)
+        yield from _written(loaded, run, self.watch(loaded, run, prompt, config, lambda: False))
 
     def evaluate(
+        self,
         workspace: str,
         run: str,
         baseline: str = "",
@@ -224,7 +225,7 @@ def add_endpoints(library: Library) -> None:
         control (a run trained with random neighbors). Yields events: `refined` after each round, and
         `finished` with arms, verdict, counts, leakage and provenance. A MARGE needs neither: its arms are
         other evidence and relevance. It goes on if you leave."""
-        space = Workspace.open(home, workspace)
+        space = Workspace.open(self.home, workspace)
         config = EvaluateConfig(max_tokens=_whole(max_tokens), seed=_whole(seed))
         folder = evaluations.start_evaluation(
             space, run, config, baseline=baseline, control=control, corpus=corpus
@@ -232,6 +233,7 @@ def add_endpoints(library: Library) -> None:
         yield from followed(folder, "evaluation")
 
     def explain(
+        self,
         workspace: str,
         run: str,
         text: str,
@@ -247,46 +249,27 @@ def add_endpoints(library: Library) -> None:
         puts another text in place of a neighbor, {"chunk": 0, "neighbor": 0, "text": "...",
         "continuation": "..."} (both empty: deleted); what follows stands under "edit". A long text is
         read page by page."""
-        space = Workspace.open(home, workspace)
+        space = Workspace.open(self.home, workspace)
         config = ExplainConfig(
             retrieval=retrieval, retriever=retriever, num_neighbors=_whole(num_neighbors), page=_whole(page)
         )
         folder = space.run(run)
         service.check_ready(space, run, corpus)
         other = service.built_corpus(space, corpus) if corpus else None
-        loaded = library.run(folder, other, retriever)
+        loaded = self.library.run(folder, other, retriever)
         trace = explain_text(loaded, run, text, config)
         changed = {"edit": edit_json(edit_by_values(loaded, trace, edit))} if edit else {}
         return values_to_program(as_json(trace) | changed)
 
-    publish = gr.api  # pyright: ignore[reportPrivateImportUsage]
-    for endpoint in (
-        build_corpus,
-        resume_build,
-        train,
-        run_status,
-        stop_run,
-        resume_run,
-        keep_weights,
-        evaluate,
-        delete_my_data,
-    ):
-        publish(public(endpoint), api_name=endpoint.__name__, concurrency_limit=None)
-    publish(public(search), api_name="search", concurrency_limit=2)
-    publish(public(generate), api_name="generate", **MODEL)
-    publish(public(explain), api_name="explain", **MODEL)
 
+class CorpusEndpoints:
+    """What programs change in a built corpus, and what its documents are worth to a run."""
 
-def _whole(value: Any) -> Any:
-    """8.0 as 8, which is what JSON may have meant; all else as it is, for the config to judge."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def add_corpus_endpoints(library: Library) -> None:
-    """Publish the endpoints; call inside the Blocks of the page."""
-    home = library.home
+    def __init__(self, library: Library) -> None:
+        self.library, self.home = library, library.home
 
     def change_corpus(
+        self,
         workspace: str,
         corpus: str,
         files: list[gr.FileData] | None = None,
@@ -300,7 +283,7 @@ def add_corpus_endpoints(library: Library) -> None:
         name makes the changed corpus under another name; fields says which column of the new files is which,
         as in text=body, and empty that they are those of the build. Yields events; the last is `finished`,
         `stopped` or `failed`, with the corpus id under "corpus"."""
-        space = Workspace.open(home, workspace)
+        space = Workspace.open(self.home, workspace)
         given = [uploaded(space, file) for file in files or []]
         changed = corpus_changes.start_change(
             space,
@@ -312,40 +295,92 @@ def add_corpus_endpoints(library: Library) -> None:
         )
         yield from followed(space.corpus(changed), "change", corpus=changed)
 
-    def weigh(workspace: str, run: str, documents: list[str], text: str = "", corpus: str = "") -> dict:
+    def weigh(self, workspace: str, run: str, documents: list[str], text: str = "", corpus: str = "") -> dict:
         """Which tokens would lose their gain if documents (ids or titles) were forgotten: in the text, or in
         held-out text that finds them. Rows with log p with, without and with retrieval off, the nats lost
         and the document; over all, nats a token; provenance."""
-        space = Workspace.open(home, workspace)
-        found = corpus_changes.weigh_documents(library, space, run, documents, text=text, corpus=corpus)
+        space = Workspace.open(self.home, workspace)
+        found = corpus_changes.weigh_documents(self.library, space, run, documents, text=text, corpus=corpus)
         return values_to_program(found)
 
-    publish = gr.api  # pyright: ignore[reportPrivateImportUsage]
-    publish(public(change_corpus), api_name="change_corpus", concurrency_limit=None)
-    publish(public(weigh), api_name="weigh", **MODEL)
 
+class ShareEndpoints:
+    """How programs take a run out as a .zip, and a .zip in as a run or corpus."""
 
-def add_share_endpoints(library: Library) -> None:
-    """Publish the endpoints; call inside the Blocks of the page."""
-    home = library.home
+    def __init__(self, library: Library) -> None:
+        self.home = library.home
 
     def export_run(
-        workspace: str, run: str, with_corpus: bool = False, with_state: bool = False, license: str = ""
+        self, workspace: str, run: str, with_corpus: bool = False, with_state: bool = False, license: str = ""
     ) -> gr.FileData:
         """A run as a .zip to download: weights, tokenizer, config and a card with its figures; where asked
         its corpus (the texts) and the optimizer state from which a training goes on."""
-        space = Workspace.open(home, workspace)
+        space = Workspace.open(self.home, workspace)
         path = exported(
             space, run, with_corpus=bool(with_corpus), with_state=bool(with_state), license=license
         )
         return gr.FileData(path=str(path), orig_name=path.name)
 
-    def import_run(workspace: str, file: gr.FileData, name: str = "") -> dict:
+    def import_run(self, workspace: str, file: gr.FileData, name: str = "") -> dict:
         """Check the .zip of an export and make it a run or corpus of the workspace. Returns kind, run and
         corpus (ids) and notes: what is missing, or is being indexed."""
-        space = Workspace.open(home, workspace)
+        space = Workspace.open(self.home, workspace)
         return run_actions.import_zip(space, uploaded(space, file), name)
 
-    publish = gr.api  # pyright: ignore[reportPrivateImportUsage]
-    for endpoint in (export_run, import_run):
-        publish(public(endpoint), api_name=endpoint.__name__, **SHARE)
+
+def add_endpoints(library: Library) -> None:
+    """Publish the endpoints; call inside the Blocks of the page."""
+    ends = Endpoints(library)
+    for endpoint in (
+        ends.build_corpus,
+        ends.resume_build,
+        ends.train,
+        ends.run_status,
+        ends.stop_run,
+        ends.resume_run,
+        ends.keep_weights,
+        ends.evaluate,
+        ends.delete_my_data,
+    ):
+        _publish(endpoint, concurrency_limit=None)
+    _publish(ends.search, concurrency_limit=2)
+    _publish(ends.generate, **MODEL)
+    _publish(ends.explain, **MODEL)
+
+
+def add_corpus_endpoints(library: Library) -> None:
+    """As `add_endpoints`, for those of `CorpusEndpoints`."""
+    ends = CorpusEndpoints(library)
+    _publish(ends.change_corpus, concurrency_limit=None)
+    _publish(ends.weigh, **MODEL)
+
+
+def add_share_endpoints(library: Library) -> None:
+    """As `add_endpoints`, for those of `ShareEndpoints`."""
+    ends = ShareEndpoints(library)
+    _publish(ends.export_run, **SHARE)
+    _publish(ends.import_run, **SHARE)
+
+
+def _publish(endpoint: Callable[..., Any], **lane: Any) -> None:
+    gr.api(public(endpoint), api_name=endpoint.__name__, **lane)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _whole(value: Any) -> Any:
+    """8.0 as 8, which is what JSON may have meant; all else as it is, for the config to judge."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _written(loaded: LoadedRun, name: str, writings: Iterable[Writing]) -> Iterator[dict[str, Any]]:
+    """What `generate` yields of a text that reads neighbors; those come with the end."""
+    for writing in writings:
+        base = {"text": "".join(writing.pieces), "new_tokens": writing.new_tokens}
+        if writing.trace is None:
+            yield base | {"done": False}
+            continue
+        chunks = [{"chunk": e.chunk, "ms": e.ms, "neighbors": e.neighbors} for e in writing.retrieved]
+        kept = {"run": name, "seconds": round(writing.seconds, 3), "chunks": chunks}
+        kept |= {"retriever": loaded.retriever, "swapped": loaded.swapped}
+        if nothing := why_none_found(loaded, writing.retrieved):
+            kept |= {"warned": nothing}
+        yield base | kept | {"done": True}

@@ -180,6 +180,9 @@ def _bug(handler: Callable[..., Any], error: Exception) -> gr.Error:
 FOR_HERE = "Runs in a terminal of this machine, in any folder."
 FOR_OTHERS = "Names stand for folders: give those where your corpora and runs lie, such as unpacked exports."
 
+Values = dict[Any, Any]
+"""What a handler gives: new values by component; one that is not in it stays as it is."""
+
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 QUIET: dict[str, Any] = PRIVATE | {"queue": False, "show_progress": "hidden"}
 """For polls and looks: not queued, so that a full queue cannot blank them, and nothing flickers."""
