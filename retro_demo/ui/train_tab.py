@@ -186,7 +186,7 @@ def _show(form: Form) -> None:
         form.show(main=False)
 
 
-class Reindexing:
+class MargeProgress:
     """What a MARGE run tells while it trains: its re-indexes and beta."""
 
     def __init__(self) -> None:
@@ -241,7 +241,7 @@ class RunView:
         self.arms = gr.HTML(elem_id="arms", min_height=80)
         kept = "What it writes, is measured and exported with. Training goes on from the last."
         self.weights = gr.Radio([], label="Weights in use", info=kept, visible=False, elem_id="weights")
-        self.reindexing = Reindexing()
+        self.reindexing = MargeProgress()
         self.command = command_box("The command that does the same", "command")
         self.download = gr.DownloadButton(DOWNLOAD, size="sm", interactive=False, elem_id="train-download")
         self.shown_before = gr.State("")
