@@ -1,12 +1,9 @@
-"""On the Evidence tab: what one target of a MARGE reads, an editor for its evidence, and writing a passage.
-
-A passage is written from documents that the visitor chooses or that the encoder finds.
-"""
+"""On the Evidence tab: what one target reads. On the Generate tab: a passage written from evidence."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -26,7 +23,6 @@ from retro_demo.explain.marge_reading import (
 )
 from retro_demo.generation.retro import Written
 from retro_demo.glossary import explain
-from retro_demo.paths import SAMPLE
 from retro_demo.render import html_parts, marge_views
 from retro_demo.server import service
 from retro_demo.server.model_cache import Library
@@ -40,9 +36,11 @@ from retro_demo.ui.form import (
     PRIVATE,
     QUIET,
     Form,
+    Shown,
     clicked,
     first_of,
     json_file,
+    named_runs,
     once_known,
     relisted,
     shows_errors,
@@ -50,85 +48,55 @@ from retro_demo.ui.form import (
 from retro_demo.ui.visit import Lane
 
 MEAN = "mean"
+ON_PAGE = CHEAP | MODEL
 TARGETS = "First passages of documents."
 TO_TARGET = "() => document.querySelector('#evidence-target')?.scrollIntoView({block: 'start'})"
+SEARCHING = '<p class="speed" role="status">Embedding all passages, finding and reading the evidence.</p>'
 ROWS = 48  # tokens of the target in one heatmap
 
 
-@dataclass(frozen=True)
-class EvidenceTarget:
-    """The components of the view; `fresh` empties them for a run and offers its targets."""
+class TargetView:
+    """The components of one target and what it reads, by name; to make one builds them."""
 
-    outputs: list[Any]
-
-    def fresh(self, targets: Choices, source: MargeCorpus) -> list[Any]:
-        """Values of `outputs`: nothing is read before it is asked for."""
-        count = min(MOST_EVIDENCE, max(1, round(source.config.evidence.evidence_per_target)))
-        network = source.config.network
-        return [
-            gr.Dropdown(
-                targets.offered,
-                value=targets.offered[0][1] if targets.offered else None,
-                info=f"{TARGETS} {targets.cut} Choose languages above to see the others."
-                if targets.cut
-                else TARGETS,
-            ),
-            gr.Slider(value=count),
-            gr.Dropdown([MEAN, *map(str, range(1, network.dec_depth + 1))], value=MEAN),
-            gr.Dropdown([MEAN, *map(str, range(1, network.num_heads + 1))], value=MEAN),
-            marge_views.target_html(None, source),
-            gr.Column(visible=False),
-        ]
-
-
-def evidence_target(
-    library: Library,
-    visitor: gr.BrowserState,
-    run: gr.Dropdown,
-    documents: tuple[gr.Radio, gr.Dropdown],
-    pickers: Sequence[gr.HTML],
-) -> EvidenceTarget:
-    """Build the view and wire it.
-
-    `documents` say which targets are offered (kind, languages); a `select` of a picker names one of them
-    (assets/matrix.js).
-    """
-    home = library.home
-    with gr.Row(elem_classes="knobs"):
-        target = gr.Dropdown([], label="Target", info=TARGETS, elem_id="evidence-target", min_width=260)
-        count = gr.Slider(
-            1,
-            MOST_EVIDENCE,
-            8,
-            step=1,
-            label="Pieces of evidence",
-            info="How many it reads.",
-            elem_id="evidence-count",
-        )
-        read = gr.Button("Find and read its evidence", variant="primary", elem_id="read-evidence")
-    said = gr.HTML(elem_id="evidence-read", min_height=60)
-    with gr.Column(visible=False) as inside:
-        listing = gr.HTML(elem_id="evidence-pieces")
+    def __init__(self) -> None:
         with gr.Row(elem_classes="knobs"):
-            layer = gr.Dropdown(
-                [MEAN],
-                value=MEAN,
-                label="Layer",
-                info=explain("layer"),
-                elem_id="evidence-layer",
-                min_width=120,
+            self.target = gr.Dropdown(
+                [], label="Target", info=TARGETS, elem_id="evidence-target", min_width=260
             )
-            head = gr.Dropdown(
-                [MEAN], value=MEAN, label="Head", info=explain("head"), elem_id="evidence-head", min_width=120
+            self.count = gr.Slider(
+                1,
+                MOST_EVIDENCE,
+                8,
+                step=1,
+                label="Pieces of evidence",
+                info="How many it reads.",
+                elem_id="evidence-count",
             )
-            piece = gr.Dropdown(
+            self.read = gr.Button("Find and read its evidence", variant="primary", elem_id="read-evidence")
+        self.said = gr.HTML(elem_id="evidence-read", min_height=60)
+        with gr.Column(visible=False) as self.inside:
+            self.listing = gr.HTML(elem_id="evidence-pieces")
+            self._knobs()
+            self._attention()
+            self._editor()
+
+    def _knobs(self) -> None:
+        named: dict[str, Any] = {"value": MEAN, "min_width": 120}
+        with gr.Row(elem_classes="knobs"):
+            self.layer = gr.Dropdown(
+                [MEAN], label="Layer", info=explain("layer"), elem_id="evidence-layer", **named
+            )
+            self.head = gr.Dropdown(
+                [MEAN], label="Head", info=explain("head"), elem_id="evidence-head", **named
+            )
+            self.piece = gr.Dropdown(
                 [],
                 label="Piece of evidence",
                 info="The one that is drawn.",
                 elem_id="evidence-piece",
                 min_width=260,
             )
-            part = gr.Slider(
+            self.part = gr.Slider(
                 1,
                 2,
                 1,
@@ -138,22 +106,26 @@ def evidence_target(
                 visible=False,
                 elem_id="evidence-part",
             )
+
+    def _attention(self) -> None:
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 gr.HTML("<h3>Does attention follow relevance?</h3>")
-                agreement = gr.Plot(show_label=False, container=False, elem_id="evidence-agreement")
-                agreed = gr.HTML()
+                self.agreement = gr.Plot(show_label=False, container=False, elem_id="evidence-agreement")
+                self.agreed = gr.HTML()
                 with gr.Accordion("Relevance and attention as a table", open=False):
-                    agreed_table = gr.HTML()
+                    self.agreed_table = gr.HTML()
             with gr.Column(scale=3, min_width=320):
                 gr.HTML(
                     "<h3>What was read of this piece</h3><p class='caption'>Rows are the tokens of the "
                     "target as they were written, columns the tokens of the piece; languages and padding are "
                     "left out.</p>"
                 )
-                heat = gr.Plot(show_label=False, container=False, elem_id="evidence-heat")
+                self.heat = gr.Plot(show_label=False, container=False, elem_id="evidence-heat")
+
+    def _editor(self) -> None:
         gr.HTML("<h3>Change or remove this piece</h3>")
-        text = gr.Textbox(
+        self.text = gr.Textbox(
             label="Its text",
             lines=3,
             max_lines=8,
@@ -161,23 +133,111 @@ def evidence_target(
             info="It is cut into tokens anew and read in the same language; empty: the piece is removed.",
         )
         with gr.Row(elem_classes="actions"):
-            change = gr.Button("Read this instead", variant="primary", elem_id="edit-evidence")
-            remove = gr.Button("Read without it", elem_id="remove-evidence")
-        changed = gr.HTML(elem_id="evidence-changed")
-        download = gr.DownloadButton(
+            self.change = gr.Button("Read this instead", variant="primary", elem_id="edit-evidence")
+            self.remove = gr.Button("Read without it", elem_id="remove-evidence")
+        self.changed = gr.HTML(elem_id="evidence-changed")
+        self.download = gr.DownloadButton(
             "Download this reading with where it comes from (JSON)", size="sm", elem_id="reading-download"
         )
 
-    def known(
-        code: str, name: str | None, which: int | None, many: int
+    @property
+    def outputs(self) -> list[Any]:
+        """What `fresh` fills."""
+        return [self.target, self.count, self.layer, self.head, self.said, self.inside]
+
+    @property
+    def pictures(self) -> list[Any]:
+        return [self.agreement, self.agreed, self.agreed_table, self.heat]
+
+    def fresh(self, targets: Choices, source: MargeCorpus) -> Shown:
+        """The targets of a run; nothing is read before it is asked for."""
+        count = min(MOST_EVIDENCE, max(1, round(source.config.evidence.evidence_per_target)))
+        network = source.config.network
+        others = f" {targets.cut} Choose languages above to see the others." if targets.cut else ""
+        first = targets.offered[0][1] if targets.offered else None
+        return {
+            self.target: gr.Dropdown(targets.offered, value=first, info=TARGETS + others),
+            self.count: gr.Slider(value=count),
+            self.layer: gr.Dropdown([MEAN, *map(str, range(1, network.dec_depth + 1))], value=MEAN),
+            self.head: gr.Dropdown([MEAN, *map(str, range(1, network.num_heads + 1))], value=MEAN),
+            self.said: marge_views.target_html(None, source),
+            self.inside: gr.Column(visible=False),
+        }
+
+
+class TargetHandlers:
+    """What happens in the view of one target: a run, a target and how many pieces name one reading."""
+
+    def __init__(self, library: Library, view: TargetView) -> None:
+        self.library, self.home, self.view = library, library.home, view
+
+    def pick(
+        self, code: str, name: str | None, how: str, some: list[str], event: gr.EventData
+    ) -> gr.Dropdown:
+        """target: the one whose row was chosen, also where there are too many to list."""
+        if not name:
+            raise UserError("There is no run yet. Choose one first.")
+        (which,) = clicked(event, "passage", "passage")
+        source = self.library.marge_corpus(Workspace.open(self.home, code).run(name))
+        offered = targets_of(source, held_out=how == "held-out", languages=some or []).offered
+        if not 0 <= which < len(source.passages.tokens):
+            raise UserError(f"There is no passage {which} in this corpus. Choose a target from the list.")
+        if which not in [value for _, value in offered]:
+            offered = [(source.about(which)["name"], which), *offered]
+        return gr.Dropdown(offered, value=which)
+
+    def look_up(
+        self, code: str, name: str | None, which: int | None, many: int, *look: Any
+    ) -> Iterator[Shown]:
+        """Find and read the evidence of a target, and show the first piece of it."""
+        view = self.view
+        yield {view.said: SEARCHING}
+        source, reading = self._reading(code, name, which, many)
+        folder = Workspace.open(self.home, code).run(str(name))
+        pieces = [(f"{n} {source.about(int(i))['name']}", n - 1) for n, i in enumerate(reading.ids, 1)]
+        parts = _parts(reading)
+        yield {
+            view.said: marge_views.target_html(reading, source),
+            view.inside: gr.Column(visible=True),
+            view.listing: marge_views.evidence_table(reading, source),
+            view.piece: gr.Dropdown(pieces, value=0),
+            view.part: gr.Slider(maximum=max(2, parts), value=1, visible=parts > 1),
+            view.text: source.text(int(reading.ids[0])),
+            view.changed: "",
+            view.download: json_file("evidence-reading.json", reading_json(folder, source, reading)),
+            **self._attention(source, reading, *look, 0, 1),
+        }
+
+    def look(self, code: str, name: str | None, which: int | None, many: int, *how: Any) -> Shown:
+        """The attention of a layer, a head, to a piece, in a part of the target."""
+        return self._attention(*self._reading(code, name, which, many), *how)
+
+    def look_at_piece(self, code: str, name: str | None, which: int | None, many: int, *how: Any) -> Shown:
+        """As `look`, with the text of the piece to change."""
+        source, reading = self._reading(code, name, which, many)
+        at = min(max(int(how[2] or 0), 0), len(reading.ids) - 1)
+        text = {self.view.text: source.text(int(reading.ids[at])), self.view.changed: ""}
+        return self._attention(source, reading, *how) | text
+
+    def edit(self, code: str, name: str | None, which: int | None, many: int, at: int, words: str) -> str:
+        """What changes where a piece has other words; without any it is removed."""
+        _, reading = self._reading(code, name, which, many)
+        run = self.library.marge(Workspace.open(self.home, code).run(str(name)))
+        return marge_views.edit_html(edit_evidence(run, reading, int(at or 0), words or ""))
+
+    def without(self, code: str, name: str | None, which: int | None, many: int, at: int) -> str:
+        return self.edit(code, name, which, many, at, "")
+
+    def _reading(
+        self, code: str, name: str | None, which: int | None, many: int
     ) -> tuple[MargeCorpus, EvidenceReading]:
         if not name or which is None:
             raise UserError("There is no target yet. Choose a run and a target first.")
-        folder = Workspace.open(home, code).run(name)
-        return library.marge_corpus(folder), library.evidence(folder, int(which), int(many))
+        folder = Workspace.open(self.home, code).run(name)
+        return self.library.marge_corpus(folder), self.library.evidence(folder, int(which), int(many))
 
-    def attention(source: MargeCorpus, reading: EvidenceReading, *look: Any) -> list[Any]:
-        """agreement, agreed, agreed_table, heat, for a layer, a head, a piece and a part of the target."""
+    def _attention(self, source: MargeCorpus, reading: EvidenceReading, *look: Any) -> Shown:
+        """The pictures for a layer, a head, a piece and a part of the target."""
         layer_of, head_of, at, page = look
         layers, heads = reading.weights.shape[:2]
         nth = int(layer_of) - 1 if (layer_of or "").isdecimal() and 0 < int(layer_of) <= layers else None
@@ -187,85 +247,43 @@ def evidence_target(
         start = ROWS * (min(max(int(page), 1), _parts(reading)) - 1)
         rows = source.pieces(reading.tokens[1:])[start : start + ROWS]
         columns = source.pieces(reading.evidence[at][reading.evidence[at] != 0][1:])
-        return [
-            marge_views.agreement_figure(reading, source, nth),
-            marge_views.agreement_html(reading, nth),
-            marge_views.agreement_table(reading),
-            marge_views.heat_figure(weights[start : start + ROWS], rows, columns, start + 1),
-        ]
+        return {
+            self.view.agreement: marge_views.agreement_figure(reading, source, nth),
+            self.view.agreed: marge_views.agreement_html(reading, nth),
+            self.view.agreed_table: marge_views.agreement_table(reading),
+            self.view.heat: marge_views.heat_figure(weights[start : start + ROWS], rows, columns, start + 1),
+        }
 
-    @shows_errors
-    def pick(code: str, name: str | None, how: str, some: list[str], event: gr.EventData) -> gr.Dropdown:
-        """target: the one whose row was chosen, also where there are too many to list."""
-        if not name:
-            raise UserError("There is no run yet. Choose one first.")
-        (which,) = clicked(event, "passage", "passage")
-        source = library.marge_corpus(Workspace.open(home, code).run(name))
-        offered = targets_of(source, held_out=how == "held-out", languages=some or []).offered
-        if not 0 <= which < len(source.passages.tokens):
-            raise UserError(f"There is no passage {which} in this corpus. Choose a target from the list.")
-        if which not in [value for _, value in offered]:
-            offered = [(source.about(which)["name"], which), *offered]
-        return gr.Dropdown(offered, value=which)
 
-    @once_known
-    def look_up(code: str, name: str | None, which: int | None, many: int, *look: Any) -> Iterator[list[Any]]:
-        waiting = (
-            '<p class="speed" role="status">Embedding all passages, finding and reading the evidence.</p>'
-        )
-        yield [waiting, *[gr.skip()] * (len(shown) - 1)]
-        source, reading = known(code, name, which, many)
-        folder = Workspace.open(home, code).run(str(name))
-        names = [source.about(int(i))["name"] for i in reading.ids]
-        yield [
-            marge_views.target_html(reading, source),
-            gr.Column(visible=True),
-            marge_views.evidence_table(reading, source),
-            gr.Dropdown([(f"{i + 1} {words}", i) for i, words in enumerate(names)], value=0),
-            gr.Slider(maximum=max(2, _parts(reading)), value=1, visible=_parts(reading) > 1),
-            *attention(source, reading, *look, 0, 1),
-            source.text(int(reading.ids[0])),
-            "",
-            json_file("evidence-reading.json", reading_json(folder, source, reading)),
-        ]
+def wire_target(
+    library: Library,
+    view: TargetView,
+    chosen: Sequence[Any],
+    documents: Sequence[Any],
+    pickers: Sequence[Any],
+) -> None:
+    """Wire the view of one target.
 
-    @once_known
-    def look(code: str, name: str | None, which: int | None, many: int, *how: Any) -> list[Any]:
-        return attention(*known(code, name, which, many), *how)
-
-    @once_known
-    def look_at_piece(code: str, name: str | None, which: int | None, many: int, *how: Any) -> list[Any]:
-        source, reading = known(code, name, which, many)
-        at = min(max(int(how[2] or 0), 0), len(reading.ids) - 1)
-        return [*attention(source, reading, *how), source.text(int(reading.ids[at])), ""]
-
-    @shows_errors
-    def edit(code: str, name: str | None, which: int | None, many: int, at: int, words: str) -> str:
-        _, reading = known(code, name, which, many)
-        run_now = library.marge(Workspace.open(home, code).run(str(name)))
-        return marge_views.edit_html(edit_evidence(run_now, reading, int(at or 0), words or ""))
-
-    @shows_errors
-    def without(code: str, name: str | None, which: int | None, many: int, at: int) -> str:
-        return edit(code, name, which, many, at, "")
-
-    asked = [visitor, run, target, count]
-    pictures = [agreement, agreed, agreed_table, heat]
-    shown = [said, inside, listing, piece, part, *pictures, text, changed, download]
-    model = CHEAP | MODEL
-    for begun in (read.click, target.input, count.release):
-        begun(look_up, [*asked, layer, head], shown, **model).failure(lambda: "", None, said, **PRIVATE)
-    for place in pickers:
-        picked = place.select(pick, [visitor, run, *documents], target, **QUIET)
-        picked.success(None, js=TO_TARGET).then(look_up, [*asked, layer, head], shown, **model).failure(
-            lambda: "", None, said, **PRIVATE
-        )
-    looks = [*asked, layer, head, piece, part]
-    gr.on([layer.input, head.input, part.input], look, looks, pictures, **model)
-    piece.input(look_at_piece, looks, [*pictures, text, changed], **model)
-    change.click(edit, [*asked, piece, text], changed, **model)
-    remove.click(without, [*asked, piece], changed, **model)
-    return EvidenceTarget([target, count, layer, head, said, inside])
+    `chosen` are the visitor and the run. `documents` say which targets are offered (kind, languages); a
+    `select` of a picker names one of them (assets/matrix.js).
+    """
+    on = TargetHandlers(library, view)
+    asked = [*chosen, view.target, view.count]
+    edited = [*view.pictures, view.text, view.changed]
+    shown = [view.said, view.inside, view.listing, view.piece, view.part, *edited, view.download]
+    look_up, look = once_known(on.look_up), once_known(on.look)
+    picks = [
+        place.select(shows_errors(on.pick), [*chosen, *documents], view.target, **QUIET) for place in pickers
+    ]
+    scrolled = [picked.success(None, js=TO_TARGET).then for picked in picks]
+    for begun in (view.read.click, view.target.input, view.count.release, *scrolled):
+        reading = begun(look_up, [*asked, view.layer, view.head], shown, **ON_PAGE)
+        reading.failure(lambda: "", None, view.said, **PRIVATE)
+    looks = [*asked, view.layer, view.head, view.piece, view.part]
+    gr.on([view.layer.input, view.head.input, view.part.input], look, looks, view.pictures, **ON_PAGE)
+    view.piece.input(once_known(on.look_at_piece), looks, edited, **ON_PAGE)
+    view.change.click(shows_errors(on.edit), [*asked, view.piece, view.text], view.changed, **ON_PAGE)
+    view.remove.click(shows_errors(on.without), [*asked, view.piece], view.changed, **ON_PAGE)
 
 
 def _parts(reading: EvidenceReading) -> int:
@@ -282,81 +300,101 @@ LOADING = '<p class="speed" role="status">Loading the run and embedding its pass
 EVIDENCE = "All passages of these documents, held out or not. Empty: found by the run itself."
 
 
-def evidence_writing(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: Any) -> gr.Dropdown:
-    """Build the form and wire it; `tab` is the one that it stands in. Gives back the choice of the run."""
-    home, write_from_evidence, lane = library.home, zero_gpu.marge_writer(library), Lane(library)
-    form = Form(GenerateConfig, values={"max_new_tokens": 40}, only=KNOBS, prefix="marge-write-")
-    gr.HTML(
-        f"<p class='caption'>A {html_parts.term('marge', 'MARGE')} writes a passage from "
-        f"{html_parts.term('evidence')}: from the documents that you choose, else from passages that its "
-        "encoder finds for the beginning.</p>"
-    )
-    with gr.Row(elem_classes="knobs"):
-        run = gr.Dropdown(
-            [], label="MARGE", info="Which run writes.", elem_id="marge-write-run", min_width=220
-        )
-        language = gr.Dropdown(
-            [], label="Language to write", info="Of those in training.", elem_id="marge-write-language"
-        )
-    with gr.Row(elem_classes="knobs"):
-        among = gr.Dropdown(
-            [ALL],
-            value=ALL,
-            label="Look among",
-            info="Which documents the list beside this offers.",
-            elem_id="marge-write-among",
-            scale=1,
-            min_width=180,
-        )
-        documents = gr.Dropdown(
-            [],
-            value=[],
-            multiselect=True,
-            allow_custom_value=True,
-            label="Evidence",
-            info=EVIDENCE,
-            elem_id="marge-write-documents",
-            scale=3,
-            min_width=260,
-        )
-    prompt = gr.Textbox(
-        label="Beginning",
-        lines=2,
-        max_lines=6,
-        elem_id="marge-write-prompt",
-        info="How the passage begins; it may be empty.",
-    )
-    examples = gr.Dataset(
-        components=["textbox"], samples=BEGINNINGS, label=EXAMPLES, elem_id="marge-examples", type="values"
-    )
-    with gr.Row(elem_classes="knobs"):
-        kind = gr.Radio(
-            KINDS,
-            value="on",
-            label="Kind of evidence",
-            info="Drawn at random: as many passages, as a control.",
-            elem_id="marge-write-kind",
-        )
-        count = gr.Slider(
-            0,
-            MOST_EVIDENCE,
-            0,
-            step=1,
-            label="Pieces of evidence",
-            info="Of those that it finds itself; 0: as in training.",
-            elem_id="marge-write-count",
-        )
-        form.show(main=True)
-    with gr.Accordion("More settings", open=False), gr.Row(elem_classes="knobs"):
-        form.show(main=False)
-    with gr.Row(elem_classes="actions"):
-        go = gr.Button("Write from evidence", variant="primary", elem_id="marge-write")
-        stop = gr.Button("Stop", elem_id="marge-write-stop")
-    said = gr.HTML(elem_id="marge-written")
-    found = gr.HTML(elem_id="marge-write-evidence")
+class WritingView:
+    """The components of the form that writes from evidence, by name; to make one builds them."""
 
-    @shows_errors
+    def __init__(self) -> None:
+        self.form = Form(GenerateConfig, values={"max_new_tokens": 40}, only=KNOBS, prefix="marge-write-")
+        gr.HTML(
+            f"<p class='caption'>A {html_parts.term('marge', 'MARGE')} writes a passage from "
+            f"{html_parts.term('evidence')}: from the documents that you choose, else from passages that its "
+            "encoder finds for the beginning.</p>"
+        )
+        self._evidence()
+        self.prompt = gr.Textbox(
+            label="Beginning",
+            lines=2,
+            max_lines=6,
+            elem_id="marge-write-prompt",
+            info="How the passage begins; it may be empty.",
+        )
+        self.examples = gr.Dataset(
+            components=["textbox"],
+            samples=BEGINNINGS,
+            label=EXAMPLES,
+            elem_id="marge-examples",
+            type="values",
+        )
+        self._knobs()
+        with gr.Row(elem_classes="actions"):
+            self.go = gr.Button("Write from evidence", variant="primary", elem_id="marge-write")
+            self.stop = gr.Button("Stop", elem_id="marge-write-stop")
+        self.said = gr.HTML(elem_id="marge-written")
+        self.found = gr.HTML(elem_id="marge-write-evidence")
+        self.token = gr.State("")  # of the text that this page asked for last
+
+    def _evidence(self) -> None:
+        with gr.Row(elem_classes="knobs"):
+            self.run = gr.Dropdown(
+                [], label="MARGE", info="Which run writes.", elem_id="marge-write-run", min_width=220
+            )
+            self.language = gr.Dropdown(
+                [], label="Language to write", info="Of those in training.", elem_id="marge-write-language"
+            )
+        with gr.Row(elem_classes="knobs"):
+            self.among = gr.Dropdown(
+                [ALL],
+                value=ALL,
+                label="Look among",
+                info="Which documents the list beside this offers.",
+                elem_id="marge-write-among",
+                scale=1,
+                min_width=180,
+            )
+            self.documents = gr.Dropdown(
+                [],
+                value=[],
+                multiselect=True,
+                allow_custom_value=True,
+                label="Evidence",
+                info=EVIDENCE,
+                elem_id="marge-write-documents",
+                scale=3,
+                min_width=260,
+            )
+
+    def _knobs(self) -> None:
+        with gr.Row(elem_classes="knobs"):
+            self.kind = gr.Radio(
+                KINDS,
+                value="on",
+                label="Kind of evidence",
+                info="Drawn at random: as many passages, as a control.",
+                elem_id="marge-write-kind",
+            )
+            self.count = gr.Slider(
+                0,
+                MOST_EVIDENCE,
+                0,
+                step=1,
+                label="Pieces of evidence",
+                info="Of those that it finds itself; 0: as in training.",
+                elem_id="marge-write-count",
+            )
+            self.form.show(main=True)
+        with gr.Accordion("More settings", open=False), gr.Row(elem_classes="knobs"):
+            self.form.show(main=False)
+
+
+class WritingHandlers:
+    """What happens in the form that writes from evidence."""
+
+    def __init__(self, library: Library, view: WritingView) -> None:
+        self.library, self.home, self.view = library, library.home, view
+        self.write_from_evidence, self.lane = zero_gpu.marge_writer(library), Lane(library)
+
     def write(
+        self,
         code: str,
         name: str | None,
         token: str,
@@ -364,89 +402,97 @@ def evidence_writing(tab: gr.Tab, library: Library, visitor: gr.BrowserState, ar
         chosen: list[str],
         words: str,
         *values: Any,
-    ) -> Iterator[list[Any]]:
+    ) -> Iterator[Shown]:
+        said, found = self.view.said, self.view.found
         which, many, *others = values
         # what is chosen is neither counted nor left out by what else the form says
         chosen = [] if which == "off" else chosen or []
-        count = 0 if chosen else int(many)
-        config = checked_writing(home, **form.read(others), retrieval=which)
-        config = replace(config, num_neighbors=count)  # pieces of evidence are no neighbors of each chunk
-        workspace = Workspace.open(home, code)
+        config = checked_writing(self.home, **self.view.form.read(others), retrieval=which)
+        # pieces of evidence are no neighbors of each chunk
+        config = replace(config, num_neighbors=0 if chosen else int(many))
+        workspace = Workspace.open(self.home, code)
         if not name:
             raise UserError("There is no MARGE yet. Train one on the Train tab.")
         service.check_ready(workspace, name)
-        with lane.text(code, token) as stopped:
-            yield [LOADING, gr.skip()]
-            loaded, text = library.marge(workspace.run(name)), ""
+        with self.lane.text(code, token) as stopped:
+            yield {said: LOADING}
+            loaded, text = self.library.marge(workspace.run(name)), ""
             asked = {"language": tongue or "", "documents": chosen}
-            for step in write_from_evidence(loaded, words or "", config, **asked):
+            for step in self.write_from_evidence(loaded, words or "", config, **asked):
                 if isinstance(step, Retrieved):
-                    yield [gr.skip(), marge_views.found_evidence(step.neighbors, step.ms)]
+                    yield {found: marge_views.found_evidence(step.neighbors, step.ms)}
                 elif isinstance(step, Token):
                     text += step.text
-                    yield [marge_views.written_html(words or "", text), gr.skip()]
+                    yield {said: marge_views.written_html(words or "", text)}
                 elif isinstance(step, Written):
-                    yield [marge_views.written_html(words or "", text, len(step.probabilities)), gr.skip()]
+                    yield {said: marge_views.written_html(words or "", text, len(step.probabilities))}
                 if stopped():
                     return
 
-    @once_known
-    def offer(code: str, name: str | None) -> list[Any]:
-        """language, among, documents, with an example; nothing while the corpus is not built."""
-        workspace = Workspace.open(home, code)
+    def offer(self, code: str, name: str | None) -> Shown:
+        """Languages and documents of a run, with an example; nothing while its corpus is not built."""
+        view, workspace = self.view, Workspace.open(self.home, code)
         if not name or service.statistics(service.corpus_of_run(workspace, name)[1]) is None:
-            return [gr.Dropdown([], value=None), gr.Dropdown([ALL], value=ALL), gr.Dropdown([], value=[])]
-        source = library.marge_corpus(workspace.run(name))
+            return {
+                view.language: gr.Dropdown([], value=None),
+                view.among: gr.Dropdown([ALL], value=ALL),
+                view.documents: gr.Dropdown([], value=[]),
+            }
+        source = self.library.marge_corpus(workspace.run(name))
         known = [(html_parts.language_name(each), each) for each in source.config.network.languages]
         tongue, chosen = example_evidence(source)
-        return [
-            gr.Dropdown(known, value=tongue),
-            gr.Dropdown([ALL, *known], value=ALL),
-            gr.Dropdown(**listed(source, ALL), value=chosen),
-        ]
+        return {
+            view.language: gr.Dropdown(known, value=tongue),
+            view.among: gr.Dropdown([ALL, *known], value=ALL),
+            view.documents: gr.Dropdown(**_listed(source, ALL), value=chosen),
+        }
 
-    def listed(source: MargeCorpus, tongue: str) -> dict[str, Any]:
-        """Documents to choose from in a language, or in all, and what to say of those left out."""
-        found = documents_of(source, None if tongue == ALL else tongue)
-        more = f" {found.cut} Others: type their id." if found.cut else ""
-        return {"choices": found.offered, "info": EVIDENCE + more}
-
-    @once_known
-    def narrow(code: str, name: str | None, tongue: str) -> Any:
+    def narrow(self, code: str, name: str | None, tongue: str) -> Any:
         """documents: others to choose from; what is chosen stays."""
         if not name:
             return gr.skip()
-        return gr.Dropdown(**listed(library.marge_corpus(Workspace.open(home, code).run(name)), tongue))
+        source = self.library.marge_corpus(Workspace.open(self.home, code).run(name))
+        return gr.Dropdown(**_listed(source, tongue))
 
-    @once_known
-    def arrive(code: str, now: str | None) -> list[Any]:
-        names = marge_runs(Workspace.open(home, code))
+    def arrive(self, code: str, now: str | None) -> Shown:
+        """The runs to choose from, and what one of them offers."""
+        names = marge_runs(Workspace.open(self.home, code))
         chosen = now if now in names else next(iter(names), None)
-        named = relisted([(each.removeprefix(SAMPLE), each) for each in names], now, chosen)
-        return [named, *offer(code, chosen)]
+        return {self.view.run: relisted(named_runs(names), now, chosen)} | self.offer(code, chosen)
 
-    @once_known
-    def refresh(code: str, now: str | None) -> list[Any]:
+    def refresh(self, code: str, now: str | None) -> Shown:
         """As `arrive`; for a run that is still there, what was chosen stays."""
-        names = marge_runs(Workspace.open(home, code))
+        names = marge_runs(Workspace.open(self.home, code))
         if now not in names:
-            return arrive(code, now)
-        named = relisted([(each.removeprefix(SAMPLE), each) for each in names], now, now)
-        return [named, gr.skip(), gr.skip(), gr.skip()]
+            return self.arrive(code, now)
+        return {self.view.run: relisted(named_runs(names), now, now)}
 
-    model = CHEAP | MODEL
-    token = gr.State("")  # of the text that this page asked for last
-    asked = [visitor, run, token, language, documents, prompt, kind, count, *form.inputs]
-    picked = examples.click(first_of, examples, prompt, **QUIET)
-    for begun in (go.click, picked.then):
-        waits = begun(lane.waiting(), [visitor, run], [said, token], **CHEAP)
-        for stage in (waits, waits.success(write, asked, [said, found], **model)):
-            stage.failure(lambda: "", None, said, **QUIET)
-    stop.click(lane.stopping(), [visitor, token], None, **QUIET)
-    offered = [language, among, documents]
-    arrival = arrival.opening(tab, run)
-    run.input(offer, [visitor, run], offered, **QUIET)
-    among.input(narrow, [visitor, run, among], documents, **QUIET)
-    tab.select(refresh, [visitor, run], [run, *offered], **QUIET)
-    arrival.then(arrive, [visitor, run], [run, *offered], **QUIET)
-    return run
+
+def _listed(source: MargeCorpus, tongue: str) -> dict[str, Any]:
+    """Documents to choose from in a language, or in all, and what to say of those left out."""
+    found = documents_of(source, None if tongue == ALL else tongue)
+    more = f" {found.cut} Others: type their id." if found.cut else ""
+    return {"choices": found.offered, "info": EVIDENCE + more}
+
+
+def wire_writing(
+    tab: gr.Tab, library: Library, view: WritingView, visitor: gr.BrowserState, arrival: Any
+) -> None:
+    """Wire the form; `tab` is the one that it stands in."""
+    on, known = WritingHandlers(library, view), [visitor, view.run]
+    given = [view.token, view.language, view.documents, view.prompt, view.kind, view.count]
+    wait, write = on.lane.waiting(), shows_errors(on.write)
+    picked = view.examples.click(first_of, view.examples, view.prompt, **QUIET)
+    for begun in (view.go.click, picked.then):
+        waits = begun(wait, known, [view.said, view.token], **CHEAP)
+        asked = [*known, *given, *view.form.inputs]
+        writes = waits.success(write, asked, [view.said, view.found], **ON_PAGE)
+        for stage in (waits, writes):
+            stage.failure(lambda: "", None, view.said, **QUIET)
+    view.stop.click(on.lane.stopping(), [visitor, view.token], None, **QUIET)
+    offered = [view.language, view.among, view.documents]
+    arrival = arrival.opening(tab, view.run)
+    view.run.input(once_known(on.offer), known, offered, **QUIET)
+    view.among.input(once_known(on.narrow), [*known, view.among], view.documents, **QUIET)
+    tab.select(once_known(on.refresh), known, [view.run, *offered], **QUIET)
+    arrival.then(once_known(on.arrive), known, [view.run, *offered], **QUIET)

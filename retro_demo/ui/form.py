@@ -9,20 +9,24 @@ import json
 import logging
 import secrets
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import gradio as gr
 from gradio.processing_utils import hash_file
 from gradio.utils import get_upload_folder
 
 from retro_demo.errors import UserError, said
+from retro_demo.paths import SAMPLE
 from retro_demo.server.limits import HERE
 from retro_demo.server.messages import on_page, told, values_to_program
 from retro_demo.settings import knobs
 
 log = logging.getLogger(__name__)
+
+Shown: TypeAlias = dict[Any, Any]
+"""What a handler gives back: new values by component. The other outputs of the event stay as they are."""
 
 
 class Form:
@@ -207,6 +211,11 @@ def clicked(event: gr.EventData, what: str, *names: str) -> list[int]:
         return [int(getattr(event, name)) for name in names]
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         raise UserError(f"That names no {what}. Click one of those that are shown.") from None
+
+
+def named_runs(runs: Iterable[str]) -> list[tuple[str, str]]:
+    """Runs to choose from, each with the name that the page shows for it."""
+    return [(run.removeprefix(SAMPLE), run) for run in runs]
 
 
 def relisted(choices: Sequence[Any], now: Any, chosen: Any) -> gr.Dropdown:

@@ -1,0 +1,207 @@
+"""The handlers of the Generate tab and of the linked view, called as the page calls them, without a page.
+
+Waiting for a corpus, Stop, and texts whose workspace goes stand in test_writing_lane.py.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+from evaluation_helpers import make_run
+from page_helpers import page_home
+
+from retro_demo.corpus.store import load_corpus
+from retro_demo.errors import UserError
+from retro_demo.server.model_cache import Library
+from retro_demo.server.workspace import Workspace, new_code, shown_trace
+from retro_demo.ui.generate_tab import (
+    ExplainHandlers,
+    GenerateHandlers,
+    GenerateView,
+)
+
+TEXT = "Area of Arden: 100 square km. Exports of Arden: fish and timber, and much of it."
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Iterator[Path]:
+    with page_home(tmp_path_factory.mktemp("tab")) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def code(home, small_folder) -> str:
+    """The code of a workspace with a run that reads neighbors and one that does not."""
+    space = Workspace.open(home, new_code()).make()
+    corpus = space.folder / "corpora" / "places"
+    shutil.copytree(small_folder, corpus)
+    make_run(space.folder / "runs" / "reader", corpus, "retro", seq_len=64)
+    make_run(space.folder / "runs" / "plain", corpus, "lm", seq_len=64)
+    return space.folder.name
+
+
+@pytest.fixture(scope="module")
+def on(home) -> GenerateHandlers:
+    with gr.Blocks():
+        return GenerateHandlers(Library(home), GenerateView(), gr.HTML())
+
+
+@pytest.fixture(scope="module")
+def inside(on) -> ExplainHandlers:
+    return ExplainHandlers(on.library, on.view.text)
+
+
+def knobs(on: GenerateHandlers, **settings: Any) -> list[Any]:
+    settings = {"max_new_tokens": 12} | settings
+    return [settings.get(name, widget.value) for name, widget in on.view.form.widgets.items()]
+
+
+def readings(on: GenerateHandlers) -> list[Any]:
+    return [widget.value for widget in on.view.reading.inputs]
+
+
+def ended(steps: Iterator[dict[Any, Any]], component: Any) -> Any:
+    """What the last step that tells of a component says."""
+    return [step[component] for step in steps if component in step][-1]
+
+
+@pytest.fixture(scope="module")
+def kept(on, code) -> str:
+    """The id of a text that was written with the reader."""
+    return ended(on.write(code, "reader", "", "", "Area of", *knobs(on, seed=7)), on.view.trace_id)
+
+
+def test_a_text_is_written_kept_and_shown_with_what_it_was_asked_with(on, code, kept):
+    view = on.view
+    shown = on.restore(code, kept)
+
+    assert set(shown) == {view.speed, *view.text.outputs, view.prompt, *view.form.inputs}
+    assert shown[view.prompt] == "Area of"
+    assert (shown[view.form.widgets["seed"]], shown[view.form.widgets["max_new_tokens"]]) == (7, 12)
+    assert on.show(code, kept)[view.text.linked] == shown[view.text.linked]
+
+
+def test_the_example_that_ships_stands_there_at_first_and_a_click_would_write_another(on, code, kept):
+    view, (_, example) = on.view, shown_trace(Workspace.open(on.home, code), "")
+    assert example is not None
+    shown = on.restore(code, "")
+
+    assert shown[view.prompt] == example.about["prompt"]
+    assert shown[view.form.widgets["seed"]] == example.about["config"]["seed"] + 1
+    assert shown[view.text.linked] != on.show(code, kept)[view.text.linked]
+
+
+def test_what_cannot_be_written_is_refused_in_a_sentence(on, code):
+    with pytest.raises(UserError, match="There is no run yet"):
+        list(on.write(code, "", "", "", "Area of", *knobs(on)))
+    with pytest.raises(UserError, match="it has no retrieval to compare"):
+        list(on.side_by_side(code, "plain", "", "", "Area of", *knobs(on)))
+
+
+def test_three_texts_stand_side_by_side(on, code):
+    steps = [*on.side_by_side(code, "reader", "", "", "Area of", *knobs(on))]
+    first, last = (step[on.view.sides] for step in (steps[1], steps[-1]))
+
+    assert last.count("Area of") == 3
+    assert first != last
+
+
+def test_a_given_text_is_explained_and_read_again_and_leaves_the_form_alone(on, code):
+    view = on.view
+    given = ended(on.explain_given(code, "reader", "", TEXT, *readings(on)), view.trace_id)
+    again = ended(on.explain_shown(code, given, "", *readings(on)), view.trace_id)
+
+    traces = [shown_trace(Workspace.open(on.home, code), one)[1] for one in (given, again)]
+    assert given != again
+    assert all(trace is not None and "".join(trace.pieces) == TEXT for trace in traces)
+    assert set(on.restore(code, given)) == {view.speed, *view.text.outputs}
+
+
+def test_the_run_of_the_shown_text_is_chosen_unless_the_visitor_chose(on, code, kept):
+    chosen = on.refresh(code, kept, None, "", False, None)
+    left = on.refresh(code, kept, "plain", "", False, None)
+
+    assert chosen[on.view.run].value == "reader"
+    assert "value" not in left[on.view.run].constructor_args
+    assert ("places", "places") in left[on.view.corpus].choices
+    assert on.refresh(code, kept, None, "gone", False, None)[on.view.corpus].value == ""
+
+
+def test_the_line_at_the_top_names_the_run_that_is_in_view(on, code, kept):
+    values = kept, "plain", "", False, None
+
+    assert "plain" in on.top_line(code, False, "plain", "finder")
+    assert "reader" in on.top_line(code, True, "plain", "reader")
+    assert "No run yet" in on.top_line(code, True, "plain", None)
+    assert on.trail not in on.arrive(code, {"tab": "train"}, *values)
+    assert on.arrive(code, {"tab": ""}, *values)[on.trail] == on.top_line(code, False, "plain", None)
+
+
+def test_a_held_out_document_of_the_runs_corpus_fills_the_box(on, code):
+    shown = on.place(code, "reader")
+    documents = shown[on.view.document]
+    _, number = documents.choices[0]
+
+    assert "reader" in shown[on.trail]
+    assert documents.value is None
+    corpus = load_corpus(Workspace.open(on.home, code).corpus("places"))
+    assert corpus.held_out[number]
+    assert on.fill(code, "reader", number) == corpus.documents[number].text
+    assert on.fill(code, "reader", None) == gr.skip()
+    assert on.place(code, None)[on.view.document].choices == []
+
+
+def test_a_marge_hides_the_runs_and_texts_of_the_others(on):
+    view = on.view
+
+    for of_marge, visible in ((True, "hidden"), (False, True)):
+        shown = on.turn(of_marge)
+        assert (shown[view.above].visible, shown[view.below].visible) == (visible, visible)
+        assert shown[view.of_marge] is of_marge
+
+
+def test_a_click_on_a_neighbor_opens_the_editor_drops_or_swaps(inside, code, kept):
+    view = inside.view
+    place = {"chunk": 0, "neighbor": 0, "token": 9}
+    edited, dropped, swapped = (
+        inside.act(code, kept, gr.EventData(None, place | {"act": act})) for act in ("edit", "drop", "swap")
+    )
+
+    assert edited[view.place] == (0, 0, 9)
+    assert edited[view.n_text]
+    assert (edited[view.changed], edited[view.other].value) == ("", None)
+    assert (dropped[view.n_text], dropped[view.f_text]) == ("", "")
+    assert dropped[view.changed]
+    assert swapped[view.other].value == swapped[view.other].choices[0][1]
+    assert swapped[view.n_text] != edited[view.n_text]
+    with pytest.raises(UserError, match="That names no neighbor"):
+        inside.act(code, kept, gr.EventData(None, {}))
+
+
+def test_a_neighbor_is_read_as_written_or_as_another_chunk(inside, code, kept):
+    view, place = inside.view, (0, 0, 9)
+    opened = inside.act(
+        code, kept, gr.EventData(None, {"chunk": 0, "neighbor": 0, "token": 9, "act": "swap"})
+    )
+    other = inside.read_other(code, kept, place, opened[view.other].value)
+    written = inside.read_instead(code, kept, place, "Area of Arden", "")
+
+    assert other[view.changed] == opened[view.changed]
+    assert other[view.n_text] == opened[view.n_text]
+    assert set(written) == {view.changed, view.download}
+    assert written[view.changed] != other[view.changed]
+    assert inside.read_other(code, kept, place, None) == gr.skip()
+
+
+def test_the_heatmap_is_of_the_chosen_layer_and_head(inside, code, kept):
+    pictures = {
+        which: inside.look(code, kept, *which) for which in (("mean", "mean"), ("1", "mean"), ("1", "2"))
+    }
+
+    assert len(set(pictures.values())) == 3
+    assert inside.look(code, kept, "99", "nonsense") == pictures["mean", "mean"]
