@@ -22,7 +22,7 @@ from retro_demo.ui.form import (
     CHEAP,
     QUIET,
     Form,
-    Shown,
+    Values,
     command_box,
     json_file,
     named_runs,
@@ -177,7 +177,7 @@ class EvaluateHandlers:
     def __init__(self, home: Path, view: EvaluateView) -> None:
         self.home, self.view = home, view
 
-    def follow(self, code: str, one: str | None, which: str, before: str) -> Shown:
+    def follow(self, code: str, one: str | None, which: str, before: str) -> Values:
         """The latest evaluation of a run; its figures are drawn anew only when something changed."""
         view, workspace = self.view, Workspace.open(self.home, code)
         known = one if one in evaluations.readers(workspace) else None
@@ -206,13 +206,13 @@ class EvaluateHandlers:
         command = shown_command(read_request(folder).command())
         return shown | self._figures(result, words, which) | {view.command: command}
 
-    def arrive(self, code: str, one: str | None, which: str) -> Shown:
+    def arrive(self, code: str, one: str | None, which: str) -> Values:
         """The runs to choose from, what one of them is compared with, and its evaluation."""
         known = evaluations.readers(Workspace.open(self.home, code))
         first = one if one in known else next(iter(known), None)
         return {self.view.run: gr.Dropdown(named_runs(known), value=first)} | self.choose(code, first, which)
 
-    def refresh(self, code: str, one: str | None, which: str, before: str) -> Shown:
+    def refresh(self, code: str, one: str | None, which: str, before: str) -> Values:
         """As `arrive`; what the visitor has chosen stays, and an arrival under way is left to end."""
         if not before:
             return gr.skip()
@@ -223,7 +223,7 @@ class EvaluateHandlers:
         shown = self.follow(code, one, which, "")
         return {self.view.run: gr.Dropdown(named_runs(known))} | choices | shown
 
-    def choose(self, code: str, one: str | None, which: str) -> Shown:
+    def choose(self, code: str, one: str | None, which: str) -> Values:
         """What a run is compared with, and its evaluation."""
         found = self._comparable(code, one)
         chosen = {place: gr.Dropdown(choices, value=value) for place, (choices, value) in found.items()}
@@ -231,7 +231,7 @@ class EvaluateHandlers:
 
     def begin(
         self, code: str, one: str, base: str, other: str, place: str, which: str, *values: Any
-    ) -> Shown:
+    ) -> Values:
         config = EvaluateConfig(**self.view.form.read(values))
         against = {"baseline": base or "", "control": other or "", "corpus": place or ""}
         evaluations.start_evaluation(Workspace.open(self.home, code), one or "", config, **against)
@@ -240,7 +240,7 @@ class EvaluateHandlers:
     def end(self, code: str, one: str) -> None:
         evaluations.stop_evaluation(Workspace.open(self.home, code), one or "")
 
-    def go_on(self, code: str, one: str, which: str) -> Shown:
+    def go_on(self, code: str, one: str, which: str) -> Values:
         evaluations.resume_evaluation(Workspace.open(self.home, code), one or "")
         return self.follow(code, one, which, "")
 
@@ -249,7 +249,7 @@ class EvaluateHandlers:
         name = evaluations.train_baseline(Workspace.open(self.home, code), one or "")
         return html_parts.note(f"{name} is being trained: follow it on the Train tab, then evaluate again.")
 
-    def _comparable(self, code: str, one: str | None) -> Shown:
+    def _comparable(self, code: str, one: str | None) -> Values:
         """The baselines, controls and corpora for a run, each with the one to choose ("" = none)."""
         view = self.view
         if not one:
@@ -269,10 +269,10 @@ class EvaluateHandlers:
             view.corpus: ([(OWN_CORPUS, ""), *built], ""),
         }
 
-    def _buttons(self, state: str) -> Shown:
+    def _buttons(self, state: str) -> Values:
         return dict(zip((self.view.stop, self.view.resume), stop_and_resume(state), strict=True))
 
-    def _no_figures(self) -> Shown:
+    def _no_figures(self) -> Values:
         view = self.view
         return {
             view.verdict: evaluation_views.verdict_html(None),
@@ -284,7 +284,7 @@ class EvaluateHandlers:
             view.more: gr.Column(visible=False),
         }
 
-    def _figures(self, result: dict[str, Any], words: str, which: str) -> Shown:
+    def _figures(self, result: dict[str, Any], words: str, which: str) -> Values:
         """The figures of all runs, and those of a MARGE or of a run that reads neighbors."""
         view, of_marge = self.view, "beta" in result
         unmatched = "match" in result and (not result["match"] or bool(result["match"]["unfit"]))
@@ -305,7 +305,7 @@ class EvaluateHandlers:
         }
         return shown if of_marge else shown | self._overlap(result, which) | self._curves(result)
 
-    def _overlap(self, result: dict[str, Any], which: str) -> Shown:
+    def _overlap(self, result: dict[str, Any], which: str) -> Values:
         view, leakage = self.view, result["leakage"][which or "database"]
         return {
             view.leak: plots.leakage_figure(leakage),
@@ -314,9 +314,9 @@ class EvaluateHandlers:
             view.buckets_table: evaluation_views.buckets_table(leakage),
         }
 
-    def _curves(self, result: dict[str, Any]) -> Shown:
+    def _curves(self, result: dict[str, Any]) -> Values:
         view, curves = self.view, result["curves"]
-        shown: Shown = {
+        shown: Values = {
             place: gr.Plot(plots.curve_figure(curves, kind), visible=True)
             if curves and curves[kind]
             else gr.Plot(visible=False)

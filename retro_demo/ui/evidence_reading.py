@@ -1,4 +1,7 @@
-"""On the Evidence tab: what one target reads. On the Generate tab: a passage written from evidence."""
+"""On the Evidence tab: what one target of a MARGE reads, an editor for its evidence, and writing a passage.
+
+A passage is written from documents that the visitor chooses or that the encoder finds.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ from retro_demo.ui.form import (
     PRIVATE,
     QUIET,
     Form,
-    Shown,
+    Values,
     clicked,
     first_of,
     json_file,
@@ -149,7 +152,7 @@ class TargetView:
     def pictures(self) -> list[Any]:
         return [self.agreement, self.agreed, self.agreed_table, self.heat]
 
-    def fresh(self, targets: Choices, source: MargeCorpus) -> Shown:
+    def fresh(self, targets: Choices, source: MargeCorpus) -> Values:
         """The targets of a run; nothing is read before it is asked for."""
         count = min(MOST_EVIDENCE, max(1, round(source.config.evidence.evidence_per_target)))
         network = source.config.network
@@ -188,7 +191,7 @@ class TargetHandlers:
 
     def look_up(
         self, code: str, name: str | None, which: int | None, many: int, *look: Any
-    ) -> Iterator[Shown]:
+    ) -> Iterator[Values]:
         """Find and read the evidence of a target, and show the first piece of it."""
         view = self.view
         yield {view.said: SEARCHING}
@@ -208,11 +211,11 @@ class TargetHandlers:
             **self._attention(source, reading, *look, 0, 1),
         }
 
-    def look(self, code: str, name: str | None, which: int | None, many: int, *how: Any) -> Shown:
+    def look(self, code: str, name: str | None, which: int | None, many: int, *how: Any) -> Values:
         """The attention of a layer, a head, to a piece, in a part of the target."""
         return self._attention(*self._reading(code, name, which, many), *how)
 
-    def look_at_piece(self, code: str, name: str | None, which: int | None, many: int, *how: Any) -> Shown:
+    def look_at_piece(self, code: str, name: str | None, which: int | None, many: int, *how: Any) -> Values:
         """As `look`, with the text of the piece to change."""
         source, reading = self._reading(code, name, which, many)
         at = min(max(int(how[2] or 0), 0), len(reading.ids) - 1)
@@ -236,7 +239,7 @@ class TargetHandlers:
         folder = Workspace.open(self.home, code).run(name)
         return self.library.marge_corpus(folder), self.library.evidence(folder, int(which), int(many))
 
-    def _attention(self, source: MargeCorpus, reading: EvidenceReading, *look: Any) -> Shown:
+    def _attention(self, source: MargeCorpus, reading: EvidenceReading, *look: Any) -> Values:
         """The pictures for a layer, a head, a piece and a part of the target."""
         layer_of, head_of, at, page = look
         layers, heads = reading.weights.shape[:2]
@@ -402,7 +405,7 @@ class WritingHandlers:
         chosen: list[str],
         words: str,
         *values: Any,
-    ) -> Iterator[Shown]:
+    ) -> Iterator[Values]:
         said, found = self.view.said, self.view.found
         which, many, *others = values
         # what is chosen is neither counted nor left out by what else the form says
@@ -429,7 +432,7 @@ class WritingHandlers:
                 if stopped():
                     return
 
-    def offer(self, code: str, name: str | None) -> Shown:
+    def offer(self, code: str, name: str | None) -> Values:
         """Languages and documents of a run, with an example; nothing while its corpus is not built."""
         view, workspace = self.view, Workspace.open(self.home, code)
         if not name or service.statistics(service.corpus_of_run(workspace, name)[1]) is None:
@@ -454,13 +457,13 @@ class WritingHandlers:
         source = self.library.marge_corpus(Workspace.open(self.home, code).run(name))
         return gr.Dropdown(**_listed(source, tongue))
 
-    def arrive(self, code: str, now: str | None) -> Shown:
+    def arrive(self, code: str, now: str | None) -> Values:
         """The runs to choose from, and what one of them offers."""
         names = marge_runs(Workspace.open(self.home, code))
         chosen = now if now in names else next(iter(names), None)
         return {self.view.run: relisted(named_runs(names), now, chosen)} | self.offer(code, chosen)
 
-    def refresh(self, code: str, now: str | None) -> Shown:
+    def refresh(self, code: str, now: str | None) -> Values:
         """As `arrive`; for a run that is still there, what was chosen stays."""
         names = marge_runs(Workspace.open(self.home, code))
         if now not in names:

@@ -1,4 +1,7 @@
-"""The Evidence tab: what a MARGE finds relevant, re-index by re-index, and what one target reads."""
+"""The Evidence tab: what a MARGE finds relevant, re-index by re-index, and as a file to download.
+
+A file is written on request, not at every look.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ from retro_demo.ui.form import (
     CHEAP,
     LOOKS,
     QUIET,
-    Shown,
+    Values,
     json_file,
     named_runs,
     once_known,
@@ -189,16 +192,16 @@ class EvidenceHandlers:
         self.library, self.home, self.view = library, library.home, view
         self.lane = Lane(library)
 
-    def arrive(self, code: str, now: str | None, before: str) -> Shown:
+    def arrive(self, code: str, now: str | None, before: str) -> Values:
         """The runs to choose from, and the state that makes `choose` begin: nothing is redrawn twice."""
         names = marge_runs(Workspace.open(self.home, code))
         chosen = now if now in names else next(iter(names), None)
-        shown: Shown = {self.view.run: relisted(named_runs(names), now, chosen)}
+        shown: Values = {self.view.run: relisted(named_runs(names), now, chosen)}
         if chosen is None or before.rpartition(" ")[0] != chosen:
             shown[self.view.status] = "" if chosen else html_parts.note(NO_RUN)
         return shown
 
-    def choose(self, code: str, name: str | None, how: str, *look: Any) -> Iterator[Shown]:
+    def choose(self, code: str, name: str | None, how: str, *look: Any) -> Iterator[Values]:
         """Show a run at its last re-index, once its corpus is there; look: order, values, by."""
         if not name:
             yield self._nothing(html_parts.note(NO_RUN))
@@ -213,7 +216,7 @@ class EvidenceHandlers:
         yield self._nothing(READING)
         yield self._opened(code, name, how, self.library.marge_corpus(workspace.run(name)), *look)
 
-    def choose_once(self, code: str, name: str | None, before: str, how: str, *look: Any) -> Iterator[Shown]:
+    def choose_once(self, code: str, name: str | None, before: str, how: str, *look: Any) -> Iterator[Values]:
         """As `choose`; what is shown already stays, and is followed again if the run goes on."""
         if name and before.rpartition(" ")[0] == name:
             going = lifecycle.status(Workspace.open(self.home, code).run(name)).under_way
@@ -221,11 +224,11 @@ class EvidenceHandlers:
         else:
             yield from self.choose(code, name, how, *look)
 
-    def redraw(self, code: str, name: str | None, *look: Any) -> Shown:
+    def redraw(self, code: str, name: str | None, *look: Any) -> Values:
         """The pictures; look: kind, languages, order, values, re-index, by."""
         return self._drawn(code, name, *look) if name else gr.skip()
 
-    def other_documents(self, code: str, name: str | None, how: str, some: list[str], *look: Any) -> Shown:
+    def other_documents(self, code: str, name: str | None, how: str, some: list[str], *look: Any) -> Values:
         """The pictures and the targets of other documents."""
         if not name:
             return gr.skip()
@@ -233,7 +236,7 @@ class EvidenceHandlers:
         offered = targets_of(source, held_out=how == "held-out", languages=some or [])
         return self._drawn(code, name, how, some, *look) | self.view.reading.fresh(offered, source)
 
-    def follow(self, code: str, name: str | None, before: str, place: int, *look: Any) -> Shown:
+    def follow(self, code: str, name: str | None, before: str, place: int, *look: Any) -> Values:
         """A new re-index is shown at once, if the last one was; look: kind, languages, order, values, by."""
         view, workspace = self.view, Workspace.open(self.home, code)
         if name not in marge_runs(workspace):  # it was deleted or renamed
@@ -243,7 +246,7 @@ class EvidenceHandlers:
         how, some, order, values, by = look
         if steps and not known:
             return self._opened(code, name, how, self.library.marge_corpus(folder), order, values, by)
-        shown: Shown = {view.timer: gr.Timer(active=lifecycle.status(folder).under_way)}
+        shown: Values = {view.timer: gr.Timer(active=lifecycle.status(folder).under_way)}
         if len(steps) == known:
             return shown
         shown |= {view.seen: f"{name} {len(steps)}"} | self._curves(code, name)
@@ -269,12 +272,12 @@ class EvidenceHandlers:
         rows = reindexes(lifecycle.status(folder))
         return json_file("evidence.json", matrix_json(folder, source, sample, first, now, rows))
 
-    def _nothing(self, words: str) -> Shown:
+    def _nothing(self, words: str) -> Values:
         """Words in place of a run."""
         hidden = {self.view.body: gr.Column(visible=False), self.view.timer: gr.Timer(active=False)}
         return {self.view.status: words, self.view.seen: "", **hidden}
 
-    def _opened(self, code: str, name: str, how: str, source: MargeCorpus, *look: Any) -> Shown:
+    def _opened(self, code: str, name: str, how: str, source: MargeCorpus, *look: Any) -> Values:
         """A run whose corpus is there, at its last re-index; look: order, values, by."""
         view, folder = self.view, Workspace.open(self.home, code).run(name)
         steps = reindexed_steps(folder)
@@ -298,7 +301,7 @@ class EvidenceHandlers:
             **view.reading.fresh(targets_of(source, held_out=how == "held-out"), source),
         }
 
-    def _curves(self, code: str, name: str) -> Shown:
+    def _curves(self, code: str, name: str) -> Values:
         """What is drawn of all re-indexes."""
         view, state = self.view, lifecycle.status(Workspace.open(self.home, code).run(name))
         rows = reindexes(state)
@@ -313,7 +316,7 @@ class EvidenceHandlers:
             view.curves_table: marge_views.reindex_table(rows),
         }
 
-    def _drawn(self, code: str, name: str, how: str, some: list[str], *look: Any) -> Shown:
+    def _drawn(self, code: str, name: str, how: str, some: list[str], *look: Any) -> Values:
         """The pictures of one re-index; look: order, values, re-index, by."""
         view, (order, kind, place, by) = self.view, look
         folder = Workspace.open(self.home, code).run(name)

@@ -11,7 +11,7 @@ import secrets
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import gradio as gr
 from gradio.processing_utils import hash_file
@@ -24,9 +24,6 @@ from retro_demo.server.messages import on_page, told, values_to_program
 from retro_demo.settings import knobs
 
 log = logging.getLogger(__name__)
-
-Shown: TypeAlias = dict[Any, Any]
-"""What a handler gives back: new values by component. The other outputs of the event stay as they are."""
 
 
 class Form:

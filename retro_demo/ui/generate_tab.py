@@ -1,4 +1,7 @@
-"""The Generate tab: write a text or bring one, and look at what was read in the linked view below it."""
+"""The Generate tab: write a text or bring one, then look into it in the linked view.
+
+The linked view shows a finished text, its neighbors, its attention, an editor for neighbors, and the numbers.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ from retro_demo.ui.form import (
     PRIVATE,
     QUIET,
     Form,
-    Shown,
+    Values,
     clicked,
     first_of,
     json_file,
@@ -119,7 +122,7 @@ class ExplainView:
             )
         self.changed = gr.HTML(elem_id="changed", js_on_load=SHOW_POSITION)
 
-    def values(self, trace: Trace | None, name: str) -> Shown:
+    def values(self, trace: Trace | None, name: str) -> Values:
         """The view of a trace (None: there is none yet) and its id."""
         layers = trace.layers if trace else []
         heads = trace.weights.shape[2] if trace and trace.layers else 0
@@ -156,7 +159,7 @@ class ExplainHandlers:
         nth = int(one) - 1 if (one or "").isdecimal() and 0 < int(one) <= trace.weights.shape[2] else None
         return trace_views.heat(trace, number, nth)
 
-    def act(self, code: str, name: str, event: gr.EventData) -> Shown:
+    def act(self, code: str, name: str, event: gr.EventData) -> Values:
         """Open the editor on a neighbor; drop and swap are done at once."""
         trace = self._trace(code, name)
         chunk, neighbor, token = clicked(event, "neighbor of the text", "chunk", "neighbor", "token")
@@ -186,13 +189,13 @@ class ExplainHandlers:
             **self._edited(trace, made, token),
         }
 
-    def read_instead(self, code: str, name: str, at: tuple[int, int, int], n: str, f: str) -> Shown:
+    def read_instead(self, code: str, name: str, at: tuple[int, int, int], n: str, f: str) -> Values:
         """Read the text again with these words in place of the neighbor in the editor."""
         trace = self._trace(code, name)
         made = edits.rewrite(self._run_of(code, trace), trace, at[0], at[1], n or "", f or "")
         return self._edited(trace, made, at[2])
 
-    def read_other(self, code: str, name: str, at: tuple[int, int, int], chunk: int | None) -> Shown:
+    def read_other(self, code: str, name: str, at: tuple[int, int, int], chunk: int | None) -> Values:
         """Read the text again with another chunk of the corpus in place of the neighbor in the editor."""
         if chunk is None:
             return gr.skip()
@@ -215,10 +218,10 @@ class ExplainHandlers:
         folder = service.built_corpus(workspace, corpus) if corpus else None
         return self.library.run(workspace.run(trace.about["run"]), folder, trace.about["retriever"])
 
-    def _texts(self, texts: tuple[str, str]) -> Shown:
+    def _texts(self, texts: tuple[str, str]) -> Values:
         return dict(zip((self.view.n_text, self.view.f_text), texts, strict=True))
 
-    def _edited(self, trace: Trace, made: Rewritten | None, token: int) -> Shown:
+    def _edited(self, trace: Trace, made: Rewritten | None, token: int) -> Values:
         """What an edit changed, and the download with it (without one: as it was found)."""
         changed = "" if made is None else trace_views.edit_html(trace, made, token)
         return {self.view.changed: changed, self.view.download: _file(trace, made)}
@@ -345,13 +348,13 @@ class GenerateHandlers:
         self.library, self.home, self.view, self.trail = library, library.home, view, trail
         self.watch, self.lane = zero_gpu.writer(library), Lane(library)
 
-    def show(self, code: str, name: str) -> Shown:
+    def show(self, code: str, name: str) -> Values:
         """The view of a kept trace, else of the example that ships."""
         name, trace = kept_traces.shown_trace(Workspace.open(self.home, code), name)
         speed = html_parts.trace_speed(trace) if trace else ""
         return {self.view.speed: speed} | self.view.text.values(trace, name)
 
-    def restore(self, code: str, name: str) -> Shown:
+    def restore(self, code: str, name: str) -> Values:
         """As `show`, with prompt and knobs as they made it; those of an example write another text."""
         shown_id, trace = kept_traces.shown_trace(Workspace.open(self.home, code), name)
         if trace is None or trace.about.get("given"):
@@ -365,14 +368,14 @@ class GenerateHandlers:
 
     def write(
         self, code: str, name: str, other: str, token: str, words: str, *values: Any
-    ) -> Iterator[Shown]:
+    ) -> Iterator[Values]:
         view, config = self.view, checked_writing(self.home, **self.view.form.read(values))
         workspace = Workspace.open(self.home, code)
         with self.lane.text(code, token) as stopped:
             yield {view.speed: loading(other)}
             loaded = self._load(workspace, name, other, config.retriever)
             for writing in self.watch(loaded, name, words, config, stopped):
-                shown: Shown = {
+                shown: Values = {
                     view.text.linked: html_parts.growing_text(writing),
                     view.speed: html_parts.writing_speed(writing),
                 }
@@ -382,7 +385,7 @@ class GenerateHandlers:
 
     def side_by_side(
         self, code: str, name: str, other: str, token: str, words: str, *values: Any
-    ) -> Iterator[Shown]:
+    ) -> Iterator[Values]:
         """Write with neighbors, without, and with shuffled ones."""
         view, config = self.view, checked_writing(self.home, **self.view.form.read(values))
         workspace = Workspace.open(self.home, code)
@@ -395,7 +398,7 @@ class GenerateHandlers:
                 last = list(written.values())[-1]
                 yield {view.speed: html_parts.writing_speed(last), view.sides: html_parts.sides_html(written)}
 
-    def explain_given(self, code: str, name: str, other: str, text: str, *values: Any) -> Iterator[Shown]:
+    def explain_given(self, code: str, name: str, other: str, text: str, *values: Any) -> Iterator[Values]:
         view, config = self.view, ExplainConfig(**self.view.reading.read(values))
         workspace = Workspace.open(self.home, code)
         yield {view.speed: loading(other)}
@@ -404,7 +407,7 @@ class GenerateHandlers:
         trace = explained.explain_text(loaded, name, text, config)
         yield {view.trace_id: self._keep(workspace, trace, other)}
 
-    def explain_shown(self, code: str, kept: str, other: str, *values: Any) -> Iterator[Shown]:
+    def explain_shown(self, code: str, kept: str, other: str, *values: Any) -> Iterator[Values]:
         """Explain the text that is shown with other settings."""
         view, config = self.view, ExplainConfig(**self.view.reading.read(values))
         workspace = Workspace.open(self.home, code)
@@ -418,7 +421,7 @@ class GenerateHandlers:
 
     def refresh(
         self, code: str, kept: str, now: str | None, other: str, of_marge: bool, found: str | None
-    ) -> Shown:
+    ) -> Values:
         """What there is to choose from: a run, a corpus, a document."""
         workspace = Workspace.open(self.home, code)
         runs = service.readable_runs(workspace)
@@ -436,14 +439,14 @@ class GenerateHandlers:
             self.trail: self.top_line(code, of_marge, chosen, found),
         }
 
-    def arrive(self, code: str, link: dict[str, str], *values: Any) -> Shown:
+    def arrive(self, code: str, link: dict[str, str], *values: Any) -> Values:
         """As `refresh`; where a link opens another tab the line at the top is that one's."""
         shown = self.refresh(code, *values)
         if link["tab"] not in ("", "generate"):
             del shown[self.trail]
         return shown
 
-    def place(self, code: str, name: str | None) -> Shown:
+    def place(self, code: str, name: str | None) -> Values:
         """The held-out documents of the chosen run, and the line at the top."""
         if not name:
             return {self.trail: html_parts.note(NO_RUN), self.view.document: gr.Dropdown([], value=None)}
@@ -460,7 +463,7 @@ class GenerateHandlers:
         workspace = Workspace.open(self.home, code)
         return trail_line(workspace, shown_run) if shown_run else html_parts.note(NO_RUN)
 
-    def turn(self, of_marge: bool) -> Shown:
+    def turn(self, of_marge: bool) -> Values:
         """A MARGE has runs and texts of its own: those of the others are hidden, and stay as they are."""
         view, visible = self.view, "hidden" if of_marge else True
         return {
