@@ -11,7 +11,7 @@ from urllib.parse import urlparse
 import pytest
 from browsing import LONG, broken_rules
 from held_back import held_job
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 CANARY = '<img src=x onerror="window.canary=1">{{canary}}${canary}'
 
@@ -257,3 +257,31 @@ REFUSED = """() => new Promise(done => {
   document.addEventListener('securitypolicyviolation', e => done(e.blockedURI));
   fetch('http://outside.invalid/').catch(() => setTimeout(() => done(''), 30000));
 })"""
+
+
+def test_an_answer_that_comes_late_for_a_run_no_longer_chosen_is_put_right(browser, url):
+    visit = Visit(browser, url)
+    visit.tab("Train")
+    page, shown = visit.page, visit.page.locator("#run-status h3")
+    expect(shown).not_to_be_empty(timeout=60_000)
+    late: list[Route] = []
+
+    def choose(name: str) -> None:
+        page.locator("#train-run input").click()
+        page.get_by_role("option", name=name, exact=True).click()
+
+    holding = True
+    page.route("**/run/predict*", lambda route: late.append(route) if holding else route.continue_())
+    choose("factbook-lm")
+    page.wait_for_timeout(1000)
+    holding = False
+    choose("factbook-retrofit")
+    expect(shown).to_contain_text("factbook-retrofit", timeout=60_000)
+    assert late
+
+    for held in late:
+        with page.expect_response("**/run/predict*", timeout=60_000):
+            held.continue_()
+    page.wait_for_timeout(300)
+
+    expect(shown).to_contain_text("factbook-retrofit", timeout=60_000)

@@ -142,3 +142,13 @@ def test_the_matched_baseline_is_trained_as_a_run_of_its_own(on, space):
         assert "reader-baseline" in on.train_it(space.folder.name, "reader")
         lifecycle.kill(space.run("reader-baseline"))
     assert read_any_config(space.run("reader-baseline")).model == "lm"
+
+
+def test_a_run_that_a_late_answer_has_drawn_gives_way_to_the_one_that_is_chosen(on, space):
+    shown = on.put_right(
+        space.folder.name, "reader", "database", "another evaluation finished 0 1 database False"
+    )
+
+    assert shown[on.view.baseline].value == "plain"
+    for drawn in ("", "reader evaluation finished 0 1 database False"):
+        assert on.put_right(space.folder.name, "reader", "database", drawn) == gr.skip()

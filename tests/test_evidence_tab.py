@@ -105,6 +105,14 @@ def test_a_run_that_is_shown_already_is_only_followed_again(on, code):
     assert view.matrix in other
 
 
+def test_a_run_that_a_late_answer_has_drawn_gives_way_to_the_one_that_is_chosen(on, code):
+    for drawn in ("", "finder 3"):
+        (still,) = on.put_right(code, "finder", drawn, "held-out", *HOW)
+        assert list(still) == [on.view.timer]
+    *_, shown = on.put_right(code, "finder", "another 3", "held-out", *HOW)
+    assert shown[on.view.seen] == "finder 3"
+
+
 def test_a_new_reindex_is_drawn_where_the_latest_was_looked_at(on, code):
     view, look = on.view, ("training", [], *HOW)
 

@@ -70,8 +70,10 @@ class CorpusView:
 
     def wire(self, visitor: gr.BrowserState) -> None:
         follow = once_known(self.values)
-        self.corpus.input(follow, [visitor, self.corpus, gr.State("")], self.outputs, **QUIET)
-        self.timer.tick(follow, [visitor, self.corpus, self.shown_before], self.outputs, **QUIET)
+        watched = [visitor, self.corpus, self.shown_before]
+        self.timer.tick(follow, watched, self.outputs, **QUIET)
+        chosen = self.corpus.input(follow, [visitor, self.corpus, gr.State("")], self.outputs, **QUIET)
+        chosen.then(follow, watched, self.outputs, **QUIET)  # late, it may have drawn a corpus chosen before
 
     def values(self, code: str, corpus: str | None, before: str) -> Values:
         """A corpus, its figures drawn anew only when they changed since the mark `before`."""

@@ -229,6 +229,10 @@ class EvaluateHandlers:
         chosen = {place: gr.Dropdown(choices, value=value) for place, (choices, value) in found.items()}
         return chosen | self.follow(code, one, which, "")
 
+    def put_right(self, code: str, one: str | None, which: str, before: str) -> Values:
+        """As `choose`, where an answer that came late has drawn another run than the one that is chosen."""
+        return self.choose(code, one, which) if one and before.split(" ")[0] not in ("", one) else gr.skip()
+
     def begin(
         self, code: str, one: str, base: str, other: str, place: str, which: str, *values: Any
     ) -> Values:
@@ -343,7 +347,9 @@ def evaluate_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
     view.stop.click(shows_errors(on.end), known, None, **CHEAP)
     view.resume.click(shows_errors(on.go_on), chosen, view.followed, **CHEAP)
     view.train.click(shows_errors(on.train_it), known, view.trained, **CHEAP)
-    view.run.input(once_known(on.choose), chosen, [*compared, *view.followed], **QUIET)
+    filled = [*compared, *view.followed]
+    drawn = view.run.input(once_known(on.choose), chosen, filled, **QUIET)
+    drawn.then(once_known(on.put_right), [*chosen, view.shown_before], filled, **QUIET)
     follow = once_known(on.follow)
     view.against.input(follow, [*chosen, gr.State("")], view.followed, **QUIET)
     view.timer.tick(follow, [*chosen, view.shown_before], view.followed, **QUIET)

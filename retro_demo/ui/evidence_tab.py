@@ -224,6 +224,13 @@ class EvidenceHandlers:
         else:
             yield from self.choose(code, name, how, *look)
 
+    def put_right(self, code: str, name: str | None, before: str, how: str, *look: Any) -> Iterator[Values]:
+        """As `choose`, where an answer that came late has drawn another run than the one that is chosen."""
+        if name and before and before.rpartition(" ")[0] != name:
+            yield from self.choose(code, name, how, *look)
+        else:
+            yield {self.view.timer: gr.skip()}
+
     def redraw(self, code: str, name: str | None, *look: Any) -> Values:
         """The pictures; look: kind, languages, order, values, re-index, by."""
         return self._drawn(code, name, *look) if name else gr.skip()
@@ -365,6 +372,7 @@ def evidence_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arriva
     chosen = view.run.input(choose, [*known, *looked], view.everything, cancels=[begun], **CHEAP)
     for looking in (chosen, begun):
         looking.failure(lambda: "", None, view.status, **QUIET)
+        looking.then(once_known(on.put_right), [*listed, *looked], view.everything, **CHEAP)
 
 
 def _wire_pictures(view: EvidenceView, on: EvidenceHandlers, looks: list[Any]) -> None:

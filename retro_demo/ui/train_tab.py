@@ -252,8 +252,10 @@ class RunView:
 
     def wire(self, visitor: gr.BrowserState) -> None:
         follow = once_known(self.follow)
-        self.run.input(follow, [visitor, self.run, gr.State("")], self.outputs, **QUIET)
-        self.timer.tick(follow, [visitor, self.run, self.shown_before], self.outputs, **QUIET)
+        watched = [visitor, self.run, self.shown_before]
+        self.timer.tick(follow, watched, self.outputs, **QUIET)
+        chosen = self.run.input(follow, [visitor, self.run, gr.State("")], self.outputs, **QUIET)
+        chosen.then(follow, watched, self.outputs, **QUIET)  # late, it may have drawn a run chosen before
 
     def follow(self, code: str, run: str | None, before: str) -> Values:
         return self.values(code, run, before) if run else gr.skip()
@@ -481,7 +483,9 @@ class TrainTab:
         plan.wire(visitor, arrival)
         for begun, look in ((arrival.then, self.refresh), (tab.select, self.look_again)):
             looked = begun(once_known(look), chosen, self.lists, **QUIET)
-            looked.then(once_known(view.follow), [visitor, run, view.shown_before], view.outputs, **QUIET)
+            for _ in range(2):  # the second time for a first that came late, see RunView.wire
+                watched = [visitor, run, view.shown_before]
+                looked = looked.then(once_known(view.follow), watched, view.outputs, **QUIET)
 
     def _lists(
         self, code: str, run: str | None, corpus: str | None
