@@ -44,7 +44,7 @@ from retro_demo.runs.alarms import (
     held_out,
 )
 from retro_demo.runs.checkpoint import BEST, LAST, RunConfig, load_model, read_run_config, saved_step
-from retro_demo.runs.planning import make_run_config, prepare_run
+from retro_demo.runs.planning import plan_run, prepare_run
 from retro_demo.settings import CorpusConfig
 from retro_demo.training.trainer import make_batches, run_training
 
@@ -123,7 +123,7 @@ def trained(out: Path, trial: Trial) -> Path:
         base = str(out / "runs" / trial.base) if trial.base else ""
         settings = shape | trial.settings
         corpus = str(corpus_of(out, trial.text))
-        prepare_run(folder, make_run_config(trial.model, corpus, settings=settings, device="cpu", base=base))
+        prepare_run(folder, plan_run(trial.model, corpus, settings=settings, device="cpu", base=base))
     if saved_step(folder) < trial.settings["steps"]:
         list(run_training(folder, lambda: False))
     return folder

@@ -53,7 +53,7 @@ from retro_demo.runs.checkpoint import (
     saved_processes,
     saved_step,
 )
-from retro_demo.runs.planning import make_run_config, prepare_run
+from retro_demo.runs.planning import plan_run, prepare_run
 from retro_demo.settings import (
     AddConfig,
     CorpusConfig,
@@ -136,7 +136,7 @@ def _a_corpus(folder: Path) -> Path:
 
 
 def _a_run(folder: Path, corpus: Path) -> None:
-    prepare_run(folder, make_run_config("retro", str(corpus), settings=SHAPE | BRIEF, device="cpu"))
+    prepare_run(folder, plan_run("retro", str(corpus), settings=SHAPE | BRIEF, device="cpu"))
     model = RETRO(read_any_config(folder).network)  # pyright: ignore[reportArgumentType]
     optimizer = torch.optim.AdamW(model.parameters())
     sum(weight.sum() for weight in model.parameters()).backward()  # pyright: ignore

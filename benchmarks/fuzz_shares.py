@@ -34,7 +34,7 @@ from retro_demo.runs.checkpoint import (
     save_weights,
     write_run_config,
 )
-from retro_demo.runs.planning import make_marge_config
+from retro_demo.runs.planning import plan_run
 from retro_demo.sharing.export_format import STATE, hash_of, is_read
 from retro_demo.sharing.exporting import export_corpus, export_run, write_zip
 from retro_demo.sharing.importing import Checked, checked_export, name_of_corpus, take_corpus, take_run
@@ -72,7 +72,7 @@ def import_targets(exports: dict[str, Path]) -> dict[str, Target]:
 
 
 def _a_marge(folder: Path, corpus: Path) -> None:
-    config = make_marge_config(str(corpus), settings=MARGE_SHAPE, device="cpu")
+    config = plan_run("marge", str(corpus), settings=MARGE_SHAPE, device="cpu")
     write_run_config(folder, config)
     shutil.copyfile(corpus / "tokenizer.json", folder / "tokenizer.json")
     save_weights(folder, MARGE(config.network), config.training.steps)

@@ -37,7 +37,7 @@ from benchmarks.peers import (
     same_retro,
     silence,
 )
-from retro_demo.generation.retro import next_token
+from retro_demo.generation.sampling import next_token
 from retro_demo.interop.marge_sampling import reference_generate
 from retro_demo.interop.sampling import generate_as_reference
 from retro_demo.models.layers import lay_out_for_writing

@@ -29,7 +29,7 @@ from retro_demo.corpus.store import load_corpus
 from retro_demo.evaluation.arms import Arms, held_out_windows
 from retro_demo.paths import data_home
 from retro_demo.runs.checkpoint import load_model, read_run_config
-from retro_demo.runs.planning import make_run_config, prepare_run
+from retro_demo.runs.planning import plan_run, prepare_run
 from retro_demo.runs.provenance import provenance
 from retro_demo.training.trainer import run_training
 
@@ -42,7 +42,7 @@ LEAST_FOLLOWED, MOST_STRAYED = 0.8, 0.1
 def train(model: str, seed: int, out: Path) -> Path:
     """A run of preset lookup in `out`, trained to its end; returns its folder."""
     if not (out / "config.json").exists():
-        prepare_run(out, make_run_config(model, CORPUS, preset=PRESET, settings={"seed": seed}))
+        prepare_run(out, plan_run(model, CORPUS, preset=PRESET, settings={"seed": seed}))
     for event in run_training(out, lambda: False):
         told = event.to_json()
         if told["event"] in ("step", "evaluated") and told["step"] % 50 == 0:

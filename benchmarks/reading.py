@@ -29,7 +29,7 @@ from retro_demo.evaluation.arms import Arms, held_out_windows
 from retro_demo.evaluation.losses import LossTable, read_arm
 from retro_demo.paths import data_home
 from retro_demo.runs.checkpoint import load_model, read_run_config, saved_step
-from retro_demo.runs.planning import make_run_config, prepare_run
+from retro_demo.runs.planning import plan_run, prepare_run
 from retro_demo.training.trainer import run_training
 
 NO_LESSONS = {"reading": 0.0, "lessons_kept": 0.0}
@@ -80,9 +80,7 @@ def main() -> None:
         for seed in map(int, options.seeds.split(",")):
             run = options.out / f"{name.split(' (')[0].replace(' ', '-')}-{seed}"
             settings = changes | {"steps": options.steps, "seed": seed, "eval_every": options.steps}
-            prepare_run(
-                run, make_run_config("retrofit", options.corpus, settings=settings, base=options.base)
-            )
+            prepare_run(run, plan_run("retrofit", options.corpus, settings=settings, base=options.base))
             begun = time.perf_counter()
             if saved_step(run) < options.steps:
                 list(run_training(run, lambda: False))

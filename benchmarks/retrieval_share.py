@@ -27,7 +27,7 @@ from retro_demo.corpus.store import load_corpus
 from retro_demo.models.marge import MARGE
 from retro_demo.models.retro import RETRO
 from retro_demo.paths import data_home
-from retro_demo.runs.planning import make_marge_config, make_run_config
+from retro_demo.runs.planning import plan_run
 from retro_demo.settings import RETRIEVERS
 from retro_demo.training.marge_batches import MargeBatches
 from retro_demo.training.trainer import make_batches
@@ -39,7 +39,7 @@ MOST = 0.02
 
 def of_retro(preset: str, chosen: Any, report: Report) -> list[object]:
     """A row of the table: RETRO with this preset."""
-    config = make_run_config("retro", FACTBOOK, preset=preset)
+    config = plan_run("retro", FACTBOOK, preset=preset)
     corpus = load_corpus(corpus_folder(data_home()[0], FACTBOOK))
     batches, steps = make_batches(config, corpus), itertools.count()
     finder = load_retriever(corpus, RETRIEVERS[0])
@@ -69,7 +69,7 @@ def of_retro(preset: str, chosen: Any, report: Report) -> list[object]:
 def of_marge(preset: str, chosen: Any, report: Report) -> list[object]:
     """A row of the table: MARGE with this preset."""
     torch.manual_seed(0)
-    config = make_marge_config(RIGHTS, preset=preset)
+    config = plan_run("marge", RIGHTS, preset=preset)
     corpus = load_corpus(corpus_folder(data_home()[0], RIGHTS))
     model = MARGE(config.network)
     batches = MargeBatches(

@@ -27,7 +27,7 @@ from retro_demo.evaluation.request import Request, prepare_evaluation
 from retro_demo.evaluation.runner import run_evaluation
 from retro_demo.events import read_events
 from retro_demo.runs.checkpoint import saved_step
-from retro_demo.runs.planning import make_run_config, prepare_run
+from retro_demo.runs.planning import plan_run, prepare_run
 from retro_demo.settings import EvaluateConfig
 from retro_demo.training.trainer import run_training
 
@@ -36,7 +36,7 @@ SAMPLE = "sample:factbook2015"
 
 def trained(run: Path, model: str, corpus: str, base: Path | None = None, **settings: Any) -> Path:
     """The run, trained to its end."""
-    wanted = make_run_config(model, corpus, settings=settings, base=str(base) if base else "")
+    wanted = plan_run(model, corpus, settings=settings, base=str(base) if base else "")
     prepare_run(run, wanted)
     if saved_step(run) < wanted.training.steps:
         for _ in run_training(run, lambda: False):

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+from retro_demo.kinds import KINDS
 from retro_demo.models.config import EvidenceConfig, MargeConfig, RetroConfig
-from retro_demo.presets import MARGE_PRESETS, PRESETS, preset_settings
+from retro_demo.presets import MARGE_PRESETS
 from retro_demo.server.limits import PUBLIC, Limits
 from retro_demo.settings import (
     AddConfig,
@@ -82,7 +83,9 @@ def main() -> None:
         ("`train lm --base RUN`", "lm", True),
         ("`train retrofit --base RUN`", "retrofit", True),
     ):
-        presets = {preset: preset_settings(model, preset, begun=begun) for preset in PRESETS}
+        presets = {
+            preset: KINDS[model].preset_settings(preset, begun=begun) for preset in KINDS[model].presets
+        }
         lines += ["", f"## Presets of {title} (`--preset`)", ""]
         lines += preset_table(presets, [RetroConfig, TrainConfig], begun)
     lines += ["", "## Presets of `train marge` (`--preset`)", ""]

@@ -87,14 +87,3 @@ READING: dict[str, Any] = {
 }
 """What makes a network read its neighbors within minutes, in every preset of a model that has some;
 docs/science.md has the measurements, one by one."""
-
-
-def preset_settings(model: str, preset: str, *, begun: bool = False) -> dict[str, Any]:
-    """The settings that a preset gives to a model; what it leaves out keeps the setting's default.
-
-    `begun`: it begins with the weights of another run, as a retrofit always does.
-    """
-    settings = PRESETS[preset] | (BEGUN[preset] if begun or model == "retrofit" else {})
-    if model == "lm":
-        return settings
-    return READING | settings | ({"lr": RETROFIT_LR[preset]} if model == "retrofit" else {})

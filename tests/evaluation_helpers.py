@@ -9,7 +9,7 @@ import torch
 
 from retro_demo.models.retro import RETRO
 from retro_demo.runs.checkpoint import save_weights
-from retro_demo.runs.planning import make_run_config, prepare_run
+from retro_demo.runs.planning import plan_run, prepare_run
 
 TINY = {"dim": 16, "depth": 2, "num_heads": 2, "enc_dim": 16, "seq_len": 32, "batch_size": 2}
 
@@ -17,9 +17,7 @@ TINY = {"dim": 16, "depth": 2, "num_heads": 2, "enc_dim": 16, "seq_len": 32, "ba
 def make_run(folder: Path, corpus: Path, model: str, *, base: str = "", **settings: Any) -> Path:
     """A run with random weights, as if it had been trained for `steps` steps."""
     shape: dict[str, Any] = TINY | ({"cca_layers": (1, 2)} if model != "lm" else {}) | {"steps": 10}
-    config = make_run_config(
-        model, str(corpus), preset="tiny", settings=shape | settings, device="cpu", base=base
-    )
+    config = plan_run(model, str(corpus), preset="tiny", settings=shape | settings, device="cpu", base=base)
     prepare_run(folder, config)
     torch.manual_seed(config.training.seed)
     network = RETRO(config.network)

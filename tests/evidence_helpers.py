@@ -9,7 +9,7 @@ import numpy as np
 from conftest import write_jsonl
 
 from retro_demo.corpus.building import build_corpus, prepare_corpus
-from retro_demo.runs.planning import make_marge_config, prepare_run
+from retro_demo.runs.planning import plan_run, prepare_run
 from retro_demo.settings import CorpusConfig
 from retro_demo.training.trainer import run_training
 
@@ -66,7 +66,7 @@ def build_translated(folder: Path, holdout: float = 0.4) -> Path:
 
 def train_marge_run(folder: Path, corpus: Path, **settings: Any) -> Path:
     """A run of MARGE, trained for a few steps."""
-    config = make_marge_config(str(corpus), preset="tiny", settings=TINY | settings, device="cpu")
+    config = plan_run("marge", str(corpus), preset="tiny", settings=TINY | settings, device="cpu")
     prepare_run(folder, config)
     list(run_training(folder, lambda: False))
     return folder

@@ -13,7 +13,7 @@ from retro_demo.corpus.building import build_corpus, prepare_corpus
 from retro_demo.corpus.store import Corpus, load_corpus
 from retro_demo.models.marge import MARGE
 from retro_demo.runs.checkpoint import save_weights, write_run_config
-from retro_demo.runs.planning import make_marge_config
+from retro_demo.runs.planning import plan_run
 from retro_demo.settings import CorpusConfig
 
 WORDS = [a + b + c for a in "bdfgklmnpr" for b in "aeiou" for c in ("nan", "s")]
@@ -72,7 +72,7 @@ def make_marge_run(folder: Path, corpus: Path, *, reads: bool = True, **settings
     One that `reads` writes the words that stand in its evidence, in any order, the more relevant a
     passage the more; else its weights are fresh.
     """
-    config = make_marge_config(str(corpus), settings=SHAPE | settings, device="cpu")
+    config = plan_run("marge", str(corpus), settings=SHAPE | settings, device="cpu")
     write_run_config(folder, config)
     (folder / "tokenizer.json").write_bytes((corpus / "tokenizer.json").read_bytes())
     torch.manual_seed(config.training.seed)

@@ -29,7 +29,7 @@ from retro_demo.runs.checkpoint import (
     told_by,
     weights_file,
 )
-from retro_demo.runs.planning import extend_run, keep_weights, make_run_config, prepare_run
+from retro_demo.runs.planning import extend_run, keep_weights, plan_run, prepare_run
 from retro_demo.runs.provenance import weights_of
 from retro_demo.server.run_actions import weights_choices, weights_kept
 from retro_demo.tensor_files import save_tensors
@@ -258,7 +258,7 @@ def test_a_base_is_found_by_the_weights_that_a_run_began_with_whatever_is_kept_o
     advance(base)
     keep_weights(base, "best")
     settings = OVERFIT | {"steps": 1, "seq_len": 32, "batch_size": 2}
-    config = make_run_config("lm", str(three), base=str(base), settings=settings, device="cpu")
+    config = plan_run("lm", str(three), base=str(base), settings=settings, device="cpu")
     assert config.base_weights == file_hash(base / BEST)
     prepare_run(tmp_path / "on", config)
     keep_weights(base, "last")
@@ -334,7 +334,7 @@ def test_what_a_baseline_was_before_is_its_base_else_a_better_save_of_its_own(
     base = prepare(tmp_path / "base", three, "lm", **OVERFIT | {"steps": 80})
     advance(base)
     settings = {"steps": 1}
-    config = make_run_config("lm", str(three), base=str(base), settings=settings, device="cpu")
+    config = plan_run("lm", str(three), base=str(base), settings=settings, device="cpu")
     prepare_run(tmp_path / "on", config)
 
     begun_from, own = before(tmp_path / "on"), before(base)

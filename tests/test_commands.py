@@ -23,12 +23,13 @@ from benchmarks.serving import served_page
 from retro_demo.cli import main
 from retro_demo.console import given
 from retro_demo.evaluation.request import Request, prepare_evaluation, read_request, usual_folder
+from retro_demo.kinds import KINDS
 from retro_demo.models.config import EvidenceConfig, MargeConfig, RetroConfig
 from retro_demo.paths import LINKS, link_to
 from retro_demo.runs import commands
 from retro_demo.runs.checkpoint import differences, read_any_config, read_run_config, write_run_config
 from retro_demo.runs.commands import NOT_ANEW, for_here, for_others
-from retro_demo.runs.planning import READER_KNOBS, make_run_config, marge_settings, plan_run, prepare_run
+from retro_demo.runs.planning import READER_KNOBS, plan_run, prepare_run
 from retro_demo.server import evaluations
 from retro_demo.server.cleanup import delete_workspace
 from retro_demo.server.corpus_changes import rename_corpus
@@ -57,9 +58,7 @@ def space(home, small_folder) -> Workspace:
     corpus, runs = space.folder / "corpora" / "islands", space.folder / "runs"
     shutil.copytree(small_folder, corpus)
     advance(prepare(runs / "plain", corpus, "lm", steps=4))
-    config = make_run_config(
-        "retrofit", str(corpus), settings={"steps": 4, "seq_len": 32}, base=str(runs / "plain")
-    )
+    config = plan_run("retrofit", str(corpus), settings={"steps": 4, "seq_len": 32}, base=str(runs / "plain"))
     prepare_run(runs / "fitted", config)
     advance(runs / "fitted", stop_after=2)
     make_run(runs / "bare", corpus, "retro")
@@ -182,7 +181,7 @@ def test_the_command_of_a_run_of_the_page_means_that_very_run(
     """As the form gives all knobs of the model, those that were touched among them."""
     usual = {knob.name: knob.default for kind in (TrainConfig, RetroConfig) for knob in knobs(kind)}
     if model == "marge":
-        usual = {name: getattr(kind, name) for name, kind in marge_settings().items()}
+        usual = {name: getattr(kind, name) for name, kind in KINDS["marge"].settings().items()}
     settings = usual | starting_settings(space, model, preset, base)
     kept = READER_KNOBS | {knob.name for knob in knobs(TrainConfig)}
     settings |= {name: value for name, value in changes.items() if not base or name in kept}

@@ -20,7 +20,7 @@ from retro_demo.evaluation.runner import run_evaluation
 from retro_demo.events import Event, Finished, Progress, Refined, Stopped, Warned, read_events
 from retro_demo.files import file_hash
 from retro_demo.runs.checkpoint import load_model, save_weights
-from retro_demo.runs.planning import make_run_config, prepare_run
+from retro_demo.runs.planning import plan_run, prepare_run
 from retro_demo.settings import EvaluateConfig
 from retro_demo.training.trainer import run_training
 
@@ -281,7 +281,7 @@ def test_a_baseline_that_got_worse_than_its_base_is_measured_beside_it_and_said_
         "warmup": 5,
         "lr": 2e-2,
     }
-    prepare_run(base, make_run_config("lm", str(corpus), settings=shape, device="cpu"))
+    prepare_run(base, plan_run("lm", str(corpus), settings=shape, device="cpu"))
     list(run_training(base, lambda: False))
     # weights of chance: as bad as a training can make them
     baseline = make_run(tmp_path / "baseline", corpus, "lm", base=str(base), seed=3)

@@ -16,10 +16,10 @@ from page_helpers import opened_client, page_home
 
 from retro_demo.errors import UserError
 from retro_demo.jobs import lifecycle
+from retro_demo.kinds import KINDS
 from retro_demo.models.memory import count_parameters
 from retro_demo.presets import MARGE_PRESETS
 from retro_demo.runs.checkpoint import read_any_config, read_marge_config
-from retro_demo.runs.planning import marge_settings
 from retro_demo.server import corpus_changes, run_actions, service
 from retro_demo.server.model_cache import Library
 from retro_demo.server.run_actions import command_of
@@ -126,7 +126,9 @@ def test_the_command_of_a_marge_names_what_differs_from_its_preset_and_no_base(s
     assert words_of(command)[:3] == ["train", "marge", "--corpus"]
     assert "--passage-len 24" in command
     assert "--base" not in command
-    usual = {knob.name: knob.default for kind in set(marge_settings().values()) for knob in knobs(kind)}
+    usual = {
+        knob.name: knob.default for kind in set(KINDS["marge"].settings().values()) for knob in knobs(kind)
+    }
     usual |= MARGE_PRESETS["tiny"]
     changed = dict(run_actions.changed_settings(read_any_config(space.run("finder"))))
     assert changed == {name: value for name, value in TINY.items() if value != usual[name]}

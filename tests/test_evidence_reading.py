@@ -24,7 +24,7 @@ from retro_demo.explain.marge_reading import (
     targets_of,
 )
 from retro_demo.generation.marge import LoadedMarge, load_marge_run, write_from_evidence
-from retro_demo.generation.retro import Written
+from retro_demo.generation.sampling import Written
 from retro_demo.jobs.lifecycle import status
 from retro_demo.render import marge_views
 from retro_demo.settings import GenerateConfig

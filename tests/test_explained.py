@@ -29,7 +29,7 @@ from retro_demo.explain.text import (
 from retro_demo.explain.tracing import as_json, summary
 from retro_demo.retrieval.bm25 import LexicalIndex
 from retro_demo.runs.loading import LoadedRun, load_run
-from retro_demo.runs.planning import make_run_config, prepare_run
+from retro_demo.runs.planning import plan_run, prepare_run
 from retro_demo.settings import CorpusConfig, ExplainConfig, GenerateConfig
 from retro_demo.training.trainer import run_training
 
@@ -53,7 +53,7 @@ def run(small_folder, tmp_path_factory) -> LoadedRun:
     folder = tmp_path_factory.mktemp("runs") / "little"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RETRO_DEMO_HOME", str(tmp_path_factory.mktemp("home")))
-        config = make_run_config("retro", str(small_folder), preset="tiny", settings=SETTINGS, device="cpu")
+        config = plan_run("retro", str(small_folder), preset="tiny", settings=SETTINGS, device="cpu")
         prepare_run(folder, config)
         list(run_training(folder, lambda: False))
         return load_run(folder, "cpu")

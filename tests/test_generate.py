@@ -10,7 +10,8 @@ from retro_demo.corpus.retrievers import Database, load_retriever
 from retro_demo.errors import UserError
 from retro_demo.events import Retrieved, Token
 from retro_demo.explain.tracing import Trace, trace, trace_attention
-from retro_demo.generation.retro import Written, generate, next_token
+from retro_demo.generation.retro import generate
+from retro_demo.generation.sampling import Written, next_token
 from retro_demo.models.config import RetroConfig
 from retro_demo.models.retro import RETRO
 from retro_demo.retrieval.neighbors import Neighbors
@@ -236,7 +237,7 @@ def test_a_draw_from_a_large_vocabulary_is_that_from_all_of_it_sorted(monkeypatc
         return [next_token(row, config, generator)[0] for row in rows]
 
     looked_at_few = drawn()
-    monkeypatch.setattr("retro_demo.generation.retro.FEW", 3000)
+    monkeypatch.setattr("retro_demo.generation.sampling.FEW", 3000)
     assert looked_at_few == drawn()
 
 

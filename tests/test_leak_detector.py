@@ -15,7 +15,7 @@ from retro_demo.corpus.building import build_corpus, prepare_corpus
 from retro_demo.evaluation.request import Request, prepare_evaluation
 from retro_demo.evaluation.runner import run_evaluation
 from retro_demo.events import Finished
-from retro_demo.runs.planning import make_run_config, prepare_run
+from retro_demo.runs.planning import plan_run, prepare_run
 from retro_demo.settings import CorpusConfig, EvaluateConfig
 from retro_demo.training.trainer import run_training
 
@@ -36,7 +36,7 @@ def measured(tmp_path_factory):
         prepare_corpus(folder / "corpus", [write_jsonl(folder / "noise.jsonl", rows)], config)
         list(build_corpus(folder / "corpus"))
         settings = NETWORK | TRAINING | {"reading": 1.0, "eval_every": 400}
-        run = make_run_config("retro", str(folder / "corpus"), settings=settings, device="cpu")
+        run = plan_run("retro", str(folder / "corpus"), settings=settings, device="cpu")
         prepare_run(folder / "run", run)
         list(run_training(folder / "run", lambda: False))
         knobs = EvaluateConfig(first_tokens=20_000, max_tokens=20_000)

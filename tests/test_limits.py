@@ -23,8 +23,8 @@ from test_train import advance, prepare
 
 from retro_demo.console import add_flags
 from retro_demo.errors import UserError
+from retro_demo.kinds import KINDS
 from retro_demo.models.config import MargeConfig, RetroConfig
-from retro_demo.presets import MARGE_PRESETS, preset_settings
 from retro_demo.server import corpus_changes, limits, quotas, service
 from retro_demo.server.cleanup import close_folder
 from retro_demo.server.limits import (
@@ -289,7 +289,7 @@ def test_a_small_network_whose_shape_makes_each_reading_huge_is_refused_on_a_pub
 @pytest.mark.parametrize("model", ["lm", "retro", "retrofit", "marge"])
 @pytest.mark.parametrize("preset", ["tiny", "small"])
 def test_every_public_preset_reads_what_a_public_page_can(model, preset):
-    chosen = MARGE_PRESETS[preset] if model == "marge" else preset_settings(model, preset)
+    chosen = KINDS[model].preset_settings(preset)
     shape = MargeConfig if model == "marge" else RetroConfig
     network = shape(**{one.name: chosen[one.name] for one in knobs(shape) if one.name in chosen})
     training = TrainConfig(**{one.name: chosen[one.name] for one in knobs(TrainConfig) if one.name in chosen})

@@ -17,7 +17,8 @@ from retro_demo.corpus.store import load_corpus
 from retro_demo.devices import choose_device
 from retro_demo.errors import UserError
 from retro_demo.events import Retrieved
-from retro_demo.generation.retro import Written, write
+from retro_demo.generation.retro import write
+from retro_demo.generation.sampling import Written
 from retro_demo.runs.loading import load_run
 from retro_demo.settings import GenerateConfig
 
@@ -106,14 +107,12 @@ def test_a_device_that_is_not_there_is_refused(device):
 def test_a_run_trains_and_writes_on_the_gpu_as_on_the_cpu(tmp_path, small_folder):
     from test_train import SETTINGS
 
-    from retro_demo.runs.planning import make_run_config, prepare_run
+    from retro_demo.runs.planning import plan_run, prepare_run
     from retro_demo.training.trainer import run_training
 
     losses = {}
     for device in ("cpu", "cuda"):
-        config = make_run_config(
-            "retro", str(small_folder), settings=SETTINGS | {"dropout": 0.0}, device=device
-        )
+        config = plan_run("retro", str(small_folder), settings=SETTINGS | {"dropout": 0.0}, device=device)
         prepare_run(tmp_path / device, config)
         events = [event.to_json() for event in run_training(tmp_path / device, lambda: False)]
         losses[device] = [event["loss"] for event in events if event["event"] == "step"]

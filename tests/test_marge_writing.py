@@ -24,7 +24,7 @@ from retro_demo.generation.marge import (
     load_marge_run,
     write_from_evidence,
 )
-from retro_demo.generation.retro import Written
+from retro_demo.generation.sampling import Written
 from retro_demo.settings import GenerateConfig
 
 GREEDY = GenerateConfig(max_new_tokens=8, temperature=0.0)

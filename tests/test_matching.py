@@ -8,7 +8,7 @@ from evaluation_helpers import make_run
 from retro_demo.errors import UserError
 from retro_demo.evaluation.baselines import baseline_settings, match, tokens_seen
 from retro_demo.runs.checkpoint import read_run_config, versions
-from retro_demo.runs.planning import make_run_config
+from retro_demo.runs.planning import plan_run
 from retro_demo.runs.provenance import provenance
 
 
@@ -74,7 +74,7 @@ def test_the_tokens_of_the_base_count_for_a_retrofit(runs, tmp_path, half_held_o
 
 def test_what_is_offered_to_be_trained_as_a_baseline_is_a_match(runs, half_held_out, tmp_path):
     settings = baseline_settings(runs["retro"])
-    config = make_run_config("lm", str(half_held_out.folder), preset="tiny", settings=settings, device="cpu")
+    config = plan_run("lm", str(half_held_out.folder), preset="tiny", settings=settings, device="cpu")
     ours = read_run_config(runs["retro"])
 
     assert config.network.dim == ours.network.dim

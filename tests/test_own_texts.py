@@ -16,7 +16,7 @@ from retro_demo.models.config import RetroConfig
 from retro_demo.paths import CHECKPOINTS, SAMPLE
 from retro_demo.presets import PRESETS
 from retro_demo.runs.checkpoint import read_run_config
-from retro_demo.runs.planning import make_run_config
+from retro_demo.runs.planning import plan_run
 from retro_demo.server import run_actions, service
 from retro_demo.server.workspace import Workspace, new_code
 from retro_demo.settings import knobs
@@ -85,12 +85,12 @@ def test_a_run_that_begins_from_a_shipped_lm_has_a_network_with_every_preset(wor
 def test_a_retrofits_encoder_is_as_wide_as_its_base_unless_somebody_says_otherwise(workspace, preset):
     base = str(run_on(workspace, "newer"))
     corpus = str(workspace.corpus("newer"))
-    plain = make_run_config("retrofit", corpus, preset=preset, base=base, device="cpu")
+    plain = plan_run("retrofit", corpus, preset=preset, base=base, device="cpu")
     assert plain.network.enc_dim == plain.network.dim
     assert "enc_dim" not in dict(run_actions.changed_settings(plain))
     # the start that copies takes states of the decoder's width
     chosen = {"enc_dim": 2 * plain.network.dim, "copying_start": False}
-    wide = make_run_config("retrofit", corpus, preset=preset, settings=chosen, base=base, device="cpu")
+    wide = plan_run("retrofit", corpus, preset=preset, settings=chosen, base=base, device="cpu")
     assert wide.network.enc_dim == 2 * plain.network.dim
 
 

@@ -11,7 +11,7 @@ from marge_helpers import LANGUAGES, WORDS, built
 
 from benchmarks import lookup_world
 from retro_demo.corpus.sharding import ensure_sample
-from retro_demo.runs.planning import make_run_config, plan_run, prepare_run
+from retro_demo.runs.planning import plan_run, prepare_run
 from retro_demo.training.trainer import run_training
 
 pytestmark = pytest.mark.proof
@@ -21,7 +21,7 @@ CORPUS = "sample:factbook2015"
 
 def all_arms(out, model: str, seed: int) -> list[dict[str, dict[str, float]]]:
     """What each measurement of a training found, that of step 0 first."""
-    prepare_run(out, make_run_config(model, CORPUS, settings={"seed": seed}, device="cpu"))
+    prepare_run(out, plan_run(model, CORPUS, settings={"seed": seed}, device="cpu"))
     events = [event.to_json() for event in run_training(out, lambda: False)]
     return [event["arms"] for event in events if event["event"] == "evaluated"]
 

@@ -15,7 +15,7 @@ from retro_demo.corpus.building import build_corpus, prepare_corpus
 from retro_demo.corpus.store import load_corpus
 from retro_demo.errors import UserError
 from retro_demo.runs.checkpoint import load_model, read_run_config
-from retro_demo.runs.planning import fitting_layers, make_run_config, prepare_run
+from retro_demo.runs.planning import fitting_layers, plan_run, prepare_run
 from retro_demo.training.retro_batches import RetroBatches
 from retro_demo.training.trainer import make_batches
 
@@ -28,9 +28,7 @@ TRAINING = {
 def set_up(out: Path, corpus: Path, model: str, base: Path | None = None, **changes) -> Path:
     network = READER if base else {name: SETTINGS[name] for name in ("dim", "depth", "num_heads", *READER)}
     settings = TRAINING | {"dropout": 0.0} | network | changes
-    wanted = make_run_config(
-        model, str(corpus), settings=settings, device="cpu", base=str(base) if base else ""
-    )
+    wanted = plan_run(model, str(corpus), settings=settings, device="cpu", base=str(base) if base else "")
     prepare_run(out, wanted)
     return out
 
@@ -135,7 +133,7 @@ def test_a_retro_that_begins_with_an_lm_trains_all_of_it(tmp_path, base, small_f
 
 def test_a_retrofit_reads_in_the_usual_layers_that_its_base_has(base, small_folder):
     """Its decoder has two layers, where the preset's tiny one has four and reads in the second and fourth."""
-    planned = make_run_config("retrofit", str(small_folder), base=str(base))
+    planned = plan_run("retrofit", str(small_folder), base=str(base))
 
     assert planned.network.cca_layers == (2,)
     assert fitting_layers(None, 4) == (2, 4)
@@ -144,7 +142,7 @@ def test_a_retrofit_reads_in_the_usual_layers_that_its_base_has(base, small_fold
 
 def test_a_retrofit_without_a_base_says_what_to_do(small_folder):
     with pytest.raises(UserError, match="--base RUN"):
-        make_run_config("retrofit", str(small_folder), settings=SETTINGS)
+        plan_run("retrofit", str(small_folder), settings=SETTINGS)
 
 
 def test_a_base_that_reads_neighbors_is_refused(tmp_path, retrofit, small_folder):

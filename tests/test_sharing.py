@@ -187,13 +187,13 @@ def test_a_run_without_its_corpus_comes_back_and_reads_another(tmp_path, capsys,
 def test_a_retrofit_finds_its_base_by_the_weights_that_it_began_with(tmp_path, capsys, small_folder):
     from test_train import SETTINGS
 
-    from retro_demo.runs.planning import make_run_config, prepare_run
+    from retro_demo.runs.planning import plan_run, prepare_run
 
     base = prepare(tmp_path / "base", small_folder, "lm")
     advance(base)
     run, short = tmp_path / "retrofit", {n: SETTINGS[n] for n in ("seq_len", "batch_size", "warmup")}
     settings = short | {"steps": 4, "eval_tokens": 200, "cca_layers": (2,)}
-    wanted = make_run_config("retrofit", str(small_folder), settings=settings, device="cpu", base=str(base))
+    wanted = plan_run("retrofit", str(small_folder), settings=settings, device="cpu", base=str(base))
     prepare_run(run, wanted)
     advance(run)
     told(capsys, "export", run, "--out", tmp_path / "out")

@@ -21,7 +21,7 @@ from retro_demo.events import read_events
 from retro_demo.jobs.lifecycle import claim
 from retro_demo.runs import checkpoint
 from retro_demo.runs.checkpoint import load_model, read_run_config, save_state, saved_step
-from retro_demo.runs.planning import extend_run, make_run_config, prepare_run
+from retro_demo.runs.planning import extend_run, plan_run, prepare_run
 from retro_demo.settings import TrainConfig
 from retro_demo.training.loop import learning_rate, measure_arms
 from retro_demo.training.trainer import make_batches, run_training
@@ -45,7 +45,7 @@ SETTINGS = {
 
 def prepare(out: Path, corpus: Path, model: str = "retro", **changes) -> Path:
     settings = SETTINGS | changes
-    prepare_run(out, make_run_config(model, str(corpus), settings=settings, device="cpu"))
+    prepare_run(out, plan_run(model, str(corpus), settings=settings, device="cpu"))
     return out
 
 
@@ -193,7 +193,7 @@ def test_a_network_whose_encoder_never_sees_the_chunk_can_be_taken_up_too(tmp_pa
 
 
 def test_the_baseline_of_a_shallow_network_needs_no_word_on_layers_that_it_has_not(tmp_path, small_folder):
-    config = make_run_config("lm", str(small_folder), settings={"depth": 1}, device="cpu")
+    config = plan_run("lm", str(small_folder), settings={"depth": 1}, device="cpu")
 
     assert config.network.cca_layers == ()
 

@@ -17,7 +17,7 @@ from retro_demo.evaluation.baselines import known_documents
 from retro_demo.evaluation.request import Request, prepare_evaluation
 from retro_demo.evaluation.runner import run_evaluation
 from retro_demo.events import Finished, Warned
-from retro_demo.runs.planning import make_run_config, prepare_run
+from retro_demo.runs.planning import plan_run, prepare_run
 from retro_demo.settings import CorpusConfig, EvaluateConfig
 
 QUICK = EvaluateConfig(first_tokens=150, max_tokens=200, resamples=200, prepend="off", retrievers="")
@@ -121,7 +121,7 @@ def test_what_the_baseline_or_a_base_was_trained_on_counts_too(world, half_held_
                   tokenizer=tokenizer)  # fmt: skip
     base = make_run(tmp_path / "base", half_held_out.folder, "lm", seed=1)
     run = make_run(tmp_path / "run", clean.folder, "retro", seed=1)
-    longer = make_run_config("lm", str(clean.folder), settings={"steps": 5, "seq_len": 32}, base=str(base))
+    longer = plan_run("lm", str(clean.folder), settings={"steps": 5, "seq_len": 32}, base=str(base))
     prepare_run(tmp_path / "longer", longer)
 
     assert known_documents(corpus, [run]).count == 0

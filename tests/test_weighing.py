@@ -22,7 +22,7 @@ from retro_demo.explain.text import explain_text, search_apart
 from retro_demo.render.job_views import weighed_html, weighed_words
 from retro_demo.retrieval.dense import DenseRetriever
 from retro_demo.runs.loading import LoadedRun, load_run
-from retro_demo.runs.planning import make_run_config, prepare_run
+from retro_demo.runs.planning import plan_run, prepare_run
 from retro_demo.settings import CorpusConfig, ExplainConfig, WeighConfig
 from retro_demo.training.trainer import run_training
 
@@ -37,7 +37,7 @@ def run(tmp_path_factory) -> LoadedRun:
         patch.setenv("RETRO_DEMO_HOME", str(home))
         prepare_corpus(folder, [write_jsonl(home / "places.jsonl", records())], config)
         list(build_corpus(folder))
-        wanted = make_run_config(
+        wanted = plan_run(
             "retro", str(folder), preset="tiny", settings=SETTINGS | {"steps": 60}, device="cpu"
         )
         prepare_run(home / "little", wanted)

@@ -10,8 +10,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,21 +33,13 @@ from retro_demo.evaluation.runner import run_evaluation
 from retro_demo.events import Event, Failed, Finished, Retrieved, Stopped, Warned
 from retro_demo.explain.text import explain_text, explain_written
 from retro_demo.explain.tracing import as_json
-from retro_demo.generation.marge import (
-    ids_of,
-    likely_language,
-    load_marge_run,
-    refuse_evidence,
-    refuse_retriever,
-    write_from_evidence,
-)
-from retro_demo.generation.retro import Written, write
+from retro_demo.generation.sampling import Continuation, Written
+from retro_demo.kinds import resolve
 from retro_demo.paths import SAMPLE, check_shipped, data_home, run_folder, settle_data_home
-from retro_demo.runs.checkpoint import MargeRun, read_any_config
-from retro_demo.runs.loading import ready_run, why_none_found
+from retro_demo.runs.checkpoint import read_any_config
+from retro_demo.runs.loading import ready_run
 from retro_demo.server.limits import add_server_flags
 from retro_demo.settings import RETRIEVERS, EvaluateConfig, ExplainConfig, GenerateConfig
-from retro_demo.tokenizer import Tokenizer
 
 COMMAND = "retro-demo"  # as it is installed
 PROGRAM = COMMAND if Path(sys.argv[0]).stem == COMMAND else "python -m retro_demo"
@@ -248,55 +239,36 @@ def _evaluate(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable
 def _generate(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
     config = GenerateConfig(**given(options, GenerateConfig))
     compute_as_served()
-    if isinstance(read_any_config(options.run), MargeRun):
-        yield from _generate_from_evidence(options, config, stop)
-        return
-    refuse_evidence(options.language, options.evidence)
-    run = yield from ready_run(options.run, options.device, options.corpus, config.retriever, stop)
-    if run is None:
-        return
-    about = {"retriever": run.retriever, "swapped": run.swapped}
-    events = write(run, options.prompt, config)
-    yield from _told(events, run.tokenizer, about, stop, partial(why_none_found, run))
+    writing = yield from resolve(read_any_config(options.run).kind.writer)(
+        options.run,
+        options.prompt,
+        config,
+        device=options.device,
+        corpus=options.corpus,
+        language=options.language,
+        evidence=options.evidence,
+        stop=stop,
+    )
+    if writing is not None:
+        yield from _told(writing, stop)
 
 
-def _generate_from_evidence(
-    options: argparse.Namespace, config: GenerateConfig, stop: Callable[[], bool]
-) -> Iterable[Event]:
-    refuse_retriever(options.corpus or "", config.retriever)
-    yield from ensure_sample(read_any_config(options.run).corpus, stop)
-    run = load_marge_run(options.run, options.device)
-    documents = ids_of(run, options.evidence)
-    language = options.language or likely_language(run, options.prompt, documents)
-    writing = write_from_evidence(run, options.prompt, config, language=language, documents=documents)
-    yield from _told(writing, run.tokenizer, {"language": language}, stop)
-
-
-def _told(
-    events: Iterable[Event | Written],
-    tokenizer: Tokenizer,
-    about: dict[str, str],
-    stop: Callable[[], bool],
-    why_none: Callable[[Sequence[Retrieved]], str] = lambda retrieved: "",
-) -> Iterable[Event]:
-    """The events of a generation; its end as `finished`, with what else there is to tell.
-
-    `why_none` is the sentence for one that looked up neighbors and found none at all, else "".
-    """
+def _told(writing: Continuation, stop: Callable[[], bool]) -> Iterable[Event]:
+    """The events of a text; its end as `finished`, with what else there is to tell."""
     begun = time.perf_counter()
     looked_up: list[Retrieved] = []
-    for event in events:
+    for event in writing.events:
         if isinstance(event, Retrieved):
             looked_up.append(event)
-        if isinstance(event, Written) and (nothing := why_none(looked_up)):
+        if isinstance(event, Written) and (nothing := writing.why_none(looked_up)):
             yield Warned(nothing)
         if isinstance(event, Written):
             figures = {
-                "text": tokenizer.decode(event.tokens),
+                "text": writing.tokenizer.decode(event.tokens),
                 "prompt_tokens": event.prompt_tokens,
                 "new_tokens": len(event.tokens) - event.prompt_tokens,
             }
-            yield Finished(figures | about | {"seconds": round(time.perf_counter() - begun, 3)})
+            yield Finished(figures | writing.about | {"seconds": round(time.perf_counter() - begun, 3)})
         else:
             yield event
         if stop():

@@ -27,7 +27,7 @@ from retro_demo.errors import UserError
 from retro_demo.events import Event, Finished, Progress, Stopped, Warned
 from retro_demo.explain.document_value import weigh
 from retro_demo.jobs.lifecycle import claim, status
-from retro_demo.models.config import EvidenceConfig, MargeConfig, RetroConfig
+from retro_demo.kinds import KINDS, setting_types
 from retro_demo.output_folder import (
     check_new,
     check_output,
@@ -37,12 +37,11 @@ from retro_demo.output_folder import (
     working_folder,
 )
 from retro_demo.paths import SAMPLE, data_home, linked_place, run_folder, without_folders
-from retro_demo.presets import PRESETS
-from retro_demo.runs.checkpoint import MODELS, read_any_config
+from retro_demo.runs.checkpoint import read_any_config
 from retro_demo.runs.loading import ready_run
 from retro_demo.runs.planning import extend_run, keep_weights, plan_run, prepare_run
 from retro_demo.server.workspace import disk_use
-from retro_demo.settings import AddConfig, CorpusConfig, TrainConfig, WeighConfig
+from retro_demo.settings import AddConfig, CorpusConfig, WeighConfig
 from retro_demo.sharing.export_format import Manifest
 from retro_demo.sharing.exporting import export_corpus, export_run, own_token, push, write_zip
 from retro_demo.sharing.importing import (
@@ -83,9 +82,9 @@ def add_job_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     train.add_argument(
         "model",
         nargs="?",
-        choices=MODELS,
+        choices=list(KINDS),
         metavar="MODEL",
-        help=f"{', '.join(MODELS)}; none: go on with --out",
+        help=f"{', '.join(KINDS)}; none: go on with --out",
     )
     train.add_argument("--corpus", help='folder of a corpus, or "sample:factbook2015"')
     train.add_argument("--out", type=Path, required=True, help="folder of the run; a second call resumes")
@@ -93,13 +92,14 @@ def add_job_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
         "--base",
         help="run (or sample:NAME) whose weights to begin with; a retrofit freezes them, the others train on",
     )
+    presets = list(dict.fromkeys(preset for kind in KINDS.values() for preset in kind.presets))
     train.add_argument(
-        "--preset", choices=list(PRESETS), help="named settings (default: those of the base, else tiny)"
+        "--preset", choices=presets, help="named settings (default: those of the base, else tiny)"
     )
     train.add_argument(
         "--device", help="auto, cpu, cuda or mps (default: auto, or what the run was begun on)"
     )
-    add_flags(train, TrainConfig, RetroConfig, EvidenceConfig, MargeConfig)
+    add_flags(train, *setting_types())
 
 
 def _build(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
@@ -131,7 +131,7 @@ def _train(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Ev
 
 def _prepare_training(options: argparse.Namespace, stop: Callable[[], bool], world: World) -> Iterable[Event]:
     """Write down the run that is asked for, or check what is there against it."""
-    settings = given(options, TrainConfig, RetroConfig, EvidenceConfig, MargeConfig)
+    settings = given(options, *setting_types())
     check_output(options.out, "run")  # before a sample is built for it
     if options.model:
         if not options.corpus:
@@ -147,7 +147,7 @@ def _prepare_training(options: argparse.Namespace, stop: Callable[[], bool], wor
             device=options.device or "auto",
             base=options.base or "",
         )
-        if wanted.model != "marge":
+        if wanted.kind.even_batches:
             check_share(wanted.training, world)  # before anything is written under this name
         prepare_run(options.out, wanted)
     elif options.corpus or options.base or options.preset or set(settings) - {"steps", "keep"}:

@@ -31,9 +31,9 @@ from retro_demo.documents.sources import Document
 from retro_demo.errors import UserError
 from retro_demo.events import read_events
 from retro_demo.files import load_array
+from retro_demo.kinds import KINDS
 from retro_demo.models.config import RetroConfig
 from retro_demo.paths import data_home, run_folder
-from retro_demo.presets import preset_settings
 from retro_demo.retrieval.bm25 import LexicalIndex, Terms
 from retro_demo.retrieval.dense import VectorIndex
 from retro_demo.runs.alarms import best_of, has_risen, held_out
@@ -192,7 +192,7 @@ def _count(tokens: int | None) -> str:
 
 
 def baseline_settings(run: Path) -> dict[str, Any]:
-    """The settings of an lm that would match a run, for `planning.make_run_config` with the run's base.
+    """The knobs of an lm that would match a run, for `planning.plan_run` with the run's base.
 
     From scratch it is the same decoder trained the same way. For a retrofit it is the base trained on
     for as many steps, at the learning rate of its preset for that: the retrofit's is for fresh weights.
@@ -202,7 +202,7 @@ def baseline_settings(run: Path) -> dict[str, Any]:
     settings = {name: getattr(config.network, name) for name in sorted(shape)}
     settings |= {knob.name: getattr(config.training, knob.name) for knob in knobs(TrainConfig)}
     if config.base:
-        settings["lr"] = preset_settings("lm", config.preset, begun=True)["lr"]
+        settings["lr"] = KINDS["lm"].preset_settings(config.preset, begun=True)["lr"]
     return settings
 
 
@@ -241,7 +241,7 @@ def trainings(runs: Iterable[Path]) -> tuple[dict[str, str], list[str]]:
     for run in runs:
         config = read_any_config(run)
         places[config.corpus_fingerprint] = config.corpus
-        while isinstance(config, RunConfig) and config.base:  # a MARGE begins with no other run
+        while config.base:
             base = run_folder(config.base)
             if not (base / "config.json").exists():
                 gone.append(f"The base run {base.name} is gone.")

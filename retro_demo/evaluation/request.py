@@ -18,7 +18,7 @@ from retro_demo.files import write_atomically
 from retro_demo.output_folder import CONFIG, check_output, kind_of, make_output, read_object
 from retro_demo.paths import CHECKPOINTS, SAMPLE, data_home, run_folder
 from retro_demo.runs import commands
-from retro_demo.runs.checkpoint import MargeRun, has_weights, read_any_config
+from retro_demo.runs.checkpoint import has_weights, read_any_config
 from retro_demo.settings import EvaluateConfig, from_json
 
 FORMAT = 1
@@ -97,7 +97,7 @@ def check_request(request: Request) -> None:
     """Raise UserError where these runs cannot be measured against each other."""
     run = request.folder("run")
     config = read_any_config(run)
-    if isinstance(config, MargeRun):
+    if config.kind.own_controls:
         check_marge_request(request)
     if not config.retrieves:
         raise UserError(

@@ -20,7 +20,8 @@ from retro_demo.corpus.store import MANIFEST, Corpus, is_built, read_stored_docu
 from retro_demo.errors import UserError
 from retro_demo.events import Retrieved, Token
 from retro_demo.explain.tracing import Trace, as_json, trace
-from retro_demo.generation.retro import Written, write
+from retro_demo.generation.retro import write
+from retro_demo.generation.sampling import Written
 from retro_demo.retrieval.neighbors import Neighbors
 from retro_demo.runs import commands
 from retro_demo.runs.loading import LoadedRun, why_none_found

@@ -28,7 +28,8 @@ from retro_demo.evaluation.losses import helped_and_hurt
 from retro_demo.evaluation.overlap import runs_ending
 from retro_demo.explain.attribution import Numbers, measure, rank_correlation
 from retro_demo.files import write_atomically
-from retro_demo.generation.retro import Written
+from retro_demo.generation.sampling import Written
+from retro_demo.kinds import KINDS
 from retro_demo.models.layers import record_attention
 from retro_demo.models.retro import RETRO
 from retro_demo.tensor_files import save_tensors
@@ -212,7 +213,8 @@ def entropy(trace: Trace) -> np.ndarray:
 def why_nothing(trace: Trace, chunk: int = 0) -> str:
     """Why a chunk has no neighbors to show; "" where it has."""
     if not trace.neighbors:
-        if trace.about.get("model") == "lm":
+        kind = KINDS.get(trace.about.get("model", ""))
+        if kind and not kind.retrieves:
             return (
                 "This run is a plain language model (lm): it has no way to read neighbors. "
                 "Choose a retro run to see some."

@@ -9,26 +9,28 @@ Shapes: P passages, D width, M evidence, S evidence length.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from retro_demo.corpus.sharding import ensure_sample
 from retro_demo.corpus.store import Corpus
 from retro_demo.devices import choose_device
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Retrieved, Token
 from retro_demo.evidence.passages import Passages, cut_passages, in_evidence_set
 from retro_demo.evidence.reindex import embed_passages
-from retro_demo.generation.retro import Written, next_token
+from retro_demo.generation.sampling import Continuation, Written, write_tokens
 from retro_demo.models.marge import MARGE
 from retro_demo.runs.checkpoint import MargeRun, load_marge, read_marge_config
 from retro_demo.runs.loading import load_own_corpus
 from retro_demo.settings import GenerateConfig
-from retro_demo.tokenizer import TextStream, Tokenizer
+from retro_demo.tokenizer import Tokenizer
 
 MOST_CHOSEN = 64  # passages: more than a batch of training holds, and within a few seconds
 
@@ -205,27 +207,42 @@ def write_from_evidence(
     described = describe_passages(run, ids, known)
     retrieved = Retrieved(0, described, round(1000 * (time.perf_counter() - begun), 2))
     yield retrieved
-    generator = torch.Generator().manual_seed(config.seed)
-    stream, text = TextStream(run.tokenizer), ""
-    written, probabilities = start[1:], []
-    part = start
-    for _ in range(most):
+
+    def read(part: list[int]) -> Generator[Event, None, Tensor]:
         with torch.inference_mode():
             logits = run.model.next_logits(torch.tensor([part], device=device), cache)[0]
             logits[run.model.config.pad_id] = float("-inf")
             logits[run.model.config.vocab_size :] = float("-inf")  # a language is no text
-        chosen, probability = next_token(logits, config, generator)
-        if chosen == run.tokenizer.eos_id:
-            break
-        written.append(chosen)
-        probabilities.append(probability)
-        piece = stream.push(chosen)
-        text += piece
-        yield Token(chosen, piece, probability)
-        if config.stop and config.stop in text:
-            break
-        part = [chosen]
-    yield Written(written, len(start) - 1, probabilities, [retrieved])
+        yield from ()
+        return logits
+
+    written, probabilities = yield from write_tokens(start, most, config, run.tokenizer, read)
+    yield Written([*start[1:], *written], len(start) - 1, probabilities, [retrieved])
+
+
+def begin_writing(
+    folder: Path,
+    prompt: str,
+    config: GenerateConfig,
+    *,
+    device: str,
+    corpus: str | None,
+    language: str,
+    evidence: str,
+    stop: Callable[[], bool],
+) -> Generator[Event, None, Continuation | None]:
+    """Yield what is prepared; returns the text that a MARGE in a folder will write.
+
+    `language` "" is the likely one, `evidence` are ids of documents with commas between, "" for what it
+    finds. Raises UserError where another corpus or retriever is named.
+    """
+    refuse_retriever(corpus or "", config.retriever)
+    yield from ensure_sample(read_marge_config(folder).corpus, stop)
+    run = load_marge_run(folder, device)
+    documents = ids_of(run, evidence)
+    language = language or likely_language(run, prompt, documents)
+    events = write_from_evidence(run, prompt, config, language=language, documents=documents)
+    return Continuation(events, run.tokenizer, {"language": language})
 
 
 def refuse_retriever(corpus: str, retriever: str) -> None:
@@ -234,12 +251,6 @@ def refuse_retriever(corpus: str, retriever: str) -> None:
         raise UserError(
             "A MARGE finds evidence in its own corpus by itself. Leave the corpus and the retriever out."
         )
-
-
-def refuse_evidence(language: str, evidence: str) -> None:
-    """Raise UserError where evidence or a language is chosen for another model."""
-    if language or evidence:
-        raise UserError("Only a MARGE writes from chosen evidence or in a chosen language. Leave these out.")
 
 
 def ids_of(run: LoadedMarge, evidence: object) -> list[str]:

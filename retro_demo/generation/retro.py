@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,66 +19,13 @@ from torch import Tensor
 
 from retro_demo.corpus.retrievers import Database, describe_neighbors
 from retro_demo.errors import UserError
-from retro_demo.events import Event, Retrieved, Token
+from retro_demo.events import Event, Retrieved
+from retro_demo.generation.sampling import Continuation, Written, write_tokens
 from retro_demo.models.layers import Memory
 from retro_demo.models.retro import RETRO, DecodeCache
-from retro_demo.runs.loading import LoadedRun
+from retro_demo.runs.loading import LoadedRun, ready_run, why_none_found
 from retro_demo.settings import GenerateConfig
-from retro_demo.tokenizer import TextStream, Tokenizer
-
-FEW = 512  # likeliest tokens, in which sampling looks first
-COLDEST = 1e-4  # below it logits over temperature leave the range of float32
-
-
-@dataclass(frozen=True)
-class Written:
-    """One generation so far: all token ids with the prompt first, and what each chunk retrieved."""
-
-    tokens: list[int]
-    prompt_tokens: int
-    probabilities: list[float]
-    retrieved: list[Retrieved]
-
-
-@torch.inference_mode()
-def next_token(logits: Tensor, config: GenerateConfig, generator: torch.Generator) -> tuple[int, float]:
-    """logits (V,) -> a sampled id and the probability that the model itself gave it.
-
-    Temperature 0 (all below COLDEST) takes the likeliest. top_k and top_p keep the likeliest
-    tokens, at least one.
-    """
-    probabilities = logits.float().softmax(dim=-1)
-    if config.temperature < COLDEST:
-        best = logits.argmax()
-        chosen, probability = torch.stack([best.double(), probabilities.take(best).double()]).tolist()
-        return int(chosen), probability
-    ranked, order = _ranked((logits.float() / config.temperature).softmax(dim=-1), config.top_p)
-    before = ranked.cumsum(dim=-1) - ranked
-    kept = before < config.top_p
-    if config.top_k:
-        kept[config.top_k :] = False
-    kept[0] = True
-    # drawn on the CPU: the same seed writes the same text on every device. One copy brings all that is
-    # needed of a token, because each makes the host wait for the device; float32 holds ids up to 2^24
-    weights, ids, own = torch.stack([ranked * kept, order.float(), probabilities[order]]).cpu()
-    shares = weights.double().cumsum(dim=0)
-    drawn = torch.rand(1, dtype=torch.float64, generator=generator) * shares[-1]
-    place = min(int(torch.searchsorted(shares, drawn, right=True)), int(weights.count_nonzero()) - 1)
-    return int(ids[place]), own[place].item()
-
-
-def _ranked(probabilities: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
-    """probabilities (V,) -> the highest, best first, ties by id, with more than `top_p` of all; their ids.
-
-    On a CPU sorting a whole vocabulary takes longer than some layers, and what is drawn is nearly always
-    among the first few. A GPU sorts it at once, and is not to be asked whether a few were enough.
-    """
-    if probabilities.device.type == "cpu" and len(probabilities) > FEW:
-        few = probabilities.topk(FEW).indices.sort().values  # by id, so that a stable sort keeps ties so
-        ranked, places = probabilities[few].sort(descending=True, stable=True)
-        if ranked[:-1].sum() > top_p and ranked[-2] > ranked[-1]:
-            return ranked[:-1], few[places[:-1]]
-    return probabilities.sort(descending=True, stable=True)
+from retro_demo.tokenizer import Tokenizer
 
 
 def generate(
@@ -119,23 +67,10 @@ def generate(
         np.random.default_rng(config.seed) if config.retrieval == "shuffled" else None,
         len(ids) + config.max_new_tokens,
     )
-    generator = torch.Generator().manual_seed(config.seed)
-    stream, text = TextStream(tokenizer), ""
-    written, probabilities = list(ids), []
-    logits = yield from writer.read(ids)
-    for _ in range(config.max_new_tokens):
-        chosen, probability = next_token(logits, config, generator)
-        if chosen == tokenizer.eos_id:
-            break
-        written.append(chosen)
-        probabilities.append(probability)
-        piece = stream.push(chosen)
-        text += piece
-        yield Token(chosen, piece, probability)
-        if (config.stop and config.stop in text) or len(probabilities) == config.max_new_tokens:
-            break
-        logits = yield from writer.read([chosen])
-    yield Written(written, len(ids), probabilities, writer.retrieved)
+    written, probabilities = yield from write_tokens(
+        ids, config.max_new_tokens, config, tokenizer, writer.read
+    )
+    yield Written([*ids, *written], len(ids), probabilities, writer.retrieved)
 
 
 class _Writer:
@@ -212,3 +147,32 @@ def write(run: LoadedRun, prompt: str, config: GenerateConfig) -> Iterator[Event
         num_neighbors=run.config.training.num_neighbors,
         database=run.database,
     )
+
+
+def begin_writing(
+    folder: Path,
+    prompt: str,
+    config: GenerateConfig,
+    *,
+    device: str,
+    corpus: str | None,
+    language: str,
+    evidence: str,
+    stop: Callable[[], bool],
+) -> Generator[Event, None, Continuation | None]:
+    """Yield what is prepared; returns the text that a run in a folder will write, None after a stop.
+
+    `corpus` as for `ready_run`. Raises UserError where a language or evidence is named, which are MARGE's.
+    """
+    refuse_evidence(language, evidence)
+    run = yield from ready_run(folder, device, corpus, config.retriever, stop)
+    if run is None:
+        return None
+    about = {"retriever": run.retriever, "swapped": run.swapped}
+    return Continuation(write(run, prompt, config), run.tokenizer, about, partial(why_none_found, run))
+
+
+def refuse_evidence(language: str, evidence: str) -> None:
+    """Raise UserError where evidence or a language is chosen for another model than MARGE."""
+    if language or evidence:
+        raise UserError("Only a MARGE writes from chosen evidence or in a chosen language. Leave these out.")

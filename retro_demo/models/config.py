@@ -9,9 +9,22 @@ make the networks of RETRO-pytorch 0.3.9 (`interop/retro_pytorch.py`) and of mar
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from retro_demo.errors import UserError
 from retro_demo.settings import check_ranges, knob, seen
+
+
+class NetworkConfig(Protocol):
+    """What the shape of any network tells; it is a frozen dataclass of settings."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+
 
 RESIDUALS = ("pre", "deepnet", "deepnet-reference")
 

@@ -10,36 +10,36 @@ Shapes: T tokens, C chunk length, K neighbors, R = 2 C, M pieces of evidence, V 
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from retro_demo.devices import allowed_memory
 from retro_demo.errors import UserError
-from retro_demo.models.config import MargeConfig, RetroConfig
-from retro_demo.models.marge import MARGE
-from retro_demo.models.retro import RETRO
+from retro_demo.kinds import kind_of_shape, resolve
+from retro_demo.models.config import MargeConfig, NetworkConfig, RetroConfig
 
 TRAINING_BYTES = 12  # of a parameter: a save holds the weight and both its moments in memory
 
 
-def shapes_of(network: RetroConfig | MargeConfig) -> dict[str, tuple[int, ...]]:
+def shapes_of(network: NetworkConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every weight of such a network."""
     return {name: tuple(weight.shape) for name, weight in _unfilled(network).state_dict().items()}
 
 
-def count_parameters(network: RetroConfig | MargeConfig) -> int:
+def count_parameters(network: NetworkConfig) -> int:
     """Parameters of such a network."""
     return sum(weight.numel() for weight in _unfilled(network).parameters())
 
 
-def _unfilled(network: RetroConfig | MargeConfig) -> RETRO | MARGE:
+def _unfilled(network: NetworkConfig) -> nn.Module:
     """Such a network without any memory behind its weights; raises UserError where none can be made."""
     try:
         with torch.device("meta"):
-            return RETRO(network) if isinstance(network, RetroConfig) else MARGE(network)
+            return resolve(kind_of_shape(network).network)(network)
     except (ValueError, AssertionError, RuntimeError, IndexError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"No network can be made of these settings ({str(error)[:200]}).") from error
 
 
-def check_memory(network: RetroConfig | MargeConfig, step_tokens: int, device: str) -> None:
+def check_memory(network: NetworkConfig, step_tokens: int, device: str) -> None:
     """Raise UserError where training such a network can never fit this machine's memory.
 
     `step_tokens` are those of a step, whose logits lie in this memory too where the device is the CPU.

@@ -17,6 +17,7 @@ each process: so one process can resume what many saved, and the other way round
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
@@ -33,14 +34,15 @@ from retro_demo.devices import ALONE, World, like, whole
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Started, Warned
 from retro_demo.files import file_hash, replacing, write_atomically
-from retro_demo.models.config import EvidenceConfig, MargeConfig, RetroConfig
+from retro_demo.kinds import KINDS, Kind, resolve
+from retro_demo.models.config import EvidenceConfig, MargeConfig, NetworkConfig, RetroConfig
 from retro_demo.models.layers import lay_out_for_writing
 from retro_demo.models.marge import MARGE
 from retro_demo.models.memory import shapes_of
 from retro_demo.models.retro import RETRO
 from retro_demo.output_folder import CONFIG, make_output
 from retro_demo.runs.alarms import Point, Watch
-from retro_demo.settings import TrainConfig, from_json, seen
+from retro_demo.settings import TrainConfig, from_json, knobs, seen
 from retro_demo.tensor_files import (
     ANEW,
     Head,
@@ -60,57 +62,99 @@ MOST_CHARS = 4096  # of a text in config.json
 MOST_STEPS = 1_000_000_000
 FLOATS = ("F32", "F16", "BF16")  # what weights are kept in
 DEVICES = ("cpu", "cuda", "mps")
-MODELS = ("lm", "retro", "retrofit", "marge")
 
 
-@dataclass(frozen=True)
-class RunConfig:
-    """All that decides what a run becomes, as config.json keeps it."""
+@dataclass(frozen=True, kw_only=True)
+class AnyRun:
+    """All that decides what a run becomes, as config.json keeps it; each kind of network adds to it."""
 
     model: str
     preset: str
     corpus: str  # folder, or "sample:NAME"
     corpus_fingerprint: str
-    network: RetroConfig
+    network: NetworkConfig
     training: TrainConfig
     threads: int
     device: str
     versions: dict[str, str]
-    base: str = ""  # folder of the run whose weights this one began with, or "sample:NAME"
-    base_weights: str = ""  # hash of those weights
     lesson_steps: int = 0  # steps over which reading lessons fade out: more steps do not bring them back
     format: int = FORMAT
+
+    @property
+    def kind(self) -> Kind:
+        """The row of the table of kinds that this run belongs to."""
+        return KINDS[self.model]
+
+    @property
+    def base(self) -> str:
+        """The run whose weights this one began with: a folder, "sample:NAME" or, for none, ""."""
+        return ""
+
+    @property
+    def base_weights(self) -> str:
+        """Hash of the weights that it began with."""
+        return ""
+
+    @property
+    def retrieves(self) -> bool:
+        """Whether the network reads anything that is retrieved."""
+        return self.kind.retrieves
+
+    @property
+    def chunk_len(self) -> int:
+        """Tokens of a chunk, where it reads neighbors of chunks in its own corpus or another one, else 0."""
+        return 0
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages that its texts are marked with."""
+        return ()
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The fields that hold settings, by name."""
+        return {name: getattr(self, name) for name in self.kind.parts}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All its settings with their values, those of training first."""
+        values = {one.name: getattr(p, one.name) for p in reversed(self.parts.values()) for one in knobs(p)}
+        return {name: value for name, value in values.items() if name in self.kind.settings()}
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a step's batch; where batches are not even (`Kind.even_batches`), at most so many."""
+        return math.prod(self.settings[name] for name in self.kind.batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(AnyRun):
+    """A run with the network of RETRO."""
+
+    network: RetroConfig
+    base: str = ""
+    base_weights: str = ""
 
     @property
     def retrieves(self) -> bool:
         """Whether the network reads neighbors at all."""
         return bool(self.network.cca_layers)
 
+    @property
+    def chunk_len(self) -> int:
+        return self.network.chunk_len if self.retrieves else 0
 
-@dataclass(frozen=True)
-class MargeRun:
-    """The same for a run of MARGE, whose evidence is its own business."""
 
-    model: str
-    preset: str
-    corpus: str  # folder, or "sample:NAME"
-    corpus_fingerprint: str
+@dataclass(frozen=True, kw_only=True)
+class MargeRun(AnyRun):
+    """A run of MARGE, whose evidence is its own business."""
+
     network: MargeConfig
     evidence: EvidenceConfig
-    training: TrainConfig
-    threads: int
-    device: str
-    versions: dict[str, str]
-    lesson_steps: int = 0  # as above
-    format: int = FORMAT
 
     @property
-    def retrieves(self) -> bool:
-        """MARGE does nothing else."""
-        return True
-
-
-AnyRun = RunConfig | MargeRun
+    def languages(self) -> tuple[str, ...]:
+        return self.network.languages
 
 
 def versions() -> dict[str, str]:
@@ -135,9 +179,10 @@ def config_bytes(config: AnyRun) -> bytes:
 def read_run_config(folder: Path) -> RunConfig:
     """The config of a run of the RETRO family; raises UserError where there is none or it is MARGE's."""
     config = read_any_config(folder)
-    if isinstance(config, MargeRun):
+    if not isinstance(config, RunConfig):
         raise UserError(
-            f"The run {folder.name} is a MARGE, which has no neighbors of chunks. Choose a RETRO."
+            f"The run {folder.name} is a {config.model.upper()}, which has no neighbors of chunks. "
+            "Choose a RETRO."
         )
     return config
 
@@ -145,7 +190,7 @@ def read_run_config(folder: Path) -> RunConfig:
 def read_marge_config(folder: Path) -> MargeRun:
     """The config of a MARGE run; raises UserError where there is none or it is another model's."""
     config = read_any_config(folder)
-    if isinstance(config, RunConfig):
+    if not isinstance(config, MargeRun):
         raise UserError(f"The run {folder.name} is a {config.model}. Choose a MARGE, which has evidence.")
     return config
 
@@ -161,15 +206,12 @@ def read_any_config(folder: Path) -> AnyRun:
         values = json.loads(path.read_text("utf-8"))
         if values["format"] != FORMAT:
             raise UserError(f"{path} has format {values['format']}; this version reads {FORMAT}.")
-        values["training"] = from_json(TrainConfig, values["training"])
-        if values["model"] == "marge":
-            values["network"] = from_json(MargeConfig, values["network"])
-            values["evidence"] = from_json(EvidenceConfig, values["evidence"])
-            config = MargeRun(**values)
-        else:
-            values["network"] = from_json(RetroConfig, values["network"])
-            config = RunConfig(**values)
-        _check_kinds(config)
+        if values["model"] not in KINDS:
+            raise ValueError(f"the model is {seen(values['model'])}")
+        kind = KINDS[values["model"]]
+        parts = {name: from_json(part, values[name]) for name, part in kind.part_types().items()}
+        config = resolve(kind.config)(**values | parts)
+        _check_types(config)
         return config
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
@@ -177,7 +219,7 @@ def read_any_config(folder: Path) -> AnyRun:
         ) from error
 
 
-def _check_kinds(config: AnyRun) -> None:
+def _check_types(config: AnyRun) -> None:
     """Raise ValueError for what no knob guards: a name that is none, a number that is a text."""
     kinds = {"str": str, "int": int}
     for one in fields(config):
@@ -186,8 +228,6 @@ def _check_kinds(config: AnyRun) -> None:
             raise ValueError(f"{one.name} is {seen(value)}")
         if isinstance(value, str) and len(value) > MOST_CHARS:
             raise ValueError(f"{one.name} has {len(value):,} characters")
-    if config.model not in MODELS:
-        raise ValueError(f"the model is {seen(config.model)}")
     if config.device.split(":")[0] not in DEVICES:
         raise ValueError(f"the device is {seen(config.device)}")
     if not 1 <= config.threads <= MOST_THREADS or not 0 <= config.lesson_steps <= MOST_STEPS:
@@ -201,7 +241,7 @@ def differences(old: AnyRun, new: AnyRun) -> list[str]:
     """What a second call asks otherwise, as "steps 300 -> 400"; place of work and versions aside."""
     if old.model != new.model:
         return [f"model {old.model} -> {new.model}"]
-    before, after = _flat(asdict(old)), _flat(asdict(new))
+    before, after = _flat(old), _flat(new)
     aside = {"threads", "device", "corpus", "preset", "lesson_steps", "sharded", "keep"}
     return [
         f"{name} {before[name]} -> {after[name]}"
@@ -210,12 +250,10 @@ def differences(old: AnyRun, new: AnyRun) -> list[str]:
     ]
 
 
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    inner = {
-        name: item
-        for part in ("network", "evidence", "training")
-        for name, item in values.get(part, {}).items()
-    }
+def _flat(config: AnyRun) -> dict[str, Any]:
+    """The fields of a config that are no dicts, with those of its parts."""
+    values = asdict(config)
+    inner = {name: value for part in config.parts for name, value in values[part].items()}
     return {name: value for name, value in values.items() if not isinstance(value, dict)} | inner
 
 
@@ -296,6 +334,13 @@ def freeze_decoder(model: RETRO) -> None:
         weight.requires_grad_(is_of_reader(name))
 
 
+def load_network(folder: Path, device: str = "cpu") -> nn.Module:
+    """The network of a run of any kind, as `load_model`."""
+    config = read_any_config(folder)
+    tensors = _weights(weights_file(folder), config.network)
+    return _filled(resolve(config.kind.network)(config.network), tensors).to(device)
+
+
 def load_model(folder: Path, device: str = "cpu", weights: Path | None = None) -> RETRO:
     """The model of a run in float32 and eval mode; raises UserError where it has no weights that fit.
 
@@ -313,7 +358,7 @@ def load_marge(folder: Path, device: str = "cpu") -> MARGE:
     return _filled(MARGE(network), tensors).to(device)
 
 
-def _weights(path: Path, network: RetroConfig | MargeConfig) -> dict[str, Tensor]:
+def _weights(path: Path, network: NetworkConfig) -> dict[str, Tensor]:
     """The saved weights in float32; raises UserError where there are none that fit the network."""
     if not path.exists():
         raise UserError(f"The run at {path.parent} has no weights yet. Let it train until its first save.")
@@ -321,7 +366,7 @@ def _weights(path: Path, network: RetroConfig | MargeConfig) -> dict[str, Tensor
     return {name: tensor.float() for name, tensor in finite_tensors(path)}
 
 
-def check_weights(path: Path, network: RetroConfig | MargeConfig) -> Head:
+def check_weights(path: Path, network: NetworkConfig) -> Head:
     """The head of a file of weights; raises UserError where they are not those of the network, no more and
     no less. So neither takes memory where the two do not fit."""
     head = read_head(path)

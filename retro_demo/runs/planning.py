@@ -1,7 +1,6 @@
-"""What a new run is, of RETRO or of MARGE: its config from preset, settings and base, written or compared.
+"""What a new run is, of any kind: its config from preset, settings and base, written down or compared.
 
-Nothing is trained here; training/trainer.py does that.
-"""
+Nothing is trained here; training/trainer.py does that."""
 
 from __future__ import annotations
 
@@ -18,14 +17,13 @@ from retro_demo.errors import UserError
 from retro_demo.evidence.passages import languages_of
 from retro_demo.files import file_hash, replacing
 from retro_demo.jobs.lifecycle import is_running
-from retro_demo.models.config import EvidenceConfig, MargeConfig, RetroConfig
+from retro_demo.kinds import KINDS, Kind, resolve
+from retro_demo.models.config import RetroConfig
 from retro_demo.models.memory import check_memory
 from retro_demo.output_folder import CONFIG, check_output, make_output
 from retro_demo.paths import SAMPLE, data_home, run_folder
-from retro_demo.presets import MARGE_PRESETS, PRESETS, preset_settings
 from retro_demo.runs.checkpoint import (
     BEST,
-    MODELS,
     STATE,
     AnyRun,
     MargeRun,
@@ -40,7 +38,7 @@ from retro_demo.runs.checkpoint import (
     weights_file,
     write_run_config,
 )
-from retro_demo.settings import TrainConfig, knobs
+from retro_demo.settings import knobs
 from retro_demo.tokenizer import Tokenizer
 
 READER_KNOBS = frozenset(
@@ -69,7 +67,7 @@ def fitting_layers(layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
     return tuple(layer for layer in usual if layer <= depth) or (depth,)
 
 
-def make_run_config(
+def plan_run(
     model: str,
     corpus: str,
     *,
@@ -77,66 +75,134 @@ def make_run_config(
     settings: Mapping[str, Any] | None = None,
     device: str = "auto",
     base: str = "",
-) -> RunConfig:
-    """The config of a new run: preset, then `settings` (knobs of RetroConfig and TrainConfig).
+) -> AnyRun:
+    """The config of a new run: its preset, then `settings`.
 
     `corpus` is a folder or "sample:NAME", `base` too: the run whose weights this one begins with. An
     `lm` or `retro` trains all of them on; a `retrofit` freezes them and trains encoder and
-    cross-attention alone (RETRO section 4.2). Raises UserError for unknown names and bad values.
+    cross-attention alone (RETRO section 4.2). Raises UserError for unknown names and bad values, and for a
+    MARGE where there are no two documents to be each other's evidence.
     """
-    if model not in MODELS:
-        raise UserError(f"There is no model {model!r}; choose one of {', '.join(MODELS)}.")
-    if model == "marge":
-        raise ValueError("a MARGE run is planned by make_marge_config")
-    if model == "retrofit" and not base:
+    if model not in KINDS:
+        raise UserError(f"There is no model {model!r}; choose one of {', '.join(KINDS)}.")
+    kind, given = KINDS[model], dict(settings or {})
+    if kind.base == "must" and not base:
         raise UserError(
             "A retrofit teaches a trained lm to read neighbors: name it with --base RUN. "
             "Without one, train an lm first."
         )
+    if kind.base == "cannot" and base:
+        raise UserError(f"The model {model} begins with no other run ({base}): leave the base out.")
     begun_from = read_run_config(run_folder(base)) if base else None
     preset = preset or (begun_from.preset if begun_from else "tiny")
-    if preset not in PRESETS:
-        raise UserError(f"There is no preset {preset!r}; choose one of {', '.join(PRESETS)}.")
+    if preset not in kind.presets:
+        raise UserError(
+            f"The model {model} has no preset {preset!r}; choose one of " + ", ".join(kind.presets)
+        )
+    own, planner = kind.settings(), resolve(kind.planner)
+    if unknown := sorted(set(given) - set(own)):
+        raise UserError(f"The model {model} has no setting {', '.join(unknown)}. Leave it out.")
     folder = corpus_folder(data_home()[0], corpus)
     built = load_corpus(folder)
-    chosen = preset_settings(model, preset, begun=bool(base)) | dict(settings or {})
-    names = {kind: {knob.name for knob in knobs(kind)} for kind in (RetroConfig, TrainConfig)}
-    if unknown := sorted(set(chosen) - names[RetroConfig] - names[TrainConfig]):
-        raise UserError(f"There is no setting {', '.join(unknown)}.")
-    shape = {name: value for name, value in chosen.items() if name in names[RetroConfig]}
-    if "dim" in shape:  # an encoder as wide as the decoder, unless somebody says otherwise
-        shape.setdefault("enc_dim", shape["dim"])
     if begun_from is not None:
-        check_base(begun_from, base, built, settings or {})
-        decoder = begun_from.network
-        reader = {name: value for name, value in shape.items() if name in READER_KNOBS}
-        shape = decoder_shape(decoder) | reader
-        if "enc_dim" not in (settings or {}):  # that of a preset belongs to the decoder of the preset
-            shape["enc_dim"] = decoder.dim
-        if "cca_layers" not in (settings or {}):
-            shape["cca_layers"] = fitting_layers(shape.get("cca_layers"), decoder.depth)
-    # the matched baseline is the same decoder without cross-attention and encoder
-    shape |= {"cca_layers": ()} if model == "lm" else {}
-    shape |= {
-        "vocab_size": built.tokenizer.vocab_size,
-        "chunk_len": built.config.chunk_len,
-        "pad_id": built.tokenizer.pad_id,
+        check_base(begun_from, base, built, given)
+    usual = planner.preset(kind, preset, begun_from.network if begun_from else None)
+    chosen = usual | planner.of_corpus(built) | given | dict(kind.always)
+    values = {
+        name: {one: value for one, value in chosen.items() if own.get(one) is part}
+        for name, part in kind.part_types().items()
     }
-    training = TrainConfig(**{name: value for name, value in chosen.items() if name in names[TrainConfig]})
-    return RunConfig(
+    values["network"] = planner.network(values["network"], built)
+    parts = {name: part(**values[name]) for name, part in kind.part_types().items()}
+    begun = {
+        "base": base if base.startswith(SAMPLE) else str(Path(base).resolve()),
+        "base_weights": file_hash(weights_file(run_folder(base))) if base else "",
+    }
+    return resolve(kind.config)(
         model=model,
         preset=preset,
         corpus=corpus if folder != Path(corpus) else str(folder.resolve()),
         corpus_fingerprint=built.fingerprint,
-        network=RetroConfig(**shape),
-        training=training,
-        lesson_steps=round(training.reading * training.steps),
+        lesson_steps=round(parts["training"].reading * parts["training"].steps),
         threads=allowed_threads(),
         device=choose_device(device),
         versions=versions(),
-        base=base if not base or base.startswith(SAMPLE) else str(Path(base).resolve()),
-        base_weights=file_hash(weights_file(run_folder(base))) if base else "",
+        **parts,
+        **(begun if base else {}),
     )
+
+
+class RetroPlanner:
+    """What the settings of a run with the network of RETRO follow from."""
+
+    @staticmethod
+    def preset(kind: Kind, preset: str, base: RetroConfig | None = None) -> dict[str, Any]:
+        """What a preset sets; where a run begins with weights of a network like `base`, it fits to that."""
+        settings = kind.preset_settings(preset, begun=base is not None)
+        if base is None:
+            return settings
+        layers = fitting_layers(settings.get("cca_layers"), base.depth)
+        return settings | decoder_shape(base) | {"enc_dim": base.dim, "cca_layers": layers}
+
+    @staticmethod
+    def of_corpus(corpus: Corpus) -> dict[str, Any]:
+        """What the documents make usual, whatever the preset says."""
+        return {}
+
+    @staticmethod
+    def network(shape: dict[str, Any], corpus: Corpus) -> dict[str, Any]:
+        """The shape of the network on a corpus: an encoder as wide as the decoder, unless somebody says
+        otherwise."""
+        width = {"enc_dim": shape["dim"]} if "dim" in shape else {}
+        tokenizer = corpus.tokenizer
+        tokens = {"vocab_size": tokenizer.vocab_size, "pad_id": tokenizer.pad_id}
+        return width | shape | tokens | {"chunk_len": corpus.config.chunk_len}
+
+    @staticmethod
+    def usual(config: RunConfig, preset: str) -> dict[str, Any]:
+        """What would have been set had nobody said anything but the preset and the width."""
+        base = config.network if config.base else None
+        settings = RetroPlanner.preset(config.kind, preset, base)
+        width = config.network.dim
+        follows = {"enc_dim": width} if width != settings.get("dim", RetroConfig.dim) else {}
+        return follows | settings | dict(config.kind.always)
+
+    @staticmethod
+    def check(config: RunConfig, corpus: Corpus) -> None:
+        """Raise UserError where the settings do not fit the corpus."""
+        check_windows(corpus, config.training.seq_len, config.training.num_neighbors)
+        if config.retrieves:
+            check_found(corpus, config.training.retriever)
+
+
+class MargePlanner:
+    """The same for a run of MARGE."""
+
+    @staticmethod
+    def preset(kind: Kind, preset: str, base: None = None) -> dict[str, Any]:
+        return kind.preset_settings(preset)
+
+    @staticmethod
+    def of_corpus(corpus: Corpus) -> dict[str, Any]:
+        return _of_languages(languages_of(corpus))
+
+    @staticmethod
+    def network(shape: dict[str, Any], corpus: Corpus) -> dict[str, Any]:
+        tokens = {"vocab_size": corpus.tokenizer.vocab_size, "pad_id": corpus.tokenizer.pad_id}
+        return shape | tokens | {"languages": languages_of(corpus)}
+
+    @staticmethod
+    def usual(config: MargeRun, preset: str) -> dict[str, Any]:
+        return config.kind.preset_settings(preset) | _of_languages(config.network.languages)
+
+    @staticmethod
+    def check(config: MargeRun, corpus: Corpus) -> None:
+        """Whatever it reads fits."""
+
+
+def _of_languages(languages: Sequence[str]) -> dict[str, Any]:
+    """No evidence in another language can be had where there is but one."""
+    return {"evidence_languages": "any"} if len(languages) == 1 else {}
 
 
 def decoder_shape(network: RetroConfig) -> dict[str, Any]:
@@ -173,10 +239,7 @@ def prepare_run(out: Path, wanted: AnyRun) -> None:
     if not check_output(out, "run"):
         check_size(wanted)
         corpus = load_corpus(corpus_folder(data_home()[0], wanted.corpus))
-        if isinstance(wanted, RunConfig):
-            check_windows(corpus, wanted.training.seq_len, wanted.training.num_neighbors)
-            if wanted.retrieves:
-                check_found(corpus, wanted.training.retriever)
+        resolve(wanted.kind.planner).check(wanted, corpus)
         make_output(out)
         with replacing(out / CONFIG) as unfinished:  # comes last, and begun first it says whose folder it is
             unfinished.write_bytes(config_bytes(wanted))
@@ -220,9 +283,8 @@ def keep_weights(out: Path, keep: str) -> None:
 
 def check_size(config: AnyRun) -> None:
     """Raise UserError where the run can never be trained in the memory of this machine."""
-    training = config.training
-    whole = isinstance(config, RunConfig)  # the batches of a MARGE follow from its corpus
-    check_memory(config.network, training.batch_size * training.seq_len * whole, config.device)
+    tokens = config.tokens_per_step if config.kind.even_batches else 0
+    check_memory(config.network, tokens, config.device)
 
 
 def extend_run(out: Path, steps: int) -> None:
@@ -252,98 +314,3 @@ def check_windows(corpus: Corpus, seq_len: int, num_neighbors: int) -> None:
             f"You ask for {num_neighbors} neighbors, but this corpus stores {stored}. "
             "Ask for fewer, or build the corpus with more."
         )
-
-
-MARGE_TRAINING = (
-    "steps",
-    "reading",
-    "lessons_kept",
-    "lr",
-    "warmup",
-    "weight_decay",
-    "clip",
-    "seed",
-    "eval_every",
-    "eval_tokens",
-    "save_every",
-    "precision",
-    "sharded",
-    "keep",
-)
-"""The knobs of TrainConfig that mean something to MARGE; its batches follow from EvidenceConfig."""
-
-
-def marge_settings() -> dict[str, type]:
-    """Each knob that a MARGE run has, with the config that it belongs to."""
-    own = {knob.name: kind for kind in (MargeConfig, EvidenceConfig) for knob in knobs(kind)}
-    return own | dict.fromkeys(MARGE_TRAINING, TrainConfig)
-
-
-def usual_settings(preset: str, languages: Sequence[str]) -> dict[str, Any]:
-    """What a preset sets where the documents are in these languages."""
-    alone = {"evidence_languages": "any"} if len(languages) == 1 else {}  # no other can be had
-    return MARGE_PRESETS[preset] | alone
-
-
-def make_marge_config(
-    corpus: str,
-    *,
-    preset: str = "",
-    settings: Mapping[str, Any] | None = None,
-    device: str = "auto",
-) -> MargeRun:
-    """The config of a new run: preset, then `settings`; `corpus` is a folder or "sample:NAME".
-
-    Raises UserError for unknown names and bad values, and where there are no two documents to be
-    each other's evidence.
-    """
-    preset = preset or "tiny"
-    if preset not in MARGE_PRESETS:
-        raise UserError(f"MARGE has no preset {preset!r}; choose one of {', '.join(MARGE_PRESETS)}.")
-    known = marge_settings()
-    if unknown := sorted(set(settings or {}) - set(known)):
-        raise UserError(f"MARGE has no setting {', '.join(unknown)}. Leave it out.")
-    folder = corpus_folder(data_home()[0], corpus)
-    built = load_corpus(folder)
-    languages = languages_of(built)
-    chosen = usual_settings(preset, languages) | dict(settings or {})
-    parts = {
-        kind: {name: value for name, value in chosen.items() if known[name] is kind}
-        for kind in (MargeConfig, EvidenceConfig, TrainConfig)
-    }
-    training = TrainConfig(**parts[TrainConfig])
-    return MargeRun(
-        model="marge",
-        preset=preset,
-        corpus=corpus if folder != Path(corpus) else str(folder.resolve()),
-        corpus_fingerprint=built.fingerprint,
-        network=MargeConfig(
-            vocab_size=built.tokenizer.vocab_size,
-            pad_id=built.tokenizer.pad_id,
-            languages=languages,
-            **parts[MargeConfig],
-        ),
-        evidence=EvidenceConfig(**parts[EvidenceConfig]),
-        training=training,
-        lesson_steps=round(training.reading * training.steps),
-        threads=allowed_threads(),
-        device=choose_device(device),
-        versions=versions(),
-    )
-
-
-def plan_run(
-    model: str,
-    corpus: str,
-    *,
-    preset: str = "",
-    settings: Mapping[str, Any] | None = None,
-    device: str = "auto",
-    base: str = "",
-) -> AnyRun:
-    """The config of a new run of any model; see `make_run_config` and `make_marge_config`."""
-    if model != "marge":
-        return make_run_config(model, corpus, preset=preset, settings=settings, device=device, base=base)
-    if base:
-        raise UserError(f"A MARGE begins with no other run ({base}): leave the base out.")
-    return make_marge_config(corpus, preset=preset, settings=settings, device=device)

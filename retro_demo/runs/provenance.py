@@ -18,7 +18,7 @@ from typing import Any
 from retro_demo.corpus.store import MANIFEST
 from retro_demo.devices import allowed_threads
 from retro_demo.events import read_events
-from retro_demo.runs.checkpoint import AnyRun, RunConfig, read_any_config, versions, weights_file
+from retro_demo.runs.checkpoint import AnyRun, read_any_config, versions, weights_file
 from retro_demo.tensor_files import read_head
 
 NOT_COMPARABLE = (
@@ -35,7 +35,7 @@ def provenance(run: Path, *, command: str, seconds: float, settings: dict[str, A
     config = read_any_config(run)
     steps, parameters = weights_of(run)
     places = {"corpus": place_name(config.corpus)}
-    if isinstance(config, RunConfig):
+    if config.base:
         places["base"] = place_name(config.base)
     return {
         "run": run.name,
@@ -95,7 +95,7 @@ def training_seconds(run: Path, config: AnyRun, steps: int) -> float | None:
     A shipped run keeps only some of its steps: their mean stands for all. The batches of a MARGE differ
     in size, so their speeds do not tell.
     """
-    if not isinstance(config, RunConfig):
+    if not config.kind.even_batches:
         return None
     speeds = [e["tokens_per_second"] for e in read_events(run / "events.jsonl") if e["event"] == "step"]
     if not speeds:

@@ -19,8 +19,6 @@ from retro_demo.jobs import lifecycle
 from retro_demo.paths import SAMPLE
 from retro_demo.runs.checkpoint import (
     AnyRun,
-    MargeRun,
-    RunConfig,
     has_weights,
     read_any_config,
     read_run_config,
@@ -168,7 +166,7 @@ def rename_run(workspace: Workspace, old: str, new: str) -> str:
     now = str(workspace.run(name))
     for folder in (workspace.folder / "runs").glob("*"):
         config = read_any_config(folder)
-        if isinstance(config, RunConfig) and config.base == str(before):
+        if config.base == str(before):
             write_run_config(folder, replace(config, base=now))
     tell_of_move(workspace, before, Path(now))
     return name
@@ -200,7 +198,7 @@ def _check_unneeded(workspace: Workspace, run: str) -> None:
             told = f"The evaluation of {request.folder('run').name} measures {run} too"
             raise UserError(f"{told}. Wait for its end, or stop it first.")
     for place in (workspace.folder / "runs").glob("*"):
-        if lifecycle.is_at_work(place) and getattr(read_any_config(place), "base", "") == str(folder):
+        if lifecycle.is_at_work(place) and read_any_config(place).base == str(folder):
             raise UserError(f"{place.name} begins from {run}. Wait for its end, or stop it first.")
 
 
@@ -231,7 +229,7 @@ def readers(workspace: Workspace) -> list[str]:
 def baselines(workspace: Workspace, run: str) -> list[tuple[str, str]]:
     """(id, why it is no match or "") of the lms that read the same tokens as a run, matches first."""
     found = []
-    if isinstance(read_any_config(workspace.run(run)), MargeRun):  # its controls are arms of its own
+    if read_any_config(workspace.run(run)).kind.own_controls:  # its controls are arms of its own
         return found
     for other, config in _with_weights(workspace):
         if config.retrieves:
@@ -246,9 +244,9 @@ def baselines(workspace: Workspace, run: str) -> list[tuple[str, str]]:
 def controls(workspace: Workspace, run: str) -> list[str]:
     """Ids of the runs that were trained as this one was, but with random neighbors."""
     own = workspace.run(run)
-    if isinstance(read_any_config(own), MargeRun):
+    if read_any_config(own).kind.own_controls:
         return []
-    others = [one for one, config in _with_weights(workspace) if not isinstance(config, MargeRun)]
+    others = [one for one, config in _with_weights(workspace) if not config.kind.own_controls]
     return [other for other in others if not unfit_control(own, workspace.run(other))]
 
 

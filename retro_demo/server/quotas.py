@@ -20,9 +20,10 @@ from retro_demo.corpus.changes import EDITIONS
 from retro_demo.errors import UserError
 from retro_demo.explain.marge_reading import MOST_EVIDENCE
 from retro_demo.files import append_line, replacing
-from retro_demo.models.config import MargeConfig, RetroConfig
-from retro_demo.models.memory import count_parameters, marge_megabytes, retro_megabytes
-from retro_demo.runs.checkpoint import AnyRun, MargeRun
+from retro_demo.kinds import kind_of_shape, resolve
+from retro_demo.models.config import NetworkConfig
+from retro_demo.models.memory import count_parameters
+from retro_demo.runs.checkpoint import AnyRun
 from retro_demo.server.limits import MEGABYTE, Limits, limits_of
 from retro_demo.server.workspace import Workspace, disk_use
 from retro_demo.settings import GenerateConfig
@@ -133,7 +134,7 @@ def _read(notes: Path) -> list[Path]:
     return paths
 
 
-def check_run(limits: Limits, network: RetroConfig | MargeConfig, steps: int) -> None:
+def check_run(limits: Limits, network: NetworkConfig, steps: int) -> None:
     """Raise UserError for a run that is larger than one may be here."""
     check_steps(limits, steps)
     if limits.parameters and (count := count_parameters(network)) > limits.parameters:
@@ -143,10 +144,10 @@ def check_run(limits: Limits, network: RetroConfig | MargeConfig, steps: int) ->
         )
 
 
-def check_settings(limits: Limits, network: RetroConfig | MargeConfig, settings: Mapping[str, Any]) -> None:
-    """As `check_run` and `check_reading`, for a run that is not made yet: its network and other settings."""
+def check_settings(limits: Limits, network: NetworkConfig, settings: Mapping[str, Any]) -> None:
+    """As `check_run` and `check_reading`, for a run that is not made yet: its network and its other knobs."""
     check_run(limits, network, settings["steps"])
-    tokens = settings["passage_len" if isinstance(network, MargeConfig) else "seq_len"]
+    tokens = settings[kind_of_shape(network).context]
     check_context(limits, network, tokens, settings.get("num_neighbors", 0))
 
 
@@ -160,24 +161,21 @@ def check_steps(limits: Limits, steps: Any) -> None:
 
 def check_reading(limits: Limits, config: AnyRun) -> None:
     """Raise UserError for a run that reads more at a time than the page can, where all wait for the end."""
-    marge = isinstance(config, MargeRun)
-    tokens = config.evidence.passage_len if marge else config.training.seq_len
-    check_context(limits, config.network, tokens, 0 if marge else config.training.num_neighbors)
+    settings = config.settings
+    check_context(limits, config.network, settings[config.kind.context], settings.get("num_neighbors", 0))
 
 
-def check_context(limits: Limits, network: RetroConfig | MargeConfig, tokens: int, neighbors: int) -> None:
+def check_context(limits: Limits, network: NetworkConfig, tokens: int, neighbors: int) -> None:
     """As `check_reading`, for a network that reads so many tokens at a time with neighbors of each chunk."""
+    kind = kind_of_shape(network)
     if limits.context and tokens > limits.context:
-        name = "passage_len" if isinstance(network, MargeConfig) else "seq_len"
         raise UserError(
             f"The run reads {tokens:,} tokens at a time, and here it may read at most {limits.context:,}. "
-            f"Choose a smaller {name}, or use the run on a machine of your own."
+            f"Choose a smaller {kind.context}, or use the run on a machine of your own."
         )
     check_neighbors(limits, neighbors)
-    if isinstance(network, MargeConfig):
-        megabytes = marge_megabytes(network, tokens, MOST_EVIDENCE)
-    else:
-        megabytes = retro_megabytes(network, tokens, limits.neighbors or neighbors)
+    pieces = MOST_EVIDENCE if kind.reads == "evidence" else limits.neighbors or neighbors
+    megabytes = resolve(kind.memory)(network, tokens, pieces)
     if limits.reading_megabytes and megabytes > limits.reading_megabytes:
         raise UserError(
             f"Explaining a text of this run takes up to {megabytes:,.0f} MB, for {tokens:,} tokens with a "

@@ -24,33 +24,27 @@ from retro_demo.errors import UserError
 from retro_demo.explain.marge_history import reindexes
 from retro_demo.jobs import lifecycle
 from retro_demo.jobs.lifecycle import JobStatus, seconds_at_work, status
-from retro_demo.models.config import RetroConfig
+from retro_demo.kinds import KINDS, resolve
 from retro_demo.paths import SAMPLE, run_folder
-from retro_demo.presets import MARGE_PRESETS, PRESETS, preset_settings
 from retro_demo.runs import commands
 from retro_demo.runs.alarms import held_out, passes_of
 from retro_demo.runs.checkpoint import (
     BEST,
     LAST,
-    MODELS,
     STATE,
     AnyRun,
-    MargeRun,
-    RunConfig,
     has_weights,
     read_any_config,
     read_run_config,
     step_of,
     told_by,
 )
-from retro_demo.runs.planning import decoder_shape, fitting_layers, marge_settings, usual_settings
 from retro_demo.runs.provenance import corpus_provenance, provenance, training_seconds, weights_of
 from retro_demo.server import scheduler, service
 from retro_demo.server.evaluations import folder_of_evaluations
 from retro_demo.server.limits import MEGABYTE, limits_of
 from retro_demo.server.quotas import check_reading, check_run, check_space, check_text
 from retro_demo.server.workspace import Workspace, disk_use
-from retro_demo.settings import knobs
 from retro_demo.sharing.exporting import check_address, export_run, push, write_zip
 from retro_demo.sharing.importing import (
     MISSING,
@@ -84,44 +78,23 @@ def corpus_to_train(workspace: Workspace, chosen: str | None) -> str | None:
 
 
 def starting_settings(workspace: Workspace, model: str, preset: str, base: str) -> dict[str, Any]:
-    """What a form of settings shows for a model, a preset and a base ("" for none)."""
-    known = MARGE_PRESETS if model == "marge" else PRESETS
-    if preset not in known or model not in MODELS:
-        raise UserError(f"There is no preset {preset!r} of {model!r}; choose one of {', '.join(known)}.")
-    if model == "marge":
-        return dict(MARGE_PRESETS[preset])
-    settings = preset_settings(model, preset, begun=bool(base))
-    if not base:
-        return settings
-    network = read_run_config(workspace.run(base)).network
-    fitting = {"cca_layers": fitting_layers(settings.get("cca_layers"), network.depth)}
-    return settings | decoder_shape(network) | {"enc_dim": network.dim} | fitting
+    """What a form of knobs shows for a model, a preset and a base ("" for none)."""
+    kind = KINDS.get(model)
+    if kind is None or preset not in kind.presets:
+        known = ", ".join(kind.presets if kind else KINDS)
+        raise UserError(f"There is no preset {preset!r} of {model!r}; choose one of {known}.")
+    network = read_run_config(workspace.run(base)).network if base and kind.base != "cannot" else None
+    return resolve(kind.planner).preset(kind, preset, network)
 
 
 def changed_settings(config: AnyRun) -> list[tuple[str, Any]]:
-    """The settings of a run that differ from its preset, with their values."""
-    usual: dict[str, Any]
-    if isinstance(config, MargeRun):
-        usual, own = usual_settings(_preset(config), config.network.languages), marge_settings()
-        parts = (config.training, config.evidence, config.network)
-        chosen = [(part, knob) for part in parts for knob in knobs(part) if own.get(knob.name) is type(part)]
-    else:
-        usual = preset_settings(config.model, _preset(config), begun=bool(config.base))
-        if not config.base and config.network.dim != usual.get("dim", RetroConfig.dim):
-            usual = {"enc_dim": config.network.dim} | usual  # it follows, see planning.make_run_config
-        if config.base:
-            fitting = fitting_layers(usual.get("cca_layers"), config.network.depth)
-            usual = usual | decoder_shape(config.network) | {"enc_dim": config.network.dim}
-            usual["cca_layers"] = fitting
-        chosen = [(part, knob) for part in (config.training, config.network) for knob in knobs(part)]
-    changed = []
-    for part, knob in chosen:
-        value = getattr(part, knob.name)
-        # an lm has no cross-attention by its nature, not by a setting
-        matched = config.model == "lm" and knob.name == "cca_layers"
-        if value != usual.get(knob.name, knob.default) and not matched:
-            changed.append((knob.name, value))
-    return changed
+    """The knobs of a run that differ from its preset, with their values."""
+    usual, own = resolve(config.kind.planner).usual(config, _preset(config)), config.kind.settings()
+    return [
+        (name, value)
+        for name, value in config.settings.items()
+        if value != usual.get(name, getattr(own[name], name))
+    ]
 
 
 def seconds_left(folder: Path, config: AnyRun, status: JobStatus) -> float | None:
@@ -130,36 +103,45 @@ def seconds_left(folder: Path, config: AnyRun, status: JobStatus) -> float | Non
     if status.state != "running" or not started or not done or done[-1]["step"] <= started[-1]["step"]:
         return None
     more, steps = config.training.steps - done[-1]["step"], done[-20:]
-    if isinstance(config, RunConfig):
-        tokens = config.training.batch_size * config.training.seq_len
+    if config.kind.even_batches:
         speeds = sorted(step["tokens_per_second"] for step in steps)
-        return more * tokens / max(speeds[len(speeds) // 2], 1e-9)
+        return more * config.tokens_per_step / max(speeds[len(speeds) // 2], 1e-9)
     seconds = seconds_at_work(folder)  # a re-index and a measurement cost time, too
     return more * seconds / (done[-1]["step"] - started[-1]["step"]) if seconds else None
 
 
 def _preset(config: AnyRun) -> str:
     """The preset of a run, "tiny" for one that came from elsewhere with a preset that is not known here."""
-    known = MARGE_PRESETS if isinstance(config, MargeRun) else PRESETS
-    return config.preset if config.preset in known else "tiny"
+    return config.preset if config.preset in config.kind.presets else "tiny"
 
 
 def passes_ahead(corpus: Path, model: str, settings: Mapping[str, Any]) -> dict[str, float]:
     """How often a run with these settings would read the training text of a built corpus, as `started` says.
 
-    Of a MARGE only the most that it can be: how many targets a batch holds follows from their evidence.
+    Where batches are not even, only the most that it can be.
     """
-    tokens = training_tokens(corpus)
-    if model == "marge":
-        words = settings["passage_len"] - 1  # each passage has the token of its language too
-        if settings["first_passages"]:
-            read = (np.minimum(tokens, words) + 1).sum()
-        else:
-            read = (tokens + -(-tokens // words)).sum()
-        return {"passes_at_most": passes_of(settings["steps"], settings["batch_tokens"], int(read))}
+    kind = KINDS[model]
+    passes = resolve(kind.passes)(corpus, settings)
+    return {"passes" if kind.even_batches else "passes_at_most": passes}
+
+
+def retro_passes(corpus: Path, settings: Mapping[str, Any]) -> float:
+    """The passes of a training that reads windows of chunks."""
     chunk_len = json.loads((corpus / MANIFEST).read_text("utf-8"))["config"]["chunk_len"]
-    windows = windows_of(int((-(-tokens // chunk_len)).sum()), max(1, settings["seq_len"] // chunk_len))
-    return {"passes": passes_of(settings["steps"], settings["batch_size"], windows)}
+    chunks = int((-(-training_tokens(corpus) // chunk_len)).sum())
+    windows = windows_of(chunks, max(1, settings["seq_len"] // chunk_len))
+    return passes_of(settings["steps"], settings["batch_size"], windows)
+
+
+def marge_passes(corpus: Path, settings: Mapping[str, Any]) -> float:
+    """The passes of a MARGE at most: how many targets a batch holds follows from their evidence."""
+    tokens = training_tokens(corpus)
+    words = settings["passage_len"] - 1  # each passage has the token of its language too
+    if settings["first_passages"]:
+        read = (np.minimum(tokens, words) + 1).sum()
+    else:
+        read = (tokens + -(-tokens // words)).sum()
+    return passes_of(settings["steps"], settings["batch_tokens"], int(read))
 
 
 def weights_kept(folder: Path) -> dict[str, int]:
@@ -189,7 +171,7 @@ def command_of(folder: Path, config: AnyRun, home: Path) -> str:
         return commands.NOT_ANEW
     goes_on = (folder / STATE).exists() or not has_weights(folder)
     out = str(folder.resolve()) if goes_on else f"{folder.name}-again"
-    base = "" if isinstance(config, MargeRun) else config.base
+    base = config.base
     if base and not (run_folder(base) / "config.json").exists():
         return commands.command("train", "--out", out) if goes_on else commands.NOT_ANEW
     words = [config.model, "--corpus", commands.place(config.corpus), "--out", out]

@@ -30,9 +30,10 @@ from retro_demo.corpus.store import MANIFEST, is_built, load_corpus
 from retro_demo.errors import UserError
 from retro_demo.files import file_hash
 from retro_demo.jobs import job_queue, lifecycle
+from retro_demo.kinds import KINDS
 from retro_demo.paths import SAMPLE
 from retro_demo.runs import planning
-from retro_demo.runs.checkpoint import RunConfig, has_weights, read_any_config, saved_step
+from retro_demo.runs.checkpoint import has_weights, read_any_config, saved_step
 from retro_demo.runs.planning import extend_run, plan_run, prepare_run
 from retro_demo.server.limits import limits_of
 from retro_demo.server.quotas import check_run, check_space, check_steps, checked_text, note_files, noted
@@ -48,9 +49,9 @@ def begin_edition(workspace: Workspace, run: Path, corpus: Path, title: str) -> 
     room or the queue is full, and for a failure of before, once: then it can be tried again.
     """
     config = read_any_config(run)
-    if not isinstance(config, RunConfig) or not config.retrieves:
+    if not config.chunk_len:
         return None  # it reads no other corpus, and whoever loads it says so
-    folder = edition_of_stored(corpus, run, config.network.chunk_len)
+    folder = edition_of_stored(corpus, run, config.chunk_len)
     if folder == corpus:
         return None
     _note_tokenizer(workspace, run, folder)
@@ -67,7 +68,7 @@ def begin_edition(workspace: Workspace, run: Path, corpus: Path, title: str) -> 
         check_space(workspace, (corpus / "documents.jsonl").stat().st_size)
         planned = folder.exists()
         try:
-            plan_edition(load_corpus(corpus), run, config.network.chunk_len)
+            plan_edition(load_corpus(corpus), run, config.chunk_len)
             begin(workspace, folder, "build-corpus")
         except BaseException:
             if not planned:
@@ -105,8 +106,8 @@ def _tell_failure(folder: Path, title: str) -> None:
 def stop_edition(workspace: Workspace, run: Path, corpus: Path) -> None:
     """Stop the job that makes a retokenized corpus where this visitor asked for it first; others go on."""
     config = read_any_config(run)
-    if isinstance(config, RunConfig) and config.retrieves:
-        folder = edition_of_stored(corpus, run, config.network.chunk_len)
+    if config.chunk_len:
+        folder = edition_of_stored(corpus, run, config.chunk_len)
         asked = [
             ticket.visitor for ticket in job_queue.read_tickets(workspace.home) if ticket.folder == folder
         ]
@@ -233,7 +234,7 @@ def start_run(
         raise UserError(
             f"{corpus_title(corpus)} is being changed, and a run of before could not go on. Wait."
         )
-    if model == "retrofit" and not base:
+    if model in KINDS and KINDS[model].base == "must" and not base:
         known = ", ".join(bases(workspace, corpus))
         raise UserError(
             f"A retrofit begins with a finished lm. Choose its base: {known}." if known else NO_BASE
@@ -272,8 +273,8 @@ def bases(workspace: Workspace, corpus: str) -> list[str]:
 
 def base_choices(workspace: Workspace, corpus: str | None, model: str) -> list[tuple[str, str]]:
     """What a run of this model may begin with, as (label, id); a retrofit needs one, MARGE has none."""
-    known = bases(workspace, corpus) if corpus and model != "marge" else []
-    scratch = [] if model == "retrofit" else [("none: begin from scratch", "")]
+    known = bases(workspace, corpus) if corpus and KINDS[model].base != "cannot" else []
+    scratch = [] if KINDS[model].base == "must" else [("none: begin from scratch", "")]
     return scratch + [(run.removeprefix(SAMPLE), run) for run in known]
 
 
@@ -351,7 +352,7 @@ def readable_runs(workspace: Workspace) -> list[str]:
     return [
         run
         for run in workspace.runs()
-        if has_weights(workspace.run(run)) and isinstance(read_any_config(workspace.run(run)), RunConfig)
+        if has_weights(workspace.run(run)) and "generate" in read_any_config(workspace.run(run)).kind.tabs
     ]
 
 
@@ -363,7 +364,7 @@ def wait_for_corpus(workspace: Workspace, run: str, corpus: str = "") -> Iterato
     """
     config = read_any_config(workspace.run(run))
     folder = corpus_folder(workspace.home, config.corpus)
-    if config.model != "lm" and config.corpus.startswith(SAMPLE) and not is_built(folder):
+    if config.retrieves and config.corpus.startswith(SAMPLE) and not is_built(folder):
         _start_building(prepare_sample(workspace.home, config.corpus.removeprefix(SAMPLE)))
         yield from follow(folder)
     if corpus and (making := _begin_edition(workspace, run, corpus)):

@@ -26,7 +26,7 @@ from retro_demo.errors import UserError
 from retro_demo.explain.tracing import Trace
 from retro_demo.jobs.lifecycle import is_at_work
 from retro_demo.paths import CHECKPOINTS, CODE, SAMPLE
-from retro_demo.runs.checkpoint import MargeRun, read_any_config
+from retro_demo.runs.checkpoint import read_any_config
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,60}")
 
@@ -174,7 +174,7 @@ def disk_use(folder: Path) -> int:
 
 def marge_runs(workspace: Workspace) -> list[str]:
     """Ids of the runs of MARGE, shipped ones first, then the newest."""
-    return [run for run in workspace.runs() if isinstance(read_any_config(workspace.run(run)), MargeRun)]
+    return [run for run in workspace.runs() if read_any_config(workspace.run(run)).kind.reads == "evidence"]
 
 
 KEPT_TRACES = 30

@@ -39,7 +39,7 @@ from retro_demo.evidence.reindex import load_reindexing
 from retro_demo.models.memory import shapes_of
 from retro_demo.output_folder import EXPORT, EXPORTED
 from retro_demo.runs import checkpoint
-from retro_demo.runs.checkpoint import BEST, LAST, STATE, AnyRun, MargeRun, read_any_config
+from retro_demo.runs.checkpoint import BEST, LAST, STATE, AnyRun, read_any_config
 from retro_demo.tensor_files import Head, finite_tensors, read_head
 from retro_demo.tokenizer import Tokenizer
 
@@ -311,14 +311,12 @@ EVIDENCE_KINDS = {
 def check_config(folder: Path) -> AnyRun:
     """The config of a run in a staged export, every value of the kind and in the range that it must have."""
     config = read_any_config(folder)
-    if isinstance(config, MargeRun):
-        languages = config.network.languages
-        if len(languages) > 1000 or not all(LANGUAGE.fullmatch(one) for one in languages):
-            raise UserError("config.json names languages that are none. Export the run anew.")
-    elif (config.model == "lm") == bool(config.network.cca_layers):
+    if len(config.languages) > 1000 or not all(LANGUAGE.fullmatch(one) for one in config.languages):
+        raise UserError("config.json names languages that are none. Export the run anew.")
+    if config.retrieves != config.kind.retrieves:
         raise UserError(
             f"config.json calls the run a {config.model}, but its network has "
-            f"{len(config.network.cca_layers)} layers that read neighbors. Export the run anew."
+            f"{'some' if config.retrieves else 'no'} layers that read neighbors. Export the run anew."
         )
     return config
 

@@ -23,12 +23,12 @@ from retro_demo.corpus.samples import SAMPLES
 from retro_demo.corpus.store import KEPT_FILES, Corpus, load_corpus
 from retro_demo.corpus.store import MANIFEST as CORPUS_MANIFEST
 from retro_demo.errors import UserError
-from retro_demo.evaluation.arms import ARM_NAMES, arm_name, arms_in_order
-from retro_demo.evaluation.report import NAMES
+from retro_demo.evaluation.arms import arm_name, arms_in_order
 from retro_demo.evaluation.request import read_request
 from retro_demo.events import read_events
 from retro_demo.files import file_hash, replacing
 from retro_demo.jobs.lifecycle import is_running, let_leave
+from retro_demo.kinds import resolve
 from retro_demo.output_folder import EXPORT, kind_of, whole_folder
 from retro_demo.paths import ASSETS, SAMPLE, data_home
 from retro_demo.runs.checkpoint import (
@@ -37,8 +37,6 @@ from retro_demo.runs.checkpoint import (
     LAST,
     STATE,
     AnyRun,
-    MargeRun,
-    RunConfig,
     read_any_config,
     weights_file,
     write_run_config,
@@ -50,16 +48,6 @@ from retro_demo.sharing.export_format import RUN, CorpusNote, Manifest, write_ma
 
 LANGUAGE = re.compile(r"[a-z]{2,3}")
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,40}")
-KIND = {
-    "lm": "plain language model (the matched baseline of a RETRO: the same decoder, which reads nothing)",
-    "retro": "RETRO (Borgeaud et al. 2022), trained with its neighbors from scratch",
-    "retrofit": "RETRO (Borgeaud et al. 2022), a plain model that was taught to read neighbors",
-    "marge": "MARGE (Lewis et al. 2020), which writes a document anew from others that it finds",
-}
-WANTED = {"lm": (), "marge": ("on", "off", "random", "shuffled")}
-"""The arms without which a claim about retrieval stands on nothing, where they are not `WANTED_OF_RETRO`."""
-
-WANTED_OF_RETRO = ("on", "off", "shuffled", "baseline", "control_random")
 
 
 def model_card(
@@ -80,7 +68,7 @@ def model_card(
     """
     parts = [
         _front(config, license),
-        f"# {plain(name)}\n\nA small {KIND[config.model]}, made with retro_demo.",
+        f"# {plain(name)}\n\nA small {config.kind.title}, made with retro_demo.",
         _origin(run, config, corpus, imported),
         _figures(config, result, events, weights_of(run)[0]),
         _not_measured(config, result),
@@ -97,13 +85,11 @@ def plain(text: str) -> str:
 
 
 def _front(config: AnyRun, license: str) -> str:
-    languages = config.network.languages if isinstance(config, MargeRun) else ()
-    known = [one for one in languages if LANGUAGE.fullmatch(one)]
-    kind = "marge" if isinstance(config, MargeRun) else "retro"
+    known = [one for one in config.languages if LANGUAGE.fullmatch(one)]
     lines = ["---", f"license: {license}", "library_name: retro_demo"]
     lines += ["language:", *(f'- "{one}"' for one in known)] if known else []  # "no" would be a truth value
-    lines += [] if isinstance(config, MargeRun) else ["pipeline_tag: text-generation"]
-    lines += ["tags:", f"- {kind}", "- retrieval-augmented", "- small-model", "---"]
+    lines += [f"pipeline_tag: {config.kind.pipeline}"] if config.kind.pipeline else []
+    lines += ["tags:", f"- {config.kind.tag}", "- retrieval-augmented", "- small-model", "---"]
     return "\n".join(lines)
 
 
@@ -119,13 +105,13 @@ def _origin(run: Path, config: AnyRun, corpus: CorpusNote, imported: bool) -> st
         "Machine": f"{plain(config.device)}, {config.threads} threads, "
         + ", ".join(f"{plain(k)} {plain(v)}" for k, v in config.versions.items()),
     }
-    if isinstance(config, RunConfig):
-        tokens = step * training.batch_size * training.seq_len
+    if config.kind.even_batches:
+        tokens = step * config.tokens_per_step
         rows["Tokens read in training"] = f"{tokens:,} (batch {training.batch_size}, {training.seq_len} each)"
-        if config.retrieves:
-            rows["Neighbors"] = f"{training.num_neighbors} of each chunk, by {training.retriever}"
-        if config.base:
-            rows["Begun with"] = f"{plain(place_name(config.base))} (weights {config.base_weights[:16]})"
+    if config.chunk_len:
+        rows["Neighbors"] = f"{training.num_neighbors} of each chunk, by {training.retriever}"
+    if config.base:
+        rows["Begun with"] = f"{plain(place_name(config.base))} (weights {config.base_weights[:16]})"
     table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
     note = (
         "\n\nThis run was imported before it was exported here: its record is as its maker gave it, and "
@@ -139,7 +125,7 @@ def _origin(run: Path, config: AnyRun, corpus: CorpusNote, imported: bool) -> st
 def _figures(
     config: AnyRun, result: Mapping[str, Any] | None, events: list[dict[str, Any]], step: int
 ) -> str:
-    names = NAMES if isinstance(config, MargeRun) else ARM_NAMES
+    names = resolve(config.kind.arm_names)
     if result is not None:
         arms = {name: result["arms"][name] for name in arms_in_order(result)}
         rows = [
@@ -191,9 +177,9 @@ def _interval(arm: Mapping[str, Any]) -> str:
 
 
 def _not_measured(config: AnyRun, result: Mapping[str, Any] | None) -> str:
-    names = NAMES if isinstance(config, MargeRun) else ARM_NAMES
+    names = resolve(config.kind.arm_names)
     arms = result["arms"] if result is not None else {}
-    missing = [names[arm] for arm in WANTED.get(config.model, WANTED_OF_RETRO) if arm not in arms]
+    missing = [names[arm] for arm in config.kind.claims if arm not in arms]
     lines = [f"- With intervals: {', '.join(missing)}."] if missing else []
     lines += [
         "- Other seeds: this is one training.",
@@ -272,7 +258,7 @@ def export_run(
     corpus = load_own_corpus(config) if with_corpus else None
     note = _note(config.corpus, config.corpus_fingerprint)
     with whole_folder(out) as folder:
-        base = {"base": place_name(config.base)} if isinstance(config, RunConfig) else {}
+        base = {"base": place_name(config.base)} if config.base else {}
         write_run_config(folder, replace(config, corpus=place_name(config.corpus), **base))
         # to be trained on it needs its last weights, and its best ones stay what they are
         of_state = [name for name in (STATE, BEST) if with_state and (run / name).exists()]

@@ -30,7 +30,6 @@ from retro_demo.runs.checkpoint import (
     LAST,
     STATE,
     AnyRun,
-    RunConfig,
     weights_with,
     write_run_config,
 )
@@ -270,18 +269,16 @@ def take_run(export: Checked, out: Path, corpus: str, bases: Sequence[Path] = ()
     write_atomically(out / IMPORTED, (json.dumps(about) + "\n").encode())
     threads, device = min(export.config.threads, allowed_threads()), choose_device("auto")
     config = replace(export.config, corpus=corpus, threads=threads, device=device)
-    if isinstance(config, RunConfig):
+    if config.base:
         config = replace(config, base=_base_here(config, bases))
     write_run_config(out, config)
 
 
-def _base_here(config: RunConfig, bases: Sequence[Path]) -> str:
+def _base_here(config: AnyRun, bases: Sequence[Path]) -> str:
     """The run of this machine that has the weights which an imported one began with, else a bare name.
 
     A bare name leads nowhere: what depends on the base then says that it is gone.
     """
-    if not config.base:
-        return ""
     for folder in bases:
         if weights_with(folder, config.base_weights) is not None:
             shipped = folder.resolve().is_relative_to(CHECKPOINTS)

@@ -18,10 +18,11 @@ from retro_demo.explain.edits import edit_by_values, edit_json
 from retro_demo.explain.marge_history import reindexes
 from retro_demo.explain.text import Writing, explain_text
 from retro_demo.explain.tracing import as_json
-from retro_demo.generation.marge import grown, ids_of, refuse_evidence, refuse_retriever
+from retro_demo.generation.marge import grown, ids_of, refuse_retriever
+from retro_demo.generation.retro import refuse_evidence
 from retro_demo.jobs import lifecycle
 from retro_demo.runs.alarms import Watch, best_of
-from retro_demo.runs.checkpoint import BEST, MargeRun, read_any_config, told_by
+from retro_demo.runs.checkpoint import BEST, read_any_config, told_by
 from retro_demo.runs.loading import LoadedRun, why_none_found
 from retro_demo.server import corpus_changes, evaluations, run_actions, service
 from retro_demo.server.messages import to_program, values_to_program
@@ -199,7 +200,7 @@ class Endpoints:
         )
         folder = space.run(run)
         service.check_ready(space, run, corpus)
-        if isinstance(read_any_config(folder), MargeRun):
+        if read_any_config(folder).kind.reads == "evidence":
             marge = self.library.marge(folder)
             refuse_retriever(corpus, retriever)
             chosen = {"language": language, "documents": ids_of(marge, evidence)}

@@ -24,7 +24,7 @@ from retro_demo.explain.marge_reading import (
     example_evidence,
     targets_of,
 )
-from retro_demo.generation.retro import Written
+from retro_demo.generation.sampling import Written
 from retro_demo.glossary import explain
 from retro_demo.render import html_parts, marge_views
 from retro_demo.server import service

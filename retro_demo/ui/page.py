@@ -16,7 +16,7 @@ from retro_demo.corpus.samples import SAMPLES, sample_folder
 from retro_demo.errors import UserError
 from retro_demo.paths import ASSETS, CHECKPOINTS, CODE
 from retro_demo.render import html_parts
-from retro_demo.runs.checkpoint import MargeRun, read_any_config
+from retro_demo.runs.checkpoint import read_any_config
 from retro_demo.server import service
 from retro_demo.server.cleanup import close_folder, keep_cleaning
 from retro_demo.server.limits import PRIVATE, Limits, keep_limits
@@ -160,7 +160,7 @@ def _prepare(library: Library) -> None:
                     for _ in service.follow(sample_folder(library.home, name)):
                         pass
             for config in sorted(CHECKPOINTS.glob("*/config.json")):
-                if isinstance(read_any_config(config.parent), MargeRun):
+                if "generate" not in read_any_config(config.parent).kind.tabs:
                     continue  # its corpus is prepared for the first who asks for it
                 if (run := library.run(config.parent)).database is not None:
                     _ = run.bm25  # every explanation asks it

@@ -6,6 +6,7 @@ method takes the values of the inputs, the code of the workspace first, and give
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +18,13 @@ from retro_demo.errors import UserError
 from retro_demo.explain.marge_history import beta_series, pair_series, recall_series, reindexes
 from retro_demo.jobs import lifecycle
 from retro_demo.jobs.lifecycle import JobStatus
+from retro_demo.kinds import KINDS
 from retro_demo.models.config import EvidenceConfig, MargeConfig, RetroConfig
 from retro_demo.models.memory import count_parameters
 from retro_demo.paths import SAMPLE
 from retro_demo.presets import MARGE_PRESETS, PRESETS
 from retro_demo.render import html_parts, job_views, marge_views, plots
-from retro_demo.runs.checkpoint import BEST, MargeRun, read_any_config, told_by
-from retro_demo.runs.planning import marge_settings
+from retro_demo.runs.checkpoint import BEST, read_any_config, told_by
 from retro_demo.server import evaluations, run_actions, service
 from retro_demo.server.limits import limits_of
 from retro_demo.server.messages import on_page
@@ -68,7 +69,7 @@ class Plan:
             EvidenceConfig,
             MargeConfig,
             values=MARGE_PRESETS["tiny"],
-            only=marge_settings(),
+            only=KINDS["marge"].settings(),
             prefix="marge-",
         )
         gr.HTML("<h2>Train a model</h2>")
@@ -124,12 +125,14 @@ class Plan:
     def settings(self, model: str, values: Sequence[Any]) -> dict[str, Any]:
         """The settings of the model that was chosen, of the widgets of both forms."""
         count = len(self.form.inputs)
-        return self.marge_form.read(values[count:]) if model == "marge" else self.form.read(values[:count])
+        return (
+            self.marge_form.read(values[count:]) if _has_evidence(model) else self.form.read(values[:count])
+        )
 
     def adapt(self, model: str, preset: str) -> Values:
         """Each model has its own presets and knobs."""
-        of_its_own = model == "marge"
-        known, sizes = (MARGE_PRESETS, MARGE_SIZES) if of_its_own else (PRESETS, SIZES)
+        kind, of_its_own = KINDS[model], _has_evidence(model)
+        known, sizes = kind.presets, MARGE_SIZES if of_its_own else SIZES
         chosen = preset if preset in known else "tiny"
         return {
             self.preset: gr.Radio(list(known), value=chosen, info=sizes),
@@ -141,18 +144,17 @@ class Plan:
         """The runs that can be begun from; a retrofit needs one, the others may begin from scratch."""
         offered = service.base_choices(Workspace.open(self.home, code), corpus, model)
         values = [value for _, value in offered]
-        keep = model == "retrofit" and base in values
+        keep = KINDS[model].base == "must" and base in values
         chosen = base if keep else next(iter(values), None)
-        return {self.base: gr.Dropdown(offered, value=chosen, visible=model != "marge")}
+        return {self.base: gr.Dropdown(offered, value=chosen, visible=KINDS[model].base != "cannot")}
 
     def offer_more(self, code: str, corpus: str | None, model: str) -> Values:
         """A training may have ended since; what is chosen stays."""
         return {self.base: gr.Dropdown(service.base_choices(Workspace.open(self.home, code), corpus, model))}
 
     def fill(self, code: str, model: str, preset: str, base: str | None) -> Values:
-        workspace, form = Workspace.open(self.home, code), self.form
-        if model == "marge":
-            base, form = "", self.marge_form
+        workspace = Workspace.open(self.home, code)
+        form = self.marge_form if _has_evidence(model) else self.form
         settings = run_actions.starting_settings(workspace, model, preset, base or "")
         return dict(zip(form.inputs, form.fill(settings), strict=True))
 
@@ -160,23 +162,27 @@ class Plan:
         self, code: str, corpus: str | None, model: str, preset: str, base: str | None, *values: Any
     ) -> Values:
         """How large the model is and how long a run may take, or what is wrong with the settings."""
-        if model == "retrofit" and not base:
+        if KINDS[model].base == "must" and not base:
             return {self.estimate: html_parts.note(service.NO_BASE, "warning")}
         try:  # half-typed knobs are no mistake yet: say it in place, without a toast
             settings, limits = self.settings(model, values), limits_of(self.home)
-            shape = MargeConfig if model == "marge" else RetroConfig
+            shape = KINDS[model].part_types()["network"]
             chosen = {knob.name: settings[knob.name] for knob in knobs(shape)}
-            network = shape(**chosen | ({"cca_layers": ()} if model == "lm" else {}))
+            network = shape(**chosen | dict(KINDS[model].always))
             check_settings(limits, network, settings)
         except UserError as error:
             return {self.estimate: html_parts.note(on_page(error), "warning")}
-        of_its_own = model == "marge"
-        tokens = settings["batch_tokens"] if of_its_own else settings["batch_size"] * settings["seq_len"]
+        tokens = math.prod(settings[name] for name in KINDS[model].batch)
         cost = count_parameters(network), settings["steps"], tokens
         workspace, passes = Workspace.open(self.home, code), {}
         if corpus and corpus in run_actions.built_ones(workspace):
             passes = run_actions.passes_ahead(workspace.corpus(corpus), model, settings)
         return {self.estimate: job_views.estimate(*cost, model, preset, limits.minutes, passes)}
+
+
+def _has_evidence(model: str) -> bool:
+    """Whether a kind of run is planned with the form of MARGE."""
+    return KINDS[model].reads == "evidence"
 
 
 def _show(form: Form) -> None:
@@ -301,7 +307,7 @@ class RunView:
             self.curve: curve,
             self.arms: job_views.arms_html(now),
             self.weights: gr.Radio(choices, value=config.training.keep, visible=bool(choices)),
-            **(evidence.values(now, run) if isinstance(config, MargeRun) else evidence.hidden()),
+            **(evidence.values(now, run) if config.kind.reads == "evidence" else evidence.hidden()),
             self.command: shown_command(trained_by),
             self.download: _download(folder, now, trained_by),
             **self._buttons("" if shipped else now.state),
@@ -530,7 +536,7 @@ class TrainTab:
         self, code: str, corpus: str, model: str, preset: str, name: str, base: str | None, *values: Any
     ) -> Values:
         workspace, settings = Workspace.open(self.home, code), self.plan.settings(model, values)
-        begun_from = "" if model == "marge" else base or ""
+        begun_from = "" if KINDS[model].base == "cannot" else base or ""
         run = service.start_run(workspace, corpus or "", model, preset, settings, name, begun_from)
         return self.refreshed(code, run, corpus)
 

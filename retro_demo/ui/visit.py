@@ -19,7 +19,7 @@ from retro_demo.errors import UserError
 from retro_demo.jobs import lifecycle
 from retro_demo.paths import SAMPLE
 from retro_demo.render import html_parts, job_views
-from retro_demo.runs.checkpoint import MargeRun, has_weights, read_any_config
+from retro_demo.runs.checkpoint import has_weights, read_any_config
 from retro_demo.server import evaluations, service
 from retro_demo.server.model_cache import Library
 from retro_demo.server.workspace import Workspace
@@ -103,18 +103,18 @@ def asked_for(workspace: Workspace, query: Any) -> tuple[dict[str, str], str]:
             "workspace open that workspace first, with its code, at the foot of the page."
         )
     folder = workspace.run(run)
-    reads_evidence = isinstance(read_any_config(folder), MargeRun)
+    tabs = read_any_config(folder).kind.tabs
     unfit = ""
     if tab in ("generate", "evaluate") and not has_weights(folder):
         unfit = "it has no weights yet"
     elif tab == "evaluate" and run not in evaluations.readers(workspace):
         unfit = "it reads no neighbors, so there is no retrieval to judge"
-    elif tab == "evidence" and not reads_evidence:
+    elif tab == "evidence" and tab not in tabs:
         unfit = "it is no MARGE, so it has no evidence"
     if unfit:
         words = f"{name} cannot be shown on the tab {tab.capitalize()}: {unfit}. It is opened on Train."
         return {"tab": "train", "run": run}, words
-    return {"tab": "from-evidence" if tab == "generate" and reads_evidence else tab, "run": run}, ""
+    return {"tab": tabs[0] if tab == "generate" else tab, "run": run}, ""
 
 
 def copy_link(tab: str, run: gr.Dropdown, said: gr.HTML) -> None:

@@ -24,7 +24,7 @@ from retro_demo.errors import UserError
 from retro_demo.events import Event
 from retro_demo.explain.text import Writing, watch_writing
 from retro_demo.generation.marge import LoadedMarge, write_from_evidence
-from retro_demo.generation.retro import Written
+from retro_demo.generation.sampling import Written
 from retro_demo.jobs import lifecycle
 from retro_demo.runs.checkpoint import load_marge, load_model, read_any_config
 from retro_demo.runs.loading import LoadedRun

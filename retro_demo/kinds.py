@@ -1,0 +1,208 @@
+"""The kinds of run: one row for each, which names all in which they differ.
+
+Code that works for any kind asks the row, or the run's config, and never compares names. A new kind is a row
+here and files of its own. Code in higher packages is named by its import path, as "package.module:name",
+because this table lies below the packages that it names; `resolve` imports it on use, as entry points are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from retro_demo.presets import BEGUN, MARGE_PRESETS, PRESETS, READING, RETROFIT_LR
+from retro_demo.settings import TrainConfig, knobs
+
+
+def resolve(path: str) -> Any:
+    """What an import path such as "retro_demo.models.retro:RETRO" names."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What one kind of run is made of. Of the names in quotes, those with a colon are import paths."""
+
+    name: str  # as in `train NAME` and in config.json
+    title: str  # what the model card calls it
+    tag: str  # of the model card
+    config: str  # dataclass of config.json, a `checkpoint.AnyRun`
+    parts: Mapping[str, str]  # its fields that hold settings, and their dataclasses
+    network: str  # nn.Module, made from the part "network"
+    planner: str  # what settings mean to it: see `planning.RetroPlanner`
+    work: str  # how it is trained: see `trainer.Work`
+    writer: str  # how it writes text: see `sampling.Continuation`
+    measurement: str  # what `evaluate` measures: see `runner.Measurement`
+    arm_names: str  # name of an arm -> what people call it
+    memory: str  # (shape of the network, tokens, pieces retrieved) -> megabytes that reading a text takes
+    passes: str  # (corpus folder, settings) -> passes over the text that a training makes
+    reads: str  # "neighbors" of chunks, "evidence" or, where it does not retrieve, ""
+    tabs: tuple[str, ...]  # of the page that can show it; the first one writes with it
+    batch: tuple[str, ...]  # settings whose product is the tokens of a step
+    even_batches: bool  # whether each step has so many tokens, or at most so many
+    context: str  # the setting that says how many tokens it reads at a time
+    claims: tuple[str, ...]  # arms without which nothing can be claimed about retrieval
+    own_controls: bool  # whether these arms need no other run
+    presets: Mapping[str, Mapping[str, Any]]
+    recipe: Mapping[str, Any] = field(default_factory=dict)  # what each preset has unless it says otherwise
+    begun: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # changes where it has a base
+    always: Mapping[str, Any] = field(default_factory=dict)  # settings that make it what it is
+    trained_by: tuple[str, ...] = ()  # settings of TrainConfig that it knows; none named: all
+    base: str = "may"  # whether it "may", "must" or "cannot" begin with the weights of another run
+    freezes_base: bool = False
+    pipeline: str = ""  # of the model card
+
+    @property
+    def retrieves(self) -> bool:
+        return bool(self.reads)
+
+    def part_types(self) -> dict[str, type]:
+        """The fields of its config that hold settings, and their dataclasses."""
+        return {name: resolve(path) for name, path in self.parts.items()}
+
+    def settings(self) -> dict[str, type]:
+        """Each setting that such a run has, with the dataclass that it belongs to."""
+        return _settings(tuple(self.part_types().values()), self.trained_by)
+
+    def preset_settings(self, preset: str, *, begun: bool = False) -> dict[str, Any]:
+        """The settings that a preset gives; what it leaves out keeps the default of its dataclass.
+
+        `begun`: the run begins with the weights of another one.
+        """
+        changes = self.begun.get(preset, {}) if begun or self.base == "must" else {}
+        return {**self.recipe, **self.presets[preset], **changes}
+
+
+@cache
+def _settings(parts: tuple[type, ...], trained_by: tuple[str, ...]) -> dict[str, type]:
+    return {
+        knob.name: part
+        for part in parts
+        for knob in knobs(part)
+        if part is not TrainConfig or not trained_by or knob.name in trained_by
+    }
+
+
+_SHARED: dict[str, Any] = {
+    "tag": "retro",
+    "config": "retro_demo.runs.checkpoint:RunConfig",
+    "parts": {
+        "network": "retro_demo.models.config:RetroConfig",
+        "training": "retro_demo.settings:TrainConfig",
+    },
+    "network": "retro_demo.models.retro:RETRO",
+    "planner": "retro_demo.runs.planning:RetroPlanner",
+    "work": "retro_demo.training.trainer:RetroWork",
+    "writer": "retro_demo.generation.retro:begin_writing",
+    "measurement": "retro_demo.evaluation.runner:RetroMeasurement",
+    "arm_names": "retro_demo.evaluation.arms:ARM_NAMES",
+    "memory": "retro_demo.models.memory:retro_megabytes",
+    "passes": "retro_demo.server.run_actions:retro_passes",
+    "reads": "neighbors",
+    "tabs": ("generate", "evaluate"),
+    "batch": ("batch_size", "seq_len"),
+    "even_batches": True,
+    "context": "seq_len",
+    "claims": ("on", "off", "shuffled", "baseline", "control_random"),
+    "own_controls": False,
+    "presets": PRESETS,
+    "recipe": READING,
+    "begun": BEGUN,
+    "pipeline": "text-generation",
+}
+"""What the kinds with the network of RETRO have in common."""
+
+_LM = Kind(
+    **_SHARED
+    | {
+        "name": "lm",
+        "title": "plain language model (the matched baseline of a RETRO: the same decoder, which reads "
+        "nothing)",
+        "reads": "",
+        "tabs": ("generate",),
+        "claims": (),
+        "recipe": {},
+        # the same decoder, without cross-attention and encoder
+        "always": {"cca_layers": ()},
+    }
+)
+
+_RETRO = Kind(
+    **_SHARED,
+    name="retro",
+    title="RETRO (Borgeaud et al. 2022), trained with its neighbors from scratch",
+)
+
+_RETROFIT = Kind(
+    **_SHARED
+    | {
+        "name": "retrofit",
+        "title": "RETRO (Borgeaud et al. 2022), a plain model that was taught to read neighbors",
+        "begun": {preset: changes | {"lr": RETROFIT_LR[preset]} for preset, changes in BEGUN.items()},
+        "base": "must",
+        "freezes_base": True,
+    }
+)
+
+_MARGE = Kind(
+    name="marge",
+    title="MARGE (Lewis et al. 2020), which writes a document anew from others that it finds",
+    tag="marge",
+    config="retro_demo.runs.checkpoint:MargeRun",
+    parts={
+        "network": "retro_demo.models.config:MargeConfig",
+        "evidence": "retro_demo.models.config:EvidenceConfig",
+        "training": "retro_demo.settings:TrainConfig",
+    },
+    network="retro_demo.models.marge:MARGE",
+    planner="retro_demo.runs.planning:MargePlanner",
+    work="retro_demo.training.trainer:MargeWork",
+    writer="retro_demo.generation.marge:begin_writing",
+    measurement="retro_demo.evaluation.runner:MargeMeasurement",
+    arm_names="retro_demo.evaluation.report:NAMES",
+    memory="retro_demo.models.memory:marge_megabytes",
+    passes="retro_demo.server.run_actions:marge_passes",
+    reads="evidence",
+    tabs=("from-evidence", "evaluate", "evidence"),
+    batch=("batch_tokens",),
+    even_batches=False,
+    context="passage_len",
+    claims=("on", "off", "random", "shuffled"),
+    own_controls=True,
+    presets=MARGE_PRESETS,
+    base="cannot",
+    # its batches follow from EvidenceConfig
+    trained_by=(
+        "steps",
+        "reading",
+        "lessons_kept",
+        "lr",
+        "warmup",
+        "weight_decay",
+        "clip",
+        "seed",
+        "eval_every",
+        "eval_tokens",
+        "save_every",
+        "precision",
+        "sharded",
+        "keep",
+    ),
+)
+
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (_LM, _RETRO, _RETROFIT, _MARGE)}
+
+
+def kind_of_shape(shape: object) -> Kind:
+    """A kind whose networks have shapes of this class, such as RetroConfig."""
+    return next(kind for kind in KINDS.values() if resolve(kind.parts["network"]) is type(shape))
+
+
+def setting_types() -> list[type]:
+    """The dataclasses of the settings of all kinds, those of training first."""
+    parts = (part for kind in KINDS.values() for part in reversed(kind.part_types().values()))
+    return list(dict.fromkeys(parts))
