@@ -5,8 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retro_demo.evaluation.overlap import runs_ending
-from retro_demo.explain.tracing import Span, copied_spans, copy_ratio, distinct, shown_ahead, suffixes
+from retro_demo.evaluation.overlap import (
+    Span,
+    copied_spans,
+    copy_ratio,
+    distinct,
+    runs_ending,
+    shown_ahead,
+    suffixes,
+)
 
 C = 4
 

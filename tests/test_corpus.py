@@ -18,12 +18,13 @@ from retro_demo.corpus import chunks as cutting
 from retro_demo.corpus import embedding
 from retro_demo.corpus.building import build_corpus, prepare_corpus
 from retro_demo.corpus.retrievers import load_retriever
-from retro_demo.corpus.store import Chunks, chunk_documents, excluded, hold_out, keep_split, load_corpus
+from retro_demo.corpus.store import Chunks, chunk_documents, hold_out, keep_split, load_corpus
 from retro_demo.documents.sources import Document
 from retro_demo.errors import UserError
 from retro_demo.events import Finished, Progress, Warned, read_events
 from retro_demo.jobs.lifecycle import JobStatus, record
 from retro_demo.render.job_views import build_status
+from retro_demo.retrieval.neighbors import excluded
 from retro_demo.settings import CorpusConfig
 
 
@@ -187,7 +188,7 @@ def test_a_build_of_six_held_out_still_notices_sources_that_changed(tmp_path):
 def test_own_document_and_near_duplicates_are_excluded_and_nothing_else():
     chunks = Chunks(np.zeros((6, 2), dtype=np.int32), np.array([0, 0, 1, 1, 2, 2], dtype=np.int32))
 
-    mask = excluded(chunks, np.array([0, 1, 0]), 0, np.array([0, 2]), np.tile(np.arange(6), (2, 1)))
+    mask = excluded(chunks.document, np.array([0, 1, 0]), 0, np.array([0, 2]), np.tile(np.arange(6), (2, 1)))
 
     assert mask.tolist() == [[True, True, False, False, True, True], [False, False, True, True, False, False]]
 
@@ -195,7 +196,7 @@ def test_own_document_and_near_duplicates_are_excluded_and_nothing_else():
 def test_in_a_document_of_sections_chunks_near_the_query_are_excluded():
     chunks = Chunks(np.zeros((9, 2), dtype=np.int32), np.arange(9, dtype=np.int32))
 
-    mask = excluded(chunks, np.arange(9), 2, np.array([4]), np.arange(9)[None])
+    mask = excluded(chunks.document, np.arange(9), 2, np.array([4]), np.arange(9)[None])
 
     assert mask[0].tolist() == [False, False, True, True, True, True, True, False, False]
 

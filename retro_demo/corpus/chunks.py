@@ -20,7 +20,6 @@ from retro_demo.corpus.store import (
     Chunks,
     choose_held_out,
     chunk_documents,
-    excluded,
     keep_split,
     read_stored_documents,
     too_few_held_out,
@@ -32,6 +31,7 @@ from retro_demo.errors import UserError
 from retro_demo.events import Event, Progress, Warned
 from retro_demo.files import load_array, save_array, write_atomically
 from retro_demo.paths import ASSETS
+from retro_demo.retrieval.neighbors import excluded
 from retro_demo.settings import CorpusConfig
 from retro_demo.tokenizer import Tokenizer
 
@@ -62,7 +62,7 @@ class Text:
 
     def too_near(self, own: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """As corpus.excluded."""
-        return excluded(self.chunks, self.duplicates.cluster, self.window, own, candidates)
+        return excluded(self.chunks.document, self.duplicates.cluster, self.window, own, candidates)
 
     def could_retrieve(self) -> bool:
         """Whether any training chunk may have another one for its neighbor, whatever retrieves."""

@@ -14,6 +14,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from retro_demo.corpus.store import root_of
+
 GRAM = 13
 THRESHOLD = 0.8
 SKETCH = 128  # smallest gram hashes kept of each document
@@ -169,11 +171,3 @@ def _pairs_with_a_rare_gram(
         codes = np.union1d(codes, holders[same] * num_documents + holders[same + step])
     lefts, rights = np.divmod(codes, max(num_documents, 1))
     return lefts[lefts < rights], rights[lefts < rights]
-
-
-def root_of(parent: list[int], index: int) -> int:
-    """The root of an entry in a union-find forest; shortens the way for the next who asks."""
-    while parent[index] != index:
-        parent[index] = parent[parent[index]]
-        index = parent[index]
-    return index

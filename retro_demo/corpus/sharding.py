@@ -38,7 +38,7 @@ from retro_demo.corpus.changes import carry_out, is_pending
 from retro_demo.corpus.chunks import read_text
 from retro_demo.corpus.embedding import EMBED_BLOCK, embed_chunks, npy_header, sources_of
 from retro_demo.corpus.samples import prepare_sample
-from retro_demo.corpus.store import MANIFEST, Chunks, excluded, is_built
+from retro_demo.corpus.store import MANIFEST, Chunks, is_built
 from retro_demo.devices import choose_device
 from retro_demo.errors import UserError, listed
 from retro_demo.events import Event, Finished, Progress, Started, Stopped, cut_back
@@ -47,6 +47,7 @@ from retro_demo.jobs.lifecycle import claim, record
 from retro_demo.paths import SAMPLE, data_home
 from retro_demo.retrieval.dense import DenseRetriever, gpu_available, has_vector
 from retro_demo.retrieval.embedders import Embedder, load_embedder
+from retro_demo.retrieval.neighbors import excluded
 from retro_demo.tokenizer import Tokenizer
 
 SHARDS = "shards"
@@ -193,7 +194,7 @@ def _joined_index(
         cluster, held_out, window = split["cluster"], split["held_out"], int(split["window"])
 
     def too_near(own: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-        return excluded(chunks, cluster, window, own, candidates)
+        return excluded(chunks.document, cluster, window, own, candidates)
 
     rows = np.flatnonzero(~held_out[chunks.document] & has_vector(vectors))
     device = "cuda" if gpu_available()[0] else "cpu"

@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from retro_demo.corpus.duplicates import root_of
 from retro_demo.documents.sources import Document
 from retro_demo.errors import UserError
 from retro_demo.files import file_hash, load_array, write_atomically
+from retro_demo.retrieval.neighbors import excluded
 from retro_demo.settings import CorpusConfig, from_json
 from retro_demo.tokenizer import WORD, Tokenizer
 
@@ -275,27 +275,13 @@ class Corpus:
     def excluded(self, own: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         """Which candidates (Q, K) may not be neighbors of the chunks own (Q,): bool (Q, K)."""
         return excluded(
-            self.chunks, self.cluster, self.config.window if self.sections else 0, own, candidates
+            self.chunks.document, self.cluster, self.config.window if self.sections else 0, own, candidates
         )
 
     def bytes_of_tokens(self) -> np.ndarray:
         """UTF-8 bytes that each token id stands for (V,); padding and end of text stand for none."""
         ids = range(self.tokenizer.vocab_size)
         return np.array([len(self.tokenizer.token_bytes(i)) for i in ids], dtype=np.int64)
-
-
-def excluded(
-    chunks: Chunks, cluster: np.ndarray, window: int, own: np.ndarray, candidates: np.ndarray
-) -> np.ndarray:
-    """Candidates (Q, K) that are of the document of own (Q,), of a near-duplicate of it, or too near.
-
-    `window` > 0 is for one document cut into sections: chunks at most so far from the query, and
-    those whose continuation is, would show it what follows.
-    """
-    same = cluster[chunks.document[candidates]] == cluster[chunks.document[own]][:, None]
-    if not window:
-        return same
-    return same | (np.abs(candidates - own[:, None]) <= window)
 
 
 def write_documents(path: Path, documents: Sequence[Document]) -> None:
@@ -434,3 +420,11 @@ def unchanged(corpus: Corpus, name: str) -> Path:
             "made from another corpus, tokenizer or embedder. Build the corpus anew."
         )
     return path
+
+
+def root_of(parent: list[int], index: int) -> int:
+    """The root of an entry in a union-find forest; shortens the way for the next who asks."""
+    while parent[index] != index:
+        parent[index] = parent[parent[index]]
+        index = parent[index]
+    return index

@@ -1,8 +1,8 @@
 """What a neighbor list is, and what every retriever can do.
 
-The order of neighbors (score, then id) and their comparison are decided here. This module does not know
-vectors, words or FAISS: retrieval/dense.py and retrieval/bm25.py find neighbors. The rule which chunks may be
-neighbors is `excluded` in corpus/store.py.
+The order of neighbors (score, then id), their comparison, and which chunks may be neighbors (`excluded`) are
+decided here. This module does not know
+vectors, words or FAISS: retrieval/dense.py and retrieval/bm25.py find neighbors.
 
 Shapes: Q queries, K neighbors, C chunk length.
 """
@@ -73,3 +73,17 @@ def joined(parts: Sequence[Neighbors], k: int) -> Neighbors:
         np.concatenate([part.ids for part in parts]),
         np.concatenate([part.scores for part in parts]),
     )
+
+
+def excluded(
+    document: np.ndarray, cluster: np.ndarray, window: int, own: np.ndarray, candidates: np.ndarray
+) -> np.ndarray:
+    """Candidates (Q, K) that are of the document of own (Q,), of a near-duplicate of it, or too near.
+
+    `window` > 0 is for one document cut into sections: chunks at most so far from the query, and
+    those whose continuation is, would show it what follows.
+    """
+    same = cluster[document[candidates]] == cluster[document[own]][:, None]
+    if not window:
+        return same
+    return same | (np.abs(candidates - own[:, None]) <= window)
