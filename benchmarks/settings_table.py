@@ -8,9 +8,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from retro_demo.kinds import KINDS
+from retro_demo.kinds import KINDS, MARGE_PRESETS
 from retro_demo.models.config import EvidenceConfig, MargeConfig, RetroConfig
-from retro_demo.presets import MARGE_PRESETS
 from retro_demo.server.limits import PUBLIC, Limits
 from retro_demo.settings import (
     AddConfig,

@@ -21,7 +21,7 @@ from retro_demo.events import Failed, append_event, read_events
 from retro_demo.jobs import job_queue, lifecycle
 from retro_demo.paths import data_home
 from retro_demo.runs.checkpoint import read_any_config
-from retro_demo.server import corpus_changes, quotas, service
+from retro_demo.server import corpus_changes, limits, service
 from retro_demo.server.limits import Limits, keep_limits
 from retro_demo.server.model_cache import Library
 from retro_demo.server.workspace import Workspace, new_code
@@ -59,7 +59,7 @@ def test_a_corpus_does_not_grow_past_the_limit_of_text_by_adding_to_it_again_and
 ):
     folder = workspace.corpus("places")
     held = sum(len(one.text.encode()) for one in read_stored_documents(folder / "documents.jsonl"))
-    monkeypatch.setattr(quotas, "MEGABYTE", held // 20)  # the limit of 22 is a tenth more than it holds
+    monkeypatch.setattr(limits, "MEGABYTE", held // 20)  # the limit of 22 is a tenth more than it holds
     keep_limits(workspace.home, Limits(text_megabytes=22, running=1, waiting=0))
 
     corpus_changes.start_change(workspace, "places", files=[new_file])

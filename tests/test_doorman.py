@@ -17,7 +17,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from benchmarks.serving import served_page
-from retro_demo.server import quotas
+from retro_demo.server import limits as quotas
 from retro_demo.server.limits import PRIVATE, PUBLIC, SITS_HERE, VISITOR, Limits, keep_limits
 from retro_demo.ui import middleware
 from retro_demo.ui.gradio_patches import MOST_CHARS

@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from retro_demo.corpus.duplicates import find_duplicates
+from retro_demo.corpus.chunks import find_duplicates
 from retro_demo.corpus.store import word_ids
 
 VOCAB = 500

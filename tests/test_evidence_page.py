@@ -16,9 +16,8 @@ from page_helpers import opened_client, page_home
 
 from retro_demo.errors import UserError
 from retro_demo.jobs import lifecycle
-from retro_demo.kinds import KINDS
+from retro_demo.kinds import KINDS, MARGE_PRESETS
 from retro_demo.models.memory import count_parameters
-from retro_demo.presets import MARGE_PRESETS
 from retro_demo.runs.checkpoint import read_any_config, read_marge_config
 from retro_demo.server import corpus_changes, run_actions, service
 from retro_demo.server.model_cache import Library

@@ -10,8 +10,8 @@ import gradio as gr
 import pytest
 
 from retro_demo.errors import UserError
+from retro_demo.kinds import PRESETS
 from retro_demo.models.config import RetroConfig
-from retro_demo.presets import PRESETS
 from retro_demo.settings import CorpusConfig, GenerateConfig, TrainConfig, knobs
 from retro_demo.ui import form as form_module
 from retro_demo.ui.form import Form, shows_errors

@@ -23,8 +23,8 @@ from retro_demo.runs.loading import load_own_corpus
 from retro_demo.runs.planning import extend_run, plan_run, prepare_run
 from retro_demo.server.run_actions import changed_settings
 from retro_demo.settings import TrainConfig, knob
+from retro_demo.training.batches import RetroBatches
 from retro_demo.training.loop import Batches
-from retro_demo.training.retro_batches import RetroBatches
 from retro_demo.training.trainer import run_training
 
 

@@ -25,19 +25,20 @@ from retro_demo.console import add_flags
 from retro_demo.errors import UserError
 from retro_demo.kinds import KINDS
 from retro_demo.models.config import MargeConfig, RetroConfig
-from retro_demo.server import corpus_changes, limits, quotas, service
+from retro_demo.server import corpus_changes, limits, service
+from retro_demo.server import limits as quotas
 from retro_demo.server.cleanup import close_folder
 from retro_demo.server.limits import (
     PRIVATE,
     PUBLIC,
     Limits,
+    checked_writing,
     chosen_limits,
     keep_limits,
     limits_of,
     on_space,
 )
 from retro_demo.server.model_cache import Library
-from retro_demo.server.quotas import checked_writing
 from retro_demo.server.workspace import Workspace, new_code
 from retro_demo.settings import TrainConfig, from_json, knobs
 from retro_demo.ui.middleware import Doorman

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from retro_demo.errors import UserError
+from retro_demo.kinds import MARGE_PRESETS
 from retro_demo.models.config import MargeConfig
 from retro_demo.models.layers import record_attention
 from retro_demo.models.marge import MARGE, MargeBatch
-from retro_demo.presets import MARGE_PRESETS
 
 V, B, T, M, S = 60, 4, 11, 5, 9
 CONFIG = MargeConfig(

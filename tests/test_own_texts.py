@@ -12,9 +12,9 @@ from test_train import prepare
 
 from retro_demo.corpus.store import MANIFEST
 from retro_demo.errors import UserError
+from retro_demo.kinds import PRESETS
 from retro_demo.models.config import RetroConfig
 from retro_demo.paths import CHECKPOINTS, SAMPLE
-from retro_demo.presets import PRESETS
 from retro_demo.runs.checkpoint import read_run_config
 from retro_demo.runs.planning import plan_run
 from retro_demo.server import run_actions, service

@@ -21,7 +21,8 @@ from retro_demo.errors import UserError
 from retro_demo.jobs import lifecycle
 from retro_demo.paths import data_home
 from retro_demo.runs.checkpoint import read_any_config, write_run_config
-from retro_demo.server import quotas, run_actions, service
+from retro_demo.server import limits as quotas
+from retro_demo.server import run_actions, service
 from retro_demo.server.limits import Limits, keep_limits
 from retro_demo.server.workspace import Workspace, new_code
 from retro_demo.sharing import importing

@@ -14,7 +14,7 @@ from held_back import no_place_free
 from test_train import prepare
 
 from retro_demo.errors import UserError
-from retro_demo.presets import MARGE_PRESETS, PRESETS
+from retro_demo.kinds import MARGE_PRESETS, PRESETS
 from retro_demo.runs.checkpoint import read_run_config
 from retro_demo.server import run_actions
 from retro_demo.server.workspace import Workspace, new_code

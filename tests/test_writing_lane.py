@@ -16,9 +16,8 @@ from retro_demo.errors import UserError
 from retro_demo.jobs import lifecycle
 from retro_demo.paths import CHECKPOINTS
 from retro_demo.server.cleanup import delete_workspace
-from retro_demo.server.limits import PRIVATE, PUBLIC, Limits
+from retro_demo.server.limits import PRIVATE, PUBLIC, Limits, checked_writing
 from retro_demo.server.model_cache import Library
-from retro_demo.server.quotas import checked_writing
 from retro_demo.server.workspace import new_code
 from retro_demo.ui import visit as lane_module
 from retro_demo.ui.page import build_app

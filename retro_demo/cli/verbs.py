@@ -28,14 +28,7 @@ from retro_demo.events import Event, Finished, Progress, Stopped, Warned
 from retro_demo.explain.document_value import weigh
 from retro_demo.jobs.lifecycle import claim, status
 from retro_demo.kinds import KINDS, setting_types
-from retro_demo.output_folder import (
-    check_new,
-    check_output,
-    is_hidden,
-    kind_of,
-    make_output,
-    working_folder,
-)
+from retro_demo.output_folder import check_new, check_output, is_hidden, kind_of, make_output, working_folder
 from retro_demo.paths import SAMPLE, data_home, linked_place, run_folder, without_folders
 from retro_demo.runs.checkpoint import read_any_config
 from retro_demo.runs.loading import ready_run
@@ -54,7 +47,7 @@ from retro_demo.sharing.importing import (
     take_corpus,
     take_run,
 )
-from retro_demo.training.retro_batches import check_share
+from retro_demo.training.batches import check_share
 from retro_demo.training.trainer import run_training
 
 

@@ -25,8 +25,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from retro_demo.corpus.chunks import read_text
-from retro_demo.corpus.duplicates import Duplicates
+from retro_demo.corpus.chunks import Duplicates, read_text
 from retro_demo.corpus.embedding import (
     count_without_vector,
     doubt_of_statistics,

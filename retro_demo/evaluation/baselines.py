@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from retro_demo.corpus.duplicates import find_duplicates
+from retro_demo.corpus.chunks import find_duplicates
 from retro_demo.corpus.retrievers import retriever_over, search_stored
 from retro_demo.corpus.samples import corpus_folder
 from retro_demo.corpus.store import Corpus, load_corpus, word_ids
@@ -255,7 +255,7 @@ def known_documents(corpus: Corpus, runs: Iterable[Path]) -> Known:
     """Which held-out documents of `corpus` stood in the training of these runs or their bases.
 
     A document counts as known where a training document has its id and title, its words, or nearly its
-    words (corpus/duplicates.py). Nothing is compared where all were trained on this very corpus. Of a corpus
+    words (corpus/chunks.py). Nothing is compared where all were trained on this very corpus. Of a corpus
     that was changed (corpus/changes.py), what was forgotten since counts by id and title.
     """
     places, unchecked = trainings(runs)

@@ -23,8 +23,7 @@ from retro_demo.errors import UserError
 from retro_demo.jobs import lifecycle
 from retro_demo.output_folder import is_hidden
 from retro_demo.paths import CODE, link_to
-from retro_demo.server.limits import MEGABYTE, limits_of
-from retro_demo.server.quotas import delete_noted, forget_gone, noted_editions
+from retro_demo.server.limits import MEGABYTE, delete_noted, forget_gone, limits_of, noted_editions
 from retro_demo.server.workspace import Workspace, disk_use
 
 log = logging.getLogger(__name__)

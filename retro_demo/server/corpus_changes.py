@@ -31,9 +31,8 @@ from retro_demo.paths import SAMPLE
 from retro_demo.runs.checkpoint import read_any_config, read_run_config, write_run_config
 from retro_demo.server import service
 from retro_demo.server.evaluations import evaluations_reading, tell_of_move
-from retro_demo.server.limits import limits_of
+from retro_demo.server.limits import check_space, checked_addition, limits_of
 from retro_demo.server.model_cache import Library
-from retro_demo.server.quotas import check_space, checked_addition
 from retro_demo.server.scheduler import begin
 from retro_demo.server.service import keep_files
 from retro_demo.server.workspace import Workspace

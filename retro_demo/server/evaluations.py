@@ -26,7 +26,7 @@ from retro_demo.runs.checkpoint import (
     write_run_config,
 )
 from retro_demo.server import service
-from retro_demo.server.quotas import check_space
+from retro_demo.server.limits import check_space
 from retro_demo.server.scheduler import begin
 from retro_demo.server.workspace import Workspace
 from retro_demo.settings import EvaluateConfig

@@ -1,8 +1,13 @@
-"""What a visitor may use of the machine: the limits, strict on a public page, and the address of a request.
+"""What a visitor may take of the machine, and requests measured against it before anything is made.
 
-The limits are declared once. The server writes those that hold into its data folder; every process that
-starts work there reads them. The page sets the address of the request that is being answered; queue and
-limits read it.
+The limits are declared once, strict on a public page. The server writes those that hold into its data folder;
+every process that starts work there reads them. The page sets the address of the request that is being
+answered; queue and limits read it. A request over a limit is refused in a sentence.
+
+Uploads and downloads lie in one folder, under hashes of their content: a file may belong to several visitors,
+and then stays for the others. The same holds for a retokenized copy of a sample corpus, which holds the
+tokenizer of a visitor's run. Files noted here count as one visitor's and are deleted at once with the
+workspace; the rest is deleted by age.
 """
 
 from __future__ import annotations
@@ -10,7 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -18,9 +25,16 @@ from pathlib import Path
 from typing import Any
 
 from retro_demo.console import add_flags
+from retro_demo.corpus.changes import EDITIONS
 from retro_demo.errors import UserError
-from retro_demo.files import replacing
-from retro_demo.settings import check_ranges, from_json, knob, knobs
+from retro_demo.explain.marge_reading import MOST_EVIDENCE
+from retro_demo.files import append_line, replacing
+from retro_demo.kinds import kind_of_shape, resolve
+from retro_demo.models.config import NetworkConfig
+from retro_demo.models.memory import count_parameters
+from retro_demo.runs.checkpoint import AnyRun
+from retro_demo.server.workspace import Workspace, disk_use
+from retro_demo.settings import GenerateConfig, check_ranges, from_json, knob, knobs
 
 FILE = "limits.json"
 PREFIX = "RETRO_DEMO_LIMIT_"  # of the environment's variables: RETRO_DEMO_LIMIT_STEPS
@@ -264,3 +278,246 @@ SITS_HERE = "x-retro-demo-here"
 """The header by which the middleware says that the visitor sits at this machine; dropped from outside."""
 HERE: ContextVar[bool] = ContextVar("here", default=False)
 """Whether the request comes from this machine and the page is not for strangers: who asks may see folders."""
+
+
+NOTES = "files.jsonl"  # in the folder of a workspace
+EXPORTS = "exports.jsonl"  # beside it; of several with one name only the last is the visitor's
+
+
+def note_files(workspace: Workspace, paths: Iterable[Path]) -> None:
+    """Note these files, or retokenized corpora, as the visitor's; raises UserError where that is gone."""
+    workspace.check_there()
+    known = set(_read_notes(workspace.folder / NOTES))
+    for path in dict.fromkeys(path.resolve() for path in paths):
+        if path not in known:
+            append_line(workspace.folder / NOTES, json.dumps(str(path)))
+
+
+def note_export(workspace: Workspace, path: Path) -> None:
+    """As `note_files`, for an export: it takes the place of the visitor's older one of its name.
+
+    Where it cannot be noted, as in a workspace that is gone, it goes.
+    """
+    path, older = path.resolve(), _exports(workspace.folder).get(path.name)
+    if path == older:
+        return
+    try:
+        workspace.check_there()
+        append_line(workspace.folder / EXPORTS, json.dumps(str(path)))
+    except (UserError, OSError):
+        _delete_files({path} - _of_others(workspace.folder))
+        raise
+    if older is not None:
+        _delete_files({older} - _of_others(workspace.folder))
+
+
+def noted_use(folder: Path) -> int:
+    """Bytes of what is noted in the folder of a workspace."""
+    used = 0
+    for path in noted(folder):
+        with suppress(OSError):  # it went by its age
+            used += disk_use(path) if path.is_dir() else path.stat().st_size
+    return used
+
+
+def delete_noted(folder: Path) -> None:
+    """Delete what is noted in the folder of a workspace, but for what is another visitor's too."""
+    _delete_files(noted(folder) - _of_others(folder))
+
+
+def forget_gone(folder: Path) -> None:
+    """Drop the notes about what is gone, in the folder of a workspace that nobody uses now.
+
+    Whoever notes something opened the workspace for it, which dates it: so no note is written meanwhile. The
+    date stays, for this is no use.
+    """
+    used = folder.stat()
+    notes = {NOTES: dict.fromkeys(_read_notes(folder / NOTES)), EXPORTS: _exports(folder).values()}
+    try:
+        for name, known in notes.items():
+            there, file = [path for path in known if path.exists()], folder / name
+            if file.exists() and not there:
+                file.unlink()
+            elif len(there) < len(_read_notes(file)):
+                with replacing(file) as unfinished:
+                    unfinished.write_text("".join(f"{json.dumps(str(path))}\n" for path in there), "utf-8")
+    finally:
+        os.utime(folder, ns=(used.st_atime_ns, used.st_mtime_ns))
+
+
+def noted_editions(folder: Path) -> list[Path]:
+    """The retokenized corpora outside the workspaces that are of the visitor of this folder alone."""
+    own = {path for path in noted(folder) if path.parent.name == EDITIONS and path.is_dir()}
+    return [*(own - _of_others(folder))] if own else []
+
+
+def _delete_files(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.parent.name == EDITIONS:
+            shutil.rmtree(path, ignore_errors=True)
+            continue
+        with suppress(OSError):  # it went by its age, or its folder holds more
+            path.unlink()
+            path.parent.rmdir()
+
+
+def _of_others(folder: Path) -> set[Path]:
+    return set().union(*(noted(other) for other in folder.parent.glob("[!.]*") if other != folder))
+
+
+def noted(folder: Path) -> set[Path]:
+    """What is noted in the folder of a workspace."""
+    return {*_read_notes(folder / NOTES), *_exports(folder).values()}
+
+
+def _exports(folder: Path) -> dict[str, Path]:
+    return {path.name: path for path in _read_notes(folder / EXPORTS)}
+
+
+def _read_notes(notes: Path) -> list[Path]:
+    try:
+        lines = notes.read_text("utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    paths = []
+    for line in lines:
+        with suppress(ValueError):  # a full disk once tore a line, and the next one stood behind its half
+            paths += [Path(json.loads(line))] if line.endswith('"') else []
+    return paths
+
+
+def check_run(limits: Limits, network: NetworkConfig, steps: int) -> None:
+    """Raise UserError for a run that is larger than one may be here."""
+    check_steps(limits, steps)
+    if limits.parameters and (count := count_parameters(network)) > limits.parameters:
+        raise UserError(
+            f"The network has {count / 1e6:.1f} M parameters, and here it may have at most "
+            f"{limits.parameters / 1e6:.1f} M. Choose a smaller --dim or fewer layers."
+        )
+
+
+def check_settings(limits: Limits, network: NetworkConfig, settings: Mapping[str, Any]) -> None:
+    """As `check_run` and `check_reading`, for a run that is not made yet: its network and its other knobs."""
+    check_run(limits, network, settings["steps"])
+    tokens = settings[kind_of_shape(network).context]
+    check_context(limits, network, tokens, settings.get("num_neighbors", 0))
+
+
+def check_steps(limits: Limits, steps: Any) -> None:
+    """Raise UserError for more steps than a run may have here."""
+    if limits.steps and isinstance(steps, (int, float)) and steps > limits.steps:
+        raise UserError(
+            f"The run has {steps:,} steps, and here it may have at most {limits.steps:,}. Choose fewer steps."
+        )
+
+
+def check_reading(limits: Limits, config: AnyRun) -> None:
+    """Raise UserError for a run that reads more at a time than the page can, where all wait for the end."""
+    settings = config.settings
+    check_context(limits, config.network, settings[config.kind.context], settings.get("num_neighbors", 0))
+
+
+def check_context(limits: Limits, network: NetworkConfig, tokens: int, neighbors: int) -> None:
+    """As `check_reading`, for a network that reads so many tokens at a time with neighbors of each chunk."""
+    kind = kind_of_shape(network)
+    if limits.context and tokens > limits.context:
+        raise UserError(
+            f"The run reads {tokens:,} tokens at a time, and here it may read at most {limits.context:,}. "
+            f"Choose a smaller {kind.context}, or use the run on a machine of your own."
+        )
+    check_neighbors(limits, neighbors)
+    pieces = MOST_EVIDENCE if kind.reads == "evidence" else limits.neighbors or neighbors
+    megabytes = resolve(kind.memory)(network, tokens, pieces)
+    if limits.reading_megabytes and megabytes > limits.reading_megabytes:
+        raise UserError(
+            f"Explaining a text of this run takes up to {megabytes:,.0f} MB, for {tokens:,} tokens with a "
+            f"vocabulary of {network.vocab_size:,} and {network.num_heads} heads, and here it may take at "
+            f"most {limits.reading_megabytes:,}. Choose fewer of these."
+        )
+
+
+def check_neighbors(limits: Limits, neighbors: Any) -> None:
+    """Raise UserError for more neighbors of a chunk than may be read here."""
+    if limits.neighbors and isinstance(neighbors, (int, float)) and neighbors > limits.neighbors:
+        raise UserError(
+            f"{neighbors:,} neighbors of each chunk are asked for (--num-neighbors), and here at most "
+            f"{limits.neighbors:,} are read. Choose fewer."
+        )
+
+
+def checked_writing(home: Path, **knobs: Any) -> GenerateConfig:
+    """How a text shall be written; raises UserError where it is longer than others can wait for here."""
+    limits, wanted = limits_of(home), knobs.get("max_new_tokens", 0)
+    check_neighbors(limits, knobs.get("num_neighbors", 0))
+    most = limits.new_tokens
+    if most and isinstance(wanted, (int, float)) and wanted > most:
+        raise UserError(
+            f"You ask for {wanted:,} new tokens, and here at most {most:,} are written at a "
+            "time, because visitors write one after the other. Ask for fewer, and go on from what came."
+        )
+    return GenerateConfig(**knobs)
+
+
+def check_space(workspace: Workspace, coming: int = 0) -> None:
+    """Raise UserError where a workspace or the disk has no room for `coming` more bytes and for work."""
+    limits = limits_of(workspace.home)
+    check_disk(workspace.home, limits, coming)
+    if most := limits.megabytes_per_visitor * MEGABYTE:
+        brought = noted_use(workspace.folder)
+        used = disk_use(workspace.folder) + brought
+        if used + coming >= most:
+            asked = f", and {coming / MEGABYTE:,.1f} MB would join" if coming else ""
+            soon = (
+                f"{brought / MEGABYTE:,.1f} MB of it are uploads and exports, which go after an hour, and "
+                "samples made ready for its runs. "
+            )
+            raise UserError(
+                f"This workspace holds {used / MEGABYTE:,.1f} of {most / MEGABYTE:,.0f} MB{asked}. "
+                f"{soon if brought else ''}Delete a run or a corpus first."
+            )
+
+
+def check_disk(home: Path, limits: Limits, coming: int = 0) -> None:
+    """Raise UserError where less of the disk is free, or would be with `coming` bytes, than shall stay so."""
+    free = shutil.disk_usage(home).free / MEGABYTE
+    if free - coming / MEGABYTE < limits.free_megabytes:
+        on_their_way = f", {coming / MEGABYTE:,.1f} MB would come" if coming else ""
+        raise UserError(
+            f"The disk of this server is nearly full ({free:,.0f} MB are free, {limits.free_megabytes:,} MB "
+            f"stay so{on_their_way}). Nothing new can begin; what is there can be read, downloaded and "
+            "deleted."
+        )
+
+
+def check_text(home: Path, held: int) -> None:
+    """Raise UserError for documents that hold more text (bytes) than a corpus may be built of here."""
+    most = limits_of(home).text_megabytes * MEGABYTE
+    if most and held > most:
+        raise UserError(
+            f"The corpus holds {held / MEGABYTE:,.1f} MB of text, and here it may hold at most "
+            f"{most / MEGABYTE:,.0f}. Export it without some of its documents, or the run without it."
+        )
+
+
+def checked_text(home: Path, megabytes: int) -> int:
+    """The largest text that a corpus may be built of here, for one who asks for so many megabytes."""
+    most = limits_of(home).text_megabytes
+    return min(megabytes, most) if most else megabytes
+
+
+def checked_addition(home: Path, megabytes: int, held: int, coming: int) -> int:
+    """As `checked_text`, for files of so many bytes that join a corpus which holds so many of text.
+
+    Rounded up to whole megabytes: an archive may fill the last one, and nothing joins then. Raises UserError
+    where the files are larger than what is left.
+    """
+    most = limits_of(home).text_megabytes
+    if not most:
+        return megabytes
+    left = most * MEGABYTE - held
+    if left <= 0 or coming > left:
+        raise UserError(
+            f"The corpus holds {held / MEGABYTE:,.1f} MB of text and {coming / MEGABYTE:,.1f} MB would join, "
+            f"and here it may hold at most {most:,} MB. Forget documents first, or build another corpus."
+        )
+    return min(megabytes, -(-left // MEGABYTE))

@@ -20,8 +20,7 @@ from retro_demo.explain.marge_reading import EvidenceReading, MargeCorpus, load_
 from retro_demo.generation.marge import LoadedMarge, load_marge_run
 from retro_demo.runs.checkpoint import BEST, LAST, read_marge_config, read_run_config
 from retro_demo.runs.loading import LoadedRun, load_run
-from retro_demo.server.limits import limits_of
-from retro_demo.server.quotas import check_reading
+from retro_demo.server.limits import check_reading, limits_of
 
 Loaded = TypeVar("Loaded")
 

@@ -42,8 +42,7 @@ from retro_demo.runs.checkpoint import (
 from retro_demo.runs.provenance import corpus_provenance, provenance, training_seconds, weights_of
 from retro_demo.server import scheduler, service
 from retro_demo.server.evaluations import folder_of_evaluations
-from retro_demo.server.limits import MEGABYTE, limits_of
-from retro_demo.server.quotas import check_reading, check_run, check_space, check_text
+from retro_demo.server.limits import MEGABYTE, check_reading, check_run, check_space, check_text, limits_of
 from retro_demo.server.workspace import Workspace, disk_use
 from retro_demo.sharing.exporting import check_address, export_run, push, write_zip
 from retro_demo.sharing.importing import (
@@ -55,7 +54,7 @@ from retro_demo.sharing.importing import (
     take_corpus,
     take_run,
 )
-from retro_demo.training.retro_batches import windows_of
+from retro_demo.training.batches import windows_of
 
 
 def built_ones(workspace: Workspace) -> list[str]:

@@ -20,8 +20,7 @@ from retro_demo.jobs import job_queue, lifecycle
 from retro_demo.jobs.job_queue import Ticket
 from retro_demo.jobs.worker import Allowance
 from retro_demo.runs.checkpoint import read_any_config
-from retro_demo.server.limits import ADDRESS, Limits, limits_of
-from retro_demo.server.quotas import check_reading, check_run
+from retro_demo.server.limits import ADDRESS, Limits, check_reading, check_run, limits_of
 from retro_demo.server.workspace import Workspace
 
 log = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ from retro_demo.events import Evaluated, Event, Finished, Saved, Step, Stopped
 from retro_demo.models.retro import RETRO
 from retro_demo.runs.alarms import Watch
 from retro_demo.settings import TrainConfig
-from retro_demo.training.retro_batches import RetroBatches
+from retro_demo.training.batches import RetroBatches
 
 LR_FLOOR = 0.1  # the cosine ends at a tenth (RETRO section 3.1)
 

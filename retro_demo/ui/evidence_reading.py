@@ -28,8 +28,8 @@ from retro_demo.generation.sampling import Written
 from retro_demo.glossary import explain
 from retro_demo.render import html_parts, marge_views
 from retro_demo.server import service
+from retro_demo.server.limits import checked_writing
 from retro_demo.server.model_cache import Library
-from retro_demo.server.quotas import checked_writing
 from retro_demo.server.workspace import Workspace, marge_runs
 from retro_demo.settings import GenerateConfig
 from retro_demo.ui import zero_gpu

@@ -24,8 +24,8 @@ from retro_demo.render import html_parts, trace_views
 from retro_demo.runs.loading import LoadedRun
 from retro_demo.server import service
 from retro_demo.server import workspace as kept_traces
+from retro_demo.server.limits import checked_writing
 from retro_demo.server.model_cache import Library
-from retro_demo.server.quotas import checked_writing
 from retro_demo.server.run_actions import built_ones
 from retro_demo.server.workspace import Workspace
 from retro_demo.settings import MOST_NEIGHBORS, ExplainConfig, GenerateConfig

@@ -25,8 +25,16 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from retro_demo.errors import UserError
-from retro_demo.server.limits import MEGABYTE, PRIVATE, SITS_HERE, VISITOR, Limits, for_strangers, limits_of
-from retro_demo.server.quotas import check_disk
+from retro_demo.server.limits import (
+    MEGABYTE,
+    PRIVATE,
+    SITS_HERE,
+    VISITOR,
+    Limits,
+    check_disk,
+    for_strangers,
+    limits_of,
+)
 
 MOST_BYTES = 8_000_000
 """The longest text (gradio_patches.MOST_CHARS) takes 4 MB as UTF-8, which browsers and gradio_client send,

@@ -18,18 +18,16 @@ from retro_demo.errors import UserError
 from retro_demo.explain.marge_history import beta_series, pair_series, recall_series, reindexes
 from retro_demo.jobs import lifecycle
 from retro_demo.jobs.lifecycle import JobStatus
-from retro_demo.kinds import KINDS
+from retro_demo.kinds import KINDS, MARGE_PRESETS, PRESETS
 from retro_demo.models.config import EvidenceConfig, MargeConfig, RetroConfig
 from retro_demo.models.memory import count_parameters
 from retro_demo.paths import SAMPLE
-from retro_demo.presets import MARGE_PRESETS, PRESETS
 from retro_demo.render import html_parts, job_views, marge_views, plots
 from retro_demo.runs.checkpoint import BEST, read_any_config, told_by
 from retro_demo.server import evaluations, run_actions, service
-from retro_demo.server.limits import limits_of
+from retro_demo.server.limits import check_settings, limits_of
 from retro_demo.server.messages import on_page
 from retro_demo.server.model_cache import Library
-from retro_demo.server.quotas import check_settings
 from retro_demo.server.workspace import Workspace
 from retro_demo.settings import TrainConfig, knobs
 from retro_demo.ui import zero_gpu
