@@ -11,21 +11,26 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from retro_demo.files import append_line, replacing
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that a job has to tell."""
+    """Something that a job has to tell; its name on the wire is written out, whatever the class is called."""
+
+    NAME: ClassVar[str]
+
+    def __init_subclass__(cls, *, name: str) -> None:
+        cls.NAME = name
 
     def to_json(self) -> dict[str, Any]:
-        return {"event": type(self).__name__.lower(), **dataclasses.asdict(self)}
+        return {"event": self.NAME, **dataclasses.asdict(self)}
 
 
 @dataclass(frozen=True)
-class Started(Event):
+class Started(Event, name="started"):
     """A job begins, or goes on (`step` > 0)."""
 
     job: str
@@ -37,7 +42,7 @@ MEASURING = "measuring held-out loss, tokens"  # the stage of a run between its 
 
 
 @dataclass(frozen=True)
-class Progress(Event):
+class Progress(Event, name="progress"):
     """A job without steps moves on: `done` of `total` units of `stage`."""
 
     stage: str
@@ -46,7 +51,7 @@ class Progress(Event):
 
 
 @dataclass(frozen=True)
-class Warned(Event):
+class Warned(Event, name="warned"):
     """Something that the user should know and that does not stop the job.
 
     `about`: what kind of alarm a training raises (runs/alarms.py), after which `step`.
@@ -58,7 +63,7 @@ class Warned(Event):
 
 
 @dataclass(frozen=True)
-class Step(Event):
+class Step(Event, name="step"):
     """One optimizer step; loss in nats a token, gradient norm before clipping."""
 
     step: int
@@ -69,7 +74,7 @@ class Step(Event):
 
 
 @dataclass(frozen=True)
-class Evaluated(Event):
+class Evaluated(Event, name="evaluated"):
     """Held-out loss of each arm at a step: {"on": {"nats": ..., "bpb": ..., "tokens": ...}, ...}.
 
     `sample` is what the model writes then; `about` what else it tells of itself.
@@ -82,7 +87,7 @@ class Evaluated(Event):
 
 
 @dataclass(frozen=True)
-class Reindexed(Event):
+class Reindexed(Event, name="reindexed"):
     """MARGE embedded all passages again before the batch of a step (from 0), and found their evidence."""
 
     step: int
@@ -90,7 +95,7 @@ class Reindexed(Event):
 
 
 @dataclass(frozen=True)
-class Refined(Event):
+class Refined(Event, name="refined"):
     """An evaluation after a round: `result` is what `finished` will hold, from the text read so far."""
 
     round: int
@@ -99,14 +104,14 @@ class Refined(Event):
 
 
 @dataclass(frozen=True)
-class Saved(Event):
+class Saved(Event, name="saved"):
     """The state up to and including this step is on disk."""
 
     step: int
 
 
 @dataclass(frozen=True)
-class Retrieved(Event):
+class Retrieved(Event, name="retrieved"):
     """The neighbors of one generated or given chunk; `neighbors` are plain dicts (generation/retro.py)."""
 
     chunk: int
@@ -115,7 +120,7 @@ class Retrieved(Event):
 
 
 @dataclass(frozen=True)
-class Token(Event):
+class Token(Event, name="token"):
     """One written token with the text it adds and the model's probability of it."""
 
     id: int
@@ -124,7 +129,7 @@ class Token(Event):
 
 
 @dataclass(frozen=True)
-class Stopped(Event):
+class Stopped(Event, name="stopped"):
     """The job was asked to stop and has saved what it had; `why`: where its limits asked."""
 
     step: int = 0
@@ -132,14 +137,14 @@ class Stopped(Event):
 
 
 @dataclass(frozen=True)
-class Failed(Event):
+class Failed(Event, name="failed"):
     """The job ended with an error, said in one sentence."""
 
     error: str
 
 
 @dataclass(frozen=True)
-class Finished(Event):
+class Finished(Event, name="finished"):
     """The job is done; `result` holds its figures."""
 
     result: dict[str, Any] = field(default_factory=dict)
@@ -242,5 +247,7 @@ def _is_a(value: Any, kind: str) -> bool:
     return isinstance(value, list if kind.startswith("list") else dict)
 
 
-PARTS = {kind.__name__.lower(): dataclasses.fields(kind) for kind in Event.__subclasses__()}
+PARTS: dict[str, tuple[dataclasses.Field[Any], ...]] = {
+    kind.NAME: dataclasses.fields(kind) for kind in Event.__subclasses__()
+}
 PARTS["finished"] = ()  # its figures are what the job makes them

@@ -1,4 +1,4 @@
-"""The kinds of run: the named sets of settings (presets), and one row for each kind with all in which it differs.
+"""The kinds of run: named sets of settings (presets), and a row for each kind with all in which it differs.
 
 Code that works for any kind asks the row, or the run's config, and never compares names. A new kind is a row
 here and files of its own. Code in higher packages is named by its import path, as "package.module:name",

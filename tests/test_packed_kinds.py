@@ -83,6 +83,7 @@ def test_footnotes_stand_below_the_text_and_headers_are_told(tmp_path):
     )
     assert found.text == "a[1][2]\n\nb\n\n[1] end\n[2] foot"
     assert len(warnings) == 1
+    assert warnings[0].startswith("Headers")
     assert "w.docx" in warnings[0]
     assert "page 1" not in found.text
 

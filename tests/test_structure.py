@@ -91,6 +91,23 @@ def test_imports_go_down_the_list_of_packages_only():
     assert not wrong
 
 
+def test_no_name_is_bound_twice_at_the_top_of_a_module():
+    """The second would silently serve the uses of the first, as when two modules become one."""
+    twice = []
+    for path in modules():
+        bound: list[str] = []
+        for node in parsed(path).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                bound.append(node.name)
+            elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names = [n for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)]
+                bound += [n.id for n in names if isinstance(n.ctx, ast.Store)]
+        twice += [f"{path.stem}: {name}" for name in sorted({n for n in bound if bound.count(n) > 1})]
+
+    assert not twice
+
+
 def test_each_package_stands_in_the_list_and_says_in_one_sentence_what_it_is_for():
     folders = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 

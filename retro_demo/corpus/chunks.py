@@ -1,4 +1,6 @@
-"""Documents -> chunks, the stages of a build before vectors: read text, duplicates and split, tokenizer, chunks.
+"""Documents -> chunks: the stages of a build before vectors.
+
+They are the read text, duplicates and split, the tokenizer, and the chunks.
 
 Each stage starts from what stands in the folder already. Near-duplicates are found by token ids, as RETRO's
 authors remove them from their training data (Borgeaud et al. 2022, section 2.6): a Jaccard similarity of the

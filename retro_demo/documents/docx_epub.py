@@ -111,7 +111,7 @@ OLD_OR_LOCKED = b"\xd0\xcf\x11\xe0"  # the container of .doc, and of a .docx wit
 GONE = ("del", "moveFrom", "Fallback", "pPrChange", "rt")
 """Deleted, moved away, said again for older programs, as it was before a change, or a reading over a word."""
 NOTES = ("footnote", "endnote")
-LEFT_OUT = "Headers, footers and comments of Word files were left out: {names}."
+MARGINS_LEFT_OUT = "Headers, footers and comments of Word files were left out: {names}."
 
 
 def read_docx(file: File) -> Iterator[Row]:
@@ -139,7 +139,7 @@ def _read(parts: Parts, file: File) -> Row:
     body.add_notes()
     others = [name for kind in ("header", "footer", "comments") for name in related.get(kind, ())]
     if any(_story(parts, name, file, styles, {}).flow.whole().strip() for name in others):
-        file.notes.add(LEFT_OUT, file.label)
+        file.notes.add(MARGINS_LEFT_OUT, file.label)
     title = lang = ""
     for name in package.get("core-properties", ())[:1]:
         core = tree(parts, name, file.label)
@@ -317,7 +317,7 @@ class Story:
 CONTAINER = "META-INF/container.xml"
 ENCRYPTION = "META-INF/encryption.xml"
 PAGES = ("application/xhtml+xml", "text/html")
-LEFT_OUT = "Chapters that are missing in their book, or are no text, were left out: {names}."
+CHAPTERS_LEFT_OUT = "Chapters that are missing in their book, or are no text, were left out: {names}."
 
 
 def read_epub(file: File) -> Iterator[Row]:
@@ -345,7 +345,7 @@ def _read_member(parts: Parts, file: File) -> Row:
         elif not kind.startswith("image/"):
             missing += 1
     if missing:
-        file.notes.add(LEFT_OUT, f"{file.label} ({missing:,})")
+        file.notes.add(CHAPTERS_LEFT_OUT, f"{file.label} ({missing:,})")
     title, language = as_title(first_text(root, "title")), as_language(first_text(root, "language"))
     return Row(flow.whole(), title=title or heading, lang=language or lang)
 

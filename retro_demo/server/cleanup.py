@@ -104,8 +104,6 @@ def never_served(home: Path) -> list[str]:
     return [str(home / part) for part in PARTS]
 
 
-log = logging.getLogger(__name__)
-
 DAY = 24 * 3600.0
 GONE = ".gone-"  # before the name of a workspace that is being deleted: no code begins with a dot
 LEAVE_SECONDS = 20.0  # for a job that was asked to leave before it is killed

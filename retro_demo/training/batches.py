@@ -287,7 +287,7 @@ def _padded(rows: np.ndarray, length: int) -> np.ndarray:
     return np.concatenate([rows, np.full(length - len(rows), -1, dtype=rows.dtype)])
 
 
-LESSONS = 3  # chance of its own
+MARGE_LESSONS = 3  # chance of its own
 
 
 class MargeBatches:
@@ -424,7 +424,7 @@ class MargeBatches:
 
     def _with_lessons(self, batch: MargeBatch, share: float, step: int) -> MargeBatch:
         """Put overwritten copies of a share of the targets among the evidence."""
-        rng = np.random.default_rng([self.seed, LESSONS, step])
+        rng = np.random.default_rng([self.seed, MARGE_LESSONS, step])
         targets = batch.targets.numpy()
         taught = targets[rng.random(len(targets)) < share]
         noise = MOST_CORRUPTED * rng.random((len(taught), 1))
