@@ -37,9 +37,9 @@ from benchmarks.peers import (
     same_retro,
     silence,
 )
+from benchmarks.reference_marge_sampling import reference_generate
+from benchmarks.reference_sampling import generate_as_reference
 from retro_demo.generation.sampling import next_token
-from retro_demo.interop.marge_sampling import reference_generate
-from retro_demo.interop.sampling import generate_as_reference
 from retro_demo.models.layers import lay_out_for_writing
 from retro_demo.models.marge import MARGE
 from retro_demo.models.retro import RETRO, DecodeCache

@@ -17,6 +17,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+from retro_demo.errors import UserError
 from retro_demo.settings import TrainConfig, knobs
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -277,6 +278,13 @@ _MARGE = Kind(
 )
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (_LM, _RETRO, _RETROFIT, _MARGE)}
+
+
+def kind_named(name: Any) -> Kind:
+    """The kind of run of this name; raises UserError where there is none."""
+    if not isinstance(name, str) or name not in KINDS:
+        raise UserError(f"There is no model {str(name)[:80]!r}; choose one of {', '.join(KINDS)}.")
+    return KINDS[name]
 
 
 def kind_of_shape(shape: object) -> Kind:

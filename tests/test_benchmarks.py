@@ -6,11 +6,11 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from places import ROOT
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,8 +24,6 @@ from benchmarks.products import record_products, replay
 from retro_demo.models import layers
 from retro_demo.models.marge import MARGE
 from retro_demo.models.retro import RETRO
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_ways_take_turns_and_the_warm_up_does_not_count():

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import gradio as gr
 import numpy as np
 import pytest
+from places import ROOT
 
 from retro_demo.cli import main
 from retro_demo.corpus import retrievers
@@ -26,7 +26,6 @@ from retro_demo.retrieval.neighbors import Neighbors, rank
 from retro_demo.settings import RETRIEVERS
 from retro_demo.ui.form import shows_errors
 
-ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 RECIPES = dict(re.findall(r"^### (.+)\n\n((?:\d\. .*\n(?:   .*\n)*)+)", TEXT, re.M))
 PATHS = r"`((?:\w+/)*[\w.]+\.(?:py|md|css)|(?:\w+/)+)`"

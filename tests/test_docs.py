@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from held_back import PATIENCE
 from page_helpers import client_of, opened_client, page_home
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 HTTP = (ROOT / "docs" / "http.md").read_text("utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", HTTP, re.S)
 LENT = "/advance"  # where GPUs are lent, and nowhere else

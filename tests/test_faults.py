@@ -18,11 +18,12 @@ import pytest
 import torch
 from conftest import SMALL, records, write_jsonl
 from held_back import held_jobs, wait_until
+from marge_training_helpers import folder as marge_corpus  # noqa: F401
+from marge_training_helpers import prepare as prepare_marge
+from places import ROOT
 from safetensors.torch import load_file
-from test_marge_training import folder as marge_corpus  # noqa: F401
-from test_marge_training import prepare as prepare_marge
-from test_train import advance, prepare
-from test_views import small_trace
+from train_helpers import advance, prepare
+from views_helpers import small_trace
 
 from retro_demo.cli import main
 from retro_demo.corpus.building import prepare_corpus
@@ -39,7 +40,6 @@ from retro_demo.server.run_actions import seconds_left
 from retro_demo.server.workspace import KEPT_TRACES, Workspace, keep_trace, load_trace, new_code
 from retro_demo.tensor_files import load_tensors, save_tensors
 
-ROOT = Path(__file__).resolve().parent.parent
 HOUR = 3600
 
 

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import yaml
@@ -19,11 +18,11 @@ from held_back import PATIENCE, wait_until
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from page_helpers import client_of, served_app
+from places import ROOT
 
 from benchmarks.serving import free_port
 from retro_demo.server.workspace import new_code
 
-ROOT = Path(__file__).resolve().parent.parent
 # huggingface.co/docs/hub/spaces-config-reference
 FIELDS = {
     *("title", "emoji", "colorFrom", "colorTo", "sdk", "sdk_version", "python_version", "app_file"),

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from conftest import SMALL, records, write_jsonl
-from test_train import prepare
+from places import TESTS
+from train_helpers import prepare
 
 from benchmarks.fuzz_outputs import marks
 from retro_demo.cli import main
@@ -30,7 +31,7 @@ from retro_demo.runs.planning import prepare_run
 from retro_demo.sharing.export_format import RUN
 from retro_demo.sharing.exporting import export_corpus
 
-TINY = Path(__file__).parent / "data" / "export_v1"
+TINY = TESTS / "data" / "export_v1"
 SHIPPED = CHECKPOINTS
 OWN = b'{"id": "a-note", "text": "My own words, which are nowhere else."}\n'
 ADDITION = [{"id": "zorland", "text": records(seed=5)[0]["text"]}]

@@ -12,9 +12,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from cli_helpers import run
 from packaging.requirements import Requirement
 from page_helpers import refusing_app  # noqa: F401  (a fixture)
-from test_cli import run
+from places import ROOT
 
 import retro_demo
 from retro_demo import __main__, paths
@@ -28,8 +29,6 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def required(name: str) -> set[Requirement]:

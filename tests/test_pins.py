@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from places import TESTS
 from safetensors import safe_open
 
 from retro_demo import events
@@ -23,7 +24,7 @@ from retro_demo.runs.checkpoint import read_any_config
 from retro_demo.server.limits import PRIVATE
 from retro_demo.ui.page import build_app
 
-DATA = Path(__file__).parent / "data"
+DATA = TESTS / "data"
 PINS = DATA / "pins"
 OLD = DATA / "made_by_0_5_0"
 KINDS = ("lm", "retro", "retrofit", "marge")

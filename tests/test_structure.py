@@ -11,13 +11,13 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from retro_demo.cli import main
 from retro_demo.models.config import RetroConfig
 from retro_demo.server.limits import Limits
 from retro_demo.settings import CorpusConfig, GenerateConfig, TrainConfig, knobs
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "retro_demo"
 PAPERS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PACKAGES = [
@@ -278,11 +278,11 @@ def test_the_package_is_importable_and_runs_as_a_program_without_the_page():
 
 def test_every_test_that_the_security_table_names_exists():
     table = (ROOT / "docs" / "hosting.md").read_text().split("## Hostile input")[1].split("\n## ")[0]
-    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
 
     for name in set(re.findall(r"`(test_\w+)`", table)):
         assert f"def {name}(" in tests, name
-    for path in set(re.findall(r"`(tests/\w+\.py)`", table)):
+    for path in set(re.findall(r"`(tests/[\w/]+\.py)`", table)):
         assert (ROOT / path).exists(), path
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from retro_demo import tokenizer as tokenizer_module
 from retro_demo.errors import UserError
@@ -97,7 +98,7 @@ def test_training_in_another_process_gives_the_same_tokenizer(tokenizer):
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=ROOT,
     )
     assert found.stdout == tokenizer.fingerprint
 

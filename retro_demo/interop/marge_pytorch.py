@@ -4,7 +4,7 @@ Where it departs from the paper it is followed, since its weights were trained s
 product of the target's normalized embedding and the evidence's raw one, scores are scaled by the root
 of the whole width, heads are always 8, a layer with evidence has a second feed-forward layer, the first
 4 decoder layers read no evidence, and where a mask hides everything, attention is spread evenly. What merely
-fails there works here: masks in generation, and no need of a GPU (`interop/marge_sampling.py`).
+fails there works here: masks in generation, and no need of a GPU (`benchmarks/reference_marge_sampling.py`).
 
 Source: github.com/lucidrains/marge-pytorch (MIT), version 0.2.9; written anew. Nothing of it is
 imported. Shapes: B batch of targets, T tokens, M evidence of each target, S evidence length, N

@@ -10,7 +10,7 @@ import numpy as np
 from retro_demo.corpus.embedding import doubt_of_statistics, known_words
 from retro_demo.errors import listed
 from retro_demo.jobs.lifecycle import JobStatus
-from retro_demo.kinds import KINDS
+from retro_demo.kinds import kind_named
 from retro_demo.render.html_parts import (
     badge,
     bar,
@@ -304,7 +304,7 @@ def estimate(
     `passes` over the training text as `run_actions.passes_ahead` has them.
     """
     seconds = OPERATIONS * parameters * tokens_a_step * steps / OPERATIONS_A_SECOND
-    most = "" if KINDS[model].even_batches else "at most "
+    most = "" if kind_named(model).even_batches else "at most "
     leave = ""
     if minutes and seconds > 60 * minutes:
         leave = f" After {minutes} minutes at work it saves and leaves, and can be resumed."

@@ -17,7 +17,7 @@ from retro_demo.errors import UserError
 from retro_demo.evidence.passages import languages_of
 from retro_demo.files import file_hash, replacing
 from retro_demo.jobs.lifecycle import is_running
-from retro_demo.kinds import KINDS, Kind, resolve
+from retro_demo.kinds import Kind, kind_named, resolve
 from retro_demo.models.config import RetroConfig
 from retro_demo.models.memory import check_memory
 from retro_demo.output_folder import CONFIG, check_output, make_output
@@ -83,9 +83,7 @@ def plan_run(
     cross-attention alone (RETRO section 4.2). Raises UserError for unknown names and bad values, and for a
     MARGE where there are no two documents to be each other's evidence.
     """
-    if model not in KINDS:
-        raise UserError(f"There is no model {model!r}; choose one of {', '.join(KINDS)}.")
-    kind, given = KINDS[model], dict(settings or {})
+    kind, given = kind_named(model), dict(settings or {})
     if kind.base == "must" and not base:
         raise UserError(
             "A retrofit teaches a trained lm to read neighbors: name it with --base RUN. "

@@ -24,7 +24,7 @@ from retro_demo.errors import UserError
 from retro_demo.explain.marge_history import reindexes
 from retro_demo.jobs import lifecycle
 from retro_demo.jobs.lifecycle import JobStatus, seconds_at_work, status
-from retro_demo.kinds import KINDS, resolve
+from retro_demo.kinds import KINDS, kind_named, resolve
 from retro_demo.paths import SAMPLE, run_folder
 from retro_demo.runs import commands
 from retro_demo.runs.alarms import held_out, passes_of
@@ -119,7 +119,7 @@ def passes_ahead(corpus: Path, model: str, settings: Mapping[str, Any]) -> dict[
 
     Where batches are not even, only the most that it can be.
     """
-    kind = KINDS[model]
+    kind = kind_named(model)
     passes = resolve(kind.passes)(corpus, settings)
     return {"passes" if kind.even_batches else "passes_at_most": passes}
 

@@ -30,7 +30,7 @@ from retro_demo.corpus.store import MANIFEST, is_built, load_corpus
 from retro_demo.errors import UserError
 from retro_demo.files import file_hash
 from retro_demo.jobs import job_queue, lifecycle
-from retro_demo.kinds import KINDS
+from retro_demo.kinds import kind_named
 from retro_demo.paths import SAMPLE
 from retro_demo.runs import planning
 from retro_demo.runs.checkpoint import has_weights, read_any_config, saved_step
@@ -241,7 +241,7 @@ def start_run(
         raise UserError(
             f"{corpus_title(corpus)} is being changed, and a run of before could not go on. Wait."
         )
-    if model in KINDS and KINDS[model].base == "must" and not base:
+    if kind_named(model).base == "must" and not base:
         known = ", ".join(bases(workspace, corpus))
         raise UserError(
             f"A retrofit begins with a finished lm. Choose its base: {known}." if known else NO_BASE
@@ -280,8 +280,8 @@ def bases(workspace: Workspace, corpus: str) -> list[str]:
 
 def base_choices(workspace: Workspace, corpus: str | None, model: str) -> list[tuple[str, str]]:
     """What a run of this model may begin with, as (label, id); a retrofit needs one, MARGE has none."""
-    known = bases(workspace, corpus) if corpus and KINDS[model].base != "cannot" else []
-    scratch = [] if KINDS[model].base == "must" else [("none: begin from scratch", "")]
+    known = bases(workspace, corpus) if corpus and kind_named(model).base != "cannot" else []
+    scratch = [] if kind_named(model).base == "must" else [("none: begin from scratch", "")]
     return scratch + [(run.removeprefix(SAMPLE), run) for run in known]
 
 

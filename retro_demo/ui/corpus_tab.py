@@ -71,8 +71,8 @@ class CorpusView:
     def wire(self, visitor: gr.BrowserState) -> None:
         follow = once_known(self.values)
         watched = [visitor, self.corpus, self.shown_before]
-        self.timer.tick(follow, watched, self.outputs, **QUIET)
         chosen = self.corpus.input(follow, [visitor, self.corpus, gr.State("")], self.outputs, **QUIET)
+        self.timer.tick(follow, watched, self.outputs, **QUIET)
         chosen.then(follow, watched, self.outputs, **QUIET)  # late, it may have drawn a corpus chosen before
 
     def values(self, code: str, corpus: str | None, before: str) -> Values:

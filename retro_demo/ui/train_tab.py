@@ -18,7 +18,7 @@ from retro_demo.errors import UserError
 from retro_demo.explain.marge_history import beta_series, pair_series, recall_series, reindexes
 from retro_demo.jobs import lifecycle
 from retro_demo.jobs.lifecycle import JobStatus
-from retro_demo.kinds import KINDS, MARGE_PRESETS, PRESETS
+from retro_demo.kinds import KINDS, MARGE_PRESETS, PRESETS, kind_named
 from retro_demo.models.config import EvidenceConfig, MargeConfig, RetroConfig
 from retro_demo.models.memory import count_parameters
 from retro_demo.paths import SAMPLE
@@ -129,7 +129,7 @@ class Plan:
 
     def adapt(self, model: str, preset: str) -> Values:
         """Each model has its own presets and knobs."""
-        kind, of_its_own = KINDS[model], _has_evidence(model)
+        kind, of_its_own = kind_named(model), _has_evidence(model)
         known, sizes = kind.presets, MARGE_SIZES if of_its_own else SIZES
         chosen = preset if preset in known else "tiny"
         return {
@@ -142,9 +142,9 @@ class Plan:
         """The runs that can be begun from; a retrofit needs one, the others may begin from scratch."""
         offered = service.base_choices(Workspace.open(self.home, code), corpus, model)
         values = [value for _, value in offered]
-        keep = KINDS[model].base == "must" and base in values
+        keep = kind_named(model).base == "must" and base in values
         chosen = base if keep else next(iter(values), None)
-        return {self.base: gr.Dropdown(offered, value=chosen, visible=KINDS[model].base != "cannot")}
+        return {self.base: gr.Dropdown(offered, value=chosen, visible=kind_named(model).base != "cannot")}
 
     def offer_more(self, code: str, corpus: str | None, model: str) -> Values:
         """A training may have ended since; what is chosen stays."""
@@ -160,17 +160,17 @@ class Plan:
         self, code: str, corpus: str | None, model: str, preset: str, base: str | None, *values: Any
     ) -> Values:
         """How large the model is and how long a run may take, or what is wrong with the settings."""
-        if KINDS[model].base == "must" and not base:
+        if kind_named(model).base == "must" and not base:
             return {self.estimate: html_parts.note(service.NO_BASE, "warning")}
         try:  # half-typed knobs are no mistake yet: say it in place, without a toast
             settings, limits = self.settings(model, values), limits_of(self.home)
-            shape = KINDS[model].part_types()["network"]
+            shape = kind_named(model).part_types()["network"]
             chosen = {knob.name: settings[knob.name] for knob in knobs(shape)}
-            network = shape(**chosen | dict(KINDS[model].always))
+            network = shape(**chosen | dict(kind_named(model).always))
             check_settings(limits, network, settings)
         except UserError as error:
             return {self.estimate: html_parts.note(on_page(error), "warning")}
-        tokens = math.prod(settings[name] for name in KINDS[model].batch)
+        tokens = math.prod(settings[name] for name in kind_named(model).batch)
         cost = count_parameters(network), settings["steps"], tokens
         workspace, passes = Workspace.open(self.home, code), {}
         if corpus and corpus in run_actions.built_ones(workspace):
@@ -180,7 +180,7 @@ class Plan:
 
 def _has_evidence(model: str) -> bool:
     """Whether a kind of run is planned with the form of MARGE."""
-    return KINDS[model].reads == "evidence"
+    return kind_named(model).reads == "evidence"
 
 
 def _show(form: Form) -> None:
@@ -257,8 +257,8 @@ class RunView:
     def wire(self, visitor: gr.BrowserState) -> None:
         follow = once_known(self.follow)
         watched = [visitor, self.run, self.shown_before]
-        self.timer.tick(follow, watched, self.outputs, **QUIET)
         chosen = self.run.input(follow, [visitor, self.run, gr.State("")], self.outputs, **QUIET)
+        self.timer.tick(follow, watched, self.outputs, **QUIET)
         chosen.then(follow, watched, self.outputs, **QUIET)  # late, it may have drawn a run chosen before
 
     def follow(self, code: str, run: str | None, before: str) -> Values:
@@ -534,7 +534,7 @@ class TrainTab:
         self, code: str, corpus: str, model: str, preset: str, name: str, base: str | None, *values: Any
     ) -> Values:
         workspace, settings = Workspace.open(self.home, code), self.plan.settings(model, values)
-        begun_from = "" if KINDS[model].base == "cannot" else base or ""
+        begun_from = "" if kind_named(model).base == "cannot" else base or ""
         run = service.start_run(workspace, corpus or "", model, preset, settings, name, begun_from)
         return self.refreshed(code, run, corpus)
 
