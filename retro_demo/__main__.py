@@ -8,9 +8,7 @@ from retro_demo.jobs.worker import keep_to_allowance, stop_on_signal
 
 def main() -> int:
     """Run the verb that this process was started with; returns the exit code."""
-    if sys.argv[1:2] == [
-        "serve"
-    ]:  # which ends at once when it is asked to, and imports in an order of its own
+    if sys.argv[1:2] == ["serve"]:  # it ends at once when asked to, and imports in an order of its own
         from retro_demo.ui.serve import main as serve
 
         return serve(sys.argv[2:], "retro-demo serve")

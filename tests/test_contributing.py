@@ -67,6 +67,15 @@ class Longest:
         return rank(ids, np.tile(scores, (len(tokens), 1)), k)
 
 
+def test_what_the_table_of_less_obvious_places_names_is_defined_there():
+    table = (ROOT / "CONTRIBUTING.md").read_text().split("## Where things live")[1].split("## ")[0]
+    named = re.findall(r"`(retro_demo/[\w/]+\.py)` \(`(\w+)`\)", table)
+
+    assert len(named) >= 5
+    for path, name in named:
+        assert re.search(rf"^(def|class) {name}\b", (ROOT / path).read_text(), re.M), (path, name)
+
+
 def test_a_retriever_with_a_row_in_the_table_is_searched_by_its_name(monkeypatch, small_corpus):
     with pytest.raises(UserError):
         load_retriever(small_corpus, "longest")

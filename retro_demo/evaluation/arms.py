@@ -1,7 +1,7 @@
 """What each arm of an evaluation lets the model read, for RETRO and for MARGE.
 
 An arm of RETRO reads the same held-out text and differs from the next in nothing but the neighbors of each
-chunk (papers.md 4.1), so a difference of losses is a difference of neighbors:
+chunk, so a difference of losses is a difference of neighbors:
 
     off                 none
     on                  what the run's own retriever finds

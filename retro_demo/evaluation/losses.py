@@ -312,7 +312,7 @@ def tokens_moved(sums: Sums, reference: str) -> dict[str, float]:
     }
 
 
-MEANT = 0.1  # nat: what counts as helped or hurt (papers.md 4.2)
+MEANT = 0.1  # nat: what counts as helped or hurt
 
 
 def helped_and_hurt(gain: np.ndarray) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Does retrieval help? One sentence that claims no more than the controls allow.
 
 "Retrieval helps" is said only where the run with its neighbors beats a matched baseline and the
-neighbors of another sequence, each by an interval that excludes 0 (papers.md 4.1): the first says that
+neighbors of another sequence, each by an interval that excludes 0: the first says that
 it is useful, the second that the content of the neighbors is the reason. This module knows only figures; the
 verdict on a MARGE stands in evaluation/report.py.
 """

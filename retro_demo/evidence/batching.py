@@ -1,4 +1,4 @@
-"""Batches as subgraphs of the graph of targets and their evidence (papers.md 2.2, step 4).
+"""Batches as subgraphs of the graph of targets and their evidence.
 
 In a batch every target sees the evidence of all of them, so targets that share evidence belong
 together: the evidence is read once and gives each of them more edges for the same tokens.

@@ -1,4 +1,4 @@
-"""MARGE's passages, and which of them are evidence for which (papers.md 2.2, steps 1-3).
+"""MARGE's passages, and which of them are evidence for which.
 
 Documents of a corpus are cut into passages, which MARGE reads and writes. For each target the most relevant
 passages are chosen by the embeddings of a MARGE encoder; this module decides the shards, which passages may

@@ -2,8 +2,7 @@
 
 A sample is a few dozen documents of the run: how relevant they are to each other, and where they lie on a
 map, read from what each re-index saved (evidence/reindex.py). The series come from the events: what each
-re-index found, and how beta moved. No model is needed. Downloads are plain JSON, each with its origin
-(papers.md 4.12).
+re-index found, and how beta moved. No model is needed. Downloads are plain JSON, each with its origin.
 
 Shapes: P passages, R passages whose embeddings are saved, N of the sample, D width.
 """
@@ -147,7 +146,7 @@ class Plane:
 
 
 def first_plane(found: Reindexing) -> Plane:
-    """The principal components of all kept embeddings of a re-index (papers.md 4.11)."""
+    """The principal components of all kept embeddings of a re-index."""
     vectors = vectors_of(found, found.rows)
     mean = vectors.mean(axis=0)
     _, _, components = np.linalg.svd(vectors - mean, full_matrices=False)

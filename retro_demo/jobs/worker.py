@@ -78,9 +78,8 @@ def stop_on_signal() -> Callable[[], bool]:
     signal.signal(signal.SIGTERM, note)
     signal.signal(signal.SIGINT, note)
     if hasattr(signal, "SIGALRM"):
-        signal.signal(signal.SIGALRM, note)  # see jobs/worker.py
+        signal.signal(signal.SIGALRM, note)  # the time that this worker may take is up
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(
-            signal.SIG_UNBLOCK, [signal.SIGTERM]
-        )  # held back until here: see jobs/lifecycle.py
+        # held back until here by jobs/lifecycle.py
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     return lambda: bool(asked)

@@ -1,8 +1,8 @@
 """What a neighbor list is, and what every retriever can do.
 
 The order of neighbors (score, then id), their comparison, and which chunks may be neighbors (`excluded`) are
-decided here. This module does not know
-vectors, words or FAISS: retrieval/dense.py and retrieval/bm25.py find neighbors.
+decided here. This module does not know vectors, words or FAISS: retrieval/dense.py and retrieval/bm25.py find
+neighbors.
 
 Shapes: Q queries, K neighbors, C chunk length.
 """

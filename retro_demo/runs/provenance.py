@@ -1,6 +1,6 @@
 """Where a figure comes from: all that is needed to make it again, as plain JSON.
 
-Every measurement carries this beside its numbers (papers.md 4.12): which run on which corpus, with
+Every measurement carries this beside its numbers: which run on which corpus, with
 which seed, settings, versions and time, and the command line that repeats it.
 """
 

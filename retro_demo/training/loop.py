@@ -1,10 +1,7 @@
-"""The one training loop, and the held-out losses that it measures.
+"""The one training loop.
 
 A model offers `loss(batch)` and the batches offer `train_batch(step)`; what else differs between models lives
 there. The loop does not know text, file names, interfaces or which model it trains.
-
-Held-out loss is measured with and without neighbors, in nats a token and bits a byte. Only positions that
-retrieval can reach count (from the last token of the first chunk on), the same ones for every arm.
 """
 
 from __future__ import annotations
@@ -16,17 +13,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from retro_demo.devices import ALONE, World, clip_gradients, noticing_loss, part_of
 from retro_demo.errors import UserError
 from retro_demo.events import Evaluated, Event, Finished, Saved, Step, Stopped
-from retro_demo.models.retro import RETRO
 from retro_demo.runs.alarms import Watch
 from retro_demo.settings import TrainConfig
-from retro_demo.training.batches import RetroBatches
 
 LR_FLOOR = 0.1  # the cosine ends at a tenth (RETRO section 3.1)
 
@@ -192,35 +186,3 @@ def _optimizer_step(
     if math.isfinite(loss) and math.isfinite(norm):  # else the weights would be lost before the loop says so
         optimizer.step()
     return loss, norm, gained
-
-
-@torch.inference_mode()
-def measure_arms(
-    model: RETRO, batches: RetroBatches, bytes_of_tokens: np.ndarray, max_tokens: int
-) -> dict[str, dict[str, float]]:
-    """Loss of each arm on the held-out documents: {"on": {nats, bpb, tokens}, "off": ...}.
-
-    "off" is the same model without neighbors; a plain `lm` has no other arm. bytes_of_tokens (V,):
-    bpb = nats / (ln 2 * bytes of the original text). Empty where nothing is held out.
-    """
-    model.eval()
-    device = next(model.parameters()).device
-    pad, first = model.config.pad_id, model.config.chunk_len - 1
-    width = torch.from_numpy(bytes_of_tokens).to(device)
-    arms = ("on", "off") if batches.retrieves else ("off",)
-    nats = dict.fromkeys(arms, 0.0)
-    tokens, size = 0, 0
-    for _, batch in batches.held_out_batches(max_tokens):
-        batch = batch.to(device)
-        for arm in arms:
-            losses = model.token_losses(batch.tokens, batch.neighbors if arm == "on" else None)
-            nats[arm] += losses[:, first:].cpu().double().sum().item()
-        targets = batch.tokens[:, 1:][:, first:]
-        tokens += int((targets != pad).sum())
-        size += int(width[targets].sum())
-    if not tokens:
-        return {}
-    return {
-        arm: {"nats": total / tokens, "bpb": total / math.log(2) / max(1, size), "tokens": tokens}
-        for arm, total in nats.items()
-    }

@@ -5,6 +5,7 @@ begins, the batches, what is measured, and what comes between steps."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -55,7 +56,7 @@ from retro_demo.runs.loading import load_database, load_own_corpus
 from retro_demo.runs.planning import check_size
 from retro_demo.settings import GenerateConfig
 from retro_demo.training.batches import MargeBatches, RetroBatches, check_share
-from retro_demo.training.loop import Batches, Hooks, make_optimizer, measure_arms, train
+from retro_demo.training.loop import Batches, Hooks, make_optimizer, train
 
 MARGE_SAMPLE_TOKENS = 24
 MARGE_PROMPT_TOKENS = 12
@@ -367,3 +368,35 @@ def _marge_sample(run: LoadedMarge, arms: EvidenceArms) -> str:
     )
     assert isinstance(written, Written)
     return run.tokenizer.decode(written.tokens)
+
+
+@torch.inference_mode()
+def measure_arms(
+    model: RETRO, batches: RetroBatches, bytes_of_tokens: np.ndarray, max_tokens: int
+) -> dict[str, dict[str, float]]:
+    """Loss of each arm on the held-out documents: {"on": {nats, bpb, tokens}, "off": ...}.
+
+    "off" is the same model without neighbors; a plain `lm` has no other arm. bytes_of_tokens (V,):
+    bpb = nats / (ln 2 * bytes of the original text). Empty where nothing is held out.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    pad, first = model.config.pad_id, model.config.chunk_len - 1
+    width = torch.from_numpy(bytes_of_tokens).to(device)
+    arms = ("on", "off") if batches.retrieves else ("off",)
+    nats = dict.fromkeys(arms, 0.0)
+    tokens, size = 0, 0
+    for _, batch in batches.held_out_batches(max_tokens):
+        batch = batch.to(device)
+        for arm in arms:
+            losses = model.token_losses(batch.tokens, batch.neighbors if arm == "on" else None)
+            nats[arm] += losses[:, first:].cpu().double().sum().item()
+        targets = batch.tokens[:, 1:][:, first:]
+        tokens += int((targets != pad).sum())
+        size += int(width[targets].sum())
+    if not tokens:
+        return {}
+    return {
+        arm: {"nats": total / tokens, "bpb": total / math.log(2) / max(1, size), "tokens": tokens}
+        for arm, total in nats.items()
+    }

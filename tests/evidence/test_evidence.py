@@ -114,7 +114,7 @@ def test_some_targets_get_more_than_the_average_and_others_rest():
 
 @pytest.mark.parametrize("same_document", [False, True])
 def test_a_copy_of_the_target_is_never_its_evidence(same_document):
-    """Test 23: by id and by content, with duplicates, in one set or in two."""
+    """By id and by content, with duplicates, in one set or in two."""
     passages = made(
         [0, 0, 1, 2, 3, 4], content=[0, 0, 0, 1, 2, 3], language=[0, 0, 1, 0, 0, 1], place=[0, 1, 0, 0, 0, 0]
     )

@@ -22,8 +22,8 @@ from retro_demo.runs import checkpoint
 from retro_demo.runs.checkpoint import load_model, read_run_config, save_state, saved_step
 from retro_demo.runs.planning import extend_run, plan_run
 from retro_demo.settings import TrainConfig
-from retro_demo.training.loop import learning_rate, measure_arms
-from retro_demo.training.trainer import make_batches
+from retro_demo.training.loop import learning_rate
+from retro_demo.training.trainer import make_batches, measure_arms
 
 
 @pytest.mark.parametrize("model", ["lm", "retro"])
