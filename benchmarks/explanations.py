@@ -23,7 +23,7 @@ from retro_demo.corpus.sharding import ensure_sample
 from retro_demo.explain.edits import rewrite
 from retro_demo.explain.text import explain_text, held_out_documents, trace_values
 from retro_demo.paths import CHECKPOINTS
-from retro_demo.render.trace_views import edit_html, heat, linked, timeline_html, token_table
+from retro_demo.render.trace_views import edit_html, heatmap, linked, timeline_html, token_table
 from retro_demo.runs.loading import load_run
 from retro_demo.settings import ExplainConfig
 
@@ -77,7 +77,7 @@ def main() -> None:
                 trace, rewrite(run, trace, 3, 0, "The capital is Mibo.", ""), 130
             ),
             "the edit as HTML": lambda: edit_html(trace, made, 130),
-            "attention of one head": lambda: heat(trace, trace.layers[0], 0),
+            "attention of one head": lambda: heatmap(trace, trace.layers[0], 0),
             "timeline": lambda: timeline_html(trace),
             "table of all numbers": lambda: token_table(trace),
             "JSON file": lambda: (Path(folder) / "trace.json").write_text(json.dumps(trace_values(trace))),

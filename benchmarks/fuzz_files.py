@@ -272,7 +272,7 @@ def _events(rng: random.Random, folder: Path) -> object:
         job_views.arms_html(status),
         job_views.build_status(status, "corpus"),
         job_views.waiting(status, "corpus"),
-        job_views.worth(status, None),
+        job_views.retrieval_gain(status, None),
         plots.loss_curve(status, "run"),
     )
 

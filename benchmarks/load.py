@@ -29,7 +29,7 @@ from benchmarks.load_visitor import Tally, Visitor
 from benchmarks.measuring import Report, options
 from benchmarks.serving import served_app
 from retro_demo.corpus.sharding import ensure_sample
-from retro_demo.jobs.job_queue import read_tickets
+from retro_demo.jobs.job_queue import read_queue
 from retro_demo.server.limits import PREFIX, PUBLIC
 
 LOOK_SECONDS = 2.0
@@ -73,15 +73,15 @@ def sampled(pid: int, home: Path, begun: float) -> Sample:
     fields = dict(
         line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line
     )
-    tickets = read_tickets(home)
+    entries = read_queue(home)
     return Sample(
         round(time.monotonic() - begun, 1),
         int(fields["VmRSS"].split()[0]) * 1.024e-3,
         int(fields["RssAnon"].split()[0]) * 1.024e-3,
         len(os.listdir(f"/proc/{pid}/fd")),
         int(fields["Threads"]),
-        sum(not ticket.started for ticket in tickets),
-        sum(ticket.started for ticket in tickets),
+        sum(not entry.started for entry in entries),
+        sum(entry.started for entry in entries),
     )
 
 
@@ -131,7 +131,7 @@ def handlers_of_the_page(url: str) -> tuple[int, int]:
 def settle(home: Path) -> tuple[int, int]:
     """(tickets, processes) that are left when what was at work had time to leave."""
     deadline = time.monotonic() + LEAVE_SECONDS
-    while (left := (len(read_tickets(home)), len(workers(home)))) != (0, 0):
+    while (left := (len(read_queue(home)), len(workers(home)))) != (0, 0):
         if time.monotonic() > deadline:
             break
         time.sleep(0.5)

@@ -21,7 +21,7 @@ from benchmarks.reference_env import load_references
 import torch.nn.functional as F  # isort: skip
 from torch import Tensor, nn
 
-from retro_demo.devices import ALONE, spread
+from retro_demo.devices import SINGLE_PROCESS, wrap_model
 from retro_demo.events import Evaluated, Step
 from retro_demo.interop import retro_from_reference
 from retro_demo.interop.marge_pytorch import marge_from_reference
@@ -220,7 +220,7 @@ def our_step(model: nn.Module, batch: Any, *, half: bool = False) -> Callable[[]
         evaluate=lambda step: (Evaluated(step, {}),), save=lambda step, best: None, stop=lambda: False
     )
     optimizer = make_optimizer(model, config)
-    learner = spread(model, ALONE, sharded=False, precision="bfloat16" if half else "float32")
+    learner = wrap_model(model, SINGLE_PROCESS, sharded=False, precision="bfloat16" if half else "float32")
     events = train(learner, OneBatch(batch), optimizer, config, start=0, hooks=hooks, watch=Watch(config))
     return lambda: next(event.loss for event in events if isinstance(event, Step))
 

@@ -19,7 +19,7 @@ from retro_demo.settings import (
     GenerateConfig,
     TrainConfig,
     WeighConfig,
-    knobs,
+    settings_of,
 )
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -44,18 +44,18 @@ def shown(value: object) -> str:
 
 def table(config: type) -> list[str]:
     lines = ["| setting | default | range | what it is |", "|---|---|---|---|"]
-    for knob in knobs(config):
-        meta = knob.metadata
+    for setting in settings_of(config):
+        meta = setting.metadata
         span = ", ".join(meta["choices"]) or (
             f"{meta['low']} to {meta['high']}" if meta["low"] is not None else ""
         )
-        lines.append(f"| `{knob.name}` | {shown(knob.default)} | {span} | {meta['help']} |")
+        lines.append(f"| `{setting.name}` | {shown(setting.default)} | {span} | {meta['help']} |")
     return lines
 
 
 def preset_table(presets: dict[str, dict[str, object]], configs: list[type], begun: bool) -> list[str]:
     """What the presets say otherwise than the defaults; who begins with a run keeps its decoder."""
-    defaults = {knob.name: knob.default for kind in configs for knob in knobs(kind)}
+    defaults = {setting.name: setting.default for kind in configs for setting in settings_of(kind)}
     lines = ["| setting | " + " | ".join(presets) + " |", "|---|" + "---|" * len(presets)]
     for name in dict.fromkeys(name for preset in presets.values() for name in preset):
         if begun and name in ("dim", "depth", "num_heads"):

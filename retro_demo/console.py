@@ -9,7 +9,7 @@ import os
 import sys
 from typing import Any
 
-from retro_demo.settings import knobs
+from retro_demo.settings import settings_of
 
 
 def add_flags(parser: argparse.ArgumentParser, *configs: type) -> None:
@@ -19,22 +19,22 @@ def add_flags(parser: argparse.ArgumentParser, *configs: type) -> None:
     """
     known: set[str] = set()
     for config in configs:
-        fields = [knob for knob in knobs(config) if knob.name not in known]
-        known |= {knob.name for knob in fields}
+        fields = [setting for setting in settings_of(config) if setting.name not in known]
+        known |= {setting.name for setting in fields}
         about = (config.__doc__ or "").partition("\n")[0]
         _add_group(parser.add_argument_group(config.__name__, about), fields)
 
 
 def _add_group(group: Any, fields: list[dataclasses.Field[Any]]) -> None:
-    for knob in fields:
-        default = knob.default
+    for setting in fields:
+        default = setting.default
         kind = {tuple: numbers, bool: truth}.get(type(default), type(default))
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         group.add_argument(
-            f"--{knob.name.replace('_', '-')}",
+            f"--{setting.name.replace('_', '-')}",
             type=kind,
             metavar=kind.__name__.upper(),
-            help=f"{knob.metadata['help']} Default: {shown or 'none'}.".replace("%", "%%"),
+            help=f"{setting.metadata['help']} Default: {shown or 'none'}.".replace("%", "%%"),
         )
 
 
@@ -67,5 +67,7 @@ def truth(text: str) -> bool:
 
 def given(options: argparse.Namespace, *configs: type) -> dict[str, Any]:
     """The settings of configs that were set on the command line."""
-    values = {knob.name: getattr(options, knob.name) for config in configs for knob in knobs(config)}
+    values = {
+        setting.name: getattr(options, setting.name) for config in configs for setting in settings_of(config)
+    }
     return {name: value for name, value in values.items() if value is not None}

@@ -1,8 +1,8 @@
 """Where to compute: the device, the cores and memory allowed, the processes of one training, torch.compile.
 
 `torchrun` starts the processes that train one run together and tells each its rank by the environment;
-without it there is one (ALONE). The first process is the main one: it alone writes, prints and measures. The
-engines are torch's: DDP, where each process has all weights, and FSDP, where each has a part of them.
+without it there is one (SINGLE_PROCESS). The first process is the main one: it alone writes, prints and
+measures. The engines are torch's: DDP, where each process has all weights, and FSDP, where each has a part.
 
 torch.compile is used for the loss of a training step where this machine can compile. Modules are compiled in
 place, so names of weights, saves and measurements stay.
@@ -57,7 +57,7 @@ def lent_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The tensor on a device; to a GPU from pinned memory, so that the host need not wait for the copy."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
@@ -143,7 +143,7 @@ def _memory_limit(group: Path) -> int | None:
 
 
 Model = TypeVar("Model", bound=nn.Module)
-PATIENCE = timedelta(hours=2)  # the others wait so long while the leader builds a sample or measures
+PATIENCE = timedelta(hours=2)  # the others wait so long while the main process builds a sample or measures
 PEER_GONE = re.compile(
     r"closed by peer|reset by peer|Broken pipe|[Tt]imed out|pair closure|Connection refused|remote process"
 )
@@ -163,7 +163,7 @@ class World:
     local_size: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that writes and speaks."""
         return self.rank == 0
 
@@ -206,8 +206,8 @@ class World:
         return f"cuda:{self.local_rank}"
 
     def seed(self, *numbers: int) -> None:
-        """Give all processes but the leader generators of their own, from these numbers: for dropout."""
-        if not self.leads:
+        """Give all processes but the main one generators of their own, from these numbers: for dropout."""
+        if not self.is_main:
             torch.manual_seed(int(np.random.default_rng([self.rank, *numbers]).integers(2**63)))
 
     def threads(self, threads: int) -> int:
@@ -215,7 +215,7 @@ class World:
         return max(1, threads // self.local_size)
 
 
-ALONE = World()
+SINGLE_PROCESS = World()
 
 
 @contextmanager
@@ -243,10 +243,10 @@ def launched_rank() -> int:
 
 
 @contextmanager
-def joined() -> Iterator[World]:
-    """Join the others that `torchrun` started, until the end of the block; ALONE where there are none."""
+def process_group() -> Iterator[World]:
+    """Join the processes that `torchrun` started, until the end of the block; else SINGLE_PROCESS."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["WORLD_SIZE"] == "1":
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     if not dist.is_available():
         raise UserError("This torch was built without torch.distributed: train in one process.")
@@ -260,8 +260,8 @@ def joined() -> Iterator[World]:
 
 
 @contextmanager
-def led(world: World) -> Iterator[None]:
-    """A block whose work is the leader's: nobody goes on before its end, and its failure ends all."""
+def on_main(world: World) -> Iterator[None]:
+    """A block of work for the main process: the others wait for its end, and its failure ends all."""
     try:
         yield
     except BaseException:
@@ -292,7 +292,7 @@ class Learner(nn.Module):
         return loss * self.size
 
 
-def spread(
+def wrap_model(
     model: nn.Module,
     world: World,
     *,
@@ -300,7 +300,7 @@ def spread(
     precision: str,
     compiled: Callable[[nn.Module], None] | None = None,
 ) -> nn.Module:
-    """The model as the loop calls it, its weights the leader's in every process.
+    """The model as the loop calls it, its weights those of the main one in every process.
 
     With `sharded` each process keeps a part of weights, gradients and optimizer state and borrows the
     rest layer by layer (FSDP); without, all of it (DDP). One process shares with nobody. `compiled`
@@ -350,7 +350,7 @@ def clip_gradients(learner: nn.Module, most: float) -> float:
     gradients = [weight.grad for weight in learner.parameters() if weight.grad is not None]
     if not any(map(_is_sharded, gradients)):
         return nn.utils.clip_grad_norm_(learner.parameters(), most).item()
-    norm = torch.stack([whole(torch.linalg.vector_norm(part)) for part in gradients]).norm().item()
+    norm = torch.stack([full_tensor(torch.linalg.vector_norm(part)) for part in gradients]).norm().item()
     if norm > most:
         for part in gradients:
             part.mul_(most / (norm + 1e-6))
@@ -384,17 +384,17 @@ def shared_rows(
     return tuple(_Gathered.apply(part, rank, size).flatten(0, 1)[: len(rows)] for part in encode(own))
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor in full, where each process has a part of it; then all of them must ask."""
     return tensor.full_tensor() if _is_sharded(tensor) else tensor  # pyright: ignore
 
 
-def part_of(tensor: Tensor) -> Tensor:
+def local_tensor(tensor: Tensor) -> Tensor:
     """What this process has of a tensor."""
     return tensor.to_local() if _is_sharded(tensor) else tensor  # pyright: ignore
 
 
-def like(tensor: Tensor, full: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, full: Tensor) -> Tensor:
     """What this process keeps of a tensor in full: the same share, on the same device, as of `tensor`."""
     full = full.to(tensor.device)
     if not _is_sharded(tensor):
@@ -420,7 +420,7 @@ def for_measuring(model: Model) -> Model:
     """
     if not any(_is_sharded(weight) for weight in model.parameters()):
         return model
-    weights = {name: whole(weight) for name, weight in model.state_dict().items()}
+    weights = {name: full_tensor(weight) for name, weight in model.state_dict().items()}
     with torch.random.fork_rng(devices=[]):  # the first weights of the copy are of no use
         copy = type(model)(model.config)  # a model of ours is made from its config alone
     copy.load_state_dict(weights)

@@ -38,21 +38,21 @@ NO_MEMORY = re.compile(
     r"annot allocate memory|can't allocate memory|not enough memory|bad_alloc|out of memory", re.IGNORECASE
 )
 OF_A_GPU = re.compile(r"CUDA|MPS|HIP|GPU")
-LIGHTER = (
+MEMORY_ADVICE = (
     "Try again when other jobs have ended, or ask for less: a smaller --batch-size, --seq-len or network for "
     "a run, less text for a corpus."
 )
 LEAST_FREE = 1_000_000  # bytes of the disk; below, a job can hardly say any more why it ends
 
 
-def said(error: BaseException, lighter: str = LIGHTER) -> str:
+def describe_error(error: BaseException, advice: str = MEMORY_ADVICE) -> str:
     """What a full disk or too little memory is to the user; "" where the error is neither.
 
-    `lighter` says what needs less memory.
+    `advice` says what needs less memory.
     """
     text, number = str(error), (error.errno or 0) if isinstance(error, OSError) else 0
     if number == errno.ENOMEM or isinstance(error, MemoryError):
-        return _no_memory("", lighter)
+        return _no_memory("", advice)
     full = FULL.get(number, "") or (TOO_LARGE if number == errno.EFBIG else "")
     full = full or next((words for pattern, words in WORDS if pattern.search(text)), "")
     if full:
@@ -60,11 +60,11 @@ def said(error: BaseException, lighter: str = LIGHTER) -> str:
             f"{full}, so something could not be saved. Make room (delete corpora or runs that you do not "
             "need), then go on: what was saved before is whole."
         )
-    return _no_memory(text, lighter) if NO_MEMORY.search(text) else ""
+    return _no_memory(text, advice) if NO_MEMORY.search(text) else ""
 
 
-def _no_memory(text: str, lighter: str) -> str:
-    return f"There is not enough memory{' on the GPU' if OF_A_GPU.search(text) else ''} for this. {lighter}"
+def _no_memory(text: str, advice: str) -> str:
+    return f"There is not enough memory{' on the GPU' if OF_A_GPU.search(text) else ''} for this. {advice}"
 
 
 def why_interrupted(by_signal: int, free: int) -> str:

@@ -18,7 +18,7 @@ from importlib import import_module
 from typing import Any
 
 from retro_demo.errors import UserError
-from retro_demo.settings import TrainConfig, knobs
+from retro_demo.settings import TrainConfig, settings_of
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {},
@@ -163,10 +163,10 @@ class Kind:
 @cache
 def _settings(parts: tuple[type, ...], trained_by: tuple[str, ...]) -> dict[str, type]:
     return {
-        knob.name: part
+        setting.name: part
         for part in parts
-        for knob in knobs(part)
-        if part is not TrainConfig or not trained_by or knob.name in trained_by
+        for setting in settings_of(part)
+        if part is not TrainConfig or not trained_by or setting.name in trained_by
     }
 
 

@@ -1,6 +1,6 @@
 """Every setting, declared once: of corpora, training, generation, evaluation, explanation, changes.
 
-A setting ("knob" in the code) is a field of a frozen dataclass with its label, range and help in the
+A setting is a field of a frozen dataclass with its label, range and help in the
 metadata. The command line, the forms of the page, the range checks and docs/settings.md all read these. A
 saved config is the dataclass as JSON. This module knows nothing of files, torch or widgets; networks have
 models/config.py, visitors' limits server/limits.py.
@@ -16,12 +16,20 @@ from typing import Any, TypeVar
 
 from retro_demo.errors import UserError
 
-__all__ = ["CorpusConfig", "GenerateConfig", "RETRIEVERS", "TrainConfig", "from_json", "knobs", "to_json"]
+__all__ = [
+    "CorpusConfig",
+    "GenerateConfig",
+    "RETRIEVERS",
+    "TrainConfig",
+    "from_json",
+    "settings_of",
+    "to_json",
+]
 
 Config = TypeVar("Config")
 
 
-def knob(
+def setting(
     default: Any,
     label: str,
     help: str,
@@ -34,7 +42,7 @@ def knob(
 ) -> Any:
     """A dataclass field that people can set.
 
-    `main` knobs stand in view on a form, the others under "All knobs"; a `derived` one follows from
+    `main` settings stand in view on a form, the others under "All knobs"; a `derived` one follows from
     something else (the vocabulary from the tokenizer, say) and is offered nowhere.
     """
     return field(
@@ -51,20 +59,20 @@ def knob(
     )
 
 
-def knobs(config: Any) -> list[dataclasses.Field[Any]]:
+def settings_of(config: Any) -> list[dataclasses.Field[Any]]:
     """The fields of a config (class or instance) that people can set, in order."""
     return [f for f in dataclasses.fields(config) if "label" in f.metadata and not f.metadata["derived"]]
 
 
 def check_ranges(config: Any) -> None:
     """Refuse a value of the wrong kind or outside its range, whichever door it came by."""
-    for knob_field in dataclasses.fields(config):
-        if "label" not in knob_field.metadata:
+    for setting_field in dataclasses.fields(config):
+        if "label" not in setting_field.metadata:
             continue
-        name, meta, value = knob_field.name, knob_field.metadata, getattr(config, knob_field.name)
-        if not _same_kind(value, knob_field.default):
+        name, meta, value = setting_field.name, setting_field.metadata, getattr(config, setting_field.name)
+        if not _same_kind(value, setting_field.default):
             kind = {int: "a whole number", float: "a number", tuple: "a list of whole numbers"}
-            wanted = kind.get(type(knob_field.default), type(knob_field.default).__name__)
+            wanted = kind.get(type(setting_field.default), type(setting_field.default).__name__)
             raise UserError(f"{name} is {seen(value)}, but it must be {wanted}.", **{name: meta["label"]})
         if meta["choices"] and value not in meta["choices"]:
             choices = ", ".join(filter(None, meta["choices"]))
@@ -120,7 +128,7 @@ RETRIEVERS = ("dense", "bm25", "bm25-words", "hybrid")
 class CorpusConfig:
     """How documents become chunks, vectors and neighbors."""
 
-    chunk_len: int = knob(
+    chunk_len: int = setting(
         64,
         "Chunk length",
         "Tokens in a chunk (m in the paper, which uses 64).",
@@ -128,7 +136,7 @@ class CorpusConfig:
         high=512,
         main=True,
     )
-    holdout: float = knob(
+    holdout: float = setting(
         0.15,
         "Held out",
         "Share of the groups of documents kept out of training and of the index, to measure on. The usual "
@@ -137,28 +145,30 @@ class CorpusConfig:
         high=0.5,
         main=True,
     )
-    embedder: str = knob(
+    embedder: str = setting(
         "static",
         "Embedder",
         "What turns a chunk into a vector: static (a small table, fast), minilm (the frozen transformer). "
         "The command line takes minilm:FOLDER and st:NAME (a sentence-transformers model), too.",
         main=True,
     )
-    tokenizer: str = knob(
+    tokenizer: str = setting(
         "train",
         "Tokenizer",
         "train: a byte-level BPE of this corpus' own; factbook: the one of the shipped sample; "
         "or a tokenizer.json.",
     )
-    vocab_size: int = knob(4096, "Vocabulary", "Tokens of a newly trained tokenizer.", low=300, high=65_536)
-    num_neighbors: int = knob(
+    vocab_size: int = setting(
+        4096, "Vocabulary", "Tokens of a newly trained tokenizer.", low=300, high=65_536
+    )
+    num_neighbors: int = setting(
         10,
         "Stored neighbors",
         "Neighbors stored for each chunk; a run uses the first few.",
         low=1,
         high=100,
     )
-    window: int = knob(
+    window: int = setting(
         4,
         "Exclusion window",
         "Only where one document was split into sections: chunks this near to a query are never "
@@ -166,15 +176,17 @@ class CorpusConfig:
         low=1,
         high=1000,
     )
-    fields: str = knob(
+    fields: str = setting(
         "",
         "Fields",
         "For tables and records (.csv .tsv .parquet .jsonl .json): which column is which, as in "
         "text=body,title=name (ours: id, title, lang, text, group, use); a name with a comma in quotes: "
         'text="Body, English".',
     )
-    seed: int = knob(0, "Seed", "Which groups are held out.", low=0, high=2**31 - 1)
-    max_megabytes: int = knob(256, "Largest text", "Megabytes of text read at most.", low=1, high=1_000_000)
+    seed: int = setting(0, "Seed", "Which groups are held out.", low=0, high=2**31 - 1)
+    max_megabytes: int = setting(
+        256, "Largest text", "Megabytes of text read at most.", low=1, high=1_000_000
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -184,15 +196,15 @@ class CorpusConfig:
 class TrainConfig:
     """How a run is trained."""
 
-    steps: int = knob(300, "Steps", "Optimizer steps of the whole run.", low=1, high=10_000_000, main=True)
-    batch_size: int = knob(4, "Batch", "Sequences in a step.", low=1, high=4096)
-    seq_len: int = knob(
+    steps: int = setting(300, "Steps", "Optimizer steps of the whole run.", low=1, high=10_000_000, main=True)
+    batch_size: int = setting(4, "Batch", "Sequences in a step.", low=1, high=4096)
+    seq_len: int = setting(
         256, "Context", "Tokens in a sequence: a multiple of the chunk length.", low=8, high=65_536
     )
-    num_neighbors: int = knob(
+    num_neighbors: int = setting(
         2, "Neighbors", "Neighbors of each chunk (k in the paper).", low=1, high=100, main=True
     )
-    retriever: str = knob(
+    retriever: str = setting(
         "dense",
         "Retriever",
         "dense: nearest embeddings; bm25: shared tokens, the rarer the better; bm25-words: shared words; "
@@ -200,7 +212,7 @@ class TrainConfig:
         choices=RETRIEVERS,
         main=True,
     )
-    reading: float = knob(
+    reading: float = setting(
         0.0,
         "Reading lessons",
         "Share of the steps over which neighbors that hold the true continuation, moved and partly "
@@ -209,14 +221,14 @@ class TrainConfig:
         low=0.0,
         high=1.0,
     )
-    lessons_kept: float = knob(
+    lessons_kept: float = setting(
         0.0,
         "Lessons kept",
         "Share of the chunks (targets of MARGE) that get one to the very end, lest reading be forgotten.",
         low=0.0,
         high=1.0,
     )
-    noise: float = knob(
+    noise: float = setting(
         0.0,
         "Noisy neighbors",
         "Share of the neighbors in training that are random chunks instead, so that the network learns "
@@ -224,14 +236,14 @@ class TrainConfig:
         low=0.0,
         high=1.0,
     )
-    neighbor_source: str = knob(
+    neighbor_source: str = setting(
         "retrieved",
         "Neighbors from",
         "retrieved: what the retriever finds; random: random chunks throughout, the control that has the "
         "same network and work but no content.",
         choices=("retrieved", "random"),
     )
-    lr: float = knob(
+    lr: float = setting(
         4e-3,
         "Learning rate",
         "Largest learning rate, after the warm-up.",
@@ -239,10 +251,10 @@ class TrainConfig:
         high=1.0,
         main=True,
     )
-    warmup: int = knob(50, "Warm-up", "Steps until the learning rate is full.", low=0, high=100_000)
-    weight_decay: float = knob(0.1, "Weight decay", "AdamW's decay of matrices.", low=0.0, high=10.0)
-    clip: float = knob(1.0, "Clipping", "Largest norm of the gradient.", low=1e-3, high=1e6)
-    seed: int = knob(
+    warmup: int = setting(50, "Warm-up", "Steps until the learning rate is full.", low=0, high=100_000)
+    weight_decay: float = setting(0.1, "Weight decay", "AdamW's decay of matrices.", low=0.0, high=10.0)
+    clip: float = setting(1.0, "Clipping", "Largest norm of the gradient.", low=1e-3, high=1e6)
+    seed: int = setting(
         0,
         "Seed",
         "Of the weights, of dropout and of the order of the batches.",
@@ -250,43 +262,43 @@ class TrainConfig:
         high=2**31 - 1,
         main=True,
     )
-    eval_every: int = knob(
+    eval_every: int = setting(
         100,
         "Measure every",
         "Steps between two measurements on held-out documents.",
         low=1,
         high=1_000_000,
     )
-    eval_tokens: int = knob(
+    eval_tokens: int = setting(
         20_000,
         "Held-out tokens",
         "About how many held-out tokens a measurement reads.",
         low=100,
         high=10**9,
     )
-    save_every: int = knob(
+    save_every: int = setting(
         50, "Save every", "Steps between two saves: what a kill can cost.", low=1, high=1_000_000
     )
-    precision: str = knob(
+    precision: str = setting(
         "float32",
         "Precision",
         "Of the matrix products in training: bfloat16 is for GPUs that have it; weights, norms and loss stay "
         "in float32, and measurements too.",
         choices=("float32", "bfloat16"),
     )
-    sharded: bool = knob(
+    sharded: bool = setting(
         False,
         "Shard the weights",
         "Where several processes train the run together: each keeps a part of weights and optimizer state, "
         "for a network that is too large for one GPU.",
     )
-    compile: bool = knob(
+    compile: bool = setting(
         False,
         "Compile",
         "Training steps are compiled first, which takes from half a minute to some minutes each time that a "
         "run starts or goes on: for long runs on GPUs. On CPUs a step gains about a tenth.",
     )
-    keep: str = knob(
+    keep: str = setting(
         "last",
         "Weights to use",
         "Which of its saves a run writes, is measured, explained and exported with: the last one, or the one "
@@ -309,8 +321,10 @@ class TrainConfig:
 class GenerateConfig:
     """How text is written."""
 
-    max_new_tokens: int = knob(128, "New tokens", "Tokens to write at most.", low=1, high=65_536, main=True)
-    temperature: float = knob(
+    max_new_tokens: int = setting(
+        128, "New tokens", "Tokens to write at most.", low=1, high=65_536, main=True
+    )
+    temperature: float = setting(
         0.6,
         "Temperature",
         "0 takes the likeliest token, 1 samples as the model says.",
@@ -318,8 +332,10 @@ class GenerateConfig:
         high=10.0,
         main=True,
     )
-    top_k: int = knob(0, "Top k", "Sample among the k likeliest tokens; 0 means all.", low=0, high=1_000_000)
-    top_p: float = knob(
+    top_k: int = setting(
+        0, "Top k", "Sample among the k likeliest tokens; 0 means all.", low=0, high=1_000_000
+    )
+    top_p: float = setting(
         0.95,
         "Top p",
         "Sample among the likeliest tokens that hold this share together.",
@@ -327,8 +343,8 @@ class GenerateConfig:
         high=1.0,
         main=True,
     )
-    seed: int = knob(7, "Seed", "The same seed writes the same text.", low=0, high=2**31 - 1, main=True)
-    retrieval: str = knob(
+    seed: int = setting(7, "Seed", "The same seed writes the same text.", low=0, high=2**31 - 1, main=True)
+    retrieval: str = setting(
         "on",
         "Retrieval",
         "on: neighbors at each chunk border (MARGE: evidence for the passage); off: none; shuffled: those of "
@@ -336,20 +352,20 @@ class GenerateConfig:
         choices=("on", "off", "shuffled"),
         main=True,
     )
-    retriever: str = knob(
+    retriever: str = setting(
         "",
         "Retriever",
         "dense, bm25, bm25-words or hybrid; empty means the one of the training.",
         choices=("", *RETRIEVERS),
     )
-    num_neighbors: int = knob(
+    num_neighbors: int = setting(
         0,
         "Neighbors",
         "Neighbors of each chunk (MARGE: pieces of evidence for the text); 0 means as many as in training.",
         low=0,
         high=100,
     )
-    stop: str = knob("", "Stop at", "Writing ends once this text has appeared; empty means never.")
+    stop: str = setting("", "Stop at", "Writing ends once this text has appeared; empty means never.")
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -362,7 +378,7 @@ GROWTH = 3  # each round reads so many times the tokens of the one before
 class EvaluateConfig:
     """How a run is measured against its controls."""
 
-    max_tokens: int = knob(
+    max_tokens: int = setting(
         60_000,
         "Tokens",
         "Held-out tokens to read, rounded up to whole windows (a MARGE: passages); 0 means all. More tokens "
@@ -371,14 +387,14 @@ class EvaluateConfig:
         high=10**9,
         main=True,
     )
-    first_tokens: int = knob(
+    first_tokens: int = setting(
         8_000,
         "Tokens of the first verdict",
         "The first verdict stands on so many held-out tokens; each later round reads three times as many.",
         low=100,
         high=10**9,
     )
-    num_neighbors: int = knob(
+    num_neighbors: int = setting(
         0,
         "Neighbors",
         "Neighbors of each chunk (k); 0 means as many as in training.",
@@ -386,12 +402,12 @@ class EvaluateConfig:
         high=100,
         main=True,
     )
-    retrievers: str = knob(
+    retrievers: str = setting(
         "dense, bm25",
         "Retrievers to compare",
         f"Each is an arm of its own, any of {', '.join(RETRIEVERS)}; empty: only the run's own.",
     )
-    corruption: tuple[int, ...] = knob(
+    corruption: tuple[int, ...] = setting(
         (0, 20, 50),
         "Oracle corruption",
         "Percent of the tokens overwritten in the oracle arms, where the best neighbor is the chunk itself "
@@ -399,14 +415,14 @@ class EvaluateConfig:
         low=0,
         high=100,
     )
-    prepend: str = knob(
+    prepend: str = setting(
         "on",
         "Prepend arm",
         "on: also put the neighbors in front of the text that the matched baseline reads. It is slow: each "
         "chunk is read by itself.",
         choices=("on", "off"),
     )
-    database_sizes: tuple[int, ...] = knob(
+    database_sizes: tuple[int, ...] = setting(
         (),
         "Database sizes",
         "Percent of the database's documents to search in, such as 1, 5, 20, 100, on the tokens of the "
@@ -415,7 +431,7 @@ class EvaluateConfig:
         high=100,
         main=True,
     )
-    neighbor_counts: tuple[int, ...] = knob(
+    neighbor_counts: tuple[int, ...] = setting(
         (),
         "Numbers of neighbors",
         "Values of k to compare, such as 1, 2, 4, 10, on the tokens of the first verdict; empty: not "
@@ -424,9 +440,11 @@ class EvaluateConfig:
         high=100,
         main=True,
     )
-    resamples: int = knob(2000, "Resamples", "Draws of the bootstrap over documents.", low=200, high=100_000)
-    batch_size: int = knob(8, "Batch", "Sequences read at once; it changes no figure.", low=1, high=4096)
-    seed: int = knob(
+    resamples: int = setting(
+        2000, "Resamples", "Draws of the bootstrap over documents.", low=200, high=100_000
+    )
+    batch_size: int = setting(8, "Batch", "Sequences read at once; it changes no figure.", low=1, high=4096)
+    seed: int = setting(
         0,
         "Seed",
         "Of the order of the documents, of random and shuffled neighbors and of the bootstrap.",
@@ -464,7 +482,7 @@ MOST_NEIGHBORS = 10  # beyond, a text is read for minutes
 class ExplainConfig:
     """How a finished text is read again to explain it."""
 
-    retrieval: str = knob(
+    retrieval: str = setting(
         "on",
         "Neighbors",
         "on: those that are found for each chunk; off: none; shuffled: those of another chunk, drawn at "
@@ -472,14 +490,14 @@ class ExplainConfig:
         choices=("on", "off", "shuffled"),
         main=True,
     )
-    retriever: str = knob(
+    retriever: str = setting(
         "",
         "Retriever",
         "dense, bm25, bm25-words or hybrid; empty means the one of the training.",
         choices=("", *RETRIEVERS),
         main=True,
     )
-    num_neighbors: int = knob(
+    num_neighbors: int = setting(
         0,
         "Neighbors read",
         "How many neighbors of each chunk are read; 0 means as many as in training, at most 10. Up to 6 the "
@@ -488,7 +506,7 @@ class ExplainConfig:
         high=MOST_NEIGHBORS,
         main=True,
     )
-    page: int = knob(
+    page: int = setting(
         1,
         "Page",
         "Which stretch of a long text: a run reads as many tokens at a time as in training.",
@@ -496,7 +514,7 @@ class ExplainConfig:
         high=1_000_000,
         main=True,
     )
-    seed: int = knob(0, "Seed", "Which chunks a shuffled reading draws.", low=0, high=2**31 - 1)
+    seed: int = setting(0, "Seed", "Which chunks a shuffled reading draws.", low=0, high=2**31 - 1)
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -506,13 +524,13 @@ class ExplainConfig:
 class AddConfig:
     """How documents join a built corpus; all else is as it was built."""
 
-    fields: str = knob(
+    fields: str = setting(
         "",
         "Fields",
         "For tables and records (.csv .tsv .parquet .jsonl .json): which column is which, as in "
         "text=body,title=name; empty: as the corpus was built.",
     )
-    use: str = knob(
+    use: str = setting(
         "",
         "Use",
         "What the new documents are for: training (the database too), database (neighbors only) or held-out "
@@ -520,7 +538,9 @@ class AddConfig:
         choices=("", "training", "database", "held-out"),
         main=True,
     )
-    max_megabytes: int = knob(256, "Largest text", "Megabytes of text read at most.", low=1, high=1_000_000)
+    max_megabytes: int = setting(
+        256, "Largest text", "Megabytes of text read at most.", low=1, high=1_000_000
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -530,16 +550,16 @@ class AddConfig:
 class WeighConfig:
     """How it is measured what documents are worth to a run."""
 
-    retriever: str = knob(
+    retriever: str = setting(
         "",
         "Retriever",
         "dense, bm25, bm25-words or hybrid; empty means the one of the training.",
         choices=("", *RETRIEVERS),
     )
-    num_neighbors: int = knob(
+    num_neighbors: int = setting(
         0, "Neighbors", "Neighbors of each chunk; 0 means as many as in training.", low=0, high=100
     )
-    max_tokens: int = knob(
+    max_tokens: int = setting(
         8192,
         "Tokens",
         "About how many tokens are read at most: of the text, or of held-out text that reads one of the "
@@ -548,8 +568,8 @@ class WeighConfig:
         high=10**9,
         main=True,
     )
-    rows: int = knob(20, "Rows", "How many tokens are listed: those that lose most.", low=1, high=1000)
-    seed: int = knob(0, "Seed", "In which order held-out text is read.", low=0, high=2**31 - 1)
+    rows: int = setting(20, "Rows", "How many tokens are listed: those that lose most.", low=1, high=1000)
+    seed: int = setting(0, "Seed", "In which order held-out text is read.", low=0, high=2**31 - 1)
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -15,17 +15,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from retro_demo.errors import UserError, said
+from retro_demo.errors import UserError, describe_error
 from retro_demo.files import replacing
 from retro_demo.settings import seen
 
-HEAD_BYTES = 16_000_000  # a head of ours has about 100 for each tensor
+MAX_HEADER_BYTES = 16_000_000  # a header of ours has about 100 for each tensor
 ANEW = "Train or export the run anew."
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Head:
+class Header:
     """What a file of tensors says of itself: name -> (kind, shape), and its notes."""
 
     path: Path
@@ -59,24 +59,24 @@ class Head:
         return int(text)
 
 
-def read_head(path: Path) -> Head:
+def read_header(path: Path) -> Header:
     """The header of a file, without reading a tensor.
 
-    Raises UserError where it cannot be read; a head that claims more than the file holds is such a case.
+    Raises UserError where it cannot be read; a header that claims more than the file holds is such a case.
     """
     try:
         with path.open("rb") as plain:
             first = plain.read(8)
         if first == b"version ":
             raise UserError(f"{path} is a pointer of Git LFS, not the file. Run: git lfs pull")
-        if int.from_bytes(first, "little") > HEAD_BYTES:
-            raise SafetensorError(f"its head would be longer than {HEAD_BYTES:,} bytes")
+        if int.from_bytes(first, "little") > MAX_HEADER_BYTES:
+            raise SafetensorError(f"its head would be longer than {MAX_HEADER_BYTES:,} bytes")
         with safe_open(path, "pt") as file:
             parts = ((name, file.get_slice(name)) for name in file.keys())  # noqa: SIM118
             tensors = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts}
-            return Head(path, tensors, file.metadata() or {})
+            return Header(path, tensors, file.metadata() or {})
     except (SafetensorError, OSError) as error:
-        if trouble := said(error):
+        if trouble := describe_error(error):
             raise UserError(trouble) from error
         raise UserError(f"{path} cannot be read as safetensors ({error}). {ANEW}") from error
 
@@ -116,15 +116,15 @@ def _order_notes(path: Path) -> None:
     """Put the notes of a file in the order of their names: safetensors leaves it to chance."""
     with path.open("r+b") as file:
         size = int.from_bytes(file.read(8), "little")
-        head = json.loads(file.read(size))
-        head["__metadata__"] = dict(sorted(head["__metadata__"].items()))
-        ordered = json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode()
-        assert len(ordered) <= size, "a head is the same text in another order"
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(ordered) <= size, "a header is the same text in another order"
         file.seek(8)
-        file.write(ordered.ljust(size))  # the format ends a head with spaces
+        file.write(ordered.ljust(size))  # the format ends a header with spaces
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a file and its notes; UserError where it cannot be read."""
-    head = read_head(path)
-    return load_file(path), head.notes
+    header = read_header(path)
+    return load_file(path), header.notes

@@ -175,5 +175,5 @@ def home(data_folder, small_folder) -> Iterator[Path]:
     shutil.copytree(small_folder, data_folder / "places")
     yield data_folder
     keep_limits(data_folder, PRIVATE)
-    for ticket in job_queue.read_tickets(data_folder):
-        lifecycle.kill(ticket.folder)
+    for entry in job_queue.read_queue(data_folder):
+        lifecycle.kill(entry.folder)

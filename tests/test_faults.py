@@ -29,7 +29,7 @@ from retro_demo.cli import main
 from retro_demo.corpus.building import prepare_corpus
 from retro_demo.corpus.sharding import run_build
 from retro_demo.corpus.store import load_corpus
-from retro_demo.errors import UserError, said, why_interrupted
+from retro_demo.errors import UserError, describe_error, why_interrupted
 from retro_demo.events import Finished, Step, append_event, read_events
 from retro_demo.jobs import lifecycle
 from retro_demo.jobs.lifecycle import Process, birth
@@ -166,7 +166,7 @@ def test_a_disk_that_fills_up_while_an_upload_is_taken_in_keeps_nothing_of_it(
     with pytest.raises(OSError, match="No space left") as error:
         service.start_build(workspace, [("large.txt", source)], "mine", SMALL)
 
-    assert "disk is full" in said(error.value)
+    assert "disk is full" in describe_error(error.value)
     assert not list((workspace.folder / "corpora").glob("*"))
 
 
@@ -178,7 +178,7 @@ def test_a_trace_that_does_not_fit_leaves_the_one_before_whole(small_disk):
     with pytest.raises(Exception, match="No space left") as error:
         keep_trace(workspace, "one", small_trace(64))
 
-    assert "disk is full" in said(error.value)
+    assert "disk is full" in describe_error(error.value)
     kept = load_trace(workspace, "one")
     assert kept is not None
     assert len(kept.ids) == 32
@@ -266,7 +266,7 @@ def test_too_little_memory_ends_a_run_with_the_knobs_to_turn(tmp_path, small_fol
     ],
 )
 def test_troubles_of_the_machine_are_told_apart_from_bugs(error, words):
-    assert (words in said(error)) if words else said(error) == ""
+    assert (words in describe_error(error)) if words else describe_error(error) == ""
 
 
 def poison(run: Path) -> None:

@@ -22,7 +22,7 @@ from retro_demo.runs.checkpoint import AnyRun, load_network, read_any_config, sa
 from retro_demo.runs.loading import load_own_corpus
 from retro_demo.runs.planning import extend_run, plan_run, prepare_run
 from retro_demo.server.run_actions import changed_settings
-from retro_demo.settings import TrainConfig, knob
+from retro_demo.settings import TrainConfig, setting
 from retro_demo.training.batches import RetroBatches
 from retro_demo.training.loop import Batches
 from retro_demo.training.trainer import run_training
@@ -72,10 +72,10 @@ def test_a_run_has_the_parts_and_settings_that_its_row_names(kind, tmp_path, sma
 class BigramConfig:
     """The shape of a network that sees one token."""
 
-    vocab_size: int = knob(4096, "Vocabulary", "Tokens.", low=4, high=1_000_000, derived=True)
-    dim: int = knob(8, "Width", "Width.", low=1, high=64)
-    num_heads: int = knob(1, "Heads", "None, in truth.", low=1, high=1)
-    echo: float = knob(0.0, "Echo", "How much a token is expected to come again.", low=0.0, high=1.0)
+    vocab_size: int = setting(4096, "Vocabulary", "Tokens.", low=4, high=1_000_000, derived=True)
+    dim: int = setting(8, "Width", "Width.", low=1, high=64)
+    num_heads: int = setting(1, "Heads", "None, in truth.", low=1, high=1)
+    echo: float = setting(0.0, "Echo", "How much a token is expected to come again.", low=0.0, high=1.0)
 
 
 class Bigram(nn.Module):

@@ -26,10 +26,10 @@ from benchmarks.load import Sample, percentile, sampled, tell, thirds, workers
 from benchmarks.load_visitor import Fault, Refused, Tally, Visitor, a_document, checked, refuse
 from benchmarks.measuring import Report
 from retro_demo.errors import UserError
-from retro_demo.jobs.job_queue import Ticket
+from retro_demo.jobs.job_queue import QueueEntry
 from retro_demo.server.limits import Limits, keep_limits
 from retro_demo.server.scheduler import check_queue
-from retro_demo.ui.middleware import Doorman
+from retro_demo.ui.middleware import RateLimiter
 
 
 def raised(error: Exception):
@@ -47,8 +47,8 @@ def samples(megabytes: list[float]) -> list[Sample]:
     return [Sample(2.0 * at, size, size, 9, 9, 0, 0) for at, size in enumerate(megabytes)]
 
 
-def ticket(number: int, visitor: str) -> Ticket:
-    return Ticket(Path(f"{number}.json"), Path(f"job-{number}"), "train", visitor)
+def entry(number: int, visitor: str) -> QueueEntry:
+    return QueueEntry(Path(f"{number}.json"), Path(f"job-{number}"), "train", visitor)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def ticket(number: int, visitor: str) -> Ticket:
 )
 def test_what_a_full_queue_says_is_a_clear_refusal(limits, visitors):
     with pytest.raises(UserError) as said:
-        check_queue(limits, [ticket(at, visitor) for at, visitor in enumerate(visitors, 1)], "a")
+        check_queue(limits, [entry(at, visitor) for at, visitor in enumerate(visitors, 1)], "a")
 
     with pytest.raises(Refused):
         refuse(str(said.value))
@@ -64,7 +64,7 @@ def test_what_a_full_queue_says_is_a_clear_refusal(limits, visitors):
 
 def test_what_the_doorman_says_is_a_clear_refusal(tmp_path):
     keep_limits(tmp_path, Limits(requests_per_minute=1))
-    door = Starlette(middleware=[Middleware(Doorman, home=tmp_path)], routes=[Route("/", page)])
+    door = Starlette(middleware=[Middleware(RateLimiter, home=tmp_path)], routes=[Route("/", page)])
 
     with TestClient(door) as http:
         assert checked(http.get("/")).status_code == 200

@@ -16,7 +16,7 @@ from places import ROOT
 from retro_demo.cli import main
 from retro_demo.models.config import RetroConfig
 from retro_demo.server.limits import Limits
-from retro_demo.settings import CorpusConfig, GenerateConfig, TrainConfig, knobs
+from retro_demo.settings import CorpusConfig, GenerateConfig, TrainConfig, settings_of
 
 PACKAGE = ROOT / "retro_demo"
 PAPERS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -205,11 +205,11 @@ def test_every_command_in_the_docs_parses():
 def test_every_knob_stands_in_the_reference_table(config):
     table = (ROOT / "docs" / "settings.md").read_text()
 
-    for knob in knobs(config):
-        assert f"| `{knob.name}` |" in table, (
-            f"run python -m benchmarks.settings_table: {knob.name} is missing"
+    for setting in settings_of(config):
+        assert f"| `{setting.name}` |" in table, (
+            f"run python -m benchmarks.settings_table: {setting.name} is missing"
         )
-        assert knob.metadata["help"] in table
+        assert setting.metadata["help"] in table
 
 
 def test_every_make_target_named_in_the_readme_exists():

@@ -27,7 +27,7 @@ from retro_demo.corpus.samples import SAMPLES, corpus_folder
 from retro_demo.corpus.sharding import ensure_sample
 from retro_demo.corpus.store import load_corpus
 from retro_demo.devices import compute_as_served, launched_rank
-from retro_demo.errors import UserError, said
+from retro_demo.errors import UserError, describe_error
 from retro_demo.evaluation.request import Request, prepare_evaluation, settled, usual_folder
 from retro_demo.evaluation.runner import run_evaluation
 from retro_demo.events import Event, Failed, Finished, Retrieved, Stopped, Warned
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None, *, stop: Callable[[], bool] = lambd
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        if trouble := said(error):
+        if trouble := describe_error(error):
             if as_json:
                 print_json(Failed(trouble))
             print(trouble, file=sys.stderr)
@@ -115,7 +115,7 @@ class _Completion(argparse.Action):
 
 
 def build_parser(program: str = PROGRAM) -> argparse.ArgumentParser:
-    """All verbs with their flags; each knob of a config is a flag."""
+    """All verbs with their flags; each setting of a config is a flag."""
     parser = _Parser(prog=program, description="Retrieval-augmented language models to train and look into.")
     parser.add_argument("--version", action="version", version=f"retro_demo {__version__}")
     parser.add_argument(

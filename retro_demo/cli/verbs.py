@@ -22,7 +22,7 @@ from retro_demo.corpus.samples import SAMPLES, corpus_folder, sample_folder
 from retro_demo.corpus.sharding import build_on_ray, ensure_sample, read_shard, run_build, run_shard
 from retro_demo.corpus.store import MANIFEST as CORPUS_MANIFEST
 from retro_demo.corpus.store import is_built, load_corpus
-from retro_demo.devices import World, joined, led
+from retro_demo.devices import World, on_main, process_group
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Finished, Progress, Stopped, Warned
 from retro_demo.explain.document_value import weigh
@@ -115,9 +115,9 @@ def _build(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Ev
 
 
 def _train(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
-    with joined() as world:
-        with led(world):
-            if world.leads:
+    with process_group() as world:
+        with on_main(world):
+            if world.is_main:
                 yield from _prepare_training(options, stop, world)
         yield from run_training(options.out, stop, device=options.device, world=world)
 

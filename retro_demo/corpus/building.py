@@ -42,7 +42,7 @@ from retro_demo.corpus.store import (
     Corpus,
     check_current,
     corpus_fingerprint,
-    file_mark,
+    file_checksum,
     unchanged,
 )
 from retro_demo.devices import allowed_memory, choose_device
@@ -261,7 +261,7 @@ def build_corpus(out: Path) -> Iterator[Event]:
             config, {name: hashes[name] for name in TEXT_FILES}, embedder.fingerprint, text.split
         ),
         "embedder_fingerprint": embedder.fingerprint,
-        "marks": {name: file_mark(out / name) for name in ("vectors.npy", *index_names(index.shards))},
+        "marks": {name: file_checksum(out / name) for name in ("vectors.npy", *index_names(index.shards))},
         "config": to_json(config),
         "hashes": hashes,
         "sections": text.kept["sections"],
@@ -306,8 +306,8 @@ def index_chunks(
 
     Yields progress. What is there already, of these very vectors, is opened as it was measured.
     """
-    about, mark = out / "index.json", file_mark(out / "vectors.npy")
-    if about.exists() and (kept := json.loads(about.read_text("utf-8")))["vectors"] == mark:
+    about, checksum = out / "index.json", file_checksum(out / "vectors.npy")
+    if about.exists() and (kept := json.loads(about.read_text("utf-8")))["vectors"] == checksum:
         index, recall = open_files(out, device), Recall(**kept["recall"])
         if recall.probes != index.probes:
             index.probe(recall.probes)
@@ -317,7 +317,7 @@ def index_chunks(
         yield Progress("index", done, len(rows))
     index = open_files(out, device)
     recall = measure_recall(index, vectors, rows, too_near, tune=True)
-    write_atomically(about, json.dumps({"vectors": mark, "recall": recall.to_json()}).encode())
+    write_atomically(about, json.dumps({"vectors": checksum, "recall": recall.to_json()}).encode())
     return index, recall
 
 

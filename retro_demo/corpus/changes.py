@@ -313,18 +313,18 @@ def _take_places(out: Path, pending: Path) -> None:
     shutil.rmtree(pending)
 
 
-EDITIONS = "editions"
+RETOKENIZED = "editions"
 COPIED = ("documents.jsonl", "reading.json")
 
 
-def edition_folder(corpus: Corpus, run: Path, chunk_len: int) -> Path:
+def retokenized_folder(corpus: Corpus, run: Path, chunk_len: int) -> Path:
     """Where the corpus lies for the tokenizer of a run folder; its own folder where that fits already."""
     shape = corpus.tokenizer.fingerprint, corpus.config.chunk_len
     return _place(corpus.folder, corpus.fingerprint, shape, run, chunk_len)
 
 
-def edition_of_stored(corpus: Path, run: Path, chunk_len: int) -> Path:
-    """As `edition_folder` for the corpus that is built in a folder, without reading its text."""
+def retokenized_folder_of_stored(corpus: Path, run: Path, chunk_len: int) -> Path:
+    """As `retokenized_folder` for the corpus that is built in a folder, without reading its text."""
     manifest = json.loads((corpus / MANIFEST).read_text("utf-8"))
     shape = Tokenizer.load(corpus / "tokenizer.json").fingerprint, manifest["config"]["chunk_len"]
     return _place(corpus, manifest["fingerprint"], shape, run, chunk_len)
@@ -336,15 +336,15 @@ def _place(corpus: Path, fingerprint: str, shape: tuple[str, int], run: Path, ch
         return corpus
     state = f"{tokenizer.fingerprint} {chunk_len} {fingerprint}"
     name = hashlib.sha256(state.encode()).hexdigest()[:16]
-    return derived_folder(data_home()[0], corpus, fingerprint) / EDITIONS / name
+    return derived_folder(data_home()[0], corpus, fingerprint) / RETOKENIZED / name
 
 
-def plan_edition(corpus: Corpus, run: Path, chunk_len: int) -> Path:
+def plan_retokenized(corpus: Corpus, run: Path, chunk_len: int) -> Path:
     """Write down the retokenized corpus, so that `build_corpus` can make it in the folder that is returned.
 
     Raises UserError where the folder of the corpus holds another state by now.
     """
-    folder = edition_folder(corpus, run, chunk_len)
+    folder = retokenized_folder(corpus, run, chunk_len)
     check_current(corpus)
     if not (folder / "config.json").exists():  # else it was planned, for whichever run of this tokenizer
         folder.mkdir(parents=True, exist_ok=True)
@@ -356,24 +356,24 @@ def plan_edition(corpus: Corpus, run: Path, chunk_len: int) -> Path:
     return folder
 
 
-def prepare_edition(corpus: Corpus, run: Path, chunk_len: int) -> Iterator[Event]:
+def prepare_retokenized(corpus: Corpus, run: Path, chunk_len: int) -> Iterator[Event]:
     """Make the retokenized corpus where it is not made yet, yielding its progress and warnings.
 
     Raises UserError as `build_corpus` does, and where another process is making it.
     """
-    folder = edition_folder(corpus, run, chunk_len)
+    folder = retokenized_folder(corpus, run, chunk_len)
     if is_built(folder):
         return
-    plan_edition(corpus, run, chunk_len)
+    plan_retokenized(corpus, run, chunk_len)
     with claim(folder):
         for event in build_corpus(folder):
             if isinstance(event, (Progress, Warned)):
                 yield event
 
 
-def load_edition(corpus: Corpus, run: Path, chunk_len: int) -> Corpus:
+def load_retokenized(corpus: Corpus, run: Path, chunk_len: int) -> Corpus:
     """The corpus as a run reads it; raises UserError where that is not made yet."""
-    folder = edition_folder(corpus, run, chunk_len)
+    folder = retokenized_folder(corpus, run, chunk_len)
     if not is_built(folder):
         raise UserError(
             f"The corpus {corpus.name} is not made ready for the tokenizer of {run.name} yet. Ask again: "

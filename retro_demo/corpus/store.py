@@ -393,7 +393,7 @@ than the 2.5% that a two-sided 95% interval leaves on that side."""
 PARTS, PART_BYTES = 64, 4096
 
 
-def file_mark(path: Path) -> str:
+def file_checksum(path: Path) -> str:
     """The size of a file and 64 parts of it, hashed: a large one need not be read whole when it is opened."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
@@ -413,8 +413,10 @@ def check_current(corpus: Corpus) -> None:
 
 def unchanged(corpus: Corpus, name: str) -> Path:
     """The path of an index or of the vectors; raises UserError where it is not the file that was built."""
-    path, mark = corpus.folder / name, corpus.manifest.get("marks", {}).get(name)
-    if not path.exists() or (mark is not None and file_mark(path) != mark):  # early corpora have no marks
+    path, checksum = corpus.folder / name, corpus.manifest.get("marks", {}).get(name)
+    if not path.exists() or (
+        checksum is not None and file_checksum(path) != checksum
+    ):  # early corpora have no marks
         raise UserError(
             f"{name} of the corpus {corpus.name} is not the one that was built with it: it is gone, or was "
             "made from another corpus, tokenizer or embedder. Build the corpus anew."

@@ -46,9 +46,9 @@ from retro_demo.runs.checkpoint import (
     weights_file,
     weights_with,
 )
-from retro_demo.runs.planning import READER_KNOBS
+from retro_demo.runs.planning import READER_SETTINGS
 from retro_demo.runs.provenance import place_name, weights_of
-from retro_demo.settings import TrainConfig, knobs
+from retro_demo.settings import TrainConfig, settings_of
 from retro_demo.tokenizer import Tokenizer
 
 DECODER = ("dim", "depth", "ff_mult")
@@ -192,15 +192,15 @@ def _count(tokens: int | None) -> str:
 
 
 def baseline_settings(run: Path) -> dict[str, Any]:
-    """The knobs of an lm that would match a run, for `planning.plan_run` with the run's base.
+    """The settings of an lm that would match a run, for `planning.plan_run` with the run's base.
 
     From scratch it is the same decoder trained the same way. For a retrofit it is the base trained on
     for as many steps, at the learning rate of its preset for that: the retrofit's is for fresh weights.
     """
     config = read_run_config(run)
-    shape = {knob.name for knob in knobs(RetroConfig)} - READER_KNOBS
+    shape = {setting.name for setting in settings_of(RetroConfig)} - READER_SETTINGS
     settings = {name: getattr(config.network, name) for name in sorted(shape)}
-    settings |= {knob.name: getattr(config.training, knob.name) for knob in knobs(TrainConfig)}
+    settings |= {setting.name: getattr(config.training, setting.name) for setting in settings_of(TrainConfig)}
     if config.base:
         settings["lr"] = KINDS["lm"].preset_settings(config.preset, begun=True)["lr"]
     return settings

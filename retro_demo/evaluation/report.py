@@ -36,7 +36,7 @@ from retro_demo.evaluation.arms import ARMS, TARGETS, Arms, EvidenceArms, neighb
 from retro_demo.evaluation.baselines import Known, Match, SmallerDatabase
 from retro_demo.evaluation.losses import LEVEL, Difference, LossTable, Sums, arm_figures, tokens_moved
 from retro_demo.evaluation.overlap import Overlaps, leakage
-from retro_demo.evaluation.verdict import Verdict, VerdictFigures, less, more, said, verdict
+from retro_demo.evaluation.verdict import Verdict, VerdictFigures, less, more, verdict, with_interval
 from retro_demo.settings import EvaluateConfig
 
 WAS = "baseline_before"
@@ -275,31 +275,35 @@ def marge_verdict(
 def _claim(on_random: Difference, on_off: Difference) -> tuple[bool | None, str]:
     if more(on_random):
         return False, (
-            f"Its own evidence hurts: passages drawn at random do better (difference {said(on_random)})."
+            f"Its own evidence hurts: passages drawn at random do better "
+            f"(difference {with_interval(on_random)})."
         )
     if not less(on_random):
         return None, (
             "Its own evidence is not shown to help: it cannot be told from passages drawn at random "
-            f"(difference {said(on_random)}, which holds 0)."
+            f"(difference {with_interval(on_random)}, which holds 0)."
         )
-    beats = f"It does beat evidence drawn at random ({said(on_random)}), but that alone is no gain."
+    beats = f"It does beat evidence drawn at random ({with_interval(on_random)}), but that alone is no gain."
     if more(on_off):
-        return False, f"Its own evidence hurts: no evidence at all does better ({said(on_off)}). {beats}"
+        return (
+            False,
+            f"Its own evidence hurts: no evidence at all does better ({with_interval(on_off)}). {beats}",
+        )
     if not less(on_off):
         return None, (
             "Its own evidence is not shown to help: it cannot be told from no evidence at all "
-            f"(difference {said(on_off)}, which holds 0). {beats}"
+            f"(difference {with_interval(on_off)}, which holds 0). {beats}"
         )
     return True, (
-        f"Its own evidence helps: it beats evidence drawn at random ({said(on_random)}) and no evidence "
-        f"at all ({said(on_off)})."
+        f"Its own evidence helps: it beats evidence drawn at random ({with_interval(on_random)}) and no "
+        f"evidence at all ({with_interval(on_off)})."
     )
 
 
 def _relevance(against: dict[str, Difference]) -> str:
     """Whether it matters how relevant the model holds its evidence."""
     flat, mixed = against["beta_0"], against["shuffled"]
-    figures = f"on minus beta 0: {said(flat)}; minus shuffled relevance: {said(mixed)}"
+    figures = f"on minus beta 0: {with_interval(flat)}; minus shuffled relevance: {with_interval(mixed)}"
     if less(flat) and less(mixed):
         return f"The learned relevance matters ({figures})."
     if less(flat) or less(mixed):
@@ -313,10 +317,17 @@ def _relevance(against: dict[str, Difference]) -> str:
 def _sharing(on_own: Difference) -> str:
     """Whether it matters that a target reads the evidence of the whole batch."""
     if less(on_own):
-        return f"Reading the evidence of the whole batch helps, against the own alone ({said(on_own)})."
+        return (
+            f"Reading the evidence of the whole batch helps, against the own alone ({with_interval(on_own)})."
+        )
     if more(on_own):
-        return f"Reading the evidence of the whole batch hurts, against the own alone ({said(on_own)})."
-    return f"Whether a target reads its own evidence alone makes no difference that shows ({said(on_own)})."
+        return (
+            f"Reading the evidence of the whole batch hurts, against the own alone ({with_interval(on_own)})."
+        )
+    return (
+        "Whether a target reads its own evidence alone makes no difference that shows "
+        f"({with_interval(on_own)})."
+    )
 
 
 def _measured_on(counts: dict[str, Any]) -> str:

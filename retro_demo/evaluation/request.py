@@ -55,10 +55,12 @@ class Request:
     def command(self) -> str:
         """The command line that measures the same."""
         others = {"baseline": self.baseline, "control": self.control, "corpus": self.corpus}
-        words = commands.flags((name, commands.place(value)) for name, value in others.items() if value)
+        words = commands.flags(
+            (name, commands.name_for_command(value)) for name, value in others.items() if value
+        )
         words += commands.set_flags(self.settings)
         words += ["--device", self.device] if self.device != "auto" else []
-        return commands.command("evaluate", commands.place(self.run), *words)
+        return commands.command("evaluate", commands.name_for_command(self.run), *words)
 
 
 def settled(place: str) -> str:

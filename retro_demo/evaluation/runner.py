@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from retro_demo.corpus.building import open_index
-from retro_demo.corpus.changes import load_edition, prepare_edition
+from retro_demo.corpus.changes import load_retokenized, prepare_retokenized
 from retro_demo.corpus.retrievers import load_retriever
 from retro_demo.corpus.samples import corpus_folder
 from retro_demo.corpus.sharding import ensure_sample
@@ -226,7 +226,7 @@ class RetroMeasurement:
         other = corpus_folder(data_home()[0], request.corpus) if request.corpus else None
         config = read_run_config(run)
         if other and config.retrieves:
-            for event in prepare_edition(load_corpus(other), run, config.network.chunk_len):
+            for event in prepare_retokenized(load_corpus(other), run, config.network.chunk_len):
                 yield event
                 if stop():
                     return None
@@ -476,11 +476,11 @@ def _corpus(
     other = load_corpus(corpus_folder(data_home()[0], request.corpus))
     # refused before the corpus is made anew in the run's tokens, which takes its time
     cut_passages(other, config.evidence.passage_len, config.network.languages)
-    for event in prepare_edition(other, run, other.config.chunk_len):
+    for event in prepare_retokenized(other, run, other.config.chunk_len):
         yield event
         if stop():
             return None
-    return load_edition(other, run, other.config.chunk_len)
+    return load_retokenized(other, run, other.config.chunk_len)
 
 
 def _embedded(

@@ -77,20 +77,20 @@ def _claim(e: VerdictFigures) -> tuple[bool | None, str]:
     if more(e.on_shuffled):
         return False, (
             "Retrieval does not help: the neighbors of another sequence do better than the right ones "
-            f"(difference {said(e.on_shuffled)}), so what the neighbors say is not used."
+            f"(difference {with_interval(e.on_shuffled)}), so what the neighbors say is not used."
         )
     hurts = e.on_baseline is not None and not e.unfit and more(e.on_baseline)
     if not less(e.on_shuffled) and not hurts:
         return None, (
             "Retrieval is not shown to help: the neighbors could not be told apart from those of another "
-            f"sequence (difference {said(e.on_shuffled)}, which holds 0), so it is not shown that what they "
-            "say is used."
+            f"sequence (difference {with_interval(e.on_shuffled)}, which holds 0), so it is not shown that "
+            "what they say is used."
         )
     if e.on_baseline is None:
         return None, (
             "Not decided: no matched baseline yet. The neighbors beat those of another sequence "
-            f"({said(e.on_shuffled)}), which shows that they are read, not that reading them is better than "
-            "a plain model."
+            f"({with_interval(e.on_shuffled)}), which shows that they are read, not that reading them is "
+            "better than a plain model."
         )
     if e.unfit:
         return None, (f"Not decided: the baseline is no match, {e.unfit}. Against it {_against_baseline(e)}.")
@@ -102,27 +102,29 @@ def _claim(e: VerdictFigures) -> tuple[bool | None, str]:
         )
     if (was := _worse_than(e)) and not less(was):
         if more(was):
-            told = f"does better (difference {said(was)})"
+            told = f"does better (difference {with_interval(was)})"
             return False, f"Retrieval does not help: {_against_baseline(e)}, but {e.was} {told}."
-        told = f"the run could not be told apart from {e.was} (difference {said(was)}, which holds 0)"
+        told = (
+            f"the run could not be told apart from {e.was} (difference {with_interval(was)}, which holds 0)"
+        )
         return None, f"Retrieval is not shown to help: {_against_baseline(e)}, but {told}."
     if e.on_control is not None and more(e.on_control):
         return False, (
             f"Retrieval does not help: {_against_baseline(e)}, but a run trained with random neighbors does "
-            f"better (difference {said(e.on_control)}), so it is not what they say that helps."
+            f"better (difference {with_interval(e.on_control)}), so it is not what they say that helps."
         )
     if e.on_control is not None and not less(e.on_control):
         return None, (
             f"Retrieval is not shown to help: {_against_baseline(e)}, but the run could not be told apart "
-            f"from one trained with random neighbors (difference {said(e.on_control)}, which holds 0), so it "
-            "is not shown that what they say helps."
+            f"from one trained with random neighbors (difference {with_interval(e.on_control)}, which holds "
+            "0), so it is not shown that what they say helps."
         )
     control = ""
     if e.on_control is not None:
-        control = f", and a run trained with random neighbors ({said(e.on_control)})"
+        control = f", and a run trained with random neighbors ({with_interval(e.on_control)})"
     return True, (
         f"Retrieval helps: {_against_baseline(e)}. The neighbors also beat those of another sequence "
-        f"({said(e.on_shuffled)}){control}."
+        f"({with_interval(e.on_shuffled)}){control}."
     )
 
 
@@ -136,7 +138,7 @@ def more(difference: Difference) -> bool:
     return difference.bpb.low is not None and difference.bpb.low > 0
 
 
-def said(difference: Difference) -> str:
+def with_interval(difference: Difference) -> str:
     """The difference in bits per byte with its interval, in words."""
     bpb = difference.bpb
     return f"{bpb.value:+.4f}, {LEVEL}% interval {bpb.low:+.4f} to {bpb.high:+.4f} bits per byte"
@@ -148,8 +150,10 @@ def _against_baseline(e: VerdictFigures) -> str:
     share = e.on_baseline.bpb.value / e.baseline_bpb
     if less(e.on_baseline) or more(e.on_baseline):
         words = f"the run needs {abs(share):.1%} {'fewer' if share < 0 else 'more'} bits per byte than"
-        return f"{words} the baseline ({said(e.on_baseline)})"
-    return f"the run cannot be told from the baseline (difference {said(e.on_baseline)}, which holds 0)"
+        return f"{words} the baseline ({with_interval(e.on_baseline)})"
+    return (
+        f"the run cannot be told from the baseline (difference {with_interval(e.on_baseline)}, which holds 0)"
+    )
 
 
 def _worse_than(e: VerdictFigures) -> Difference | None:
@@ -169,8 +173,9 @@ def _on_baseline_before(e: VerdictFigures) -> str:
     if (was := _worse_than(e)) is not None:
         assert now is not None
         return (
-            f"The baseline got worse in training: its difference to {e.was} is {said(now)}, so "
-            f"what the run gains on it may be its loss. The run's difference to the same is {said(was)}."
+            f"The baseline got worse in training: its difference to {e.was} is {with_interval(now)}, so "
+            "what the run gains on it may be its loss. The run's difference to the same is "
+            f"{with_interval(was)}."
         )
     if e.got_worse and (now is None or not less(now)):
         return e.got_worse
@@ -185,11 +190,11 @@ def _on_baseline_before(e: VerdictFigures) -> str:
 def _against_shuffled(difference: Difference) -> str:
     """What the neighbors are worth beside those of another sequence, where that makes no gain."""
     if less(difference):
-        beaten = f"The neighbors do beat those of another sequence ({said(difference)})"
+        beaten = f"The neighbors do beat those of another sequence ({with_interval(difference)})"
         return f"{beaten}, but that alone is no gain."
     return (
-        f"The neighbors could not be told apart from those of another sequence ({said(difference)}, which "
-        "holds 0)."
+        f"The neighbors could not be told apart from those of another sequence ({with_interval(difference)}, "
+        "which holds 0)."
     )
 
 

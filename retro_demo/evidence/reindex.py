@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from retro_demo.corpus.store import Corpus
-from retro_demo.devices import ALONE, World
+from retro_demo.devices import SINGLE_PROCESS, World
 from retro_demo.errors import UserError
 from retro_demo.evidence.passages import (
     Pairs,
@@ -113,7 +113,7 @@ def _path(folder: Path, step: int) -> Path:
 
 
 @torch.inference_mode()
-def embed_passages(model: MARGE, tokens: np.ndarray, world: World = ALONE) -> np.ndarray:
+def embed_passages(model: MARGE, tokens: np.ndarray, world: World = SINGLE_PROCESS) -> np.ndarray:
     """tokens (P, S), padded -> embeddings of length 1, float32 (P, D), as the loss has them.
 
     In eval mode and with masks, so padding and dropout change nothing; short passages go together.

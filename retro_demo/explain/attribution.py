@@ -142,20 +142,20 @@ def attribute(num_neighbors: int, losses: Losses, length: int) -> tuple[np.ndarr
     """
     if num_neighbors <= EXACT:
         players = range(num_neighbors)
-        worth = losses([c for size in range(num_neighbors + 1) for c in combinations(players, size)])
+        measured = losses([c for size in range(num_neighbors + 1) for c in combinations(players, size)])
         values = np.zeros((length, num_neighbors))
-        for coalition, loss in worth.items():
+        for coalition, loss in measured.items():
             for player in set(players) - set(coalition):
                 weight = 1 / (num_neighbors * comb(num_neighbors - 1, len(coalition)))
-                values[:, player] += weight * (loss - worth[tuple(sorted((*coalition, player)))])
+                values[:, player] += weight * (loss - measured[tuple(sorted((*coalition, player)))])
         return values, 0
     orders = sample_orders(num_neighbors, max(1, COALITIONS // (2 * (num_neighbors - 1))))
     joined = [[tuple(sorted(order[:size])) for size in range(num_neighbors + 1)] for order in orders]
-    worth = losses(list({coalition for path in joined for coalition in path}))
+    measured = losses(list({coalition for path in joined for coalition in path}))
     values = np.zeros((length, num_neighbors))
     for order, path in zip(orders, joined, strict=True):
         for player, before, after in zip(order, path, path[1:], strict=False):
-            values[:, player] += (worth[before] - worth[after]) / len(orders)
+            values[:, player] += (measured[before] - measured[after]) / len(orders)
     return values, len(orders)
 
 

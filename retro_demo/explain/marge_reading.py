@@ -210,7 +210,7 @@ class EvidenceReading:
         """(M,): `mass` of one layer, or (None) the mean of all."""
         return self.mass.mean(axis=0) if layer is None else self.mass[layer]
 
-    def heat(self, piece: int, layer: int | None, head: int | None) -> np.ndarray:
+    def attention_scores(self, piece: int, layer: int | None, head: int | None) -> np.ndarray:
         """(T - 1, tokens of the piece, language aside): attention in a layer and head, None: the mean."""
         length = int((self.evidence[piece] != 0).sum())
         weights = self.weights[:, :, :, piece, 1:length]

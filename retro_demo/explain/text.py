@@ -150,14 +150,14 @@ def with_origin(made: Trace, run: LoadedRun, config: ExplainConfig | GenerateCon
 
 def command_of(made: Trace, run: LoadedRun, config: ExplainConfig | GenerateConfig) -> str:
     """The command line that reads the same tokens with the same neighbors on the same kind of machine."""
-    words = [commands.place(run.folder)]
+    words = [commands.name_for_command(run.folder)]
     if made.about.get("given"):
         words += [f"--text={made.about['prompt']}"]  # one word: a text may begin with a dash
         words += ["--page", str(made.about["page"])] * (made.about["page"] > 1)
     else:
         words += ["--tokens", ",".join(map(str, made.ids)), "--prompt-tokens", str(made.prompt_tokens)]
     if run.database is not None:
-        words += ["--corpus", commands.place(run.place)] if run.place is not None else []
+        words += ["--corpus", commands.name_for_command(run.place)] if run.place is not None else []
         words += ["--retriever", run.retriever, "--retrieval", config.retrieval]
         words += ["--num-neighbors", str(neighbors_read(run, config))]
         words += ["--seed", str(config.seed)] if config.retrieval == "shuffled" else []

@@ -83,7 +83,7 @@ OUR_NAMES = {
     "dec_attn_dropout": "dec_attn_dropout",
     "distill_loss_coef": "distill",
 }
-"""Which knob of MargeConfig an argument of the reference sets; `distill_attn` lets the last one count."""
+"""Which setting of MargeConfig an argument of the reference sets; `distill_attn` lets the last one count."""
 
 
 def reference_config(**arguments: Any) -> MargeConfig:

@@ -126,7 +126,7 @@ OUR_NAMES = {
     "enc_scale_residual": "enc_residual_scale",
     "dec_scale_residual": "dec_residual_scale",
 }
-"""Which knob of RetroConfig an argument of the reference sets; the others choose norms or do nothing."""
+"""Which setting of RetroConfig an argument of the reference sets; the others choose norms or do nothing."""
 
 
 def reference_config(**arguments: Any) -> RetroConfig:

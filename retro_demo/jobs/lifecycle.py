@@ -31,7 +31,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from retro_demo.errors import LIGHTER, UserError, said, why_interrupted
+from retro_demo.errors import MEMORY_ADVICE, UserError, describe_error, why_interrupted
 from retro_demo.events import ENDINGS, Event, Failed, Stopped, append_event, drop_endings, events_of
 from retro_demo.jobs import job_queue
 from retro_demo.jobs.worker import UNLIMITED, Allowance, time_is_up
@@ -302,7 +302,7 @@ def kill(folder: Path) -> None:
 
 def is_under_way(folder: Path) -> bool:
     """Whether a job is running in the folder or waits to."""
-    return job_queue.waiting_ticket(folder) is not None or is_running(folder)
+    return job_queue.waiting_entry(folder) is not None or is_running(folder)
 
 
 def is_at_work(folder: Path) -> bool:
@@ -377,7 +377,7 @@ def status(folder: Path) -> JobStatus:
     """Look at a job; asks the operating system and the folder, never anybody's memory."""
     # the place before the process, and both before the events: a job that leaves the queue in between is
     # seen at work, and one that ends shows its ending
-    place, waiting = job_queue.place(folder)
+    place, waiting = job_queue.queue_position(folder)
     running = is_running(folder)
     events = LOG.read(folder / "events.jsonl")
     last = events[-1]["event"] if events else ""
@@ -420,11 +420,11 @@ def _is_driven(folder: Path) -> bool:
 log = logging.getLogger(__name__)
 
 
-def record(folder: Path, events: Iterable[Event], lighter: str = LIGHTER) -> Iterator[Event]:
+def record(folder: Path, events: Iterable[Event], advice: str = MEMORY_ADVICE) -> Iterator[Event]:
     """Keep each event in the folder's events.jsonl, a failure too, and pass it on.
 
     This is the outermost frame of a job: a bug becomes one sentence here, and stays a bug above. A full disk
-    or too little memory is no bug; `lighter` says what needs less memory.
+    or too little memory is no bug; `advice` says what needs less memory.
     """
     path = folder / "events.jsonl"
     try:
@@ -437,7 +437,7 @@ def record(folder: Path, events: Iterable[Event], lighter: str = LIGHTER) -> Ite
         _tell(path, str(error))
         raise
     except Exception as error:
-        if trouble := said(error, lighter):
+        if trouble := describe_error(error, advice):
             log.warning("job %s: %s", folder.name, error)
             _tell(path, trouble)
             raise UserError(trouble) from error

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from retro_demo.errors import UserError
-from retro_demo.settings import check_ranges, knob, seen
+from retro_demo.settings import check_ranges, seen, setting
 
 
 class NetworkConfig(Protocol):
@@ -33,38 +33,38 @@ RESIDUALS = ("pre", "deepnet", "deepnet-reference")
 class RetroConfig:
     """The shape of a RETRO network. Without `cca_layers` it is a plain decoder: the matched `lm`."""
 
-    vocab_size: int = knob(4096, "Vocabulary", "Tokens.", low=4, high=1_000_000, derived=True)
-    chunk_len: int = knob(64, "Chunk length", "Tokens in a chunk (m).", low=1, high=4096, derived=True)
-    pad_id: int = knob(0, "Padding", "Token that stands for nothing.", low=0, high=1_000_000, derived=True)
-    dim: int = knob(128, "Width", "Width of the decoder (d).", low=1, high=8192)
-    depth: int = knob(4, "Layers", "Decoder layers.", low=1, high=128)
-    num_heads: int = knob(
+    vocab_size: int = setting(4096, "Vocabulary", "Tokens.", low=4, high=1_000_000, derived=True)
+    chunk_len: int = setting(64, "Chunk length", "Tokens in a chunk (m).", low=1, high=4096, derived=True)
+    pad_id: int = setting(0, "Padding", "Token that stands for nothing.", low=0, high=1_000_000, derived=True)
+    dim: int = setting(128, "Width", "Width of the decoder (d).", low=1, high=8192)
+    depth: int = setting(4, "Layers", "Decoder layers.", low=1, high=128)
+    num_heads: int = setting(
         4,
         "Heads",
         "Attention heads; they divide both widths, unless a head's width is given.",
         low=1,
         high=128,
     )
-    cca_layers: tuple[int, ...] = knob(
+    cca_layers: tuple[int, ...] = setting(
         (2, 4),
         "Layers with retrieval",
         "Decoder layers with chunked cross-attention, counted from 1 (P in the paper).",
         low=1,
         high=128,
     )
-    enc_dim: int = knob(128, "Encoder width", "Width of the neighbor encoder (d').", low=1, high=8192)
-    enc_depth: int = knob(1, "Encoder layers", "Layers of the neighbor encoder.", low=1, high=32)
-    enc_cross_layers: tuple[int, ...] = knob(
+    enc_dim: int = setting(128, "Encoder width", "Width of the neighbor encoder (d').", low=1, high=8192)
+    enc_depth: int = setting(1, "Encoder layers", "Layers of the neighbor encoder.", low=1, high=32)
+    enc_cross_layers: tuple[int, ...] = setting(
         (1,),
         "Encoder layers that see the chunk",
         "Encoder layers that attend to the chunk, counted from 1 (P_enc in the paper).",
         low=1,
         high=32,
     )
-    ff_mult: int = knob(
+    ff_mult: int = setting(
         4, "Feed-forward factor", "Width of the feed-forward layers over the width.", low=1, high=16
     )
-    dropout: float = knob(
+    dropout: float = setting(
         0.0,
         "Dropout",
         "Share of the activations that each layer writes dropped in training.",
@@ -73,26 +73,26 @@ class RetroConfig:
     )
 
     # further options
-    dim_head: int = knob(
+    dim_head: int = setting(
         0, "Head width", "Width of a head; 0 divides the width by the heads.", low=0, high=1024
     )
-    rotary_dims: int = knob(
+    rotary_dims: int = setting(
         0, "Rotary dimensions", "Dimensions of a head that turn with its position; 0: all.", low=0, high=1024
     )
-    norm: str = knob(
+    norm: str = setting(
         "rms",
         "Norm",
         "rms: RMSNorm, as in the paper; gated_rms: RMSNorm times a learned gate; layer: LayerNorm.",
         choices=("rms", "gated_rms", "layer"),
     )
-    norm_eps: float = knob(
+    norm_eps: float = setting(
         0.0,
         "Epsilon",
         "Added to the variance in norms; 0: torch's own (the number type's for rms, 1e-5 for layer).",
         low=0.0,
         high=1e-2,
     )
-    residual: str = knob(
+    residual: str = setting(
         "pre",
         "Residuals",
         "pre: norms before each layer; deepnet: after it, with DeepNet's scales and first weights, for many "
@@ -100,97 +100,97 @@ class RetroConfig:
         "norm, as in RETRO-pytorch.",
         choices=RESIDUALS,
     )
-    enc_residual_scale: float = knob(
+    enc_residual_scale: float = setting(
         0.0,
         "Encoder residual scale",
         "With deepnet: factor of the encoder's residual stream; 0: DeepNet's formula.",
         low=0.0,
         high=1000.0,
     )
-    dec_residual_scale: float = knob(
+    dec_residual_scale: float = setting(
         0.0,
         "Decoder residual scale",
         "With deepnet: factor of the decoder's residual stream; 0: DeepNet's formula.",
         low=0.0,
         high=1000.0,
     )
-    null_kv: bool = knob(
+    null_kv: bool = setting(
         False,
         "Null key",
         "Chunked cross-attention gets a learned key to turn to where no neighbor is of use. "
         "Nothing retrieved is then no longer the same as neighbors of nothing but padding.",
     )
-    abstain: bool = knob(
+    abstain: bool = setting(
         False,
         "May abstain",
         "Chunked cross-attention gets a learned key that writes nothing, to turn to where the neighbors are "
         "of no use (not in the paper). Neighbors of nothing but padding still are no neighbors.",
     )
-    cca_positions: str = knob(
+    cca_positions: str = setting(
         "paper",
         "Positions in cross-attention",
         "paper: queries at m - 1 to 2m - 2, so that N is aligned with its chunk; reference: the doubly "
         "shifted ones of RETRO-pytorch (2m - 2, then 0), with which a query does not know its place.",
         choices=("paper", "reference"),
     )
-    shifted_keys: bool = knob(
+    shifted_keys: bool = setting(
         False,
         "Shifted keys",
         "A neighbor's token is found by the token before it, so that one layer can copy what followed the "
         "same words (not in the paper; makes reading emerge in minutes).",
     )
-    copying_start: bool = knob(
+    copying_start: bool = setting(
         False,
         "Start as a copier",
         "Chunked cross-attention begins with keys like its queries and outputs like its values (not in the "
         "paper); encoder and decoder then have one width.",
     )
-    absolute_positions: int = knob(
+    absolute_positions: int = setting(
         0,
         "Absolute positions",
         "Learned positions, added to the text beside the rotary ones: as many as the longest text; 0: none.",
         low=0,
         high=1_000_000,
     )
-    embed_at: str = knob(
+    embed_at: str = setting(
         "decoder",
         "Embedding width",
         "Whose width token embeddings have: the decoder's or the encoder's; the other gets a projection.",
         choices=("decoder", "encoder"),
     )
-    scale_embeddings: bool = knob(
+    scale_embeddings: bool = setting(
         True, "Scale embeddings", "Multiply embeddings by the root of their width, to a size of about 1."
     )
-    tied_output: bool = knob(
+    tied_output: bool = setting(
         True, "Tied output", "The output layer is the token embedding; else it has weights of its own."
     )
-    biases: bool = knob(False, "Biases", "Biases in output projections, feed-forward and output layers.")
-    final_norm: bool = knob(
+    biases: bool = setting(False, "Biases", "Biases in output projections, feed-forward and output layers.")
+    final_norm: bool = setting(
         True, "Final norms", "Norms at the end of encoder and decoder (never with deepnet)."
     )
-    norm_states: bool = knob(
+    norm_states: bool = setting(
         True, "Norm of the chunk", "A norm on the chunk's states before the encoder attends to them."
     )
-    enc_projection: bool = knob(
+    enc_projection: bool = setting(
         False, "Project the encoder", "Project encoded neighbors to the decoder's width before they are read."
     )
-    mask_padding: bool = knob(
+    mask_padding: bool = setting(
         True, "Mask padding", "Padding in the text is not attended to (in neighbors it never is)."
     )
-    enc_attn_dropout: float = knob(
+    enc_attn_dropout: float = setting(
         0.0, "Encoder attention dropout", "Share of the encoder's attention dropped.", low=0.0, high=0.9
     )
-    enc_ff_dropout: float = knob(
+    enc_ff_dropout: float = setting(
         0.0,
         "Encoder hidden dropout",
         "Share of the encoder's hidden feed-forward activations dropped.",
         low=0.0,
         high=0.9,
     )
-    dec_attn_dropout: float = knob(
+    dec_attn_dropout: float = setting(
         0.0, "Decoder attention dropout", "Share of the decoder's attention dropped.", low=0.0, high=0.9
     )
-    dec_ff_dropout: float = knob(
+    dec_ff_dropout: float = setting(
         0.0,
         "Decoder hidden dropout",
         "Share of the decoder's hidden feed-forward activations dropped.",
@@ -278,45 +278,47 @@ class RetroConfig:
 class MargeConfig:
     """The shape of a MARGE network."""
 
-    vocab_size: int = knob(4096, "Vocabulary", "Tokens of text.", low=4, high=1_000_000, derived=True)
-    pad_id: int = knob(0, "Padding", "Token that stands for nothing.", low=0, high=1_000_000, derived=True)
+    vocab_size: int = setting(4096, "Vocabulary", "Tokens of text.", low=4, high=1_000_000, derived=True)
+    pad_id: int = setting(0, "Padding", "Token that stands for nothing.", low=0, high=1_000_000, derived=True)
     languages: tuple[str, ...] = ()
     """Each has a token of its own behind those of the text; a document begins with its language's."""
-    dim: int = knob(128, "Width", "Width of encoder and decoder.", low=1, high=8192)
-    num_heads: int = knob(4, "Heads", "Attention heads; they divide the width.", low=1, high=128)
-    enc_depth: int = knob(3, "Encoder layers", "Layers of the encoder (12 in the paper).", low=1, high=128)
-    retrieval_depth: int = knob(
+    dim: int = setting(128, "Width", "Width of encoder and decoder.", low=1, high=8192)
+    num_heads: int = setting(4, "Heads", "Attention heads; they divide the width.", low=1, high=128)
+    enc_depth: int = setting(3, "Encoder layers", "Layers of the encoder (12 in the paper).", low=1, high=128)
+    retrieval_depth: int = setting(
         2,
         "Layers of relevance",
         "First encoder layers, whose first token is the embedding of a document (4 in the paper).",
         low=1,
         high=128,
     )
-    base_depth: int = knob(
+    base_depth: int = setting(
         1,
         "Base layers",
         "Decoder layers below the first that reads evidence (4 in the paper).",
         low=0,
         high=128,
     )
-    dec_depth: int = knob(
+    dec_depth: int = setting(
         2, "Layers with evidence", "Decoder layers that read evidence (12 in the paper).", low=0, high=128
     )
-    enc_ff_mult: int = knob(
+    enc_ff_mult: int = setting(
         4, "Encoder feed-forward factor", "Width of its feed-forward layers over the width.", low=1, high=64
     )
-    ff_mult: int = knob(
+    ff_mult: int = setting(
         4, "Base feed-forward factor", "The same, in the decoder's base layers.", low=1, high=64
     )
-    dec_ff_mult: int = knob(
+    dec_ff_mult: int = setting(
         4,
         "Feed-forward factor behind evidence",
         "The same, in the decoder layers that read evidence (about 16 in the paper).",
         low=1,
         high=64,
     )
-    dropout: float = knob(0.0, "Dropout", "Share of the activations dropped in training.", low=0.0, high=0.9)
-    distill: float = knob(
+    dropout: float = setting(
+        0.0, "Dropout", "Share of the activations dropped in training.", low=0.0, high=0.9
+    )
+    distill: float = setting(
         0.0,
         "Attention distillation",
         "Weight of a second loss: relevance follows what the cross-attention looks at (0: none, as in "
@@ -324,82 +326,82 @@ class MargeConfig:
         low=0.0,
         high=1000.0,
     )
-    distill_from: str = knob(
+    distill_from: str = setting(
         "scores",
         "Distillation from",
         "scores: the mean score of a document's tokens, as in the reference; mass: the share of attention "
         "that a document gets by its content.",
         choices=("scores", "mass"),
     )
-    beta_start: float = knob(
+    beta_start: float = setting(
         1.0,
         "First beta",
         "How much relevance weighs in attention before training; it is learned from there.",
         low=0.0,
         high=100.0,
     )
-    shifted_keys: bool = knob(
+    shifted_keys: bool = setting(
         False,
         "Shifted keys",
         "A token of evidence is found by the token before it, so that one layer can copy what followed the "
         "same word (not in the paper).",
     )
-    abstain: bool = knob(
+    abstain: bool = setting(
         False,
         "May abstain",
         "Cross-attention gets a learned key that writes nothing, to turn to where no evidence is of use "
         "(not in the paper).",
     )
-    copying_start: bool = knob(
+    copying_start: bool = setting(
         False,
         "Start as a copier",
         "Cross-attention begins by finding like tokens and writing them as they are.",
     )
 
     # further options
-    relevance: str = knob(
+    relevance: str = setting(
         "cosine",
         "Relevance",
         "cosine: of both embeddings, in [-1, 1], as in the paper and in the index; dot: the evidence's "
         "embedding keeps its length, as in the reference.",
         choices=("cosine", "dot"),
     )
-    norm: str = knob("rms", "Norm", "rms: RMSNorm; layer: LayerNorm.", choices=("rms", "layer"))
-    norm_eps: float = knob(
+    norm: str = setting("rms", "Norm", "rms: RMSNorm; layer: LayerNorm.", choices=("rms", "layer"))
+    norm_eps: float = setting(
         0.0, "Epsilon", "Added to the variance in norms; 0: torch's own.", low=0.0, high=1e-2
     )
-    final_norm: bool = knob(True, "Final norms", "A norm at the end of encoder and decoder.")
-    biases: bool = knob(False, "Biases", "Biases in output projections and feed-forward layers.")
-    gated: bool = knob(
+    final_norm: bool = setting(True, "Final norms", "A norm at the end of encoder and decoder.")
+    biases: bool = setting(False, "Biases", "Biases in output projections and feed-forward layers.")
+    gated: bool = setting(
         False, "Gated feed-forward", "GEGLU in the feed-forward layers, at two thirds of their width."
     )
-    extra_ff: bool = knob(
+    extra_ff: bool = setting(
         False, "Second feed-forward", "A feed-forward layer between self- and cross-attention, too."
     )
-    tied_output: bool = knob(True, "Tied output", "The embeddings also are the output layer.")
-    scale_embeddings: bool = knob(True, "Scaled embeddings", "Embeddings times the root of their width.")
-    absolute_positions: int = knob(
+    tied_output: bool = setting(True, "Tied output", "The embeddings also are the output layer.")
+    scale_embeddings: bool = setting(True, "Scaled embeddings", "Embeddings times the root of their width.")
+    absolute_positions: int = setting(
         0, "Absolute positions", "Learned positions, so many; 0: rotary ones.", low=0, high=65_536
     )
-    full_width_scale: bool = knob(
+    full_width_scale: bool = setting(
         False,
         "Scale by the whole width",
         "Attention scores over the root of the whole width rather than of a head's.",
     )
-    blind_padding: bool = knob(
+    blind_padding: bool = setting(
         True,
         "Padding is not read",
         "What is padding attends as any token does. Off: it averages over everything, and padding is "
         "only what a mask says.",
     )
-    enc_attn_dropout: float = knob(
+    enc_attn_dropout: float = setting(
         0.0,
         "Encoder attention dropout",
         "Share of attention weights dropped in training.",
         low=0.0,
         high=0.9,
     )
-    dec_attn_dropout: float = knob(
+    dec_attn_dropout: float = setting(
         0.0, "Decoder attention dropout", "The same, in the decoder.", low=0.0, high=0.9
     )
 
@@ -433,7 +435,7 @@ class MargeConfig:
 class EvidenceConfig:
     """What a MARGE run takes for documents, and how it finds evidence for them."""
 
-    passage_len: int = knob(
+    passage_len: int = setting(
         128,
         "Passage length",
         "Tokens of a passage, its language token included: longer documents are cut. MARGE reads and "
@@ -442,7 +444,7 @@ class EvidenceConfig:
         high=4096,
         main=True,
     )
-    refresh_every: int = knob(
+    refresh_every: int = setting(
         100,
         "Re-index every",
         "Steps after which all passages are embedded anew with the encoder as it is then (10,000 in the "
@@ -451,7 +453,7 @@ class EvidenceConfig:
         high=1_000_000,
         main=True,
     )
-    evidence_per_target: float = knob(
+    evidence_per_target: float = setting(
         8.0,
         "Evidence for each target",
         "On average: so many pairs times the targets are kept, the most relevant of the whole shard, so "
@@ -460,58 +462,58 @@ class EvidenceConfig:
         high=100.0,
         main=True,
     )
-    evidence_languages: str = knob(
+    evidence_languages: str = setting(
         "any",
         "Evidence languages",
         "any; other: only passages in another language than the target's can be its evidence.",
         choices=("any", "other"),
     )
-    evidence_source: str = knob(
+    evidence_source: str = setting(
         "retrieved",
         "Evidence from",
         "retrieved: what the encoder finds; random: passages at random throughout, the control that has as "
         "many pairs and no content.",
         choices=("retrieved", "random"),
     )
-    evidence_set: str = knob(
+    evidence_set: str = setting(
         "all",
         "Evidence among",
         "all: every text that is not held out, so targets are evidence for one another; database: only texts "
         'whose use is "database", so that targets and evidence are two sets.',
         choices=("all", "database"),
     )
-    language_weight: float = knob(
+    language_weight: float = setting(
         100.0,
         "Weight across languages",
         "What a pair of two languages counts in making batches, where one of the same language counts 1.",
         low=0.0,
         high=1e6,
     )
-    same_document: bool = knob(
+    same_document: bool = setting(
         False,
         "Same-document evidence",
         "Other passages of the target's own document may be its evidence, as in the paper.",
     )
-    first_passages: bool = knob(
+    first_passages: bool = setting(
         False,
         "First passages only",
         "Only the first passage of a document is a target, as for news in the paper.",
     )
-    shard_size: int = knob(
+    shard_size: int = setting(
         4096,
         "Shard",
         "Passages in a shard: evidence is looked for within it. A smaller corpus is one shard.",
         low=16,
         high=10_000_000,
     )
-    shard_by: str = knob(
+    shard_by: str = setting(
         "group",
         "Shards keep together",
         "group: documents of one group (say, translations of one another); document: only the passages "
         "of a document.",
         choices=("group", "document"),
     )
-    batch_tokens: int = knob(
+    batch_tokens: int = setting(
         4096,
         "Batch",
         "Tokens in a batch at most, targets and evidence together.",

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from retro_demo.devices import sent, shared_rows
+from retro_demo.devices import shared_rows, to_device
 from retro_demo.errors import UserError
 from retro_demo.models.config import MargeConfig
 from retro_demo.models.layers import (
@@ -64,7 +64,9 @@ class MargeBatch(NamedTuple):
         return self.targets
 
     def to(self, device: torch.device) -> MargeBatch:
-        return self._replace(targets=sent(self.targets, device), evidence=sent(self.evidence, device))
+        return self._replace(
+            targets=to_device(self.targets, device), evidence=to_device(self.evidence, device)
+        )
 
     def share(self, rank: int, size: int, pad_id: int = 0) -> MargeBatch:
         """Every size-th target from `rank` on, with all evidence; the parts' losses add up to the batch's.

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from retro_demo.devices import sent
+from retro_demo.devices import to_device
 from retro_demo.errors import UserError
 from retro_demo.models.config import RetroConfig
 from retro_demo.models.layers import (
@@ -245,9 +245,9 @@ class RetroBatch(NamedTuple):
     predicted: Tensor | None = None
 
     def to(self, device: torch.device) -> RetroBatch:
-        neighbors = None if self.neighbors is None else sent(self.neighbors, device)
-        predicted = None if self.predicted is None else sent(self.predicted, device)
-        return RetroBatch(sent(self.tokens, device), neighbors, predicted)
+        neighbors = None if self.neighbors is None else to_device(self.neighbors, device)
+        predicted = None if self.predicted is None else to_device(self.predicted, device)
+        return RetroBatch(to_device(self.tokens, device), neighbors, predicted)
 
     def share(self, rank: int, size: int, pad_id: int = 0) -> RetroBatch:
         """Every size-th sequence from `rank` on; the losses of all parts add up to the loss of the batch."""

@@ -108,14 +108,14 @@ def note(text: str, kind: str = "") -> str:
     return f'<p class="note {esc(kind)}">{esc(text)}</p>'
 
 
-def trail(corpus: str, stats: Mapping[str, Any] | None, run: str, worth: str) -> str:
+def breadcrumb(corpus: str, stats: Mapping[str, Any] | None, run: str, gain: str) -> str:
     """The line at the top: corpus > index > run, with its worth (HTML, "" = unknown) > text."""
     count = f" ({stats['documents']:,} documents)" if stats else " (being prepared)"
     index = f"{stats['embedder']}, {stats['index']}" if stats else "..."
     parts = [
         f"{term('corpus')}: <b>{esc(corpus)}</b>{count}",
         f"{term('index')}: <b>{esc(index)}</b>",
-        f"{term('run')}: <b>{esc(run.removeprefix('sample:'))}</b>{worth and ', '}{worth}",
+        f"{term('run')}: <b>{esc(run.removeprefix('sample:'))}</b>{gain and ', '}{gain}",
         "text",
     ]
     return '<nav class="trail">' + " <i>›</i> ".join(f"<span>{p}</span>" for p in parts) + "</nav>"

@@ -269,7 +269,7 @@ def gap_of(status: JobStatus) -> float | None:
     return arms["off"]["nats"] - arms["on"]["nats"] if {"on", "off"} <= set(arms) else None
 
 
-def worth(status: JobStatus, evaluation: Mapping[str, Any] | None) -> str:
+def retrieval_gain(status: JobStatus, evaluation: Mapping[str, Any] | None) -> str:
     """What retrieval is worth to a run, as HTML that names where the figure is from; "" where none is known.
 
     An evaluation (see evaluation/report.py) goes before the training's own measurement, which has no

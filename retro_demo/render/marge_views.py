@@ -160,7 +160,7 @@ def target_html(reading: EvidenceReading | None, source: MargeCorpus) -> str:
     about = source.about(reading.target)
     betas = ", ".join(f"{beta:.3f}" for beta in reading.betas)
     return (
-        f'<p class="finding">{_worth(reading)}</p>'
+        f'<p class="finding">{_gain_of_evidence(reading)}</p>'
         f'<p class="caption">One target only: <b>Evaluate</b> tells whether it is so over all held-out ones. '
         f"{term('beta')} by layer: {betas}.</p>"
         f'<article class="card"><header><b>{theirs(about["title"])}</b>'
@@ -169,7 +169,7 @@ def target_html(reading: EvidenceReading | None, source: MargeCorpus) -> str:
     )
 
 
-def _worth(reading: EvidenceReading) -> str:
+def _gain_of_evidence(reading: EvidenceReading) -> str:
     """What the evidence is worth, apart from what any evidence is worth."""
     said = f"{term('loss', 'Loss')} <b>{reading.loss:.4f}</b> nats a token with its evidence"
     none = f"<b>{reading.loss_none:.4f}</b> with {term('no evidence', 'none')}"
@@ -473,7 +473,7 @@ def agreement_figure(reading: EvidenceReading, source: MargeCorpus, layer: int |
     return described(figure, words)
 
 
-def heat_figure(weights: np.ndarray, rows: Sequence[str], columns: Sequence[str], first: int) -> go.Figure:
+def heatmap_figure(weights: np.ndarray, rows: Sequence[str], columns: Sequence[str], first: int) -> go.Figure:
     """Attention (tokens written, tokens of the evidence); rows are numbered from `first`."""
     figure = go.Figure(
         go.Heatmap(
@@ -497,4 +497,4 @@ def heat_figure(weights: np.ndarray, rows: Sequence[str], columns: Sequence[str]
     }
     figure.update_xaxes(**plain, tickangle=-60)
     figure.update_yaxes(**plain, autorange="reversed")
-    return described(figure, plots.heat_words(weights, rows, columns))
+    return described(figure, plots.heatmap_words(weights, rows, columns))

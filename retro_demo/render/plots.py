@@ -190,7 +190,7 @@ def agreement_words(relevance: np.ndarray, mass: np.ndarray, rho: float | None) 
     return f"Relevance and share of attention of {len(mass)} pieces of evidence: {told}{agree}."
 
 
-def heat_words(weights: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> str:
+def heatmap_words(weights: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> str:
     """Attention (tokens written, tokens of the evidence)."""
     said = f"Attention of {len(rows)} tokens of the target to {len(columns)} tokens of the evidence"
     if not weights.size:

@@ -236,7 +236,7 @@ def _round(value: float | None) -> float | None:
     return None if value is None else round(value, 3)
 
 
-def heat(trace: Trace | None, layer: int | None = None, head: int | None = None) -> str:
+def heatmap(trace: Trace | None, layer: int | None = None, head: int | None = None) -> str:
     """The attention of all chunks for heatmap.js, which draws the chosen one: a byte a weight."""
     if trace is None or why_nothing(trace):
         return ""

@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from retro_demo.devices import ALONE, World, like, whole
+from retro_demo.devices import SINGLE_PROCESS, World, full_tensor, shard_like
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Started, Warned
 from retro_demo.files import file_hash, replacing, write_atomically
@@ -42,15 +42,15 @@ from retro_demo.models.memory import shapes_of
 from retro_demo.models.retro import RETRO
 from retro_demo.output_folder import CONFIG, make_output
 from retro_demo.runs.alarms import Point, Watch
-from retro_demo.settings import TrainConfig, from_json, knobs, seen
+from retro_demo.settings import TrainConfig, from_json, seen, settings_of
 from retro_demo.tensor_files import (
     ANEW,
-    Head,
+    Header,
     Shapes,
     check_shapes,
     finite_tensors,
     load_tensors,
-    read_head,
+    read_header,
     save_tensors,
 )
 
@@ -118,7 +118,9 @@ class AnyRun:
     @property
     def settings(self) -> dict[str, Any]:
         """All its settings with their values, those of training first."""
-        values = {one.name: getattr(p, one.name) for p in reversed(self.parts.values()) for one in knobs(p)}
+        values = {
+            one.name: getattr(p, one.name) for p in reversed(self.parts.values()) for one in settings_of(p)
+        }
         return {name: value for name, value in values.items() if name in self.kind.settings()}
 
     @property
@@ -220,7 +222,7 @@ def read_any_config(folder: Path) -> AnyRun:
 
 
 def _check_types(config: AnyRun) -> None:
-    """Raise ValueError for what no knob guards: a name that is none, a number that is a text."""
+    """Raise ValueError for what no setting guards: a name that is none, a number that is a text."""
     kinds = {"str": str, "int": int}
     for one in fields(config):
         value = getattr(config, one.name)
@@ -279,8 +281,8 @@ def told_by(path: Path) -> tuple[int, float | None]:
     (0, None) where there is none or it is damaged. Of a best save of before there is no loss, either.
     """
     try:
-        head = read_head(path) if path.exists() else None
-        return (head.step, head.held_out) if head else (0, None)
+        header = read_header(path) if path.exists() else None
+        return (header.step, header.held_out) if header else (0, None)
     except UserError:
         return 0, None
 
@@ -366,15 +368,15 @@ def _weights(path: Path, network: NetworkConfig) -> dict[str, Tensor]:
     return {name: tensor.float() for name, tensor in finite_tensors(path)}
 
 
-def check_weights(path: Path, network: NetworkConfig) -> Head:
-    """The head of a file of weights; raises UserError where they are not those of the network, no more and
+def check_weights(path: Path, network: NetworkConfig) -> Header:
+    """The header of a file of weights; raises UserError where they are not those of the network, no more and
     no less. So neither takes memory where the two do not fit."""
-    head = read_head(path)
-    check_shapes(path, head.shapes, shapes_of(network))
-    for name, (kind, _) in head.tensors.items():
+    header = read_header(path)
+    check_shapes(path, header.shapes, shapes_of(network))
+    for name, (kind, _) in header.tensors.items():
         if kind not in FLOATS:
             raise UserError(f"{path} keeps {seen(name)} as {kind}; it must be {' or '.join(FLOATS)}. {ANEW}")
-    return head
+    return header
 
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -396,14 +398,14 @@ def save_state(
     step: int,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
     *,
     best: Point | None = None,
 ) -> None:
     """Keep everything that the next step depends on; where it measured `best`, the weights twice.
 
     Then the weights tell that loss: a record of events may be lost, and what is worse must not replace them.
-    Of several processes all must call: each gives its part, the leader writes, nobody leaves before that.
+    Of several processes all must call: each gives its part, the main one writes, nobody leaves before that.
     """
     names = {id(weight): name for name, weight in model.named_parameters()}
     sources = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
@@ -412,8 +414,8 @@ def save_state(
             sources[f"optimizer.{kind}.{names[id(weight)]}"] = value
     tensors = {}
     for name, tensor in sources.items():
-        full = whole(tensor)  # one after the other: they need not all be on the GPU in full
-        if world.leads:
+        full = full_tensor(tensor)  # one after the other: they need not all be on the GPU in full
+        if world.is_main:
             tensors[name] = full.detach().cpu()
     generators = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
@@ -421,7 +423,7 @@ def save_state(
     for kind, generator in generators.items():
         for rank, own in enumerate(world.gathered(generator)):
             tensors[_generator(kind, rank)] = own
-    if world.leads:
+    if world.is_main:
         weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
         # the state comes last: as long as it is the old one, going on makes these weights once more
         notes = {"step": str(step)} | ({"held_out": repr(float(best.nats))} if best else {})
@@ -444,7 +446,9 @@ def keep_best(folder: Path, step: int) -> None:
             shutil.copyfile(last, copy)
 
 
-def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, world: World = ALONE) -> int:
+def load_state(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, world: World = SINGLE_PROCESS
+) -> int:
     """Put the last save back into model, optimizer and generators; returns its step (0 = none yet).
 
     A process that the save knows nothing of goes on with the generators that it has.
@@ -456,11 +460,11 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
     check_state(path, {name: tuple(tensor.shape) for name, tensor in there.items()})
     tensors, _ = load_tensors(path)
     saved = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
-    model.load_state_dict({n: like(there[n], t) if n in there else t for n, t in saved.items()})
+    model.load_state_dict({n: shard_like(there[n], t) if n in there else t for n, t in saved.items()})
     for name, weight in model.named_parameters():
         for kind in MOMENTS:
             if (value := tensors.get(f"optimizer.{kind}.{name}")) is not None:  # none: it had no gradient
-                value = like(weight, value) if kind != "step" else value.to(weight.device)
+                value = shard_like(weight, value) if kind != "step" else value.to(weight.device)
                 optimizer.state[weight][kind] = value
     try:
         if (generator := tensors.get(_generator("cpu", world.rank))) is not None:
@@ -475,13 +479,13 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
     return step
 
 
-def check_state(path: Path, shapes: Shapes) -> Head:
-    """The head of a saved state; raises UserError where it is not one of a network with weights of these
+def check_state(path: Path, shapes: Shapes) -> Header:
+    """The header of a saved state; raises UserError where it is not one of a network with weights of these
     shapes: all of them, moments of such weights, generators."""
-    head = read_head(path)
-    weights = {n.removeprefix("model."): s for n, s in head.shapes.items() if n.startswith("model.")}
+    header = read_header(path)
+    weights = {n.removeprefix("model."): s for n, s in header.shapes.items() if n.startswith("model.")}
     check_shapes(path, weights, shapes)
-    for name, (kind, shape) in head.tensors.items():
+    for name, (kind, shape) in header.tensors.items():
         if name.startswith("model."):
             fits = kind == "F32"
         elif GENERATOR.fullmatch(name):
@@ -495,7 +499,7 @@ def check_state(path: Path, shapes: Shapes) -> Head:
                 f"{path} holds {seen(name)} ({kind} {list(shape)}), which no run of this network saves. "
                 f"{ANEW}"
             )
-    return head
+    return header
 
 
 def _generator(kind: str, rank: int) -> str:
@@ -514,13 +518,13 @@ def check_goes_on(folder: Path) -> None:
 def saved_step(folder: Path) -> int:
     """The step of the last save, 0 where there is none; raises UserError where it is damaged."""
     path = folder / STATE
-    return read_head(path).step if path.exists() else 0
+    return read_header(path).step if path.exists() else 0
 
 
 def saved_processes(folder: Path) -> int:
     """How many processes trained together up to the last save."""
     path = folder / STATE
-    return read_head(path).number("processes", 1) if path.exists() else 1
+    return read_header(path).number("processes", 1) if path.exists() else 1
 
 
 def go_on(
@@ -540,7 +544,7 @@ def go_on(
     """
     world.seed(config.training.seed, saved_step(out))
     start = load_state(out, model, optimizer, world)
-    if world.leads:
+    if world.is_main:
         watch.keeps(*told_by(out / BEST))
         if watch.best is not None and watch.best.step == start:
             keep_best(out, start)

@@ -20,7 +20,7 @@ from typing import Any
 
 from retro_demo.corpus.samples import SAMPLES
 from retro_demo.paths import CHECKPOINTS, ROOT, SAMPLE, data_home, linked_place, usual_home, without_folders
-from retro_demo.settings import knobs
+from retro_demo.settings import settings_of
 
 PROGRAM = ("python", "-m", "retro_demo")
 MOST_NAME = 100  # characters
@@ -54,7 +54,7 @@ def _is_installed() -> bool:
     return False
 
 
-def place(folder: Path | str) -> str:
+def name_for_command(folder: Path | str) -> str:
     """How a command names a run or a corpus: "sample:NAME" for what ships, else its folder."""
     if str(folder).startswith(SAMPLE):
         return str(folder)
@@ -79,7 +79,9 @@ def flags(values: Iterable[tuple[str, Any]]) -> list[str]:
 
 def set_flags(config: Any) -> list[str]:
     """The words that set the settings of a config that differ from their defaults."""
-    values = [(knob.name, getattr(config, knob.name), knob.default) for knob in knobs(config)]
+    values = [
+        (setting.name, getattr(config, setting.name), setting.default) for setting in settings_of(config)
+    ]
     return flags((name, value) for name, value, usual in values if value != usual)
 
 
@@ -120,7 +122,7 @@ def _named(word: str, before: str) -> str:
     """A word of a command without the folders of this machine."""
     if not word.startswith("/"):
         return word
-    known = place(word)
+    known = name_for_command(word)
     if known.startswith(SAMPLE):
         return known
     name = re.sub(r"^-", "./-", Path(word).name[:MOST_NAME]) or "."

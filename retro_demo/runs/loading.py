@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from retro_demo.corpus.changes import load_edition, prepare_edition
+from retro_demo.corpus.changes import load_retokenized, prepare_retokenized
 from retro_demo.corpus.embedding import doubt_of, nothing_found
 from retro_demo.corpus.retrievers import Database, load_retriever
 from retro_demo.corpus.samples import corpus_folder
@@ -98,7 +98,7 @@ def load_run(
         else:
             other = load_corpus(corpus)
             swapped = other.name if other.fingerprint != config.corpus_fingerprint else ""
-            there = load_edition(other, folder, config.network.chunk_len)
+            there = load_retokenized(other, folder, config.network.chunk_len)
             database = Database(there, load_retriever(there, name))
     model = load_model(folder, choose_device(device))
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
@@ -126,7 +126,7 @@ def ready_run(
     if corpus:
         yield from ensure_sample(corpus, stop)
         other = corpus_folder(data_home()[0], corpus)
-        for event in prepare_edition(load_corpus(other), folder, trained.network.chunk_len):
+        for event in prepare_retokenized(load_corpus(other), folder, trained.network.chunk_len):
             yield event
             if stop():
                 yield Stopped()

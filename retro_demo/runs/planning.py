@@ -38,10 +38,10 @@ from retro_demo.runs.checkpoint import (
     weights_file,
     write_run_config,
 )
-from retro_demo.settings import knobs
+from retro_demo.settings import settings_of
 from retro_demo.tokenizer import Tokenizer
 
-READER_KNOBS = frozenset(
+READER_SETTINGS = frozenset(
     {
         "cca_layers",
         "enc_dim",
@@ -205,7 +205,7 @@ def _of_languages(languages: Sequence[str]) -> dict[str, Any]:
 
 def decoder_shape(network: RetroConfig) -> dict[str, Any]:
     """The settings of a network that a run keeps when it begins with its weights."""
-    return {name: value for name, value in asdict(network).items() if name not in READER_KNOBS}
+    return {name: value for name, value in asdict(network).items() if name not in READER_SETTINGS}
 
 
 def check_base(config: RunConfig, base: str, corpus: Corpus, settings: Mapping[str, Any]) -> None:
@@ -222,7 +222,7 @@ def check_base(config: RunConfig, base: str, corpus: Corpus, settings: Mapping[s
             f"The base run {base} speaks another tokenizer than the corpus {corpus.name}. Build the corpus "
             "with --tokenizer naming the tokenizer.json of the base run."
         )
-    shape = {knob.name for knob in knobs(RetroConfig)} - READER_KNOBS
+    shape = {setting.name for setting in settings_of(RetroConfig)} - READER_SETTINGS
     for name in sorted(shape & set(settings)):
         if settings[name] != getattr(config.network, name):
             raise UserError(

@@ -19,7 +19,7 @@ from retro_demo.corpus.store import MANIFEST
 from retro_demo.devices import allowed_threads
 from retro_demo.events import read_events
 from retro_demo.runs.checkpoint import AnyRun, read_any_config, versions, weights_file
-from retro_demo.tensor_files import read_head
+from retro_demo.tensor_files import read_header
 
 NOT_COMPARABLE = (
     "This is a small run on a small corpus: its figures are not comparable with those of the papers."
@@ -85,8 +85,8 @@ def weights_of(run: Path) -> tuple[int, int]:
     path = weights_file(run)
     if not path.exists():
         return 0, 0
-    head = read_head(path)
-    return head.step, sum(prod(shape) for shape in head.shapes.values())
+    header = read_header(path)
+    return header.step, sum(prod(shape) for shape in header.shapes.values())
 
 
 def training_seconds(run: Path, config: AnyRun, steps: int) -> float | None:

@@ -23,7 +23,7 @@ from retro_demo.errors import UserError
 from retro_demo.jobs import lifecycle
 from retro_demo.output_folder import is_hidden
 from retro_demo.paths import CODE, link_to
-from retro_demo.server.limits import MEGABYTE, delete_noted, forget_gone, limits_of, noted_editions
+from retro_demo.server.limits import MEGABYTE, delete_noted, forget_gone, limits_of, noted_retokenized
 from retro_demo.server.workspace import Workspace, disk_use
 
 log = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ def delete_workspace(home: Path, code: str) -> int:
 
 def _under_way(folder: Path) -> list[Path]:
     own = [job for place in JOBS for job in folder.glob(place)]
-    return [job for job in [*own, *noted_editions(folder)] if lifecycle.is_under_way(job)]
+    return [job for job in [*own, *noted_retokenized(folder)] if lifecycle.is_under_way(job)]
 
 
 def _remove(folder: Path) -> int:

@@ -32,7 +32,7 @@ from retro_demo.runs.checkpoint import read_any_config, read_run_config, write_r
 from retro_demo.server import service
 from retro_demo.server.evaluations import evaluations_reading, tell_of_move
 from retro_demo.server.limits import check_space, checked_addition, limits_of
-from retro_demo.server.model_cache import Library
+from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.scheduler import begin
 from retro_demo.server.service import keep_files
 from retro_demo.server.workspace import Workspace
@@ -199,7 +199,7 @@ def retrieving_runs(workspace: Workspace) -> list[str]:
 
 
 def weigh_documents(
-    library: Library,
+    cache: ModelCache,
     workspace: Workspace,
     run: str,
     documents: Sequence[str],
@@ -226,4 +226,4 @@ def weigh_documents(
     if most := limits_of(workspace.home).weighed_tokens:  # all wait for the end of it
         each = max(LEAST_WEIGHED, most // (len(documents) + 2))
         config = replace(config, max_tokens=min(config.max_tokens, each))
-    return weigh(library.run(folder, other, config.retriever), documents, config, text)
+    return weigh(cache.run(folder, other, config.retriever), documents, config, text)

@@ -35,7 +35,7 @@ from retro_demo.models.config import RetroConfig
 from retro_demo.models.memory import count_parameters
 from retro_demo.models.retro import RETRO
 from retro_demo.runs.loading import LoadedRun
-from retro_demo.server.model_cache import Library
+from retro_demo.server.model_cache import ModelCache
 from retro_demo.settings import TrainConfig
 from retro_demo.training.loop import clip_gradients, make_optimizer
 from retro_demo.training.trainer import run_training
@@ -131,7 +131,7 @@ def driven(folder: Path, call: Callable[[str, float], Ended], seconds: float) ->
 SMALL = RetroConfig(vocab_size=8, dim=8, depth=1, num_heads=1, chunk_len=4, cca_layers=(1,), enc_dim=8)
 
 
-def rehearse() -> None:
+def warm_up() -> None:
     """Do what a training does, on the CPU and before anything else runs, so that no fork does it first.
 
     torch imports its compiler with the first network, which takes seconds, in which the lock of that import
@@ -161,9 +161,9 @@ def _open_tensors() -> None:
                 file.get_tensor("any")
 
 
-def prepare_forks(library: Library) -> None:
+def prepare_forks(cache: ModelCache) -> None:
     """From now on a fork waits until the library loads nothing, and finds its locks free."""
-    os.register_at_fork(before=library.hold, after_in_parent=library.let_go, after_in_child=library.let_go)
+    os.register_at_fork(before=cache.hold, after_in_parent=cache.release, after_in_child=cache.release)
     os.register_at_fork(after_in_child=_free_properties)
 
 

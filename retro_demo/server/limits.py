@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from retro_demo.console import add_flags
-from retro_demo.corpus.changes import EDITIONS
+from retro_demo.corpus.changes import RETOKENIZED
 from retro_demo.errors import UserError
 from retro_demo.explain.marge_reading import MOST_EVIDENCE
 from retro_demo.files import append_line, replacing
@@ -34,7 +34,7 @@ from retro_demo.models.config import NetworkConfig
 from retro_demo.models.memory import count_parameters
 from retro_demo.runs.checkpoint import AnyRun
 from retro_demo.server.workspace import Workspace, disk_use
-from retro_demo.settings import GenerateConfig, check_ranges, from_json, knob, knobs
+from retro_demo.settings import GenerateConfig, check_ranges, from_json, setting, settings_of
 
 FILE = "limits.json"
 PREFIX = "RETRO_DEMO_LIMIT_"  # of the environment's variables: RETRO_DEMO_LIMIT_STEPS
@@ -46,24 +46,24 @@ MOST = 1_000_000_000
 class Limits:
     """The limits of a server; 0 is no limit. The defaults are those of a private one."""
 
-    running: int = knob(
+    running: int = setting(
         0, "Jobs at work", "Builds, trainings and evaluations at work at a time.", low=0, high=MOST
     )
-    running_per_visitor: int = knob(
+    running_per_visitor: int = setting(
         2, "Jobs at work of a visitor", "How many of them one visitor may have at work.", low=0, high=MOST
     )
-    trainings_per_device: int = knob(
+    trainings_per_device: int = setting(
         0, "Trainings on a device", "How many runs may train on one device at a time.", low=0, high=MOST
     )
-    waiting: int = knob(0, "Jobs in the queue", "How many jobs may wait for a place.", low=0, high=MOST)
-    waiting_per_visitor: int = knob(
+    waiting: int = setting(0, "Jobs in the queue", "How many jobs may wait for a place.", low=0, high=MOST)
+    waiting_per_visitor: int = setting(
         0,
         "Jobs in the queue of a visitor",
         "How many of them one visitor may have waiting.",
         low=0,
         high=MOST,
     )
-    waiting_per_address: int = knob(
+    waiting_per_address: int = setting(
         0,
         "Jobs in the queue of an address",
         "How many of them may have been asked for from one address: a visitor can make any number of "
@@ -71,50 +71,50 @@ class Limits:
         low=0,
         high=MOST,
     )
-    calls_per_address: int = knob(
+    calls_per_address: int = setting(
         0,
         "Calls that wait of an address",
         "How many calls of one address may wait for a lane, such as that in which texts are written.",
         low=0,
         high=MOST,
     )
-    megabytes_per_visitor: int = knob(
+    megabytes_per_visitor: int = setting(
         0, "Megabytes of a visitor", "What a workspace may hold before more is refused.", low=0, high=MOST
     )
-    megabytes_of_all: int = knob(
+    megabytes_of_all: int = setting(
         0,
         "Megabytes of all visitors",
         "What all workspaces may hold together; beyond, those that nobody used for longest are deleted.",
         low=0,
         high=MOST,
     )
-    text_megabytes: int = knob(
+    text_megabytes: int = setting(
         0, "Megabytes of text", "The largest text that a corpus may be built of.", low=0, high=MOST
     )
-    free_megabytes: int = knob(
+    free_megabytes: int = setting(
         0,
         "Free disk",
         "Megabytes of the disk that stay free: below, uploads and new work are refused.",
         low=0,
         high=MOST,
     )
-    steps: int = knob(0, "Steps", "The most optimizer steps of a run.", low=0, high=MOST)
-    parameters: int = knob(0, "Parameters", "The most parameters of a run.", low=0, high=MOST)
-    context: int = knob(
+    steps: int = setting(0, "Steps", "The most optimizer steps of a run.", low=0, high=MOST)
+    parameters: int = setting(0, "Parameters", "The most parameters of a run.", low=0, high=MOST)
+    context: int = setting(
         0,
         "Tokens at a time",
         "The most tokens that a run may read at a time: its context, or a passage of a MARGE.",
         low=0,
         high=MOST,
     )
-    neighbors: int = knob(
+    neighbors: int = setting(
         0,
         "Neighbors",
         "The most neighbors of a chunk that a run may read, or a text be written with.",
         low=0,
         high=MOST,
     )
-    reading_megabytes: int = knob(
+    reading_megabytes: int = setting(
         0,
         "Memory of a reading",
         "Megabytes that explaining one stretch of text with a run may take: probabilities of all tokens of "
@@ -122,10 +122,10 @@ class Limits:
         low=0,
         high=MOST,
     )
-    new_tokens: int = knob(
+    new_tokens: int = setting(
         0, "Tokens of a text", "The most tokens that a text may be asked for at a time.", low=0, high=MOST
     )
-    weighed_tokens: int = knob(
+    weighed_tokens: int = setting(
         0,
         "Tokens weighed",
         "The most tokens read to say what documents are worth, each as often as it is read: with, without, "
@@ -133,24 +133,24 @@ class Limits:
         low=0,
         high=MOST,
     )
-    minutes: int = knob(
+    minutes: int = setting(
         0,
         "Minutes of a job",
         "After so many minutes a job saves and leaves; it can be resumed.",
         low=0,
         high=MOST,
     )
-    memory_share: float = knob(
+    memory_share: float = setting(
         0.0, "Memory of a job", "Share of the memory of the machine that one job may take.", low=0, high=1
     )
-    nice: int = knob(0, "Niceness", "How far jobs stand back behind the page (as `nice`).", low=0, high=19)
-    keep_days: int = knob(
+    nice: int = setting(0, "Niceness", "How far jobs stand back behind the page (as `nice`).", low=0, high=19)
+    keep_days: int = setting(
         0, "Days kept", "Workspaces that nobody used for so many days are deleted.", low=0, high=MOST
     )
-    requests_per_minute: int = knob(
+    requests_per_minute: int = setting(
         0, "Requests a minute", "Requests of one address; more are answered with 429.", low=0, high=MOST
     )
-    upload_megabytes_per_hour: int = knob(
+    upload_megabytes_per_hour: int = setting(
         0,
         "Megabytes uploaded an hour",
         "Megabytes of uploads of one address within an hour; more are answered with 429.",
@@ -235,7 +235,7 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
 def chosen_limits(public: bool, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Limits:
     """The public or private set with what the environment says, then the flags; UserError for bad values."""
     values: dict[str, Any] = {}
-    for field in knobs(Limits):
+    for field in settings_of(Limits):
         variable = PREFIX + field.name.upper()
         if said := environment.get(variable):
             try:
@@ -345,15 +345,15 @@ def forget_gone(folder: Path) -> None:
         os.utime(folder, ns=(used.st_atime_ns, used.st_mtime_ns))
 
 
-def noted_editions(folder: Path) -> list[Path]:
+def noted_retokenized(folder: Path) -> list[Path]:
     """The retokenized corpora outside the workspaces that are of the visitor of this folder alone."""
-    own = {path for path in noted(folder) if path.parent.name == EDITIONS and path.is_dir()}
+    own = {path for path in noted(folder) if path.parent.name == RETOKENIZED and path.is_dir()}
     return [*(own - _of_others(folder))] if own else []
 
 
 def _delete_files(paths: Iterable[Path]) -> None:
     for path in paths:
-        if path.parent.name == EDITIONS:
+        if path.parent.name == RETOKENIZED:
             shutil.rmtree(path, ignore_errors=True)
             continue
         with suppress(OSError):  # it went by its age, or its folder holds more
@@ -397,7 +397,7 @@ def check_run(limits: Limits, network: NetworkConfig, steps: int) -> None:
 
 
 def check_settings(limits: Limits, network: NetworkConfig, settings: Mapping[str, Any]) -> None:
-    """As `check_run` and `check_reading`, for a run that is not made yet: its network and its other knobs."""
+    """As `check_run` and `check_reading`, for a run that is not made yet: its network, its other settings."""
     check_run(limits, network, settings["steps"])
     tokens = settings[kind_of_shape(network).context]
     check_context(limits, network, tokens, settings.get("num_neighbors", 0))
@@ -445,17 +445,17 @@ def check_neighbors(limits: Limits, neighbors: Any) -> None:
         )
 
 
-def checked_writing(home: Path, **knobs: Any) -> GenerateConfig:
+def checked_writing(home: Path, **settings: Any) -> GenerateConfig:
     """How a text shall be written; raises UserError where it is longer than others can wait for here."""
-    limits, wanted = limits_of(home), knobs.get("max_new_tokens", 0)
-    check_neighbors(limits, knobs.get("num_neighbors", 0))
+    limits, wanted = limits_of(home), settings.get("max_new_tokens", 0)
+    check_neighbors(limits, settings.get("num_neighbors", 0))
     most = limits.new_tokens
     if most and isinstance(wanted, (int, float)) and wanted > most:
         raise UserError(
             f"You ask for {wanted:,} new tokens, and here at most {most:,} are written at a "
             "time, because visitors write one after the other. Ask for fewer, and go on from what came."
         )
-    return GenerateConfig(**knobs)
+    return GenerateConfig(**settings)
 
 
 def check_space(workspace: Workspace, coming: int = 0) -> None:

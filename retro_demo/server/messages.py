@@ -26,7 +26,7 @@ from retro_demo.settings import (
     GenerateConfig,
     TrainConfig,
     WeighConfig,
-    knobs,
+    settings_of,
 )
 
 CONFIGS: tuple[Any, ...] = (
@@ -42,7 +42,7 @@ CONFIGS: tuple[Any, ...] = (
     CorpusConfig,
 )
 LABELS: Mapping[str, str] = {
-    knob.name: knob.metadata["label"] for config in reversed(CONFIGS) for knob in knobs(config)
+    setting.name: setting.metadata["label"] for config in reversed(CONFIGS) for setting in settings_of(config)
 } | {
     "base": "Base",
     "baseline": "Matched baseline",

@@ -25,18 +25,18 @@ from retro_demo.server.limits import check_reading, limits_of
 Loaded = TypeVar("Loaded")
 
 
-class Library:
+class ModelCache:
     """Loaded runs and corpora, at most `most` of each; the one used longest ago goes first."""
 
-    def __init__(self, home: Path, most: int = 3) -> None:
+    def __init__(self, home: Path, limit: int = 3) -> None:
         self.home = home
-        self.most = most
+        self.limit = limit
         self._runs: OrderedDict[Any, LoadedRun] = OrderedDict()
         self._corpora: OrderedDict[Any, Database] = OrderedDict()
         self._marge_corpora: OrderedDict[Any, MargeCorpus] = OrderedDict()
         self._marges: OrderedDict[Any, LoadedMarge] = OrderedDict()
         self._readings: OrderedDict[Any, EvidenceReading] = OrderedDict()
-        self._lock = threading.RLock()  # of the shelves, for an instant
+        self._lock = threading.RLock()  # of the entries, for an instant
         # one loads at a time: two of the same would cost memory twice. A reading loads its run
         self._loading = threading.RLock()
         compute_as_served()
@@ -53,7 +53,9 @@ class Library:
         read = corpus or corpus_folder(self.home, config.corpus)
         stamps = (_stamp(folder, "config.json", LAST, BEST), _corpus_stamp(read))
         key = (folder, corpus, retriever, *stamps)
-        return self._remember(self._runs, key, lambda: load_run(folder, corpus=corpus, retriever=retriever))
+        return self._get_or_load(
+            self._runs, key, lambda: load_run(folder, corpus=corpus, retriever=retriever)
+        )
 
     def corpus(self, folder: Path, retriever: str = "dense") -> Database:
         """A corpus ready to be searched; raises UserError where it is not built."""
@@ -62,60 +64,62 @@ class Library:
             corpus = load_corpus(folder)
             return Database(corpus, load_retriever(corpus, retriever))
 
-        return self._remember(self._corpora, (folder, retriever, _corpus_stamp(folder)), load)
+        return self._get_or_load(self._corpora, (folder, retriever, _corpus_stamp(folder)), load)
 
     def marge_corpus(self, folder: Path) -> MargeCorpus:
         """The passages of a MARGE run; raises UserError where its corpus is gone or has changed."""
         key = self._marge_key(folder)
-        return self._remember(self._marge_corpora, key, lambda: load_marge_corpus(folder))
+        return self._get_or_load(self._marge_corpora, key, lambda: load_marge_corpus(folder))
 
     def marge(self, folder: Path) -> LoadedMarge:
         """A MARGE run with the weights that it is used with and their embeddings of all its passages."""
         check_reading(limits_of(self.home), read_marge_config(folder))
         key = (*self._marge_key(folder), _stamp(folder, LAST, BEST))
-        return self._remember(self._marges, key, lambda: load_marge_run(folder))
+        return self._get_or_load(self._marges, key, lambda: load_marge_run(folder))
 
     def evidence(self, folder: Path, target: int, count: int) -> EvidenceReading:
         """A passage of a MARGE run read with as many pieces of evidence; see explain/marge_reading.py."""
         key = (*self._marge_key(folder), _stamp(folder, LAST, BEST), target, count)
-        return self._remember(self._readings, key, lambda: read_evidence(self.marge(folder), target, count))
+        return self._get_or_load(
+            self._readings, key, lambda: read_evidence(self.marge(folder), target, count)
+        )
 
     def _marge_key(self, folder: Path) -> tuple[Any, ...]:
         read = corpus_folder(self.home, read_marge_config(folder).corpus)
         return folder, _stamp(folder, "config.json"), _corpus_stamp(read)
 
-    def _remember(self, shelf: OrderedDict[Any, Loaded], key: Any, load: Callable[[], Loaded]) -> Loaded:
-        if (there := self._on_shelf(shelf, key)) is not None:  # whatever else is being loaded
+    def _get_or_load(self, entries: OrderedDict[Any, Loaded], key: Any, load: Callable[[], Loaded]) -> Loaded:
+        if (there := self._cached(entries, key)) is not None:  # whatever else is being loaded
             return there
         with self._loading:
-            if (there := self._on_shelf(shelf, key)) is not None:
+            if (there := self._cached(entries, key)) is not None:
                 return there
             loaded = load()
             with self._lock:
-                shelf[key] = loaded
-                while len(shelf) > self.most:
-                    shelf.popitem(last=False)
+                entries[key] = loaded
+                while len(entries) > self.limit:
+                    entries.popitem(last=False)
             return loaded
 
-    def _on_shelf(self, shelf: OrderedDict[Any, Loaded], key: Any) -> Loaded | None:
+    def _cached(self, entries: OrderedDict[Any, Loaded], key: Any) -> Loaded | None:
         with self._lock:
-            if key in shelf:
-                shelf.move_to_end(key)
-            return shelf.get(key)
+            if key in entries:
+                entries.move_to_end(key)
+            return entries.get(key)
 
     def forget(self, folder: Path) -> None:
         """Let go of all that was loaded from below a folder, once what is being loaded is there."""
         with self._loading, self._lock:
-            for shelf in (self._runs, self._corpora, self._marge_corpora, self._marges, self._readings):
-                for key in [key for key in shelf if _reads_from(key, folder)]:
-                    del shelf[key]
+            for entries in (self._runs, self._corpora, self._marge_corpora, self._marges, self._readings):
+                for key in [key for key in entries if _reads_from(key, folder)]:
+                    del entries[key]
 
     def hold(self) -> None:
-        """Wait until nothing is being loaded; until `let_go` only this thread loads."""
+        """Wait until nothing is being loaded; until `release` only this thread loads."""
         self._loading.acquire()
         self._lock.acquire()
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         self._lock.release()
         self._loading.release()
 

@@ -77,7 +77,7 @@ def corpus_to_train(workspace: Workspace, chosen: str | None) -> str | None:
 
 
 def starting_settings(workspace: Workspace, model: str, preset: str, base: str) -> dict[str, Any]:
-    """What a form of knobs shows for a model, a preset and a base ("" for none)."""
+    """What a form shows for a model, a preset and a base ("" for none)."""
     kind = KINDS.get(model)
     if kind is None or preset not in kind.presets:
         known = ", ".join(kind.presets if kind else KINDS)
@@ -87,7 +87,7 @@ def starting_settings(workspace: Workspace, model: str, preset: str, base: str) 
 
 
 def changed_settings(config: AnyRun) -> list[tuple[str, Any]]:
-    """The knobs of a run that differ from its preset, with their values."""
+    """The settings of a run that differ from its preset, with their values."""
     usual, own = resolve(config.kind.planner).usual(config, _preset(config)), config.kind.settings()
     return [
         (name, value)
@@ -173,8 +173,8 @@ def command_of(folder: Path, config: AnyRun, home: Path) -> str:
     base = config.base
     if base and not (run_folder(base) / "config.json").exists():
         return commands.command("train", "--out", out) if goes_on else commands.NOT_ANEW
-    words = [config.model, "--corpus", commands.place(config.corpus), "--out", out]
-    words += ["--preset", _preset(config), *(["--base", commands.place(base)] if base else [])]
+    words = [config.model, "--corpus", commands.name_for_command(config.corpus), "--out", out]
+    words += ["--preset", _preset(config), *(["--base", commands.name_for_command(base)] if base else [])]
     return commands.command("train", *words, *commands.flags(changed_settings(config)))
 
 
@@ -223,7 +223,7 @@ def search_json(
     """What a search in a built corpus found, best first; it took so many seconds."""
     settings = {"text": text, "retriever": retriever, "k": k}
     # the text last and behind two dashes: it may begin with one
-    words = [commands.place(folder), "-k", str(k), "--retriever", retriever, "--", text]
+    words = [commands.name_for_command(folder), "-k", str(k), "--retriever", retriever, "--", text]
     command = commands.command("search", *words)
     origin = corpus_provenance(folder, corpus=corpus, command=command, seconds=seconds, settings=settings)
     return settings | {"found": list(found), "provenance": origin}

@@ -17,7 +17,7 @@ from pathlib import Path
 from retro_demo.devices import allowed_memory, choose_device, lends_gpu
 from retro_demo.errors import UserError
 from retro_demo.jobs import job_queue, lifecycle
-from retro_demo.jobs.job_queue import Ticket
+from retro_demo.jobs.job_queue import QueueEntry
 from retro_demo.jobs.worker import Allowance
 from retro_demo.runs.checkpoint import read_any_config
 from retro_demo.server.limits import ADDRESS, Limits, check_reading, check_run, limits_of
@@ -49,40 +49,40 @@ def begin(workspace: Workspace, folder: Path, verb: str) -> None:
     with job_queue.queue_lock(home):
         if lifecycle.is_running(folder):
             raise UserError(f"{folder.name} is already running. Stop it first, or wait for its end.")
-        if job_queue.waiting_ticket(folder):
+        if job_queue.waiting_entry(folder):
             raise UserError(f"{folder.name} waits in the queue already. It starts by itself.")
-        _check_place(home, limits, Ticket(folder, folder, verb, visitor, device))
-        job_queue.issue(home, folder, verb, visitor, device, ADDRESS.get())
+        _check_can_queue(home, limits, QueueEntry(folder, folder, verb, visitor, device))
+        job_queue.enqueue(home, folder, verb, visitor, device, ADDRESS.get())
     try:
         start_next(home)
     except OSError as error:  # it has its queue entry, and is started in a moment
         log.warning("the queue stumbled: %s", error)
 
 
-def check_place(workspace: Workspace) -> None:
+def check_can_queue(workspace: Workspace) -> None:
     """Raise UserError where a build of a visitor could neither start nor wait, before it takes any room."""
     home = workspace.home
-    wanted = Ticket(home, home, "build-corpus", workspace.folder.name)
+    wanted = QueueEntry(home, home, "build-corpus", workspace.folder.name)
     with job_queue.queue_lock(home):
-        _check_place(home, limits_of(home), wanted)
+        _check_can_queue(home, limits_of(home), wanted)
 
 
-def _check_place(home: Path, limits: Limits, wanted: Ticket) -> None:
+def _check_can_queue(home: Path, limits: Limits, wanted: QueueEntry) -> None:
     known = _settled(home)
-    if not _fits(limits, [ticket for ticket in known if ticket.started], wanted):
+    if not _fits(limits, [entry for entry in known if entry.started], wanted):
         check_queue(limits, known, wanted.visitor, ADDRESS.get())
 
 
-def check_queue(limits: Limits, known: Sequence[Ticket], visitor: str, address: str = "") -> None:
+def check_queue(limits: Limits, known: Sequence[QueueEntry], visitor: str, address: str = "") -> None:
     """Raise UserError where no further job of a visitor, or from an address, may wait."""
-    waiting = [ticket for ticket in known if not ticket.started]
-    from_there = sum(ticket.address == address for ticket in waiting) if address else 0
+    waiting = [entry for entry in known if not entry.started]
+    from_there = sum(entry.address == address for entry in waiting) if address else 0
     if limits.waiting_per_address and from_there >= limits.waiting_per_address:
         raise UserError(
             f"{from_there} jobs that were asked for from your address wait in the queue, and at most "
             f"{limits.waiting_per_address} may. Try again later."
         )
-    own = [ticket.folder.name for ticket in waiting if ticket.visitor == visitor]
+    own = [entry.folder.name for entry in waiting if entry.visitor == visitor]
     if limits.waiting_per_visitor and len(own) >= limits.waiting_per_visitor:
         raise UserError(
             f"{' and '.join(own)} wait in the queue, and at most {limits.waiting_per_visitor} jobs of a "
@@ -99,19 +99,19 @@ def start_next(home: Path) -> None:
     limits = limits_of(home)
     with job_queue.queue_lock(home):
         known = _settled(home)
-        at_work = [ticket for ticket in known if ticket.started]
-        for ticket in at_work:
-            _end_overstayer(ticket, limits)
-        for ticket in job_queue.in_turn(known):
-            if not _fits(limits, at_work, ticket):
+        at_work = [entry for entry in known if entry.started]
+        for entry in at_work:
+            _end_over_time(entry, limits)
+        for entry in job_queue.in_order(known):
+            if not _fits(limits, at_work, entry):
                 continue
             try:
-                lifecycle.start(ticket.folder, ticket.verb, _allowance(limits))
+                lifecycle.start(entry.folder, entry.verb, _allowance(limits))
             except (OSError, UserError) as error:  # those behind it are not to wait for that
-                _note_once(f"{ticket.folder.name} waits on: {error}")
+                _note_once(f"{entry.folder.name} waits on: {error}")
                 continue
-            job_queue.mark_started(ticket)
-            at_work.append(ticket)
+            job_queue.mark_started(entry)
+            at_work.append(entry)
 
 
 @lru_cache(maxsize=256)
@@ -120,25 +120,25 @@ def _note_once(words: str) -> None:
     log.warning("%s", words)
 
 
-def _settled(home: Path) -> list[Ticket]:
+def _settled(home: Path) -> list[QueueEntry]:
     """The queue entries of jobs that are at work or wait; the others are dropped. The lock is held."""
     kept = []
-    for ticket in job_queue.read_tickets(home):
-        running = lifecycle.is_running(ticket.folder)
-        if running and not ticket.started:  # a server was killed between the start and its note
-            job_queue.mark_started(ticket)
-            ticket = replace(ticket, started=True)
-        if running or (not ticket.started and job_queue.waiting_ticket(ticket.folder) == ticket):
-            kept.append(ticket)
+    for entry in job_queue.read_queue(home):
+        running = lifecycle.is_running(entry.folder)
+        if running and not entry.started:  # a server was killed between the start and its note
+            job_queue.mark_started(entry)
+            entry = replace(entry, started=True)
+        if running or (not entry.started and job_queue.waiting_entry(entry.folder) == entry):
+            kept.append(entry)
         else:  # it ended, or its folder is gone
-            job_queue.drop(ticket)
+            job_queue.drop(entry)
     return kept
 
 
-def _fits(limits: Limits, at_work: Sequence[Ticket], ticket: Ticket) -> bool:
+def _fits(limits: Limits, at_work: Sequence[QueueEntry], entry: QueueEntry) -> bool:
     """Whether there is a place for a job beside those at work."""
-    own = sum(other.visitor == ticket.visitor for other in at_work)
-    beside = sum(other.device == ticket.device for other in at_work if ticket.device)
+    own = sum(other.visitor == entry.visitor for other in at_work)
+    beside = sum(other.device == entry.device for other in at_work if entry.device)
     return (
         _below(len(at_work), limits.running)
         and _below(own, limits.running_per_visitor)
@@ -158,13 +158,13 @@ def _allowance(limits: Limits) -> Allowance:
     return Allowance(limits.minutes * 60, memory, limits.nice)
 
 
-def _end_overstayer(ticket: Ticket, limits: Limits) -> None:
+def _end_over_time(entry: QueueEntry, limits: Limits) -> None:
     """Kill a job that did not leave when its time was up."""
-    seconds = lifecycle.seconds_at_work(ticket.folder)
+    seconds = lifecycle.seconds_at_work(entry.folder)
     if limits.minutes and seconds > limits.minutes * 60 + GRACE_SECONDS:
-        log.warning("%s overstays after %.0f s and is killed", ticket.folder.name, seconds)
-        lifecycle.kill(ticket.folder)
-        with suppress(OSError), (ticket.folder / "log.txt").open("a", encoding="utf-8") as told:
+        log.warning("%s overstays after %.0f s and is killed", entry.folder.name, seconds)
+        lifecycle.kill(entry.folder)
+        with suppress(OSError), (entry.folder / "log.txt").open("a", encoding="utf-8") as told:
             told.write(
                 f"The server ended it: it was at work for more than {limits.minutes} minutes and did not "
                 "leave when asked. Resume it to go on from its last save.\n"

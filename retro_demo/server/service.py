@@ -23,7 +23,7 @@ from typing import Any
 from filelock import FileLock
 
 from retro_demo.corpus.building import prepare_corpus
-from retro_demo.corpus.changes import SOURCES, edition_of_stored, is_pending, plan_edition
+from retro_demo.corpus.changes import SOURCES, is_pending, plan_retokenized, retokenized_folder_of_stored
 from retro_demo.corpus.chunks import SHIPPED_TOKENIZERS
 from retro_demo.corpus.samples import SAMPLES, corpus_folder, prepare_sample
 from retro_demo.corpus.store import MANIFEST, is_built, load_corpus
@@ -44,12 +44,12 @@ from retro_demo.server.limits import (
     note_files,
     noted,
 )
-from retro_demo.server.scheduler import begin, check_place
+from retro_demo.server.scheduler import begin, check_can_queue
 from retro_demo.server.workspace import Workspace
 from retro_demo.settings import CorpusConfig
 
 
-def begin_edition(workspace: Workspace, run: Path, corpus: Path, title: str) -> Path | None:
+def begin_retokenizing(workspace: Workspace, run: Path, corpus: Path, title: str) -> Path | None:
     """Let a job make what a run needs to read a built corpus; its folder, None where all is there.
 
     One that is under way goes on. Raises UserError while the corpus is being changed, where there is no
@@ -58,7 +58,7 @@ def begin_edition(workspace: Workspace, run: Path, corpus: Path, title: str) -> 
     config = read_any_config(run)
     if not config.chunk_len:
         return None  # it reads no other corpus, and whoever loads it says so
-    folder = edition_of_stored(corpus, run, config.chunk_len)
+    folder = retokenized_folder_of_stored(corpus, run, config.chunk_len)
     if folder == corpus:
         return None
     _note_tokenizer(workspace, run, folder)
@@ -75,7 +75,7 @@ def begin_edition(workspace: Workspace, run: Path, corpus: Path, title: str) -> 
         check_space(workspace, (corpus / "documents.jsonl").stat().st_size)
         planned = folder.exists()
         try:
-            plan_edition(load_corpus(corpus), run, config.chunk_len)
+            plan_retokenized(load_corpus(corpus), run, config.chunk_len)
             begin(workspace, folder, "build-corpus")
         except BaseException:
             if not planned:
@@ -110,14 +110,12 @@ def _tell_failure(folder: Path, title: str) -> None:
         raise UserError(f"{title} could not be made ready for this run: {said}")
 
 
-def stop_edition(workspace: Workspace, run: Path, corpus: Path) -> None:
+def stop_retokenizing(workspace: Workspace, run: Path, corpus: Path) -> None:
     """Stop the job that makes a retokenized corpus where this visitor asked for it first; others go on."""
     config = read_any_config(run)
     if config.chunk_len:
-        folder = edition_of_stored(corpus, run, config.chunk_len)
-        asked = [
-            ticket.visitor for ticket in job_queue.read_tickets(workspace.home) if ticket.folder == folder
-        ]
+        folder = retokenized_folder_of_stored(corpus, run, config.chunk_len)
+        asked = [entry.visitor for entry in job_queue.read_queue(workspace.home) if entry.folder == folder]
         if workspace.folder.name in asked:
             lifecycle.stop(folder)
 
@@ -130,7 +128,7 @@ def keep_files(workspace: Workspace, files: Sequence[tuple[str, Path]], folder: 
     """
     copies: list[Path] = []
     with FileLock(workspace.home / "copying.lock"):
-        check_place(workspace)
+        check_can_queue(workspace)
         check_space(workspace, sum(path.stat().st_size for _, path in files))
         folder.mkdir(parents=True)
         for given, path in files:
@@ -374,14 +372,14 @@ def wait_for_corpus(workspace: Workspace, run: str, corpus: str = "") -> Iterato
     if config.retrieves and config.corpus.startswith(SAMPLE) and not is_built(folder):
         _start_building(prepare_sample(workspace.home, config.corpus.removeprefix(SAMPLE)))
         yield from follow(folder)
-    if corpus and (making := _begin_edition(workspace, run, corpus)):
+    if corpus and (making := _begin_retokenizing(workspace, run, corpus)):
         yield from follow(making)
         check_made(making, corpus_title(corpus))
 
 
-def _begin_edition(workspace: Workspace, run: str, corpus: str) -> Path | None:
+def _begin_retokenizing(workspace: Workspace, run: str, corpus: str) -> Path | None:
     place = built_corpus(workspace, corpus)
-    return begin_edition(workspace, workspace.run(run), place, corpus_title(corpus))
+    return begin_retokenizing(workspace, workspace.run(run), place, corpus_title(corpus))
 
 
 def check_ready(workspace: Workspace, run: str, corpus: str = "") -> None:
@@ -391,7 +389,7 @@ def check_ready(workspace: Workspace, run: str, corpus: str = "") -> None:
         raise UserError(
             f"{title}, which {run.removeprefix(SAMPLE)} reads, is being built first. Ask again in a minute."
         )
-    if corpus and _begin_edition(workspace, run, corpus):
+    if corpus and _begin_retokenizing(workspace, run, corpus):
         raise UserError(
             f"{corpus_title(corpus)} is being made ready for {run.removeprefix(SAMPLE)} first, which has "
             "another tokenizer or length of chunks. Ask again in a minute."

@@ -40,7 +40,7 @@ from retro_demo.models.memory import shapes_of
 from retro_demo.output_folder import EXPORT, EXPORTED
 from retro_demo.runs import checkpoint
 from retro_demo.runs.checkpoint import BEST, LAST, STATE, AnyRun, read_any_config
-from retro_demo.tensor_files import Head, finite_tensors, read_head
+from retro_demo.tensor_files import Header, finite_tensors, read_header
 from retro_demo.tokenizer import Tokenizer
 
 FORMAT = 1
@@ -323,9 +323,9 @@ def check_config(folder: Path) -> AnyRun:
 
 def check_weights(path: Path, config: AnyRun) -> None:
     """Raise UserError where model.safetensors is not of the config's network and training, or not finite."""
-    head = checkpoint.check_weights(path, config.network)
-    _ = head.held_out  # or it is no number
-    if _step(head, config) == 0:
+    header = checkpoint.check_weights(path, config.network)
+    _ = header.held_out  # or it is no number
+    if _step(header, config) == 0:
         raise UserError(f"{path.name} was saved at step 0: there is nothing trained in it.")
     for _ in finite_tensors(path):
         pass
@@ -333,9 +333,9 @@ def check_weights(path: Path, config: AnyRun) -> None:
 
 def check_state(path: Path, config: AnyRun) -> None:
     """Raise UserError where state.safetensors is not, or holds generators that this torch does not take."""
-    head = checkpoint.check_state(path, shapes_of(config.network))
-    _step(head, config)
-    head.number("processes", 1)
+    header = checkpoint.check_state(path, shapes_of(config.network))
+    _step(header, config)
+    header.number("processes", 1)
     for name, tensor in finite_tensors(path):
         if name.startswith("generator.cpu"):
             try:
@@ -344,11 +344,11 @@ def check_state(path: Path, config: AnyRun) -> None:
                 raise UserError(f"{path.name} holds {name}, which is no generator's state.") from error
 
 
-def _step(head: Head, config: AnyRun) -> int:
+def _step(header: Header, config: AnyRun) -> int:
     """The step of a save; raises UserError where the training has fewer."""
-    step, steps = head.step, config.training.steps
+    step, steps = header.step, config.training.steps
     if step > steps:
-        raise UserError(f"{head.path.name} was saved at step {step}, but config.json has {steps} steps.")
+        raise UserError(f"{header.path.name} was saved at step {step}, but config.json has {steps} steps.")
     return step
 
 
@@ -361,13 +361,13 @@ def check_tokenizer(path: Path, vocabulary: int | None = None) -> None:
 
 def check_evidence(path: Path) -> None:
     """Raise UserError where a file of evidence/ is not what a re-index leaves."""
-    head = read_head(path)
-    for name, (kind, shape) in head.tensors.items():
+    header = read_header(path)
+    for name, (kind, shape) in header.tensors.items():
         wanted = EVIDENCE_KINDS.get(name, (kind if kind in ("F32", "F64") else "F32", 2))
         known = name in (*EVIDENCE_KINDS, "matrix") and (kind, len(shape)) == wanted
         if not known or max(shape) >= MOST_NUMBER:
             raise UserError(f"evidence/{path.name} holds {name[:80]!r} as {kind} {list(shape)}. Export anew.")
-    sizes = {name: shape[0] for name, (_, shape) in head.tensors.items()}
+    sizes = {name: shape[0] for name, (_, shape) in header.tensors.items()}
     same = [sizes.get(name) for name in ("target", "evidence", "relevance")]
     if set(EVIDENCE_KINDS) - set(sizes) or len(set(same)) > 1 or sizes["rows"] != sizes["vectors"]:
         raise UserError(f"evidence/{path.name} is not what a re-index leaves. Export anew.")

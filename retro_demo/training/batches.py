@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from retro_demo.corpus.store import Corpus
-from retro_demo.devices import ALONE, World, led
+from retro_demo.devices import SINGLE_PROCESS, World, on_main
 from retro_demo.errors import UserError
 from retro_demo.events import Reindexed
 from retro_demo.evidence.batching import Subgraph, make_subgraphs
@@ -84,13 +84,13 @@ def corrupt(
     return np.where(struck, rng.integers(1, vocab_size, neighbors.shape), neighbors)
 
 
-def reading_share(step: int, reading_steps: int, kept: float = 0.0) -> float:
+def curriculum_share(step: int, reading_steps: int, kept: float = 0.0) -> float:
     """The share of chunks that get a neighbor with the answer: from all, linearly down to `kept`."""
     fading = max(0.0, 1.0 - step / reading_steps) if reading_steps else 0.0
     return kept + (1.0 - kept) * fading
 
 
-def with_answers(
+def with_oracle_neighbors(
     neighbors: np.ndarray,
     tokens: np.ndarray,
     chunk_len: int,
@@ -114,7 +114,7 @@ def with_answers(
     return np.where(taken[..., None], answers[:, :, None], neighbors)
 
 
-LESSONS, RANDOM = 1, 2  # each use of chance has numbers of its own, drawn from seed and step
+CURRICULUM, RANDOM = 1, 2  # each use of chance has numbers of its own, drawn from seed and step
 
 
 class RetroBatches:
@@ -171,18 +171,18 @@ class RetroBatches:
         first = step * self.batch_size
         rows = np.stack([self._window(i) for i in range(first, first + self.batch_size)])
         batch = self._batch(rows, noise=self.noise, rng=np.random.default_rng([self.seed, RANDOM, step]))
-        share = reading_share(step, self.reading_steps, self.lessons_kept)
+        share = curriculum_share(step, self.reading_steps, self.lessons_kept)
         if batch.neighbors is None or not share:
             return batch
         # the last chunk of a document keeps nothing to read: what follows it is another document
         whole = self.corpus.chunks.has_continuation(rows[:, :-1])
-        taught = with_answers(
+        taught = with_oracle_neighbors(
             batch.neighbors.numpy(),
             batch.tokens.numpy(),
             self.corpus.config.chunk_len,
             self.corpus.tokenizer.vocab_size,
             share * whole,
-            np.random.default_rng([self.seed, LESSONS, step]),
+            np.random.default_rng([self.seed, CURRICULUM, step]),
         )
         return RetroBatch(batch.tokens, torch.from_numpy(taught))
 
@@ -287,7 +287,7 @@ def _padded(rows: np.ndarray, length: int) -> np.ndarray:
     return np.concatenate([rows, np.full(length - len(rows), -1, dtype=rows.dtype)])
 
 
-MARGE_LESSONS = 3  # chance of its own
+MARGE_CURRICULUM = 3  # chance of its own
 
 
 class MargeBatches:
@@ -326,7 +326,7 @@ class MargeBatches:
         self._sizes: dict[tuple[int, int], int] = {}
         self._embedded: tuple[int, np.ndarray] | None = None  # step, (P, D)
 
-    def embeddings(self, step: int, model: MARGE, world: World = ALONE) -> np.ndarray:
+    def embeddings(self, step: int, model: MARGE, world: World = SINGLE_PROCESS) -> np.ndarray:
         """Embeddings (P, D) of all passages by the weights before `step`.
 
         Where a measurement and a re-index meet they share them: nothing is embedded twice.
@@ -339,18 +339,18 @@ class MargeBatches:
         """Whether there is a re-index before `step` (from 0); the one behind all steps is to be looked at."""
         return step % self.config.refresh_every == 0 or step == self.steps
 
-    def refresh(self, step: int, model: MARGE, folder: Path, world: World = ALONE) -> Reindexed:
+    def refresh(self, step: int, model: MARGE, folder: Path, world: World = SINGLE_PROCESS) -> Reindexed:
         """Embed all passages again, find their evidence and keep both in `folder`; at step 0, too.
 
-        Several processes share the embedding; the leader finds and keeps, the others read what it kept,
+        Several processes share the embedding; the main one finds and keeps, the others read what it kept,
         so that no difference between machines can part them. Raises UserError where no passage has any
         evidence.
         """
         begun = time.perf_counter()
         vectors = self.embeddings(step, model, world)
-        with led(world):
-            told = self._found(step, model, vectors, folder, begun) if world.leads else {}
-        if not world.leads and step < self.steps:
+        with on_main(world):
+            told = self._found(step, model, vectors, folder, begun) if world.is_main else {}
+        if not world.is_main and step < self.steps:
             self.found = load_reindexing(folder, step)
         return Reindexed(step, told)
 
@@ -419,12 +419,12 @@ class MargeBatches:
             epoch += 1
         graph = self._subgraphs(self.found.pairs, epoch)[number]
         batch = self.batch(graph.targets, graph.evidence)
-        share = reading_share(step, self.reading_steps, self.lessons_kept)
-        return self._with_lessons(batch, share, step) if share else batch
+        share = curriculum_share(step, self.reading_steps, self.lessons_kept)
+        return self._with_target_copies(batch, share, step) if share else batch
 
-    def _with_lessons(self, batch: MargeBatch, share: float, step: int) -> MargeBatch:
+    def _with_target_copies(self, batch: MargeBatch, share: float, step: int) -> MargeBatch:
         """Put overwritten copies of a share of the targets among the evidence."""
-        rng = np.random.default_rng([self.seed, MARGE_LESSONS, step])
+        rng = np.random.default_rng([self.seed, MARGE_CURRICULUM, step])
         targets = batch.targets.numpy()
         taught = targets[rng.random(len(targets)) < share]
         noise = MOST_CORRUPTED * rng.random((len(taught), 1))

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from retro_demo.devices import ALONE, World, clip_gradients, noticing_loss, part_of
+from retro_demo.devices import SINGLE_PROCESS, World, clip_gradients, local_tensor, noticing_loss
 from retro_demo.errors import UserError
 from retro_demo.events import Evaluated, Event, Finished, Saved, Step, Stopped
 from retro_demo.runs.alarms import Watch
@@ -81,7 +81,7 @@ def train(
     start: int,
     hooks: Hooks,
     watch: Watch,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> Iterator[Event]:
     """Advance a model, as `devices.spread` gives it, from step `start` to the last one.
 
@@ -103,7 +103,7 @@ def train(
         return None if following == config.steps or hooks.due(following) else begun_batch(following)
 
     def measured(step: int) -> Generator[Event, None, bool]:
-        """Measure; whether these weights are the best so far, which only the leader can tell."""
+        """Measure; whether these weights are the best so far, which only the main process can tell."""
         for event in hooks.evaluate(step):
             yield event
             if isinstance(event, Evaluated):
@@ -157,7 +157,7 @@ def _diverged(what: str, step: int, config: TrainConfig) -> UserError:
 @torch.no_grad()
 def _is_sound(learner: nn.Module) -> bool:
     """Whether all weights that this process has are numbers."""
-    return all(bool(part_of(weight).isfinite().all()) for weight in learner.parameters())
+    return all(bool(local_tensor(weight).isfinite().all()) for weight in learner.parameters())
 
 
 def _optimizer_step(
@@ -166,7 +166,7 @@ def _optimizer_step(
     optimizer: torch.optim.Optimizer,
     lr: float,
     clip: float,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
     meanwhile: Callable[[], Any] = lambda: None,
 ) -> tuple[float, float, Any]:
     """One step; gives back loss (nats, of all processes' parts) and the gradient's norm before clipping.

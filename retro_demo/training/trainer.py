@@ -20,14 +20,14 @@ from retro_demo.corpus.retrievers import Database, neighbor_table, prepare_neigh
 from retro_demo.corpus.sharding import ensure_sample
 from retro_demo.corpus.store import Corpus
 from retro_demo.devices import (
-    ALONE,
+    SINGLE_PROCESS,
     World,
     choose_device,
     compile_loss,
     for_measuring,
-    led,
     no_compiler,
-    spread,
+    on_main,
+    wrap_model,
 )
 from retro_demo.evaluation.arms import EvidenceArms, measure_live
 from retro_demo.events import MEASURING, Evaluated, Event, Progress, Warned, cut_back, read_events
@@ -69,7 +69,7 @@ def run_training(
     stop: Callable[[], bool],
     *,
     device: str | None = None,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
     hold: Callable[[Path], AbstractContextManager[None]] = claim,
 ) -> Iterator[Event]:
     """Advance the run prepared in `out` from wherever it stands to its end, alone and on record.
@@ -80,18 +80,18 @@ def run_training(
     config = read_any_config(out)
     check_size(config)
     with ExitStack() as held:
-        with led(world):
-            if world.leads:
+        with on_main(world):
+            if world.is_main:
                 yield from ensure_sample(config.corpus, stop)
                 check_goes_on(out)
                 held.enter_context(hold(out))
                 done = saved_step(out)
                 cut_back(out / "events.jsonl", done, goes_on=done < config.training.steps)
         events = _train(out, config, stop, device, world)
-        yield from record(out, events, _lighter(config)) if world.leads else events
+        yield from record(out, events, _memory_advice(config)) if world.is_main else events
 
 
-def _lighter(config: AnyRun) -> str:
+def _memory_advice(config: AnyRun) -> str:
     """The settings of a run that cost memory, with their values."""
     values = {name: config.settings[name] for name in (*config.kind.batch, "dim")}
     *sizes, width = (f"--{name.replace('_', '-')} (now {value})" for name, value in values.items())
@@ -110,7 +110,7 @@ def _train(
     work: Work = resolve(config.kind.work)(out, config, world)
     model = work.model().to(device)
     problem = no_compiler(device) if training.compile else ""
-    learner = spread(
+    learner = wrap_model(
         model,
         world,
         sharded=training.sharded,
@@ -218,8 +218,8 @@ class RetroWork:
 
     def open(self) -> Iterator[Event]:
         training = self.config.training
-        with led(self.world):
-            if self.world.leads:
+        with on_main(self.world):
+            if self.world.is_main:
                 self.database = load_database(self.config)  # only who writes samples needs an index
                 if self.config.retrieves:
                     yield from prepare_neighbors(self.database.corpus, training.retriever)
@@ -237,7 +237,7 @@ class RetroWork:
             yield Warned(doubted)
 
     def evaluate(self, step: int, model: RETRO) -> Iterator[Event]:
-        if self.database is None:  # the leader measures
+        if self.database is None:  # the main process measures
             yield Evaluated(step, {})
             return
         tokens = self.config.training.eval_tokens
@@ -322,7 +322,7 @@ class MargeWork:
     def evaluate(self, step: int, model: MARGE) -> Iterator[Event]:
         config, batches = self.config, self.batches
         vectors = batches.embeddings(step, model, self.world)
-        if not self.world.leads:
+        if not self.world.is_main:
             yield Evaluated(step, {})
             return
         arms = EvidenceArms(batches.passages, vectors, config.evidence, config.training.seed)

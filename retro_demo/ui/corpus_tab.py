@@ -22,7 +22,7 @@ from retro_demo.paths import SAMPLE
 from retro_demo.render import html_parts, job_views
 from retro_demo.server import corpus_changes, run_actions, service
 from retro_demo.server.messages import on_page
-from retro_demo.server.model_cache import Library
+from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace, disk_use
 from retro_demo.settings import RETRIEVERS, AddConfig, CorpusConfig
 from retro_demo.ui.form import (
@@ -117,8 +117,8 @@ class CorpusView:
 class SearchSection:
     """A search in the chosen corpus."""
 
-    def __init__(self, library: Library) -> None:
-        self.library = library
+    def __init__(self, cache: ModelCache) -> None:
+        self.cache = cache
         gr.HTML(
             f"<h2>Try a search</h2><p class='caption'>The nearest {html_parts.term('chunk', 'chunks')} of "
             f"the chosen corpus, each with its {html_parts.term('continuation')}. The "
@@ -162,9 +162,9 @@ class SearchSection:
         gr.on(begun, shows_errors(self.look_up), asked, found, concurrency_limit=2, **PRIVATE)
 
     def look_up(self, code: str, corpus: str, text: str, retriever: str, count: float | None) -> Values:
-        workspace, k = Workspace.open(self.library.home, code), int(count or 0)
+        workspace, k = Workspace.open(self.cache.home, code), int(count or 0)
         folder = service.built_corpus(workspace, corpus)
-        database = self.library.corpus(folder, retriever)
+        database = self.cache.corpus(folder, retriever)
         begun = time.perf_counter()
         near = search(database.corpus, database.retriever, text, k)
         doubted = search_doubt(database.corpus, database.retriever, text)
@@ -183,10 +183,10 @@ class ChangeSection:
     """Documents to add to the chosen corpus or to forget, and which tokens of a run would miss them."""
 
     def __init__(
-        self, library: Library, visitor: gr.BrowserState, refreshed: Callable[[str, str | None], Values]
+        self, cache: ModelCache, visitor: gr.BrowserState, refreshed: Callable[[str, str | None], Values]
     ) -> None:
         """`refreshed` gives the values of the tab for a code and a corpus."""
-        self.library, self.home, self.refreshed = library, library.home, refreshed
+        self.cache, self.home, self.refreshed = cache, cache.home, refreshed
         self.form = Form(AddConfig, prefix="add-")
         with gr.Accordion("Add or forget documents", open=False, elem_id="changes") as self.section:
             gr.HTML(
@@ -276,7 +276,7 @@ class ChangeSection:
 
     def look(self, code: str, corpus: str, documents: list[str] | None, run: str | None, text: str) -> Values:
         result = corpus_changes.weigh_documents(
-            self.library,
+            self.cache,
             Workspace.open(self.home, code),
             run or "",
             documents or [],
@@ -290,17 +290,17 @@ class ChangeSection:
 class CorpusTab:
     """The whole tab: what to build, the chosen corpus, all corpora, and what is done with them."""
 
-    def __init__(self, library: Library, visitor: gr.BrowserState) -> None:
-        self.home = library.home
+    def __init__(self, cache: ModelCache, visitor: gr.BrowserState) -> None:
+        self.home = cache.home
         self.form = Form(CorpusConfig, choices=service.VISITOR_CHOICES)
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 self._build_column(visitor)
             with gr.Column(scale=3, min_width=320):
                 self.view = CorpusView(self.home)
-        self.search = SearchSection(library)
+        self.search = SearchSection(cache)
         with gr.Column():
-            self.changes = ChangeSection(library, visitor, self.refreshed)
+            self.changes = ChangeSection(cache, visitor, self.refreshed)
         with gr.Accordion("All corpora, disk use, rename, delete", open=False):
             self.listing = gr.HTML(elem_id="corpora")
             with gr.Row(elem_classes="actions"):
@@ -390,9 +390,9 @@ class CorpusTab:
         return self.refreshed(code, None)
 
 
-def corpus_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: Any) -> None:
+def corpus_tab(tab: gr.Tab, cache: ModelCache, visitor: gr.BrowserState, arrival: Any) -> None:
     """Build the tab and wire it."""
-    CorpusTab(library, visitor).wire(tab, visitor, arrival)
+    CorpusTab(cache, visitor).wire(tab, visitor, arrival)
 
 
 def _download(name: str, values: dict[str, Any]) -> gr.DownloadButton:

@@ -27,7 +27,7 @@ from retro_demo.runs.loading import LoadedRun, why_none_found
 from retro_demo.server import corpus_changes, evaluations, run_actions, service
 from retro_demo.server.limits import checked_writing
 from retro_demo.server.messages import to_program, values_to_program
-from retro_demo.server.model_cache import Library
+from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.run_actions import weights_kept
 from retro_demo.server.workspace import Workspace
 from retro_demo.settings import AddConfig, CorpusConfig, EvaluateConfig, ExplainConfig
@@ -40,10 +40,10 @@ from retro_demo.ui.uploads import exported, followed, forget_visitor, uploaded
 class Endpoints:
     """What programs build, train, write, measure and explain; an endpoint has the name of its method."""
 
-    def __init__(self, library: Library) -> None:
-        self.library, self.home = library, library.home
-        self.watch = zero_gpu.writer(library)
-        self.write_from_evidence = zero_gpu.marge_writer(library)
+    def __init__(self, cache: ModelCache) -> None:
+        self.cache, self.home = cache, cache.home
+        self.watch = zero_gpu.writer(cache)
+        self.write_from_evidence = zero_gpu.marge_writer(cache)
 
     def build_corpus(
         self,
@@ -71,7 +71,7 @@ class Endpoints:
         hybrid do not know the corpus or the text, each chunk has a sentence on that under "warned". Where
         nothing is found the call fails, and says why and what to try."""
         folder = service.built_corpus(Workspace.open(self.home, workspace), corpus)
-        database = self.library.corpus(folder, retriever)
+        database = self.cache.corpus(folder, retriever)
         found = search_corpus(database.corpus, database.retriever, text, _whole(k))
         if not found:  # an empty list has no room for a word
             raise UserError(nothing_found(retriever, database.corpus.manifest["statistics"]))
@@ -153,7 +153,7 @@ class Endpoints:
             raise UserError(
                 "This deletes everything under the code. Call it with confirm=true if you mean it."
             )
-        return {"deleted_bytes": forget_visitor(self.library, workspace)}
+        return {"deleted_bytes": forget_visitor(self.cache, workspace)}
 
     def resume_run(self, workspace: str, run: str) -> dict:
         """Go on from its last save with a run that was stopped, interrupted or failed: {"run": id}."""
@@ -201,7 +201,7 @@ class Endpoints:
         folder = space.run(run)
         service.check_ready(space, run, corpus)
         if read_any_config(folder).kind.reads == "evidence":
-            marge = self.library.marge(folder)
+            marge = self.cache.marge(folder)
             refuse_retriever(corpus, retriever)
             chosen = {"language": language, "documents": ids_of(marge, evidence)}
             events = self.write_from_evidence(marge, prompt, config, **chosen)
@@ -209,7 +209,7 @@ class Endpoints:
             return
         refuse_evidence(language, evidence)
         other = service.built_corpus(space, corpus) if corpus else None
-        loaded = self.library.run(folder, other, retriever)
+        loaded = self.cache.run(folder, other, retriever)
         yield from _written(loaded, run, self.watch(loaded, run, prompt, config, lambda: False))
 
     def evaluate(
@@ -257,7 +257,7 @@ class Endpoints:
         folder = space.run(run)
         service.check_ready(space, run, corpus)
         other = service.built_corpus(space, corpus) if corpus else None
-        loaded = self.library.run(folder, other, retriever)
+        loaded = self.cache.run(folder, other, retriever)
         trace = explain_text(loaded, run, text, config)
         changed = {"edit": edit_json(edit_by_values(loaded, trace, edit))} if edit else {}
         return values_to_program(as_json(trace) | changed)
@@ -266,8 +266,8 @@ class Endpoints:
 class CorpusEndpoints:
     """What programs change in a built corpus, and what its documents are worth to a run."""
 
-    def __init__(self, library: Library) -> None:
-        self.library, self.home = library, library.home
+    def __init__(self, cache: ModelCache) -> None:
+        self.cache, self.home = cache, cache.home
 
     def change_corpus(
         self,
@@ -301,15 +301,15 @@ class CorpusEndpoints:
         held-out text that finds them. Rows with log p with, without and with retrieval off, the nats lost
         and the document; over all, nats a token; provenance."""
         space = Workspace.open(self.home, workspace)
-        found = corpus_changes.weigh_documents(self.library, space, run, documents, text=text, corpus=corpus)
+        found = corpus_changes.weigh_documents(self.cache, space, run, documents, text=text, corpus=corpus)
         return values_to_program(found)
 
 
 class ShareEndpoints:
     """How programs take a run out as a .zip, and a .zip in as a run or corpus."""
 
-    def __init__(self, library: Library) -> None:
-        self.home = library.home
+    def __init__(self, cache: ModelCache) -> None:
+        self.home = cache.home
 
     def export_run(
         self, workspace: str, run: str, with_corpus: bool = False, with_state: bool = False, license: str = ""
@@ -329,9 +329,9 @@ class ShareEndpoints:
         return run_actions.import_zip(space, uploaded(space, file), name)
 
 
-def add_endpoints(library: Library) -> None:
+def add_endpoints(cache: ModelCache) -> None:
     """Publish the endpoints; call inside the Blocks of the page."""
-    ends = Endpoints(library)
+    ends = Endpoints(cache)
     for endpoint in (
         ends.build_corpus,
         ends.resume_build,
@@ -349,16 +349,16 @@ def add_endpoints(library: Library) -> None:
     _publish(ends.explain, **MODEL)
 
 
-def add_corpus_endpoints(library: Library) -> None:
+def add_corpus_endpoints(cache: ModelCache) -> None:
     """As `add_endpoints`, for those of `CorpusEndpoints`."""
-    ends = CorpusEndpoints(library)
+    ends = CorpusEndpoints(cache)
     _publish(ends.change_corpus, concurrency_limit=None)
     _publish(ends.weigh, **MODEL)
 
 
-def add_share_endpoints(library: Library) -> None:
+def add_share_endpoints(cache: ModelCache) -> None:
     """As `add_endpoints`, for those of `ShareEndpoints`."""
-    ends = ShareEndpoints(library)
+    ends = ShareEndpoints(cache)
     _publish(ends.export_run, **SHARE)
     _publish(ends.import_run, **SHARE)
 

@@ -14,7 +14,7 @@ from retro_demo.evaluation.request import read_request
 from retro_demo.jobs import lifecycle
 from retro_demo.render import evaluation_views, html_parts, plots
 from retro_demo.server import evaluations, service
-from retro_demo.server.model_cache import Library
+from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.run_actions import built_ones
 from retro_demo.server.workspace import Workspace
 from retro_demo.settings import EvaluateConfig
@@ -335,10 +335,10 @@ class EvaluateHandlers:
         return shown | {view.curve_note: html_parts.note(words), view.curve_table: table}
 
 
-def evaluate_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: Any) -> None:
+def evaluate_tab(tab: gr.Tab, cache: ModelCache, visitor: gr.BrowserState, arrival: Any) -> None:
     """Build the tab and wire it."""
     view = EvaluateView()
-    on = EvaluateHandlers(library.home, view)
+    on = EvaluateHandlers(cache.home, view)
     known, chosen = [visitor, view.run], [visitor, view.run, view.against]
     compared = [view.baseline, view.control, view.corpus]
     asked = [*known, *compared, view.against, *view.form.inputs]

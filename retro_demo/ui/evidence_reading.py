@@ -29,7 +29,7 @@ from retro_demo.glossary import explain
 from retro_demo.render import html_parts, marge_views
 from retro_demo.server import service
 from retro_demo.server.limits import checked_writing
-from retro_demo.server.model_cache import Library
+from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace, marge_runs
 from retro_demo.settings import GenerateConfig
 from retro_demo.ui import zero_gpu
@@ -79,11 +79,11 @@ class TargetView:
         self.said = gr.HTML(elem_id="evidence-read", min_height=60)
         with gr.Column(visible=False) as self.inside:
             self.listing = gr.HTML(elem_id="evidence-pieces")
-            self._knobs()
+            self._settings()
             self._attention()
             self._editor()
 
-    def _knobs(self) -> None:
+    def _settings(self) -> None:
         named: dict[str, Any] = {"value": MEAN, "min_width": 120}
         with gr.Row(elem_classes="knobs"):
             self.layer = gr.Dropdown(
@@ -124,7 +124,7 @@ class TargetView:
                     "target as they were written, columns the tokens of the piece; languages and padding are "
                     "left out.</p>"
                 )
-                self.heat = gr.Plot(show_label=False, container=False, elem_id="evidence-heat")
+                self.heatmap = gr.Plot(show_label=False, container=False, elem_id="evidence-heat")
 
     def _editor(self) -> None:
         gr.HTML("<h3>Change or remove this piece</h3>")
@@ -150,7 +150,7 @@ class TargetView:
 
     @property
     def pictures(self) -> list[Any]:
-        return [self.agreement, self.agreed, self.agreed_table, self.heat]
+        return [self.agreement, self.agreed, self.agreed_table, self.heatmap]
 
     def fresh(self, targets: Choices, source: MargeCorpus) -> Values:
         """The targets of a run; nothing is read before it is asked for."""
@@ -171,8 +171,8 @@ class TargetView:
 class TargetHandlers:
     """What happens in the view of one target: a run, a target and how many pieces name one reading."""
 
-    def __init__(self, library: Library, view: TargetView) -> None:
-        self.library, self.home, self.view = library, library.home, view
+    def __init__(self, cache: ModelCache, view: TargetView) -> None:
+        self.cache, self.home, self.view = cache, cache.home, view
 
     def pick(
         self, code: str, name: str | None, how: str, some: list[str], event: gr.EventData
@@ -181,7 +181,7 @@ class TargetHandlers:
         if not name:
             raise UserError("There is no run yet. Choose one first.")
         (which,) = clicked(event, "passage", "passage")
-        source = self.library.marge_corpus(Workspace.open(self.home, code).run(name))
+        source = self.cache.marge_corpus(Workspace.open(self.home, code).run(name))
         offered = targets_of(source, held_out=how == "held-out", languages=some or []).offered
         if not 0 <= which < len(source.passages.tokens):
             raise UserError(f"There is no passage {which} in this corpus. Choose a target from the list.")
@@ -225,7 +225,7 @@ class TargetHandlers:
     def edit(self, code: str, name: str | None, which: int | None, many: int, at: int, words: str) -> str:
         """What changes where a piece has other words; without any it is removed."""
         _, reading = self._reading(code, name, which, many)
-        run = self.library.marge(Workspace.open(self.home, code).run(str(name)))
+        run = self.cache.marge(Workspace.open(self.home, code).run(str(name)))
         return marge_views.edit_html(edit_evidence(run, reading, int(at or 0), words or ""))
 
     def without(self, code: str, name: str | None, which: int | None, many: int, at: int) -> str:
@@ -237,7 +237,7 @@ class TargetHandlers:
         if not name or which is None:
             raise UserError("There is no target yet. Choose a run and a target first.")
         folder = Workspace.open(self.home, code).run(name)
-        return self.library.marge_corpus(folder), self.library.evidence(folder, int(which), int(many))
+        return self.cache.marge_corpus(folder), self.cache.evidence(folder, int(which), int(many))
 
     def _attention(self, source: MargeCorpus, reading: EvidenceReading, *look: Any) -> Values:
         """The pictures for a layer, a head, a piece and a part of the target."""
@@ -246,7 +246,7 @@ class TargetHandlers:
         nth = int(layer_of) - 1 if (layer_of or "").isdecimal() and 0 < int(layer_of) <= layers else None
         one = int(head_of) - 1 if (head_of or "").isdecimal() and 0 < int(head_of) <= heads else None
         at = min(max(int(at or 0), 0), len(reading.ids) - 1)
-        weights = reading.heat(at, nth, one)
+        weights = reading.attention_scores(at, nth, one)
         start = ROWS * (min(max(int(page), 1), _parts(reading)) - 1)
         rows = source.pieces(reading.tokens[1:])[start : start + ROWS]
         columns = source.pieces(reading.evidence[at][reading.evidence[at] != 0][1:])
@@ -254,12 +254,14 @@ class TargetHandlers:
             self.view.agreement: marge_views.agreement_figure(reading, source, nth),
             self.view.agreed: marge_views.agreement_html(reading, nth),
             self.view.agreed_table: marge_views.agreement_table(reading),
-            self.view.heat: marge_views.heat_figure(weights[start : start + ROWS], rows, columns, start + 1),
+            self.view.heatmap: marge_views.heatmap_figure(
+                weights[start : start + ROWS], rows, columns, start + 1
+            ),
         }
 
 
 def wire_target(
-    library: Library,
+    cache: ModelCache,
     view: TargetView,
     chosen: Sequence[Any],
     documents: Sequence[Any],
@@ -270,7 +272,7 @@ def wire_target(
     `chosen` are the visitor and the run. `documents` say which targets are offered (kind, languages); a
     `select` of a picker names one of them (assets/matrix.js).
     """
-    on = TargetHandlers(library, view)
+    on = TargetHandlers(cache, view)
     asked = [*chosen, view.target, view.count]
     edited = [*view.pictures, view.text, view.changed]
     shown = [view.said, view.inside, view.listing, view.piece, view.part, *edited, view.download]
@@ -294,7 +296,7 @@ def _parts(reading: EvidenceReading) -> int:
     return -(-(len(reading.tokens) - 1) // ROWS)
 
 
-KNOBS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
+SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
 ALL = "every language"
 KINDS = [("relevant", "on"), ("drawn at random", "shuffled"), ("none", "off")]
 EXAMPLES = "Beginnings to try: a click writes on"
@@ -307,7 +309,7 @@ class WritingView:
     """The components of the form that writes from evidence, by name; to make one builds them."""
 
     def __init__(self) -> None:
-        self.form = Form(GenerateConfig, values={"max_new_tokens": 40}, only=KNOBS, prefix="marge-write-")
+        self.form = Form(GenerateConfig, values={"max_new_tokens": 40}, only=SETTINGS, prefix="marge-write-")
         gr.HTML(
             f"<p class='caption'>A {html_parts.term('marge', 'MARGE')} writes a passage from "
             f"{html_parts.term('evidence')}: from the documents that you choose, else from passages that its "
@@ -328,7 +330,7 @@ class WritingView:
             elem_id="marge-examples",
             type="values",
         )
-        self._knobs()
+        self._settings()
         with gr.Row(elem_classes="actions"):
             self.go = gr.Button("Write from evidence", variant="primary", elem_id="marge-write")
             self.stop = gr.Button("Stop", elem_id="marge-write-stop")
@@ -366,7 +368,7 @@ class WritingView:
                 min_width=260,
             )
 
-    def _knobs(self) -> None:
+    def _settings(self) -> None:
         with gr.Row(elem_classes="knobs"):
             self.kind = gr.Radio(
                 KINDS,
@@ -392,9 +394,9 @@ class WritingView:
 class WritingHandlers:
     """What happens in the form that writes from evidence."""
 
-    def __init__(self, library: Library, view: WritingView) -> None:
-        self.library, self.home, self.view = library, library.home, view
-        self.write_from_evidence, self.lane = zero_gpu.marge_writer(library), Lane(library)
+    def __init__(self, cache: ModelCache, view: WritingView) -> None:
+        self.cache, self.home, self.view = cache, cache.home, view
+        self.write_from_evidence, self.lane = zero_gpu.marge_writer(cache), Lane(cache)
 
     def write(
         self,
@@ -419,7 +421,7 @@ class WritingHandlers:
         service.check_ready(workspace, name)
         with self.lane.text(code, token) as stopped:
             yield {said: LOADING}
-            loaded, text = self.library.marge(workspace.run(name)), ""
+            loaded, text = self.cache.marge(workspace.run(name)), ""
             asked = {"language": tongue or "", "documents": chosen}
             for step in self.write_from_evidence(loaded, words or "", config, **asked):
                 if isinstance(step, Retrieved):
@@ -441,7 +443,7 @@ class WritingHandlers:
                 view.among: gr.Dropdown([ALL], value=ALL),
                 view.documents: gr.Dropdown([], value=[]),
             }
-        source = self.library.marge_corpus(workspace.run(name))
+        source = self.cache.marge_corpus(workspace.run(name))
         known = [(html_parts.language_name(each), each) for each in source.config.network.languages]
         tongue, chosen = example_evidence(source)
         return {
@@ -454,7 +456,7 @@ class WritingHandlers:
         """documents: others to choose from; what is chosen stays."""
         if not name:
             return gr.skip()
-        source = self.library.marge_corpus(Workspace.open(self.home, code).run(name))
+        source = self.cache.marge_corpus(Workspace.open(self.home, code).run(name))
         return gr.Dropdown(**_listed(source, tongue))
 
     def arrive(self, code: str, now: str | None) -> Values:
@@ -479,10 +481,10 @@ def _listed(source: MargeCorpus, tongue: str) -> dict[str, Any]:
 
 
 def wire_writing(
-    tab: gr.Tab, library: Library, view: WritingView, visitor: gr.BrowserState, arrival: Any
+    tab: gr.Tab, cache: ModelCache, view: WritingView, visitor: gr.BrowserState, arrival: Any
 ) -> None:
     """Wire the form; `tab` is the one that it stands in."""
-    on, known = WritingHandlers(library, view), [visitor, view.run]
+    on, known = WritingHandlers(cache, view), [visitor, view.run]
     given = [view.token, view.language, view.documents, view.prompt, view.kind, view.count]
     wait, write = on.lane.waiting(), shows_errors(on.write)
     picked = view.examples.click(first_of, view.examples, view.prompt, **QUIET)

@@ -32,7 +32,7 @@ from retro_demo.jobs import lifecycle
 from retro_demo.paths import ASSETS
 from retro_demo.render import html_parts, job_views, marge_views
 from retro_demo.server import service
-from retro_demo.server.model_cache import Library
+from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace, marge_runs
 from retro_demo.ui.evidence_reading import TargetView, wire_target
 from retro_demo.ui.form import (
@@ -188,9 +188,9 @@ class EvidenceView:
 class EvidenceHandlers:
     """What happens on the tab. `look` is how pictures are drawn: order, values, then what each one names."""
 
-    def __init__(self, library: Library, view: EvidenceView) -> None:
-        self.library, self.home, self.view = library, library.home, view
-        self.lane = Lane(library)
+    def __init__(self, cache: ModelCache, view: EvidenceView) -> None:
+        self.cache, self.home, self.view = cache, cache.home, view
+        self.lane = Lane(cache)
 
     def arrive(self, code: str, now: str | None, before: str) -> Values:
         """The runs to choose from, and the state that makes `choose` begin: nothing is redrawn twice."""
@@ -214,7 +214,7 @@ class EvidenceHandlers:
                     raise UserError(asked.end)
                 yield self._nothing(job_views.waiting(build, "The corpus is being prepared"))
         yield self._nothing(READING)
-        yield self._opened(code, name, how, self.library.marge_corpus(workspace.run(name)), *look)
+        yield self._opened(code, name, how, self.cache.marge_corpus(workspace.run(name)), *look)
 
     def choose_once(self, code: str, name: str | None, before: str, how: str, *look: Any) -> Iterator[Values]:
         """As `choose`; what is shown already stays, and is followed again if the run goes on."""
@@ -239,7 +239,7 @@ class EvidenceHandlers:
         """The pictures and the targets of other documents."""
         if not name:
             return gr.skip()
-        source = self.library.marge_corpus(Workspace.open(self.home, code).run(name))
+        source = self.cache.marge_corpus(Workspace.open(self.home, code).run(name))
         offered = targets_of(source, held_out=how == "held-out", languages=some or [])
         return self._drawn(code, name, how, some, *look) | self.view.reading.fresh(offered, source)
 
@@ -252,7 +252,7 @@ class EvidenceHandlers:
         steps, known = reindexed_steps(folder), int(before.rpartition(" ")[2] or 0)
         how, some, order, values, by = look
         if steps and not known:
-            return self._opened(code, name, how, self.library.marge_corpus(folder), order, values, by)
+            return self._opened(code, name, how, self.cache.marge_corpus(folder), order, values, by)
         shown: Values = {view.timer: gr.Timer(active=lifecycle.status(folder).under_way)}
         if len(steps) == known:
             return shown
@@ -271,7 +271,7 @@ class EvidenceHandlers:
             raise UserError("There is no run yet. Choose one first.")
         order, _, place, _ = look
         folder = Workspace.open(self.home, code).run(name)
-        source = self.library.marge_corpus(folder)
+        source = self.cache.marge_corpus(folder)
         first, now = reindexing_at(folder, 0), reindexing_at(folder, place)
         sample = choose_sample(
             source.passages, now.rows, held_out=how == "held-out", order=order, languages=some or []
@@ -327,7 +327,7 @@ class EvidenceHandlers:
         """The pictures of one re-index; look: order, values, re-index, by."""
         view, (order, kind, place, by) = self.view, look
         folder = Workspace.open(self.home, code).run(name)
-        source = self.library.marge_corpus(folder)
+        source = self.cache.marge_corpus(folder)
         first, now, last = (reindexing_at(folder, which) for which in (0, place, sys.maxsize))
         passages, rules = source.passages, source.config.evidence
         sample = choose_sample(
@@ -349,13 +349,13 @@ class EvidenceHandlers:
         }
 
 
-def evidence_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: Any) -> None:
+def evidence_tab(tab: gr.Tab, cache: ModelCache, visitor: gr.BrowserState, arrival: Any) -> None:
     """Build the tab and wire it."""
     view = EvidenceView()
-    on, known, drawing = EvidenceHandlers(library, view), [visitor, view.run], [view.order, view.values]
+    on, known, drawing = EvidenceHandlers(cache, view), [visitor, view.run], [view.order, view.values]
     _wire_pictures(view, on, [*known, view.kind, view.languages, *drawing, view.at, view.by])
     documents, pickers = [view.kind, view.languages], [view.caption, view.matrix_table]
-    wire_target(library, view.reading, known, documents, pickers)
+    wire_target(cache, view.reading, known, documents, pickers)
     watched = [*known, view.seen, view.at, *documents, *drawing, view.by]
     view.timer.tick(once_known(on.follow), watched, view.everything, **QUIET)
     arrive, listed, lists = once_known(on.arrive), [*known, view.seen], [view.run, view.status]

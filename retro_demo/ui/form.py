@@ -17,21 +17,21 @@ import gradio as gr
 from gradio.processing_utils import hash_file
 from gradio.utils import get_upload_folder
 
-from retro_demo.errors import UserError, said
+from retro_demo.errors import UserError, describe_error
 from retro_demo.paths import SAMPLE
 from retro_demo.server.limits import HERE
 from retro_demo.server.messages import on_page, told, values_to_program
-from retro_demo.settings import knobs
+from retro_demo.settings import settings_of
 
 log = logging.getLogger(__name__)
 
 
 class Form:
-    """Widgets for the knobs of some configs, in the order of the fields; each is made once.
+    """Widgets for the settings of some configs, in the order of the fields; each is made once.
 
-    Call `show` inside a layout for the knobs that shall stand there. `inputs` are the widgets made
+    Call `show` inside a layout for the settings that shall stand there. `inputs` are the widgets made
     so far, and `read` takes their values in that order. `choices` narrows what the page offers, `only`
-    which knobs there are; `prefix` stands before their ids where two forms hold the same knobs.
+    which settings there are; `prefix` stands before their ids where two forms hold the same settings.
     """
 
     def __init__(
@@ -42,19 +42,21 @@ class Form:
         only: Collection[str] | None = None,
         prefix: str = "",
     ) -> None:
-        every = {knob.name: knob for config in configs for knob in knobs(config)}
-        self.knobs = {name: knob for name, knob in every.items() if only is None or name in only}
+        every = {setting.name: setting for config in configs for setting in settings_of(config)}
+        self.fields = {name: setting for name, setting in every.items() if only is None or name in only}
         self.prefix = prefix
         self.values = dict(values or {})
         self.choices: dict[str, Sequence[str]] = dict(choices or {})
         self.widgets: dict[str, Any] = {}
 
     def show(self, *, main: bool, without: Sequence[str] = ()) -> None:
-        """Make the widgets of the main knobs, or of the others."""
-        for name, knob in self.knobs.items():
-            if knob.metadata["main"] == main and name not in without and name not in self.widgets:
-                choices = self.choices.get(name) or knob.metadata["choices"]
-                self.widgets[name] = _widget(knob, self.values.get(name, knob.default), choices, self.prefix)
+        """Make the widgets of the main settings, or of the others."""
+        for name, setting in self.fields.items():
+            if setting.metadata["main"] == main and name not in without and name not in self.widgets:
+                choices = self.choices.get(name) or setting.metadata["choices"]
+                self.widgets[name] = _widget(
+                    setting, self.values.get(name, setting.default), choices, self.prefix
+                )
 
     @property
     def inputs(self) -> list[Any]:
@@ -63,24 +65,24 @@ class Form:
     def read(self, values: Sequence[Any]) -> dict[str, Any]:
         """The widgets' values, cast to the types of the fields; raises UserError for what is none."""
         return {
-            name: _cast(self.knobs[name], value) for name, value in zip(self.widgets, values, strict=True)
+            name: _cast(self.fields[name], value) for name, value in zip(self.widgets, values, strict=True)
         }
 
     def fill(self, settings: Mapping[str, Any]) -> list[Any]:
         """New values for the widgets, the fields' defaults where `settings` says nothing."""
-        return [_shown(settings.get(name, self.knobs[name].default)) for name in self.widgets]
+        return [_shown(settings.get(name, self.fields[name].default)) for name in self.widgets]
 
 
-def _widget(knob: dataclasses.Field[Any], value: Any, choices: Sequence[str], prefix: str) -> Any:
-    meta = knob.metadata
-    said = {"label": meta["label"], "info": meta["help"], "elem_id": f"{prefix}knob-{knob.name}"}
+def _widget(setting: dataclasses.Field[Any], value: Any, choices: Sequence[str], prefix: str) -> Any:
+    meta = setting.metadata
+    said = {"label": meta["label"], "info": meta["help"], "elem_id": f"{prefix}knob-{setting.name}"}
     if choices:
         return gr.Radio([(name or "as in training", name) for name in choices], value=value, **said)
-    if isinstance(knob.default, bool):
+    if isinstance(setting.default, bool):
         return gr.Checkbox(value=value, min_width=240, **said)
-    if isinstance(knob.default, int):
+    if isinstance(setting.default, int):
         return gr.Number(value=value, precision=0, min_width=120, **said)
-    if isinstance(knob.default, float):
+    if isinstance(setting.default, float):
         return gr.Number(value=value, min_width=120, **said)
     return gr.Textbox(value=_shown(value), max_lines=1, min_width=120, **said)
 
@@ -89,8 +91,8 @@ def _shown(value: Any) -> Any:
     return ", ".join(map(str, value)) if isinstance(value, (tuple, list)) else value
 
 
-def _cast(knob: dataclasses.Field[Any], value: Any) -> Any:
-    label, default = knob.metadata["label"], knob.default
+def _cast(setting: dataclasses.Field[Any], value: Any) -> Any:
+    label, default = setting.metadata["label"], setting.default
     if isinstance(default, tuple):
         try:
             return tuple(int(part) for part in str(value or "").split(",") if part.strip())
@@ -165,7 +167,7 @@ def _toast(error: Exception, words: Callable[[Exception], str]) -> gr.Error:
 
 
 def _bug(handler: Callable[..., Any], error: Exception) -> gr.Error:
-    if trouble := said(error):
+    if trouble := describe_error(error):
         log.warning("%s: %s", handler.__name__, error)
         return gr.Error(trouble, duration=12, print_exception=False)
     number = secrets.token_hex(4)

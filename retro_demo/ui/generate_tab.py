@@ -25,7 +25,7 @@ from retro_demo.runs.loading import LoadedRun
 from retro_demo.server import service
 from retro_demo.server import workspace as kept_traces
 from retro_demo.server.limits import checked_writing
-from retro_demo.server.model_cache import Library
+from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.run_actions import built_ones
 from retro_demo.server.workspace import Workspace
 from retro_demo.settings import MOST_NEIGHBORS, ExplainConfig, GenerateConfig
@@ -46,7 +46,7 @@ from retro_demo.ui.form import (
     relisted,
     shows_errors,
 )
-from retro_demo.ui.visit import Lane, copy_link, trail_line
+from retro_demo.ui.visit import Lane, copy_link, run_breadcrumb
 
 MEAN = "mean"
 ON_PAGE = CHEAP | MODEL
@@ -88,7 +88,7 @@ class ExplainView:
             self.head = gr.Dropdown(
                 [MEAN], value=MEAN, label="Head", info=explain("head"), elem_id="head", min_width=120
             )
-        self.heat = gr.HTML(elem_id="heatmap", js_on_load=(ASSETS / "heatmap.js").read_text("utf-8"))
+        self.heatmap = gr.HTML(elem_id="heatmap", js_on_load=(ASSETS / "heatmap.js").read_text("utf-8"))
         with gr.Accordion("Retrieval, chunk by chunk", open=False, elem_id="timeline"):
             self.timeline = gr.HTML(elem_id="lookups")
         with gr.Accordion("All numbers as a table", open=False):
@@ -131,7 +131,7 @@ class ExplainView:
             self.linked: trace_views.linked(trace),
             self.layer: gr.Dropdown([MEAN, *map(str, layers)], value=MEAN),
             self.head: gr.Dropdown([MEAN, *(str(i + 1) for i in range(heads))], value=MEAN),
-            self.heat: trace_views.heat(trace),
+            self.heatmap: trace_views.heatmap(trace),
             self.editor: gr.Accordion(open=False),
             self.changed: "",
             self.timeline: trace_views.timeline_html(trace),
@@ -142,22 +142,22 @@ class ExplainView:
     @property
     def outputs(self) -> list[Any]:
         """What `values` fills."""
-        chosen = [self.layer, self.head, self.heat, self.editor, self.changed]
+        chosen = [self.layer, self.head, self.heatmap, self.editor, self.changed]
         return [self.intro, self.linked, *chosen, self.timeline, self.numbers, self.download]
 
 
 class ExplainHandlers:
     """What happens inside the linked view."""
 
-    def __init__(self, library: Library, view: ExplainView) -> None:
-        self.library, self.home, self.view = library, library.home, view
+    def __init__(self, cache: ModelCache, view: ExplainView) -> None:
+        self.cache, self.home, self.view = cache, cache.home, view
 
     def look(self, code: str, name: str, which: str, one: str) -> str:
         """The heatmap of a layer and a head, or of their means."""
         trace = self._trace(code, name)
         number = int(which) if (which or "").isdecimal() and int(which) in trace.layers else None
         nth = int(one) - 1 if (one or "").isdecimal() and 0 < int(one) <= trace.weights.shape[2] else None
-        return trace_views.heat(trace, number, nth)
+        return trace_views.heatmap(trace, number, nth)
 
     def act(self, code: str, name: str, event: gr.EventData) -> Values:
         """Open the editor on a neighbor; drop and swap are done at once."""
@@ -216,7 +216,7 @@ class ExplainHandlers:
         corpus = trace.about.get("corpus_id", "")
         service.check_ready(workspace, trace.about["run"], corpus)
         folder = service.built_corpus(workspace, corpus) if corpus else None
-        return self.library.run(workspace.run(trace.about["run"]), folder, trace.about["retriever"])
+        return self.cache.run(workspace.run(trace.about["run"]), folder, trace.about["retriever"])
 
     def _texts(self, texts: tuple[str, str]) -> Values:
         return dict(zip((self.view.n_text, self.view.f_text), texts, strict=True))
@@ -243,7 +243,7 @@ def _wire_explaining(on: ExplainHandlers, view: ExplainView, known: list[Any]) -
     other = [*known, view.place, view.other]
     view.other.input(shows_errors(on.read_other), other, [*texts, *edited], **model)
     drawn = [view.layer, view.head]
-    gr.on([one.input for one in drawn], once_known(on.look), [*known, *drawn], view.heat, **QUIET)
+    gr.on([one.input for one in drawn], once_known(on.look), [*known, *drawn], view.heatmap, **QUIET)
 
 
 def _file(trace: Trace, made: Rewritten | None = None) -> str:
@@ -341,12 +341,12 @@ class GenerateView:
 class GenerateHandlers:
     """What happens on the tab: each takes plain values and gives new ones for components of the view.
 
-    `trail` is the line at the top of the page; it names the run of the way to write that is in view.
+    `breadcrumb` is the line at the top of the page; it names the run of the way to write that is in view.
     """
 
-    def __init__(self, library: Library, view: GenerateView, trail: gr.HTML) -> None:
-        self.library, self.home, self.view, self.trail = library, library.home, view, trail
-        self.watch, self.lane = zero_gpu.writer(library), Lane(library)
+    def __init__(self, cache: ModelCache, view: GenerateView, breadcrumb: gr.HTML) -> None:
+        self.cache, self.home, self.view, self.breadcrumb = cache, cache.home, view, breadcrumb
+        self.watch, self.lane = zero_gpu.writer(cache), Lane(cache)
 
     def show(self, code: str, name: str) -> Values:
         """The view of a kept trace, else of the example that ships."""
@@ -355,7 +355,7 @@ class GenerateHandlers:
         return {self.view.speed: speed} | self.view.text.values(trace, name)
 
     def restore(self, code: str, name: str) -> Values:
-        """As `show`, with prompt and knobs as they made it; those of an example write another text."""
+        """As `show`, with prompt and settings as they made it; those of an example write another text."""
         shown_id, trace = kept_traces.shown_trace(Workspace.open(self.home, code), name)
         if trace is None or trace.about.get("given"):
             return self.show(code, name)
@@ -363,8 +363,8 @@ class GenerateHandlers:
         if shown_id.startswith(SAMPLE):  # it stands there already: a first click is to write a new one
             made_with = made_with | {"seed": made_with["seed"] + 1}
         form = self.view.form
-        knobs = dict(zip(form.inputs, form.fill(made_with), strict=True))
-        return self.show(code, name) | {self.view.prompt: trace.about["prompt"]} | knobs
+        settings = dict(zip(form.inputs, form.fill(made_with), strict=True))
+        return self.show(code, name) | {self.view.prompt: trace.about["prompt"]} | settings
 
     def write(
         self, code: str, name: str, other: str, token: str, words: str, *values: Any
@@ -436,24 +436,24 @@ class GenerateHandlers:
             **self.place(code, chosen),
             self.view.run: relisted(named_runs(runs), now, chosen),
             self.view.corpus: relisted(reads, other, other if other in corpora else ""),
-            self.trail: self.top_line(code, of_marge, chosen, found),
+            self.breadcrumb: self.top_line(code, of_marge, chosen, found),
         }
 
     def arrive(self, code: str, link: dict[str, str], *values: Any) -> Values:
         """As `refresh`; where a link opens another tab the line at the top is that one's."""
         shown = self.refresh(code, *values)
         if link["tab"] not in ("", "generate"):
-            del shown[self.trail]
+            del shown[self.breadcrumb]
         return shown
 
     def place(self, code: str, name: str | None) -> Values:
         """The held-out documents of the chosen run, and the line at the top."""
         if not name:
-            return {self.trail: html_parts.note(NO_RUN), self.view.document: gr.Dropdown([], value=None)}
+            return {self.breadcrumb: html_parts.note(NO_RUN), self.view.document: gr.Dropdown([], value=None)}
         workspace = Workspace.open(self.home, code)
         documents = explained.held_out_documents(service.corpus_of_run(workspace, name)[1])
         return {
-            self.trail: trail_line(workspace, name),
+            self.breadcrumb: run_breadcrumb(workspace, name),
             self.view.document: gr.Dropdown(documents, value=None),
         }
 
@@ -461,7 +461,7 @@ class GenerateHandlers:
         """The line at the top, where a way to write comes into view or the run of a MARGE is chosen."""
         shown_run = found if of_marge else name
         workspace = Workspace.open(self.home, code)
-        return trail_line(workspace, shown_run) if shown_run else html_parts.note(NO_RUN)
+        return run_breadcrumb(workspace, shown_run) if shown_run else html_parts.note(NO_RUN)
 
     def turn(self, of_marge: bool) -> Values:
         """A MARGE has runs and texts of its own: those of the others are hidden, and stay as they are."""
@@ -485,7 +485,7 @@ class GenerateHandlers:
         service.check_ready(workspace, name, other)
         workspace.make()  # for the text, which is not kept where all is deleted meanwhile
         swap = service.built_corpus(workspace, other) if other else None
-        return self.library.run(workspace.run(name), swap, retriever)
+        return self.cache.run(workspace.run(name), swap, retriever)
 
     def _keep(self, workspace: Workspace, trace: Trace, other: str) -> str:
         trace.about["corpus_id"] = other
@@ -495,17 +495,17 @@ class GenerateHandlers:
 
 
 def generate_tab(
-    tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: Any, trail: gr.HTML
+    tab: gr.Tab, cache: ModelCache, visitor: gr.BrowserState, arrival: Any, breadcrumb: gr.HTML
 ) -> None:
     """Build the tab and wire it; `arrival` is the event after which the visitor is known."""
     view = GenerateView()
-    on = GenerateHandlers(library, view, trail)
-    wire_writing(view.inner, library, view.evidence, visitor, arrival)
-    _wire_explaining(ExplainHandlers(library, view.text), view.text, [visitor, view.trace_id])
+    on = GenerateHandlers(cache, view, breadcrumb)
+    wire_writing(view.inner, cache, view.evidence, visitor, arrival)
+    _wire_explaining(ExplainHandlers(cache, view.text), view.text, [visitor, view.trace_id])
     _wire_texts(view, on, visitor)
     _wire_choices(view, on, visitor)
     listed = [view.trace_id, view.run, view.corpus, view.of_marge, view.evidence.run]
-    lists = [view.run, view.corpus, trail, view.document]
+    lists = [view.run, view.corpus, breadcrumb, view.document]
     everything = [view.speed, *view.text.outputs, view.prompt, *view.form.inputs]
     arrival = arrival.opening(tab, view.run)
     tab.select(once_known(on.refresh), [visitor, *listed], lists, **QUIET)
@@ -552,9 +552,9 @@ def _wire_choices(view: GenerateView, on: GenerateHandlers, visitor: gr.BrowserS
     for way in (view.plain, view.given_text, view.inner):
         hidden = [view.above, view.below, view.of_marge]
         turned = way.select(lambda own=way is view.inner: on.turn(own), None, hidden, **QUIET)
-        turned.then(top_line, named, on.trail, **QUIET)
-    view.evidence.run.input(top_line, named, on.trail, **QUIET)
-    view.run.input(place, [visitor, view.run], [on.trail, view.document], **QUIET)
+        turned.then(top_line, named, on.breadcrumb, **QUIET)
+    view.evidence.run.input(top_line, named, on.breadcrumb, **QUIET)
+    view.run.input(place, [visitor, view.run], [on.breadcrumb, view.document], **QUIET)
     view.document.input(once_known(on.fill), [visitor, view.run, view.document], view.given, **QUIET)
 
 
@@ -565,7 +565,7 @@ def loading(other: str) -> str:
 
 
 def _slider(reading: Form) -> gr.Slider:
-    meta = reading.knobs["num_neighbors"].metadata
+    meta = reading.fields["num_neighbors"].metadata
     return gr.Slider(
         0, MOST_NEIGHBORS, 0, step=1, label=meta["label"], info=meta["help"], elem_id="knob-read-neighbors"
     )

@@ -66,7 +66,7 @@ class Page(gr.Blocks):
             ) from None
 
     async def process_api(self, *values: Any, **named: Any) -> dict[str, Any]:
-        """As Gradio's; the doorman says which address it counts for, and whether the asker sits here."""
+        """As Gradio's; the rate limiter says which address it counts for, and whether the asker sits here."""
         request = named.get("request")
         headers = request.headers if isinstance(request, gr.Request) else {}
         asker, here = ADDRESS.set(headers.get(VISITOR, "")), HERE.set(SITS_HERE in headers)

@@ -119,7 +119,7 @@ the session, and shows them to whoever names the file. The other two take files 
 Buckets = OrderedDict[str, tuple[float, float]]  # tokens of an address, and when they were counted
 
 
-class Doorman:
+class RateLimiter:
     """Plain ASGI middleware: a bucket of requests for each address, filled in a minute, and one of bytes.
 
     `proxies`: how many stand before the server. Each writes whom it heard at the end of X-Forwarded-For, so

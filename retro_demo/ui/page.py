@@ -20,7 +20,7 @@ from retro_demo.runs.checkpoint import read_any_config
 from retro_demo.server import service
 from retro_demo.server.cleanup import close_folder, keep_cleaning
 from retro_demo.server.limits import PRIVATE, Limits, keep_limits
-from retro_demo.server.model_cache import Library
+from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.scheduler import keep_dispatching
 from retro_demo.server.workspace import Workspace, new_code
 from retro_demo.ui import zero_gpu
@@ -32,7 +32,7 @@ from retro_demo.ui.form import QUIET, shows_errors
 from retro_demo.ui.generate_tab import generate_tab
 from retro_demo.ui.gradio_patches import Page, bound_each_address, keep_those_who_wait
 from retro_demo.ui.train_tab import train_tab
-from retro_demo.ui.uploads import workspace_drawer
+from retro_demo.ui.uploads import account_panel
 from retro_demo.ui.visit import NOWHERE, Arrival, asked_for
 
 log = logging.getLogger(__name__)
@@ -78,8 +78,8 @@ def build_app(
     """The page over a data folder, and the work to do in the background once it is served."""
     close_folder(home)
     keep_limits(home, limits)
-    library = Library(home)
-    zero_gpu.get_ready(library)
+    cache = ModelCache(home)
+    zero_gpu.get_ready(cache)
     with Page(title=TITLE, delete_cache=(600, 3600), analytics_enabled=False) as demo:
         # storage key and secret are both fixed, or visitors would lose their work with each restart
         visitor = gr.BrowserState("", storage_key="retro-demo-workspace", secret=_secret(home))
@@ -87,34 +87,34 @@ def build_app(
         gr.HTML(LEAD, elem_id="lead", js_on_load="\n".join(scripts))
         if warning:
             gr.HTML(html_parts.note(warning, "warning"))
-        trail = gr.HTML(elem_id="trail", min_height=30)
+        breadcrumb = gr.HTML(elem_id="trail", min_height=30)
         astray = gr.HTML(visible=False, elem_id="astray")
         link = gr.State(NOWHERE)
         known = demo.load(_arrive, visitor, visitor, **QUIET)
         asked = known.then(_asked(home), visitor, [link, astray], **QUIET)
-        arrival = Arrival(asked, home, visitor, link, trail)
+        arrival = Arrival(asked, home, visitor, link, breadcrumb)
         with gr.Tabs():
             with gr.Tab("Generate", id="generate") as tab:
-                generate_tab(tab, library, visitor, arrival, trail)
+                generate_tab(tab, cache, visitor, arrival, breadcrumb)
             with gr.Tab("Corpus", id="corpus") as tab:
-                corpus_tab(tab, library, visitor, arrival)
+                corpus_tab(tab, cache, visitor, arrival)
             with gr.Tab("Train", id="train") as tab:
-                train_tab(tab, library, visitor, arrival)
+                train_tab(tab, cache, visitor, arrival)
             with gr.Tab("Evaluate", id="evaluate") as tab:
-                evaluate_tab(tab, library, visitor, arrival)
+                evaluate_tab(tab, cache, visitor, arrival)
             with gr.Tab("Evidence", id="evidence") as tab:
-                evidence_tab(tab, library, visitor, arrival)
+                evidence_tab(tab, cache, visitor, arrival)
         with gr.Accordion("Words of the field, each in a sentence", open=False, elem_id="words"):
             gr.HTML(html_parts.glossary())
-        workspace_drawer(library, visitor, arrival)
-        add_endpoints(library)
-        add_corpus_endpoints(library)
-        add_share_endpoints(library)
-        zero_gpu.add_endpoint(library)
+        account_panel(cache, visitor, arrival)
+        add_endpoints(cache)
+        add_corpus_endpoints(cache)
+        add_share_endpoints(cache)
+        zero_gpu.add_endpoint(cache)
     demo.queue(max_size=256, api_open=False)
     keep_those_who_wait(demo)
     bound_each_address(demo, home)
-    return demo, lambda: _prepare(library)
+    return demo, lambda: _prepare(cache)
 
 
 def _arrive(code: Any) -> Any:
@@ -146,23 +146,23 @@ def _secret(home: Path) -> str:
     return path.read_text()
 
 
-def _prepare(library: Library) -> None:
+def _prepare(cache: ModelCache) -> None:
     """Mind the queue and what is old; build the shipped corpus where it is missing, load the shipped run."""
 
-    keep_dispatching(library.home)
-    keep_cleaning(library.home)
+    keep_dispatching(cache.home)
+    keep_cleaning(cache.home)
 
     def work() -> None:
         try:
-            service.start_sample(library.home)
+            service.start_sample(cache.home)
             for name, sample in SAMPLES.items():
                 if sample.at_start:
-                    for _ in service.follow(sample_folder(library.home, name)):
+                    for _ in service.follow(sample_folder(cache.home, name)):
                         pass
             for config in sorted(CHECKPOINTS.glob("*/config.json")):
                 if "generate" not in read_any_config(config.parent).kind.tabs:
                     continue  # its corpus is prepared for the first who asks for it
-                if (run := library.run(config.parent)).database is not None:
+                if (run := cache.run(config.parent)).database is not None:
                     _ = run.bm25  # every explanation asks it
         except UserError as error:  # the page says the same to whoever asks for the run
             log.warning("the shipped run is not ready: %s", error)

@@ -35,7 +35,7 @@ from retro_demo.errors import UserError
 from retro_demo.paths import check_shipped, settle_data_home
 from retro_demo.server.cleanup import UPLOADS, never_served, serve_alone
 from retro_demo.server.limits import Limits, add_server_flags, chosen_limits
-from retro_demo.ui.middleware import Doorman, SecurityHeaders
+from retro_demo.ui.middleware import RateLimiter, SecurityHeaders
 from retro_demo.ui.page import ASSETS, build_app, head, theme
 
 
@@ -147,7 +147,7 @@ def launch(
         app_kwargs={
             "middleware": [
                 Middleware(SecurityHeaders),
-                Middleware(Doorman, home=home, proxies=proxies),
+                Middleware(RateLimiter, home=home, proxies=proxies),
             ]
         },
     )

@@ -27,9 +27,9 @@ from retro_demo.runs.checkpoint import BEST, read_any_config, told_by
 from retro_demo.server import evaluations, run_actions, service
 from retro_demo.server.limits import check_settings, limits_of
 from retro_demo.server.messages import on_page
-from retro_demo.server.model_cache import Library
+from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace
-from retro_demo.settings import TrainConfig, knobs
+from retro_demo.settings import TrainConfig, settings_of
 from retro_demo.ui import zero_gpu
 from retro_demo.ui.form import (
     CHEAP,
@@ -57,7 +57,7 @@ DOWNLOAD = "Download the curve, the table and where they come from (JSON)"
 
 
 class Plan:
-    """What to train: corpus, model, base, preset and knobs, and what that costs."""
+    """What to train: corpus, model, base, preset and settings, and what that costs."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -91,9 +91,9 @@ class Plan:
         )
         self.preset = gr.Radio(list(PRESETS), value="tiny", label="Preset", elem_id="preset", info=SIZES)
         self.estimate = gr.HTML(elem_id="estimate", min_height=48)
-        with gr.Column() as self.knobs:
+        with gr.Column() as self.retro_settings:
             _show(self.form)
-        with gr.Column(visible=False) as self.marge_knobs:
+        with gr.Column(visible=False) as self.marge_settings:
             _show(self.marge_form)
         said = "Empty: corpus, model and preset."
         self.name = gr.Textbox(label="Name of the run", max_lines=1, elem_id="run-name", info=said)
@@ -110,7 +110,7 @@ class Plan:
 
         gr.on([self.preset.input, self.base.change], **fills)
         # another model may begin from other runs, and has other settings even with the same base
-        shown = [self.preset, self.knobs, self.marge_knobs]
+        shown = [self.preset, self.retro_settings, self.marge_settings]
         adapted = self.model.input(shows_errors(self.adapt), [self.model, self.preset], shown, **QUIET)
         filled = adapted.then(**offers).then(**fills)
         self.corpus.change(**offers)
@@ -128,14 +128,14 @@ class Plan:
         )
 
     def adapt(self, model: str, preset: str) -> Values:
-        """Each model has its own presets and knobs."""
+        """Each model has its own presets and settings."""
         kind, of_its_own = kind_named(model), _has_evidence(model)
         known, sizes = kind.presets, MARGE_SIZES if of_its_own else SIZES
         chosen = preset if preset in known else "tiny"
         return {
             self.preset: gr.Radio(list(known), value=chosen, info=sizes),
-            self.knobs: gr.Column(visible=not of_its_own),
-            self.marge_knobs: gr.Column(visible=of_its_own),
+            self.retro_settings: gr.Column(visible=not of_its_own),
+            self.marge_settings: gr.Column(visible=of_its_own),
         }
 
     def offer_bases(self, code: str, corpus: str | None, model: str, base: str | None) -> Values:
@@ -162,10 +162,10 @@ class Plan:
         """How large the model is and how long a run may take, or what is wrong with the settings."""
         if kind_named(model).base == "must" and not base:
             return {self.estimate: html_parts.note(service.NO_BASE, "warning")}
-        try:  # half-typed knobs are no mistake yet: say it in place, without a toast
+        try:  # half-typed settings are no mistake yet: say it in place, without a toast
             settings, limits = self.settings(model, values), limits_of(self.home)
             shape = kind_named(model).part_types()["network"]
-            chosen = {knob.name: settings[knob.name] for knob in knobs(shape)}
+            chosen = {setting.name: settings[setting.name] for setting in settings_of(shape)}
             network = shape(**chosen | dict(kind_named(model).always))
             check_settings(limits, network, settings)
         except UserError as error:
@@ -464,7 +464,7 @@ class TrainTab:
         self.lists = [self.plan.corpus, self.view.run, self.listing]
         self.outputs = [*self.lists, *self.view.outputs]
 
-    def wire(self, tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: Any) -> None:
+    def wire(self, tab: gr.Tab, cache: ModelCache, visitor: gr.BrowserState, arrival: Any) -> None:
         plan, view, run = self.plan, self.view, self.view.run
         chosen = [visitor, run, plan.corpus]
         self.share.wire(visitor, run, self.outputs)
@@ -475,7 +475,7 @@ class TrainTab:
         lengthens = self.longer.click(
             shows_errors(self.lengthen), [*chosen, self.steps], self.outputs, **CHEAP
         )
-        zero_gpu.drive_after((begins, resumes, lengthens), library, visitor, run, view.timer)
+        zero_gpu.drive_after((begins, resumes, lengthens), cache, visitor, run, view.timer)
         view.weights.input(shows_errors(self.use), [*chosen, view.weights], self.outputs, **CHEAP)
         self.rename.click(shows_errors(self.call_it), [*chosen, self.new_name], self.outputs, **CHEAP)
         self.delete.click(
@@ -563,6 +563,6 @@ class TrainTab:
         return self.refreshed(code, None)
 
 
-def train_tab(tab: gr.Tab, library: Library, visitor: gr.BrowserState, arrival: Any) -> None:
+def train_tab(tab: gr.Tab, cache: ModelCache, visitor: gr.BrowserState, arrival: Any) -> None:
     """Build the tab and wire it."""
-    TrainTab(library.home, visitor).wire(tab, library, visitor, arrival)
+    TrainTab(cache.home, visitor).wire(tab, cache, visitor, arrival)

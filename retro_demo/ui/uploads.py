@@ -17,7 +17,7 @@ from retro_demo.server import run_actions, service
 from retro_demo.server.cleanup import delete_workspace
 from retro_demo.server.limits import Limits, limits_of, note_export, note_files
 from retro_demo.server.messages import values_to_program
-from retro_demo.server.model_cache import Library
+from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace, new_code
 from retro_demo.ui.form import CHEAP, QUIET, download, once_known, shows_errors
 
@@ -110,9 +110,9 @@ SURE = (
 )
 
 
-def workspace_drawer(library: Library, visitor: gr.BrowserState, arrival: Any) -> None:
+def account_panel(cache: ModelCache, visitor: gr.BrowserState, arrival: Any) -> None:
     """Build the drawer and wire it."""
-    home = library.home
+    home = cache.home
     with gr.Accordion("Your workspace", open=False, elem_id="workspace"):
         gr.HTML(
             "<p class='caption'>Corpora, runs and texts are kept under this code, in this browser. Keep "
@@ -134,7 +134,7 @@ def workspace_drawer(library: Library, visitor: gr.BrowserState, arrival: Any) -
     def remove(known: str, answer: str) -> str:
         if answer != "yes":
             return known
-        forget_visitor(library, known)
+        forget_visitor(cache, known)
         return new_code()
 
     arrival.then(lambda known: known, visitor, code, **QUIET)
@@ -142,12 +142,12 @@ def workspace_drawer(library: Library, visitor: gr.BrowserState, arrival: Any) -
     delete.click(remove, [visitor, answer], visitor, js=SURE, **CHEAP).success(None, js=RELOAD)
 
 
-def forget_visitor(library: Library, code: str) -> int:
+def forget_visitor(cache: ModelCache, code: str) -> int:
     """End a visitor's jobs and delete all that is kept of them; the bytes that are free again."""
-    folder = Workspace.open(library.home, code).folder
-    library.forget(folder)
-    freed = delete_workspace(library.home, code) if folder.is_dir() else 0  # nothing was ever written
-    library.forget(folder)  # what was asked for while its jobs ended
+    folder = Workspace.open(cache.home, code).folder
+    cache.forget(folder)
+    freed = delete_workspace(cache.home, code) if folder.is_dir() else 0  # nothing was ever written
+    cache.forget(folder)  # what was asked for while its jobs ended
     return freed
 
 

@@ -21,7 +21,7 @@ from retro_demo.paths import SAMPLE
 from retro_demo.render import html_parts, job_views
 from retro_demo.runs.checkpoint import has_weights, read_any_config
 from retro_demo.server import evaluations, service
-from retro_demo.server.model_cache import Library
+from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace
 from retro_demo.ui.form import QUIET, once_known, shows_errors
 
@@ -48,7 +48,7 @@ class Arrival:
     visitor: gr.BrowserState
     link: gr.State
     """{"tab", "run"}, both empty where the address names none"""
-    trail: gr.HTML
+    breadcrumb: gr.HTML
 
     def then(self, *event: Any, **how: Any) -> Any:
         return self.event.then(*event, **how)
@@ -70,19 +70,19 @@ class Arrival:
 
         outputs = [run, *(tabs for tabs, _ in around)]
         event = self.event.then(follow, self.link, outputs, **QUIET)
-        return Arrival(event, self.home, self.visitor, self.link, self.trail)
+        return Arrival(event, self.home, self.visitor, self.link, self.breadcrumb)
 
     def naming(self, tab: gr.Tab, run: gr.Dropdown) -> None:
         """Let the line at the top name the run of this tab while it is the one in view."""
 
         @once_known
         def name_it(code: str, name: str | None) -> Any:
-            return trail_line(Workspace.open(self.home, code), name) if name else gr.skip()
+            return run_breadcrumb(Workspace.open(self.home, code), name) if name else gr.skip()
 
-        tab.select(name_it, [self.visitor, run], self.trail, **QUIET)
+        tab.select(name_it, [self.visitor, run], self.breadcrumb, **QUIET)
         # a run begun or found by a look is chosen by no hand; the tabs out of view change theirs, too
         in_view = IN_VIEW.replace("RUN", str(run.elem_id))
-        run.change(name_it, [self.visitor, run], self.trail, js=in_view, **QUIET)
+        run.change(name_it, [self.visitor, run], self.breadcrumb, js=in_view, **QUIET)
 
 
 def asked_for(workspace: Workspace, query: Any) -> tuple[dict[str, str], str]:
@@ -123,11 +123,13 @@ def copy_link(tab: str, run: gr.Dropdown, said: gr.HTML) -> None:
     button.click(None, run, said, js=COPY.replace("TAB", tab))
 
 
-def trail_line(workspace: Workspace, name: str) -> str:
+def run_breadcrumb(workspace: Workspace, name: str) -> str:
     """The line at the top for a run: its corpus, its index, and what it is worth."""
     title, folder = service.corpus_of_run(workspace, name)
-    worth = job_views.worth(lifecycle.status(workspace.run(name)), evaluations.measured(workspace, name))
-    return html_parts.trail(title, service.statistics(folder), name, worth)
+    gain = job_views.retrieval_gain(
+        lifecycle.status(workspace.run(name)), evaluations.measured(workspace, name)
+    )
+    return html_parts.breadcrumb(title, service.statistics(folder), name, gain)
 
 
 MOST = 1_000  # texts that were asked for and have not ended; the queue of the page holds 256
@@ -155,8 +157,8 @@ class Lane:
     of the same visitor.
     """
 
-    def __init__(self, library: Library) -> None:
-        self.home = library.home
+    def __init__(self, cache: ModelCache) -> None:
+        self.home = cache.home
         self._asked: dict[str, Asked] = {}  # by token, the one that was asked for longest ago first
         self._followers: list[Asked] = []
         self._lock = threading.Lock()
@@ -175,7 +177,7 @@ class Lane:
             with self.follower(asked):
                 for build in service.wait_for_corpus(workspace, name, other) if name else ():
                     if name and other and asked.end == STOPPED:
-                        service.stop_edition(workspace, workspace.run(name), workspace.corpus(other))
+                        service.stop_retokenizing(workspace, workspace.run(name), workspace.corpus(other))
                     if asked.end:
                         raise UserError(asked.end)
                     yield [job_views.waiting(build, "The corpus is being prepared"), gr.skip()]

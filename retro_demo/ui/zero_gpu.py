@@ -29,8 +29,8 @@ from retro_demo.jobs import lifecycle
 from retro_demo.runs.checkpoint import load_marge, load_model, read_any_config
 from retro_demo.runs.loading import LoadedRun
 from retro_demo.server import service
-from retro_demo.server.gpu_lending import Ended, advance, driven, prepare_forks, rehearse, slice_seconds
-from retro_demo.server.model_cache import Library
+from retro_demo.server.gpu_lending import Ended, advance, driven, prepare_forks, slice_seconds, warm_up
+from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace
 from retro_demo.settings import GenerateConfig
 from retro_demo.ui.form import CHEAP, shows_errors
@@ -43,32 +43,32 @@ LANE: dict[str, Any] = {"concurrency_id": "slices", "concurrency_limit": 8}
 """Who is on the page holds one of these places for as long as a run is driven."""
 
 
-def get_ready(library: Library) -> None:
+def get_ready(cache: ModelCache) -> None:
     """Before the page is made and its threads are at work: a call must not hang on what these do."""
     if lends_gpu():
-        rehearse()
-        prepare_forks(library)
+        warm_up()
+        prepare_forks(cache)
 
 
-def lent(library: Library, function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+def lent(cache: ModelCache, function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
     """The function (or generator) with a GPU in each call of it; arguments and results are pickled."""
     borrowed = importlib.import_module("spaces").GPU(function, duration=math.ceil(seconds))
 
     def call(*values: Any) -> Any:
         # `spaces` is lent the GPU first and forks then: the fork, which waits until nothing is being loaded
         # (see server/gpu_lending.py), would do so on the visitor's quota
-        library.wait()
+        cache.wait()
         return borrowed(*values)
 
     return call
 
 
-def training(library: Library) -> Callable[[Path], Iterator[None]] | None:
+def training(cache: ModelCache) -> Callable[[Path], Iterator[None]] | None:
     """What drives a run while somebody takes what it yields; None where a training is a process."""
     if not lends_gpu():
         return None
     seconds = slice_seconds(os.environ)
-    borrowed = lent(library, advance, seconds)
+    borrowed = lent(cache, advance, seconds)
 
     def call(folder: str, span: float) -> Ended:
         try:
@@ -86,7 +86,7 @@ def training(library: Library) -> Callable[[Path], Iterator[None]] | None:
 KEPT = "The run keeps what was saved; Resume goes on from there, now or another day."
 
 
-def writer(library: Library) -> Callable[..., Iterator[Writing]]:
+def writer(cache: ModelCache) -> Callable[..., Iterator[Writing]]:
     """`watch_writing`, within a call that is lent a GPU where they are."""
     if not lends_gpu():
         return watch_writing
@@ -101,13 +101,13 @@ def writer(library: Library) -> Callable[..., Iterator[Writing]]:
         note: Path,
     ) -> Iterator[Writing]:
         try:
-            there = library.run(folder, place, retriever)  # the fork has what the page has loaded
+            there = cache.run(folder, place, retriever)  # the fork has what the page has loaded
             run = replace(there, model=load_model(folder, lent_device()))
             yield from watch_writing(run, name, prompt, config, note.exists)
         except UserError as error:  # the one kind of error whose sentence crosses from a fork
             raise gr.Error(str(error), print_exception=False) from None
 
-    borrowed = lent(library, write, WRITING_SECONDS)
+    borrowed = lent(cache, write, WRITING_SECONDS)
 
     def watch(
         run: LoadedRun, name: str, prompt: str, config: GenerateConfig, stop: Callable[[], bool]
@@ -124,7 +124,7 @@ def writer(library: Library) -> Callable[..., Iterator[Writing]]:
     return watch
 
 
-def marge_writer(library: Library) -> Callable[..., Iterator[Event | Written]]:
+def marge_writer(cache: ModelCache) -> Callable[..., Iterator[Event | Written]]:
     """`write_from_evidence`, within a call that is lent a GPU where they are; who stops taking ends it."""
     if not lends_gpu():
         return write_from_evidence
@@ -133,12 +133,12 @@ def marge_writer(library: Library) -> Callable[..., Iterator[Event | Written]]:
         folder: Path, prompt: str, config: GenerateConfig, language: str, documents: Sequence[str]
     ) -> Iterator[Event | Written]:
         try:
-            run = replace(library.marge(folder), model=load_marge(folder, lent_device()))
+            run = replace(cache.marge(folder), model=load_marge(folder, lent_device()))
             yield from write_from_evidence(run, prompt, config, language=language, documents=documents)
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
-    borrowed = lent(library, write_marge, WRITING_SECONDS)
+    borrowed = lent(cache, write_marge, WRITING_SECONDS)
 
     def watch(
         run: LoadedMarge,
@@ -154,18 +154,18 @@ def marge_writer(library: Library) -> Callable[..., Iterator[Event | Written]]:
     return watch
 
 
-def drive_after(events: Sequence[Any], library: Library, visitor: Any, run: Any, timer: gr.Timer) -> None:
+def drive_after(events: Sequence[Any], cache: ModelCache, visitor: Any, run: Any, timer: gr.Timer) -> None:
     """After these events drive the chosen run for as long as the visitor stays, where runs are driven.
 
     The timer follows it, or whatever is looked at instead.
     """
-    drive = training(library)
+    drive = training(cache)
     if drive is None:
         return
 
     @shows_errors
     def train_on(code: str, one: str) -> Iterator[Any]:
-        folder = service.own_run(Workspace.open(library.home, code), one or "")
+        folder = service.own_run(Workspace.open(cache.home, code), one or "")
         for looks, _ in enumerate(drive(folder)):
             # again and again: a look at another run, or one that came too early, puts the timer to rest
             yield gr.skip() if looks % 3 else gr.Timer(active=True)
@@ -174,16 +174,16 @@ def drive_after(events: Sequence[Any], library: Library, visitor: Any, run: Any,
         begun.success(train_on, [visitor, run], timer, **CHEAP | LANE)
 
 
-def add_endpoint(library: Library) -> None:
+def add_endpoint(cache: ModelCache) -> None:
     """Publish `advance` where runs are driven; call inside the Blocks of the page."""
-    drive = training(library)
+    drive = training(cache)
     if drive is None:
         return
 
     def advance(workspace: str, run: str) -> Iterator[dict]:
         """Train a run that /train made or that was stopped, on lent GPUs, for as long as you listen. Yields
         {"run", "state", "step", "steps"} about once a second. Leave, and it stops and can be gone on with."""
-        folder = service.own_run(Workspace.open(library.home, workspace), run)
+        folder = service.own_run(Workspace.open(cache.home, workspace), run)
         for _ in drive(folder):
             status = lifecycle.status(folder)
             done = status.of_kind("step")

@@ -18,7 +18,7 @@ from retro_demo.corpus.building import build_corpus, prepare_corpus
 from retro_demo.corpus.samples import SAMPLES, sample_folder
 from retro_demo.corpus.store import is_built
 from retro_demo.models.config import RetroConfig
-from retro_demo.settings import CorpusConfig, GenerateConfig, TrainConfig, knobs
+from retro_demo.settings import CorpusConfig, GenerateConfig, TrainConfig, settings_of
 
 NETWORK = [
     "--dim",
@@ -215,9 +215,9 @@ def test_every_knob_is_a_flag_with_its_help(capsys, verb, config):
         main.main([verb, "--help"])
 
     text = " ".join(capsys.readouterr().out.split())
-    for knob in knobs(config):
-        assert f"--{knob.name.replace('_', '-')}" in text
-        assert " ".join(knob.metadata["help"].split())[:30] in text
+    for setting in settings_of(config):
+        assert f"--{setting.name.replace('_', '-')}" in text
+        assert " ".join(setting.metadata["help"].split())[:30] in text
 
 
 @pytest.mark.parametrize("retriever", ["dense", "bm25", "bm25-words", "hybrid"])

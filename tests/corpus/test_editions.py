@@ -13,14 +13,14 @@ from conftest import SMALL, records
 from editions_helpers import built  # noqa: F401
 from train_helpers import advance, prepare
 
-from retro_demo.corpus.changes import edition_folder, load_edition, prepare_edition
+from retro_demo.corpus.changes import load_retokenized, prepare_retokenized, retokenized_folder
 from retro_demo.corpus.store import load_corpus
 from retro_demo.errors import UserError
 from retro_demo.events import Progress, Retrieved
 from retro_demo.generation.retro import write
 from retro_demo.jobs.lifecycle import claim
 from retro_demo.runs.loading import load_run
-from retro_demo.server.model_cache import Library
+from retro_demo.server.model_cache import ModelCache
 from retro_demo.settings import RETRIEVERS, GenerateConfig
 
 
@@ -40,7 +40,7 @@ def other(tmp_path) -> Path:
 
 def ready(run: Path, corpus: Path) -> Path:
     """The corpus, once it can be read by a run."""
-    list(prepare_edition(load_corpus(corpus), run, 8))
+    list(prepare_retokenized(load_corpus(corpus), run, 8))
     return corpus
 
 
@@ -53,8 +53,8 @@ def neighbors_of(run, **changes) -> list[dict]:
 def test_an_edition_keeps_text_split_and_embedder_and_takes_tokens_and_chunks_of_the_run(trained, other):
     corpus = load_corpus(other)
 
-    list(prepare_edition(corpus, trained, 8))
-    edition = load_edition(corpus, trained, 8)
+    list(prepare_retokenized(corpus, trained, 8))
+    edition = load_retokenized(corpus, trained, 8)
 
     assert edition.documents == corpus.documents
     assert np.array_equal(edition.held_out, corpus.held_out)
@@ -67,19 +67,19 @@ def test_an_edition_keeps_text_split_and_embedder_and_takes_tokens_and_chunks_of
 
 def test_an_edition_is_made_once_for_each_tokenizer_chunk_length_and_state_of_the_corpus(trained, other):
     corpus = load_corpus(other)
-    events = list(prepare_edition(corpus, trained, 8))
+    events = list(prepare_retokenized(corpus, trained, 8))
 
     assert any(isinstance(event, Progress) and event.stage == "embed" for event in events)
-    assert list(prepare_edition(corpus, trained, 8)) == []
+    assert list(prepare_retokenized(corpus, trained, 8)) == []
     changed = replace(corpus, manifest=corpus.manifest | {"fingerprint": "another"})
-    folders = {edition_folder(*asked) for asked in ((corpus, trained, 8), (corpus, trained, 4))}
-    assert len(folders | {edition_folder(changed, trained, 8)}) == 3
+    folders = {retokenized_folder(*asked) for asked in ((corpus, trained, 8), (corpus, trained, 4))}
+    assert len(folders | {retokenized_folder(changed, trained, 8)}) == 3
 
 
 def test_a_corpus_that_fits_the_run_is_its_own_edition(trained, small_corpus):
-    assert edition_folder(small_corpus, trained, 8) == small_corpus.folder
-    assert list(prepare_edition(small_corpus, trained, 8)) == []
-    assert load_edition(small_corpus, trained, 8) is small_corpus
+    assert retokenized_folder(small_corpus, trained, 8) == small_corpus.folder
+    assert list(prepare_retokenized(small_corpus, trained, 8)) == []
+    assert load_retokenized(small_corpus, trained, 8) is small_corpus
 
 
 def test_one_document_cut_into_sections_keeps_its_exclusion_window_in_an_edition(tmp_path, trained):
@@ -87,8 +87,8 @@ def test_one_document_cut_into_sections_keeps_its_exclusion_window_in_an_edition
     corpus = load_corpus(built(tmp_path / "one", [{"id": "book", "title": "Book", "text": text}]))
     assert corpus.sections
 
-    list(prepare_edition(corpus, trained, 8))
-    edition = load_edition(corpus, trained, 8)
+    list(prepare_retokenized(corpus, trained, 8))
+    edition = load_retokenized(corpus, trained, 8)
 
     own = np.arange(len(edition.chunks))
     assert edition.sections
@@ -100,36 +100,36 @@ def test_one_document_cut_into_sections_keeps_its_exclusion_window_in_an_edition
 
 def test_an_interrupted_edition_goes_on_where_it_was(trained, other):
     corpus = load_corpus(other)
-    making = prepare_edition(corpus, trained, 8)
+    making = prepare_retokenized(corpus, trained, 8)
     for event in making:
         if isinstance(event, Progress) and event.stage == "chunks":
             break
     making.close()
     with pytest.raises(UserError, match="is not made ready for the tokenizer of run yet"):
-        load_edition(corpus, trained, 8)
+        load_retokenized(corpus, trained, 8)
 
-    list(prepare_edition(corpus, trained, 8))
-    edition = load_edition(corpus, trained, 8)
+    list(prepare_retokenized(corpus, trained, 8))
+    edition = load_retokenized(corpus, trained, 8)
 
     assert edition.chunks.tokens.shape[1] == 8
 
 
 def test_an_edition_begun_for_one_run_goes_on_for_another_of_its_tokenizer(trained, other, tmp_path):
     corpus = load_corpus(other)
-    making = prepare_edition(corpus, trained, 8)
+    making = prepare_retokenized(corpus, trained, 8)
     next(making)
     making.close()
 
-    list(prepare_edition(corpus, shutil.copytree(trained, tmp_path / "twin"), 8))
+    list(prepare_retokenized(corpus, shutil.copytree(trained, tmp_path / "twin"), 8))
 
-    assert load_edition(corpus, trained, 8).chunks.tokens.shape[1] == 8
+    assert load_retokenized(corpus, trained, 8).chunks.tokens.shape[1] == 8
 
 
 def test_an_edition_that_another_process_makes_is_not_made_twice(trained, other):
     corpus = load_corpus(other)
 
-    with claim(edition_folder(corpus, trained, 8)), pytest.raises(UserError, match="being worked on"):
-        list(prepare_edition(corpus, trained, 8))
+    with claim(retokenized_folder(corpus, trained, 8)), pytest.raises(UserError, match="being worked on"):
+        list(prepare_retokenized(corpus, trained, 8))
 
 
 @pytest.mark.parametrize("name", RETRIEVERS)
@@ -200,18 +200,18 @@ def test_a_retriever_that_the_run_was_not_loaded_with_is_never_ignored(trained):
 
 
 def test_the_library_keeps_swapped_and_unswapped_runs_apart(data_folder, trained, other):
-    library = Library(data_folder)
+    cache = ModelCache(data_folder)
 
     plain, swapped, bm25 = (
-        library.run(trained),
-        library.run(trained, ready(trained, other)),
-        library.run(trained, None, "bm25"),
+        cache.run(trained),
+        cache.run(trained, ready(trained, other)),
+        cache.run(trained, None, "bm25"),
     )
 
     assert (plain.swapped, swapped.swapped, bm25.swapped) == ("", "other", "")
     assert (plain.retriever, swapped.retriever, bm25.retriever) == ("dense", "dense", "bm25")
-    assert library.run(trained, other) is swapped
-    assert library.run(trained) is plain
+    assert cache.run(trained, other) is swapped
+    assert cache.run(trained) is plain
 
 
 def test_the_trace_of_a_swapped_text_says_what_was_read(trained, other):

@@ -20,7 +20,7 @@ from retro_demo.cli.main import main
 from retro_demo.cli.printing import Printer
 from retro_demo.corpus import embedding
 from retro_demo.corpus.building import build_corpus, open_index, prepare_corpus
-from retro_demo.corpus.changes import carry_out, prepare_change, prepare_edition
+from retro_demo.corpus.changes import carry_out, prepare_change, prepare_retokenized
 from retro_demo.corpus.embedding import doubt_of_statistics, known_words, measure_unknown, nothing_found
 from retro_demo.corpus.retrievers import load_retriever, search
 from retro_demo.corpus.sharding import Shard, run_shard
@@ -413,7 +413,7 @@ def test_what_has_no_vector_belongs_to_the_database_of_an_evaluation(tmp_path, r
 def test_a_run_of_another_corpus_can_be_swapped_onto_unknown_text(tmp_path, small_folder, amharic):
     other = make_run(tmp_path / "run", small_folder, "retro")
 
-    told = said(list(prepare_edition(amharic, other, 8)))
+    told = said(list(prepare_retokenized(amharic, other, 8)))
 
     assert "does not know" in told
     loaded = load_run(other, corpus=amharic.folder, retriever="bm25")

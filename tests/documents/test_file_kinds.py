@@ -13,7 +13,7 @@ from benchmarks.made_files import docx, epub, notebook, parquet, word_paragraph
 from retro_demo.documents.kinds import GROUPS, READERS, told_kinds
 from retro_demo.documents.sources import ReadingLimits
 from retro_demo.documents.tables import SETTINGS
-from retro_demo.settings import AddConfig, CorpusConfig, knobs
+from retro_demo.settings import AddConfig, CorpusConfig, settings_of
 
 
 def both(tmp_path, name: str, content: bytes | str, **options):
@@ -250,5 +250,5 @@ def test_the_papers_and_the_help_tell_the_kinds_as_the_table_has_them():
         assert group.name in readme
     columns = {suffix for group in GROUPS if group.columns for suffix in group.readers} - {".ndjson"}
     for config in (CorpusConfig, AddConfig):
-        (field,) = (knob for knob in knobs(config) if knob.name == "fields")
+        (field,) = (setting for setting in settings_of(config) if setting.name == "fields")
         assert set(re.findall(r"\.\w+", field.metadata["help"].split(":")[0])) == columns

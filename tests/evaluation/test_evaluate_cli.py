@@ -10,7 +10,7 @@ from command_helpers import words_of
 from evaluation_helpers import make_run
 
 from retro_demo.cli import main
-from retro_demo.settings import EvaluateConfig, knobs
+from retro_demo.settings import EvaluateConfig, settings_of
 
 QUICK = ["--first-tokens", "150", "--max-tokens", "200", "--resamples", "200", "--prepend", "off"]
 
@@ -86,5 +86,5 @@ def test_a_mistake_is_one_sentence_and_2(capsys, runs, arguments, words):
 def test_every_knob_of_an_evaluation_is_a_flag():
     options = main.build_parser().parse_args(["evaluate", "RUN"])
 
-    for knob in knobs(EvaluateConfig):
-        assert getattr(options, knob.name) is None
+    for setting in settings_of(EvaluateConfig):
+        assert getattr(options, setting.name) is None

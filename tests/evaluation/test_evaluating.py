@@ -13,7 +13,7 @@ import pytest
 import torch
 from evaluation_helpers import TINY, make_run
 
-from retro_demo.corpus.store import file_mark, load_corpus
+from retro_demo.corpus.store import file_checksum, load_corpus
 from retro_demo.errors import UserError
 from retro_demo.evaluation.request import Request, prepare_evaluation, usual_folder
 from retro_demo.evaluation.runner import run_evaluation
@@ -202,7 +202,7 @@ def test_a_held_out_document_in_the_index_is_noticed_and_nothing_is_claimed(runs
     manifest = (half_held_out.folder / "corpus.json").read_text()
     try:
         faiss.write_index(index, str(path))
-        marks = {"index.faiss": file_mark(path)}  # as if the corpus had been built with it
+        marks = {"index.faiss": file_checksum(path)}  # as if the corpus had been built with it
         (half_held_out.folder / "corpus.json").write_text(json.dumps(json.loads(manifest) | {"marks": marks}))
         events = evaluate(tmp_path / "leaky", request)
     finally:

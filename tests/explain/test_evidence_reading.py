@@ -101,10 +101,10 @@ def test_the_mass_of_all_evidence_adds_up_to_one_in_each_layer_and_none_falls_on
     np.testing.assert_allclose(reading.mass.sum(axis=1), 1, atol=1e-5)
     assert reading.weights[..., 0].max() == 0  # the language token
     lengths = (reading.evidence != 0).sum(axis=1)
-    heats = [reading.heat(piece, None, None) for piece in range(4)]
+    heats = [reading.attention_scores(piece, None, None) for piece in range(4)]
     assert [heat.shape for heat in heats] == [(len(reading.tokens) - 1, n - 1) for n in lengths]
     np.testing.assert_allclose(sum(heat.sum(axis=1) for heat in heats), 1, atol=1e-5)
-    np.testing.assert_allclose(reading.heat(1, 0, 1), reading.weights[0, 1, :, 1, 1 : lengths[1]])
+    np.testing.assert_allclose(reading.attention_scores(1, 0, 1), reading.weights[0, 1, :, 1, 1 : lengths[1]])
 
 
 def test_evidence_is_measured_against_as_many_passages_of_other_groups_and_the_page_says_so(run, target):

@@ -12,7 +12,7 @@ from conftest import records, write_jsonl
 from explained_helpers import SETTINGS  # noqa: F401
 
 from retro_demo.corpus.building import build_corpus, prepare_corpus
-from retro_demo.corpus.changes import prepare_edition
+from retro_demo.corpus.changes import prepare_retokenized
 from retro_demo.corpus.store import load_corpus
 from retro_demo.errors import UserError
 from retro_demo.explain import text as explained
@@ -313,7 +313,7 @@ def test_the_command_of_an_explanation_names_the_swapped_corpus(run, capsys, mon
     other = tmp_path / "other"
     prepare_corpus(other, [write_jsonl(tmp_path / "other.jsonl", records(seed=4))], OTHER)
     list(build_corpus(other))
-    list(prepare_edition(load_corpus(other), run.folder, run.config.network.chunk_len))
+    list(prepare_retokenized(load_corpus(other), run.folder, run.config.network.chunk_len))
     swapped = load_run(run.folder, "cpu", other)
     trace = explain_text(swapped, "little", held_out_text(run), ExplainConfig())
 
@@ -376,7 +376,7 @@ def test_of_one_document_in_sections_nothing_near_the_text_is_read_or_offered(ru
     source = write_jsonl(tmp_path / "one.jsonl", [{"id": "book", "title": "Book", "text": text}])
     prepare_corpus(folder, [source], OTHER)
     list(build_corpus(folder))
-    list(prepare_edition(load_corpus(folder), run.folder, run.config.network.chunk_len))
+    list(prepare_retokenized(load_corpus(folder), run.folder, run.config.network.chunk_len))
     swapped = load_run(run.folder, "cpu", folder)
     assert swapped.database is not None
     corpus = swapped.database.corpus

@@ -36,18 +36,18 @@ def test_visitors_take_turns_whoever_asked_most(home):
     first, second, third = (waiting_job(home, eager, name) for name in "abc")
     other = waiting_job(home, late, "d")
 
-    assert job_queue.in_turn(job_queue.read_tickets(home)) == [first, other, second, third]
+    assert job_queue.in_order(job_queue.read_queue(home)) == [first, other, second, third]
 
     with job_queue.queue_lock(home):
         job_queue.mark_started(first)
-    assert [t.folder.name for t in job_queue.in_turn(job_queue.read_tickets(home))] == ["d", "b", "c"]
+    assert [t.folder.name for t in job_queue.in_order(job_queue.read_queue(home))] == ["d", "b", "c"]
     with job_queue.queue_lock(home):
         job_queue.drop(first)  # who had a turn is not first again when it is over
     newcomer = waiting_job(home, visitor(home), "e")
-    assert [t.folder.name for t in job_queue.in_turn(job_queue.read_tickets(home))] == ["d", "e", "b", "c"]
-    assert job_queue.place(newcomer.folder) == (2, 4)
-    assert job_queue.place(third.folder) == (4, 4)
-    assert job_queue.place(first.folder) == (0, 0)
+    assert [t.folder.name for t in job_queue.in_order(job_queue.read_queue(home))] == ["d", "e", "b", "c"]
+    assert job_queue.queue_position(newcomer.folder) == (2, 4)
+    assert job_queue.queue_position(third.folder) == (4, 4)
+    assert job_queue.queue_position(first.folder) == (0, 0)
 
 
 def test_an_address_fills_only_its_part_of_the_queue_however_many_workspaces_it_makes(home):
@@ -66,9 +66,9 @@ def test_an_address_fills_only_its_part_of_the_queue_however_many_workspaces_it_
     scheduler.begin(elsewhere, folder, "train")
 
     assert lifecycle.status(folder).state == "waiting"
-    assert [ticket.address for ticket in job_queue.read_tickets(home)] == ["one", "one", "one", ""]
-    for ticket in job_queue.read_tickets(home):
-        lifecycle.stop(ticket.folder)
+    assert [entry.address for entry in job_queue.read_queue(home)] == ["one", "one", "one", ""]
+    for entry in job_queue.read_queue(home):
+        lifecycle.stop(entry.folder)
 
 
 def test_a_second_job_is_not_overtaken_for_ever(home):
@@ -78,9 +78,9 @@ def test_a_second_job_is_not_overtaken_for_ever(home):
     places = []
     for number in range(job_queue.AHEAD + 5):  # one newcomer after the other, and the first in turn leaves
         waiting_job(home, visitor(home), f"n{number}")
-        places.append(job_queue.place(second.folder)[0])
+        places.append(job_queue.queue_position(second.folder)[0])
         with job_queue.queue_lock(home):
-            job_queue.drop(job_queue.in_turn(job_queue.read_tickets(home))[0])
+            job_queue.drop(job_queue.in_order(job_queue.read_queue(home))[0])
 
     assert places[0] == 3
     assert 0 in places  # it had its turn
@@ -93,17 +93,17 @@ def test_a_ticket_that_left_is_never_taken_for_a_later_one_of_its_number(home):
     later = waiting_job(home, other, "later")
 
     assert later.number == left.number
-    assert job_queue.waiting_ticket(left.folder) is None
+    assert job_queue.waiting_entry(left.folder) is None
     assert not job_queue.cancel(left.folder)
-    assert job_queue.waiting_ticket(later.folder) == later
+    assert job_queue.waiting_entry(later.folder) == later
 
 
 def test_a_moved_data_folder_keeps_its_queue(home, tmp_path):
-    ticket = waiting_job(home, visitor(home), "moved")
+    entry = waiting_job(home, visitor(home), "moved")
     shutil.copytree(home, tmp_path / "elsewhere")
 
-    folder = tmp_path / "elsewhere" / ticket.folder.relative_to(home)
-    assert job_queue.place(folder) == (1, 1)
+    folder = tmp_path / "elsewhere" / entry.folder.relative_to(home)
+    assert job_queue.queue_position(folder) == (1, 1)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -135,7 +135,7 @@ def test_one_trains_and_the_next_waits_shows_its_place_and_starts_when_there_is_
     dispatching = scheduler.keep_dispatching(home)  # also what a restarted server begins with
     wait_until(lambda: lifecycle.status(second).state == "finished")
     assert lifecycle.status(first).state == "stopped"
-    wait_until(lambda: not job_queue.read_tickets(home))
+    wait_until(lambda: not job_queue.read_queue(home))
     assert not lifecycle.stop(third)
 
     def leave(_home: Path) -> None:
@@ -146,7 +146,7 @@ def test_one_trains_and_the_next_waits_shows_its_place_and_starts_when_there_is_
     assert not dispatching.is_alive()
 
 
-@pytest.mark.parametrize("look", ["place", "is_running"])
+@pytest.mark.parametrize("look", ["queue_position", "is_running"])
 def test_a_job_that_begins_while_it_is_looked_at_is_never_seen_as_interrupted(home, monkeypatch, look):
     keep_limits(home, Limits(running=1))
     other = visitor(home)
@@ -155,7 +155,7 @@ def test_a_job_that_begins_while_it_is_looked_at_is_never_seen_as_interrupted(ho
         job_queue.mark_started(first)
     with lifecycle.claim(first.folder):
         scheduler.begin(other, second, "train")
-    module = job_queue if look == "place" else lifecycle
+    module = job_queue if look == "queue_position" else lifecycle
     really = getattr(module, look)
 
     def then_begins(folder: Path):
@@ -251,35 +251,35 @@ def test_many_at_once_get_no_more_places_than_there_are(home):
         thread.join()
 
     assert len(said) == 6
-    assert len([ticket for ticket in job_queue.read_tickets(home) if not ticket.started]) == 2
+    assert len([entry for entry in job_queue.read_queue(home) if not entry.started]) == 2
 
 
 def test_a_server_that_died_between_a_start_and_its_note_starts_nothing_twice(home):
     workspace = visitor(home)
     run = run_of(workspace, "started")
     with job_queue.queue_lock(home):
-        job_queue.issue(home, run, "train", workspace.folder.name, "cpu")
+        job_queue.enqueue(home, run, "train", workspace.folder.name, "cpu")
     lifecycle.start(run, "train")
     before = (run / "pid").read_text()
 
     scheduler.start_next(home)
 
     assert (run / "pid").read_text() == before
-    assert [ticket.started for ticket in job_queue.read_tickets(home)] == [True]
+    assert [entry.started for entry in job_queue.read_queue(home)] == [True]
     assert lifecycle.status(run).state == "running"
 
 
 def test_tickets_of_deleted_folders_and_dead_jobs_are_dropped(home):
     workspace = visitor(home)
-    ticket = waiting_job(home, workspace, "deleted")
-    shutil.rmtree(ticket.folder)
+    entry = waiting_job(home, workspace, "deleted")
+    shutil.rmtree(entry.folder)
     dead = waiting_job(home, workspace, "dead")
     with job_queue.queue_lock(home):
         job_queue.mark_started(dead)
 
     scheduler.start_next(home)
 
-    assert not job_queue.read_tickets(home)
+    assert not job_queue.read_queue(home)
     assert not (dead.folder / job_queue.POINTER).exists()
 
 
@@ -345,7 +345,7 @@ def test_a_ticket_that_a_full_disk_tore_holds_nobody_up(home, torn):
 
     assert lifecycle.status(broken.folder).state == "new"
     scheduler.start_next(home)  # neither has a config: their processes end at once
-    assert job_queue.waiting_ticket(other.folder) is None
+    assert job_queue.waiting_entry(other.folder) is None
 
 
 def test_a_job_that_cannot_start_holds_up_nobody_behind_it_and_is_logged_once(home, monkeypatch, caplog):
@@ -366,7 +366,7 @@ def test_a_job_that_cannot_start_holds_up_nobody_behind_it_and_is_logged_once(ho
 
     assert started == [second.folder]
     assert caplog.messages == ["first waits on: no process can be made"]
-    assert job_queue.waiting_ticket(first.folder) == first  # and it is tried again
+    assert job_queue.waiting_entry(first.folder) == first  # and it is tried again
 
 
 def test_a_run_made_longer_that_left_the_queue_can_be_asked_for_again(home):
@@ -392,7 +392,7 @@ def test_a_run_is_not_renamed_under_its_waiting_evaluation(home):
     evaluation = folder / "evaluations" / "e"
     evaluation.mkdir(parents=True)
     with job_queue.queue_lock(home):
-        job_queue.issue(home, evaluation, "evaluate", one.folder.name)
+        job_queue.enqueue(home, evaluation, "evaluate", one.folder.name)
 
     with pytest.raises(UserError, match="waits to be"):
         one.rename("runs", "read", "other")
@@ -412,7 +412,7 @@ def test_a_clock_that_is_set_by_a_year_neither_ends_who_is_at_work_nor_holds_up_
 
     scheduler.start_next(home)
     assert lifecycle.is_running(first)
-    assert job_queue.place(second) == (1, 1)
+    assert job_queue.queue_position(second) == (1, 1)
 
     lifecycle.kill(first)
     wait_until(lambda: not lifecycle.is_running(first))

@@ -10,7 +10,7 @@ from torchrun_helpers import of
 
 from retro_demo import devices
 from retro_demo.corpus.store import load_corpus
-from retro_demo.devices import World, compile_loss, spread
+from retro_demo.devices import World, compile_loss, wrap_model
 from retro_demo.errors import UserError
 from retro_demo.models.retro import RETRO
 from retro_demo.runs.checkpoint import read_any_config, saved_step
@@ -82,8 +82,8 @@ def test_parts_of_a_batch_are_compiled_once_under_ddp_with_the_names_of_the_weig
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         both = World(0, 2)
-        plain = spread(model, both, sharded=False, precision="float32")
-        learner = spread(model, both, sharded=False, precision="float32", compiled=compile_loss)
+        plain = wrap_model(model, both, sharded=False, precision="float32")
+        learner = wrap_model(model, both, sharded=False, precision="float32", compiled=compile_loss)
         torch._dynamo.utils.counters.clear()
         for step in range(4):
             part = batches.train_batch(step).share(0, 2)

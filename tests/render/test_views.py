@@ -68,7 +68,7 @@ def data_of(page: str) -> dict:
 
 
 def test_the_heatmap_gives_the_browser_every_weight_of_the_chosen_layer_and_head():
-    data = data_of(trace_views.heat(TRACE, 4, 2))
+    data = data_of(trace_views.heatmap(TRACE, 4, 2))
 
     weights = np.frombuffer(base64.b64decode(data["weights"]), np.uint8).reshape(data["shape"]) / 255
     expected = TRACE.weights[1, :, 2].numpy()
@@ -157,7 +157,7 @@ def test_text_without_neighbors_says_why(about, said):
     bare = replace(small_trace(9, **about), neighbors=[], layers=[], weights=torch.zeros(0))
 
     assert said in trace_views.linked(bare)
-    assert trace_views.heat(bare) == ""
+    assert trace_views.heatmap(bare) == ""
 
 
 def test_a_chunk_that_was_not_full_says_so():
@@ -184,16 +184,16 @@ def test_what_a_run_is_worth_names_where_the_figure_is_from():
     beside_baseline = copy.deepcopy(measured) | {"match": {"words": "", "unfit": ""}}
     beside_baseline["arms"]["on"]["differences"]["baseline"] = {"nats": 0.0004, "bpb": 0.0002}
 
-    assert "+0.50 nat" in job_views.worth(status(EVALUATED), None)
-    assert "held-out tokens measured in training" in job_views.worth(status(EVALUATED), None)
-    assert "+0.0347 nat" in job_views.worth(status(EVALUATED), measured)
-    assert "60,071 held-out tokens measured on Evaluate, no matched baseline" in job_views.worth(
+    assert "+0.50 nat" in job_views.retrieval_gain(status(EVALUATED), None)
+    assert "held-out tokens measured in training" in job_views.retrieval_gain(status(EVALUATED), None)
+    assert "+0.0347 nat" in job_views.retrieval_gain(status(EVALUATED), measured)
+    assert "60,071 held-out tokens measured on Evaluate, no matched baseline" in job_views.retrieval_gain(
         status(EVALUATED), measured
     )
-    assert "on minus matched baseline +0.0002" in job_views.worth(status(EVALUATED), beside_baseline)
+    assert "on minus matched baseline +0.0002" in job_views.retrieval_gain(status(EVALUATED), beside_baseline)
     unfit = beside_baseline | {"match": {"words": "", "unfit": "it is smaller"}}
-    assert "no matched baseline" in job_views.worth(status(EVALUATED), unfit)
-    assert job_views.worth(status(step(1)), None) == ""
+    assert "no matched baseline" in job_views.retrieval_gain(status(EVALUATED), unfit)
+    assert job_views.retrieval_gain(status(step(1)), None) == ""
 
 
 def test_a_trace_is_exported_as_json_with_its_weights():

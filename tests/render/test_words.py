@@ -84,4 +84,4 @@ def test_overlap_is_told_from_the_first_measured_step_on():
 def test_a_heatmap_says_which_token_reads_most_and_of_what():
     weights = np.array([[0.1, 0.2], [0.7, 0.0]])
 
-    assert "0.7000, of “two” on “x”" in plots.heat_words(weights, ["one", "two"], ["x", "y"])
+    assert "0.7000, of “two” on “x”" in plots.heatmap_words(weights, ["one", "two"], ["x", "y"])

@@ -29,14 +29,14 @@ from retro_demo.paths import LINKS, link_to
 from retro_demo.runs import commands
 from retro_demo.runs.checkpoint import differences, read_any_config, read_run_config, write_run_config
 from retro_demo.runs.commands import NOT_ANEW, for_here, for_others
-from retro_demo.runs.planning import READER_KNOBS, plan_run, prepare_run
+from retro_demo.runs.planning import READER_SETTINGS, plan_run, prepare_run
 from retro_demo.server import evaluations
 from retro_demo.server.cleanup import delete_workspace
 from retro_demo.server.corpus_changes import rename_corpus
 from retro_demo.server.limits import PRIVATE, PUBLIC, keep_limits
 from retro_demo.server.run_actions import build_command, command_of, search_json, starting_settings
 from retro_demo.server.workspace import Workspace, new_code
-from retro_demo.settings import EvaluateConfig, TrainConfig, knobs
+from retro_demo.settings import EvaluateConfig, TrainConfig, settings_of
 from retro_demo.sharing.exporting import code_block
 
 STRANGER = {"x-forwarded-for": "192.0.2.1"}
@@ -179,11 +179,13 @@ def test_the_command_of_a_run_of_the_page_means_that_very_run(
     space, elsewhere, tmp_path, model, preset, base, changes
 ):
     """As the form gives all knobs of the model, those that were touched among them."""
-    usual = {knob.name: knob.default for kind in (TrainConfig, RetroConfig) for knob in knobs(kind)}
+    usual = {
+        setting.name: setting.default for kind in (TrainConfig, RetroConfig) for setting in settings_of(kind)
+    }
     if model == "marge":
         usual = {name: getattr(kind, name) for name, kind in KINDS["marge"].settings().items()}
     settings = usual | starting_settings(space, model, preset, base)
-    kept = READER_KNOBS | {knob.name for knob in knobs(TrainConfig)}
+    kept = READER_SETTINGS | {setting.name for setting in settings_of(TrainConfig)}
     settings |= {name: value for name, value in changes.items() if not base or name in kept}
     settings = {name: value for name, value in settings.items() if name in usual}
     folder, corpus = tmp_path / "run", str(space.corpus("islands"))

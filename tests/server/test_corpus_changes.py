@@ -23,7 +23,7 @@ from retro_demo.paths import data_home
 from retro_demo.runs.checkpoint import read_any_config
 from retro_demo.server import corpus_changes, limits, service
 from retro_demo.server.limits import Limits, keep_limits
-from retro_demo.server.model_cache import Library
+from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace, new_code
 
 
@@ -120,7 +120,7 @@ def test_more_documents_than_are_weighed_at_a_time_are_refused_with_both_numbers
     advance(workspace.run("done"))
 
     with pytest.raises(UserError, match="51 documents are named; here at most 50"):
-        corpus_changes.weigh_documents(Library(workspace.home), workspace, "done", ["Arden"] * 51)
+        corpus_changes.weigh_documents(ModelCache(workspace.home), workspace, "done", ["Arden"] * 51)
 
 
 def test_on_a_public_page_more_documents_are_weighed_on_less_text(workspace, monkeypatch):
@@ -128,12 +128,12 @@ def test_on_a_public_page_more_documents_are_weighed_on_less_text(workspace, mon
     monkeypatch.setattr(corpus_changes, "LEAST_WEIGHED", 100)
     prepare(workspace.folder / "runs" / "done", workspace.corpus("places"), seq_len=64)
     advance(workspace.run("done"))
-    folder, library = workspace.corpus("places"), Library(workspace.home)
+    folder, cache = workspace.corpus("places"), ModelCache(workspace.home)
     names = [one.id for one in read_stored_documents(folder / "documents.jsonl")][:8]
     text = "Area of Zorland: 42 square km, estimated in 2001. " * 200
 
     def read(count: int) -> int:
-        return corpus_changes.weigh_documents(library, workspace, "done", names[:count], text=text)["tokens"]
+        return corpus_changes.weigh_documents(cache, workspace, "done", names[:count], text=text)["tokens"]
 
     unlimited = read(8)
     keep_limits(workspace.home, Limits(weighed_tokens=3000))
@@ -334,14 +334,14 @@ GOES = {
 def test_a_corpus_is_neither_renamed_nor_deleted_under_an_evaluation_that_waits_to_read_it(workspace, going):
     own, folder = workspace.corpus("places"), asked_evaluation(workspace)
     with job_queue.queue_lock(workspace.home):
-        ticket = job_queue.issue(workspace.home, folder, "evaluate", workspace.folder.name)
+        entry = job_queue.enqueue(workspace.home, folder, "evaluate", workspace.folder.name)
 
     with pytest.raises(UserError, match="An evaluation of done reads places. Wait for its end, or stop it"):
         GOES[going](workspace)
     assert is_built(own)
 
     with job_queue.queue_lock(workspace.home):
-        job_queue.drop(ticket)
+        job_queue.drop(entry)
     GOES[going](workspace)
     assert not own.exists()
 
@@ -382,7 +382,7 @@ def test_a_corpus_is_neither_renamed_nor_deleted_while_a_change_of_it_is_being_a
         thread.join(0.5)
         held = not ended.is_set()
         with job_queue.queue_lock(workspace.home):
-            job_queue.issue(workspace.home, folder, "build-corpus", workspace.folder.name)
+            job_queue.enqueue(workspace.home, folder, "build-corpus", workspace.folder.name)
     thread.join(PATIENCE)
 
     assert held
@@ -422,7 +422,7 @@ def test_a_corpus_can_be_renamed_and_changed_at_the_moment_a_run_on_it_has_told_
 def test_a_corpus_is_not_renamed_under_a_run_that_waits_to_train_on_it(workspace):
     run = prepare(workspace.folder / "runs" / "next", workspace.corpus("places"))
     with job_queue.queue_lock(workspace.home):
-        job_queue.issue(workspace.home, run, "train", workspace.folder.name, "cpu")
+        job_queue.enqueue(workspace.home, run, "train", workspace.folder.name, "cpu")
 
     with pytest.raises(UserError, match="next is training on places"):
         GOES["renamed"](workspace)

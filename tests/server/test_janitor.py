@@ -17,7 +17,7 @@ from retro_demo.jobs import job_queue, lifecycle
 from retro_demo.server import cleanup, scheduler
 from retro_demo.server.cleanup import DAY, clean, delete_workspace, keep_ages, make_room
 from retro_demo.server.limits import PUBLIC, Limits, keep_limits
-from retro_demo.server.model_cache import Library
+from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace, disk_use, new_code
 from retro_demo.ui import uploads
 
@@ -125,7 +125,7 @@ def test_delete_my_data_ends_the_jobs_first_and_leaves_nothing(home, monkeypatch
     wait_until(lambda: not worker.is_alive())
     scheduler.start_next(home)
     assert lifecycle.is_running(other)  # it was behind them
-    assert [ticket.visitor for ticket in job_queue.read_tickets(home)] == [stays.folder.name]
+    assert [entry.visitor for entry in job_queue.read_queue(home)] == [stays.folder.name]
     with pytest.raises(UserError, match="no workspace of this code"):
         delete_workspace(home, leaver.folder.name)
 
@@ -134,45 +134,45 @@ def test_what_was_loaded_of_a_workspace_is_forgotten_with_it(home):
     own = visitor(home)
     mine, shared = own.folder / "corpora" / "places", home / "places"
     shutil.copytree(shared, mine)
-    library = Library(home)
-    kept = library.corpus(shared)
-    before = library.corpus(mine)
+    cache = ModelCache(home)
+    kept = cache.corpus(shared)
+    before = cache.corpus(mine)
 
-    library.forget(own.folder)
+    cache.forget(own.folder)
 
-    assert library.corpus(shared) is kept
-    assert library.corpus(mine) is not before
+    assert cache.corpus(shared) is kept
+    assert cache.corpus(mine) is not before
 
 
 def test_a_run_that_ships_is_forgotten_where_it_was_read_with_the_corpus_of_who_goes(home, trained):  # noqa: F811
     own = visitor(home)
     mine = shutil.copytree(home / "places", own.folder / "corpora" / "places")
-    library = Library(home)
-    plain, swapped = library.run(trained), library.run(trained, mine)
+    cache = ModelCache(home)
+    plain, swapped = cache.run(trained), cache.run(trained, mine)
 
-    library.forget(own.folder)
+    cache.forget(own.folder)
 
-    assert library.run(trained) is plain
-    assert library.run(trained, mine) is not swapped
+    assert cache.run(trained) is plain
+    assert cache.run(trained, mine) is not swapped
 
 
 def test_what_was_loaded_while_the_jobs_of_who_goes_ended_is_forgotten_too(home, monkeypatch):
     own = visitor(home)
     mine = shutil.copytree(home / "places", own.folder / "corpora" / "places")
-    library = Library(home)
+    cache = ModelCache(home)
     ending = cleanup.delete_workspace
     before = []
 
     def while_a_request_comes(*values):
-        before.append(library.corpus(mine))
+        before.append(cache.corpus(mine))
         return ending(*values)
 
     monkeypatch.setattr(uploads, "delete_workspace", while_a_request_comes)
-    uploads.forget_visitor(library, own.folder.name)
+    uploads.forget_visitor(cache, own.folder.name)
 
     places = shutil.copytree(home / "places", home / "there")
     shutil.copytree(places, mine)  # the same files, with the same dates
-    assert library.corpus(mine) is not before[0]
+    assert cache.corpus(mine) is not before[0]
 
 
 def test_a_workspace_that_cannot_be_cleaned_keeps_no_other_from_it(home, monkeypatch, caplog):

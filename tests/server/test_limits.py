@@ -38,10 +38,10 @@ from retro_demo.server.limits import (
     limits_of,
     on_space,
 )
-from retro_demo.server.model_cache import Library
+from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace, new_code
-from retro_demo.settings import TrainConfig, from_json, knobs
-from retro_demo.ui.middleware import Doorman
+from retro_demo.settings import TrainConfig, from_json, settings_of
+from retro_demo.ui.middleware import RateLimiter
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def workspace(data_folder, small_folder) -> Workspace:
 
 
 def test_a_public_page_limits_everything_and_a_private_one_only_what_one_visitor_runs_at_once():
-    names = [knob.name for knob in knobs(Limits)]
+    names = [setting.name for setting in settings_of(Limits)]
 
     assert [name for name in names if getattr(PRIVATE, name)] == ["running_per_visitor"]
     assert all(getattr(PUBLIC, name) for name in names)
@@ -201,7 +201,7 @@ def test_a_disk_that_is_nearly_full_refuses_work_and_uploads_alike(workspace, tm
         return PlainTextResponse("taken")
 
     page = Starlette(routes=[Route("/gradio_api/upload", taken, methods=["POST"])])
-    door = TestClient(Doorman(page, workspace.home))  # pyright: ignore[reportArgumentType]
+    door = TestClient(RateLimiter(page, workspace.home))  # pyright: ignore[reportArgumentType]
     keep_limits(workspace.home, Limits(free_megabytes=100))
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(quotas.shutil, "disk_usage", lambda _: usage(1, 1, 99_000_000))
@@ -263,13 +263,13 @@ def test_a_run_that_reads_more_at_a_time_than_the_page_can_is_refused_and_leaves
 def test_a_run_of_before_the_limits_is_not_read_where_it_reads_more_at_a_time(workspace):
     run = prepare(workspace.folder / "runs" / "mine", workspace.corpus("places"), seq_len=64)
     advance(run)
-    library = Library(workspace.home)
+    cache = ModelCache(workspace.home)
 
     keep_limits(workspace.home, Limits(context=64))
-    assert library.run(run).config.training.seq_len == 64
+    assert cache.run(run).config.training.seq_len == 64
     keep_limits(workspace.home, Limits(context=63))  # it is in memory: that lets nobody in
     with pytest.raises(UserError, match="reads 64 tokens at a time, and here it may read at most 63"):
-        library.run(run)
+        cache.run(run)
 
 
 @pytest.mark.parametrize(
@@ -292,8 +292,10 @@ def test_a_small_network_whose_shape_makes_each_reading_huge_is_refused_on_a_pub
 def test_every_public_preset_reads_what_a_public_page_can(model, preset):
     chosen = KINDS[model].preset_settings(preset)
     shape = MargeConfig if model == "marge" else RetroConfig
-    network = shape(**{one.name: chosen[one.name] for one in knobs(shape) if one.name in chosen})
-    training = TrainConfig(**{one.name: chosen[one.name] for one in knobs(TrainConfig) if one.name in chosen})
+    network = shape(**{one.name: chosen[one.name] for one in settings_of(shape) if one.name in chosen})
+    training = TrainConfig(
+        **{one.name: chosen[one.name] for one in settings_of(TrainConfig) if one.name in chosen}
+    )
 
     quotas.check_context(PUBLIC, network, chosen.get("passage_len", training.seq_len), training.num_neighbors)
 

@@ -19,7 +19,7 @@ from retro_demo.runs.checkpoint import read_run_config
 from retro_demo.runs.planning import plan_run
 from retro_demo.server import run_actions, service
 from retro_demo.server.workspace import Workspace, new_code
-from retro_demo.settings import knobs
+from retro_demo.settings import settings_of
 from retro_demo.ui.visit import asked_for
 
 SHIPPED = "sample:factbook2015"
@@ -76,7 +76,7 @@ def test_a_retrofit_without_a_base_is_refused_in_words_of_the_page(workspace):
 @pytest.mark.parametrize("base", sorted(path.name for path in CHECKPOINTS.glob("*-lm*")))
 def test_a_run_that_begins_from_a_shipped_lm_has_a_network_with_every_preset(workspace, model, preset, base):
     settings = run_actions.starting_settings(workspace, model, preset, SAMPLE + base)
-    shape = {knob.name for knob in knobs(RetroConfig)} & set(settings)
+    shape = {setting.name for setting in settings_of(RetroConfig)} & set(settings)
     of_page = RetroConfig(**{name: settings[name] for name in shape})
     assert of_page.enc_dim == of_page.dim == read_run_config(CHECKPOINTS / base).network.dim
 

@@ -16,7 +16,7 @@ from held_back import PATIENCE, held_jobs, no_place_free, wait_until
 from train_helpers import advance, prepare
 from writing_lane_helpers import answer, handlers, named
 
-from retro_demo.corpus.changes import CHANGE, edition_of_stored, plan_edition
+from retro_demo.corpus.changes import CHANGE, plan_retokenized, retokenized_folder_of_stored
 from retro_demo.corpus.store import is_built, load_corpus
 from retro_demo.errors import UserError
 from retro_demo.events import Failed, append_event
@@ -24,7 +24,7 @@ from retro_demo.jobs import job_queue, lifecycle
 from retro_demo.server import corpus_changes, model_cache, scheduler, service
 from retro_demo.server.cleanup import delete_workspace
 from retro_demo.server.limits import Limits, keep_limits
-from retro_demo.server.model_cache import Library
+from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace, new_code
 from retro_demo.ui.uploads import forget_visitor
 from retro_demo.ui.visit import Lane
@@ -49,7 +49,7 @@ def visitor(home, made) -> Workspace:
 
 
 def edition(visitor: Workspace) -> Path:
-    return edition_of_stored(visitor.corpus("other"), visitor.run("little"), 8)
+    return retokenized_folder_of_stored(visitor.corpus("other"), visitor.run("little"), 8)
 
 
 def followed(visitor: Workspace) -> list[lifecycle.JobStatus]:
@@ -57,7 +57,7 @@ def followed(visitor: Workspace) -> list[lifecycle.JobStatus]:
 
 
 def test_a_job_makes_the_corpus_for_the_tokenizer_of_the_run_and_the_page_only_loads_it(home, visitor):
-    known = Library(home)
+    known = ModelCache(home)
     with pytest.raises(UserError, match="is not made ready for the tokenizer of little yet"):
         known.run(visitor.run("little"), visitor.corpus("other"))
     assert not edition(visitor).exists()
@@ -75,11 +75,11 @@ def test_a_corpus_that_fits_the_run_needs_no_job(visitor, small_folder):
 
     assert list(service.wait_for_corpus(visitor, "little", "fits")) == []
     service.check_ready(visitor, "little", "fits")
-    assert job_queue.read_tickets(visitor.home) == []
+    assert job_queue.read_queue(visitor.home) == []
 
 
 def test_while_one_visitors_edition_is_made_the_search_of_another_answers(home, visitor):
-    known = Library(home)
+    known = ModelCache(home)
     before = known.corpus(home / "places")
     making = service.wait_for_corpus(visitor, "little", "other")
     with held_jobs():
@@ -92,7 +92,12 @@ def test_while_one_visitors_edition_is_made_the_search_of_another_answers(home, 
 
 
 def test_what_is_loaded_is_handed_out_while_something_else_is_being_loaded(home, visitor, monkeypatch):
-    known, begun, go_on, read = Library(home), threading.Event(), threading.Event(), model_cache.load_corpus
+    known, begun, go_on, read = (
+        ModelCache(home),
+        threading.Event(),
+        threading.Event(),
+        model_cache.load_corpus,
+    )
     before = known.corpus(home / "places")
 
     def slowly(folder: Path):
@@ -123,7 +128,7 @@ def test_an_edition_waits_for_its_turn_and_is_asked_for_once(home, visitor):
         for _ in range(2):
             with pytest.raises(UserError, match="other is being made ready for little first"):
                 service.check_ready(visitor, "little", "other")
-        assert [ticket.folder for ticket in job_queue.in_turn(job_queue.read_tickets(home))] == [
+        assert [entry.folder for entry in job_queue.in_order(job_queue.read_queue(home))] == [
             edition(visitor)
         ]
 
@@ -138,7 +143,7 @@ def test_where_the_queue_is_full_nothing_is_left_behind(home, visitor):
         with job_queue.queue_lock(home):
             waits = visitor.folder / "runs" / "waits"
             waits.mkdir()
-            job_queue.issue(home, waits, "train", visitor.folder.name)
+            job_queue.enqueue(home, waits, "train", visitor.folder.name)
         with pytest.raises(UserError, match="wait in the queue"):
             service.check_ready(visitor, "little", "other")
 
@@ -161,12 +166,12 @@ def test_a_corpus_neither_goes_nor_changes_while_it_is_made_for_a_run(home, visi
             service.resume_build(visitor, "other")
         shutil.rmtree(visitor.corpus("other") / CHANGE)
 
-        service.stop_edition(visitor, visitor.run("little"), visitor.corpus("other"))
+        service.stop_retokenizing(visitor, visitor.run("little"), visitor.corpus("other"))
         corpus_changes.delete_corpus(visitor, "other")
     scheduler.start_next(home)
 
     assert not (visitor.folder / "corpora" / "other").exists()
-    assert job_queue.read_tickets(home) == []
+    assert job_queue.read_queue(home) == []
 
 
 def test_while_a_corpus_changes_it_is_made_for_no_run(home, visitor):
@@ -183,12 +188,12 @@ def test_delete_my_data_ends_the_making_of_an_edition_and_nothing_comes_back(hom
         worker = lifecycle.worker_of(edition(visitor))
     assert worker is not None
 
-    assert forget_visitor(Library(home), visitor.folder.name) > 1000
+    assert forget_visitor(ModelCache(home), visitor.folder.name) > 1000
 
     wait_until(lambda: not worker.is_alive())
     scheduler.start_next(home)
     assert list((home / "workspaces").iterdir()) == []
-    assert job_queue.read_tickets(home) == []
+    assert job_queue.read_queue(home) == []
 
 
 def test_delete_my_data_takes_a_waiting_edition_out_of_the_queue(home, visitor):
@@ -196,7 +201,7 @@ def test_delete_my_data_takes_a_waiting_edition_out_of_the_queue(home, visitor):
         steps = service.wait_for_corpus(visitor, "little", "other")
         next(steps)
         delete_workspace(home, visitor.folder.name)
-        assert job_queue.in_turn(job_queue.read_tickets(home)) == []
+        assert job_queue.in_order(job_queue.read_queue(home)) == []
         with pytest.raises(UserError, match="not ready for this run yet"):
             list(steps)
 
@@ -204,7 +209,7 @@ def test_delete_my_data_takes_a_waiting_edition_out_of_the_queue(home, visitor):
 
 
 def test_why_an_edition_failed_is_told_once_and_then_it_is_tried_again(home, visitor):
-    folder = plan_edition(load_corpus(visitor.corpus("other")), visitor.run("little"), 8)
+    folder = plan_retokenized(load_corpus(visitor.corpus("other")), visitor.run("little"), 8)
     append_event(folder / "events.jsonl", Failed("The disk is full."))
 
     with pytest.raises(UserError, match="could not be made ready for this run: The disk is full"):
@@ -215,7 +220,7 @@ def test_why_an_edition_failed_is_told_once_and_then_it_is_tried_again(home, vis
 
 
 def test_the_page_tells_how_the_edition_comes_along_and_stop_ends_its_job(home, visitor):
-    lane, code = Lane(Library(home)), visitor.folder.name
+    lane, code = Lane(ModelCache(home)), visitor.folder.name
     with no_place_free(home):
         steps = lane.waiting()(code, "little", "other")
         _, token = next(steps)
@@ -252,17 +257,19 @@ def test_the_edition_of_a_sample_holds_a_visitors_tokenizer_and_goes_with_the_la
     twin = Workspace.open(home, new_code())
     shutil.copytree(visitor.run("little"), twin.folder / "runs" / "little")
     with no_place_free(home):
-        folders = {service.begin_edition(one, one.run("little"), sample, "Other") for one in (visitor, twin)}
+        folders = {
+            service.begin_retokenizing(one, one.run("little"), sample, "Other") for one in (visitor, twin)
+        }
         (folder,) = folders
         assert folder is not None
         assert folder.is_relative_to(sample)
-        assert [ticket.folder for ticket in job_queue.in_turn(job_queue.read_tickets(home))] == [folder]
+        assert [entry.folder for entry in job_queue.in_order(job_queue.read_queue(home))] == [folder]
 
         delete_workspace(home, visitor.folder.name)
         assert lifecycle.is_under_way(folder)  # for the other one
         delete_workspace(home, twin.folder.name)
 
-        assert job_queue.in_turn(job_queue.read_tickets(home)) == []
+        assert job_queue.in_order(job_queue.read_queue(home)) == []
     assert not folder.exists()
     assert is_built(sample)
 
@@ -270,7 +277,7 @@ def test_the_edition_of_a_sample_holds_a_visitors_tokenizer_and_goes_with_the_la
 def test_the_edition_of_a_sample_that_fits_it_is_the_sample_and_stays(home, visitor):
     sample = Path(shutil.copytree(home / "places", home / "samples" / "places"))
 
-    assert service.begin_edition(visitor, visitor.run("little"), sample, "Places") is None
+    assert service.begin_retokenizing(visitor, visitor.run("little"), sample, "Places") is None
     delete_workspace(home, visitor.folder.name)
 
     assert is_built(sample)

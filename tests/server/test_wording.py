@@ -17,7 +17,7 @@ from retro_demo.models.config import MargeConfig, RetroConfig
 from retro_demo.render import html_parts, job_views
 from retro_demo.server import messages
 from retro_demo.server.messages import CONFIGS, FLAG, LABELS, for_page, for_programs
-from retro_demo.settings import TrainConfig, knobs
+from retro_demo.settings import TrainConfig, settings_of
 from retro_demo.ui.form import shows_errors
 from retro_demo.ui.gradio_patches import public
 
@@ -78,14 +78,14 @@ def test_a_sentence_of_the_command_line_names_labels_on_the_page_and_arguments_t
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.__name__)
 def test_each_setting_out_of_its_range_is_called_on_the_page_as_its_form_calls_it(config):
     asked = 0
-    for knob in knobs(config):
-        number = knob.metadata["low"] is not None
-        wrong: Any = knob.metadata["low"] - 1 if number else object()
-        wrong = (wrong,) if isinstance(knob.default, tuple) else wrong
+    for setting in settings_of(config):
+        number = setting.metadata["low"] is not None
+        wrong: Any = setting.metadata["low"] - 1 if number else object()
+        wrong = (wrong,) if isinstance(setting.default, tuple) else wrong
         with pytest.raises(UserError) as error:
-            config(**{knob.name: wrong})
-        assert str(error.value).startswith(f"{knob.name} is ")
-        assert for_page(error.value).startswith(f"“{knob.metadata['label']}” is ")
+            config(**{setting.name: wrong})
+        assert str(error.value).startswith(f"{setting.name} is ")
+        assert for_page(error.value).startswith(f"“{setting.metadata['label']}” is ")
         asked += 1
     assert asked
 

@@ -15,7 +15,7 @@ from retro_demo.paths import CHECKPOINTS
 from retro_demo.server import run_actions
 from retro_demo.server.cleanup import delete_workspace
 from retro_demo.server.limits import note_export, note_files
-from retro_demo.server.model_cache import Library
+from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace, new_code
 from retro_demo.ui.page import build_app
 from retro_demo.ui.uploads import forget_visitor
@@ -44,7 +44,7 @@ def test_a_workspace_without_a_folder_lists_what_ships_and_misses_the_rest(data_
     assert all(name.startswith("sample:") for name in [*mine.corpora(), *mine.runs()])
     with pytest.raises(UserError, match="no run 'mine' in this workspace"):
         mine.run("mine")
-    assert forget_visitor(Library(data_folder), mine.folder.name) == 0
+    assert forget_visitor(ModelCache(data_folder), mine.folder.name) == 0
     assert not mine.folder.exists()
 
 

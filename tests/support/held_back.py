@@ -93,7 +93,7 @@ def no_place_free(home: Path, limits: Limits = Limits()) -> Iterator[None]:  # n
     folder = other.folder / "corpora" / "busy"
     with lifecycle.claim(folder):
         with job_queue.queue_lock(home):
-            job_queue.mark_started(job_queue.issue(home, folder, "build-corpus", other.folder.name))
+            job_queue.mark_started(job_queue.enqueue(home, folder, "build-corpus", other.folder.name))
         yield
     shutil.rmtree(other.folder)
 

@@ -20,8 +20,8 @@ def run_of(workspace: Workspace, name: str, **changes) -> Path:
     return prepare(workspace.folder / "runs" / name, workspace.home / "places", **LONG | changes)
 
 
-def waiting_job(home: Path, workspace: Workspace, name: str) -> job_queue.Ticket:
+def waiting_job(home: Path, workspace: Workspace, name: str) -> job_queue.QueueEntry:
     folder = workspace.folder / "runs" / name
     folder.mkdir(parents=True)
     with job_queue.queue_lock(home):
-        return job_queue.issue(home, folder, "train", workspace.folder.name, "cpu")
+        return job_queue.enqueue(home, folder, "train", workspace.folder.name, "cpu")

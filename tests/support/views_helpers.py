@@ -135,7 +135,7 @@ WRITING = Writing([CANARY] * 6, 3, C, [Retrieved(0, [neighbor()], 1.0)], 2.0)
 
 PAGES = {
     "linked": lambda: trace_views.linked(TRACE),
-    "heat": lambda: trace_views.heat(TRACE),
+    "heat": lambda: trace_views.heatmap(TRACE),
     "numbers": lambda: trace_views.token_table(TRACE),
     "timeline": lambda: trace_views.timeline_html(TRACE),
     "edit": lambda: trace_views.edit_html(TRACE, EDITED, 5),
@@ -143,7 +143,9 @@ PAGES = {
     "sides": lambda: html_parts.sides_html({"on": WRITING}),
     "intro": lambda: html_parts.intro(TRACE, example=True),
     "given": lambda: html_parts.intro(small_trace(given=True, source=CANARY, database=CANARY), example=False),
-    "trail": lambda: html_parts.trail(CANARY, STATS, CANARY, job_views.worth(status(EVALUATED), None)),
+    "trail": lambda: html_parts.breadcrumb(
+        CANARY, STATS, CANARY, job_views.retrieval_gain(status(EVALUATED), None)
+    ),
     "found": lambda: html_parts.found_html([neighbor()]),
     "note": lambda: html_parts.note(CANARY),
     "statistics": lambda: job_views.corpus_statistics(STATS),

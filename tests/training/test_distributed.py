@@ -24,7 +24,7 @@ from retro_demo.models.config import MargeConfig, RetroConfig
 from retro_demo.models.marge import MARGE
 from retro_demo.models.retro import RETRO, RetroBatch
 from retro_demo.runs.checkpoint import read_any_config, saved_processes, saved_step
-from retro_demo.tensor_files import read_head
+from retro_demo.tensor_files import read_header
 from retro_demo.training.batches import check_share
 from retro_demo.training.trainer import make_batches, run_training
 
@@ -85,8 +85,8 @@ def test_three_processes_have_the_curve_and_the_evidence_of_one_in_marge(tmp_pat
 TOGETHER = """
 import os, sys
 import numpy as np
-from retro_demo.devices import joined
-with joined() as world:
+from retro_demo.devices import process_group
+with process_group() as world:
     told = []
     for numbers in (np.zeros(2, np.int16), np.zeros(2)):  # gloo adds no int16; the second needs both
         if world.rank == 1 and numbers.dtype == float:
@@ -174,8 +174,8 @@ def test_sharded_weights_give_the_same_curve_and_are_taken_up_by_one_process_or_
     assert_same_curve(one, told)
     assert largest_difference(tmp_path / "one", out) < WEIGHT_TOLERANCE
     loss = {event["step"]: event["arms"]["on"]["nats"] for event in of(told, "evaluated") if event["step"]}
-    best = read_head(out / "best.safetensors").number("step", 0)
-    assert loss[best] == min(loss.values())  # the leader alone measures, and all of them save
+    best = read_header(out / "best.safetensors").number("step", 0)
+    assert loss[best] == min(loss.values())  # the main process alone measures, and all of them save
 
 
 def test_the_parts_of_a_batch_add_up_to_its_loss_whoever_is_left_without_a_row():

@@ -24,7 +24,7 @@ from retro_demo.models.marge import MARGE
 from retro_demo.runs.checkpoint import load_marge, read_marge_config, read_run_config, saved_step
 from retro_demo.runs.planning import extend_run, plan_run
 from retro_demo.settings import CorpusConfig
-from retro_demo.tensor_files import read_head
+from retro_demo.tensor_files import read_header
 from retro_demo.training import batches as marge_batches
 from retro_demo.training.batches import MargeBatches
 
@@ -79,7 +79,7 @@ def test_a_marge_tells_its_passes_and_keeps_the_save_with_the_best_loss_on_its_o
     loss = {event["step"]: event["arms"]["on"]["nats"] for event in of(events, "evaluated")}
     best = min(loss, key=lambda step: loss[step])
     assert (end["best_step"], end["best_held_out"], end["held_out"]) == (best, loss[best], loss[10])
-    assert read_head(tmp_path / "run" / "best.safetensors").number("step", 0) == min(
+    assert read_header(tmp_path / "run" / "best.safetensors").number("step", 0) == min(
         (step for step in loss if step), key=lambda step: loss[step]
     )
 

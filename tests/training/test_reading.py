@@ -9,9 +9,9 @@ import torch
 from retro_demo.training.batches import (
     RetroBatches,
     corrupt,
-    reading_share,
+    curriculum_share,
     true_continuations,
-    with_answers,
+    with_oracle_neighbors,
 )
 
 C = 4
@@ -52,24 +52,24 @@ def test_corruption_strikes_the_share_asked_for_and_never_padding():
 
 
 def test_the_share_of_lessons_falls_from_all_to_none():
-    assert reading_share(0, 10) == 1.0
-    assert reading_share(5, 10) == 0.5
-    assert reading_share(10, 10) == reading_share(99, 10) == 0.0
-    assert reading_share(0, 0) == 0.0
-    assert reading_share(0, 10, 0.2) == 1.0
-    assert reading_share(10, 10, 0.2) == reading_share(5, 0, 0.2) == 0.2
+    assert curriculum_share(0, 10) == 1.0
+    assert curriculum_share(5, 10) == 0.5
+    assert curriculum_share(10, 10) == curriculum_share(99, 10) == 0.0
+    assert curriculum_share(0, 0) == 0.0
+    assert curriculum_share(0, 10, 0.2) == 1.0
+    assert curriculum_share(10, 10, 0.2) == curriculum_share(5, 0, 0.2) == 0.2
 
 
 def test_a_lesson_takes_one_place_of_a_chunk_and_leaves_the_others():
     tokens = np.random.default_rng(0).integers(1, 100, (8, 16))
     real = np.full((8, 3, 3, 2 * C), 500)
 
-    taught = with_answers(real, tokens, C, 100, 1.0, np.random.default_rng(1))
+    taught = with_oracle_neighbors(real, tokens, C, 100, 1.0, np.random.default_rng(1))
 
     changed = (taught != 500).any(axis=-1)
     assert (changed.sum(axis=-1) == 1).all()
     assert changed.any(axis=(0, 1)).all()  # each place is taken now and then
-    assert np.array_equal(with_answers(real, tokens, C, 100, 0.0, np.random.default_rng(1)), real)
+    assert np.array_equal(with_oracle_neighbors(real, tokens, C, 100, 0.0, np.random.default_rng(1)), real)
 
 
 def test_no_neighbor_acts_for_the_last_chunk_of_a_document_not_even_a_lesson(small_corpus):

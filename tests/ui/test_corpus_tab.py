@@ -16,7 +16,7 @@ from held_back import no_place_free
 from retro_demo.errors import UserError
 from retro_demo.paths import SAMPLE
 from retro_demo.server import corpus_changes, service
-from retro_demo.server.model_cache import Library
+from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace, new_code
 from retro_demo.ui.corpus_tab import CorpusTab
 
@@ -41,7 +41,7 @@ def code(mine) -> str:
 @pytest.fixture
 def tab(mine) -> CorpusTab:
     with gr.Blocks():
-        return CorpusTab(Library(mine.home), gr.BrowserState(""))
+        return CorpusTab(ModelCache(mine.home), gr.BrowserState(""))
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from retro_demo.server import limits as quotas
 from retro_demo.server.limits import PRIVATE, PUBLIC, SITS_HERE, VISITOR, Limits, keep_limits
 from retro_demo.ui import middleware
 from retro_demo.ui.gradio_patches import MOST_CHARS
-from retro_demo.ui.middleware import Doorman
+from retro_demo.ui.middleware import RateLimiter
 
 
 async def hello(_request: Request) -> PlainTextResponse:
@@ -49,7 +49,7 @@ UPLOADING = {
 
 
 def client(home, *, proxies: int = 0) -> TestClient:
-    door = Doorman(Starlette(routes=ROUTES), home, proxies)
+    door = RateLimiter(Starlette(routes=ROUTES), home, proxies)
     return TestClient(door, client=("203.0.113.7", 1))  # pyright: ignore[reportArgumentType]
 
 
@@ -64,7 +64,7 @@ def test_the_request_too_many_is_refused_in_a_sentence_that_says_when_to_come_ba
 
 
 def test_tokens_come_back_with_time_and_never_more_than_a_minute_has(data_folder):
-    door = Doorman(Starlette(), data_folder)
+    door = RateLimiter(Starlette(), data_folder)
 
     assert [door._take("a", 2, 100.0) for _ in range(3)] == [0, 0, 30]
     assert door._take("a", 2, 129.0) == 1
@@ -111,7 +111,7 @@ def test_only_who_sits_at_a_machine_that_serves_no_strangers_may_see_its_folders
         return PlainTextResponse(str(SITS_HERE in request.headers))
 
     keep_limits(data_folder, limits)
-    door = Doorman(Starlette(routes=[Route("/", told)]), data_folder, proxies)
+    door = RateLimiter(Starlette(routes=[Route("/", told)]), data_folder, proxies)
     asker = TestClient(door, base_url="http://192.0.2.4", client=(address, 1))
 
     assert asker.get("/", headers=headers).text == str(here)
@@ -188,7 +188,7 @@ def test_the_owner_of_an_ipv6_network_is_one_visitor(data_folder):
 
 def test_the_table_of_addresses_is_bounded_and_forgets_who_was_not_seen_for_longest(data_folder, monkeypatch):
     monkeypatch.setattr(middleware, "MOST_KNOWN", 3)
-    door = Doorman(Starlette(), data_folder)
+    door = RateLimiter(Starlette(), data_folder)
     for address in "abcad":
         door._take(address, 10, 1.0)
 
@@ -228,7 +228,7 @@ def test_uploads_at_once_count_what_is_still_to_come_of_the_others(data_folder, 
         async def send(message) -> None:
             answers.extend([message["status"]] if message["type"] == "http.response.start" else [])
 
-        door = Doorman(page, data_folder)
+        door = RateLimiter(page, data_folder)
         first = asyncio.create_task(door(UPLOADING, receive, send))
         while not entered:
             await asyncio.sleep(0)
@@ -385,7 +385,7 @@ def test_what_a_broken_upload_did_not_send_is_not_counted(data_folder):
         answers.extend([message["status"]] if message["type"] == "http.response.start" else [])
 
     async def try_twice() -> None:
-        door = Doorman(page, data_folder)
+        door = RateLimiter(page, data_folder)
         await door(UPLOADING, receive, send)  # not a byte of it came
         messages.append({"type": "http.request", "body": b"x" * 1_000_000, "more_body": True})
         await door(UPLOADING, receive, send)

@@ -10,7 +10,7 @@ from held_back import no_place_free
 from retro_demo.errors import UserError
 from retro_demo.jobs import lifecycle
 from retro_demo.server import corpus_changes
-from retro_demo.server.model_cache import Library
+from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace, new_code
 from retro_demo.ui.endpoints import Endpoints
 
@@ -25,7 +25,7 @@ def mine(tmp_path, half_held_out) -> Workspace:
 
 @pytest.fixture
 def ends(mine) -> Endpoints:
-    return Endpoints(Library(mine.home))
+    return Endpoints(ModelCache(mine.home))
 
 
 def test_a_run_that_waits_is_stopped_and_resumed(ends, mine):

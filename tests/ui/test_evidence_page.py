@@ -20,10 +20,10 @@ from retro_demo.kinds import KINDS, MARGE_PRESETS
 from retro_demo.models.memory import count_parameters
 from retro_demo.runs.checkpoint import read_any_config, read_marge_config
 from retro_demo.server import corpus_changes, run_actions, service
-from retro_demo.server.model_cache import Library
+from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.run_actions import command_of
 from retro_demo.server.workspace import Workspace, marge_runs, new_code
-from retro_demo.settings import knobs
+from retro_demo.settings import settings_of
 from retro_demo.ui.page import build_app
 
 
@@ -113,7 +113,7 @@ def test_a_corpus_is_renamed_with_its_marge_and_stays_while_one_reads_it(home):
 
     assert read_any_config(space.run("finder")).corpus == str(space.corpus("new"))
     assert service.corpus_of_run(space, "finder") == ("new", space.corpus("new"))
-    assert Library(home).marge(space.run("finder")).vectors.shape[0] > 0
+    assert ModelCache(home).marge(space.run("finder")).vectors.shape[0] > 0
     with pytest.raises(UserError, match="finder"):
         corpus_changes.delete_corpus(space, "new")
 
@@ -126,7 +126,9 @@ def test_the_command_of_a_marge_names_what_differs_from_its_preset_and_no_base(s
     assert "--passage-len 24" in command
     assert "--base" not in command
     usual = {
-        knob.name: knob.default for kind in set(KINDS["marge"].settings().values()) for knob in knobs(kind)
+        setting.name: setting.default
+        for kind in set(KINDS["marge"].settings().values())
+        for setting in settings_of(kind)
     }
     usual |= MARGE_PRESETS["tiny"]
     changed = dict(run_actions.changed_settings(read_any_config(space.run("finder"))))
@@ -138,18 +140,18 @@ def test_the_form_of_a_marge_begins_with_its_preset_and_tells_its_size(space):
         assert run_actions.starting_settings(space, "marge", preset, "") == settings
     network = read_marge_config(space.run("finder")).network
 
-    weights = Library(space.home).marge(space.run("finder")).model.parameters()
+    weights = ModelCache(space.home).marge(space.run("finder")).model.parameters()
     assert count_parameters(network) == sum(weight.numel() for weight in weights)
 
 
 def test_a_run_of_another_model_and_one_without_weights_are_refused_as_evidence(space, tmp_path):
-    library = Library(space.home)
+    cache = ModelCache(space.home)
     with pytest.raises(UserError, match="Choose a MARGE"):
-        library.marge_corpus(space.run("reader"))
+        cache.marge_corpus(space.run("reader"))
     train_marge_run(space.folder / "runs" / "bare", space.corpus("three"), steps=1)
     (space.run("bare") / "model.safetensors").unlink()
     with pytest.raises(UserError, match="no weights yet"):
-        library.marge(space.run("bare"))
+        cache.marge(space.run("bare"))
 
 
 def test_looks_at_evidence_write_no_file_and_have_a_lane_of_their_own(space, tmp_path, monkeypatch):

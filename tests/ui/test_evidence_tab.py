@@ -15,7 +15,7 @@ from evidence_helpers import LANGUAGES, build_translated, train_marge_run
 from page_helpers import page_home
 
 from retro_demo.errors import UserError
-from retro_demo.server.model_cache import Library
+from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace, marge_runs, new_code
 from retro_demo.ui.evidence_reading import (
     ALL,
@@ -45,30 +45,30 @@ def code(home) -> str:
 
 
 @pytest.fixture(scope="module")
-def library(home) -> Library:
-    return Library(home)
+def cache(home) -> ModelCache:
+    return ModelCache(home)
 
 
 @pytest.fixture(scope="module")
-def on(library) -> EvidenceHandlers:
+def on(cache) -> EvidenceHandlers:
     with gr.Blocks():
-        return EvidenceHandlers(library, EvidenceView())
+        return EvidenceHandlers(cache, EvidenceView())
 
 
 @pytest.fixture(scope="module")
-def target(library) -> TargetHandlers:
+def target(cache) -> TargetHandlers:
     with gr.Blocks():
-        return TargetHandlers(library, TargetView())
+        return TargetHandlers(cache, TargetView())
 
 
 @pytest.fixture(scope="module")
-def writing(library) -> WritingHandlers:
+def writing(cache) -> WritingHandlers:
     with gr.Blocks():
-        return WritingHandlers(library, WritingView())
+        return WritingHandlers(cache, WritingView())
 
 
 def passages(target: TargetHandlers, code: str, *, held_out: bool) -> list[int]:
-    source = target.library.marge_corpus(Workspace.open(target.home, code).run("finder"))
+    source = target.cache.marge_corpus(Workspace.open(target.home, code).run("finder"))
     return [i for i, out in enumerate(source.passages.held_out) if out == held_out]
 
 

@@ -12,7 +12,7 @@ import pytest
 from retro_demo.errors import UserError
 from retro_demo.kinds import PRESETS
 from retro_demo.models.config import RetroConfig
-from retro_demo.settings import CorpusConfig, GenerateConfig, TrainConfig, knobs
+from retro_demo.settings import CorpusConfig, GenerateConfig, TrainConfig, settings_of
 from retro_demo.ui import form as form_module
 from retro_demo.ui.form import Form, shows_errors
 
@@ -34,9 +34,9 @@ def test_the_widgets_of_a_config_give_back_its_defaults(config):
 
     read = form.read(values)
 
-    assert read == {knob.name: knob.default for knob in knobs(config)}
+    assert read == {setting.name: setting.default for setting in settings_of(config)}
     assert {name: type(value) for name, value in read.items()} == {
-        knob.name: type(knob.default) for knob in knobs(config)
+        setting.name: type(setting.default) for setting in settings_of(config)
     }
 
 
@@ -47,8 +47,8 @@ def test_a_preset_fills_the_widgets_with_its_values(preset):
     read = form.read(form.fill(PRESETS[preset]))
 
     assert PRESETS[preset].items() <= read.items()
-    TrainConfig(**{knob.name: read[knob.name] for knob in knobs(TrainConfig)})
-    RetroConfig(**{knob.name: read[knob.name] for knob in knobs(RetroConfig)})
+    TrainConfig(**{setting.name: read[setting.name] for setting in settings_of(TrainConfig)})
+    RetroConfig(**{setting.name: read[setting.name] for setting in settings_of(RetroConfig)})
 
 
 @pytest.mark.parametrize("config", CONFIGS)

@@ -17,7 +17,7 @@ from page_helpers import page_home
 
 from retro_demo.corpus.store import load_corpus
 from retro_demo.errors import UserError
-from retro_demo.server.model_cache import Library
+from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace, new_code, shown_trace
 from retro_demo.ui.generate_tab import (
     ExplainHandlers,
@@ -48,15 +48,15 @@ def code(home, small_folder) -> str:
 @pytest.fixture(scope="module")
 def on(home) -> GenerateHandlers:
     with gr.Blocks():
-        return GenerateHandlers(Library(home), GenerateView(), gr.HTML())
+        return GenerateHandlers(ModelCache(home), GenerateView(), gr.HTML())
 
 
 @pytest.fixture(scope="module")
 def inside(on) -> ExplainHandlers:
-    return ExplainHandlers(on.library, on.view.text)
+    return ExplainHandlers(on.cache, on.view.text)
 
 
-def knobs(on: GenerateHandlers, **settings: Any) -> list[Any]:
+def form_values(on: GenerateHandlers, **settings: Any) -> list[Any]:
     settings = {"max_new_tokens": 12} | settings
     return [settings.get(name, widget.value) for name, widget in on.view.form.widgets.items()]
 
@@ -73,7 +73,7 @@ def ended(steps: Iterator[dict[Any, Any]], component: Any) -> Any:
 @pytest.fixture(scope="module")
 def kept(on, code) -> str:
     """The id of a text that was written with the reader."""
-    return ended(on.write(code, "reader", "", "", "Area of", *knobs(on, seed=7)), on.view.trace_id)
+    return ended(on.write(code, "reader", "", "", "Area of", *form_values(on, seed=7)), on.view.trace_id)
 
 
 def test_a_text_is_written_kept_and_shown_with_what_it_was_asked_with(on, code, kept):
@@ -98,13 +98,13 @@ def test_the_example_that_ships_stands_there_at_first_and_a_click_would_write_an
 
 def test_what_cannot_be_written_is_refused_in_a_sentence(on, code):
     with pytest.raises(UserError, match="There is no run yet"):
-        list(on.write(code, "", "", "", "Area of", *knobs(on)))
+        list(on.write(code, "", "", "", "Area of", *form_values(on)))
     with pytest.raises(UserError, match="it has no retrieval to compare"):
-        list(on.side_by_side(code, "plain", "", "", "Area of", *knobs(on)))
+        list(on.side_by_side(code, "plain", "", "", "Area of", *form_values(on)))
 
 
 def test_three_texts_stand_side_by_side(on, code):
-    steps = [*on.side_by_side(code, "reader", "", "", "Area of", *knobs(on))]
+    steps = [*on.side_by_side(code, "reader", "", "", "Area of", *form_values(on))]
     first, last = (step[on.view.sides] for step in (steps[1], steps[-1]))
 
     assert last.count("Area of") == 3
@@ -138,8 +138,8 @@ def test_the_line_at_the_top_names_the_run_that_is_in_view(on, code, kept):
     assert "plain" in on.top_line(code, False, "plain", "finder")
     assert "reader" in on.top_line(code, True, "plain", "reader")
     assert "No run yet" in on.top_line(code, True, "plain", None)
-    assert on.trail not in on.arrive(code, {"tab": "train"}, *values)
-    assert on.arrive(code, {"tab": ""}, *values)[on.trail] == on.top_line(code, False, "plain", None)
+    assert on.breadcrumb not in on.arrive(code, {"tab": "train"}, *values)
+    assert on.arrive(code, {"tab": ""}, *values)[on.breadcrumb] == on.top_line(code, False, "plain", None)
 
 
 def test_a_held_out_document_of_the_runs_corpus_fills_the_box(on, code):
@@ -147,7 +147,7 @@ def test_a_held_out_document_of_the_runs_corpus_fills_the_box(on, code):
     documents = shown[on.view.document]
     _, number = documents.choices[0]
 
-    assert "reader" in shown[on.trail]
+    assert "reader" in shown[on.breadcrumb]
     assert documents.value is None
     corpus = load_corpus(Workspace.open(on.home, code).corpus("places"))
     assert corpus.held_out[number]

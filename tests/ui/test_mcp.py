@@ -13,7 +13,7 @@ from page_shared import ENDPOINTS
 from retro_demo.server.limits import PRIVATE, PUBLIC
 from retro_demo.server.workspace import new_code
 from retro_demo.ui import serve
-from retro_demo.ui.middleware import COST_OF_WORK, Doorman
+from retro_demo.ui.middleware import COST_OF_WORK, RateLimiter
 from retro_demo.ui.page import build_app
 
 
@@ -55,12 +55,12 @@ def test_only_the_named_endpoints_are_tools_and_a_mistake_comes_back_as_its_sent
 def test_behind_a_proxy_who_asks_for_a_tool_pays_for_its_work(tmp_path, needs_mcp, monkeypatch):
     paid: list[tuple[str, int]] = []
 
-    def noted(door: Doorman, address: str, per_minute: int, now: float, cost: int = 1) -> int:
+    def noted(door: RateLimiter, address: str, per_minute: int, now: float, cost: int = 1) -> int:
         paid.append((address, cost))
         return take(door, address, per_minute, now, cost)
 
-    take = Doorman._take
-    monkeypatch.setattr(Doorman, "_take", noted)
+    take = RateLimiter._take
+    monkeypatch.setattr(RateLimiter, "_take", noted)
     with page_home(tmp_path) as home:
         demo, _ = build_app(home, "", PUBLIC)
         address = serve.launch(demo, home, "127.0.0.1", None, mcp=True, proxies=1)

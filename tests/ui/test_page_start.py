@@ -7,7 +7,7 @@ import threading
 from evaluation_helpers import make_run
 
 from retro_demo.server import service
-from retro_demo.server.model_cache import Library
+from retro_demo.server.model_cache import ModelCache
 from retro_demo.ui import page
 
 
@@ -21,11 +21,11 @@ def test_the_bm25_index_that_every_explanation_asks_is_there_before_the_first_on
     monkeypatch.setattr(service, "start_sample", lambda _home: None)
     for endless in ("keep_dispatching", "keep_cleaning"):  # they would go on beside all tests that come
         monkeypatch.setattr(page, endless, lambda _home: None)
-    library = Library(data_folder)
+    cache = ModelCache(data_folder)
 
-    page._prepare(library)
+    page._prepare(cache)
     for thread in threading.enumerate():
         if thread.name == "prepare-sample":
             thread.join()
 
-    assert "bm25" in vars(library.run(run))
+    assert "bm25" in vars(cache.run(run))

@@ -18,7 +18,7 @@ from page_helpers import page_home
 
 from benchmarks.serving import served_page
 from retro_demo.errors import UserError
-from retro_demo.jobs.job_queue import read_tickets
+from retro_demo.jobs.job_queue import read_queue
 from retro_demo.server import service
 from retro_demo.server.limits import PUBLIC
 from retro_demo.server.workspace import new_code
@@ -155,7 +155,7 @@ def test_a_job_knows_the_address_that_it_was_asked_for_from_by_a_hash_alone(tmp_
                 event = client.post("gradio_api/call/train", json=values).json()["event_id"]
                 said = client.get(f"gradio_api/call/train/{event}").text
                 assert "event: complete" in said, said
-            seen.append({ticket.visitor: ticket.address for ticket in read_tickets(home)}.get(code, "gone"))
+            seen.append({entry.visitor: entry.address for entry in read_queue(home)}.get(code, "gone"))
 
     assert seen[0] == seen[1] != seen[2]
     assert all(re.fullmatch("[0-9a-f]{16}", one) for one in seen)

@@ -64,8 +64,8 @@ def test_each_model_shows_its_own_presets_and_knobs(tab, model):
 
     assert sent(values[plan.preset])["choices"] == list(known)
     assert sent(values[plan.preset])["value"] == ("base" if "base" in known else "tiny")
-    assert sent(values[plan.knobs]) == {"visible": model == "retro"}
-    assert sent(values[plan.marge_knobs]) == {"visible": model == "marge"}
+    assert sent(values[plan.retro_settings]) == {"visible": model == "retro"}
+    assert sent(values[plan.marge_settings]) == {"visible": model == "marge"}
 
 
 @pytest.mark.parametrize(

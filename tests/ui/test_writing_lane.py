@@ -14,7 +14,7 @@ from retro_demo.jobs import lifecycle
 from retro_demo.paths import CHECKPOINTS
 from retro_demo.server.cleanup import delete_workspace
 from retro_demo.server.limits import PUBLIC, checked_writing
-from retro_demo.server.model_cache import Library
+from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import new_code
 from retro_demo.ui import visit as lane_module
 from retro_demo.ui.visit import FOLLOWERS, Lane
@@ -69,7 +69,7 @@ def asked_for(lane: Lane, code: str) -> str:
 
 
 def test_only_a_text_that_was_asked_for_can_be_stopped_from_then_to_its_end(data_folder):
-    lane, code, other = Lane(Library(data_folder)), new_code(), new_code()
+    lane, code, other = Lane(ModelCache(data_folder)), new_code(), new_code()
     stop, token = lane.stopping(), asked_for(lane, code)
 
     stop(other, token)  # of somebody else
@@ -88,7 +88,7 @@ def test_only_a_text_that_was_asked_for_can_be_stopped_from_then_to_its_end(data
 
 
 def test_stop_on_one_page_of_a_visitor_ends_no_text_of_another_one(data_folder):
-    lane, code = Lane(Library(data_folder)), new_code()
+    lane, code = Lane(ModelCache(data_folder)), new_code()
     first, second = asked_for(lane, code), asked_for(lane, code)
 
     with lane.text(code, first) as stopped:
@@ -107,7 +107,7 @@ def test_a_page_keeps_the_token_of_its_own_text(data_folder):
 
 
 def test_of_too_many_that_wait_for_one_visitor_the_oldest_is_let_go_and_nobody_elses(data_folder):
-    lane, code = Lane(Library(data_folder)), new_code()
+    lane, code = Lane(ModelCache(data_folder)), new_code()
     with lifecycle.claim(prepare_sample(data_folder, "factbook2015")):  # as its build would
         other = lane.waiting()(new_code(), RUN)
         waits = [lane.waiting()(code, RUN) for _ in range(FOLLOWERS + 1)]
@@ -139,7 +139,7 @@ def test_who_looks_at_the_evidence_waits_no_oftener_than_who_writes(data_folder)
 
 def test_texts_whose_visitors_left_are_not_remembered_for_ever(data_folder, monkeypatch):
     monkeypatch.setattr(lane_module, "MOST", 2)
-    lane = Lane(Library(data_folder))
+    lane = Lane(ModelCache(data_folder))
     tokens = {code: asked_for(lane, code) for code in [new_code() for _ in range(4)]}
     for code, token in tokens.items():
         lane.stopping()(code, token)

@@ -287,7 +287,7 @@ def test_what_a_marge_cannot_write_from_is_said_in_its_own_words(client, space, 
 FORKS = """
 import os, signal, sys, threading, time
 import spaces
-from retro_demo.server.model_cache import Library
+from retro_demo.server.model_cache import ModelCache
 from retro_demo.runs.loading import LoadedRun
 from retro_demo.models.memory import count_parameters
 from retro_demo.models.config import RetroConfig
@@ -295,20 +295,20 @@ from retro_demo.server.gpu_lending import advance
 from retro_demo.ui.zero_gpu import get_ready, lent
 from retro_demo.paths import CHECKPOINTS, data_home
 
-library = Library(data_home()[0])
-get_ready(library)
+cache = ModelCache(data_home()[0])
+get_ready(cache)
 begun = threading.Event()
 
 def load():
     while True:
-        library.run(CHECKPOINTS / "factbook-lm")
+        cache.run(CHECKPOINTS / "factbook-lm")
         begun.set()
-        library.forget(CHECKPOINTS)
+        cache.forget(CHECKPOINTS)
 
 threading.Thread(target=count_parameters, args=(RetroConfig(),), daemon=True).start()
 time.sleep(0.3)  # would be in the midst of importing the compiler of torch
 for _ in range(2):
-    print(lent(library, advance, 1)(sys.argv[1], 1e-9).state, flush=True)
+    print(lent(cache, advance, 1)(sys.argv[1], 1e-9).state, flush=True)
 threading.Thread(target=load, daemon=True).start()
 begun.wait()
 # until Python 3.12 a thread that works out a cached property holds a lock of it
@@ -316,7 +316,7 @@ held = vars(vars(LoadedRun)["bm25"]).get("lock", threading.RLock())
 threading.Thread(target=held.acquire).start()
 if (child := os.fork()) == 0:
     signal.alarm(200)  # ends it where it hangs
-    library.run(CHECKPOINTS / "factbook-lm")
+    cache.run(CHECKPOINTS / "factbook-lm")
     with vars(vars(LoadedRun)["bm25"]).get("lock", threading.RLock()):
         os._exit(0)
 print("exit", os.waitpid(child, 0)[1], flush=True)
@@ -342,13 +342,13 @@ OPENINGS = """
 import os, signal, sys, threading, time
 from pathlib import Path
 from safetensors import safe_open
-from retro_demo.server.gpu_lending import rehearse
+from retro_demo.server.gpu_lending import warm_up
 
 def read(arrays):
     with safe_open(sys.argv[1], arrays) as file:
         file.get_tensor("any")
 
-rehearse()
+warm_up()
 sys.setswitchinterval(5)  # so that this thread goes on just where the other one lets go of the interpreter
 children = []
 for arrays in ("pt", "numpy") * 8:
