@@ -17,6 +17,10 @@ def print_json(event: Event) -> None:
     print(json.dumps(event.to_json()), flush=True)
 
 
+CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+"""A text of somebody's may hold what a terminal obeys: it is shown, not sent."""
+
+
 class Printer:
     """Events as lines for people; a generation streams as text."""
 
@@ -26,14 +30,14 @@ class Printer:
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Token):
-            print(event.text, end="", flush=True)
+            print(event.text.translate(CONTROLS), end="", flush=True)
             self.writing = True
             return
         if self.writing:
             print()
             self.writing = False
         if line := self.line(event):
-            print(line, flush=True)
+            print(line.translate(CONTROLS), flush=True)
 
     def line(self, event: Event) -> str:
         if isinstance(event, Started):

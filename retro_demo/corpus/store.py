@@ -213,10 +213,11 @@ def too_few_held_out(
     if not held:
         few += ", so nothing can be measured on text that a run has not seen"
     share = math.ceil(100 * MIN_DOCUMENTS / max(1, groups)) / 100
+    least = f"{share:g} or more" if share < 0.5 else "0.5"  # more than half cannot be held out
     if any(document.use for document in documents):
         mend = f'Say "held-out" in the field `use` of at least {MIN_DOCUMENTS}'
     elif share <= 0.5:
-        mend = f"Build the corpus anew with a larger share held out ({share:g} or more)"
+        mend = f"Build the corpus anew with a larger share held out ({least})"
     else:
         mend = f"Add documents: {ENOUGH_GROUPS} or more are best"
     return (

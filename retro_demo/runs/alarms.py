@@ -117,12 +117,12 @@ def rise_words(points: Sequence[Point], loss: float, passes: float, *, exploded:
     )
 
 
-def explosion_words(recent: Sequence[float], before: str, step: int, lr: float) -> str:
+def explosion_words(recent: Sequence[float], before: str, step: int, lr: float, *, ended: bool) -> str:
     """That the loss of the `recent` steps up to `step` lies far above what it was `before`, in words."""
+    mend = "Train" if ended else "Unless it falls soon, stop the run and train"
     return (
         f"The loss in training is {median(recent):.2f} nats a token at step {step:,} (the median of {RECENT} "
-        f"steps), far above {before}. Unless it falls soon, stop the run and train a new one with a learning "
-        f"rate below {lr:g}."
+        f"steps), far above {before}. {mend} a new one with a learning rate below {lr:g}."
     )
 
 
@@ -190,7 +190,7 @@ class Watch:
     def stepped(self, step: int, loss: float) -> Iterator[Warned]:
         """Take in the loss of a step."""
         self._take_in(step, loss)
-        yield from self._once(EXPLODING, self._explosion())
+        yield from self._once(EXPLODING, self._explosion(ended=False))
 
     def measured(self, step: int, arms: Mapping[str, Any]) -> Iterator[Warned]:
         """Take in what was measured of held-out text."""
@@ -234,7 +234,7 @@ class Watch:
 
     def warnings(self, *, ended: bool) -> list[str]:
         """What is to be said as things stand, whether or not it was said before."""
-        return [words for words in (self._rise(ended=ended), self._explosion()) if words]
+        return [words for words in (self._rise(ended=ended), self._explosion(ended=ended)) if words]
 
     def figures(self) -> dict[str, Any]:
         """What the end of a run tells beside its step: passes, held-out loss, the best one, warnings."""
@@ -254,7 +254,7 @@ class Watch:
         if len(self._recent) == RECENT and not taught and (now := median(self._recent)) < self._lowest:
             self._lowest, self._lowest_at = now, step
 
-    def _explosion(self) -> str:
+    def _explosion(self, *, ended: bool) -> str:
         """That the loss in training lies far above what the run began with, or fell to; "" = it does not.
 
         A single batch may be hard or easy. So the median of the recent ones counts, and beside the first or
@@ -271,7 +271,9 @@ class Watch:
             before = f"the {first:.2f} that it began with"
         elif least > self._lowest + EXPLODED:
             before = f"the {self._lowest:.2f} that it had fallen to by step {self._lowest_at:,}"
-        return explosion_words(list(self._recent), before, self._step, self.config.lr) if before else ""
+        if not before:
+            return ""
+        return explosion_words(list(self._recent), before, self._step, self.config.lr, ended=ended)
 
     def _rise(self, *, ended: bool) -> str:
         if not self._recent or not has_risen(self.points, ended=ended):

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from retro_demo.devices import SINGLE_PROCESS, World, full_tensor, shard_like
 from retro_demo.errors import UserError
-from retro_demo.events import Event, Started, Warned
+from retro_demo.events import Event, Started, Warned, read_events
 from retro_demo.files import file_hash, replacing, write_atomically
 from retro_demo.kinds import KINDS, Kind, resolve
 from retro_demo.models.config import EvidenceConfig, MargeConfig, NetworkConfig, RetroConfig
@@ -507,11 +507,22 @@ def _generator(kind: str, rank: int) -> str:
 
 
 def check_goes_on(folder: Path) -> None:
-    """Raise UserError where a run was imported without its state: it would begin anew, over its weights."""
-    if (folder / IMPORTED).exists() and not (folder / STATE).exists():
+    """Raise UserError where a run has weights and no state: it would begin anew, over its weights.
+
+    Only what a kill leaves of the very first save has weights and may begin anew: its record has no save yet.
+    """
+    if (folder / STATE).exists() or not any((folder / name).exists() for name in (LAST, BEST)):
+        return
+    if (folder / IMPORTED).exists():
         raise UserError(
             f"{folder.name} was imported without its optimizer state, so it cannot be trained on. Import an "
             "export that was made with --with-state, or train a new run."
+        )
+    told = {event["event"] for event in read_events(folder / "events.jsonl")}
+    if "started" not in told or "saved" in told:
+        raise UserError(
+            f"{folder} has weights, but no {STATE} to go on from: it would begin anew, over its weights. "
+            "Nothing was touched: train a new run in another folder."
         )
 
 

@@ -316,3 +316,16 @@ def test_a_text_that_a_locale_without_letters_hands_over_is_searched_for(capsys,
     assert main.build_parser().parse_args(["search", "c", bytes_of_a_console]).text == "灯台守"
     for text in (bytes_of_a_console, "\ud800"):
         assert run(capsys, "search", lighthouses, text, "--json")[0] == 0
+
+
+def test_what_a_terminal_would_obey_is_shown_and_not_sent(tmp_path, capsys):
+    rows = [{"id": f"d{n}", "title": "t\x1b[2Jx", "text": f"harbor {n} and ships " * 60} for n in range(4)]
+    write_jsonl(tmp_path / "d.jsonl", rows)
+    assert main.main(["build-corpus", str(tmp_path / "d.jsonl"), "--out", str(tmp_path / "c")]) == 0
+    capsys.readouterr()
+
+    assert main.main(["search", str(tmp_path / "c"), "harbor"]) == 0
+
+    shown = capsys.readouterr().out
+    assert "harbor" in shown
+    assert "\x1b" not in shown

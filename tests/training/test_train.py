@@ -147,6 +147,41 @@ def test_a_kill_within_the_last_save_still_ends_with_the_last_weights(tmp_path, 
     assert same_weights(tmp_path / "whole", out)
 
 
+@pytest.mark.parametrize("record", ["none", "with a save"])
+def test_weights_without_a_state_are_not_trained_over(tmp_path, small_folder, record):
+    out = prepare(tmp_path / "run", small_folder)
+    advance(out, stop_after=6)
+    (out / "state.safetensors").unlink()
+    if record == "none":
+        (out / "events.jsonl").unlink()
+    before = (out / "model.safetensors").read_bytes()
+
+    with pytest.raises(UserError, match="no state.safetensors to go on from"):
+        advance(out)
+
+    assert (out / "model.safetensors").read_bytes() == before
+
+
+def test_a_kill_within_the_first_save_leaves_weights_that_are_made_once_more(tmp_path, small_folder):
+    out = prepare(tmp_path / "cut", small_folder)
+    real = checkpoint.save_tensors
+
+    def dies(path, tensors, meta):
+        if path.name == checkpoint.STATE:
+            raise KeyboardInterrupt
+        real(path, tensors, meta)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save_tensors", dies)
+        with pytest.raises(KeyboardInterrupt):
+            advance(out)
+    assert (out / "model.safetensors").exists()
+
+    advance(out)
+
+    assert saved_step(out) == 12
+
+
 def test_a_network_whose_encoder_never_sees_the_chunk_can_be_taken_up_too(tmp_path, small_folder):
     advance(prepare(tmp_path / "run", small_folder, enc_cross_layers=()), stop_after=4)
 
