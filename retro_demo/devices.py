@@ -345,15 +345,15 @@ def _average_gradient(weight: Tensor) -> None:
     weight.grad /= dist.get_world_size()
 
 
-def clip_gradients(learner: nn.Module, most: float) -> float:
-    """Scale all gradients down to the norm `most` of them together; returns their norm before."""
+def clip_gradients(learner: nn.Module, max_norm: float) -> float:
+    """Scale all gradients down to the norm `max_norm` of them together; returns their norm before."""
     gradients = [weight.grad for weight in learner.parameters() if weight.grad is not None]
     if not any(map(_is_sharded, gradients)):
-        return nn.utils.clip_grad_norm_(learner.parameters(), most).item()
+        return nn.utils.clip_grad_norm_(learner.parameters(), max_norm).item()
     norm = torch.stack([full_tensor(torch.linalg.vector_norm(part)) for part in gradients]).norm().item()
-    if norm > most:
+    if norm > max_norm:
         for part in gradients:
-            part.mul_(most / (norm + 1e-6))
+            part.mul_(max_norm / (norm + 1e-6))
     return norm
 
 

@@ -9,10 +9,10 @@ the only text of the corpus, and nothing in DIR holds what was forgotten: upload
 too, since each may hold several documents. The split stays: what was held out stays held out, and what was
 trained on is never held out.
 
-A retokenized corpus (`edition` in names) is for a run that was trained on another corpus (hot swap). It keeps
-documents, split and embedder; its tokens and the length of its chunks are those of the run. It lies below the
-folder of its corpus and is made once for each tokenizer, chunk length and state of the corpus: by the command
-line in its own process, for a server by a job (server/service.py). Loading one never makes it.
+A retokenized corpus (in the folder `editions`) is for a run that was trained on another corpus (hot swap).
+It keeps documents, split and embedder; its tokens and the length of its chunks are those of the run. It lies
+below the folder of its corpus and is made once for each tokenizer, chunk length and state of the corpus: by
+the command line in its own process, for a server by a job (server/service.py). Loading one never makes it.
 """
 
 from __future__ import annotations

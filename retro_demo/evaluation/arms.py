@@ -334,7 +334,7 @@ class EvidenceArms:
         self.abstains = abstains
         self.passages, self.vectors, self.config, self.seed = passages, vectors, config, seed
         self.k = k or max(1, round(config.evidence_per_target))
-        held_out = passages.held_out & ((passages.place == 0) | (not config.first_passages))
+        held_out = passages.held_out & ((passages.position == 0) | (not config.first_passages))
         if left_out is not None:
             held_out = held_out & ~left_out
         self.targets = np.random.default_rng([seed, 5]).permutation(np.flatnonzero(held_out))  # (Q,)

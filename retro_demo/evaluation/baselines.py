@@ -47,7 +47,7 @@ from retro_demo.runs.checkpoint import (
     weights_with,
 )
 from retro_demo.runs.planning import READER_SETTINGS
-from retro_demo.runs.provenance import place_name, weights_of
+from retro_demo.runs.provenance import folder_name, weights_of
 from retro_demo.settings import TrainConfig, settings_of
 from retro_demo.tokenizer import Tokenizer
 
@@ -266,11 +266,11 @@ def known_documents(corpus: Corpus, runs: Iterable[Path]) -> Known:
         try:
             there = load_corpus(corpus_folder(data_home()[0], place))
         except UserError:
-            unchecked.append(f"The corpus {place_name(place)} is gone or damaged.")
+            unchecked.append(f"The corpus {folder_name(place)} is gone or damaged.")
             continue
         later = changes_since(there, fingerprint)
         if later is None:
-            unchecked.append(f"The corpus {place_name(place)} has changed since.")
+            unchecked.append(f"The corpus {folder_name(place)} has changed since.")
             continue
         gone |= {(id_, title) for step in later for id_, title in step["forgotten"]}
         unread = there.held_out | there.database_only

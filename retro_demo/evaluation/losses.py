@@ -238,7 +238,7 @@ class Sums:
 
     def __init__(self, table: LossTable, count: int, *, resamples: int, seed: int) -> None:
         self.table, self.count = table, count
-        self.documents, self.place = np.unique(table.windows.document[:count], return_inverse=True)
+        self.documents, self.document_index = np.unique(table.windows.document[:count], return_inverse=True)
         self.drawn = draws(len(self.documents), resamples, seed)
         self.everything = np.ones((count, table.windows.rows.shape[1] - 1), dtype=bool)
 
@@ -246,7 +246,7 @@ class Sums:
         """values (>= count, P) added up by document (D,), over the chunks (count, L - 1) that are true."""
         sums = self.table.chunk_sums(values[: self.count])
         kept = np.where(self.everything if chunks is None else chunks, sums, 0).sum(axis=1)
-        return np.bincount(self.place, weights=kept, minlength=len(self.documents))
+        return np.bincount(self.document_index, weights=kept, minlength=len(self.documents))
 
     def tokens(self, chunks: np.ndarray | None = None) -> np.ndarray:
         return self.of(self.table.there, chunks)

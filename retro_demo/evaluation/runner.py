@@ -69,7 +69,7 @@ from retro_demo.runs.checkpoint import (
     weights_file,
 )
 from retro_demo.runs.loading import LoadedRun, load_own_corpus, load_run
-from retro_demo.runs.provenance import code_hash, place_name, provenance
+from retro_demo.runs.provenance import code_hash, folder_name, provenance
 from retro_demo.settings import EvaluateConfig
 
 EMBEDDED_AT_ONCE = 4096  # passages between two words on progress
@@ -196,7 +196,7 @@ def weights_used(request: Request) -> dict[str, str]:
 
 def name_of(corpus: Corpus, request: Request) -> str:
     """What the corpus is called that is measured on, in the tokens of the run where need be."""
-    return place_name(request.corpus) if request.corpus else corpus.name
+    return folder_name(request.corpus) if request.corpus else corpus.name
 
 
 class RetroMeasurement:

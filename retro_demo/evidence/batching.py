@@ -146,12 +146,12 @@ def _grow(graph: _Graph, budget: int) -> _Batch:
     batch = _Batch(graph, budget)
     closed = ~graph.free  # in a batch already, or evidence in this one
     there = np.zeros(len(closed))  # tokens of a target's evidence that the batch has
-    worth = np.full(len(closed), -1.0)  # weight for a token of what is connected, at best; -1: not
+    density = np.full(len(closed), -1.0)  # weight for a token of what is connected, at best; -1: not
     starts = iter(np.flatnonzero(graph.free))
     misses = 0
     while misses < MOST_MISSES:
-        target = int(worth.argmax())
-        if worth[target] < 0:
+        target = int(density.argmax())
+        if density[target] < 0:
             target = int(next(starts, -1))
         if target < 0:
             break
@@ -159,13 +159,13 @@ def _grow(graph: _Graph, budget: int) -> _Batch:
             continue
         offered = batch.offer(target)
         if offered is None:
-            worth[target] = -1
+            density[target] = -1
             misses += 1
             continue
         value, evidence = offered
-        if value < worth[target]:  # not all of its evidence has a place here
-            worth[target] = value
-            if worth.argmax() != target:
+        if value < density[target]:  # not all of its evidence has a place here
+            density[target] = value
+            if density.argmax() != target:
                 continue
         misses = 0
         batch.add(target, evidence)
@@ -176,6 +176,6 @@ def _grow(graph: _Graph, budget: int) -> _Batch:
         closed[shut] = True
         for one in evidence:
             touched = graph.targets_of[one]
-            worth[touched] = graph.weight[touched] / (graph.cost[touched] - there[touched])
-        worth[closed] = -1
+            density[touched] = graph.weight[touched] / (graph.cost[touched] - there[touched])
+        density[closed] = -1
     return batch

@@ -31,7 +31,7 @@ class Passages:
     """int64 (P, S): the token of the language (vocabulary + its index), then text, padded with 0."""
     document: np.ndarray
     """int (P,): index into the documents of the corpus."""
-    place: np.ndarray
+    position: np.ndarray
     """int (P,): number of the passage within its document."""
     language: np.ndarray
     """int (P,): index into `languages`."""
@@ -95,7 +95,7 @@ def cut_passages(corpus: Corpus, passage_len: int, languages: tuple[str, ...] | 
     return Passages(
         tokens=tokens,
         document=owner,
-        place=where[first] // size,
+        position=where[first] // size,
         language=language,
         group=np.array([groups[document.group] for document in corpus.documents])[owner],
         content=_numbers_of_texts(tokens[:, 1:]),

@@ -54,9 +54,9 @@ class Reindexing:
     matrix: np.ndarray | None = None
 
 
-def shown_rows(place: np.ndarray) -> np.ndarray:
-    """Ids of the passages whose embeddings are kept; place (P,): their numbers within their documents."""
-    firsts, others = np.flatnonzero(place == 0), np.flatnonzero(place > 0)
+def shown_rows(position: np.ndarray) -> np.ndarray:
+    """Ids of the passages whose embeddings are kept; position (P,): their numbers within their documents."""
+    firsts, others = np.flatnonzero(position == 0), np.flatnonzero(position > 0)
     if len(firsts) > SHOWN:  # spread evenly through the documents
         return firsts[np.unique(np.linspace(0, len(firsts) - 1, SHOWN).astype(np.int64))]
     return np.sort(np.concatenate([firsts, others[: SHOWN - len(firsts)]]))
@@ -173,7 +173,7 @@ def recall_by(
     many; pool: mean number of candidates. matrix: recall_at_1 from language (row) to language
     (column) as `languages` orders them, None where there is no pair.
     """
-    firsts = np.flatnonzero(passages.place == 0)
+    firsts = np.flatnonzero(passages.position == 0)
     asking = firsts[queries[firsts]]
     found = [
         _ranks(scores, passages, asking, firsts[passages.language[firsts] == language])

@@ -76,7 +76,9 @@ def weigh(run: LoadedRun, documents: Sequence[str], config: WeighConfig, text: s
     tokens, reading, before, after, off = totals.tolist()
     words = [commands.name_for_command(run.folder)]
     words += [f"--text={text}"] * bool(text)
-    words += ["--corpus", commands.name_for_command(run.place)] if run.place is not None else []
+    words += (
+        ["--corpus", commands.name_for_command(run.corpus_folder)] if run.corpus_folder is not None else []
+    )
     words += [*commands.set_flags(config), "--", *documents]  # an id or a title may begin with a dash
     return {
         "weighed": [corpus.documents[number].title for number in numbers],

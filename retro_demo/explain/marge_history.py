@@ -23,7 +23,7 @@ from retro_demo.explain.marge_reading import EvidenceReading, MargeCorpus
 from retro_demo.jobs.lifecycle import JobStatus
 from retro_demo.models.config import EvidenceConfig
 from retro_demo.runs.checkpoint import versions
-from retro_demo.runs.provenance import NOT_COMPARABLE, code_hash, place_name, weights_of
+from retro_demo.runs.provenance import NOT_COMPARABLE, code_hash, folder_name, weights_of
 
 MOST = 60  # documents of a sample
 GROUPS = 6  # at least so many groups, where there are
@@ -244,8 +244,8 @@ def evidence_origin(folder: Path, source: MargeCorpus) -> dict[str, Any]:
         "steps": steps,
         "parameters": parameters,
         "trained_on": {"device": config.device, "threads": config.threads, "versions": config.versions},
-        "config": asdict(config) | {"corpus": place_name(config.corpus)},
-        "corpus": place_name(config.corpus),
+        "config": asdict(config) | {"corpus": folder_name(config.corpus)},
+        "corpus": folder_name(config.corpus),
         "corpus_fingerprint": config.corpus_fingerprint,
         "documents": len(source.corpus.documents),
         "held_out_documents": int(source.corpus.held_out.sum()),

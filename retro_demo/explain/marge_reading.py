@@ -58,8 +58,8 @@ class MargeCorpus:
     def about(self, passage: int) -> dict[str, str]:
         """Id, title, language and group of a passage's document; `name` tells its passages apart."""
         document = self.corpus.documents[int(self.passages.document[passage])]
-        place = int(self.passages.place[passage])
-        name = document.id + (f" · passage {place + 1}" if place else "")
+        index = int(self.passages.position[passage])
+        name = document.id + (f" · passage {index + 1}" if index else "")
         title = document.title or document.id
         return {
             "id": document.id,
@@ -108,7 +108,7 @@ def targets_of(
     if languages:
         known = [passages.languages.index(name) for name in languages if name in passages.languages]
         kind = kind & np.isin(passages.language, known)
-    ids = np.flatnonzero(kind & (passages.place == 0))
+    ids = np.flatnonzero(kind & (passages.position == 0))
     about = [(int(i), source.about(int(i))) for i in _spread(ids, most)]
     return Choices([(f"{one['name']} · {one['title']}"[:90], i) for i, one in about], len(ids))
 
@@ -156,12 +156,12 @@ def reindexing(folder: Path, step: int) -> Reindexing:
     return found
 
 
-def reindexing_at(folder: Path, place: int) -> Reindexing:
-    """The re-index at a place (0: the first), else the nearest one; UserError where the run kept none."""
+def reindexing_at(folder: Path, index: int) -> Reindexing:
+    """The re-index at an index (0: the first), else the nearest one; UserError where the run kept none."""
     steps = reindexed_steps(folder)
     if not steps:
         raise UserError(f"{folder.name} has kept no re-index. Train it further.")
-    return reindexing(folder, steps[min(max(int(place), 0), len(steps) - 1)])
+    return reindexing(folder, steps[min(max(int(index), 0), len(steps) - 1)])
 
 
 MOST_EVIDENCE = 32

@@ -25,7 +25,7 @@ from retro_demo.generation.sampling import Written
 from retro_demo.retrieval.neighbors import Neighbors
 from retro_demo.runs import commands
 from retro_demo.runs.loading import LoadedRun, why_none_found
-from retro_demo.runs.provenance import place_name, provenance
+from retro_demo.runs.provenance import folder_name, provenance
 from retro_demo.settings import MOST_NEIGHBORS, ExplainConfig, GenerateConfig, to_json
 from retro_demo.tokenizer import pieces_of
 
@@ -126,7 +126,7 @@ def describe(run: LoadedRun, name: str, text: str, retrieved: Sequence[Retrieved
         "model": run.config.model,
         "text": text,
         "corpus": run.config.corpus_fingerprint,
-        "database": run.swapped or place_name(run.config.corpus),
+        "database": run.swapped or folder_name(run.config.corpus),
         "swapped": bool(run.swapped),
         "retriever": run.retriever,
         "versions": run.config.versions,
@@ -157,7 +157,11 @@ def command_of(made: Trace, run: LoadedRun, config: ExplainConfig | GenerateConf
     else:
         words += ["--tokens", ",".join(map(str, made.ids)), "--prompt-tokens", str(made.prompt_tokens)]
     if run.database is not None:
-        words += ["--corpus", commands.name_for_command(run.place)] if run.place is not None else []
+        words += (
+            ["--corpus", commands.name_for_command(run.corpus_folder)]
+            if run.corpus_folder is not None
+            else []
+        )
         words += ["--retriever", run.retriever, "--retrieval", config.retrieval]
         words += ["--num-neighbors", str(neighbors_read(run, config))]
         words += ["--seed", str(config.seed)] if config.retrieval == "shuffled" else []

@@ -354,14 +354,14 @@ def seconds_at_work(folder: Path) -> float:
 class JobStatus:
     """A job as its folder tells it: state, all events, and where it failed the end of its log.
 
-    `state` is waiting (for its `place` of `waiting` in the queue), running, finished, stopped, failed,
+    `state` is waiting (at `queue_position` of `waiting` in the queue), running, finished, stopped, failed,
     interrupted (killed: it can go on; `why` says what is known of it) or new.
     """
 
     state: str
     events: list[dict[str, Any]]
     log_tail: str
-    place: int = 0
+    queue_position: int = 0
     waiting: int = 0
     why: str = ""
 
@@ -375,15 +375,15 @@ class JobStatus:
 
 def status(folder: Path) -> JobStatus:
     """Look at a job; asks the operating system and the folder, never anybody's memory."""
-    # the place before the process, and both before the events: a job that leaves the queue in between is
+    # the position before the process, and both before the events: a job that leaves the queue in between is
     # seen at work, and one that ends shows its ending
-    place, waiting = job_queue.queue_position(folder)
+    position, waiting = job_queue.queue_position(folder)
     running = is_running(folder)
     events = LOG.read(folder / "events.jsonl")
     last = events[-1]["event"] if events else ""
     if running:
-        place, waiting = 0, 0
-    if place:
+        position, waiting = 0, 0
+    if position:
         state = "waiting"
     elif running and last not in ENDINGS:
         state = "running"
@@ -400,7 +400,7 @@ def status(folder: Path) -> JobStatus:
         else ""
     )
     why = _why_interrupted(folder) if state == "interrupted" else ""
-    return JobStatus(state, events, tail, place, waiting, why)
+    return JobStatus(state, events, tail, position, waiting, why)
 
 
 def _why_interrupted(folder: Path) -> str:

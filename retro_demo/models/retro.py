@@ -80,9 +80,9 @@ class ChunkedCrossAttention(CrossAttention):
         self.positions = positions
         self.shifted_keys = shifted_keys
 
-    def query_positions(self, place: int, count: int, device: torch.device) -> Tensor:
-        """Rotary positions (count,) of the tokens at `place` and after it in their attending chunk."""
-        places = torch.arange(place, place + count, device=device)
+    def query_positions(self, position: int, count: int, device: torch.device) -> Tensor:
+        """Rotary positions (count,) of the tokens at `position` and after it in their attending chunk."""
+        places = torch.arange(position, position + count, device=device)
         if self.positions == "reference":  # shifted twice: all but the first query stand at 0
             return (places == 0) * (2 * self.chunk_len - 2)
         return places + self.chunk_len - 1
@@ -101,9 +101,9 @@ class ChunkedCrossAttention(CrossAttention):
             keys = rearrange(F.pad(keys, (0, 0, 1, 0)), "b h k r p -> b h (k r) p")
         return self.placed(KeysValues(keys, values), places)
 
-    def attend(self, x: Tensor, context: KeysValues, place: int, mask: Tensor | None) -> Tensor:
-        """x (B, T, D): tokens of one attending chunk, the first at `place` in it -> (B, T, D)."""
-        positions = self.query_positions(place, x.shape[1], x.device)
+    def attend(self, x: Tensor, context: KeysValues, position: int, mask: Tensor | None) -> Tensor:
+        """x (B, T, D): tokens of one attending chunk, the first at `position` in it -> (B, T, D)."""
+        positions = self.query_positions(position, x.shape[1], x.device)
         return super().forward(x, context, positions, mask)
 
     def forward(self, x: Tensor, encoded: Tensor, mask: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -460,7 +460,7 @@ class RETRO(nn.Module):
                 read = partial(
                     layer.retrieve.attend,
                     context=cache.neighbors[number],
-                    place=(start + 1) % chunk_len,
+                    position=(start + 1) % chunk_len,
                     mask=cache.neighbors_present,
                 )
                 x = residual(x, layer.norm_retrieve, read, self.scale)

@@ -173,13 +173,13 @@ def leakage_table(leakage: Mapping[str, Any]) -> str:
     """bpb(alpha) of each arm with the chunks that are left; few are greyed."""
     arms = list(leakage["bpb"])
     rows = []
-    for place, name in enumerate(leakage["alpha_names"]):
-        values = [leakage["bpb"][arm][place] for arm in arms]
+    for index, name in enumerate(leakage["alpha_names"]):
+        values = [leakage["bpb"][arm][index] for arm in arms]
         cells = "".join(f"<td>{'' if value is None else f'{value:.4f}'}</td>" for value in values)
-        few = ' class="few"' if leakage["greyed"][place] else ""
+        few = ' class="few"' if leakage["greyed"][index] else ""
         rows.append(
-            f"<tr{few}><th>{esc(name)}</th><td>{leakage['chunks'][place]:,}</td>"
-            f"<td>{leakage['chunks_per_bin'][place]:,}</td>{cells}</tr>"
+            f"<tr{few}><th>{esc(name)}</th><td>{leakage['chunks'][index]:,}</td>"
+            f"<td>{leakage['chunks_per_bin'][index]:,}</td>{cells}</tr>"
         )
     heads = "".join(f"<th>{esc(arm_name(arm))}</th>" for arm in arms)
     return table(f"<th>{term('overlap')} at most</th><th>chunks</th><th>of these new</th>{heads}", rows)

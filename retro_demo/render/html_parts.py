@@ -71,12 +71,12 @@ def glossary() -> str:
     return f'<dl class="glossary">{words}</dl>'
 
 
-def color(place: int) -> str:
-    return COLORS[place % len(COLORS)]
+def color(index: int) -> str:
+    return COLORS[index % len(COLORS)]
 
 
-def neighbor_color(place: int) -> str:
-    return NEIGHBOR_COLORS[place % len(NEIGHBOR_COLORS)]
+def neighbor_color(index: int) -> str:
+    return NEIGHBOR_COLORS[index % len(NEIGHBOR_COLORS)]
 
 
 def language_name(language: str) -> str:
@@ -126,11 +126,11 @@ def passage(name: str, inside: str) -> str:
     return f'<p dir="auto"><em dir="ltr">{term(name)}</em>{inside}</p>'
 
 
-def neighbor_card(neighbor: Mapping[str, Any], place: int) -> str:
+def neighbor_card(neighbor: Mapping[str, Any], index: int) -> str:
     """One neighbor as a search found it: N, F and score."""
     after = neighbor["continuation"] or "(the document ends here)"
     return (
-        f'<article class="card" style="--own:{neighbor_color(place)}"><header><b>{place + 1} '
+        f'<article class="card" style="--own:{neighbor_color(index)}"><header><b>{index + 1} '
         f"{theirs(neighbor['title'] or neighbor['document'])}</b><span>{term('score')} "
         f"{neighbor['score']:.2f}</span></header>"
         f"{passage('N', esc(neighbor['text']))}{passage('F', esc(after))}</article>"
@@ -148,7 +148,7 @@ def found_html(neighbors: Sequence[Mapping[str, Any]], *, doubted: str = "", not
     warned = note(doubted, "warning") if doubted else ""
     if not neighbors:
         return warned + note(nothing)
-    return warned + "".join(neighbor_card(neighbor, place) for place, neighbor in enumerate(neighbors))
+    return warned + "".join(neighbor_card(neighbor, index) for index, neighbor in enumerate(neighbors))
 
 
 STATES = {
@@ -179,10 +179,10 @@ def bar(share: float, words: str) -> str:
 
 def standing(status: JobStatus) -> str:
     """Where a waiting job stands in the queue, and why one stopped that nobody stopped; else ""."""
-    if status.place:
+    if status.queue_position:
         return note(
-            f"It waits for its turn: place {status.place} of {status.waiting} in the queue. It starts by "
-            "itself, also when you close the page; Stop takes it out of the queue."
+            f"It waits for its turn: place {status.queue_position} of {status.waiting} in the queue. It "
+            "starts by itself, also when you close the page; Stop takes it out of the queue."
         )
     stopped = status.of_kind("stopped")
     if status.state == "stopped" and stopped and (why := stopped[-1].get("why")):

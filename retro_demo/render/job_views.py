@@ -46,10 +46,10 @@ def build_status(status: JobStatus, title: str) -> str:
     """How far a build is, stage by stage; its warnings; its failure in a sentence."""
     last = {event["stage"]: event for event in status.of_kind("progress")}
     items = []
-    for place, (stage, words) in enumerate(STAGES.items()):
+    for index, (stage, words) in enumerate(STAGES.items()):
         event = last.get(stage)
         done = event is not None and event["done"] >= event["total"]
-        mark = "done" if done else "now" if event or _is_next(place, last, status.state) else ""
+        mark = "done" if done else "now" if event or _is_next(index, last, status.state) else ""
         count = f"{event['done']:,} of {event['total']:,} " if event else ""
         share = event["done"] / max(event["total"], 1) if event else 0
         items.append(f'<li class="{mark}" style="--share:{100 * share:.0f}%">{count}{esc(words)}</li>')
@@ -62,8 +62,8 @@ def build_status(status: JobStatus, title: str) -> str:
 
 def waiting(status: JobStatus, title: str) -> str:
     """A build in one line, for those who wait for it."""
-    if status.place:
-        turn = f"it waits for its turn, place {status.place} of {status.waiting} in the queue"
+    if status.queue_position:
+        turn = f"it waits for its turn, place {status.queue_position} of {status.waiting} in the queue"
         return f'<p class="speed" role="status">{esc(title)}: {turn}. The text begins after that.</p>'
     last = (status.of_kind("progress") or [{"stage": "read", "done": 0, "total": 0}])[-1]
     count = (
@@ -72,12 +72,12 @@ def waiting(status: JobStatus, title: str) -> str:
     return f'<p class="speed" role="status">{esc(title)}{esc(count)}. The text begins after that.</p>'
 
 
-def _is_next(place: int, last: Mapping[str, Any], state: str) -> bool:
-    before = list(STAGES)[place - 1] if place else None
+def _is_next(index: int, last: Mapping[str, Any], state: str) -> bool:
+    before = list(STAGES)[index - 1] if index else None
     return (
         state == "running"
         and (before is None or before in last)
-        and not any(stage in last for stage in list(STAGES)[place:])
+        and not any(stage in last for stage in list(STAGES)[index:])
     )
 
 
@@ -215,7 +215,7 @@ def alarms_html(status: JobStatus, config: AnyRun, best: tuple[int, float | None
 
     best: what its best save tells, step and held-out loss, as `checkpoint.told_by` has them.
     """
-    watch = Watch(config.training, status.events, lessons=config.lesson_steps)
+    watch = Watch(config.training, status.events, curriculum_steps=config.lesson_steps)
     watch.keeps(*best)
     done = status.of_kind("step")
     notes = "".join(

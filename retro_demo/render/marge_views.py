@@ -192,15 +192,15 @@ def evidence_table(reading: EvidenceReading, source: MargeCorpus) -> str:
     """The evidence as it is found now: relevance, attention, and the loss of the target without it."""
     mass = reading.mass_of(None)
     rows = []
-    for place, passage in enumerate(reading.ids):
+    for index, passage in enumerate(reading.ids):
         about, text = source.about(int(passage)), source.text(int(passage))
         same = " · same group" if about["group"] == source.about(reading.target)["group"] else ""
         rows.append(
-            f"<tr><th>{place + 1}</th><td>{esc(language_name(about['language']))}</td>"
+            f"<tr><th>{index + 1}</th><td>{esc(language_name(about['language']))}</td>"
             f"<td><b>{theirs(about['title'])}</b> <small>{theirs(about['name'])}{same}</small>"
             f'<br><span dir="auto">{esc(text[:WORDS])}</span></td>'
-            f"<td>{reading.relevance[place]:+.4f}</td><td>{mass[place]:.1%}</td>"
-            f"<td>{reading.without[place]:.4f}</td><td>{reading.effect[place]:+.4f}</td></tr>"
+            f"<td>{reading.relevance[index]:+.4f}</td><td>{mass[index]:.1%}</td>"
+            f"<td>{reading.without[index]:.4f}</td><td>{reading.effect[index]:+.4f}</td></tr>"
         )
     head = (
         f"<th></th><th>language</th><th>evidence</th><th>{term('relevance')} f</th>"
@@ -228,10 +228,10 @@ def agreement_table(reading: EvidenceReading) -> str:
     layers = range(len(reading.mass))
     head = "<th></th><th>f</th>" + "".join(f"<th>layer {layer + 1}</th>" for layer in layers)
     rows = [
-        f"<tr><th>{place + 1}</th><td>{reading.relevance[place]:+.4f}</td>"
-        + "".join(f"<td>{reading.mass[layer, place]:.2%}</td>" for layer in layers)
+        f"<tr><th>{index + 1}</th><td>{reading.relevance[index]:+.4f}</td>"
+        + "".join(f"<td>{reading.mass[layer, index]:.2%}</td>" for layer in layers)
         + "</tr>"
-        for place in range(len(reading.ids))
+        for index in range(len(reading.ids))
     ]
     return table(head, rows)
 
@@ -259,12 +259,12 @@ def found_evidence(passages: Sequence[Mapping[str, Any]], milliseconds: float) -
     if not passages:
         return note("Written without any evidence.")
     cards = "".join(
-        f'<article class="card" style="--own:{neighbor_color(place)}"><header><b>{place + 1} '
+        f'<article class="card" style="--own:{neighbor_color(index)}"><header><b>{index + 1} '
         f"{theirs(one['title'] or one['document'])}</b><span>{esc(language_name(one['language']))}</span>"
         f"<span>{theirs(one['document'])}</span><span>{term('relevance')} {_relevance(one['score'])}</span>"
         "</header>"
         f'<p dir="auto">{esc(one["text"])}</p></article>'
-        for place, one in enumerate(passages)
+        for index, one in enumerate(passages)
     )
     return f'<p class="caption">Its evidence, found in {milliseconds:.0f} ms.</p>{cards}'
 
@@ -322,10 +322,10 @@ def matrix_figure(
         )
     )
     borders = sample.borders(source.passages)
-    for place in borders:
+    for index in borders:
         line = {"color": GRAY, "width": 1}
-        figure.add_shape(type="line", x0=place - 0.5, x1=place - 0.5, y0=-0.5, y1=count - 0.5, line=line)
-        figure.add_shape(type="line", y0=place - 0.5, y1=place - 0.5, x0=-0.5, x1=count - 0.5, line=line)
+        figure.add_shape(type="line", x0=index - 0.5, x1=index - 0.5, y0=-0.5, y1=count - 0.5, line=line)
+        figure.add_shape(type="line", y0=index - 0.5, y1=index - 0.5, x0=-0.5, x1=count - 0.5, line=line)
     ends = [0, *borders, count]
     starts, middles = ends[:-1], [(a + b - 1) / 2 for a, b in zip(ends[:-1], ends[1:], strict=True)]
     words = [block_name(source, sample, start) for start in starts] if borders else []
@@ -350,9 +350,9 @@ def full_color(values: np.ndarray) -> float:
     return max(float(np.quantile(known, 0.99)), 1e-6) if len(known) else 1.0
 
 
-def block_name(source: MargeCorpus, sample: PassageSample, place: int) -> str:
+def block_name(source: MargeCorpus, sample: PassageSample, index: int) -> str:
     """What the block that begins at a place of the sample is called: its group or language."""
-    about = source.about(int(sample.ids[place]))
+    about = source.about(int(sample.ids[index]))
     name = about["group"] if sample.order == "group" else language_name(about["language"])
     return name if len(name) <= 14 else "…" + name[-13:]
 
@@ -409,9 +409,9 @@ def map_figure(moved: Mapping[str, Any], sample: PassageSample, source: MargeCor
     kinds = [one[by] for one in about]
     if len(set(kinds)) == len(kinds):  # nothing belongs together: one color for all
         kinds = ["documents"] * len(kinds)
-    for place, one in enumerate(dict.fromkeys(kinds)):
+    for index, one in enumerate(dict.fromkeys(kinds)):
         mine = [i for i, kind in enumerate(kinds) if kind == one]
-        tint = color(place)
+        tint = color(index)
         arrows = np.full((3 * len(mine), 2), np.nan)  # a gap after each
         arrows[0::3], arrows[1::3] = before[mine], after[mine]
         title = label(language_name(one) if by == "language" else one)
@@ -431,7 +431,7 @@ def map_figure(moved: Mapping[str, Any], sample: PassageSample, source: MargeCor
             mode="markers",
             name=title,
             legendgroup=title,
-            marker={"color": tint, "size": 8, "symbol": SYMBOLS[place // 6 % len(SYMBOLS)]},
+            marker={"color": tint, "size": 8, "symbol": SYMBOLS[index // 6 % len(SYMBOLS)]},
             text=[label(about[i]["name"]) for i in mine],
             hovertemplate="%{text}<extra></extra>",
         )
@@ -454,7 +454,7 @@ def agreement_figure(reading: EvidenceReading, source: MargeCorpus, layer: int |
         x=reading.relevance,
         y=reading.mass_of(layer),
         mode="markers+text",
-        text=[str(place + 1) for place in range(len(names))],
+        text=[str(index + 1) for index in range(len(names))],
         textposition="top center",
         customdata=names,
         marker={"color": color(0), "size": 10},
@@ -481,8 +481,8 @@ def heatmap_figure(weights: np.ndarray, rows: Sequence[str], columns: Sequence[s
             colorscale=BLUE,
             zmin=0,
             zmax=max(float(weights.max(initial=0)), 1e-6),
-            x=[f"{place + 1} {label(piece)}" for place, piece in enumerate(columns)],
-            y=[f"{first + place} {label(piece)}" for place, piece in enumerate(rows)],
+            x=[f"{index + 1} {label(piece)}" for index, piece in enumerate(columns)],
+            y=[f"{first + index} {label(piece)}" for index, piece in enumerate(rows)],
             hovertemplate="writing %{y}<br>reads %{x}<br>%{z:.4f} of its attention<extra></extra>",
             colorbar={"thickness": 10, "outlinewidth": 0},
         )

@@ -85,7 +85,7 @@ def loss_curve(status: JobStatus, run: str) -> go.Figure:
     names = {"on": "held out, retrieval on", "off": "held out, retrieval off"}
     if any("random" in event["arms"] for event in measured):  # a MARGE
         names = {arm: f"held out, {kind} evidence" for arm, kind in EVIDENCE_ARMS.items()}
-    for place, (arm, name) in enumerate(names.items()):
+    for index, (arm, name) in enumerate(names.items()):
         points = [(event["step"], event["arms"][arm]["nats"]) for event in measured if arm in event["arms"]]
         few = thin(np.arange(len(points)), MOST_POINTS // 4)
         if points:
@@ -96,7 +96,7 @@ def loss_curve(status: JobStatus, run: str) -> go.Figure:
                 y=y,
                 name=name,
                 mode="markers",
-                marker={"color": color(place), "size": 9, "symbol": ("circle", "diamond", "square")[place]},
+                marker={"color": color(index), "size": 9, "symbol": ("circle", "diamond", "square")[index]},
                 hovertemplate=f"{arm}, step %{{x}}: %{{y:.4f}}<extra></extra>",
             )
     return figure_layout(
@@ -183,8 +183,8 @@ def map_words(after: np.ndarray, moved: float) -> str:
 def agreement_words(relevance: np.ndarray, mass: np.ndarray, rho: float | None) -> str:
     """Relevance (M,) against the share of attention (M,) of each piece of evidence."""
     told = ", ".join(
-        f"piece {place} f {f:.4f} and {share:.1%}"
-        for place, (f, share) in enumerate(zip(relevance, mass, strict=True), 1)
+        f"piece {index} f {f:.4f} and {share:.1%}"
+        for index, (f, share) in enumerate(zip(relevance, mass, strict=True), 1)
     )
     agree = "" if rho is None else f"; their rank correlation is {rho:+.2f}"
     return f"Relevance and share of attention of {len(mass)} pieces of evidence: {told}{agree}."

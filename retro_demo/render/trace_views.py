@@ -148,7 +148,7 @@ def _found(trace: Trace, number: int, shares: np.ndarray) -> str:
         inside = note(reason)
     else:
         places = range(len(trace.neighbors[number - 1]))
-        cards = "".join(_card(trace, number - 1, place, shares[:, place]) for place in places)
+        cards = "".join(_card(trace, number - 1, index, shares[:, index]) for index in places)
         inside = (
             f'<p class="caption">Found with the text of chunk {number}, read while chunk {number + 1} was '
             f"written. Click a title to see which tokens used it. {EFFECT_OF_RANKS}</p>{cards}"
@@ -156,14 +156,14 @@ def _found(trace: Trace, number: int, shares: np.ndarray) -> str:
     return f'<section class="found" data-of="{number}" hidden>{inside}</section>'
 
 
-def _card(trace: Trace, chunk: int, place: int, shares: np.ndarray) -> str:
+def _card(trace: Trace, chunk: int, index: int, shares: np.ndarray) -> str:
     """One neighbor: its attention beside its effect, N and F token by token, and what can be done to it."""
-    neighbor = trace.neighbors[chunk][place]
+    neighbor = trace.neighbors[chunk][index]
     readers = range(
         (chunk + 1) * trace.chunk_len - 1, min((chunk + 2) * trace.chunk_len - 1, len(trace.tokens))
     )
     share = float(shares[readers].mean())
-    known = trace.numbers.shapley[readers, place]
+    known = trace.numbers.shapley[readers, index]
     known = known[~np.isnan(known)]
     effect = f"{known.mean():+.3f}" if len(known) else "–"
     half = trace.chunk_len
@@ -181,9 +181,9 @@ def _card(trace: Trace, chunk: int, place: int, shares: np.ndarray) -> str:
         )
     )
     return (
-        f'<article class="card" data-chunk="{chunk}" data-neighbor="{place}" '
-        f'style="--own:{neighbor_color(place)}"><header>'
-        f'<button type="button" class="name" data-act="used" aria-pressed="false">{place + 1} '
+        f'<article class="card" data-chunk="{chunk}" data-neighbor="{index}" '
+        f'style="--own:{neighbor_color(index)}"><header>'
+        f'<button type="button" class="name" data-act="used" aria-pressed="false">{index + 1} '
         f"{theirs(neighbor['title'] or neighbor['document'])}</button>"
         f"<span>{term('score')} {neighbor['score']:.2f}</span>"
         f'<span class="mass">{term("mass")} {share:.0%}</span>'
@@ -201,7 +201,7 @@ def token_data(trace: Trace) -> dict[str, Any]:
     return {
         "chunkLen": trace.chunk_len,
         "labels": trace.tokens,
-        "colors": [neighbor_color(place) for place in range(trace.neighbor_tokens.shape[1])],
+        "colors": [neighbor_color(index) for index in range(trace.neighbor_tokens.shape[1])],
         "scales": {"gain": gain_scale(trace), "surprise": 8, "entropy": _widest(trace)},
         "used": USED,
         "on": [_round(row["loss_on"]) for row in rows],
@@ -246,7 +246,7 @@ def heatmap(trace: Trace | None, layer: int | None = None, head: int | None = No
     data = {
         "shape": scaled.shape,
         "top": round(top, 4),
-        "colors": [neighbor_color(place) for place in range(scaled.shape[2])],
+        "colors": [neighbor_color(index) for index in range(scaled.shape[2])],
         "labels": trace.tokens,
         "neighbors": [
             [{"title": one["title"] or one["document"], "tokens": one["tokens"]} for one in found]
@@ -298,9 +298,9 @@ def timeline_html(trace: Trace | None) -> str:
     widest = max([abs(row["gain"]) for row in lookups if row["gain"] is not None], default=0) or 1
     for row in lookups:
         found = "".join(
-            f'<li style="--own:{neighbor_color(place)}"><b>{place + 1}</b> '
+            f'<li style="--own:{neighbor_color(index)}"><b>{index + 1}</b> '
             f"{theirs(one['title'] or one['document'])} <small>{_scores(one)}</small></li>"
-            for place, one in enumerate(row["neighbors"])
+            for index, one in enumerate(row["neighbors"])
         )
         rows.append(
             f"<tr><td>{row['chunk'] + 1}</td>"

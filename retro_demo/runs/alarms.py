@@ -150,7 +150,7 @@ def ahead_words(about: Mapping[str, Any]) -> str:
 class Watch:
     """Follows a run from what its events have told so far, and says each kind of alarm once.
 
-    `lessons` is over how many steps reading lessons fade out: loss rises while the answers are taken away.
+    `curriculum_steps`: over so many steps reading lessons fade out; loss rises while answers are taken away.
     """
 
     def __init__(
@@ -158,11 +158,11 @@ class Watch:
         config: TrainConfig,
         events: Iterable[Mapping[str, Any]] = (),
         *,
-        lessons: int = 0,
+        curriculum_steps: int = 0,
         passes_a_step: float = 0.0,
     ) -> None:
         """passes_a_step: how often a step reads the training text, 0 = as the events say."""
-        self.config, self.lessons = config, lessons
+        self.config, self.curriculum_steps = config, curriculum_steps
         self.points: list[Point] = []
         self._rates = [(0, passes_a_step)] if passes_a_step else []  # (from which step on, passes a step)
         self._begun: list[float] = []  # the loss of the FIRST steps
@@ -250,7 +250,7 @@ class Watch:
         self._step = step
         self._begun += [loss] if len(self._begun) < FIRST else []
         self._recent.append(loss)
-        taught = step < self.lessons + RECENT
+        taught = step < self.curriculum_steps + RECENT
         if len(self._recent) == RECENT and not taught and (now := median(self._recent)) < self._lowest:
             self._lowest, self._lowest_at = now, step
 

@@ -373,9 +373,9 @@ def check_weights(path: Path, network: NetworkConfig) -> Header:
     no less. So neither takes memory where the two do not fit."""
     header = read_header(path)
     check_shapes(path, header.shapes, shapes_of(network))
-    for name, (kind, _) in header.tensors.items():
-        if kind not in FLOATS:
-            raise UserError(f"{path} keeps {seen(name)} as {kind}; it must be {' or '.join(FLOATS)}. {ANEW}")
+    for name, (dtype, _) in header.tensors.items():
+        if dtype not in FLOATS:
+            raise UserError(f"{path} keeps {seen(name)} as {dtype}; it must be {' or '.join(FLOATS)}. {ANEW}")
     return header
 
 
@@ -410,8 +410,8 @@ def save_state(
     names = {id(weight): name for name, weight in model.named_parameters()}
     sources = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for weight, moments in optimizer.state.items():
-        for kind, value in moments.items():
-            sources[f"optimizer.{kind}.{names[id(weight)]}"] = value
+        for moment, value in moments.items():
+            sources[f"optimizer.{moment}.{names[id(weight)]}"] = value
     tensors = {}
     for name, tensor in sources.items():
         full = full_tensor(tensor)  # one after the other: they need not all be on the GPU in full
@@ -462,10 +462,10 @@ def load_state(
     saved = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
     model.load_state_dict({n: shard_like(there[n], t) if n in there else t for n, t in saved.items()})
     for name, weight in model.named_parameters():
-        for kind in MOMENTS:
-            if (value := tensors.get(f"optimizer.{kind}.{name}")) is not None:  # none: it had no gradient
-                value = shard_like(weight, value) if kind != "step" else value.to(weight.device)
-                optimizer.state[weight][kind] = value
+        for moment in MOMENTS:
+            if (value := tensors.get(f"optimizer.{moment}.{name}")) is not None:  # none: it had no gradient
+                value = shard_like(weight, value) if moment != "step" else value.to(weight.device)
+                optimizer.state[weight][moment] = value
     try:
         if (generator := tensors.get(_generator("cpu", world.rank))) is not None:
             torch.set_rng_state(generator)
@@ -485,18 +485,18 @@ def check_state(path: Path, shapes: Shapes) -> Header:
     header = read_header(path)
     weights = {n.removeprefix("model."): s for n, s in header.shapes.items() if n.startswith("model.")}
     check_shapes(path, weights, shapes)
-    for name, (kind, shape) in header.tensors.items():
+    for name, (dtype, shape) in header.tensors.items():
         if name.startswith("model."):
-            fits = kind == "F32"
+            fits = dtype == "F32"
         elif GENERATOR.fullmatch(name):
-            fits = kind == "U8" and len(shape) == 1 and shape[0] <= GENERATOR_BYTES
+            fits = dtype == "U8" and len(shape) == 1 and shape[0] <= GENERATOR_BYTES
         else:
             part, moment, weight = (*name.split(".", 2), "", "")[:3]
-            fits = part == "optimizer" and moment in MOMENTS and weight in shapes and kind == "F32"
+            fits = part == "optimizer" and moment in MOMENTS and weight in shapes and dtype == "F32"
             fits = fits and shape == (() if moment == "step" else shapes[weight])
         if not fits:
             raise UserError(
-                f"{path} holds {seen(name)} ({kind} {list(shape)}), which no run of this network saves. "
+                f"{path} holds {seen(name)} ({dtype} {list(shape)}), which no run of this network saves. "
                 f"{ANEW}"
             )
     return header

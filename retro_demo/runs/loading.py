@@ -51,7 +51,7 @@ class LoadedRun:
     """A run in memory, ready to write.
 
     `retriever` is the name of the one it reads through, "" for an lm; `swapped` the name of the
-    corpus that was put in place of the one it was trained on, "" where that one is there; `place` the
+    corpus that was put in place of the one it was trained on, "" where that one is there; `corpus_folder` the
     folder of the corpus that was named when it was loaded, None = none was.
     """
 
@@ -62,7 +62,7 @@ class LoadedRun:
     database: Database | None
     retriever: str
     swapped: str = ""
-    place: Path | None = None
+    corpus_folder: Path | None = None
 
     @cached_property
     def bm25(self) -> LexicalRetriever:

@@ -34,9 +34,9 @@ def provenance(run: Path, *, command: str, seconds: float, settings: dict[str, A
     """
     config = read_any_config(run)
     steps, parameters = weights_of(run)
-    places = {"corpus": place_name(config.corpus)}
+    places = {"corpus": folder_name(config.corpus)}
     if config.base:
-        places["base"] = place_name(config.base)
+        places["base"] = folder_name(config.base)
     return {
         "run": run.name,
         "model": config.model,
@@ -104,9 +104,9 @@ def training_seconds(run: Path, config: AnyRun, steps: int) -> float | None:
     return round(steps * fmean(tokens / max(speed, 1e-9) for speed in speeds), 1)
 
 
-def place_name(place: str) -> str:
+def folder_name(folder: str) -> str:
     """What a corpus or run is called, without the folders of the machine it lies on."""
-    return place if place.startswith("sample:") else Path(place).name
+    return folder if folder.startswith("sample:") else Path(folder).name
 
 
 @cache

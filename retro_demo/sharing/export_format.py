@@ -362,11 +362,13 @@ def check_tokenizer(path: Path, vocabulary: int | None = None) -> None:
 def check_evidence(path: Path) -> None:
     """Raise UserError where a file of evidence/ is not what a re-index leaves."""
     header = read_header(path)
-    for name, (kind, shape) in header.tensors.items():
-        wanted = EVIDENCE_KINDS.get(name, (kind if kind in ("F32", "F64") else "F32", 2))
-        known = name in (*EVIDENCE_KINDS, "matrix") and (kind, len(shape)) == wanted
+    for name, (dtype, shape) in header.tensors.items():
+        wanted = EVIDENCE_KINDS.get(name, (dtype if dtype in ("F32", "F64") else "F32", 2))
+        known = name in (*EVIDENCE_KINDS, "matrix") and (dtype, len(shape)) == wanted
         if not known or max(shape) >= MOST_NUMBER:
-            raise UserError(f"evidence/{path.name} holds {name[:80]!r} as {kind} {list(shape)}. Export anew.")
+            raise UserError(
+                f"evidence/{path.name} holds {name[:80]!r} as {dtype} {list(shape)}. Export anew."
+            )
     sizes = {name: shape[0] for name, (_, shape) in header.tensors.items()}
     same = [sizes.get(name) for name in ("target", "evidence", "relevance")]
     if set(EVIDENCE_KINDS) - set(sizes) or len(set(same)) > 1 or sizes["rows"] != sizes["vectors"]:

@@ -43,7 +43,7 @@ from retro_demo.runs.checkpoint import (
 )
 from retro_demo.runs.commands import for_others
 from retro_demo.runs.loading import load_own_corpus
-from retro_demo.runs.provenance import NOT_COMPARABLE, place_name, weights_of
+from retro_demo.runs.provenance import NOT_COMPARABLE, folder_name, weights_of
 from retro_demo.sharing.export_format import RUN, CorpusNote, Manifest, write_manifest
 
 LANGUAGE = re.compile(r"[a-z]{2,3}")
@@ -111,7 +111,7 @@ def _origin(run: Path, config: AnyRun, corpus: CorpusNote, imported: bool) -> st
     if config.chunk_len:
         rows["Neighbors"] = f"{training.num_neighbors} of each chunk, by {training.retriever}"
     if config.base:
-        rows["Begun with"] = f"{plain(place_name(config.base))} (weights {config.base_weights[:16]})"
+        rows["Begun with"] = f"{plain(folder_name(config.base))} (weights {config.base_weights[:16]})"
     table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
     note = (
         "\n\nThis run was imported before it was exported here: its record is as its maker gave it, and "
@@ -258,8 +258,8 @@ def export_run(
     corpus = load_own_corpus(config) if with_corpus else None
     note = _note(config.corpus, config.corpus_fingerprint)
     with whole_folder(out) as folder:
-        base = {"base": place_name(config.base)} if config.base else {}
-        write_run_config(folder, replace(config, corpus=place_name(config.corpus), **base))
+        base = {"base": folder_name(config.base)} if config.base else {}
+        write_run_config(folder, replace(config, corpus=folder_name(config.corpus), **base))
         # to be trained on it needs its last weights, and its best ones stay what they are
         of_state = [name for name in (STATE, BEST) if with_state and (run / name).exists()]
         shutil.copyfile(run / LAST if with_state else weights_file(run), folder / LAST)
@@ -322,7 +322,7 @@ def _note(corpus: str, fingerprint: str) -> CorpusNote:
     name = corpus.removeprefix(SAMPLE)
     if corpus.startswith(SAMPLE) and name in SAMPLES:
         return CorpusNote(SAMPLES[name].title, fingerprint, name)
-    return CorpusNote(place_name(corpus)[:200], fingerprint)
+    return CorpusNote(folder_name(corpus)[:200], fingerprint)
 
 
 def _copy_corpus(corpus: Corpus, out: Path) -> None:

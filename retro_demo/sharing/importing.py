@@ -33,7 +33,7 @@ from retro_demo.runs.checkpoint import (
     weights_with,
     write_run_config,
 )
-from retro_demo.runs.provenance import place_name
+from retro_demo.runs.provenance import folder_name
 from retro_demo.settings import CorpusConfig, from_json
 from retro_demo.sharing.export_format import (
     CORPUS,
@@ -188,7 +188,7 @@ def _manifest_of_old(source: Path, folder: Path) -> Manifest:
     config = check_config(folder)
     name = config.corpus.removeprefix(SAMPLE)
     shipped = name if config.corpus.startswith(SAMPLE) and name in SAMPLES else ""
-    note = CorpusNote(place_name(config.corpus)[:200], config.corpus_fingerprint, shipped)
+    note = CorpusNote(folder_name(config.corpus)[:200], config.corpus_fingerprint, shipped)
     return Manifest("run", source.stem[:100], note, {}, 0)
 
 
@@ -283,7 +283,7 @@ def _base_here(config: AnyRun, bases: Sequence[Path]) -> str:
         if weights_with(folder, config.base_weights) is not None:
             shipped = folder.resolve().is_relative_to(CHECKPOINTS)
             return f"{SAMPLE}{folder.name}" if shipped else str(folder.resolve())
-    return f"{MISSING}/{PurePosixPath(place_name(config.base)).name[:80]}"
+    return f"{MISSING}/{PurePosixPath(folder_name(config.base)).name[:80]}"
 
 
 def shipped_runs() -> list[Path]:
@@ -301,7 +301,7 @@ def name_of_corpus(export: Checked, place: Path | None) -> str:
         return str(place.resolve())
     if note.shipped in SAMPLES:
         return f"{SAMPLE}{note.shipped}"
-    return f"{MISSING}/{PurePosixPath(place_name(note.title)).name[:80] or 'corpus'}"
+    return f"{MISSING}/{PurePosixPath(folder_name(note.title)).name[:80] or 'corpus'}"
 
 
 def corpus_here(export: Checked, places: Sequence[Path]) -> Path | None:

@@ -319,7 +319,7 @@ class MargeBatches:
         self.targets = trained_on & ~self.passages.database_only
         self.candidates = trained_on & in_evidence_set(self.passages, config)
         if config.first_passages:
-            self.targets &= self.passages.place == 0
+            self.targets &= self.passages.position == 0
         self.scripts = scripts_of(corpus, languages)
         self.found: Reindexing | None = None  # the last re-index that batches come from
         self._epoch: tuple[tuple[int, int], list[Subgraph]] | None = None
@@ -382,7 +382,7 @@ class MargeBatches:
         across.pop("languages", None)
         cells = across.pop("matrix", None)
         matrix = None if cells is None else np.array(cells, dtype=np.float32)  # NaN where there is no pair
-        rows = shown_rows(self.passages.place)
+        rows = shown_rows(self.passages.position)
         figures |= {"recall": across, "beta": model.betas(), "seconds": round(time.perf_counter() - begun, 3)}
         found = Reindexing(step, pairs, rows, vectors[rows], figures, matrix)
         if step < self.steps:  # the one behind the last step is only looked at

@@ -122,7 +122,7 @@ def _train(
     watch = Watch(
         training,
         read_events(out / "events.jsonl"),
-        lessons=config.lesson_steps,
+        curriculum_steps=config.lesson_steps,
         passes_a_step=work.passes_a_step,
     )
     start = yield from go_on(out, config, model, optimizer, device, world, watch, work.told(watch))

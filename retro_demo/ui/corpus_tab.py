@@ -84,7 +84,7 @@ class CorpusView:
             return self._nothing(html_parts.note("Choose a corpus from the list."))
         folder = workspace.corpus(corpus)
         now, built = corpus_changes.corpus_status(folder), service.statistics(folder)
-        mark = f"{corpus} {now.state} {len(now.events)} {now.place} {built is not None}"
+        mark = f"{corpus} {now.state} {len(now.events)} {now.queue_position} {built is not None}"
         followed = {self.timer: gr.Timer(active=now.under_way), self.shown_before: mark}
         if mark == before:
             return followed

@@ -111,7 +111,7 @@ class Endpoints:
         folder = Workspace.open(self.home, workspace).run(run)
         status, config = lifecycle.status(folder), read_any_config(folder)
         kept = weights_kept(folder)
-        watch = Watch(config.training, status.events, lessons=config.lesson_steps)
+        watch = Watch(config.training, status.events, curriculum_steps=config.lesson_steps)
         watch.keeps(*told_by(folder / BEST))
         best = best_of(watch.points)
         steps, measured, failed = (status.of_kind(k) for k in ("step", "evaluated", "failed"))
@@ -119,7 +119,7 @@ class Endpoints:
         return {
             "run": run,
             "state": status.state,
-            "place": status.place,
+            "place": status.queue_position,
             "why": stopped[-1].get("why", "") if stopped else "",
             "step": steps[-1]["step"] if steps else 0,
             "steps": config.training.steps,

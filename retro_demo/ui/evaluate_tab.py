@@ -189,7 +189,7 @@ class EvaluateHandlers:
         result = evaluations.latest_result(now)
         said = len(now.of_kind("refined")) + len(now.of_kind("finished"))
         other = bool(known and result and evaluations.of_other_weights(workspace, known, result))
-        mark = f"{one} {folder.name} {now.state} {now.place} {said} {which} {other}"
+        mark = f"{one} {folder.name} {now.state} {now.queue_position} {said} {which} {other}"
         shown = self._buttons("" if folder.name == "evaluation" else now.state)
         shown |= {view.status: evaluation_views.evaluation_status(now)}
         shown |= {view.timer: gr.Timer(active=now.under_way), view.shown_before: mark}

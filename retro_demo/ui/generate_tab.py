@@ -72,7 +72,7 @@ class ExplainView:
     def __init__(self) -> None:
         self.intro = gr.HTML(elem_id="intro")
         self.linked = gr.HTML(elem_id="linked", js_on_load=(ASSETS / "explain.js").read_text("utf-8"))
-        self.place = gr.State((0, 0, 0))  # chunk, neighbor, token
+        self.selection = gr.State((0, 0, 0))  # chunk, neighbor, token
         with gr.Accordion("Edit a neighbor", open=False, elem_id="editor") as self.editor:
             self._editor()
         gr.HTML(
@@ -182,7 +182,7 @@ class ExplainHandlers:
         ]
         return {
             self.view.editor: gr.Accordion(open=True),
-            self.view.place: (chunk, neighbor, token),
+            self.view.selection: (chunk, neighbor, token),
             self.view.said: html_parts.note(words),
             self.view.other: gr.Dropdown(options, value=options[0][1] if kind == "swap" else None),
             **self._texts(texts),
@@ -234,13 +234,13 @@ def _wire_explaining(on: ExplainHandlers, view: ExplainView, known: list[Any]) -
     opened = view.linked.select(
         once_known(on.act),
         known,
-        [view.editor, view.place, view.said, *texts, view.other, *edited],
+        [view.editor, view.selection, view.said, *texts, view.other, *edited],
         show_progress="hidden",
         **model,
     )
     opened.success(None, js=TO_EDITOR)
-    view.reread.click(shows_errors(on.read_instead), [*known, view.place, *texts], edited, **model)
-    other = [*known, view.place, view.other]
+    view.reread.click(shows_errors(on.read_instead), [*known, view.selection, *texts], edited, **model)
+    other = [*known, view.selection, view.other]
     view.other.input(shows_errors(on.read_other), other, [*texts, *edited], **model)
     drawn = [view.layer, view.head]
     gr.on([one.input for one in drawn], once_known(on.look), [*known, *drawn], view.heatmap, **QUIET)
@@ -433,7 +433,7 @@ class GenerateHandlers:
         corpora = built_ones(workspace)
         reads = [(OWN_CORPUS, ""), *((service.corpus_title(c), c) for c in corpora)]
         return {
-            **self.place(code, chosen),
+            **self.describe_run(code, chosen),
             self.view.run: relisted(named_runs(runs), now, chosen),
             self.view.corpus: relisted(reads, other, other if other in corpora else ""),
             self.breadcrumb: self.top_line(code, of_marge, chosen, found),
@@ -446,7 +446,7 @@ class GenerateHandlers:
             del shown[self.breadcrumb]
         return shown
 
-    def place(self, code: str, name: str | None) -> Values:
+    def describe_run(self, code: str, name: str | None) -> Values:
         """The held-out documents of the chosen run, and the line at the top."""
         if not name:
             return {self.breadcrumb: html_parts.note(NO_RUN), self.view.document: gr.Dropdown([], value=None)}
@@ -547,14 +547,14 @@ def _wire_texts(view: GenerateView, on: GenerateHandlers, visitor: gr.BrowserSta
 
 def _wire_choices(view: GenerateView, on: GenerateHandlers, visitor: gr.BrowserState) -> None:
     """What is chosen: a way to write, which has runs of its own where it is a MARGE's; a run; a document."""
-    place, top_line = once_known(on.place), once_known(on.top_line)
+    describe_run, top_line = once_known(on.describe_run), once_known(on.top_line)
     named = [visitor, view.of_marge, view.run, view.evidence.run]
     for way in (view.plain, view.given_text, view.inner):
         hidden = [view.above, view.below, view.of_marge]
         turned = way.select(lambda own=way is view.inner: on.turn(own), None, hidden, **QUIET)
         turned.then(top_line, named, on.breadcrumb, **QUIET)
     view.evidence.run.input(top_line, named, on.breadcrumb, **QUIET)
-    view.run.input(place, [visitor, view.run], [on.breadcrumb, view.document], **QUIET)
+    view.run.input(describe_run, [visitor, view.run], [on.breadcrumb, view.document], **QUIET)
     view.document.input(once_known(on.fill), [visitor, view.run, view.document], view.given, **QUIET)
 
 

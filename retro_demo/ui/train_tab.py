@@ -271,7 +271,7 @@ class RunView:
             return self._nothing()
         folder = workspace.run(run)
         now = lifecycle.status(folder)
-        mark = f"{run} {now.state} {len(now.events)} {now.place}"
+        mark = f"{run} {now.state} {len(now.events)} {now.queue_position}"
         followed = {self.timer: gr.Timer(active=now.under_way), self.shown_before: mark}
         return followed if mark == before else followed | self._drawn(folder, run, now)
 

@@ -30,8 +30,8 @@ def followed(folder: Path, what: str, **about: str) -> Iterator[dict[str, Any]]:
     """
     sent, place = 0, 0
     for status in service.follow(folder):
-        if status.place not in (0, place):
-            place = status.place
+        if status.queue_position not in (0, place):
+            place = status.queue_position
             yield {"event": "waiting", "place": place, "waiting": status.waiting} | about
         for event in status.events[sent:]:
             yield values_to_program(event) | about

@@ -114,7 +114,7 @@ def writer(cache: ModelCache) -> Callable[..., Iterator[Writing]]:
     ) -> Iterator[Writing]:
         with tempfile.TemporaryDirectory() as folder:
             note = Path(folder) / "stop"
-            call = borrowed(run.folder, run.place, config.retriever, name, prompt, config, note)
+            call = borrowed(run.folder, run.corpus_folder, config.retriever, name, prompt, config, note)
             with closing(call) as pieces:
                 for writing in pieces:
                     if stop():

@@ -38,7 +38,7 @@ def make_passages(seed: int = 0, documents: int = 30) -> Passages:
     passages = made(
         document,
         language=(document % 3),
-        place=np.arange(2 * documents) % 2,
+        position=np.arange(2 * documents) % 2,
         held_out=document < documents // 2,
         lengths=rng.integers(4, WIDTH + 1, 2 * documents),
     )

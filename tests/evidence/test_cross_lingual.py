@@ -25,7 +25,7 @@ def translations(seed: int = 0, groups: int = 12):
     owner = np.repeat(np.arange(len(rows)), length)
     place = np.concatenate([np.arange(n) for n in length])
     passages = made(
-        owner, group=group[owner], language=language[owner], place=place, held_out=group[owner] < 4
+        owner, group=group[owner], language=language[owner], position=place, held_out=group[owner] < 4
     )
     topic = rng.normal(size=(groups, 5))[passages.group]
     return passages, topic + 0.8 * rng.normal(size=topic.shape)
@@ -35,9 +35,9 @@ def ranks_one_by_one(passages, embeddings) -> list[tuple[int, int, int, int, flo
     """(language from, language to, rank, candidates, share of the group) of every query and language."""
     rows = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     found = []
-    for q in np.flatnonzero(passages.held_out & (passages.place == 0)):
+    for q in np.flatnonzero(passages.held_out & (passages.position == 0)):
         for lang in range(3):
-            pool = np.flatnonzero((passages.place == 0) & (passages.language == lang))
+            pool = np.flatnonzero((passages.position == 0) & (passages.language == lang))
             same = passages.group[pool] == passages.group[q]
             if lang == passages.language[q] or not same.any():
                 continue
@@ -91,12 +91,14 @@ def test_random_vectors_find_as_many_as_chance_says():
 def test_only_first_passages_ask_and_answer():
     passages, embeddings = translations()
     scrambled = embeddings.copy()
-    scrambled[passages.place > 0] = np.random.default_rng(5).normal(size=scrambled[passages.place > 0].shape)
+    scrambled[passages.position > 0] = np.random.default_rng(5).normal(
+        size=scrambled[passages.position > 0].shape
+    )
 
     figures = recall(embeddings, passages, passages.held_out, SCRIPTS)
 
     assert figures == recall(scrambled, passages, passages.held_out, SCRIPTS)
-    assert figures["queries"] <= (passages.held_out & (passages.place == 0)).sum()
+    assert figures["queries"] <= (passages.held_out & (passages.position == 0)).sum()
 
 
 def test_only_those_asked_for_are_queries_while_all_are_candidates():
@@ -105,8 +107,8 @@ def test_only_those_asked_for_are_queries_while_all_are_candidates():
 
     figures = recall(embeddings, passages, few, SCRIPTS)
 
-    assert figures["queries"] == (few & (passages.place == 0)).sum()
-    firsts = passages.language[passages.place == 0]
+    assert figures["queries"] == (few & (passages.position == 0)).sum()
+    firsts = passages.language[passages.position == 0]
     assert np.bincount(firsts).min() <= figures["pool"] <= np.bincount(firsts).max()
 
 

@@ -116,7 +116,10 @@ def test_some_targets_get_more_than_the_average_and_others_rest():
 def test_a_copy_of_the_target_is_never_its_evidence(same_document):
     """By id and by content, with duplicates, in one set or in two."""
     passages = made(
-        [0, 0, 1, 2, 3, 4], content=[0, 0, 0, 1, 2, 3], language=[0, 0, 1, 0, 0, 1], place=[0, 1, 0, 0, 0, 0]
+        [0, 0, 1, 2, 3, 4],
+        content=[0, 0, 0, 1, 2, 3],
+        language=[0, 0, 1, 0, 0, 1],
+        position=[0, 1, 0, 0, 0, 0],
     )
     embeddings = np.eye(6, 4, dtype=np.float32) + 0.5
     embeddings[:3] = embeddings[0]

@@ -48,7 +48,7 @@ def test_the_passages_of_a_document_hold_all_its_text_and_no_other(corpus, passa
     assert texts(corpus, passages) == [document.text for document in corpus.documents]
     assert passages.tokens.shape == (len(passages), passage_len)
     for d in range(len(corpus.documents)):
-        places = passages.place[passages.document == d]
+        places = passages.position[passages.document == d]
         assert places.tolist() == list(range(len(places)))
 
 

@@ -76,7 +76,7 @@ def test_where_nothing_belongs_together_documents_are_spread_evenly_and_have_no_
 
 
 def test_a_document_is_shown_once_by_its_first_kept_passage():
-    passages = made([0, 0, 1, 1, 2], place=[0, 1, 0, 1, 0])
+    passages = made([0, 0, 1, 1, 2], position=[0, 1, 0, 1, 0])
     sample = choose_sample(passages, np.array([1, 2, 3, 4]), held_out=False, order="group")
 
     assert sorted(sample.ids.tolist()) == [1, 2, 4]

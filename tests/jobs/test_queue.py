@@ -117,7 +117,7 @@ def test_one_trains_and_the_next_waits_shows_its_place_and_starts_when_there_is_
 
     status = lifecycle.status(second)
     assert lifecycle.status(first).state == "running"
-    assert (status.state, status.place, status.waiting) == ("waiting", 1, 2)
+    assert (status.state, status.queue_position, status.waiting) == ("waiting", 1, 2)
     assert "place 1 of 2" in standing(status)
     with pytest.raises(UserError, match="waits in the queue already"):
         scheduler.begin(other, second, "train")

@@ -221,7 +221,7 @@ def test_a_loss_that_explodes_after_it_has_fallen_is_told_once_held_out_text_or_
     ],
 )
 def test_batches_that_differ_and_lessons_that_fade_are_no_explosion(losses, lessons):
-    assert not steps_told(Watch(TrainConfig(steps=200), lessons=lessons), losses)
+    assert not steps_told(Watch(TrainConfig(steps=200), curriculum_steps=lessons), losses)
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def test_an_edition_waits_for_its_turn_and_is_asked_for_once(home, visitor):
     with no_place_free(home):
         steps = service.wait_for_corpus(visitor, "little", "other")
         status = next(steps)
-        assert (status.state, status.place, status.waiting) == ("waiting", 1, 1)
+        assert (status.state, status.queue_position, status.waiting) == ("waiting", 1, 1)
         for _ in range(2):
             with pytest.raises(UserError, match="other is being made ready for little first"):
                 service.check_ready(visitor, "little", "other")

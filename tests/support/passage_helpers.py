@@ -13,7 +13,7 @@ def made(
     language=None,
     group=None,
     content=None,
-    place=None,
+    position=None,
     held_out=None,
     database_only=None,
     lengths=None,
@@ -27,7 +27,7 @@ def made(
     return Passages(
         tokens=np.where(np.arange(lengths.max(initial=1)) < lengths[:, None], 7, 0),
         document=document,
-        place=np.zeros(size, int) if place is None else np.asarray(place),
+        position=np.zeros(size, int) if position is None else np.asarray(position),
         language=language,
         group=document if group is None else np.asarray(group),
         content=np.arange(size) if content is None else np.asarray(content),
@@ -46,6 +46,6 @@ def drawn(rng: np.random.Generator, size: int, *, languages: int = 3) -> Passage
         language=rng.integers(0, languages, size)[first],
         group=(rng.integers(0, max(1, size // 6), size))[first],
         content=rng.integers(0, max(1, size * 3 // 4), size),
-        place=np.arange(size) - first,
+        position=np.arange(size) - first,
         lengths=rng.integers(2, 41, size),
     )

@@ -143,7 +143,7 @@ def test_the_line_at_the_top_names_the_run_that_is_in_view(on, code, kept):
 
 
 def test_a_held_out_document_of_the_runs_corpus_fills_the_box(on, code):
-    shown = on.place(code, "reader")
+    shown = on.describe_run(code, "reader")
     documents = shown[on.view.document]
     _, number = documents.choices[0]
 
@@ -153,7 +153,7 @@ def test_a_held_out_document_of_the_runs_corpus_fills_the_box(on, code):
     assert corpus.held_out[number]
     assert on.fill(code, "reader", number) == corpus.documents[number].text
     assert on.fill(code, "reader", None) == gr.skip()
-    assert on.place(code, None)[on.view.document].choices == []
+    assert on.describe_run(code, None)[on.view.document].choices == []
 
 
 def test_a_marge_hides_the_runs_and_texts_of_the_others(on):
@@ -172,7 +172,7 @@ def test_a_click_on_a_neighbor_opens_the_editor_drops_or_swaps(inside, code, kep
         inside.act(code, kept, gr.EventData(None, place | {"act": act})) for act in ("edit", "drop", "swap")
     )
 
-    assert edited[view.place] == (0, 0, 9)
+    assert edited[view.selection] == (0, 0, 9)
     assert edited[view.n_text]
     assert (edited[view.changed], edited[view.other].value) == ("", None)
     assert (dropped[view.n_text], dropped[view.f_text]) == ("", "")
