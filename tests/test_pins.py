@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from page_helpers import lend_samples
 from places import TESTS
 from safetensors import safe_open
 
@@ -141,6 +142,19 @@ def test_the_weights_of_a_run_keep_their_keys_and_shapes(kind):
         kept = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
 
     assert dict(shapes_of(read_any_config(OLD / kind).network)) == kept
+
+
+def test_the_shipped_runs_write_the_texts_that_0_5_0_wrote(data_folder, capsys):
+    lend_samples(data_folder)
+    of_lm = ["--prompt", "Area of the country"]
+    of_marge = ["--prompt", "", "--evidence", "udhr/01/deu_1996", "--language", "en"]
+
+    for run, expected in json.loads((PINS / "shipped_texts.json").read_text("utf-8")).items():
+        begun = (
+            ["--prompt", "Area of the country"] if run.startswith("factbook") else ["--prompt", "", *of_marge]
+        )
+        how = [*begun, "--temperature", 0, "--max-new-tokens", len(expected)]
+        assert ids(told(capsys, "generate", f"sample:{run}", *how)) == expected, run
 
 
 @pytest.mark.parametrize("kind", KINDS)
