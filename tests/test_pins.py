@@ -150,9 +150,7 @@ def test_the_shipped_runs_write_the_texts_that_0_5_0_wrote(data_folder, capsys):
     of_marge = ["--prompt", "", "--evidence", "udhr/01/deu_1996", "--language", "en"]
 
     for run, expected in json.loads((PINS / "shipped_texts.json").read_text("utf-8")).items():
-        begun = (
-            ["--prompt", "Area of the country"] if run.startswith("factbook") else ["--prompt", "", *of_marge]
-        )
+        begun = of_marge if run == "rights-marge" else of_lm
         how = [*begun, "--temperature", 0, "--max-new-tokens", len(expected)]
         assert ids(told(capsys, "generate", f"sample:{run}", *how)) == expected, run
 

@@ -162,7 +162,7 @@ def test_too_many_chosen_passages_are_refused_in_a_sentence(run):
 
 def twice(passages: Passages) -> Passages:
     """All passages two times: more than may be chosen."""
-    fields = ("tokens", "document", "place", "language", "group", "content", "held_out", "database_only")
+    fields = ("tokens", "document", "position", "language", "group", "content", "held_out", "database_only")
     return replace(passages, **{name: np.concatenate([getattr(passages, name)] * 2) for name in fields})
 
 

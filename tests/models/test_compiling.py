@@ -42,6 +42,7 @@ def test_a_compiled_run_has_the_loss_curve_of_another_and_is_compiled_once(tmp_p
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # one of them is the trial
 
 
+@pytest.mark.proof
 def test_a_compiled_run_goes_on_bit_for_bit_and_is_taken_up_by_one_that_is_not(tmp_path, small_folder):
     whole = alone(prepare(tmp_path / "whole", small_folder, compile=True, dropout=0.1))
     cut = prepare(tmp_path / "cut", small_folder, compile=True, dropout=0.1)
@@ -71,6 +72,7 @@ def test_sharded_weights_and_compiling_are_refused_together():
         TrainConfig(compile=True, sharded=True)
 
 
+@pytest.mark.proof
 def test_parts_of_a_batch_are_compiled_once_under_ddp_with_the_names_of_the_weights_unchanged(
     tmp_path, small_folder
 ):

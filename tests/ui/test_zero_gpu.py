@@ -324,6 +324,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.proof
 def test_a_call_that_is_forked_while_another_thread_loads_runs_comes_to_its_end(space):
     folder = space.run(prepared(space, "forked", 40))
     told = subprocess.run(
