@@ -35,9 +35,12 @@ SHOWN_CHARS, SHOWN_NAMES = 60, 4
 
 def kind_of(folder: Path) -> str:
     """What of ours a folder holds: "corpus", "run", "evaluation", "export", or "" for nothing of ours."""
-    if _is_manifest(read_object(folder / EXPORT)):
-        return "export"
-    return _kind_of_config(read_object(folder / CONFIG))
+    return kind_by(read_object(folder / EXPORT), read_object(folder / CONFIG))
+
+
+def kind_by(export: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """As `kind_of`, by what export.json and config.json of a folder hold, {} for what is not there."""
+    return "export" if _is_manifest(export) else _kind_of_config(config)
 
 
 def read_object(path: Path) -> dict[str, Any]:

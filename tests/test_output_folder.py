@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -382,3 +383,26 @@ def test_what_was_built_is_no_source_itself(small_folder, begun, evaluation, exp
 
     if kind == "corpus":  # as the sentence says
         assert len(read_documents([folder / "documents.jsonl"], fields={}).documents) == len(records())
+
+
+@pytest.mark.parametrize("inside", ["", "to share/"])
+def test_an_archive_of_an_export_is_no_source(tmp_path, exported, inside):
+    source = tmp_path / "all"
+    source.mkdir()
+    write_jsonl(source / "places.jsonl", records())
+    with zipfile.ZipFile(source / "e.zip", "w") as archive:
+        for path in exported.rglob("*"):
+            archive.write(path, inside + path.relative_to(exported).as_posix())
+        if inside:
+            archive.writestr("beside.txt", "words")
+
+    reading = read_documents([source], fields={})
+
+    assert len(reading.documents) == len(records()) + bool(inside)
+    named = "to share in e.zip" if inside else "e.zip"
+    assert [
+        one for one in reading.warnings if one.startswith("Left out, as folders") and f": {named}." in one
+    ]
+    if not inside:
+        with pytest.raises(UserError, match="e.zip holds no documents.*kind: export"):
+            read_documents([source / "e.zip"], fields={})

@@ -294,9 +294,27 @@ def write_documents(path: Path, documents: Sequence[Document]) -> None:
 
 
 def read_stored_documents(path: Path) -> list[Document]:
-    """What `write_documents` wrote."""
+    """What `write_documents` wrote. Raises UserError where somebody changed it to what no document is."""
+    documents: list[Document] = []
     with path.open(encoding="utf-8") as file:
-        return [Document(**json.loads(line)) for line in file]
+        try:
+            for line in file:
+                values = json.loads(line)
+                if wrong := [name for name, value in values.items() if not isinstance(value, str)]:
+                    raise TypeError(f"{wrong[0]} is no string")
+                documents.append(Document(**values))
+        except DAMAGED as error:
+            raise UserError(
+                f"Line {len(documents) + 1:,} of {path.name} of the corpus at {path.parent} is no document "
+                f"of this program ({_plain(error)}). Put the file back as it was, or build into a new folder."
+            ) from error
+    return documents
+
+
+def _plain(error: Exception) -> str:
+    """Why a record is none, without the names of our code."""
+    reason = str(error).removeprefix("Document.__init__() ")
+    return reason.replace("positional argument", "field").replace("keyword argument", "field")
 
 
 def corpus_fingerprint(config: CorpusConfig, hashes: dict[str, str], embedder: str, split: str = "") -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
 import re
 import shutil
@@ -29,7 +30,7 @@ from typing import IO, NoReturn
 
 from retro_demo.documents.encodings import guess_of_names
 from retro_demo.errors import UserError
-from retro_demo.output_folder import is_hidden
+from retro_demo.output_folder import CONFIG, EXPORT, is_hidden, kind_by
 
 UTF8_FLAG = 0x800
 UNICODE_PATH = 0x7075  # the extra field of Info-ZIP that holds the name in UTF-8
@@ -89,6 +90,7 @@ BROKEN_ARCHIVE = (
 )
 FREE_BYTES = 1_000_000  # tiny archives may unpack to this much at any compression ratio
 DIRECTORY_BYTES = 1_024  # of a zip's table of contents, for each member allowed
+MANIFEST_BYTES = 4_000_000  # of a file in an archive that may say that this program made its folder
 NESTED = "an archive inside an archive"
 UNPACK = "unpack the outer one first"
 
@@ -199,19 +201,24 @@ def find_files(
 
 
 def open_files(
-    found: Iterable[Found], limits: ReadingLimits, *, hidden: Callable[[str], None] = lambda _: None
+    found: Iterable[Found],
+    limits: ReadingLimits,
+    *,
+    hidden: Callable[[str], None] = lambda _: None,
+    output: Callable[[str], None] | None = None,
 ) -> Iterator[Entry]:
     """The files that were found, and of archives what these hold, sorted by name.
 
-    A .gz inside a .zip is unpacked, an archive inside an archive is not; `hidden` is told what is passed
-    over in archives. What cannot be read has its error, as a broken or unsafe archive. Raises OverLimit.
+    A .gz inside a .zip is unpacked, an archive inside an archive is not. What is passed over in archives is
+    told: hidden files to `hidden`, folders that this program made to `output`, without which they are files
+    like others. What cannot be read has its error, as a broken or unsafe archive. Raises OverLimit.
     """
     meter = _Meter(limits)
     for file in found:
         if file.trouble:
             yield _troubled(file.name, file.trouble, meter, chosen=file.chosen)
         else:
-            yield from _entries(file, meter, hidden)
+            yield from _entries(file, meter, hidden, output)
 
 
 def _size(path: Path) -> int:
@@ -272,11 +279,13 @@ def _files_below(
     return sorted(found)
 
 
-def _entries(file: Found, meter: _Meter, hidden: Callable[[str], None]) -> Iterator[Entry]:
+def _entries(
+    file: Found, meter: _Meter, hidden: Callable[[str], None], output: Callable[[str], None] | None
+) -> Iterator[Entry]:
     kind, label = _kind(file.name), _shown(file.name)
     if kind == ".zip" and not file.name.lower().endswith(".gz"):
         try:
-            yield from _zip_entries(file.path, label, meter, hidden)
+            yield from _zip_entries(file, label, meter, hidden, output)
         except OverLimit:
             raise
         except UserError as error:
@@ -307,8 +316,15 @@ def _open_file(path: Path, label: str, meter: _Meter) -> Iterator[io.BufferedRea
         yield stream
 
 
-def _zip_entries(path: Path, label: str, meter: _Meter, hidden: Callable[[str], None]) -> Iterator[Entry]:
+def _zip_entries(
+    file: Found,
+    label: str,
+    meter: _Meter,
+    hidden: Callable[[str], None],
+    output: Callable[[str], None] | None,
+) -> Iterator[Entry]:
     """The members of an archive; raises UserError before the first of them where none can be read."""
+    path = file.path
     try:
         meter.begin(path, label)
     except OSError as error:
@@ -321,8 +337,18 @@ def _zip_entries(path: Path, label: str, meter: _Meter, hidden: Callable[[str], 
         paths = [name.replace("\\", "/") for name in names.names]  # some programs on Windows write these
         for name in dict.fromkeys(filter(None, map(_hidden_part, sorted(paths)))):
             hidden(f"{name} in {label}")
+        by_path = dict(zip(paths, members, strict=True))
+        ours = _outputs(archive, by_path, label, meter) if output else {}
+        if "" in ours and file.chosen:
+            raise UserError(
+                f"{label} holds no documents: this program made what is in it (kind: {ours['']}). "
+                "Name files, or a folder of them."
+            )
+        for folder in ours:
+            assert output
+            output(f"{folder.rstrip('/')} in {label}" if folder else label)
         for name, member in sorted(zip(paths, members, strict=True), key=lambda pair: pair[0]):
-            if not (name.endswith("/") or _hidden_part(name)):
+            if not (name.endswith("/") or _hidden_part(name) or name.startswith(tuple(ours))):
                 where, kind = f"{name} in {label}", _kind(name)
                 trouble = BadFile(where, NESTED, UNPACK) if kind in (".zip", ".gz") else None
                 trouble = trouble or _trouble_of(member, where)
@@ -337,6 +363,34 @@ def _zip_entries(path: Path, label: str, meter: _Meter, hidden: Callable[[str], 
                     trouble,
                     "" if name.isascii() else names.guessed,
                 )
+
+
+def _outputs(
+    archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], label: str, meter: _Meter
+) -> dict[str, str]:
+    """The folders in an archive that this program made, as "name/" or "" for the whole, and their kinds."""
+
+    def held(name: str) -> dict[str, object]:
+        where = f"{name} in {label}"
+        if name not in members or _trouble_of(members[name], where):
+            return {}
+        try:
+            with _open_member(archive, members[name], name, where, meter) as stream:
+                values = json.loads(stream.read(MANIFEST_BYTES))
+        except OverLimit:
+            raise
+        except (UserError, ValueError, RecursionError):
+            return {}
+        return values if isinstance(values, dict) else {}
+
+    ends = (EXPORT, CONFIG)
+    folders = sorted({n.removesuffix(end) for n in members for end in ends if f"/{n}".endswith(f"/{end}")})
+    kinds = {folder: kind_by(held(folder + EXPORT), held(folder + CONFIG)) for folder in folders}
+    found: dict[str, str] = {}
+    for folder, kind in kinds.items():
+        if kind and not folder.startswith(tuple(found)):
+            found[folder] = kind
+    return found
 
 
 @contextmanager

@@ -207,7 +207,10 @@ def _records(values: _Values, file: File) -> Iterator[Record]:
             inside = f"Record {place} of {file.label}"
             yield place, inside, _object(record, inside)
         if not array:
-            yield number, where, _object(value, where)
+            record = _object(value, where)
+            if number == 1 and not (values.in_array or values.more()):
+                _check_alone(record, file)
+            yield number, where, record
         elif values.more():
             raise UserError(f"{file.label} goes on after its records: {WANTED}.")
 
@@ -237,6 +240,26 @@ def _array_within(value: Keys, file: File) -> list[object]:
     return next(iter(arrays.values()), [])
 
 
+def _check_alone(value: Keys, file: File) -> None:
+    """Raise UserError where the only object of a file has a text, and records whose texts are no part of it:
+    which are meant cannot be told."""
+    column = file.fields.get("text", "text")
+    own = find_column(column, list(value))
+    if not own:
+        return
+    whole = " ".join(str(value[own]).split())
+    for key, one in value.items():
+        for item in one if key != own and isinstance(one, list) else ():
+            inner = find_column(column, list(item)) if isinstance(item, Keys) else ""
+            text = item[inner] if inner else ""
+            if isinstance(text, str) and " ".join(text.split()) not in whole:
+                raise UserError(
+                    f"{file.label} has a text itself ({shown_name(own)}) and holds records with texts "
+                    f"({shown_name(key)}), so which are meant cannot be told: write each to a file of its "
+                    "own, or leave one of them."
+                )
+
+
 def _holds_records(value: object) -> bool:
     return isinstance(value, list) and any(isinstance(item, dict) for item in value)
 
@@ -250,24 +273,24 @@ class _Values:
         self._buffer = ""
         self._at = 0
         self._ended = False
-        self._in_array = self._next() == "["
-        self._at += self._in_array
+        self.in_array = self._next() == "["
+        self._at += self.in_array
 
     def __iter__(self) -> Iterator[object]:
         first = True
         while self.more():
-            if self._in_array and not first:
+            if self.in_array and not first:
                 self._take(",")
             yield self._value()
             first = False
-        if self._in_array:
+        if self.in_array:
             self._take("]")
             if self._next():
                 raise UserError(f"{self._text.label} goes on after its array ({self._shown()}): {WANTED}.")
 
     def more(self) -> bool:
         """Whether another value follows."""
-        return self._next() not in ("", "]" if self._in_array else "")
+        return self._next() not in ("", "]" if self.in_array else "")
 
     def _next(self) -> str:
         """The next character that is no blank, "" at the end."""
@@ -326,6 +349,7 @@ class _Values:
         return repr(self._buffer[at : at + 20]) if self._buffer[at:] else "the end of the file"
 
 
+CELL_KEYS = ("source", "input", "cell_type")
 LEFT_OUT = "Outputs of notebook cells were left out: {names}."
 
 
@@ -362,7 +386,7 @@ def read_ipynb(file: File) -> Iterator[Row]:
 
 def _parsed(text: str, label: str) -> dict[str, object]:
     try:
-        notebook = json.loads(text)
+        notebook = DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{label} is not a notebook: it is not valid JSON ({error}).") from error
     except (ValueError, RecursionError) as error:
@@ -372,10 +396,18 @@ def _parsed(text: str, label: str) -> dict[str, object]:
     return notebook
 
 
+def _check_once(value: object, keys: Sequence[str], where: str) -> None:
+    """Raise UserError where an object has one of these keys more than once: its other value would be lost."""
+    if isinstance(value, Keys) and (twice := [key for key in keys if key in value.doubled]):
+        raise key_twice(twice[0], where)
+
+
 def _cells(notebook: dict[str, object], label: str) -> Iterator[dict[str, object]]:
+    _check_once(notebook, ("cells", "worksheets"), label)
     worksheets = notebook.get("worksheets")
     holders = worksheets if isinstance(worksheets, list) else [notebook]
     for holder in holders:
+        _check_once(holder, ("cells",), label)
         cells = holder.get("cells") if isinstance(holder, dict) else None
         if not isinstance(cells, list) or not all(isinstance(cell, dict) for cell in cells):
             raise UserError(f"{label} is not a notebook: it has no list of cells.")
@@ -384,10 +416,11 @@ def _cells(notebook: dict[str, object], label: str) -> Iterator[dict[str, object
 
 def _source(cell: dict[str, object], label: str) -> str:
     """The text of a cell, which is a string or a list of lines."""
+    _check_once(cell, CELL_KEYS, f"A cell of {label}")
     source = cell.get("source", cell.get("input", ""))
     lines = [source] if isinstance(source, str) else source
     if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
         raise UserError(
-            f"{label} has a cell whose source is a {type(source).__name__}, not text: save it anew."
+            f"{label} has a cell whose source is {kind_of_value(source)}, not text: save it anew."
         )
     return "".join(lines)

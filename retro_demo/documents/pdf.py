@@ -55,6 +55,7 @@ class Pages:
         self.texts: list[str] = []
         self.number = self.num_chars = 0
         self._textless: list[int] = []
+        self._commented: list[int] = []
         self._damaged: set[int] = set()
         self._doubtful: dict[str, list[int]] = {kind: [] for kind in DOUBTS}
 
@@ -70,6 +71,8 @@ class Pages:
         page = spelled(record["text"])
         if page and (kind := doubt_of_page(record["text"], record["unmapped"], record["numbers"])):
             self._doubtful[kind].append(self.number)
+        if record["comments"]:
+            self._commented.append(self.number)
         values = "\n".join(record["form"])
         if not page and not values and record.get("seen"):
             self._textless.append(self.number)
@@ -92,6 +95,8 @@ class Pages:
             file.notes.add(
                 "Pages without text (scans? they need text recognition first): {names}.", some(textless)
             )
+        if self._commented:
+            file.notes.add("Comments on pages of PDFs were left out: {names}.", some(self._commented))
         for kind, pages in self._doubtful.items():
             if pages:
                 file.notes.add(DOUBTS[kind], some(pages))

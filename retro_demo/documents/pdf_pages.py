@@ -231,7 +231,8 @@ def read_pages(data: bytes, most_pages: int) -> Iterator[dict[str, Any]]:
 
     Of a page: its text, in which U+0002 stands for a hyphen at a line end; where that is empty whether there
     is anything to see; whether it failed; the share of its characters that the file maps to no Unicode, and
-    of those that are numbers of more than a byte; the values of its form.
+    of those that are numbers of more than a byte; the values of its form, and what was typed onto it; how
+    many comments there are.
     """
     try:
         pdf = pypdfium2.PdfDocument(data)
@@ -255,7 +256,9 @@ def read_pages(data: bytes, most_pages: int) -> Iterator[dict[str, Any]]:
         except pypdfium2.PdfiumError:
             yield {"failed": True}
             continue
-        yield _read_page(page, text) | {"form": _form_values(pdf, page, told) if pdf.formenv else []}
+        values = _form_values(pdf, page, told) if pdf.formenv else []
+        written, num_comments = _annotations(pdf, page)
+        yield _read_page(page, text) | {"form": values + written, "comments": num_comments}
         text.close()
         page.close()
     yield {"damaged": damaged_pages(data)}
@@ -391,6 +394,45 @@ def _form_values(
         if field:
             pdfium.FPDFPage_CloseAnnot(field)
     return values
+
+
+COMMENTS = (
+    pdfium.FPDF_ANNOT_TEXT,
+    pdfium.FPDF_ANNOT_LINE,
+    pdfium.FPDF_ANNOT_SQUARE,
+    pdfium.FPDF_ANNOT_CIRCLE,
+    pdfium.FPDF_ANNOT_POLYGON,
+    pdfium.FPDF_ANNOT_POLYLINE,
+    pdfium.FPDF_ANNOT_HIGHLIGHT,
+    pdfium.FPDF_ANNOT_UNDERLINE,
+    pdfium.FPDF_ANNOT_SQUIGGLY,
+    pdfium.FPDF_ANNOT_STRIKEOUT,
+    pdfium.FPDF_ANNOT_STAMP,
+    pdfium.FPDF_ANNOT_CARET,
+    pdfium.FPDF_ANNOT_INK,
+)
+"""Kinds of annotation whose contents stand beside the page, as a reader's notes."""
+
+
+def _annotations(pdf: pypdfium2.PdfDocument, page: pypdfium2.PdfPage) -> tuple[list[str], int]:
+    """The texts that were typed onto a page, which it shows (FreeText), and the number of its comments."""
+
+    def contents(_form: Any, annotation: Any, buffer: Any, length: int) -> int:
+        return pdfium.FPDFAnnot_GetStringValue(annotation, b"Contents", buffer, length)
+
+    typed, num_comments = [], 0
+    for i in range(pdfium.FPDFPage_GetAnnotCount(page)):
+        if not (annotation := pdfium.FPDFPage_GetAnnot(page, i)):
+            continue
+        kind = pdfium.FPDFAnnot_GetSubtype(annotation)
+        hidden = pdfium.FPDFAnnot_GetFlags(annotation) & pdfium.FPDF_ANNOT_FLAG_HIDDEN
+        if kind in (pdfium.FPDF_ANNOT_FREETEXT, *COMMENTS) and not hidden:
+            text = _string(contents, pdf, annotation).strip()
+            if text and kind == pdfium.FPDF_ANNOT_FREETEXT:
+                typed.append(text)
+            num_comments += bool(text) and kind in COMMENTS
+        pdfium.FPDFPage_CloseAnnot(annotation)
+    return typed, num_comments
 
 
 def _string(get: Any, pdf: pypdfium2.PdfDocument, field: Any) -> str:

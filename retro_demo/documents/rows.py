@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -49,6 +50,7 @@ FIELDS = ("id", "title", "lang", "text", "group", "use")
 """The names of a document's fields."""
 NAME_CHARS = 60  # of a column's name that are shown
 SHOWN_NAMES = 10
+CONTROLS = re.compile("[\0-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")  # as Ctrl-Z, where a file of DOS ended
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def find_column(column: str, there: Sequence[str]) -> str:
 
 def plain_name(name: str) -> str:
     """A column's name, without what does not tell it from others."""
-    return " ".join(name.strip(' \n"').split()).casefold()
+    return " ".join(CONTROLS.sub("", name).strip(' \n"').split()).casefold()
 
 
 def note_case(file: File, column: str, found: str) -> None:
@@ -143,6 +145,6 @@ def shown_names(names: Sequence[str]) -> str:
 
 def shown_name(name: str) -> str:
     """A column's name as it can be shown: cut, on one line, and in quotes where it holds a comma."""
-    line = " ".join(name.split())
+    line = " ".join(CONTROLS.sub("", name).split())
     line = line if len(line) <= NAME_CHARS else f"{line[: NAME_CHARS - 3]}..."
     return f'"{line}"' if "," in line or not line else line

@@ -25,7 +25,7 @@ from retro_demo.documents.archives import (
 )
 from retro_demo.documents.encodings import name_of
 from retro_demo.documents.kinds import can_read, read_rows, told_kinds
-from retro_demo.documents.rows import FIELDS, WHOLE, Notes, Part, Row, listed
+from retro_demo.documents.rows import CONTROLS, FIELDS, WHOLE, Notes, Part, Row, listed
 from retro_demo.documents.text import BYTE_ORDER_MARK, with_newlines
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Progress, Warned
@@ -71,13 +71,17 @@ USUAL_SECTION_CHARS = 4_000
 CUT_REACH = 1 / 6
 MIN_SHARE_CHARS = round(MIN_SECTION_CHARS / (1 - 2 * CUT_REACH))
 USES = ("training", "held-out", "database")
+NOTHING = Row("")  # of a file that holds none, to be told as empty
 MOST_LEFT_OUT = 20  # files that cannot be read, in the warning about them
 MOST_REASONS = 5  # there
 PAIR = re.compile(
     r"""(?P<name>[^=,]*)(?P<equals>=?)\s*(?:(?P<quoted>"(?:[^"]|"")*")\s*(?=,|$)|(?P<bare>[^,]*))"""
 )
+OURS = "Left out, as folders of this program (corpora, runs, evaluations, exports): {names}."
 HIDDEN = "Hidden files and folders were left out: {names}."
 SURROGATE = re.compile("[\ud800-\udfff]")
+TEXT_CONTROLS = re.compile("[\0-\x08\x0e-\x1f\x7f]")  # but tabs, line ends and page ends
+ODD = re.compile("[\0-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
 CUT_MARKS = ("\n\n", "\n", ". ", "\N{IDEOGRAPHIC FULL STOP}", " ")  # the best first
 
 
@@ -176,7 +180,7 @@ def follow_reading(
     hidden = partial(notes.add, HIDDEN)
     files = find_files(sources, skipped=partial(_is_output, notes, sources), hidden=hidden)
     progress = ReadingProgress(sum(file.size for file in files))
-    entries = open_files(files, limits, hidden=hidden)
+    entries = open_files(files, limits, hidden=hidden, output=partial(notes.add, OURS))
     documents: list[Document] = []
     for one in _documents(_rows(entries, fields, limits, notes, unread), notes):
         if isinstance(one, Document):
@@ -222,10 +226,7 @@ def _is_output(notes: Notes, sources: Sequence[Path], folder: Path) -> bool:
     if not kind_of(folder):
         return False
     inside = next(source for source in sources if folder.is_relative_to(source))
-    notes.add(
-        "Left out, as folders of this program (corpora, runs, evaluations, exports): {names}.",
-        folder.relative_to(inside).as_posix(),
-    )
+    notes.add(OURS, folder.relative_to(inside).as_posix())
     return True
 
 
@@ -315,7 +316,7 @@ def _rows(
                     told = f"Names in archives were read as {encoding}, which fits best: {{names}}."
                     notes.add(told, entry.label)
                 if not (rows or of_file.sentences()):
-                    rows = [Row("")]  # to be told as empty
+                    rows = [NOTHING]
                 yield from ((entry, row) for row in rows)
         elif entry.chosen:
             kind = entry.kind or "without a suffix"
@@ -342,19 +343,14 @@ def _documents(
         text = _clean(row.text).strip()
         if not text:
             scan = " (a PDF without text: it may be a scan, which needs text recognition first)"
-            notes.add("Left out, as empty: {names}.", place + (scan if entry.kind == ".pdf" else ""))
+            may_be = entry.kind == ".pdf" and row is not NOTHING
+            notes.add("Left out, as empty: {names}.", place + (scan if may_be else ""))
             continue
         if not _can_be_seen(text):
             notes.add("Left out, as none of their characters can be seen: {names}.", place)
             continue
-        written = (row.text, row.title, row.id, row.lang, row.group)
-        if halves := sum(len(SURROGATE.findall(field)) for field in written):
-            notes.add(
-                "Halves of surrogate pairs, which are no characters, were replaced by "
-                "\N{REPLACEMENT CHARACTER}: {names}.",
-                f"{place} ({halves:,})",
-            )
-        wanted = _clean(row.id).strip() or _clean(place)
+        _note_odd(row, place, notes)
+        wanted = _clean_name(row.id) or _clean_name(place)
         name = wanted
         while name in used:
             used[wanted] += 1
@@ -362,9 +358,25 @@ def _documents(
         if name != wanted:
             notes.add("Renamed, as their ids stood there already: {names}.", f"{wanted} -> {name}")
         used[name] = 1
-        title = _clean(row.title).strip() or wanted
-        lang, group = _clean(row.lang).strip(), _clean(row.group).strip()
-        yield Document(name, title, lang, text, group, row.use.strip())
+        title = _clean_name(row.title) or wanted
+        yield Document(name, title, _clean_name(row.lang), text, _clean_name(row.group), row.use.strip())
+
+
+def _note_odd(row: Row, place: str, notes: Notes) -> None:
+    """Say what `_clean` takes for something else, or drops."""
+    names = (row.title, row.id, row.lang, row.group)
+    if not any(map(ODD.search, (row.text, *names))):
+        return
+    if halves := sum(len(SURROGATE.findall(field)) for field in (row.text, *names)):
+        notes.add(
+            "Halves of surrogate pairs, which are no characters, were replaced by "
+            "\N{REPLACEMENT CHARACTER}: {names}.",
+            f"{place} ({halves:,})",
+        )
+    controls = len(TEXT_CONTROLS.findall(row.text)) + sum(len(CONTROLS.findall(name)) for name in names)
+    if controls:
+        told = "Control characters, which no text has, were dropped: {names}."
+        notes.add(told, f"{_clean_name(place)} ({controls:,})")
 
 
 def _place(entry: Entry, row: Row) -> str:
@@ -381,9 +393,18 @@ def _check_use(row: Row, place: str) -> None:
         )
 
 
-def _clean(text: str) -> str:
-    """`text` with \\n as its line end, without what UTF-8 cannot hold and what marks where a file begins."""
-    return SURROGATE.sub("\N{REPLACEMENT CHARACTER}", with_newlines(text).replace(BYTE_ORDER_MARK, ""))
+def _clean(text: str, controls: re.Pattern[str] = TEXT_CONTROLS) -> str:
+    """`text` with \\n as its line end, without what UTF-8 cannot hold, what marks where a file begins, and
+    control characters."""
+    text = with_newlines(text).replace(BYTE_ORDER_MARK, "")
+    if ODD.search(text):
+        text = controls.sub("", SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text))
+    return text
+
+
+def _clean_name(name: str) -> str:
+    """The same of an id, title or their like."""
+    return _clean(name, CONTROLS).strip()
 
 
 def _can_be_seen(text: str) -> bool:

@@ -162,6 +162,7 @@ def _loosely(line: str, dialect: Dialect) -> list[str]:
 
 
 DELIMITERS = ",;\t|"
+PARTED_BY = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 SAMPLE_LINES = 200  # that the delimiter is chosen by
 SAMPLE_CHARS = 1 << 20
 SEPARATOR = re.compile(r'"?sep=(.)"?\s*$', re.IGNORECASE)  # the first line, for spreadsheets
@@ -199,6 +200,7 @@ class Table:
             self._passed, head = self._passed + 1, head[1:]
         else:
             dialect = _dialect(head, file, delimiter or DELIMITERS, cut=cut)
+        self.parted_by = PARTED_BY.get(dialect.delimiter, repr(dialect.delimiter))
         self._records = records(chain(head, lines), dialect)
         self._odd, self._doubtful = Counted(), Counted()
         first = next(self._counted(), None)
@@ -278,6 +280,8 @@ def read_csv(file: File, delimiter: str = "") -> Iterator[Row]:
     table, limits = Table(file, delimiter), file.limits
     if not table.header:
         return
+    if delimiter == TAB and len(table.header) == 1:
+        _check_parted(table.header[0], file)
     places = _places(table.header, file)
     uneven: list[str] = []
     short = Counted()
@@ -286,7 +290,8 @@ def read_csv(file: File, delimiter: str = "") -> Iterator[Row]:
             quotes = ", and quotes that are not closed or not doubled" if table.odd else ""
             uneven.append(
                 f"{where} has {len(cells)} columns where the header has {len(table.header)}{quotes}: "
-                "put values that hold commas or line ends in double quotes, and double the quotes within."
+                f"put values that hold {table.parted_by} or line ends in double quotes, and double the "
+                "quotes within."
             )
         elif len(cells) <= places["text"]:
             short.add(table.line)
@@ -320,6 +325,19 @@ def _places(header: Sequence[str], file: File) -> dict[str, int]:
             note_case(file, column, found)
             places[name] = list(header).index(found)
     return places
+
+
+def _check_parted(header: str, file: File) -> None:
+    """Raise UserError where a .tsv has no tabs, but a header whose names another delimiter parts."""
+    column = file.fields.get("text", "text")
+    if find_column(column, [header]):
+        return
+    for delimiter, name in PARTED_BY.items():
+        if delimiter in header and find_column(column, header.split(delimiter)):
+            raise UserError(
+                f"{file.label} is parted by {name}, where its suffix tells of tabs: name it .csv, or part it "
+                "by tabs."
+            )
 
 
 _NO_HEADER = (

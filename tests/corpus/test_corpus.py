@@ -405,6 +405,24 @@ def test_a_corpus_changed_by_hand_is_refused(tmp_path, small_folder, name):
         load_corpus(folder)
 
 
+@pytest.mark.parametrize(
+    "line", ['{"id": "a"}', '{"id": "a", "title": "", "lang": "", "text": 3}', "[]", "{", '{"x": "y"}']
+)
+def test_a_stored_text_changed_to_no_document_is_said_in_a_sentence_and_kept(tmp_path, line):
+    build(tmp_path / "c", records())
+    path = tmp_path / "c" / "documents.jsonl"
+    path.write_text(f"{path.read_text('utf-8')}{line}\n", "utf-8")
+    before = {one: one.read_bytes() for one in (tmp_path / "c").iterdir() if one.is_file()}
+
+    with pytest.raises(
+        UserError, match=r"Line \d+ of documents.jsonl of the corpus at .*c is no document"
+    ) as told:
+        build(tmp_path / "c", records())
+
+    assert "__init__" not in str(told.value)
+    assert {one: one.read_bytes() for one in before} == before
+
+
 @pytest.mark.parametrize("content", ["{", "{}", "[]", '{"hashes": 3}'])
 def test_a_damaged_manifest_is_said_in_a_sentence(tmp_path, small_folder, content):
     folder = tmp_path / "c"

@@ -77,6 +77,27 @@ def test_lone_surrogates_become_replacement_characters_and_are_told_in_every_fie
     assert warning.endswith(": d.jsonl#1 (5), d.jsonl#2 (1).")
 
 
+def test_control_characters_are_dropped_from_every_field_of_every_kind_and_told(tmp_path):
+    write(tmp_path / "a.jsonl", jsonl({"id": "i\0d", "title": "\x1b[1mT\x9b", "text": "a\0b\x07\tc\f"}))
+    write(tmp_path / "b.csv", "id,text\nn\x1b,x\x1by\n")
+    write(tmp_path / "c.txt", "p\x08q")
+    reading = read(tmp_path)
+    assert [(d.id, d.title, d.text) for d in reading.documents] == [
+        ("id", "[1mT", "ab\tc"),
+        ("n", "n", "xy"),
+        ("c.txt", "c.txt", "pq"),
+    ]
+    (warning,) = reading.warnings
+    assert warning.startswith("Control characters")
+    assert "a.jsonl#1 (5), b.csv#1 (2), c.txt (1)" in warning
+
+
+def test_a_pdf_of_no_bytes_is_empty_and_no_scan(tmp_path):
+    message = refusal(write(tmp_path / "a.pdf", ""))
+    assert "Left out, as empty: a.pdf." in message
+    assert "scan" not in message
+
+
 def test_a_single_document_is_split_into_sections_with_a_warning(tmp_path):
     paragraphs = [f"Paragraph {i}. " + "Some words to fill it. " * (5 + i % 7) for i in range(60)]
     path = write(tmp_path / "book.txt", "\n\n".join(p.strip() for p in paragraphs))

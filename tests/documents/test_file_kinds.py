@@ -51,6 +51,10 @@ def test_records_longer_than_a_block_and_of_other_fields_are_read(tmp_path):
         ('{"name": "a package", "version": 1}', "no field 'text' (it has: name, version)"),
         ('{"data": [{"text": "a"}], "data": [{"text": "b"}]}', "has the key data more than once"),
         ('{"data": [{"text": "a"}], "data": "b"}', "has the key data more than once"),
+        (
+            '{"data": [{"text": "a"}], "text": "top"}',
+            "has a text itself (text) and holds records with texts (data)",
+        ),
         ('{"train": [{"text": "a"}], "test": [{"text": "b"}]}', "holds 2 arrays of records (train, test)"),
         ('{"data": [{"text": "a"}, 3]}', "Record 2 of d.json is a number"),
         ("[1, 2]", "Record 1 of d.json is a number, not an object"),
@@ -158,7 +162,7 @@ def test_a_notebook_of_the_older_format_is_read(tmp_path):
         ("[]", "holds an array"),
         ("{}", "it has no list of cells"),
         ('{"cells": [1]}', "it has no list of cells"),
-        ('{"cells": [{"source": {"a": 1}}]}', "a cell whose source is a dict"),
+        ('{"cells": [{"source": {"a": 1}}]}', "a cell whose source is an object"),
         ("[" * 100_000, "nested too deeply"),
         ('{"cells": "' + "a" * 200_000, "more than 150,000 characters: clear the outputs"),
     ],
@@ -252,3 +256,26 @@ def test_the_papers_and_the_help_tell_the_kinds_as_the_table_has_them():
     for config in (CorpusConfig, AddConfig):
         (field,) = (setting for setting in settings_of(config) if setting.name == "fields")
         assert set(re.findall(r"\.\w+", field.metadata["help"].split(":")[0])) == columns
+
+
+def test_records_inside_a_record_are_no_documents_where_they_repeat_its_text_or_stand_among_others(tmp_path):
+    spoken = '{"text": " one  two", "segments": [{"text": "one"}, {"text": "two "}]}'
+    (found,), _ = both(tmp_path, "a.json", spoken)
+    assert found.text == "one  two"
+    posts = '{"text": "post", "comments": [{"text": "new"}]}'
+    for content in (f"[{posts}]", f'{posts} {{"text": "b"}}'):
+        found, _ = both(tmp_path, "b.json", content)
+        assert found[0].text == "post"
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ('{"cells": [{"cell_type": "raw", "source": "a", "source": "b"}]}', "source"),
+        ('{"cells": [{"cell_type": "raw", "source": "a"}], "cells": []}', "cells"),
+    ],
+)
+def test_a_key_of_a_notebook_that_stands_twice_is_refused(tmp_path, content, key):
+    message = refusal(write(tmp_path / "n.ipynb", content))
+    assert "n.ipynb" in message
+    assert f"has the key {key} more than once" in message

@@ -4,29 +4,41 @@ from __future__ import annotations
 
 import gzip
 import random
+import re
 import tracemalloc
 import zipfile
+from pathlib import Path
 
 import pytest
 from uploads import read, refusal, write, write_zip
 
-from benchmarks.made_files import docx, docx_parts, epub, epub_parts, packed, word_paragraph, word_run
+from benchmarks.made_files import (
+    OFFICE,
+    docx,
+    docx_parts,
+    epub,
+    epub_parts,
+    packed,
+    word_paragraph,
+    word_run,
+)
 from retro_demo.documents.sources import Document, ReadingLimits
 
 BOX = f"<w:txbxContent>{word_paragraph('box')}</w:txbxContent>"
 LAUGHS = '<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;"><!ENTITY p SYSTEM "file:///etc/passwd">]>'
 
 
-def word(tmp_path, body: str, title: str = "", **others: str) -> tuple[Document, list[str]]:
-    path = write(tmp_path / "w.docx", docx(body, title, **others))
-    reading = read(path, write(tmp_path / "o.txt", "other"))
+def book_or_word(path: Path, content: bytes) -> tuple[Document, list[str]]:
+    reading = read(write(path, content), write(path.parent / "o.txt", "other"))
     return reading.documents[0], reading.warnings
+
+
+def word(tmp_path, body: str, title: str = "", **others: str) -> tuple[Document, list[str]]:
+    return book_or_word(tmp_path / "w.docx", docx(body, title, **others))
 
 
 def book(tmp_path, content: bytes) -> tuple[Document, list[str]]:
-    path = write(tmp_path / "b.epub", content)
-    reading = read(path, write(tmp_path / "o.txt", "other"))
-    return reading.documents[0], reading.warnings
+    return book_or_word(tmp_path / "b.epub", content)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +100,70 @@ def test_footnotes_stand_below_the_text_and_headers_are_told(tmp_path):
     assert "page 1" not in found.text
 
 
+EMBEDDED = '<w:altChunk xmlns:r="r" r:id="{}"/>'
+PAGE = "<html><title>T</title><p>one</p><p>tw\u00f6</p></html>"
+MAIL = (
+    "MIME-Version: 1.0\r\nContent-Type: multipart/related; boundary=x\r\n\r\n--x\r\n"
+    "Content-Type: text/html; charset=utf-8\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n"
+    "<p>one</p><p>tw=C3=B6</p>\r\n--x--\r\n"
+)
+
+
+def related(body: str, kind: str, target: str, content: str) -> bytes:
+    """A Word file whose text refers to a part, as "rx"."""
+    parts = docx_parts(body)
+    place = "word/_rels/document.xml.rels"
+    relation = f'<Relationship Id="rx" Type="{OFFICE}/{kind}" Target="{target}"/></Relationships>'
+    parts[place] = str(parts[place]).replace("</Relationships>", relation)
+    return packed(parts | {f"word/{target}": content})
+
+
+@pytest.mark.parametrize(
+    ("target", "content"),
+    [
+        ("a.html", PAGE),
+        ("a.htm", PAGE),
+        ("a.xhtml", PAGE),
+        ("a.txt", "one\n\ntw\u00f6\n"),
+        ("a.mht", MAIL),
+        ("b.mht", MAIL.replace("utf-8", "iso-8859-1").replace("=C3=B6", "=F6")),
+    ],
+)
+def test_a_page_embedded_in_a_word_file_is_read_where_it_stands(tmp_path, target, content):
+    body = word_paragraph("before") + EMBEDDED.format("rx") + word_paragraph("after")
+    found, warnings = book_or_word(tmp_path / "w.docx", related(body, "aFChunk", target, content))
+    assert (found.text, warnings) == ("before\n\none\n\ntw\u00f6\n\nafter", [])
+
+
+def test_embedded_files_that_cannot_be_read_are_counted(tmp_path):
+    body = word_paragraph("a") + EMBEDDED.format("rx") + EMBEDDED.format("gone")
+    found, (warning,) = book_or_word(tmp_path / "w.docx", related(body, "aFChunk", "a.rtf", "{words}"))
+    assert found.text == "a"
+    assert "w.docx (2)" in warning
+
+
+def test_signs_of_a_word_file_are_characters_or_counted(tmp_path):
+    signs = [("Symbol", "F061"), ("Symbol", "F0A3"), ("Segoe UI Symbol", "2713"), ("Symbol", "57")]
+    lost = [("Wingdings", "F0FC"), ("Wingdings", "F04A"), ("x", "D800"), ("x", "zz"), ("x", "FFFFFFFF")]
+    body = "".join(f'<w:r><w:sym w:font="{font}" w:char="{code}"/></w:r>' for font, code in signs + lost)
+    found, (warning,) = word(tmp_path, f"<w:p>{word_run('a ')}{body}</w:p>")
+    assert found.text == "a \u03b1\u2264\u2713\u03a9"
+    assert "w.docx (5)" in warning
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "told"),
+    [
+        ("diagramData", "<d><t>words</t></d>", True),
+        ("chart", "<c><v>3</v></c>", True),
+        ("chart", "<c><t> </t></c>", False),
+    ],
+)
+def test_words_of_drawings_in_a_word_file_are_told(tmp_path, kind, content, told):
+    _, warnings = book_or_word(tmp_path / "w.docx", related(word_paragraph("a"), kind, "d.xml", content))
+    assert [("w.docx (1)" in one, "charts" in one) for one in warnings] == [(True, True)] * told
+
+
 def test_the_title_of_a_word_file_is_its_property_or_else_its_first_heading(tmp_path):
     body = (
         word_paragraph("text") + word_paragraph("The Heading", "berschrift1") + word_paragraph("2", "Titel")
@@ -135,6 +211,37 @@ def test_chapters_that_lead_elsewhere_or_are_missing_are_told_and_nothing_else_i
     found, (warning,) = book(tmp_path, packed(parts))
     assert (found.text, found.title) == ("A\n\ntext", "A")
     assert "b.epub (5)" in warning
+
+
+@pytest.mark.parametrize(
+    ("drawing", "text", "told"),
+    [
+        (
+            "<svg xmlns='s'><title>no</title><g><text>one <tspan>word</tspan></text><text>b</text></g></svg>",
+            "A\n\none word\nb",
+            False,
+        ),
+        ("<svg><image href='x.png'/></svg>", "A", False),
+        ("<svg><text>words", "A", True),
+    ],
+)
+def test_words_of_a_page_that_is_a_drawing_are_read_or_it_is_told(tmp_path, drawing, text, told):
+    parts = epub_parts({"a.xhtml": "<h1>A</h1>", "p.svg": drawing})
+    package = str(parts["OEBPS/content.opf"])
+    parts["OEBPS/content.opf"] = package.replace(
+        'href="p.svg" media-type="application/xhtml+xml"', 'href="p.svg" media-type="image/svg+xml"'
+    )
+    found, warnings = book(tmp_path, packed(parts))
+    assert found.text.startswith(text)
+    assert ["b.epub (1)" in one for one in warnings] == [True] * told
+
+
+def test_a_book_with_pages_and_no_reading_order_is_refused(tmp_path):
+    parts = epub_parts({"a.xhtml": "<p>text"})
+    parts["OEBPS/content.opf"] = re.sub("<itemref[^>]*>", "", str(parts["OEBPS/content.opf"]))
+    message = refusal(write(tmp_path / "b.epub", packed(parts)))
+    assert "b.epub holds 1 pages" in message
+    assert "spine" in message
 
 
 def test_cdata_sections_of_chapters_are_read(tmp_path):
@@ -197,6 +304,7 @@ def test_packed_files_that_are_broken_or_hostile_are_refused_in_a_sentence(tmp_p
     assert expected in message
     assert name in message
     assert "root:" not in message
+    assert "<string>" not in message
 
 
 def test_entities_of_a_book_are_never_expanded_nor_files_opened(tmp_path):

@@ -284,3 +284,22 @@ def test_long_readings_tell_how_many_kilobytes_are_read(tmp_path):
     assert sum(count < 400 for count in done) >= 4  # between the pages of the first file
     assert done[-1] == told[-1]["total"]
     assert len(list(follow_reading([write(tmp_path / "c.txt", "few words " * 400)], fields={}))) == 1
+
+
+def test_text_typed_onto_a_page_is_read_and_comments_are_told(tmp_path):
+    note = b"<</Type/Annot/Subtype/%s/Rect[9 9 99 99]/Contents(%s)/F %d>>"
+    annotations = [
+        note % (b"FreeText", b"typed", 4),
+        note % (b"FreeText", b"hidden", 2),
+        note % (b"Text", b"a remark", 4),
+        note % (b"Highlight", b"", 4),
+        note % (b"Link", b"a link", 4),
+    ]
+    content = pages(drawn(b"first"), drawn(b"second"))
+    first = content.replace(b"/MediaBox", b"/Annots[%s]/MediaBox" % b" ".join(annotations), 1)
+    path = write(tmp_path / "a.pdf", first)
+    reading = read(path, write(tmp_path / "o.txt", "other"))
+    assert texts(reading)["a.pdf"] == "first\n\ntyped\n\nsecond"
+    (warning,) = reading.warnings
+    assert "Comments" in warning
+    assert "1 of 2 pages of a.pdf (1)" in warning

@@ -177,3 +177,19 @@ def test_names_in_another_case_are_taken_and_told(tmp_path, header):
 def test_a_name_that_is_nearly_right_is_offered(tmp_path):
     message = refusal(write(tmp_path / "t.csv", "id,body_text\n1,a\n"), fields="text=bodytext")
     assert "Do you mean 'body_text'?" in message
+
+
+def test_errors_of_a_table_speak_of_its_own_delimiter(tmp_path):
+    message = refusal(write(tmp_path / "a.tsv", "id\ttext\n1\ta\tb\n"))
+    assert "values that hold tabs" in message
+    assert "commas" not in message
+    message = refusal(write(tmp_path / "b.tsv", "id,text\n1,a\n"))
+    assert "b.tsv is parted by commas" in message
+    assert "Do you mean" not in message
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_a_header_with_a_control_character_is_read(tmp_path, name):
+    delimiter = {"a.csv": ",", "a.tsv": "\t"}[name]
+    path = write(tmp_path / name, f"id{delimiter}text\x1a\n1{delimiter}a\n2{delimiter}b\n")
+    assert texts(read(path)) == {"1": "a", "2": "b"}
