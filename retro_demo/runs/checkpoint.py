@@ -506,24 +506,30 @@ def _generator(kind: str, rank: int) -> str:
     return f"generator.{kind}.{rank}" if rank else f"generator.{kind}"
 
 
-def check_goes_on(folder: Path) -> None:
-    """Raise UserError where a run has weights and no state: it would begin anew, over its weights.
+def can_go_on(folder: Path) -> bool:
+    """Whether a training can go on in a run's folder, or begin: nothing begins over weights without a state.
 
     Only what a kill leaves of the very first save has weights and may begin anew: its record has no save yet.
     """
     if (folder / STATE).exists() or not any((folder / name).exists() for name in (LAST, BEST)):
+        return True
+    told = {event["event"] for event in read_events(folder / "events.jsonl")}
+    return "started" in told and "saved" not in told and not (folder / IMPORTED).exists()
+
+
+def check_goes_on(folder: Path) -> None:
+    """Raise UserError where a training would begin anew, over weights: see `can_go_on`."""
+    if can_go_on(folder):
         return
     if (folder / IMPORTED).exists():
         raise UserError(
             f"{folder.name} was imported without its optimizer state, so it cannot be trained on. Import an "
             "export that was made with --with-state, or train a new run."
         )
-    told = {event["event"] for event in read_events(folder / "events.jsonl")}
-    if "started" not in told or "saved" in told:
-        raise UserError(
-            f"{folder} has weights, but no {STATE} to go on from: it would begin anew, over its weights. "
-            "Nothing was touched: train a new run in another folder."
-        )
+    raise UserError(
+        f"{folder} has weights, but no {STATE} to go on from: it would begin anew, over its weights. "
+        "Nothing was touched: train a new run in another folder."
+    )
 
 
 def saved_step(folder: Path) -> int:

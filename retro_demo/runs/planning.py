@@ -24,10 +24,10 @@ from retro_demo.output_folder import CONFIG, check_output, make_output
 from retro_demo.paths import SAMPLE, data_home, run_folder
 from retro_demo.runs.checkpoint import (
     BEST,
-    STATE,
     AnyRun,
     MargeRun,
     RunConfig,
+    can_go_on,
     config_bytes,
     differences,
     has_weights,
@@ -292,7 +292,7 @@ def extend_run(out: Path, steps: int) -> None:
         raise UserError(f"{out.name} is being trained. Stop it first, or wait for its end.")
     if steps <= there.training.steps:
         raise UserError(f"This run already has {there.training.steps} steps; {steps} would not extend it.")
-    if not (out / STATE).exists() and has_weights(out):
+    if not can_go_on(out):
         raise UserError(
             "This run ships without its optimizer state, so it cannot be trained longer. Train a new one."
         )

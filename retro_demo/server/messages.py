@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from retro_demo.errors import UserError
-from retro_demo.models.config import EvidenceConfig, MargeConfig, RetroConfig
+from retro_demo.kinds import setting_types
 from retro_demo.paths import without_folders
 from retro_demo.runs import commands
 from retro_demo.server.limits import HERE
@@ -24,16 +24,12 @@ from retro_demo.settings import (
     EvaluateConfig,
     ExplainConfig,
     GenerateConfig,
-    TrainConfig,
     WeighConfig,
     settings_of,
 )
 
 CONFIGS: tuple[Any, ...] = (
-    TrainConfig,
-    RetroConfig,
-    EvidenceConfig,
-    MargeConfig,
+    *setting_types(),
     GenerateConfig,
     ExplainConfig,
     EvaluateConfig,

@@ -33,7 +33,7 @@ from retro_demo.runs.checkpoint import (
     LAST,
     STATE,
     AnyRun,
-    has_weights,
+    can_go_on,
     read_any_config,
     read_run_config,
     step_of,
@@ -168,7 +168,7 @@ def command_of(folder: Path, config: AnyRun, home: Path) -> str:
     """
     if not corpus_folder(home, config.corpus).is_dir() and not config.corpus.startswith(SAMPLE):
         return commands.NOT_ANEW
-    goes_on = (folder / STATE).exists() or not has_weights(folder)
+    goes_on = can_go_on(folder)
     out = str(folder.resolve()) if goes_on else f"{folder.name}-again"
     base = config.base
     if base and not (run_folder(base) / "config.json").exists():

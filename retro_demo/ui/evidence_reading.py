@@ -35,7 +35,8 @@ from retro_demo.settings import GenerateConfig
 from retro_demo.ui import zero_gpu
 from retro_demo.ui.form import (
     CHEAP,
-    MODEL,
+    MEAN,
+    ON_PAGE,
     PRIVATE,
     QUIET,
     Form,
@@ -50,8 +51,6 @@ from retro_demo.ui.form import (
 )
 from retro_demo.ui.visit import Lane
 
-MEAN = "mean"
-ON_PAGE = CHEAP | MODEL
 TARGETS = "First passages of documents."
 TO_TARGET = "() => document.querySelector('#evidence-target')?.scrollIntoView({block: 'start'})"
 SEARCHING = '<p class="speed" role="status">Embedding all passages, finding and reading the evidence.</p>'

@@ -194,9 +194,15 @@ CHEAP: dict[str, Any] = PRIVATE | {"concurrency_limit": None, "show_progress": "
 LOOKS: dict[str, Any] = CHEAP | {"concurrency_id": "looks", "concurrency_limit": 2}
 """For looks that compute: strangers who look at much wait for each other, and nobody else does."""
 MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
-"""The lane of what computes with a run: one at a time for all. On the page: CHEAP | MODEL."""
+"""The lane of what computes with a run: one at a time for all."""
+ON_PAGE = CHEAP | MODEL
+"""The same lane, for handlers of the page."""
 SHARE: dict[str, Any] = {"concurrency_id": "share", "concurrency_limit": 2}
 """The lane of exports and imports."""
+
+
+MEAN = "mean"
+"""The choice of a layer or a head that stands for all of them."""
 
 
 def first_of(row: Any) -> Any:

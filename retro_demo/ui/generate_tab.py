@@ -33,7 +33,9 @@ from retro_demo.ui import zero_gpu
 from retro_demo.ui.evidence_reading import WritingView, wire_writing
 from retro_demo.ui.form import (
     CHEAP,
+    MEAN,
     MODEL,
+    ON_PAGE,
     PRIVATE,
     QUIET,
     Form,
@@ -48,8 +50,6 @@ from retro_demo.ui.form import (
 )
 from retro_demo.ui.visit import Lane, copy_link, run_breadcrumb
 
-MEAN = "mean"
-ON_PAGE = CHEAP | MODEL
 TO_EDITOR = """() => document.querySelector('#editor')?.scrollIntoView({
   block: 'nearest', behavior: matchMedia('(prefers-reduced-motion: reduce)').matches ? 'auto' : 'smooth',
 })"""

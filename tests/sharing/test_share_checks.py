@@ -417,7 +417,7 @@ def test_a_strangers_index_is_never_opened(tmp_path, stranger, capsys):
 def test_no_path_in_a_strangers_config_is_believed(tmp_path, stranger, capsys):
     from sharing_helpers import told
 
-    change_json("config.json", corpus="/etc", base="/root/runs/secret", base_weights="0" * 64)(stranger)
+    change_json("config.json", corpus="/etc", base="/srv/runs/secret", base_weights="0" * 64)(stranger)
     shutil.rmtree(stranger / "corpus")
     seal(stranger)
 

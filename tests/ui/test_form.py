@@ -88,7 +88,7 @@ def test_a_list_of_layers_that_is_none_is_refused():
 def test_a_user_error_is_a_toast_without_folders_of_the_server():
     @shows_errors
     def handler():
-        raise UserError("There is no corpus at /home/data/workspaces/secret-code/corpora/towns.")
+        raise UserError("There is no corpus at /srv/data/workspaces/secret-code/corpora/towns.")
 
     with pytest.raises(gr.Error) as toast:
         handler()
