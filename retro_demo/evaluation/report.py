@@ -8,7 +8,7 @@ tokens_moved  {reference: {helped, hurt, mean, threshold}}
 provenance    see runs/provenance.py; added by evaluation/runner.py
 
 Of a RETRO only:
-leakage       {"database": ..., "neighbors": ...}: bpb by overlap, see evaluation/overlap.py
+leakage       {"database": ..., "neighbors": ...}: bpb by overlap, see evaluation/copied_text.py
 curves        loss by the size of the database and by k, where they were measured
 
 Of a MARGE only:
@@ -34,8 +34,8 @@ import numpy as np
 from retro_demo.corpus.store import MIN_DOCUMENTS
 from retro_demo.evaluation.arms import ARMS, TARGETS, Arms, EvidenceArms, neighbors_missing
 from retro_demo.evaluation.baselines import Known, Match, SmallerDatabase
+from retro_demo.evaluation.copied_text import Overlaps, leakage
 from retro_demo.evaluation.losses import LEVEL, Difference, LossTable, Sums, arm_figures, tokens_moved
-from retro_demo.evaluation.overlap import Overlaps, leakage
 from retro_demo.evaluation.verdict import Verdict, VerdictFigures, less, more, verdict, with_interval
 from retro_demo.settings import EvaluateConfig
 

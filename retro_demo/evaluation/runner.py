@@ -46,8 +46,8 @@ from retro_demo.evaluation.baselines import (
     search_part,
     trainings,
 )
+from retro_demo.evaluation.copied_text import Overlaps
 from retro_demo.evaluation.losses import LossTable, prepended_neighbors, read_arm, read_prepended
-from retro_demo.evaluation.overlap import Overlaps
 from retro_demo.evaluation.report import WAS, MargeStudy, Study, curves, marge_report, report
 from retro_demo.evaluation.request import Request, read_request
 from retro_demo.events import Event, Finished, Progress, Refined, Started, Stopped, Warned, cut_back

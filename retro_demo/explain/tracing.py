@@ -23,8 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from retro_demo.corpus.retrievers import Database
-from retro_demo.evaluation.losses import helped_and_hurt
-from retro_demo.evaluation.overlap import (
+from retro_demo.evaluation.copied_text import (
     Span,
     copied_spans,
     copy_ratio,
@@ -32,6 +31,7 @@ from retro_demo.evaluation.overlap import (
     shown_ahead,
     suffixes,
 )
+from retro_demo.evaluation.losses import helped_and_hurt
 from retro_demo.explain.attribution import Numbers, measure, rank_correlation
 from retro_demo.files import write_atomically
 from retro_demo.generation.sampling import Written

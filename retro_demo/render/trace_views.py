@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from retro_demo.evaluation.overlap import LONG, Span
+from retro_demo.evaluation.copied_text import LONG, Span
 from retro_demo.explain.edits import Edit, Rewritten
 from retro_demo.explain.tracing import (
     Trace,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import retro_demo.evaluation.overlap as leakage_module
+import retro_demo.evaluation.copied_text as leakage_module
 from retro_demo.evaluation.arms import held_out_windows
+from retro_demo.evaluation.copied_text import ALPHAS, FEW_CHUNKS, Overlaps, leakage, share_in_common
 from retro_demo.evaluation.losses import LossTable, Sums, arm_figures, tokens_moved
-from retro_demo.evaluation.overlap import ALPHAS, FEW_CHUNKS, Overlaps, leakage, share_in_common
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from counted import calls_within
 
-from retro_demo.evaluation.overlap import longest_in_neighbors, longest_in_text, share_in_common
+from retro_demo.evaluation.copied_text import longest_in_neighbors, longest_in_text, share_in_common
 
 
 def longest_by_hand(chunk: np.ndarray, text: np.ndarray) -> int:

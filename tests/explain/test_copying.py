@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from retro_demo.evaluation.overlap import (
+from retro_demo.evaluation.copied_text import (
     Span,
     copied_spans,
     copy_ratio,
