@@ -38,8 +38,8 @@ from retro_demo.kinds import resolve
 from retro_demo.paths import SAMPLE, check_shipped, data_home, run_folder, settle_data_home
 from retro_demo.runs.checkpoint import read_any_config
 from retro_demo.runs.loading import ready_run
-from retro_demo.server.limits import add_server_flags
 from retro_demo.settings import RETRIEVERS, EvaluateConfig, ExplainConfig, GenerateConfig
+from retro_demo.ui.serve import add_server_flags
 
 COMMAND = "retro-demo"  # as it is installed
 PROGRAM = COMMAND if Path(sys.argv[0]).stem == COMMAND else "python -m retro_demo"

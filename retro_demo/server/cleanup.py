@@ -23,8 +23,8 @@ from retro_demo.errors import UserError
 from retro_demo.jobs import lifecycle
 from retro_demo.output_folder import is_hidden
 from retro_demo.paths import CODE, link_to
-from retro_demo.server.limits import MEGABYTE, delete_noted, forget_gone, limits_of, noted_retokenized
-from retro_demo.server.workspace import Workspace, disk_use
+from retro_demo.server.limits import MEGABYTE, limits_of
+from retro_demo.server.workspace import Workspace, delete_noted, disk_use, forget_gone, noted_retokenized
 
 log = logging.getLogger(__name__)
 

@@ -3,37 +3,27 @@
 The limits are declared once, strict on a public page. The server writes those that hold into its data folder;
 every process that starts work there reads them. The page sets the address of the request that is being
 answered; queue and limits read it. A request over a limit is refused in a sentence.
-
-Uploads and downloads lie in one folder, under hashes of their content: a file may belong to several visitors,
-and then stays for the others. The same holds for a retokenized copy of a sample corpus, which holds the
-tokenizer of a visitor's run. Files noted here count as one visitor's and are deleted at once with the
-workspace; the rest is deleted by age.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import shutil
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from retro_demo.console import add_flags
-from retro_demo.corpus.changes import RETOKENIZED
 from retro_demo.errors import UserError
 from retro_demo.explain.marge_reading import MOST_EVIDENCE
-from retro_demo.files import append_line, replacing
+from retro_demo.files import replacing
 from retro_demo.kinds import kind_of_shape, resolve
 from retro_demo.models.config import NetworkConfig
 from retro_demo.models.memory import count_parameters
 from retro_demo.runs.checkpoint import AnyRun
-from retro_demo.server.workspace import Workspace, disk_use
+from retro_demo.server.workspace import Workspace, disk_use, noted_use
 from retro_demo.settings import GenerateConfig, check_ranges, from_json, setting, settings_of
 
 FILE = "limits.json"
@@ -204,34 +194,6 @@ def for_strangers(limits: Limits) -> bool:
     )
 
 
-def on_space(environment: Mapping[str, str]) -> bool:
-    """Whether this is a Hugging Face Space, which is public unless somebody says otherwise."""
-    return environment.get("SYSTEM") == "spaces" or "SPACE_ID" in environment
-
-
-def add_server_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of a server: where it listens, whom it serves, and each limit."""
-    parser.add_argument("--host", help="address to listen on (default: Gradio's, 127.0.0.1)")
-    parser.add_argument("--port", type=int, help="port to listen on (default: Gradio's, 7860)")
-    parser.add_argument("--mcp", action="store_true", help="also serve the HTTP endpoints as tools (MCP)")
-    parser.add_argument(
-        "--public",
-        action=argparse.BooleanOptionalAction,
-        default=on_space(os.environ),
-        help="serve strangers: the strict limits hold (default: on a Space)",
-    )
-    parser.add_argument(
-        "--behind-proxy",
-        type=int,
-        choices=range(10),
-        default=1 if on_space(os.environ) else 0,
-        metavar="N",
-        help="how many proxies of yours stand before it, such as nginx, each of which must add to "
-        "X-Forwarded-For: the limit of requests counts whom the first of them heard (default: 0; a Space: 1)",
-    )
-    add_flags(parser, Limits)
-
-
 def chosen_limits(public: bool, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Limits:
     """The public or private set with what the environment says, then the flags; UserError for bad values."""
     values: dict[str, Any] = {}
@@ -278,112 +240,6 @@ SITS_HERE = "x-retro-demo-here"
 """The header by which the middleware says that the visitor sits at this machine; dropped from outside."""
 HERE: ContextVar[bool] = ContextVar("here", default=False)
 """Whether the request comes from this machine and the page is not for strangers: who asks may see folders."""
-
-
-NOTES = "files.jsonl"  # in the folder of a workspace
-EXPORTS = "exports.jsonl"  # beside it; of several with one name only the last is the visitor's
-
-
-def note_files(workspace: Workspace, paths: Iterable[Path]) -> None:
-    """Note these files, or retokenized corpora, as the visitor's; raises UserError where that is gone."""
-    workspace.check_there()
-    known = set(_read_notes(workspace.folder / NOTES))
-    for path in dict.fromkeys(path.resolve() for path in paths):
-        if path not in known:
-            append_line(workspace.folder / NOTES, json.dumps(str(path)))
-
-
-def note_export(workspace: Workspace, path: Path) -> None:
-    """As `note_files`, for an export: it takes the place of the visitor's older one of its name.
-
-    Where it cannot be noted, as in a workspace that is gone, it goes.
-    """
-    path, older = path.resolve(), _exports(workspace.folder).get(path.name)
-    if path == older:
-        return
-    try:
-        workspace.check_there()
-        append_line(workspace.folder / EXPORTS, json.dumps(str(path)))
-    except (UserError, OSError):
-        _delete_files({path} - _of_others(workspace.folder))
-        raise
-    if older is not None:
-        _delete_files({older} - _of_others(workspace.folder))
-
-
-def noted_use(folder: Path) -> int:
-    """Bytes of what is noted in the folder of a workspace."""
-    used = 0
-    for path in noted(folder):
-        with suppress(OSError):  # it went by its age
-            used += disk_use(path) if path.is_dir() else path.stat().st_size
-    return used
-
-
-def delete_noted(folder: Path) -> None:
-    """Delete what is noted in the folder of a workspace, but for what is another visitor's too."""
-    _delete_files(noted(folder) - _of_others(folder))
-
-
-def forget_gone(folder: Path) -> None:
-    """Drop the notes about what is gone, in the folder of a workspace that nobody uses now.
-
-    Whoever notes something opened the workspace for it, which dates it: so no note is written meanwhile. The
-    date stays, for this is no use.
-    """
-    used = folder.stat()
-    notes = {NOTES: dict.fromkeys(_read_notes(folder / NOTES)), EXPORTS: _exports(folder).values()}
-    try:
-        for name, known in notes.items():
-            there, file = [path for path in known if path.exists()], folder / name
-            if file.exists() and not there:
-                file.unlink()
-            elif len(there) < len(_read_notes(file)):
-                with replacing(file) as unfinished:
-                    unfinished.write_text("".join(f"{json.dumps(str(path))}\n" for path in there), "utf-8")
-    finally:
-        os.utime(folder, ns=(used.st_atime_ns, used.st_mtime_ns))
-
-
-def noted_retokenized(folder: Path) -> list[Path]:
-    """The retokenized corpora outside the workspaces that are of the visitor of this folder alone."""
-    own = {path for path in noted(folder) if path.parent.name == RETOKENIZED and path.is_dir()}
-    return [*(own - _of_others(folder))] if own else []
-
-
-def _delete_files(paths: Iterable[Path]) -> None:
-    for path in paths:
-        if path.parent.name == RETOKENIZED:
-            shutil.rmtree(path, ignore_errors=True)
-            continue
-        with suppress(OSError):  # it went by its age, or its folder holds more
-            path.unlink()
-            path.parent.rmdir()
-
-
-def _of_others(folder: Path) -> set[Path]:
-    return set().union(*(noted(other) for other in folder.parent.glob("[!.]*") if other != folder))
-
-
-def noted(folder: Path) -> set[Path]:
-    """What is noted in the folder of a workspace."""
-    return {*_read_notes(folder / NOTES), *_exports(folder).values()}
-
-
-def _exports(folder: Path) -> dict[str, Path]:
-    return {path.name: path for path in _read_notes(folder / EXPORTS)}
-
-
-def _read_notes(notes: Path) -> list[Path]:
-    try:
-        lines = notes.read_text("utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    paths = []
-    for line in lines:
-        with suppress(ValueError):  # a full disk once tore a line, and the next one stood behind its half
-            paths += [Path(json.loads(line))] if line.endswith('"') else []
-    return paths
 
 
 def check_run(limits: Limits, network: NetworkConfig, steps: int) -> None:

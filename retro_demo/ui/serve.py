@@ -1,14 +1,35 @@
-"""Serve the page: what `python app.py` and `retro-demo serve` do.
+"""Serve the page: what `python app.py` and `retro-demo serve` do, with the flags of the server.
 
 Without flags host and port come from Gradio's own environment, as on a Hugging Face Space, where the page
-is public. Each limit is a flag, and a variable such as RETRO_DEMO_LIMIT_STEPS. Import this before gradio and
-torch.
+is public. Each limit is a flag, and a variable such as RETRO_DEMO_LIMIT_STEPS. What needs gradio or torch is
+imported inside functions, because what is set here must be set before.
 """
 
 from __future__ import annotations
 
+import argparse
+import logging
 import os
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
+from retro_demo.console import add_flags, escape_what_cannot_be_shown, given
+from retro_demo.errors import UserError
+from retro_demo.paths import ASSETS, check_shipped, settle_data_home
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import gradio as gr
+
+    from retro_demo.server.limits import Limits
+
+DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 7860  # the first free port from there on
+os.environ.setdefault("GRADIO_SERVER_NAME", DEFAULT_HOST)
+os.environ.setdefault("GRADIO_SERVER_PORT", str(DEFAULT_PORT))
 # no calls home, and idle threads that leave cores to others
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 # nor a table of the last 10,000 calls, made anew after each of them for a page of figures that is shut
@@ -17,31 +38,12 @@ os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "100"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: fresh memory costs a tenth
 
-if os.environ.get("SPACES_ZERO_GPU"):  # a platform's own package, which changes torch before it is used
-    import spaces  # noqa: F401  # pyright: ignore[reportMissingImports]
-
-import argparse
-import logging
-import sys
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from types import SimpleNamespace
-
-import gradio as gr
-from starlette.middleware import Middleware
-
-from retro_demo.console import escape_what_cannot_be_shown, given
-from retro_demo.errors import UserError
-from retro_demo.paths import check_shipped, settle_data_home
-from retro_demo.server.cleanup import UPLOADS, never_served, serve_alone
-from retro_demo.server.limits import Limits, add_server_flags, chosen_limits
-from retro_demo.ui.middleware import RateLimiter, SecurityHeaders
-from retro_demo.ui.page import ASSETS, build_app, head, theme
-
 
 def main(arguments: list[str] | None = None, program: str | None = None) -> int:
     """Serve the page with these flags (default: those of this process) until Ctrl-C; the exit code."""
     escape_what_cannot_be_shown()
+    if os.environ.get("SPACES_ZERO_GPU"):  # a platform's own package, which changes torch before it is used
+        import spaces  # noqa: F401  # pyright: ignore[reportMissingImports]
     parser = argparse.ArgumentParser(program, description="Serve the page of retro_demo.")
     add_server_flags(parser)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
@@ -53,8 +55,42 @@ def main(arguments: list[str] | None = None, program: str | None = None) -> int:
     return 0
 
 
+def on_space(environment: Mapping[str, str]) -> bool:
+    """Whether this is a Hugging Face Space, which is public unless somebody says otherwise."""
+    return environment.get("SYSTEM") == "spaces" or "SPACE_ID" in environment
+
+
+def add_server_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of a server: where it listens, whom it serves, and each limit."""
+    parser.add_argument("--host", help=f"address to listen on (default: Gradio's, {DEFAULT_HOST})")
+    parser.add_argument("--port", type=int, help=f"port to listen on (default: Gradio's, {DEFAULT_PORT})")
+    parser.add_argument("--mcp", action="store_true", help="also serve the HTTP endpoints as tools (MCP)")
+    parser.add_argument(
+        "--public",
+        action=argparse.BooleanOptionalAction,
+        default=on_space(os.environ),
+        help="serve strangers: the strict limits hold (default: on a Space)",
+    )
+    parser.add_argument(
+        "--behind-proxy",
+        type=int,
+        choices=range(10),
+        default=1 if on_space(os.environ) else 0,
+        metavar="N",
+        help="how many proxies of yours stand before it, such as nginx, each of which must add to "
+        "X-Forwarded-For: the limit of requests counts whom the first of them heard (default: 0; a Space: 1)",
+    )
+    from retro_demo.server.limits import Limits  # here: it imports torch
+
+    add_flags(parser, Limits)
+
+
 def serve_page(options: argparse.Namespace) -> None:
     """Serve the page until Ctrl-C. Raises UserError where it cannot be served as the flags say."""
+    from retro_demo.server.cleanup import UPLOADS, serve_alone
+    from retro_demo.server.limits import Limits, chosen_limits
+    from retro_demo.ui.page import build_app
+
     if os.environ.get("GRADIO_VIBE_MODE"):  # it lets whoever opens the page run code here
         raise UserError("GRADIO_VIBE_MODE is set, which lets visitors run code on this machine. Unset it.")
     os.umask(0o077)  # what is written here is for nobody else on the machine
@@ -123,6 +159,12 @@ def launch(
     proxies: int = 0,
 ) -> str:
     """Start serving in the background, behind so many proxies; returns the address."""
+    from starlette.middleware import Middleware
+
+    from retro_demo.server.cleanup import never_served
+    from retro_demo.ui.middleware import RateLimiter, SecurityHeaders
+    from retro_demo.ui.page import head, theme
+
     os.environ["FORWARDED_ALLOW_IPS"] = ""  # uvicorn would believe X-Forwarded-For of all on this machine
     app, local_url, _ = demo.launch(
         server_name=host,

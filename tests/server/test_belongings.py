@@ -12,16 +12,8 @@ import pytest
 
 from retro_demo.errors import UserError
 from retro_demo.server.cleanup import clean, delete_workspace
-from retro_demo.server.limits import (
-    Limits,
-    check_space,
-    delete_noted,
-    keep_limits,
-    note_export,
-    note_files,
-    noted,
-)
-from retro_demo.server.workspace import Workspace, new_code
+from retro_demo.server.limits import Limits, check_space, keep_limits
+from retro_demo.server.workspace import Workspace, delete_noted, new_code, note_export, note_files, noted
 
 
 @pytest.fixture

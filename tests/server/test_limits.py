@@ -36,12 +36,12 @@ from retro_demo.server.limits import (
     chosen_limits,
     keep_limits,
     limits_of,
-    on_space,
 )
 from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace, new_code
 from retro_demo.settings import TrainConfig, from_json, settings_of
 from retro_demo.ui.middleware import RateLimiter
+from retro_demo.ui.serve import on_space
 
 
 @pytest.fixture

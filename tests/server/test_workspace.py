@@ -14,9 +14,8 @@ from retro_demo.errors import UserError
 from retro_demo.paths import CHECKPOINTS
 from retro_demo.server import run_actions
 from retro_demo.server.cleanup import delete_workspace
-from retro_demo.server.limits import note_export, note_files
 from retro_demo.server.model_cache import ModelCache
-from retro_demo.server.workspace import Workspace, new_code
+from retro_demo.server.workspace import Workspace, new_code, note_export, note_files
 from retro_demo.ui.page import build_app
 from retro_demo.ui.uploads import forget_visitor
 
