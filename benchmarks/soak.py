@@ -29,11 +29,11 @@ from benchmarks.measuring import RESULTS, markdown, torch
 from benchmarks.serving import ROOT, start_app
 from retro_demo.corpus.store import is_built, load_corpus
 from retro_demo.errors import UserError
+from retro_demo.files import load_tensors
 from retro_demo.jobs import lifecycle
 from retro_demo.paths import data_home
 from retro_demo.runs.checkpoint import LAST, STATE, load_model, read_any_config, saved_step
 from retro_demo.server.workspace import Workspace, new_code
-from retro_demo.tensor_files import load_tensors
 
 PATIENCE = 300.0  # seconds for anything to happen: this is no measurement of speed
 SETTLED = 10.0  # seconds after which nothing that was killed may say that it runs

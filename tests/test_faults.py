@@ -31,6 +31,7 @@ from retro_demo.corpus.sharding import run_build
 from retro_demo.corpus.store import load_corpus
 from retro_demo.errors import UserError, describe_error, why_interrupted
 from retro_demo.events import Finished, Step, append_event, read_events
+from retro_demo.files import load_tensors, save_tensors
 from retro_demo.jobs import lifecycle
 from retro_demo.jobs.lifecycle import Process, birth
 from retro_demo.render.job_views import run_status
@@ -38,7 +39,6 @@ from retro_demo.runs.checkpoint import load_model, read_any_config, saved_step
 from retro_demo.server import service
 from retro_demo.server.run_actions import seconds_left
 from retro_demo.server.workspace import KEPT_TRACES, Workspace, keep_trace, load_trace, new_code
-from retro_demo.tensor_files import load_tensors, save_tensors
 
 HOUR = 3600
 

@@ -33,12 +33,11 @@ from retro_demo.evaluation.copied_text import (
 )
 from retro_demo.evaluation.losses import helped_and_hurt
 from retro_demo.explain.attribution import Numbers, measure, rank_correlation
-from retro_demo.files import write_atomically
+from retro_demo.files import save_tensors, write_atomically
 from retro_demo.generation.sampling import Written
 from retro_demo.kinds import KINDS
 from retro_demo.models.layers import record_attention
 from retro_demo.models.retro import RETRO
-from retro_demo.tensor_files import save_tensors
 from retro_demo.tokenizer import Tokenizer, pieces_of
 
 FORMAT = 2

@@ -13,7 +13,7 @@ from typing import Any
 from retro_demo.evaluation.arms import arm_name, arms_in_order, names_of
 from retro_demo.jobs.lifecycle import JobStatus
 from retro_demo.render.html_parts import badge, bar, duration, esc, failure, note, standing, table, term
-from retro_demo.server.messages import on_page
+from retro_demo.render.wording import on_page
 
 VERDICTS = {True: ("helps", "yes"), False: ("does not help", "no"), None: ("not decided", "open")}
 

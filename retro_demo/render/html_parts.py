@@ -13,10 +13,9 @@ from typing import Any
 
 from retro_demo.explain.text import SIDES, Writing
 from retro_demo.explain.tracing import Trace, summary
-from retro_demo.glossary import GLOSSARY, explain
 from retro_demo.jobs.lifecycle import JobStatus
 from retro_demo.paths import SAMPLE, without_folders
-from retro_demo.server.messages import on_page
+from retro_demo.render.wording import GLOSSARY, explain, on_page
 
 COLORS = ("#3a7ebf", "#d9702b", "#219f7a", "#b565a0", "#b8901a", "#7a6fd0")
 """Colors of curves; told apart by color-blind eyes, on light and on dark."""

@@ -24,10 +24,10 @@ from retro_demo.render.html_parts import (
     term,
     theirs,
 )
+from retro_demo.render.wording import on_page
 from retro_demo.retrieval.dense import recall_words
 from retro_demo.runs.alarms import Watch, ahead_words, passes_words
 from retro_demo.runs.checkpoint import AnyRun
-from retro_demo.server.messages import on_page
 
 OPERATIONS = 6  # of a parameter for each token, forward and backward
 OPERATIONS_A_SECOND = 40e9  # one core: 47e9 for both shipped sizes of RETRO, 44e9 for MARGE, 30e9 for tiny

@@ -33,7 +33,19 @@ from torch import Tensor, nn
 from retro_demo.devices import SINGLE_PROCESS, World, full_tensor, shard_like
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Started, Warned, read_events
-from retro_demo.files import file_hash, replacing, write_atomically
+from retro_demo.files import (
+    ANEW,
+    Header,
+    Shapes,
+    check_shapes,
+    file_hash,
+    finite_tensors,
+    load_tensors,
+    read_header,
+    replacing,
+    save_tensors,
+    write_atomically,
+)
 from retro_demo.kinds import KINDS, Kind, resolve
 from retro_demo.models.config import EvidenceConfig, MargeConfig, NetworkConfig, RetroConfig
 from retro_demo.models.layers import lay_out_for_writing
@@ -43,16 +55,6 @@ from retro_demo.models.retro import RETRO
 from retro_demo.output_folder import CONFIG, make_output
 from retro_demo.runs.alarms import Point, Watch
 from retro_demo.settings import TrainConfig, from_json, seen, settings_of
-from retro_demo.tensor_files import (
-    ANEW,
-    Header,
-    Shapes,
-    check_shapes,
-    finite_tensors,
-    load_tensors,
-    read_header,
-    save_tensors,
-)
 
 FORMAT = 1
 LAST, BEST, STATE = "model.safetensors", "best.safetensors", "state.safetensors"

@@ -18,8 +18,8 @@ from typing import Any
 from retro_demo.corpus.store import MANIFEST
 from retro_demo.devices import allowed_threads
 from retro_demo.events import read_events
+from retro_demo.files import read_header
 from retro_demo.runs.checkpoint import AnyRun, read_any_config, versions, weights_file
-from retro_demo.tensor_files import read_header
 
 NOT_COMPARABLE = (
     "This is a small run on a small corpus: its figures are not comparable with those of the papers."

@@ -36,11 +36,11 @@ from retro_demo.documents.sources import USES, Document
 from retro_demo.errors import UserError
 from retro_demo.events import ENDINGS, PARTS, wrong_with
 from retro_demo.evidence.reindex import load_reindexing
+from retro_demo.files import Header, finite_tensors, read_header
 from retro_demo.models.memory import shapes_of
 from retro_demo.output_folder import EXPORT, EXPORTED
 from retro_demo.runs import checkpoint
 from retro_demo.runs.checkpoint import BEST, LAST, STATE, AnyRun, read_any_config
-from retro_demo.tensor_files import Header, finite_tensors, read_header
 from retro_demo.tokenizer import Tokenizer
 
 FORMAT = 1

@@ -20,8 +20,8 @@ from retro_demo.errors import UserError
 from retro_demo.jobs import lifecycle
 from retro_demo.paths import SAMPLE
 from retro_demo.render import html_parts, job_views
+from retro_demo.render.wording import on_page
 from retro_demo.server import corpus_changes, run_actions, service
-from retro_demo.server.messages import on_page
 from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace, disk_use
 from retro_demo.settings import RETRIEVERS, AddConfig, CorpusConfig

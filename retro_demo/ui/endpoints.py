@@ -21,12 +21,12 @@ from retro_demo.explain.tracing import as_json
 from retro_demo.generation.marge import grown, ids_of, refuse_retriever
 from retro_demo.generation.retro import refuse_evidence
 from retro_demo.jobs import lifecycle
+from retro_demo.render.wording import to_program, values_to_program
 from retro_demo.runs.alarms import Watch, best_of
 from retro_demo.runs.checkpoint import BEST, read_any_config, told_by
 from retro_demo.runs.loading import LoadedRun, why_none_found
 from retro_demo.server import corpus_changes, evaluations, run_actions, service
 from retro_demo.server.limits import checked_writing
-from retro_demo.server.messages import to_program, values_to_program
 from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.run_actions import weights_kept
 from retro_demo.server.workspace import Workspace

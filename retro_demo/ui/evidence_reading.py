@@ -25,8 +25,8 @@ from retro_demo.explain.marge_reading import (
     targets_of,
 )
 from retro_demo.generation.sampling import Written
-from retro_demo.glossary import explain
 from retro_demo.render import html_parts, marge_views
+from retro_demo.render.wording import explain
 from retro_demo.server import service
 from retro_demo.server.limits import checked_writing
 from retro_demo.server.model_cache import ModelCache

@@ -27,10 +27,10 @@ from retro_demo.explain.marge_history import (
     relevance_matrix,
 )
 from retro_demo.explain.marge_reading import MargeCorpus, reindexing_at, targets_of
-from retro_demo.glossary import explain
 from retro_demo.jobs import lifecycle
 from retro_demo.paths import ASSETS
 from retro_demo.render import html_parts, job_views, marge_views
+from retro_demo.render.wording import explain
 from retro_demo.server import service
 from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace, marge_runs

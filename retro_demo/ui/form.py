@@ -19,8 +19,8 @@ from gradio.utils import get_upload_folder
 
 from retro_demo.errors import UserError, describe_error
 from retro_demo.paths import SAMPLE
+from retro_demo.render.wording import on_page, told, values_to_program
 from retro_demo.server.limits import HERE
-from retro_demo.server.messages import on_page, told, values_to_program
 from retro_demo.settings import settings_of
 
 log = logging.getLogger(__name__)

@@ -18,9 +18,9 @@ from retro_demo.explain import text as explained
 from retro_demo.explain.edits import Rewritten, edit_json
 from retro_demo.explain.text import trace_values, write_sides
 from retro_demo.explain.tracing import Trace
-from retro_demo.glossary import explain
 from retro_demo.paths import ASSETS, SAMPLE
 from retro_demo.render import html_parts, trace_views
+from retro_demo.render.wording import explain
 from retro_demo.runs.loading import LoadedRun
 from retro_demo.server import service
 from retro_demo.server import workspace as kept_traces

@@ -24,8 +24,8 @@ from gradio.state_holder import SessionState
 from gradio.utils import LRUCache
 
 from retro_demo.errors import UserError
+from retro_demo.render.wording import to_program
 from retro_demo.server.limits import ADDRESS, HERE, SITS_HERE, VISITOR, limits_of
-from retro_demo.server.messages import to_program
 from retro_demo.settings import seen
 from retro_demo.ui.form import shows_errors
 

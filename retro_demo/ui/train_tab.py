@@ -23,10 +23,10 @@ from retro_demo.models.config import EvidenceConfig, MargeConfig, RetroConfig
 from retro_demo.models.memory import count_parameters
 from retro_demo.paths import SAMPLE
 from retro_demo.render import html_parts, job_views, marge_views, plots
+from retro_demo.render.wording import on_page
 from retro_demo.runs.checkpoint import BEST, read_any_config, told_by
 from retro_demo.server import evaluations, run_actions, service
 from retro_demo.server.limits import check_settings, limits_of
-from retro_demo.server.messages import on_page
 from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace
 from retro_demo.settings import TrainConfig, settings_of

@@ -13,10 +13,10 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from retro_demo.errors import UserError
+from retro_demo.render.wording import values_to_program
 from retro_demo.server import run_actions, service
 from retro_demo.server.cleanup import delete_workspace
 from retro_demo.server.limits import Limits, limits_of
-from retro_demo.server.messages import values_to_program
 from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace, new_code, note_export, note_files
 from retro_demo.ui.form import CHEAP, QUIET, download, once_known, shows_errors

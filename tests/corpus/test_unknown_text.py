@@ -32,12 +32,12 @@ from retro_demo.events import Event, Finished, Warned
 from retro_demo.explain.text import explain_text
 from retro_demo.explain.tracing import why_nothing
 from retro_demo.paths import STATIC_FOLDER
+from retro_demo.render import wording
 from retro_demo.render.html_parts import found_html
 from retro_demo.render.job_views import corpus_statistics
 from retro_demo.retrieval.dense import percent, recall_words
 from retro_demo.retrieval.embedders import StaticEmbedder, WordPieces, load_embedder
 from retro_demo.runs.loading import load_run
-from retro_demo.server import messages
 from retro_demo.server.service import statistics
 from retro_demo.settings import RETRIEVERS, AddConfig, CorpusConfig, EvaluateConfig, ExplainConfig
 
@@ -294,7 +294,7 @@ def test_the_page_and_the_command_line_tell_the_share_and_one_advice_as_each_nam
     assert "use “Retriever” bm25-words" in page
     assert known_words(kept) in line
     assert "use --retriever bm25-words" in doubt_of_statistics(kept)
-    assert "use retriever bm25-words" in messages.to_program(doubt_of_statistics(kept))
+    assert "use retriever bm25-words" in wording.to_program(doubt_of_statistics(kept))
 
 
 def test_of_a_corpus_that_was_not_measured_nothing_is_said(tmp_path, small_folder):

@@ -12,9 +12,9 @@ from retro_demo.evaluation.arms import ARM_NAMES
 from retro_demo.evaluation.request import Request, prepare_evaluation
 from retro_demo.evaluation.runner import run_evaluation
 from retro_demo.events import Finished
-from retro_demo.glossary import GLOSSARY
 from retro_demo.jobs.lifecycle import JobStatus
 from retro_demo.render import evaluation_views, plots
+from retro_demo.render.wording import GLOSSARY
 from retro_demo.settings import EvaluateConfig
 
 

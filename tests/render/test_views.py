@@ -27,8 +27,8 @@ from views_helpers import (  # noqa: F401
 
 from retro_demo.explain import tracing
 from retro_demo.explain.text import trace_values
-from retro_demo.glossary import GLOSSARY
 from retro_demo.render import html_parts, job_views, plots, trace_views
+from retro_demo.render.wording import GLOSSARY
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from retro_demo.glossary import GLOSSARY
 from retro_demo.render import html_parts, plots
+from retro_demo.render.wording import GLOSSARY
 from retro_demo.ui.page import build_app
 
 FIELD = """

@@ -16,7 +16,7 @@ from train_helpers import advance, prepare, same_weights
 from retro_demo.errors import UserError
 from retro_demo.evaluation.baselines import before, got_worse, tokens_seen
 from retro_demo.events import read_events
-from retro_demo.files import file_hash
+from retro_demo.files import file_hash, save_tensors
 from retro_demo.runs import checkpoint
 from retro_demo.runs.checkpoint import (
     BEST,
@@ -32,7 +32,6 @@ from retro_demo.runs.checkpoint import (
 from retro_demo.runs.planning import extend_run, keep_weights, plan_run, prepare_run
 from retro_demo.runs.provenance import weights_of
 from retro_demo.server.run_actions import weights_choices, weights_kept
-from retro_demo.tensor_files import save_tensors
 
 # ruff: noqa: F811
 

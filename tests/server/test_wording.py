@@ -14,9 +14,8 @@ from retro_demo.documents.rows import no_column
 from retro_demo.errors import UserError
 from retro_demo.jobs.lifecycle import JobStatus
 from retro_demo.models.config import MargeConfig, RetroConfig
-from retro_demo.render import html_parts, job_views
-from retro_demo.server import messages
-from retro_demo.server.messages import CONFIGS, FLAG, LABELS, for_page, for_programs
+from retro_demo.render import html_parts, job_views, wording
+from retro_demo.render.wording import CONFIGS, FLAG, LABELS, for_page, for_programs
 from retro_demo.settings import TrainConfig, settings_of
 from retro_demo.ui.form import shows_errors
 from retro_demo.ui.gradio_patches import public
@@ -127,9 +126,9 @@ def test_what_a_job_kept_as_the_command_line_says_it_is_told_in_the_askers_words
 
     assert "larger “Held out”" in html_parts.failure(JobStatus("failed", [failed], ""))
     assert "larger “Held out”" in job_views.build_status(JobStatus("failed", [failed], ""), "x")
-    assert messages.values_to_program(failed)["error"] == "Build it with a larger holdout."
-    assert messages.values_to_program(warned)["text"] == 'Give fields="text=NAME".'
-    told = messages.values_to_program(mine)
+    assert wording.values_to_program(failed)["error"] == "Build it with a larger holdout."
+    assert wording.values_to_program(warned)["text"] == 'Give fields="text=NAME".'
+    told = wording.values_to_program(mine)
     assert told["neighbors"] == [{"text": "cut --fields 2 -- a"}]
     assert told["warnings"] == ["seed"]
 
