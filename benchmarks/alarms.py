@@ -43,8 +43,9 @@ from retro_demo.runs.alarms import (
     has_risen,
     held_out,
 )
-from retro_demo.runs.checkpoint import BEST, LAST, RunConfig, load_model, read_run_config, saved_step
+from retro_demo.runs.checkpoint import BEST, LAST, RunConfig, load_model, read_run_config
 from retro_demo.runs.planning import plan_run, prepare_run
+from retro_demo.runs.resuming import saved_step
 from retro_demo.settings import CorpusConfig
 from retro_demo.training.trainer import make_batches, run_training
 

@@ -42,18 +42,9 @@ from retro_demo.models.config import EvidenceConfig, MargeConfig, RetroConfig
 from retro_demo.models.memory import count_parameters
 from retro_demo.models.retro import RETRO
 from retro_demo.render import job_views, plots
-from retro_demo.runs.checkpoint import (
-    LAST,
-    STATE,
-    load_model,
-    load_state,
-    read_any_config,
-    save_state,
-    save_weights,
-    saved_processes,
-    saved_step,
-)
+from retro_demo.runs.checkpoint import LAST, STATE, load_model, read_any_config, save_weights
 from retro_demo.runs.planning import plan_run, prepare_run
+from retro_demo.runs.resuming import load_state, save_state, saved_processes, saved_step
 from retro_demo.settings import (
     AddConfig,
     CorpusConfig,

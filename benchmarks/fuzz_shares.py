@@ -29,12 +29,12 @@ from retro_demo.runs.checkpoint import (
     MargeRun,
     load_marge,
     load_model,
-    load_state,
     read_any_config,
     save_weights,
     write_run_config,
 )
 from retro_demo.runs.planning import plan_run
+from retro_demo.runs.resuming import load_state
 from retro_demo.sharing.export_format import STATE, hash_of, is_read
 from retro_demo.sharing.exporting import export_corpus, export_run, write_zip
 from retro_demo.sharing.importing import Checked, checked_export, name_of_corpus, take_corpus, take_run

@@ -32,11 +32,11 @@ from retro_demo.runs.checkpoint import (
     load_model,
     read_any_config,
     save_weights,
-    saved_step,
     write_run_config,
 )
 from retro_demo.runs.loading import load_run
 from retro_demo.runs.planning import plan_run, prepare_run
+from retro_demo.runs.resuming import saved_step
 from retro_demo.settings import GenerateConfig
 from retro_demo.training.trainer import run_training
 

@@ -41,8 +41,9 @@ from retro_demo.evidence.passages import Passages, cut_passages, languages_of
 from retro_demo.evidence.reindex import embed_passages, recall, recall_by, scripts_of
 from retro_demo.models.marge import MARGE
 from retro_demo.paths import SAMPLE, data_home
-from retro_demo.runs.checkpoint import load_marge, read_marge_config, saved_step
+from retro_demo.runs.checkpoint import load_marge, read_marge_config
 from retro_demo.runs.planning import plan_run, prepare_run
+from retro_demo.runs.resuming import saved_step
 from retro_demo.settings import CorpusConfig, EvaluateConfig
 from retro_demo.tokenizer import WORD
 from retro_demo.training.trainer import run_training

@@ -28,8 +28,9 @@ from retro_demo.corpus.store import load_corpus
 from retro_demo.evaluation.arms import Arms, held_out_windows
 from retro_demo.evaluation.losses import LossTable, read_arm
 from retro_demo.paths import data_home
-from retro_demo.runs.checkpoint import load_model, read_run_config, saved_step
+from retro_demo.runs.checkpoint import load_model, read_run_config
 from retro_demo.runs.planning import plan_run, prepare_run
+from retro_demo.runs.resuming import saved_step
 from retro_demo.training.trainer import run_training
 
 NO_LESSONS = {"reading": 0.0, "lessons_kept": 0.0}

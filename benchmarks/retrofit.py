@@ -26,8 +26,8 @@ from retro_demo.corpus.sharding import ensure_sample
 from retro_demo.evaluation.request import Request, prepare_evaluation
 from retro_demo.evaluation.runner import run_evaluation
 from retro_demo.events import read_events
-from retro_demo.runs.checkpoint import saved_step
 from retro_demo.runs.planning import plan_run, prepare_run
+from retro_demo.runs.resuming import saved_step
 from retro_demo.settings import EvaluateConfig
 from retro_demo.training.trainer import run_training
 

@@ -32,7 +32,8 @@ from retro_demo.errors import UserError
 from retro_demo.files import load_tensors
 from retro_demo.jobs import lifecycle
 from retro_demo.paths import data_home
-from retro_demo.runs.checkpoint import LAST, STATE, load_model, read_any_config, saved_step
+from retro_demo.runs.checkpoint import LAST, STATE, load_model, read_any_config
+from retro_demo.runs.resuming import saved_step
 from retro_demo.server.workspace import Workspace, new_code
 
 PATIENCE = 300.0  # seconds for anything to happen: this is no measurement of speed

@@ -35,7 +35,8 @@ from retro_demo.files import load_tensors, save_tensors
 from retro_demo.jobs import lifecycle
 from retro_demo.jobs.lifecycle import Process, birth
 from retro_demo.render.job_views import run_status
-from retro_demo.runs.checkpoint import load_model, read_any_config, saved_step
+from retro_demo.runs.checkpoint import load_model, read_any_config
+from retro_demo.runs.resuming import saved_step
 from retro_demo.server import service
 from retro_demo.server.run_actions import seconds_left
 from retro_demo.server.workspace import KEPT_TRACES, Workspace, keep_trace, load_trace, new_code

@@ -18,9 +18,10 @@ from retro_demo.errors import UserError
 from retro_demo.events import Evaluated, Event
 from retro_demo.kinds import KINDS, Kind, resolve
 from retro_demo.models.memory import shapes_of
-from retro_demo.runs.checkpoint import AnyRun, load_network, read_any_config, saved_step
+from retro_demo.runs.checkpoint import AnyRun, load_network, read_any_config
 from retro_demo.runs.loading import load_own_corpus
 from retro_demo.runs.planning import extend_run, plan_run, prepare_run
+from retro_demo.runs.resuming import saved_step
 from retro_demo.server.run_actions import changed_settings
 from retro_demo.settings import TrainConfig, setting
 from retro_demo.training.batches import RetroBatches

@@ -27,17 +27,16 @@ from retro_demo.runs.checkpoint import (
     AnyRun,
     MargeRun,
     RunConfig,
-    can_go_on,
     config_bytes,
     differences,
     has_weights,
     read_any_config,
     read_run_config,
-    saved_step,
     versions,
     weights_file,
     write_run_config,
 )
+from retro_demo.runs.resuming import can_resume, saved_step
 from retro_demo.settings import settings_of
 from retro_demo.tokenizer import Tokenizer
 
@@ -292,7 +291,7 @@ def extend_run(out: Path, steps: int) -> None:
         raise UserError(f"{out.name} is being trained. Stop it first, or wait for its end.")
     if steps <= there.training.steps:
         raise UserError(f"This run already has {there.training.steps} steps; {steps} would not extend it.")
-    if not can_go_on(out):
+    if not can_resume(out):
         raise UserError(
             "This run ships without its optimizer state, so it cannot be trained longer. Train a new one."
         )

@@ -33,13 +33,13 @@ from retro_demo.runs.checkpoint import (
     LAST,
     STATE,
     AnyRun,
-    can_go_on,
     read_any_config,
     read_run_config,
     step_of,
     told_by,
 )
 from retro_demo.runs.provenance import corpus_provenance, provenance, training_seconds, weights_of
+from retro_demo.runs.resuming import can_resume
 from retro_demo.server import scheduler, service
 from retro_demo.server.evaluations import folder_of_evaluations
 from retro_demo.server.limits import MEGABYTE, check_reading, check_run, check_space, check_text, limits_of
@@ -168,7 +168,7 @@ def command_of(folder: Path, config: AnyRun, home: Path) -> str:
     """
     if not corpus_folder(home, config.corpus).is_dir() and not config.corpus.startswith(SAMPLE):
         return commands.NOT_ANEW
-    goes_on = can_go_on(folder)
+    goes_on = can_resume(folder)
     out = str(folder.resolve()) if goes_on else f"{folder.name}-again"
     base = config.base
     if base and not (run_folder(base) / "config.json").exists():

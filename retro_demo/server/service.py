@@ -33,8 +33,9 @@ from retro_demo.jobs import job_queue, lifecycle
 from retro_demo.kinds import kind_named
 from retro_demo.paths import SAMPLE
 from retro_demo.runs import planning
-from retro_demo.runs.checkpoint import has_weights, read_any_config, saved_step
+from retro_demo.runs.checkpoint import has_weights, read_any_config
 from retro_demo.runs.planning import extend_run, plan_run, prepare_run
+from retro_demo.runs.resuming import saved_step
 from retro_demo.server.limits import check_run, check_space, check_steps, checked_text, limits_of
 from retro_demo.server.scheduler import begin, check_can_queue
 from retro_demo.server.workspace import Workspace, note_files, noted

@@ -39,7 +39,7 @@ from retro_demo.evidence.reindex import load_reindexing
 from retro_demo.files import Header, finite_tensors, read_header
 from retro_demo.models.memory import shapes_of
 from retro_demo.output_folder import EXPORT, EXPORTED
-from retro_demo.runs import checkpoint
+from retro_demo.runs import checkpoint, resuming
 from retro_demo.runs.checkpoint import BEST, LAST, STATE, AnyRun, read_any_config
 from retro_demo.tokenizer import Tokenizer
 
@@ -333,7 +333,7 @@ def check_weights(path: Path, config: AnyRun) -> None:
 
 def check_state(path: Path, config: AnyRun) -> None:
     """Raise UserError where state.safetensors is not, or holds generators that this torch does not take."""
-    header = checkpoint.check_state(path, shapes_of(config.network))
+    header = resuming.check_state(path, shapes_of(config.network))
     _step(header, config)
     header.number("processes", 1)
     for name, tensor in finite_tensors(path):

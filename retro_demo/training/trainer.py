@@ -45,15 +45,12 @@ from retro_demo.runs.checkpoint import (
     MargeRun,
     RunConfig,
     begin_from,
-    check_goes_on,
     freeze_decoder,
-    go_on,
     read_any_config,
-    save_state,
-    saved_step,
 )
 from retro_demo.runs.loading import load_database, load_own_corpus
 from retro_demo.runs.planning import check_size
+from retro_demo.runs.resuming import check_can_resume, resume_training, save_state, saved_step
 from retro_demo.settings import GenerateConfig
 from retro_demo.training.batches import MargeBatches, RetroBatches, check_share
 from retro_demo.training.loop import Batches, Hooks, make_optimizer, train
@@ -83,7 +80,7 @@ def run_training(
         with on_main(world):
             if world.is_main:
                 yield from ensure_sample(config.corpus, stop)
-                check_goes_on(out)
+                check_can_resume(out)
                 held.enter_context(hold(out))
                 done = saved_step(out)
                 cut_back(out / "events.jsonl", done, goes_on=done < config.training.steps)
@@ -125,7 +122,7 @@ def _train(
         curriculum_steps=config.lesson_steps,
         passes_a_step=work.passes_a_step,
     )
-    start = yield from go_on(out, config, model, optimizer, device, world, watch, work.told(watch))
+    start = yield from resume_training(out, config, model, optimizer, device, world, watch, work.told(watch))
     if problem:
         yield Warned(problem)
     yield from work.begin(start, model)

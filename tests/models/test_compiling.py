@@ -13,7 +13,8 @@ from retro_demo.corpus.store import load_corpus
 from retro_demo.devices import World, compile_loss, wrap_model
 from retro_demo.errors import UserError
 from retro_demo.models.retro import RETRO
-from retro_demo.runs.checkpoint import read_any_config, saved_step
+from retro_demo.runs.checkpoint import read_any_config
+from retro_demo.runs.resuming import saved_step
 from retro_demo.settings import TrainConfig
 from retro_demo.training.trainer import make_batches
 

@@ -9,8 +9,9 @@ import torch
 from retro_helpers import CONFIG, example
 
 from retro_demo.errors import UserError
+from retro_demo.models.chunked_cross_attention import ChunkedCrossAttention
 from retro_demo.models.layers import AttentionShape, draw_copying_weights, record_attention
-from retro_demo.models.retro import RETRO, ChunkedCrossAttention
+from retro_demo.models.retro import RETRO
 
 C, DIM = 8, 64
 

@@ -21,8 +21,9 @@ from retro_helpers import (  # noqa: F401
 )
 from torch import Tensor
 
+from retro_demo.models.chunked_cross_attention import ChunkedCrossAttention
 from retro_demo.models.layers import AttentionShape, record_attention
-from retro_demo.models.retro import RETRO, ChunkedCrossAttention, RetroBatch
+from retro_demo.models.retro import RETRO, RetroBatch
 
 HEADS = AttentionShape(num_heads=2, dim_head=8, rotary_dims=8)
 

@@ -17,20 +17,20 @@ from retro_demo.errors import UserError
 from retro_demo.evaluation.baselines import before, got_worse, tokens_seen
 from retro_demo.events import read_events
 from retro_demo.files import file_hash, save_tensors
-from retro_demo.runs import checkpoint
+from retro_demo.runs import resuming
 from retro_demo.runs.checkpoint import (
     BEST,
     LAST,
     STATE,
     load_model,
     read_run_config,
-    saved_step,
     step_of,
     told_by,
     weights_file,
 )
 from retro_demo.runs.planning import extend_run, keep_weights, plan_run, prepare_run
 from retro_demo.runs.provenance import weights_of
+from retro_demo.runs.resuming import saved_step
 from retro_demo.server.run_actions import weights_choices, weights_kept
 
 # ruff: noqa: F811
@@ -78,7 +78,7 @@ def test_a_kill_while_the_best_is_saved_leaves_no_best_before_its_state_and_a_ru
     tmp_path, three, overfitted, monkeypatch, dying, saved
 ):
     out = prepare(tmp_path / "cut", three, **OVERFIT)
-    real_save, real_copy = checkpoint.save_tensors, shutil.copyfile
+    real_save, real_copy = resuming.save_tensors, shutil.copyfile
 
     def save(path, tensors, meta):
         if meta["step"] == "10" and path.name == STATE and dying == "before the state":
@@ -93,11 +93,11 @@ def test_a_kill_while_the_best_is_saved_leaves_no_best_before_its_state_and_a_ru
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_tensors", save)
+        patch.setattr(resuming, "save_tensors", save)
         if dying == "before the best":
-            patch.setattr(checkpoint, "keep_best", keep)
+            patch.setattr(resuming, "keep_best", keep)
         if dying == "within the best":
-            patch.setattr(checkpoint.shutil, "copyfile", torn)
+            patch.setattr(resuming.shutil, "copyfile", torn)
         with pytest.raises(KeyboardInterrupt):
             advance(out)
     assert shutil.copyfile is real_copy
@@ -122,7 +122,7 @@ def test_a_kill_while_a_second_best_is_saved_leaves_the_first_one(tmp_path, smal
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.shutil, "copyfile", torn)
+        patch.setattr(resuming.shutil, "copyfile", torn)
         with pytest.raises(KeyboardInterrupt):
             advance(out)
 

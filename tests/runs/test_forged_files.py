@@ -24,15 +24,8 @@ from retro_demo.jobs import lifecycle
 from retro_demo.models.config import RetroConfig
 from retro_demo.models.memory import check_memory, count_parameters
 from retro_demo.models.retro import RETRO
-from retro_demo.runs.checkpoint import (
-    load_model,
-    load_state,
-    read_any_config,
-    read_run_config,
-    save_state,
-    saved_step,
-    write_run_config,
-)
+from retro_demo.runs.checkpoint import load_model, read_any_config, read_run_config, write_run_config
+from retro_demo.runs.resuming import load_state, save_state, saved_step
 from retro_demo.settings import from_json
 from retro_demo.training.trainer import run_training
 

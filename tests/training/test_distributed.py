@@ -24,7 +24,8 @@ from retro_demo.files import read_header
 from retro_demo.models.config import MargeConfig, RetroConfig
 from retro_demo.models.marge import MARGE
 from retro_demo.models.retro import RETRO, RetroBatch
-from retro_demo.runs.checkpoint import read_any_config, saved_processes, saved_step
+from retro_demo.runs.checkpoint import read_any_config
+from retro_demo.runs.resuming import saved_processes, saved_step
 from retro_demo.training.batches import check_share
 from retro_demo.training.trainer import make_batches, run_training
 

@@ -22,8 +22,9 @@ from retro_demo.evidence.passages import random_pairs
 from retro_demo.evidence.reindex import embed_passages, load_reindexing, reindexed_steps
 from retro_demo.files import read_header
 from retro_demo.models.marge import MARGE
-from retro_demo.runs.checkpoint import load_marge, read_marge_config, read_run_config, saved_step
+from retro_demo.runs.checkpoint import load_marge, read_marge_config, read_run_config
 from retro_demo.runs.planning import extend_run, plan_run
+from retro_demo.runs.resuming import saved_step
 from retro_demo.settings import CorpusConfig
 from retro_demo.training import batches as marge_batches
 from retro_demo.training.batches import MargeBatches

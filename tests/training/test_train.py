@@ -18,9 +18,10 @@ from retro_demo.corpus.store import load_corpus
 from retro_demo.errors import UserError
 from retro_demo.events import read_events
 from retro_demo.jobs.lifecycle import claim
-from retro_demo.runs import checkpoint
-from retro_demo.runs.checkpoint import load_model, read_run_config, save_state, saved_step
+from retro_demo.runs import resuming
+from retro_demo.runs.checkpoint import load_model, read_run_config
 from retro_demo.runs.planning import extend_run, plan_run
+from retro_demo.runs.resuming import save_state, saved_step
 from retro_demo.settings import TrainConfig
 from retro_demo.training.loop import learning_rate
 from retro_demo.training.trainer import make_batches, measure_arms
@@ -127,7 +128,7 @@ def test_a_kill_between_two_files_of_a_save_cannot_mix_two_saves(tmp_path, small
 def test_a_kill_within_the_last_save_still_ends_with_the_last_weights(tmp_path, small_folder):
     advance(prepare(tmp_path / "whole", small_folder))
     out = prepare(tmp_path / "cut", small_folder)
-    real = checkpoint.save_tensors
+    real = resuming.save_tensors
 
     def dies(path, tensors, meta):
         if meta["step"] == "12" and dies.calls:
@@ -137,7 +138,7 @@ def test_a_kill_within_the_last_save_still_ends_with_the_last_weights(tmp_path, 
 
     dies.calls = 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "save_tensors", dies)
+        patch.setattr(resuming, "save_tensors", dies)
         with pytest.raises(KeyboardInterrupt):
             advance(out)
 
@@ -164,15 +165,15 @@ def test_weights_without_a_state_are_not_trained_over(tmp_path, small_folder, re
 
 def test_a_kill_within_the_first_save_leaves_weights_that_are_made_once_more(tmp_path, small_folder):
     out = prepare(tmp_path / "cut", small_folder)
-    real = checkpoint.save_tensors
+    real = resuming.save_tensors
 
     def dies(path, tensors, meta):
-        if path.name == checkpoint.STATE:
+        if path.name == resuming.STATE:
             raise KeyboardInterrupt
         real(path, tensors, meta)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "save_tensors", dies)
+        patch.setattr(resuming, "save_tensors", dies)
         with pytest.raises(KeyboardInterrupt):
             advance(out)
     assert (out / "model.safetensors").exists()
