@@ -1,7 +1,7 @@
 """The training data of RETRO-pytorch 0.3.9: its chunks, neighbors and dataset items, to compare with.
 
 Its corpus never packs documents: each begins a sequence of its own, and what follows its end is
-padding. Our own batches are `training/batches.py`.
+padding. Our own batches are `training/retro_batches.py`.
 
 Shapes: N chunks, C chunk length, K neighbors, R = 2 C neighbor length, E embedding width.
 """

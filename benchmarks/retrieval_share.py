@@ -29,7 +29,7 @@ from retro_demo.models.retro import RETRO
 from retro_demo.paths import data_home
 from retro_demo.runs.planning import plan_run
 from retro_demo.settings import RETRIEVERS
-from retro_demo.training.batches import MargeBatches
+from retro_demo.training.marge_batches import MargeBatches
 from retro_demo.training.trainer import make_batches
 
 FACTBOOK, RIGHTS = "sample:factbook2015", "sample:udhr44"

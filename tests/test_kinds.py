@@ -24,8 +24,8 @@ from retro_demo.runs.planning import extend_run, plan_run, prepare_run
 from retro_demo.runs.resuming import saved_step
 from retro_demo.server.run_actions import changed_settings
 from retro_demo.settings import TrainConfig, setting
-from retro_demo.training.batches import RetroBatches
 from retro_demo.training.loop import Batches
+from retro_demo.training.retro_batches import RetroBatches
 from retro_demo.training.trainer import run_training
 
 

@@ -47,7 +47,7 @@ from retro_demo.sharing.importing import (
     take_corpus,
     take_run,
 )
-from retro_demo.training.batches import check_share
+from retro_demo.training.retro_batches import check_share
 from retro_demo.training.trainer import run_training
 
 

@@ -2,7 +2,8 @@
 
 Documents of a corpus are cut into passages, which MARGE reads and writes. For each target the most relevant
 passages are chosen by the embeddings of a MARGE encoder; this module decides the shards, which passages may
-not be evidence, and the pairs of a shard. The model makes the embeddings; evidence/batching.py makes batches.
+not be evidence, and the pairs of a shard. The model makes the embeddings, training/marge_batches.py the
+batches.
 
 Shapes: P passages, S tokens of a passage, D embedding width, E pairs, Q queries, K evidence passages.
 """

@@ -54,7 +54,7 @@ from retro_demo.sharing.importing import (
     take_corpus,
     take_run,
 )
-from retro_demo.training.batches import windows_of
+from retro_demo.training.retro_batches import windows_of
 
 
 def built_ones(workspace: Workspace) -> list[str]:

@@ -52,8 +52,9 @@ from retro_demo.runs.loading import load_database, load_own_corpus
 from retro_demo.runs.planning import check_size
 from retro_demo.runs.resuming import check_can_resume, resume_training, save_state, saved_step
 from retro_demo.settings import GenerateConfig
-from retro_demo.training.batches import MargeBatches, RetroBatches, check_share
 from retro_demo.training.loop import Batches, Hooks, make_optimizer, train
+from retro_demo.training.marge_batches import MargeBatches
+from retro_demo.training.retro_batches import RetroBatches, check_share
 
 MARGE_SAMPLE_TOKENS = 24
 MARGE_PROMPT_TOKENS = 12

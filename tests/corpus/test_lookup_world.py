@@ -142,7 +142,7 @@ def test_of_two_sentences_at_least_one_names_the_country(documents):
 
 
 def test_database_documents_are_neighbors_but_stand_in_no_training_batch(world):
-    from retro_demo.training.batches import RetroBatches
+    from retro_demo.training.retro_batches import RetroBatches
 
     batches = RetroBatches(world, seq_len=128, batch_size=2, num_neighbors=2, retrieves=True, seed=0)
     held = np.flatnonzero(world.held_out[world.chunks.document])
@@ -155,7 +155,7 @@ def test_database_documents_are_neighbors_but_stand_in_no_training_batch(world):
 
 
 def test_no_training_window_holds_two_tellings_of_a_country(world):
-    from retro_demo.training.batches import RetroBatches
+    from retro_demo.training.retro_batches import RetroBatches
 
     batches = RetroBatches(world, seq_len=256, batch_size=1, num_neighbors=2, retrieves=True, seed=0)
     group = np.array([document.group for document in world.documents])

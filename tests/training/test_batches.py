@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from retro_demo.errors import UserError
-from retro_demo.training.batches import RetroBatches
+from retro_demo.training.retro_batches import RetroBatches
 
 
 def batches(corpus, **changes) -> RetroBatches:

@@ -26,7 +26,7 @@ from retro_demo.models.marge import MARGE
 from retro_demo.models.retro import RETRO, RetroBatch
 from retro_demo.runs.checkpoint import read_any_config
 from retro_demo.runs.resuming import saved_processes, saved_step
-from retro_demo.training.batches import check_share
+from retro_demo.training.retro_batches import check_share
 from retro_demo.training.trainer import make_batches, run_training
 
 LOSS_TOLERANCE = 1e-5  # nats: the processes add the same float32 numbers in another order

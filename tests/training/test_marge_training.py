@@ -26,8 +26,8 @@ from retro_demo.runs.checkpoint import load_marge, read_marge_config, read_run_c
 from retro_demo.runs.planning import extend_run, plan_run
 from retro_demo.runs.resuming import saved_step
 from retro_demo.settings import CorpusConfig
-from retro_demo.training import batches as marge_batches
-from retro_demo.training.batches import MargeBatches
+from retro_demo.training import marge_batches
+from retro_demo.training.marge_batches import MargeBatches
 
 
 def same_weights(one: Path, other: Path) -> bool:

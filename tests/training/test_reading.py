@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from retro_demo.training.batches import (
+from retro_demo.training.retro_batches import (
     RetroBatches,
     corrupt,
     curriculum_share,

@@ -16,7 +16,7 @@ from retro_demo.corpus.store import load_corpus
 from retro_demo.errors import UserError
 from retro_demo.runs.checkpoint import load_model, read_run_config
 from retro_demo.runs.planning import fitting_layers, plan_run, prepare_run
-from retro_demo.training.batches import RetroBatches
+from retro_demo.training.retro_batches import RetroBatches
 from retro_demo.training.trainer import make_batches
 
 READER = {name: SETTINGS[name] for name in ("cca_layers", "enc_dim")}

@@ -7,9 +7,9 @@ import pytest
 from counted import calls_within
 from passage_helpers import drawn, made
 
-from retro_demo.evidence.batching import Subgraph, edge_weights, kept_edges, make_subgraphs
 from retro_demo.evidence.passages import Pairs
 from retro_demo.models.config import EvidenceConfig
+from retro_demo.training.marge_batches import Subgraph, edge_weights, kept_edges, make_subgraphs
 
 
 def pairs_of(passages, edges: np.ndarray, rng: np.random.Generator) -> Pairs:
