@@ -120,10 +120,10 @@ class BigramWork:
     def __init__(self, out: Path, config: AnyRun, world: object) -> None:
         self.config = config
 
-    def model(self) -> Bigram:
+    def make_model(self) -> Bigram:
         return Bigram(self.config.network)
 
-    def open(self) -> Iterator[Event]:
+    def load_data(self) -> Iterator[Event]:
         training = self.config.training
         self.batches = RetroBatches(
             load_own_corpus(self.config),
@@ -135,19 +135,19 @@ class BigramWork:
         )
         yield from ()
 
-    def told(self, watch: object) -> dict[str, Any]:
+    def started_facts(self, watch: object) -> dict[str, Any]:
         return {}
 
-    def begin(self, start: int, model: Bigram) -> Iterator[Event]:
+    def prepare_steps(self, start: int, model: Bigram) -> Iterator[Event]:
         yield from ()
 
-    def evaluate(self, step: int, model: Bigram) -> Iterator[Event]:
+    def measure_held_out(self, step: int, model: Bigram) -> Iterator[Event]:
         yield Evaluated(step, {})
 
-    def due(self, step: int) -> bool:
+    def refresh_is_due(self, step: int) -> bool:
         return False
 
-    def refresh(self, step: int, model: Bigram, watch: object) -> Iterator[Event]:
+    def refresh_batches(self, step: int, model: Bigram, watch: object) -> Iterator[Event]:
         yield from ()
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
-from retro_demo import tokenizer as tokenizer_module
 from retro_demo.errors import UserError
 from retro_demo.tokenizer import TextStream, Tokenizer
 
@@ -175,8 +174,8 @@ def test_a_missing_tokenizer_file_is_named(tmp_path):
 def test_long_texts_encoded_in_pieces_give_the_tokens_of_the_whole(tokenizer, monkeypatch):
     texts = [*TEXTS, *UNICODE, " ".join(UNICODE * 5), "\n\nx \n y_1  z\n" * 20]
     whole = tokenizer.encode_batch(texts)
-    monkeypatch.setattr(tokenizer_module, "PIECE_CHARS", 3)
-    monkeypatch.setattr(tokenizer_module, "BATCH_CHARS", 50)
+    monkeypatch.setattr("retro_demo.tokenizer.PIECE_CHARS", 3)
+    monkeypatch.setattr("retro_demo.tokenizer.BATCH_CHARS", 50)
     assert tokenizer.encode_batch(texts) == whole
     assert [tokenizer.encode(text) for text in texts] == whole
 

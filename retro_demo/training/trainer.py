@@ -106,7 +106,7 @@ def _train(
     torch.manual_seed(training.seed)
     device = world.device(choose_device(device or config.device))
     work: Work = resolve(config.kind.work)(out, config, world)
-    model = work.model().to(device)
+    model = work.make_model().to(device)
     problem = no_compiler(device) if training.compile else ""
     learner = wrap_model(
         model,
@@ -116,25 +116,27 @@ def _train(
         compiled=compile_loss if training.compile and not problem else None,
     )
     optimizer = make_optimizer(model, training)
-    yield from work.open()
+    yield from work.load_data()
     watch = Watch(
         training,
         read_events(out / "events.jsonl"),
         curriculum_steps=config.lesson_steps,
         passes_a_step=work.passes_a_step,
     )
-    start = yield from resume_training(out, config, model, optimizer, device, world, watch, work.told(watch))
+    start = yield from resume_training(
+        out, config, model, optimizer, device, world, watch, work.started_facts(watch)
+    )
     if problem:
         yield Warned(problem)
-    yield from work.begin(start, model)
+    yield from work.prepare_steps(start, model)
     hooks = Hooks(
-        evaluate=lambda step: work.evaluate(step, for_measuring(model)),
+        evaluate=lambda step: work.measure_held_out(step, for_measuring(model)),
         save=lambda step, best: save_state(
             out, step, model, optimizer, world, best=watch.best if best else None
         ),
         stop=lambda: world.any(stop()),
-        refresh=lambda step: work.refresh(step, model, watch),
-        due=work.due,
+        refresh=lambda step: work.refresh_batches(step, model, watch),
+        due=work.refresh_is_due,
     )
     yield from train(
         learner, work.batches, optimizer, training, start=start, hooks=hooks, watch=watch, world=world
@@ -144,39 +146,40 @@ def _train(
 class Work(Protocol):
     """What the training of one kind of run consists of; called in this order.
 
-    Of several processes all call each method. Between `told` and `begin` the last save is put back.
+    Of several processes all call each method. The last save is put back between `started_facts` and
+    `prepare_steps`.
     """
 
-    batches: Batches  # from `open` on
+    batches: Batches  # from `load_data` on
     passes_a_step: float  # how often a step reads the training text; 0 = its events say it
 
     def __init__(self, out: Path, config: Any, world: World) -> None: ...
 
-    def model(self) -> nn.Module:
+    def make_model(self) -> nn.Module:
         """The network, on the CPU, with the weights that training begins with."""
         ...
 
-    def open(self) -> Iterator[Event]:
+    def load_data(self) -> Iterator[Event]:
         """Load what is read."""
         ...
 
-    def told(self, watch: Watch) -> dict[str, Any]:
+    def started_facts(self, watch: Watch) -> dict[str, Any]:
         """What else is known of the run before it starts."""
         ...
 
-    def begin(self, start: int, model: nn.Module) -> Iterator[Event]:
+    def prepare_steps(self, start: int, model: nn.Module) -> Iterator[Event]:
         """Make ready to go on from step `start`."""
         ...
 
-    def evaluate(self, step: int, model: nn.Module) -> Iterator[Event]:
+    def measure_held_out(self, step: int, model: nn.Module) -> Iterator[Event]:
         """Measure, with an `Evaluated` at the end."""
         ...
 
-    def due(self, step: int) -> bool:
+    def refresh_is_due(self, step: int) -> bool:
         """Whether something comes before this step that changes its batch."""
         ...
 
-    def refresh(self, step: int, model: nn.Module, watch: Watch) -> Iterator[Event]:
+    def refresh_batches(self, step: int, model: nn.Module, watch: Watch) -> Iterator[Event]:
         """What comes before a step."""
         ...
 
@@ -206,7 +209,7 @@ class RetroWork:
         self.out, self.config, self.world = out, config, world
         self.database: Database | None = None
 
-    def model(self) -> RETRO:
+    def make_model(self) -> RETRO:
         model, config = RETRO(self.config.network), self.config
         if config.base and not saved_step(self.out):
             begin_from(model, run_folder(config.base), config.base_weights)
@@ -214,7 +217,7 @@ class RetroWork:
             freeze_decoder(model)
         return model
 
-    def open(self) -> Iterator[Event]:
+    def load_data(self) -> Iterator[Event]:
         training = self.config.training
         with on_main(self.world):
             if self.world.is_main:
@@ -227,14 +230,14 @@ class RetroWork:
         check_share(training, self.world)
         self.passes_a_step = passes_of(1, training.batch_size, self.batches.windows_per_epoch)
 
-    def told(self, watch: Watch) -> dict[str, Any]:
+    def started_facts(self, watch: Watch) -> dict[str, Any]:
         return {"passes": round(watch.passes(self.config.training.steps), 3)}
 
-    def begin(self, start: int, model: RETRO) -> Iterator[Event]:
+    def prepare_steps(self, start: int, model: RETRO) -> Iterator[Event]:
         if self.config.retrieves and (doubted := doubt_of(self.corpus, self.config.training.retriever)):
             yield Warned(doubted)
 
-    def evaluate(self, step: int, model: RETRO) -> Iterator[Event]:
+    def measure_held_out(self, step: int, model: RETRO) -> Iterator[Event]:
         if self.database is None:  # the main process measures
             yield Evaluated(step, {})
             return
@@ -243,10 +246,10 @@ class RetroWork:
         arms = measure_arms(model, self.batches, self.widths, tokens)
         yield Evaluated(step, arms, _sample(model, self.config, self.database))
 
-    def due(self, step: int) -> bool:
+    def refresh_is_due(self, step: int) -> bool:
         return False
 
-    def refresh(self, step: int, model: RETRO, watch: Watch) -> Iterator[Event]:
+    def refresh_batches(self, step: int, model: RETRO, watch: Watch) -> Iterator[Event]:
         yield from ()
 
 
@@ -287,10 +290,10 @@ class MargeWork:
     def __init__(self, out: Path, config: MargeRun, world: World) -> None:
         self.out, self.config, self.world = out, config, world
 
-    def model(self) -> MARGE:
+    def make_model(self) -> MARGE:
         return MARGE(self.config.network)
 
-    def open(self) -> Iterator[Event]:
+    def load_data(self) -> Iterator[Event]:
         config = self.config
         self.corpus = load_own_corpus(config)
         self.widths = self.corpus.bytes_of_tokens()
@@ -305,10 +308,10 @@ class MargeWork:
         )
         yield from ()
 
-    def told(self, watch: Watch) -> dict[str, Any]:
+    def started_facts(self, watch: Watch) -> dict[str, Any]:
         return {"passes_at_most": round(self.batches.passes_at_most(self.config.training.steps), 3)}
 
-    def begin(self, start: int, model: MARGE) -> Iterator[Event]:
+    def prepare_steps(self, start: int, model: MARGE) -> Iterator[Event]:
         batches = self.batches
         if start and not batches.due(start) and self.world.any(not batches.resume(start, self.out)):
             yield Warned(
@@ -317,7 +320,7 @@ class MargeWork:
             )
             yield batches.refresh(batches.last_due(start), for_measuring(model), self.out, self.world)
 
-    def evaluate(self, step: int, model: MARGE) -> Iterator[Event]:
+    def measure_held_out(self, step: int, model: MARGE) -> Iterator[Event]:
         config, batches = self.config, self.batches
         vectors = batches.embeddings(step, model, self.world)
         if not self.world.is_main:
@@ -330,11 +333,11 @@ class MargeWork:
         )
         yield Evaluated(step, figures, _marge_sample(run, arms), {"beta": model.betas()})
 
-    def due(self, step: int) -> bool:
+    def refresh_is_due(self, step: int) -> bool:
         return self.batches.due(step)
 
-    def refresh(self, step: int, model: MARGE, watch: Watch) -> Iterator[Event]:
-        if self.due(step):
+    def refresh_batches(self, step: int, model: MARGE, watch: Watch) -> Iterator[Event]:
+        if self.refresh_is_due(step):
             yield Progress("embedding passages anew", 0, len(self.batches.passages))
             found = self.batches.refresh(step, for_measuring(model), self.out, self.world)
             watch.reindexed(found.step, found.figures)

@@ -159,9 +159,9 @@ class SearchSection:
         asked = [visitor, corpus, self.query, self.finder, self.count]
         found = [self.found, self.found_file]
         begun = [self.find.click, self.query.submit]
-        gr.on(begun, shows_errors(self.look_up), asked, found, concurrency_limit=2, **PRIVATE)
+        gr.on(begun, shows_errors(self.search_corpus), asked, found, concurrency_limit=2, **PRIVATE)
 
-    def look_up(self, code: str, corpus: str, text: str, retriever: str, count: float | None) -> Values:
+    def search_corpus(self, code: str, corpus: str, text: str, retriever: str, count: float | None) -> Values:
         workspace, k = Workspace.open(self.cache.home, code), int(count or 0)
         folder = service.built_corpus(workspace, corpus)
         database = self.cache.corpus(folder, retriever)
@@ -247,12 +247,12 @@ class ChangeSection:
         for shown in (self.section.expand, corpus.change):
             shown(once_known(self.list_choices), chosen, [self.documents, self.run], **QUIET)
         added = [*chosen, self.name, self.files, *self.form.inputs]
-        self.add.click(shows_errors(self.begin_add), added, outputs, **CHEAP)
+        self.add.click(shows_errors(self.add_documents), added, outputs, **CHEAP)
         forgotten = [*chosen, self.name, self.documents]
-        self.forget.click(shows_errors(self.begin_forget), forgotten, outputs, **CHEAP)
+        self.forget.click(shows_errors(self.forget_documents), forgotten, outputs, **CHEAP)
         weighed = [*chosen, self.documents, self.run, self.text]
         missed = [self.missed, self.missed_file]
-        self.weigh.click(shows_errors(self.look), weighed, missed, **PRIVATE, **MODEL)
+        self.weigh.click(shows_errors(self.weigh_documents), weighed, missed, **PRIVATE, **MODEL)
 
     def list_choices(self, code: str, corpus: str | None) -> Values:
         workspace = Workspace.open(self.home, code)
@@ -262,19 +262,23 @@ class ChangeSection:
         first = runs[0][1] if runs else None
         return {self.documents: gr.Dropdown(choices, value=[]), self.run: gr.Dropdown(runs, value=first)}
 
-    def begin_add(self, code: str, corpus: str, name: str, paths: list[str] | None, *values: Any) -> Values:
+    def add_documents(
+        self, code: str, corpus: str, name: str, paths: list[str] | None, *values: Any
+    ) -> Values:
         config = AddConfig(**self.form.read(values))
         workspace = Workspace.open(self.home, code)
         given = chosen_files(workspace, paths)
         changed = corpus_changes.start_change(workspace, corpus, files=given, config=config, name=name)
         return self.refreshed(code, changed)
 
-    def begin_forget(self, code: str, corpus: str, name: str, documents: list[str] | None) -> Values:
+    def forget_documents(self, code: str, corpus: str, name: str, documents: list[str] | None) -> Values:
         workspace = Workspace.open(self.home, code)
         changed = corpus_changes.start_change(workspace, corpus, forget=documents or [], name=name)
         return self.refreshed(code, changed)
 
-    def look(self, code: str, corpus: str, documents: list[str] | None, run: str | None, text: str) -> Values:
+    def weigh_documents(
+        self, code: str, corpus: str, documents: list[str] | None, run: str | None, text: str
+    ) -> Values:
         result = corpus_changes.weigh_documents(
             self.cache,
             Workspace.open(self.home, code),
@@ -334,14 +338,14 @@ class CorpusTab:
         chosen = [visitor, corpus]
         self.changes.wire(visitor, corpus, outputs)
         given = [visitor, self.files, self.name, *self.form.inputs]
-        self.build.click(shows_errors(self.begin), given, outputs, **CHEAP)
-        self.view.resume.click(shows_errors(self.go_on), chosen, outputs, **CHEAP)
-        self.view.stop.click(shows_errors(self.end), chosen, None, **CHEAP)
+        self.build.click(shows_errors(self.start_build), given, outputs, **CHEAP)
+        self.view.resume.click(shows_errors(self.continue_build), chosen, outputs, **CHEAP)
+        self.view.stop.click(shows_errors(self.stop_build), chosen, None, **CHEAP)
         self.view.wire(visitor)
         self.search.wire(visitor, corpus)
-        self.rename.click(shows_errors(self.call_it), [*chosen, self.new_name], outputs, **CHEAP)
+        self.rename.click(shows_errors(self.rename_corpus), [*chosen, self.new_name], outputs, **CHEAP)
         asked = [*chosen, self.answer]
-        self.delete.click(shows_errors(self.remove), asked, outputs, js=sure("corpus"), **CHEAP)
+        self.delete.click(shows_errors(self.delete_corpus), asked, outputs, js=sure("corpus"), **CHEAP)
         for begun in (arrival.then, tab.select):
             begun(once_known(self.refreshed), chosen, outputs, **QUIET)
 
@@ -363,28 +367,28 @@ class CorpusTab:
             **self.view.values(code, chosen, ""),
         }
 
-    def begin(self, code: str, paths: list[str] | None, name: str, *values: Any) -> Values:
+    def start_build(self, code: str, paths: list[str] | None, name: str, *values: Any) -> Values:
         config = CorpusConfig(**self.form.read(values))
         workspace = Workspace.open(self.home, code)
         built = service.start_build(workspace, chosen_files(workspace, paths), name, config)
         return self.refreshed(code, built)
 
-    def go_on(self, code: str, corpus: str) -> Values:
+    def continue_build(self, code: str, corpus: str) -> Values:
         service.resume_build(Workspace.open(self.home, code), corpus)
         return self.refreshed(code, corpus)
 
-    def end(self, code: str, corpus: str | None) -> None:
+    def stop_build(self, code: str, corpus: str | None) -> None:
         corpus = corpus or ""
         if corpus.startswith(SAMPLE):
             raise UserError(f"{service.corpus_title(corpus)} is built for all visitors. Let it go on.")
         if not lifecycle.stop(Workspace.open(self.home, code).corpus(corpus)):
             raise UserError(f"{corpus} is not being built.")
 
-    def call_it(self, code: str, corpus: str, name: str) -> Values:
+    def rename_corpus(self, code: str, corpus: str, name: str) -> Values:
         renamed = corpus_changes.rename_corpus(Workspace.open(self.home, code), corpus, name)
         return self.refreshed(code, renamed)
 
-    def remove(self, code: str, corpus: str, answer: str) -> Values:
+    def delete_corpus(self, code: str, corpus: str, answer: str) -> Values:
         if answer == "yes":
             corpus_changes.delete_corpus(Workspace.open(self.home, code), corpus)
         return self.refreshed(code, None)

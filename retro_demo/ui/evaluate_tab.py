@@ -210,7 +210,9 @@ class EvaluateHandlers:
         """The runs to choose from, what one of them is compared with, and its evaluation."""
         known = evaluations.readers(Workspace.open(self.home, code))
         first = one if one in known else next(iter(known), None)
-        return {self.view.run: gr.Dropdown(named_runs(known), value=first)} | self.choose(code, first, which)
+        return {self.view.run: gr.Dropdown(named_runs(known), value=first)} | self.show_run(
+            code, first, which
+        )
 
     def refresh(self, code: str, one: str | None, which: str, before: str) -> Values:
         """As `arrive`; what the visitor has chosen stays, and an arrival under way is left to end."""
@@ -223,17 +225,17 @@ class EvaluateHandlers:
         shown = self.follow(code, one, which, "")
         return {self.view.run: gr.Dropdown(named_runs(known))} | choices | shown
 
-    def choose(self, code: str, one: str | None, which: str) -> Values:
+    def show_run(self, code: str, one: str | None, which: str) -> Values:
         """What a run is compared with, and its evaluation."""
         found = self._comparable(code, one)
         chosen = {place: gr.Dropdown(choices, value=value) for place, (choices, value) in found.items()}
         return chosen | self.follow(code, one, which, "")
 
-    def put_right(self, code: str, one: str | None, which: str, before: str) -> Values:
-        """As `choose`, where an answer that came late has drawn another run than the one that is chosen."""
-        return self.choose(code, one, which) if one and before.split(" ")[0] not in ("", one) else gr.skip()
+    def redraw_if_stale(self, code: str, one: str | None, which: str, before: str) -> Values:
+        """As `show_run`, where an answer that came late has drawn another run than the one that is chosen."""
+        return self.show_run(code, one, which) if one and before.split(" ")[0] not in ("", one) else gr.skip()
 
-    def begin(
+    def start_evaluation(
         self, code: str, one: str, base: str, other: str, place: str, which: str, *values: Any
     ) -> Values:
         config = EvaluateConfig(**self.view.form.read(values))
@@ -241,14 +243,14 @@ class EvaluateHandlers:
         evaluations.start_evaluation(Workspace.open(self.home, code), one or "", config, **against)
         return self.follow(code, one, which, "")
 
-    def end(self, code: str, one: str) -> None:
+    def stop_evaluation(self, code: str, one: str) -> None:
         evaluations.stop_evaluation(Workspace.open(self.home, code), one or "")
 
-    def go_on(self, code: str, one: str, which: str) -> Values:
+    def continue_evaluation(self, code: str, one: str, which: str) -> Values:
         evaluations.resume_evaluation(Workspace.open(self.home, code), one or "")
         return self.follow(code, one, which, "")
 
-    def train_it(self, code: str, one: str) -> str:
+    def train_baseline(self, code: str, one: str) -> str:
         """Train the matched baseline of a run."""
         name = evaluations.train_baseline(Workspace.open(self.home, code), one or "")
         return html_parts.note(f"{name} is being trained: follow it on the Train tab, then evaluate again.")
@@ -343,13 +345,13 @@ def evaluate_tab(tab: gr.Tab, cache: ModelCache, visitor: gr.BrowserState, arriv
     compared = [view.baseline, view.control, view.corpus]
     asked = [*known, *compared, view.against, *view.form.inputs]
     everything = [view.run, *compared, *view.followed]
-    view.start.click(shows_errors(on.begin), asked, view.followed, **CHEAP)
-    view.stop.click(shows_errors(on.end), known, None, **CHEAP)
-    view.resume.click(shows_errors(on.go_on), chosen, view.followed, **CHEAP)
-    view.train.click(shows_errors(on.train_it), known, view.trained, **CHEAP)
+    view.start.click(shows_errors(on.start_evaluation), asked, view.followed, **CHEAP)
+    view.stop.click(shows_errors(on.stop_evaluation), known, None, **CHEAP)
+    view.resume.click(shows_errors(on.continue_evaluation), chosen, view.followed, **CHEAP)
+    view.train.click(shows_errors(on.train_baseline), known, view.trained, **CHEAP)
     filled = [*compared, *view.followed]
-    drawn = view.run.input(once_known(on.choose), chosen, filled, **QUIET)
-    drawn.then(once_known(on.put_right), [*chosen, view.shown_before], filled, **QUIET)
+    drawn = view.run.input(once_known(on.show_run), chosen, filled, **QUIET)
+    drawn.then(once_known(on.redraw_if_stale), [*chosen, view.shown_before], filled, **QUIET)
     follow = once_known(on.follow)
     view.against.input(follow, [*chosen, gr.State("")], view.followed, **QUIET)
     view.timer.tick(follow, [*chosen, view.shown_before], view.followed, **QUIET)

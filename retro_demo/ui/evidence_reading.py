@@ -173,7 +173,7 @@ class TargetHandlers:
     def __init__(self, cache: ModelCache, view: TargetView) -> None:
         self.cache, self.home, self.view = cache, cache.home, view
 
-    def pick(
+    def choose_target(
         self, code: str, name: str | None, how: str, some: list[str], event: gr.EventData
     ) -> gr.Dropdown:
         """target: the one whose row was chosen, also where there are too many to list."""
@@ -188,7 +188,7 @@ class TargetHandlers:
             offered = [(source.about(which)["name"], which), *offered]
         return gr.Dropdown(offered, value=which)
 
-    def look_up(
+    def read_evidence(
         self, code: str, name: str | None, which: int | None, many: int, *look: Any
     ) -> Iterator[Values]:
         """Find and read the evidence of a target, and show the first piece of it."""
@@ -210,25 +210,27 @@ class TargetHandlers:
             **self._attention(source, reading, *look, 0, 1),
         }
 
-    def look(self, code: str, name: str | None, which: int | None, many: int, *how: Any) -> Values:
+    def show_attention(self, code: str, name: str | None, which: int | None, many: int, *how: Any) -> Values:
         """The attention of a layer, a head, to a piece, in a part of the target."""
         return self._attention(*self._reading(code, name, which, many), *how)
 
-    def look_at_piece(self, code: str, name: str | None, which: int | None, many: int, *how: Any) -> Values:
-        """As `look`, with the text of the piece to change."""
+    def show_piece(self, code: str, name: str | None, which: int | None, many: int, *how: Any) -> Values:
+        """As `show_attention`, with the text of the piece to change."""
         source, reading = self._reading(code, name, which, many)
         at = min(max(int(how[2] or 0), 0), len(reading.ids) - 1)
         text = {self.view.text: source.text(int(reading.ids[at])), self.view.changed: ""}
         return self._attention(source, reading, *how) | text
 
-    def edit(self, code: str, name: str | None, which: int | None, many: int, at: int, words: str) -> str:
+    def edit_piece(
+        self, code: str, name: str | None, which: int | None, many: int, at: int, words: str
+    ) -> str:
         """What changes where a piece has other words; without any it is removed."""
         _, reading = self._reading(code, name, which, many)
         run = self.cache.marge(Workspace.open(self.home, code).run(str(name)))
         return marge_views.edit_html(edit_evidence(run, reading, int(at or 0), words or ""))
 
-    def without(self, code: str, name: str | None, which: int | None, many: int, at: int) -> str:
-        return self.edit(code, name, which, many, at, "")
+    def remove_piece(self, code: str, name: str | None, which: int | None, many: int, at: int) -> str:
+        return self.edit_piece(code, name, which, many, at, "")
 
     def _reading(
         self, code: str, name: str | None, which: int | None, many: int
@@ -275,9 +277,10 @@ def wire_target(
     asked = [*chosen, view.target, view.count]
     edited = [*view.pictures, view.text, view.changed]
     shown = [view.said, view.inside, view.listing, view.piece, view.part, *edited, view.download]
-    look_up, look = once_known(on.look_up), once_known(on.look)
+    look_up, look = once_known(on.read_evidence), once_known(on.show_attention)
     picks = [
-        place.select(shows_errors(on.pick), [*chosen, *documents], view.target, **QUIET) for place in pickers
+        place.select(shows_errors(on.choose_target), [*chosen, *documents], view.target, **QUIET)
+        for place in pickers
     ]
     scrolled = [picked.success(None, js=TO_TARGET).then for picked in picks]
     for begun in (view.read.click, view.target.input, view.count.release, *scrolled):
@@ -285,9 +288,9 @@ def wire_target(
         reading.failure(lambda: "", None, view.said, **PRIVATE)
     looks = [*asked, view.layer, view.head, view.piece, view.part]
     gr.on([view.layer.input, view.head.input, view.part.input], look, looks, view.pictures, **ON_PAGE)
-    view.piece.input(once_known(on.look_at_piece), looks, edited, **ON_PAGE)
-    view.change.click(shows_errors(on.edit), [*asked, view.piece, view.text], view.changed, **ON_PAGE)
-    view.remove.click(shows_errors(on.without), [*asked, view.piece], view.changed, **ON_PAGE)
+    view.piece.input(once_known(on.show_piece), looks, edited, **ON_PAGE)
+    view.change.click(shows_errors(on.edit_piece), [*asked, view.piece, view.text], view.changed, **ON_PAGE)
+    view.remove.click(shows_errors(on.remove_piece), [*asked, view.piece], view.changed, **ON_PAGE)
 
 
 def _parts(reading: EvidenceReading) -> int:
@@ -433,7 +436,7 @@ class WritingHandlers:
                 if stopped():
                     return
 
-    def offer(self, code: str, name: str | None) -> Values:
+    def offer_choices(self, code: str, name: str | None) -> Values:
         """Languages and documents of a run, with an example; nothing while its corpus is not built."""
         view, workspace = self.view, Workspace.open(self.home, code)
         if not name or service.statistics(service.corpus_of_run(workspace, name)[1]) is None:
@@ -451,7 +454,7 @@ class WritingHandlers:
             view.documents: gr.Dropdown(**_listed(source, ALL), value=chosen),
         }
 
-    def narrow(self, code: str, name: str | None, tongue: str) -> Any:
+    def list_documents(self, code: str, name: str | None, tongue: str) -> Any:
         """documents: others to choose from; what is chosen stays."""
         if not name:
             return gr.skip()
@@ -462,7 +465,7 @@ class WritingHandlers:
         """The runs to choose from, and what one of them offers."""
         names = marge_runs(Workspace.open(self.home, code))
         chosen = now if now in names else next(iter(names), None)
-        return {self.view.run: relisted(named_runs(names), now, chosen)} | self.offer(code, chosen)
+        return {self.view.run: relisted(named_runs(names), now, chosen)} | self.offer_choices(code, chosen)
 
     def refresh(self, code: str, now: str | None) -> Values:
         """As `arrive`; for a run that is still there, what was chosen stays."""
@@ -496,7 +499,7 @@ def wire_writing(
     view.stop.click(on.lane.stopping(), [visitor, view.token], None, **QUIET)
     offered = [view.language, view.among, view.documents]
     arrival = arrival.opening(tab, view.run)
-    view.run.input(once_known(on.offer), known, offered, **QUIET)
-    view.among.input(once_known(on.narrow), [*known, view.among], view.documents, **QUIET)
+    view.run.input(once_known(on.offer_choices), known, offered, **QUIET)
+    view.among.input(once_known(on.list_documents), [*known, view.among], view.documents, **QUIET)
     tab.select(once_known(on.refresh), known, [view.run, *offered], **QUIET)
     arrival.then(once_known(on.arrive), known, [view.run, *offered], **QUIET)

@@ -193,7 +193,7 @@ class EvidenceHandlers:
         self.lane = Lane(cache)
 
     def arrive(self, code: str, now: str | None, before: str) -> Values:
-        """The runs to choose from, and the state that makes `choose` begin: nothing is redrawn twice."""
+        """The runs to choose from, and the state that makes `show_run` begin: nothing is redrawn twice."""
         names = marge_runs(Workspace.open(self.home, code))
         chosen = now if now in names else next(iter(names), None)
         shown: Values = {self.view.run: relisted(named_runs(names), now, chosen)}
@@ -201,7 +201,7 @@ class EvidenceHandlers:
             shown[self.view.status] = "" if chosen else html_parts.note(NO_RUN)
         return shown
 
-    def choose(self, code: str, name: str | None, how: str, *look: Any) -> Iterator[Values]:
+    def show_run(self, code: str, name: str | None, how: str, *look: Any) -> Iterator[Values]:
         """Show a run at its last re-index, once its corpus is there; look: order, values, by."""
         if not name:
             yield self._nothing(html_parts.note(NO_RUN))
@@ -216,18 +216,22 @@ class EvidenceHandlers:
         yield self._nothing(READING)
         yield self._opened(code, name, how, self.cache.marge_corpus(workspace.run(name)), *look)
 
-    def choose_once(self, code: str, name: str | None, before: str, how: str, *look: Any) -> Iterator[Values]:
-        """As `choose`; what is shown already stays, and is followed again if the run goes on."""
+    def show_run_once(
+        self, code: str, name: str | None, before: str, how: str, *look: Any
+    ) -> Iterator[Values]:
+        """As `show_run`; what is shown already stays, and is followed again if the run goes on."""
         if name and before.rpartition(" ")[0] == name:
             going = lifecycle.status(Workspace.open(self.home, code).run(name)).under_way
             yield {self.view.timer: gr.Timer(active=going)}
         else:
-            yield from self.choose(code, name, how, *look)
+            yield from self.show_run(code, name, how, *look)
 
-    def put_right(self, code: str, name: str | None, before: str, how: str, *look: Any) -> Iterator[Values]:
-        """As `choose`, where an answer that came late has drawn another run than the one that is chosen."""
+    def redraw_if_stale(
+        self, code: str, name: str | None, before: str, how: str, *look: Any
+    ) -> Iterator[Values]:
+        """As `show_run`, where an answer that came late has drawn another run than the one that is chosen."""
         if name and before and before.rpartition(" ")[0] != name:
-            yield from self.choose(code, name, how, *look)
+            yield from self.show_run(code, name, how, *look)
         else:
             yield {self.view.timer: gr.skip()}
 
@@ -235,7 +239,9 @@ class EvidenceHandlers:
         """The pictures; look: kind, languages, order, values, re-index, by."""
         return self._drawn(code, name, *look) if name else gr.skip()
 
-    def other_documents(self, code: str, name: str | None, how: str, some: list[str], *look: Any) -> Values:
+    def show_other_documents(
+        self, code: str, name: str | None, how: str, some: list[str], *look: Any
+    ) -> Values:
         """The pictures and the targets of other documents."""
         if not name:
             return gr.skip()
@@ -243,7 +249,7 @@ class EvidenceHandlers:
         offered = targets_of(source, held_out=how == "held-out", languages=some or [])
         return self._drawn(code, name, how, some, *look) | self.view.reading.fresh(offered, source)
 
-    def follow(self, code: str, name: str | None, before: str, place: int, *look: Any) -> Values:
+    def follow_run(self, code: str, name: str | None, before: str, place: int, *look: Any) -> Values:
         """A new re-index is shown at once, if the last one was; look: kind, languages, order, values, by."""
         view, workspace = self.view, Workspace.open(self.home, code)
         if name not in marge_runs(workspace):  # it was deleted or renamed
@@ -357,7 +363,7 @@ def evidence_tab(tab: gr.Tab, cache: ModelCache, visitor: gr.BrowserState, arriv
     documents, pickers = [view.kind, view.languages], [view.caption, view.matrix_table]
     wire_target(cache, view.reading, known, documents, pickers)
     watched = [*known, view.seen, view.at, *documents, *drawing, view.by]
-    view.timer.tick(once_known(on.follow), watched, view.everything, **QUIET)
+    view.timer.tick(once_known(on.follow_run), watched, view.everything, **QUIET)
     arrive, listed, lists = once_known(on.arrive), [*known, view.seen], [view.run, view.status]
     arrival = arrival.opening(tab, view.run)
     arrival.naming(tab, view.run)
@@ -365,14 +371,14 @@ def evidence_tab(tab: gr.Tab, cache: ModelCache, visitor: gr.BrowserState, arriv
     # figures are drawn for those who look at them
     looked = [view.kind, *drawing, view.by]
     begun = tab.select(arrive, listed, lists, **QUIET).then(
-        once_known(on.choose_once), [*listed, *looked], view.everything, **CHEAP
+        once_known(on.show_run_once), [*listed, *looked], view.everything, **CHEAP
     )
     # a run that is chosen while another is still being opened is the one that is shown
-    choose = once_known(on.choose)
+    choose = once_known(on.show_run)
     chosen = view.run.input(choose, [*known, *looked], view.everything, cancels=[begun], **CHEAP)
     for looking in (chosen, begun):
         looking.failure(lambda: "", None, view.status, **QUIET)
-        looking.then(once_known(on.put_right), [*listed, *looked], view.everything, **CHEAP)
+        looking.then(once_known(on.redraw_if_stale), [*listed, *looked], view.everything, **CHEAP)
 
 
 def _wire_pictures(view: EvidenceView, on: EvidenceHandlers, looks: list[Any]) -> None:
@@ -381,7 +387,7 @@ def _wire_pictures(view: EvidenceView, on: EvidenceHandlers, looks: list[Any]) -
     view.at.input(redraw, looks, view.pictures, trigger_mode="always_last", **LOOKS)
     gr.on([view.order.input, view.values.input, view.by.input], redraw, looks, view.pictures, **LOOKS)
     documents = [view.kind.input, view.languages.input]
-    gr.on(documents, once_known(on.other_documents), looks, others, **LOOKS)
+    gr.on(documents, once_known(on.show_other_documents), looks, others, **LOOKS)
     view.save.click(shows_errors(on.write_file), looks, view.file, **LOOKS).success(None, js=SAVE)
 
 

@@ -152,14 +152,14 @@ class ExplainHandlers:
     def __init__(self, cache: ModelCache, view: ExplainView) -> None:
         self.cache, self.home, self.view = cache, cache.home, view
 
-    def look(self, code: str, name: str, which: str, one: str) -> str:
+    def show_heatmap(self, code: str, name: str, which: str, one: str) -> str:
         """The heatmap of a layer and a head, or of their means."""
         trace = self._trace(code, name)
         number = int(which) if (which or "").isdecimal() and int(which) in trace.layers else None
         nth = int(one) - 1 if (one or "").isdecimal() and 0 < int(one) <= trace.weights.shape[2] else None
         return trace_views.heatmap(trace, number, nth)
 
-    def act(self, code: str, name: str, event: gr.EventData) -> Values:
+    def edit_from_text(self, code: str, name: str, event: gr.EventData) -> Values:
         """Open the editor on a neighbor; drop and swap are done at once."""
         trace = self._trace(code, name)
         chunk, neighbor, token = clicked(event, "neighbor of the text", "chunk", "neighbor", "token")
@@ -232,7 +232,7 @@ def _wire_explaining(on: ExplainHandlers, view: ExplainView, known: list[Any]) -
     model = PRIVATE | MODEL
     texts, edited = [view.n_text, view.f_text], [view.changed, view.download]
     opened = view.linked.select(
-        once_known(on.act),
+        once_known(on.edit_from_text),
         known,
         [view.editor, view.selection, view.said, *texts, view.other, *edited],
         show_progress="hidden",
@@ -243,7 +243,7 @@ def _wire_explaining(on: ExplainHandlers, view: ExplainView, known: list[Any]) -
     other = [*known, view.selection, view.other]
     view.other.input(shows_errors(on.read_other), other, [*texts, *edited], **model)
     drawn = [view.layer, view.head]
-    gr.on([one.input for one in drawn], once_known(on.look), [*known, *drawn], view.heatmap, **QUIET)
+    gr.on([one.input for one in drawn], once_known(on.show_heatmap), [*known, *drawn], view.heatmap, **QUIET)
 
 
 def _file(trace: Trace, made: Rewritten | None = None) -> str:
@@ -436,7 +436,7 @@ class GenerateHandlers:
             **self.describe_run(code, chosen),
             self.view.run: relisted(named_runs(runs), now, chosen),
             self.view.corpus: relisted(reads, other, other if other in corpora else ""),
-            self.breadcrumb: self.top_line(code, of_marge, chosen, found),
+            self.breadcrumb: self.name_shown_run(code, of_marge, chosen, found),
         }
 
     def arrive(self, code: str, link: dict[str, str], *values: Any) -> Values:
@@ -457,13 +457,13 @@ class GenerateHandlers:
             self.view.document: gr.Dropdown(documents, value=None),
         }
 
-    def top_line(self, code: str, of_marge: bool, name: str | None, found: str | None) -> str:
+    def name_shown_run(self, code: str, of_marge: bool, name: str | None, found: str | None) -> str:
         """The line at the top, where a way to write comes into view or the run of a MARGE is chosen."""
         shown_run = found if of_marge else name
         workspace = Workspace.open(self.home, code)
         return run_breadcrumb(workspace, shown_run) if shown_run else html_parts.note(NO_RUN)
 
-    def turn(self, of_marge: bool) -> Values:
+    def show_form(self, of_marge: bool) -> Values:
         """A MARGE has runs and texts of its own: those of the others are hidden, and stay as they are."""
         view, visible = self.view, "hidden" if of_marge else True
         return {
@@ -472,7 +472,7 @@ class GenerateHandlers:
             view.of_marge: of_marge,
         }
 
-    def fill(self, code: str, name: str, number: int | None) -> Any:
+    def fill_document(self, code: str, name: str, number: int | None) -> Any:
         """The text of a held-out document."""
         if number is None or not name:
             return gr.skip()
@@ -547,15 +547,15 @@ def _wire_texts(view: GenerateView, on: GenerateHandlers, visitor: gr.BrowserSta
 
 def _wire_choices(view: GenerateView, on: GenerateHandlers, visitor: gr.BrowserState) -> None:
     """What is chosen: a way to write, which has runs of its own where it is a MARGE's; a run; a document."""
-    describe_run, top_line = once_known(on.describe_run), once_known(on.top_line)
+    describe_run, top_line = once_known(on.describe_run), once_known(on.name_shown_run)
     named = [visitor, view.of_marge, view.run, view.evidence.run]
     for way in (view.plain, view.given_text, view.inner):
         hidden = [view.above, view.below, view.of_marge]
-        turned = way.select(lambda own=way is view.inner: on.turn(own), None, hidden, **QUIET)
+        turned = way.select(lambda own=way is view.inner: on.show_form(own), None, hidden, **QUIET)
         turned.then(top_line, named, on.breadcrumb, **QUIET)
     view.evidence.run.input(top_line, named, on.breadcrumb, **QUIET)
     view.run.input(describe_run, [visitor, view.run], [on.breadcrumb, view.document], **QUIET)
-    view.document.input(once_known(on.fill), [visitor, view.run, view.document], view.given, **QUIET)
+    view.document.input(once_known(on.fill_document), [visitor, view.run, view.document], view.given, **QUIET)
 
 
 def loading(other: str) -> str:

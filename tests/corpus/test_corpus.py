@@ -15,7 +15,6 @@ import pytest
 from conftest import SMALL, records, write_jsonl
 from places import TESTS
 
-from retro_demo.corpus import chunks as cutting
 from retro_demo.corpus import embedding
 from retro_demo.corpus.building import build_corpus, prepare_corpus
 from retro_demo.corpus.retrievers import load_retriever
@@ -160,7 +159,7 @@ def test_groups_are_counted_and_documents_of_one_chunk_are_not(tmp_path):
 
 def test_a_build_that_was_begun_with_another_split_keeps_it_and_its_fingerprint(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:  # as release 0.5.0 drew it
-        patch.setattr(cutting, "MIN_DOCUMENTS", 1)
+        patch.setattr("retro_demo.corpus.chunks.MIN_DOCUMENTS", 1)
         before = build(tmp_path / "before", many(), USUAL)[-1].result
         source = write_jsonl(tmp_path / "cut.jsonl", many())
         prepare_corpus(tmp_path / "cut", [source], USUAL)

@@ -9,8 +9,7 @@ import pytest
 import torch
 from passage_helpers import made
 
-from retro_demo.evaluation import arms as marge_arms
-from retro_demo.evaluation.arms import ARMS, TARGETS, EvidenceArms, measure_live
+from retro_demo.evaluation.arms import ARMS, TARGETS, EvidenceArms, measure_live, nearest
 from retro_demo.events import Progress
 from retro_demo.evidence.passages import Passages
 from retro_demo.evidence.reindex import embed_passages
@@ -170,8 +169,10 @@ def test_shuffled_relevance_gives_every_passage_that_of_another_one(monkeypatch)
 
 def test_the_evidence_of_all_targets_is_searched_once_for_each_rule(monkeypatch):
     calls = []
-    search = marge_arms.nearest
-    monkeypatch.setattr(marge_arms, "nearest", lambda *a: (calls.append(len(a[3])), search(*a))[1])
+    search = nearest
+    monkeypatch.setattr(
+        "retro_demo.evaluation.arms.nearest", lambda *a: (calls.append(len(a[3])), search(*a))[1]
+    )
     arms = make_arms()
     arms.search(ARMS, 20)
     for which in arms.batches(20):

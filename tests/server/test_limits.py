@@ -26,12 +26,13 @@ from retro_demo.errors import UserError
 from retro_demo.kinds import KINDS
 from retro_demo.models.config import MargeConfig, RetroConfig
 from retro_demo.server import corpus_changes, limits, service
-from retro_demo.server import limits as quotas
 from retro_demo.server.cleanup import close_folder
 from retro_demo.server.limits import (
     PRIVATE,
     PUBLIC,
     Limits,
+    check_context,
+    check_run,
     checked_writing,
     chosen_limits,
     keep_limits,
@@ -171,9 +172,9 @@ def test_a_run_cannot_grow_past_the_limit_by_training_longer_nor_be_resumed_abov
 
 
 def test_every_public_preset_but_base_fits_a_public_page():
-    quotas.check_run(PUBLIC, RetroConfig(dim=192, depth=6, num_heads=6, cca_layers=(3, 6), enc_dim=192), 4500)
+    check_run(PUBLIC, RetroConfig(dim=192, depth=6, num_heads=6, cca_layers=(3, 6), enc_dim=192), 4500)
     with pytest.raises(UserError, match="M parameters"):
-        quotas.check_run(PUBLIC, RetroConfig(dim=512, depth=12, num_heads=8, cca_layers=(6, 9, 12)), 100)
+        check_run(PUBLIC, RetroConfig(dim=512, depth=12, num_heads=8, cca_layers=(6, 9, 12)), 100)
 
 
 def test_a_full_workspace_takes_nothing_more_and_says_how_full_it_is(workspace, tmp_path):
@@ -204,7 +205,7 @@ def test_a_disk_that_is_nearly_full_refuses_work_and_uploads_alike(workspace, tm
     door = TestClient(RateLimiter(page, workspace.home))  # pyright: ignore[reportArgumentType]
     keep_limits(workspace.home, Limits(free_megabytes=100))
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(quotas.shutil, "disk_usage", lambda _: usage(1, 1, 99_000_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1, 1, 99_000_000))
     source = write_jsonl(tmp_path / "p.jsonl", records())
 
     with pytest.raises(UserError, match="nearly full .99 MB are free, 100 MB stay so"):
@@ -281,10 +282,10 @@ def test_a_run_of_before_the_limits_is_not_read_where_it_reads_more_at_a_time(wo
     ],
 )
 def test_a_small_network_whose_shape_makes_each_reading_huge_is_refused_on_a_public_page(network, tokens):
-    quotas.check_run(PUBLIC, network, 100)
+    check_run(PUBLIC, network, 100)
 
     with pytest.raises(UserError, match="and here it may take at most 2,000"):
-        quotas.check_context(PUBLIC, network, tokens, 2)
+        check_context(PUBLIC, network, tokens, 2)
 
 
 @pytest.mark.parametrize("model", ["lm", "retro", "retrofit", "marge"])
@@ -297,7 +298,7 @@ def test_every_public_preset_reads_what_a_public_page_can(model, preset):
         **{one.name: chosen[one.name] for one in settings_of(TrainConfig) if one.name in chosen}
     )
 
-    quotas.check_context(PUBLIC, network, chosen.get("passage_len", training.seq_len), training.num_neighbors)
+    check_context(PUBLIC, network, chosen.get("passage_len", training.seq_len), training.num_neighbors)
 
 
 def test_no_text_is_written_with_more_neighbors_than_may_be_read(data_folder):

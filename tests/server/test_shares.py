@@ -21,7 +21,6 @@ from retro_demo.errors import UserError
 from retro_demo.jobs import lifecycle
 from retro_demo.paths import data_home
 from retro_demo.runs.checkpoint import read_any_config, write_run_config
-from retro_demo.server import limits as quotas
 from retro_demo.server import run_actions, service
 from retro_demo.server.limits import Limits, keep_limits
 from retro_demo.server.workspace import Workspace, new_code
@@ -97,7 +96,7 @@ def test_what_is_refused_leaves_nothing_in_the_workspace(tmp_path, workspace):
 
 
 def test_an_imported_corpus_holds_no_more_text_than_one_that_is_built_here(tmp_path, workspace, monkeypatch):
-    monkeypatch.setattr(quotas, "MEGABYTE", 1000)  # there are about 5 kB of text
+    monkeypatch.setattr("retro_demo.server.limits.MEGABYTE", 1000)  # there are about 5 kB of text
     path, other = run_actions.export_zip(workspace, "first", tmp_path, with_corpus=True), other_visitor()
     keep_limits(other.home, Limits(text_megabytes=3))
     before = sorted(other.folder.rglob("*"))

@@ -85,41 +85,41 @@ def test_the_lists_choose_another_corpus_where_the_chosen_one_is_gone(tab, code)
 def test_a_corpus_is_built_of_uploads_stopped_and_gone_on_with(tab, code, mine, upload):
     view, knobs = tab.view, [widget.value for widget in tab.form.inputs]
     with no_place_free(mine.home):
-        begun = tab.begin(code, [upload], "Salty isles", *knobs)
-        tab.end(code, "salty-isles")
+        begun = tab.start_build(code, [upload], "Salty isles", *knobs)
+        tab.stop_build(code, "salty-isles")
         with pytest.raises(UserError, match="not being built"):
-            tab.end(code, "salty-isles")
+            tab.stop_build(code, "salty-isles")
         ended = view.values(code, "salty-isles", "")
-        gone_on = tab.go_on(code, "salty-isles")
+        gone_on = tab.continue_build(code, "salty-isles")
 
     assert sent(begun[view.corpus])["value"] == "salty-isles"
     assert [sent(values[view.timer])["active"] for values in (begun, ended, gone_on)] == [True, False, True]
     assert [sent(values[view.resume])["interactive"] for values in (begun, ended)] == [False, True]
     with pytest.raises(UserError, match="built already"):
-        tab.go_on(code, "places")
+        tab.continue_build(code, "places")
     with pytest.raises(UserError, match="built for all visitors"):
-        tab.end(code, SHIPPED)
+        tab.stop_build(code, SHIPPED)
 
 
 def test_a_search_shows_what_it_found_and_keeps_it_as_a_file(tab, code):
     search = tab.search
 
-    values = search.look_up(code, "places", "Population of Morrow", "bm25", 2.0)
+    values = search.search_corpus(code, "places", "Population of Morrow", "bm25", 2.0)
 
     assert "Morrow" in values[search.found]
     kept = json.loads(Path(sent(values[search.found_file])["value"]).read_text())
     assert len(kept["found"]) == 2
     with pytest.raises(UserError, match="no corpus 'nothing'"):
-        search.look_up(code, "nothing", "salt", "dense", 2.0)
+        search.search_corpus(code, "nothing", "salt", "dense", 2.0)
 
 
 def test_a_corpus_is_renamed_and_deleted_once_its_visitor_is_sure(tab, code, mine):
     mine.delete("runs", "reader")
-    renamed = tab.call_it(code, "places", "towns")
-    tab.remove(code, "towns", "no")
+    renamed = tab.rename_corpus(code, "places", "towns")
+    tab.delete_corpus(code, "towns", "no")
     assert "towns" in mine.corpora()
 
-    left = tab.remove(code, "towns", "yes")
+    left = tab.delete_corpus(code, "towns", "yes")
 
     assert sent(renamed[tab.view.corpus])["value"] == "towns"
     assert "towns" not in mine.corpora()
@@ -140,14 +140,14 @@ def test_documents_are_added_and_forgotten_under_another_name(tab, code, mine, u
     changes, view = tab.changes, tab.view
     knobs = [widget.value for widget in changes.form.inputs]
     with no_place_free(mine.home):
-        added = changes.begin_add(code, "places", "More", [upload], *knobs)
-        forgotten = changes.begin_forget(code, "places", "Fewer", ["Arden"])
+        added = changes.add_documents(code, "places", "More", [upload], *knobs)
+        forgotten = changes.forget_documents(code, "places", "Fewer", ["Arden"])
 
     assert sent(added[view.corpus])["value"] == "more"
     assert sent(forgotten[view.corpus])["value"] == "fewer"
     assert sent(added[view.timer])["active"] is sent(forgotten[view.timer])["active"] is True
     with pytest.raises(UserError):
-        changes.begin_forget(code, "places", "", None)  # nothing to forget
+        changes.forget_documents(code, "places", "", None)  # nothing to forget
 
 
 def test_what_a_run_would_miss_is_shown_and_kept_as_a_file(tab, code, half_held_out):
@@ -155,12 +155,12 @@ def test_what_a_run_would_miss_is_shown_and_kept_as_a_file(tab, code, half_held_
     held_out = service.statistics(half_held_out.folder)["held_out"]
     title = half_held_out.documents[held_out.index(False)].title
 
-    values = changes.look(code, "places", [title], "reader", " Area of Lorn: 4 square km. " * 3)
+    values = changes.weigh_documents(code, "places", [title], "reader", " Area of Lorn: 4 square km. " * 3)
 
     assert title in values[changes.missed]
     assert json.loads(Path(sent(values[changes.missed_file])["value"]).read_text())["weighed"] == [title]
     with pytest.raises(UserError, match="no run ''"):
-        changes.look(code, "places", [title], None, "")
+        changes.weigh_documents(code, "places", [title], None, "")
     many = [title] * (corpus_changes.MOST_WEIGHED + 1)
     with pytest.raises(UserError, match="at most"):
-        changes.look(code, "places", many, "reader", "")
+        changes.weigh_documents(code, "places", many, "reader", "")

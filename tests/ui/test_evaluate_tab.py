@@ -55,7 +55,7 @@ def begun(on: EvaluateHandlers, space: Workspace) -> dict[Any, Any]:
     """What Evaluate gives where the form asks for little."""
     form = on.view.form
     values = [KNOBS.get(name, widget.value) for name, widget in form.widgets.items()]
-    return on.begin(space.folder.name, "reader", "plain", "", "", "database", *values)
+    return on.start_evaluation(space.folder.name, "reader", "plain", "", "", "database", *values)
 
 
 def shown_folder(space: Workspace) -> Path:
@@ -66,13 +66,13 @@ def shown_folder(space: Workspace) -> Path:
 
 def test_a_run_is_offered_with_the_baseline_and_the_control_that_fit(on, space):
     view, code = on.view, space.folder.name
-    shown = on.choose(code, "reader", "database")
+    shown = on.show_run(code, "reader", "database")
 
     assert (shown[view.baseline].value, shown[view.control].value) == ("plain", "chance")
     assert shown[view.corpus].value == ""
     (brief,) = [label for label, value in shown[view.baseline].choices if value == "brief"]
     assert brief.startswith("brief (no match: ")
-    assert on.choose(code, None, "database")[view.baseline].choices == []
+    assert on.show_run(code, None, "database")[view.baseline].choices == []
 
 
 def test_who_arrives_sees_the_run_of_the_link_else_the_first_one(on, space):
@@ -110,12 +110,12 @@ def test_an_evaluation_is_begun_stopped_gone_on_with_and_drawn_once(on, space):
         shown = begun(on, space)
         assert (shown[view.timer].active, shown[view.stop].interactive) == (True, True)
         assert not shown[view.resume].interactive
-        on.end(code, "reader")
+        on.stop_evaluation(code, "reader")
         assert is_asked_to_stop(shown_folder(space))
     wait_until(lambda: not lifecycle.is_under_way(shown_folder(space)))
     assert on.follow(code, "reader", "database", "")[view.resume].interactive
 
-    assert on.go_on(code, "reader", "database")[view.timer].active
+    assert on.continue_evaluation(code, "reader", "database")[view.timer].active
     *_, last = service.follow(shown_folder(space))
     assert last.state == "finished", last
     shown = on.follow(code, "reader", "database", "")
@@ -132,23 +132,25 @@ def test_an_evaluation_is_begun_stopped_gone_on_with_and_drawn_once(on, space):
 def test_what_cannot_be_measured_is_refused_in_a_sentence(on, space):
     code = space.folder.name
     with pytest.raises(UserError, match="no evaluation of this run to go on with"):
-        on.go_on(code, "chance", "database")
+        on.continue_evaluation(code, "chance", "database")
     with pytest.raises(UserError):
-        on.begin(code, "", "", "", "", "database", *(widget.value for widget in on.view.form.inputs))
+        on.start_evaluation(
+            code, "", "", "", "", "database", *(widget.value for widget in on.view.form.inputs)
+        )
 
 
 def test_the_matched_baseline_is_trained_as_a_run_of_its_own(on, space):
     with held_jobs():
-        assert "reader-baseline" in on.train_it(space.folder.name, "reader")
+        assert "reader-baseline" in on.train_baseline(space.folder.name, "reader")
         lifecycle.kill(space.run("reader-baseline"))
     assert read_any_config(space.run("reader-baseline")).model == "lm"
 
 
 def test_a_run_that_a_late_answer_has_drawn_gives_way_to_the_one_that_is_chosen(on, space):
-    shown = on.put_right(
+    shown = on.redraw_if_stale(
         space.folder.name, "reader", "database", "another evaluation finished 0 1 database False"
     )
 
     assert shown[on.view.baseline].value == "plain"
     for drawn in ("", "reader evaluation finished 0 1 database False"):
-        assert on.put_right(space.folder.name, "reader", "database", drawn) == gr.skip()
+        assert on.redraw_if_stale(space.folder.name, "reader", "database", drawn) == gr.skip()

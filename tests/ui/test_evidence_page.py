@@ -157,7 +157,7 @@ def test_a_run_of_another_model_and_one_without_weights_are_refused_as_evidence(
 def test_looks_at_evidence_write_no_file_and_have_a_lane_of_their_own(space, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     known = {one.name: one for one in build_app(space.home)[0].fns.values()}
-    redraw, others, write = (known[name] for name in ("redraw", "other_documents", "write_file"))
+    redraw, others, write = (known[name] for name in ("redraw", "show_other_documents", "write_file"))
     look = [space.folder.name, "finder", "training", [], "group", "ranks", 0, "group"]
 
     for place in range(3):

@@ -1,7 +1,7 @@
 """The handlers of the Evidence tab, of one target, and of writing from evidence, without a page.
 
 That looks write no file and what the file holds stands in test_evidence_page.py, that a click which names
-nothing is refused in test_handed_files.py, and how one waits for a corpus in test_writing_lane.py.
+nothing is refused in test_uploads.py, and how one waits for a corpus in test_writing_lane.py.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def test_who_arrives_sees_the_first_run_and_nothing_is_drawn_twice(on, home, cod
 
 def test_a_run_opens_at_its_last_reindex_on_documents_that_it_has(on, code):
     view = on.view
-    *_, shown = on.choose(code, "finder", "held-out", *HOW)
+    *_, shown = on.show_run(code, "finder", "held-out", *HOW)
 
     assert set(shown) == set(view.everything)
     assert (shown[view.at].value, shown[view.at].maximum) == (2, 2)
@@ -92,40 +92,40 @@ def test_a_run_opens_at_its_last_reindex_on_documents_that_it_has(on, code):
     assert (shown[view.body].visible, shown[view.timer].active) == (True, False)
     assert shown[view.kind].value == "held-out"
     assert sorted(value for _, value in shown[view.languages].choices) == sorted(LANGUAGES)
-    (none,) = on.choose(code, None, "held-out", *HOW)
+    (none,) = on.show_run(code, None, "held-out", *HOW)
     assert (none[view.body].visible, none[view.seen]) == (False, "")
 
 
 def test_a_run_that_is_shown_already_is_only_followed_again(on, code):
     view = on.view
 
-    (shown,) = on.choose_once(code, "finder", "finder 3", "held-out", *HOW)
+    (shown,) = on.show_run_once(code, "finder", "finder 3", "held-out", *HOW)
     assert list(shown) == [view.timer]
-    *_, other = on.choose_once(code, "finder", "another 3", "held-out", *HOW)
+    *_, other = on.show_run_once(code, "finder", "another 3", "held-out", *HOW)
     assert view.matrix in other
 
 
 def test_a_run_that_a_late_answer_has_drawn_gives_way_to_the_one_that_is_chosen(on, code):
     for drawn in ("", "finder 3"):
-        (still,) = on.put_right(code, "finder", drawn, "held-out", *HOW)
+        (still,) = on.redraw_if_stale(code, "finder", drawn, "held-out", *HOW)
         assert list(still) == [on.view.timer]
-    *_, shown = on.put_right(code, "finder", "another 3", "held-out", *HOW)
+    *_, shown = on.redraw_if_stale(code, "finder", "another 3", "held-out", *HOW)
     assert shown[on.view.seen] == "finder 3"
 
 
 def test_a_new_reindex_is_drawn_where_the_latest_was_looked_at(on, code):
     view, look = on.view, ("training", [], *HOW)
 
-    assert list(on.follow(code, "finder", "finder 3", 2, *look)) == [view.timer]
-    latest = on.follow(code, "finder", "finder 2", 1, *look)
+    assert list(on.follow_run(code, "finder", "finder 3", 2, *look)) == [view.timer]
+    latest = on.follow_run(code, "finder", "finder 2", 1, *look)
     assert latest[view.at].value == 2
     assert set(view.pictures) < set(latest)
-    earlier = on.follow(code, "finder", "finder 2", 0, *look)
+    earlier = on.follow_run(code, "finder", "finder 2", 0, *look)
     assert "value" not in earlier[view.at].constructor_args
     assert not set(view.pictures) & set(earlier)
     assert latest[view.seen] == earlier[view.seen] == "finder 3"
-    assert view.reading.target in on.follow(code, "finder", "finder 0", 0, *look)
-    assert not on.follow(code, "gone", "gone 3", 2, *look)[view.body].visible
+    assert view.reading.target in on.follow_run(code, "finder", "finder 0", 0, *look)
+    assert not on.follow_run(code, "gone", "gone 3", 2, *look)[view.body].visible
 
 
 def test_the_pictures_are_of_the_chosen_reindex_and_the_targets_of_the_chosen_documents(on, code):
@@ -134,9 +134,11 @@ def test_the_pictures_are_of_the_chosen_reindex_and_the_targets_of_the_chosen_do
 
     assert set(first) == set(view.pictures)
     assert first[view.caption] != last[view.caption]
-    assert on.redraw(code, None) == on.other_documents(code, None, "held-out", []) == gr.skip()
+    assert on.redraw(code, None) == on.show_other_documents(code, None, "held-out", []) == gr.skip()
     offered = [
-        on.other_documents(code, "finder", how, ["ka"], *HOW[:2], 2, "group")[view.reading.target].choices
+        on.show_other_documents(code, "finder", how, ["ka"], *HOW[:2], 2, "group")[
+            view.reading.target
+        ].choices
         for how in ("held-out", "training")
     ]
     assert all(offered)
@@ -145,46 +147,46 @@ def test_the_pictures_are_of_the_chosen_reindex_and_the_targets_of_the_chosen_do
 
 def test_a_target_that_is_not_listed_is_picked_by_its_row(target, code):
     which = passages(target, code, held_out=False)[0]
-    picked = target.pick(code, "finder", "held-out", [], gr.EventData(None, {"passage": which}))
+    picked = target.choose_target(code, "finder", "held-out", [], gr.EventData(None, {"passage": which}))
 
     assert picked.value == which
     with pytest.raises(UserError, match="no passage 10000"):
-        target.pick(code, "finder", "held-out", [], gr.EventData(None, {"passage": 10_000}))
+        target.choose_target(code, "finder", "held-out", [], gr.EventData(None, {"passage": 10_000}))
 
 
 def test_the_evidence_of_a_target_is_read_and_drawn_as_one_asks(target, code):
     view, which = target.view, passages(target, code, held_out=True)[0]
-    *_, shown = target.look_up(code, "finder", which, 3, "mean", "mean")
+    *_, shown = target.read_evidence(code, "finder", which, 3, "mean", "mean")
 
     assert [value for _, value in shown[view.piece].choices] == [0, 1, 2]
     assert shown[view.inside].visible
-    layer = target.look(code, "finder", which, 3, "1", "mean", 0, 1)
+    layer = target.show_attention(code, "finder", which, 3, "1", "mean", 0, 1)
     assert set(layer) == set(view.pictures)
     assert layer[view.agreed] != shown[view.agreed]
-    piece = target.look_at_piece(code, "finder", which, 3, "mean", "mean", 1, 1)
+    piece = target.show_piece(code, "finder", which, 3, "mean", "mean", 1, 1)
     assert piece[view.text] != shown[view.text]
     with pytest.raises(UserError, match="no target yet"):
-        target.look(code, "finder", None, 3, "mean", "mean", 0, 1)
+        target.show_attention(code, "finder", None, 3, "mean", "mean", 0, 1)
 
 
 def test_a_piece_without_words_is_a_piece_removed(target, code):
     which = passages(target, code, held_out=True)[0]
-    removed = target.without(code, "finder", which, 3, 0)
+    removed = target.remove_piece(code, "finder", which, 3, 0)
 
-    assert removed == target.edit(code, "finder", which, 3, 0, "")
-    assert removed != target.edit(code, "finder", which, 3, 0, "ka1 333")
+    assert removed == target.edit_piece(code, "finder", which, 3, 0, "")
+    assert removed != target.edit_piece(code, "finder", which, 3, 0, "ka1 333")
 
 
 def test_the_form_offers_the_languages_and_documents_of_the_run(writing, home, code):
     view, runs = writing.view, marge_runs(Workspace.open(home, code))
-    shown = writing.offer(code, "finder")
+    shown = writing.offer_choices(code, "finder")
 
     assert sorted(value for _, value in shown[view.language].choices) == sorted(LANGUAGES)
     assert shown[view.documents].value
-    of_one = {value for _, value in writing.narrow(code, "finder", "lo").choices}
-    assert of_one < {value for _, value in writing.narrow(code, "finder", ALL).choices}
-    assert writing.narrow(code, None, ALL) == gr.skip()
-    assert writing.offer(code, None)[view.documents].choices == []
+    of_one = {value for _, value in writing.list_documents(code, "finder", "lo").choices}
+    assert of_one < {value for _, value in writing.list_documents(code, "finder", ALL).choices}
+    assert writing.list_documents(code, None, ALL) == gr.skip()
+    assert writing.offer_choices(code, None)[view.documents].choices == []
     assert writing.arrive(code, None)[view.run].value == runs[0]
     assert list(writing.refresh(code, "finder")) == [view.run]
     assert view.language in writing.refresh(code, "gone")
@@ -199,7 +201,7 @@ def written(on: WritingHandlers, code: str, chosen: list[str], kind: str) -> tup
 
 
 def test_a_passage_is_written_from_chosen_documents_or_from_those_that_are_found(writing, code):
-    chosen = writing.offer(code, "finder")[writing.view.documents].value
+    chosen = writing.offer_choices(code, "finder")[writing.view.documents].value
 
     told = [written(writing, code, *how) for how in ((chosen, "on"), ([], "on"), (chosen, "off"))]
     assert all("ka1" in text for text, _ in told)

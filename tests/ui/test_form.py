@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
-from pathlib import Path
 
 import gradio as gr
 import pytest
+from places import ROOT
 
 from retro_demo.errors import UserError
 from retro_demo.kinds import PRESETS
 from retro_demo.models.config import RetroConfig
 from retro_demo.settings import CorpusConfig, GenerateConfig, TrainConfig, settings_of
-from retro_demo.ui import form as form_module
 from retro_demo.ui.form import Form, shows_errors
 
 CONFIGS = [CorpusConfig, RetroConfig, TrainConfig, GenerateConfig]
@@ -111,7 +110,7 @@ def test_a_bug_is_one_sentence_with_the_id_of_its_log_entry(caplog):
 
 
 def test_each_lane_is_declared_once():
-    files = Path(form_module.__file__).parent.glob("*.py")
+    files = (ROOT / "retro_demo" / "ui").glob("*.py")
     text = "\n".join(path.read_text("utf-8") for path in files)
     declared = re.findall(r"""["']?concurrency_id["']?\s*[:=]\s*["'](\w+)["']""", text)
 

@@ -135,11 +135,13 @@ def test_the_run_of_the_shown_text_is_chosen_unless_the_visitor_chose(on, code, 
 def test_the_line_at_the_top_names_the_run_that_is_in_view(on, code, kept):
     values = kept, "plain", "", False, None
 
-    assert "plain" in on.top_line(code, False, "plain", "finder")
-    assert "reader" in on.top_line(code, True, "plain", "reader")
-    assert "No run yet" in on.top_line(code, True, "plain", None)
+    assert "plain" in on.name_shown_run(code, False, "plain", "finder")
+    assert "reader" in on.name_shown_run(code, True, "plain", "reader")
+    assert "No run yet" in on.name_shown_run(code, True, "plain", None)
     assert on.breadcrumb not in on.arrive(code, {"tab": "train"}, *values)
-    assert on.arrive(code, {"tab": ""}, *values)[on.breadcrumb] == on.top_line(code, False, "plain", None)
+    assert on.arrive(code, {"tab": ""}, *values)[on.breadcrumb] == on.name_shown_run(
+        code, False, "plain", None
+    )
 
 
 def test_a_held_out_document_of_the_runs_corpus_fills_the_box(on, code):
@@ -151,8 +153,8 @@ def test_a_held_out_document_of_the_runs_corpus_fills_the_box(on, code):
     assert documents.value is None
     corpus = load_corpus(Workspace.open(on.home, code).corpus("places"))
     assert corpus.held_out[number]
-    assert on.fill(code, "reader", number) == corpus.documents[number].text
-    assert on.fill(code, "reader", None) == gr.skip()
+    assert on.fill_document(code, "reader", number) == corpus.documents[number].text
+    assert on.fill_document(code, "reader", None) == gr.skip()
     assert on.describe_run(code, None)[on.view.document].choices == []
 
 
@@ -160,7 +162,7 @@ def test_a_marge_hides_the_runs_and_texts_of_the_others(on):
     view = on.view
 
     for of_marge, visible in ((True, "hidden"), (False, True)):
-        shown = on.turn(of_marge)
+        shown = on.show_form(of_marge)
         assert (shown[view.above].visible, shown[view.below].visible) == (visible, visible)
         assert shown[view.of_marge] is of_marge
 
@@ -169,7 +171,8 @@ def test_a_click_on_a_neighbor_opens_the_editor_drops_or_swaps(inside, code, kep
     view = inside.view
     place = {"chunk": 0, "neighbor": 0, "token": 9}
     edited, dropped, swapped = (
-        inside.act(code, kept, gr.EventData(None, place | {"act": act})) for act in ("edit", "drop", "swap")
+        inside.edit_from_text(code, kept, gr.EventData(None, place | {"act": act}))
+        for act in ("edit", "drop", "swap")
     )
 
     assert edited[view.selection] == (0, 0, 9)
@@ -180,12 +183,12 @@ def test_a_click_on_a_neighbor_opens_the_editor_drops_or_swaps(inside, code, kep
     assert swapped[view.other].value == swapped[view.other].choices[0][1]
     assert swapped[view.n_text] != edited[view.n_text]
     with pytest.raises(UserError, match="That names no neighbor"):
-        inside.act(code, kept, gr.EventData(None, {}))
+        inside.edit_from_text(code, kept, gr.EventData(None, {}))
 
 
 def test_a_neighbor_is_read_as_written_or_as_another_chunk(inside, code, kept):
     view, place = inside.view, (0, 0, 9)
-    opened = inside.act(
+    opened = inside.edit_from_text(
         code, kept, gr.EventData(None, {"chunk": 0, "neighbor": 0, "token": 9, "act": "swap"})
     )
     other = inside.read_other(code, kept, place, opened[view.other].value)
@@ -200,8 +203,9 @@ def test_a_neighbor_is_read_as_written_or_as_another_chunk(inside, code, kept):
 
 def test_the_heatmap_is_of_the_chosen_layer_and_head(inside, code, kept):
     pictures = {
-        which: inside.look(code, kept, *which) for which in (("mean", "mean"), ("1", "mean"), ("1", "2"))
+        which: inside.show_heatmap(code, kept, *which)
+        for which in (("mean", "mean"), ("1", "mean"), ("1", "2"))
     }
 
     assert len(set(pictures.values())) == 3
-    assert inside.look(code, kept, "99", "nonsense") == pictures["mean", "mean"]
+    assert inside.show_heatmap(code, kept, "99", "nonsense") == pictures["mean", "mean"]

@@ -172,7 +172,24 @@ def own(home, client, small_folder) -> Iterator[Workspace]:
     assert "deleted_bytes" in asked(client, "/delete_my_data", [space.folder.name, True])  # ends its jobs
 
 
-LAST = ("begin", "go_on", "lengthen", "train", "call_it", "remove", "resume", "evaluate", "change", "delete")
+LAST = (
+    "build_",
+    "start_",
+    "continue_",
+    "begin",
+    "go_on",
+    "call_it",
+    "remove",
+    "lengthen",
+    "train",
+    "add_",
+    "forget_",
+    "rename",
+    "resume",
+    "evaluate",
+    "change",
+    "delete",
+)
 """Handlers that start jobs, rename or delete come after those that look at what there is."""
 
 

@@ -16,7 +16,7 @@ from retro_demo.server.cleanup import delete_workspace
 from retro_demo.server.limits import PUBLIC, checked_writing
 from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import new_code
-from retro_demo.ui import visit as lane_module
+from retro_demo.ui import visit
 from retro_demo.ui.visit import FOLLOWERS, Lane
 
 RUN = f"sample:{sorted(path.parent.name for path in CHECKPOINTS.glob('*retro*/config.json'))[0]}"
@@ -127,7 +127,7 @@ def test_of_too_many_that_wait_for_one_visitor_the_oldest_is_let_go_and_nobody_e
 
 
 def test_who_looks_at_the_evidence_waits_no_oftener_than_who_writes(data_folder):
-    choose = next(one for one in named(handlers(data_folder), "choose") if "evidence" in one.fn.__module__)
+    choose = next(one for one in named(handlers(data_folder), "show_run") if "evidence" in one.fn.__module__)
     code = new_code()
     with lifecycle.claim(prepare_sample(data_folder, "udhr44")):  # as its build would
         waits = [choose.fn(code, "sample:rights-marge", "held-out") for _ in range(FOLLOWERS + 1)]
@@ -138,7 +138,7 @@ def test_who_looks_at_the_evidence_waits_no_oftener_than_who_writes(data_folder)
 
 
 def test_texts_whose_visitors_left_are_not_remembered_for_ever(data_folder, monkeypatch):
-    monkeypatch.setattr(lane_module, "MOST", 2)
+    monkeypatch.setattr(visit, "MOST", 2)
     lane = Lane(ModelCache(data_folder))
     tokens = {code: asked_for(lane, code) for code in [new_code() for _ in range(4)]}
     for code, token in tokens.items():

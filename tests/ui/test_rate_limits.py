@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections import namedtuple
 
 import httpx
@@ -17,7 +18,6 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from benchmarks.serving import served_page
-from retro_demo.server import limits as quotas
 from retro_demo.server.limits import PRIVATE, PUBLIC, SITS_HERE, VISITOR, Limits, keep_limits
 from retro_demo.ui import middleware
 from retro_demo.ui.gradio_patches import MOST_CHARS
@@ -198,7 +198,7 @@ def test_the_table_of_addresses_is_bounded_and_forgets_who_was_not_seen_for_long
 def test_nothing_is_uploaded_onto_a_disk_that_is_nearly_full(data_folder, monkeypatch):
     keep_limits(data_folder, Limits(free_megabytes=100))
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(quotas.shutil, "disk_usage", lambda _: usage(1, 1, 50_000_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1, 1, 50_000_000))
     door = client(data_folder)
 
     refused = door.post("/gradio_api/upload")
@@ -212,7 +212,7 @@ def test_uploads_at_once_count_what_is_still_to_come_of_the_others(data_folder, 
     """Each alone would leave enough of the disk free, all together would not."""
     keep_limits(data_folder, Limits(free_megabytes=100))
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(quotas.shutil, "disk_usage", lambda _: usage(1, 1, 150_000_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1, 1, 150_000_000))
 
     async def arrive() -> list[int]:
         more, answers, entered = asyncio.Event(), [], []

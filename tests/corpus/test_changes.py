@@ -14,8 +14,7 @@ from conftest import PLACES, SMALL, records, write_jsonl
 from train_helpers import advance, prepare
 
 from retro_demo.cli.main import main
-from retro_demo.corpus import building, changes
-from retro_demo.corpus import store as corpus_module
+from retro_demo.corpus import building, changes, store
 from retro_demo.corpus.building import build_corpus, prepare_corpus
 from retro_demo.corpus.changes import carry_out, is_pending, prepare_change
 from retro_demo.corpus.retrievers import load_retriever, prepare_neighbors
@@ -215,15 +214,15 @@ def test_a_change_that_fails_late_is_kept_and_gone_on_with(tmp_path, corpus_fold
 
 @pytest.mark.parametrize("when", ["before it is hashed", "after it is hashed"])
 def test_a_corpus_that_is_changed_while_it_is_read_is_not_mixed(tmp_path, corpus_folder, monkeypatch, when):
-    real = {name: getattr(corpus_module, name) for name in ("file_hash", "read_stored_documents")}
+    real = {name: getattr(store, name) for name in ("file_hash", "read_stored_documents")}
     name = "file_hash" if when == "before it is hashed" else "read_stored_documents"
 
     def slow(path: Path):
-        monkeypatch.setattr(corpus_module, name, real[name])
+        monkeypatch.setattr(store, name, real[name])
         changed(corpus_folder, forget=["Arden"])
         return real[name](path)
 
-    monkeypatch.setattr(corpus_module, name, slow)
+    monkeypatch.setattr(store, name, slow)
 
     with pytest.raises(UserError, match="was changed while it was being read. Try again"):
         load_corpus(corpus_folder)

@@ -39,7 +39,7 @@ def test_a_file_that_went_by_its_age_is_to_be_uploaded_again(data_folder, upload
     code, chosen = mine.folder.name, "sample:factbook2015"
     page = [*build_app(data_folder)[0].fns.values()]
     build, add = [code, [gone], ""], [code, chosen, "", [gone]]
-    for name, values in (("begin", build), ("begin_add", add), ("bring_in", [code, "", gone, ""])):
+    for name, values in (("start_build", build), ("add_documents", add), ("bring_in", [code, "", gone, ""])):
         handed = next(one for one in page if getattr(one.fn, "__name__", "") == name)
         others = [widget.value for widget in handed.inputs[len(values) :]]
         with pytest.raises(gr.Error, match=r"'island\.zip' is not there any more.*Upload it again"):
@@ -99,7 +99,7 @@ def test_an_export_made_again_is_one_file_also_for_another_visitor(data_folder, 
 
 
 def test_a_click_that_names_nothing_is_refused_in_a_sentence(data_folder, mine):
-    pick = handler(data_folder, "pick")
+    pick = handler(data_folder, "choose_target")
     for said in ({}, {"passage": "x"}, {"passage": None}, {"passage": [1]}, {"passage": 1e400}):
         with pytest.raises(gr.Error, match="That names no passage"):
             pick.fn(mine.folder.name, "sample:rights-marge", "all", [], gr.EventData(None, said))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import retro_demo.evaluation.copied_text as leakage_module
+from retro_demo.evaluation import copied_text
 from retro_demo.evaluation.arms import held_out_windows
 from retro_demo.evaluation.copied_text import ALPHAS, FEW_CHUNKS, Overlaps, leakage, share_in_common
 from retro_demo.evaluation.losses import LossTable, Sums, arm_figures, tokens_moved
@@ -140,13 +140,13 @@ def test_a_run_goes_over_two_chunks_of_a_document_but_never_over_its_end(half_he
 def test_what_is_asked_for_round_by_round_is_found_once_and_is_the_same(half_held_out, table, monkeypatch):
     calls = []
     for name in ("longest_in_text", "longest_in_neighbors"):
-        plain = getattr(leakage_module, name)
+        plain = getattr(copied_text, name)
 
         def counted(chunks, other, name=name, plain=plain):
             calls.append((name, len(chunks)))
             return plain(chunks, other)
 
-        monkeypatch.setattr(leakage_module, name, counted)
+        monkeypatch.setattr(copied_text, name, counted)
     measured, ids = table.windows.rows[:, 1:], database(half_held_out)
     growing = Overlaps(half_held_out.chunks, measured, ids)
 

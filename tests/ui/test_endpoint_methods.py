@@ -1,4 +1,4 @@
-"""The public endpoints, called as methods: what tests over HTTP (test_page, test_shares) do not reach."""
+"""The public endpoints, called as methods: what test_http_endpoints and test_shares do not reach."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from retro_demo.models import layers as linear_module
+from retro_demo.models import layers
 from retro_demo.models.layers import Linear, lay_out_for_writing, linear
 
 
@@ -19,7 +19,7 @@ def way(request, monkeypatch):
     """Both ways on every processor that has them."""
     if request.param and not torch.backends.mkldnn.is_available():
         pytest.skip("this torch has no oneDNN")
-    monkeypatch.setattr(linear_module, "prefers_onednn", lambda: request.param)
+    monkeypatch.setattr(layers, "prefers_onednn", lambda: request.param)
 
 
 @pytest.mark.parametrize("shape", [(40, 24), (3, 17, 24), (2, 3, 7, 24)])
@@ -80,8 +80,8 @@ def test_a_torch_without_the_private_product_is_left_to_its_own(monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr(Path, "exists", lambda _: True)
     monkeypatch.setattr(Path, "read_text", lambda _: "vendor_id: AuthenticAMD")
-    assert linear_module.prefers_onednn.__wrapped__() == hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    assert layers.prefers_onednn.__wrapped__() == hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
     monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
 
-    assert not linear_module.prefers_onednn.__wrapped__()
+    assert not layers.prefers_onednn.__wrapped__()
