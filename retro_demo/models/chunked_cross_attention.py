@@ -14,11 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from retro_demo.models.layers import (
-    AttentionShape,
-    CrossAttention,
-    KeysValues,
-)
+from retro_demo.models.layers import AttentionShape, CrossAttention, KeysValues
 
 
 class ChunkedCrossAttention(CrossAttention):
