@@ -153,11 +153,7 @@ class MargeRun(AnyRun):
 
 def versions() -> dict[str, str]:
     """What bit-identity on resume depends on, beside the thread count."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-    }
+    return {"python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine()}
 
 
 def write_run_config(folder: Path, config: AnyRun) -> None:
