@@ -20,10 +20,6 @@ class NetworkConfig(Protocol):
 
     @property
     def vocab_size(self) -> int: ...
-    @property
-    def dim(self) -> int: ...
-    @property
-    def num_heads(self) -> int: ...
 
 
 RESIDUALS = ("pre", "deepnet", "deepnet-reference")

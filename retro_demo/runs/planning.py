@@ -106,10 +106,7 @@ def plan_run(
         check_base(begun_from, base, built, given)
     usual = planner.preset(kind, preset, begun_from.network if begun_from else None)
     chosen = usual | planner.of_corpus(built) | given | dict(kind.always)
-    values = {
-        name: {one: value for one, value in chosen.items() if own.get(one) is part}
-        for name, part in kind.part_types().items()
-    }
+    values = {name: kind.settings_of_part(name, chosen) for name in kind.parts}
     values["network"] = planner.network(values["network"], built)
     parts = {name: part(**values[name]) for name, part in kind.part_types().items()}
     begun = {

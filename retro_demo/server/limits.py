@@ -27,7 +27,6 @@ from typing import Any
 from retro_demo.console import add_flags
 from retro_demo.corpus.changes import RETOKENIZED
 from retro_demo.errors import UserError
-from retro_demo.explain.marge_reading import MOST_EVIDENCE
 from retro_demo.files import append_line, replacing
 from retro_demo.kinds import kind_of_shape, resolve
 from retro_demo.models.config import NetworkConfig
@@ -392,8 +391,14 @@ def check_run(limits: Limits, network: NetworkConfig, steps: int) -> None:
     if limits.parameters and (count := count_parameters(network)) > limits.parameters:
         raise UserError(
             f"The network has {count / 1e6:.1f} M parameters, and here it may have at most "
-            f"{limits.parameters / 1e6:.1f} M. Choose a smaller --dim or fewer layers."
+            f"{limits.parameters / 1e6:.1f} M. {kind_of_shape(network).smaller}"
         )
+
+
+def check_training(limits: Limits, config: AnyRun) -> None:
+    """Raise UserError for a run that is larger, longer or reads more at a time than may be trained here."""
+    check_run(limits, config.network, config.training.steps)
+    check_reading(limits, config)
 
 
 def check_settings(limits: Limits, network: NetworkConfig, settings: Mapping[str, Any]) -> None:
@@ -426,13 +431,12 @@ def check_context(limits: Limits, network: NetworkConfig, tokens: int, neighbors
             f"Choose a smaller {kind.context}, or use the run on a machine of your own."
         )
     check_neighbors(limits, neighbors)
-    pieces = MOST_EVIDENCE if kind.reads == "evidence" else limits.neighbors or neighbors
-    megabytes = resolve(kind.memory)(network, tokens, pieces)
+    megabytes = resolve(kind.memory)(network, tokens, limits.neighbors or neighbors)
     if limits.reading_megabytes and megabytes > limits.reading_megabytes:
         raise UserError(
-            f"Explaining a text of this run takes up to {megabytes:,.0f} MB, for {tokens:,} tokens with a "
-            f"vocabulary of {network.vocab_size:,} and {network.num_heads} heads, and here it may take at "
-            f"most {limits.reading_megabytes:,}. Choose fewer of these."
+            f"Explaining a text of this run takes up to {megabytes:,.0f} MB, for {tokens:,} tokens with "
+            f"{kind.reading_grows_with.format(**vars(network))}, and here it may take at most "
+            f"{limits.reading_megabytes:,}. Choose fewer of these."
         )
 
 

@@ -36,9 +36,11 @@ from retro_demo.runs import planning
 from retro_demo.runs.checkpoint import has_weights, read_any_config, saved_step
 from retro_demo.runs.planning import extend_run, plan_run, prepare_run
 from retro_demo.server.limits import (
+    check_reading,
     check_run,
     check_space,
     check_steps,
+    check_training,
     checked_text,
     limits_of,
     note_files,
@@ -251,6 +253,7 @@ def start_run(
         settings=settings,
         base=base if not base or base.startswith(SAMPLE) else str(workspace.run(base)),
     )
+    check_training(limits_of(workspace.home), wanted)
     folder = workspace.new_folder("runs", name or f"{corpus.removeprefix(SAMPLE)}-{model}-{preset}")
     try:
         prepare_run(folder, wanted)
@@ -304,10 +307,12 @@ def own_run(workspace: Workspace, run: str) -> Path:
 def resume_run(workspace: Workspace, run: str) -> None:
     """Go on with a run from its last save."""
     folder = own_run(workspace, run)
-    if saved_step(folder) >= read_any_config(folder).training.steps:
+    config = read_any_config(folder)
+    if saved_step(folder) >= config.training.steps:
         raise UserError(f"{run} is finished. To go on, train it longer.")
     check_space(workspace)
     _check_unchanging(workspace, run)
+    check_training(limits_of(workspace.home), config)
     begin(workspace, folder, "train")
 
 
@@ -327,6 +332,7 @@ def lengthen_run(workspace: Workspace, run: str, steps: int) -> None:
     _check_unchanging(workspace, run)
     config = read_any_config(folder)
     check_run(limits_of(workspace.home), config.network, steps)
+    check_reading(limits_of(workspace.home), config)
     if steps != config.training.steps or saved_step(folder) >= steps:  # else a longer run never began
         extend_run(folder, steps)
     begin(workspace, folder, "train")

@@ -174,7 +174,7 @@ def disk_use(folder: Path) -> int:
 
 def marge_runs(workspace: Workspace) -> list[str]:
     """Ids of the runs of MARGE, shipped ones first, then the newest."""
-    return [run for run in workspace.runs() if read_any_config(workspace.run(run)).kind.reads == "evidence"]
+    return [run for run in workspace.runs() if "evidence" in read_any_config(workspace.run(run)).kind.tabs]
 
 
 KEPT_TRACES = 30
