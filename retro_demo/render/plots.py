@@ -1,7 +1,7 @@
 """Loss curves and evaluations as plotly figures, each with a text alternative for people who cannot see it.
 
 Figures suit a light and a dark page. Those of an evaluation draw from the plain dict of
-evaluation/report.py; render/evaluation_views.py has the tables with the same numbers. Each `*_words`
+evaluation/runner.py; render/evaluation_views.py has the tables with the same numbers. Each `*_words`
 function takes what its figure is drawn from and gives the sentence with its numbers; `described` puts it
 into the figure.
 """
