@@ -72,10 +72,10 @@ def test_a_run_has_the_parts_and_settings_that_its_row_names(kind, tmp_path, sma
 class BigramConfig:
     """The shape of a network that sees one token."""
 
-    vocab_size: int = setting(4096, "Vocabulary", "Tokens.", low=4, high=1_000_000, derived=True)
-    dim: int = setting(8, "Width", "Width.", low=1, high=64)
-    num_heads: int = setting(1, "Heads", "None, in truth.", low=1, high=1)
-    echo: float = setting(0.0, "Echo", "How much a token is expected to come again.", low=0.0, high=1.0)
+    vocab_size: int = setting(4096, "Vocabulary", "Tokens.", within=(4, 1_000_000), derived=True)
+    dim: int = setting(8, "Width", "Width.", within=(1, 64))
+    num_heads: int = setting(1, "Heads", "None, in truth.", within=(1, 1))
+    echo: float = setting(0.0, "Echo", "How much a token is expected to come again.", within=(0.0, 1.0))
 
 
 class Bigram(nn.Module):

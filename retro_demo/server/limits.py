@@ -33,7 +33,7 @@ from retro_demo.models.config import NetworkConfig
 from retro_demo.models.memory import count_parameters
 from retro_demo.runs.checkpoint import AnyRun
 from retro_demo.server.workspace import Workspace, disk_use
-from retro_demo.settings import GenerateConfig, check_ranges, from_json, setting, settings_of
+from retro_demo.settings import Checked, GenerateConfig, from_json, setting, settings_of
 
 FILE = "limits.json"
 PREFIX = "RETRO_DEMO_LIMIT_"  # of the environment's variables: RETRO_DEMO_LIMIT_STEPS
@@ -41,124 +41,80 @@ MEGABYTE = 1_000_000
 MOST = 1_000_000_000
 
 
+def _limit(label: str, help: str, default: int = 0) -> Any:
+    return setting(default, label, help, within=(0, MOST))
+
+
 @dataclass(frozen=True)
-class Limits:
+class Limits(Checked):
     """The limits of a server; 0 is no limit. The defaults are those of a private one."""
 
-    running: int = setting(
-        0, "Jobs at work", "Builds, trainings and evaluations at work at a time.", low=0, high=MOST
+    running: int = _limit("Jobs at work", "Builds, trainings and evaluations at work at a time.")
+    running_per_visitor: int = _limit(
+        "Jobs at work of a visitor", "How many of them one visitor may have at work.", 2
     )
-    running_per_visitor: int = setting(
-        2, "Jobs at work of a visitor", "How many of them one visitor may have at work.", low=0, high=MOST
+    trainings_per_device: int = _limit(
+        "Trainings on a device", "How many runs may train on one device at a time."
     )
-    trainings_per_device: int = setting(
-        0, "Trainings on a device", "How many runs may train on one device at a time.", low=0, high=MOST
+    waiting: int = _limit("Jobs in the queue", "How many jobs may wait for a place.")
+    waiting_per_visitor: int = _limit(
+        "Jobs in the queue of a visitor", "How many of them one visitor may have waiting."
     )
-    waiting: int = setting(0, "Jobs in the queue", "How many jobs may wait for a place.", low=0, high=MOST)
-    waiting_per_visitor: int = setting(
-        0,
-        "Jobs in the queue of a visitor",
-        "How many of them one visitor may have waiting.",
-        low=0,
-        high=MOST,
-    )
-    waiting_per_address: int = setting(
-        0,
+    waiting_per_address: int = _limit(
         "Jobs in the queue of an address",
         "How many of them may have been asked for from one address: a visitor can make any number of "
         "workspaces.",
-        low=0,
-        high=MOST,
     )
-    calls_per_address: int = setting(
-        0,
+    calls_per_address: int = _limit(
         "Calls that wait of an address",
         "How many calls of one address may wait for a lane, such as that in which texts are written.",
-        low=0,
-        high=MOST,
     )
-    megabytes_per_visitor: int = setting(
-        0, "Megabytes of a visitor", "What a workspace may hold before more is refused.", low=0, high=MOST
+    megabytes_per_visitor: int = _limit(
+        "Megabytes of a visitor", "What a workspace may hold before more is refused."
     )
-    megabytes_of_all: int = setting(
-        0,
+    megabytes_of_all: int = _limit(
         "Megabytes of all visitors",
         "What all workspaces may hold together; beyond, those that nobody used for longest are deleted.",
-        low=0,
-        high=MOST,
     )
-    text_megabytes: int = setting(
-        0, "Megabytes of text", "The largest text that a corpus may be built of.", low=0, high=MOST
+    text_megabytes: int = _limit("Megabytes of text", "The largest text that a corpus may be built of.")
+    free_megabytes: int = _limit(
+        "Free disk", "Megabytes of the disk that stay free: below, uploads and new work are refused."
     )
-    free_megabytes: int = setting(
-        0,
-        "Free disk",
-        "Megabytes of the disk that stay free: below, uploads and new work are refused.",
-        low=0,
-        high=MOST,
-    )
-    steps: int = setting(0, "Steps", "The most optimizer steps of a run.", low=0, high=MOST)
-    parameters: int = setting(0, "Parameters", "The most parameters of a run.", low=0, high=MOST)
-    context: int = setting(
-        0,
+    steps: int = _limit("Steps", "The most optimizer steps of a run.")
+    parameters: int = _limit("Parameters", "The most parameters of a run.")
+    context: int = _limit(
         "Tokens at a time",
         "The most tokens that a run may read at a time: its context, or a passage of a MARGE.",
-        low=0,
-        high=MOST,
     )
-    neighbors: int = setting(
-        0,
-        "Neighbors",
-        "The most neighbors of a chunk that a run may read, or a text be written with.",
-        low=0,
-        high=MOST,
+    neighbors: int = _limit(
+        "Neighbors", "The most neighbors of a chunk that a run may read, or a text be written with."
     )
-    reading_megabytes: int = setting(
-        0,
+    reading_megabytes: int = _limit(
         "Memory of a reading",
         "Megabytes that explaining one stretch of text with a run may take: probabilities of all tokens of "
         "the vocabulary, attention, activations.",
-        low=0,
-        high=MOST,
     )
-    new_tokens: int = setting(
-        0, "Tokens of a text", "The most tokens that a text may be asked for at a time.", low=0, high=MOST
-    )
-    weighed_tokens: int = setting(
-        0,
+    new_tokens: int = _limit("Tokens of a text", "The most tokens that a text may be asked for at a time.")
+    weighed_tokens: int = _limit(
         "Tokens weighed",
         "The most tokens read to say what documents are worth, each as often as it is read: with, without, "
         "without each one.",
-        low=0,
-        high=MOST,
     )
-    minutes: int = setting(
-        0,
-        "Minutes of a job",
-        "After so many minutes a job saves and leaves; it can be resumed.",
-        low=0,
-        high=MOST,
+    minutes: int = _limit(
+        "Minutes of a job", "After so many minutes a job saves and leaves; it can be resumed."
     )
     memory_share: float = setting(
-        0.0, "Memory of a job", "Share of the memory of the machine that one job may take.", low=0, high=1
+        0.0, "Memory of a job", "Share of the memory of the machine that one job may take.", within=(0, 1)
     )
-    nice: int = setting(0, "Niceness", "How far jobs stand back behind the page (as `nice`).", low=0, high=19)
-    keep_days: int = setting(
-        0, "Days kept", "Workspaces that nobody used for so many days are deleted.", low=0, high=MOST
+    nice: int = setting(0, "Niceness", "How far jobs stand back behind the page (as `nice`).", within=(0, 19))
+    keep_days: int = _limit("Days kept", "Workspaces that nobody used for so many days are deleted.")
+    requests_per_minute: int = _limit(
+        "Requests a minute", "Requests of one address; more are answered with 429."
     )
-    requests_per_minute: int = setting(
-        0, "Requests a minute", "Requests of one address; more are answered with 429.", low=0, high=MOST
-    )
-    upload_megabytes_per_hour: int = setting(
-        0,
+    upload_megabytes_per_hour: int = _limit(
         "Megabytes uploaded an hour",
         "Megabytes of uploads of one address within an hour; more are answered with 429.",
-        low=0,
-        high=MOST,
     )
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 PRIVATE = Limits()
