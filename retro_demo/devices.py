@@ -31,11 +31,7 @@ from retro_demo.errors import UserError
 
 def choose_device(device: str) -> str:
     """What "auto" means here; raises UserError for a device that is not there."""
-    there = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
         if lends_gpu():  # torch says there is one, but only a call that is lent it may touch it
             return "cpu"

@@ -110,7 +110,7 @@ def resolve(path: str) -> Any:
 class Kind:
     """What one kind of run is made of. Of the names in quotes, those with a colon are import paths."""
 
-    name: str  # as in `train NAME` and in config.json
+    name: str  # as in `train NAME` and in config.json; the glossary explains it
     title: str  # what the model card calls it
     tag: str  # of the model card
     config: str  # dataclass of config.json, a `checkpoint.AnyRun`
@@ -140,6 +140,7 @@ class Kind:
     trained_by: tuple[str, ...] = ()  # settings of TrainConfig that it knows; none named: all
     base: str = "may"  # whether it "may", "must" or "cannot" begin with the weights of another run
     freezes_base: bool = False
+    width: tuple[str, ...] = ("dim",)  # settings of the network that cost memory in training
     smaller: str = "Choose a smaller --dim or fewer layers."  # what to do where its network is too large
     reading_grows_with: str = "a vocabulary of {vocab_size:,} and {num_heads} heads"  # in words, of its shape
     pipeline: str = ""  # of the model card

@@ -76,7 +76,7 @@ def check_ranges(config: Any) -> None:
                 raise UserError(said, **{name: meta["label"]})
 
 
-class Checked:
+class Settings:
     """A config whose values are checked whenever one is made."""
 
     def __post_init__(self) -> None:
@@ -129,15 +129,11 @@ def another_retriever(*, main: bool = False) -> Any:
 
 
 @dataclass(frozen=True)
-class CorpusConfig(Checked):
+class CorpusConfig(Settings):
     """How documents become chunks, vectors and neighbors."""
 
     chunk_len: int = setting(
-        64,
-        "Chunk length",
-        "Tokens in a chunk (m in the paper, which uses 64).",
-        within=(4, 512),
-        main=True,
+        64, "Chunk length", "Tokens in a chunk (m in the paper, which uses 64).", within=(4, 512), main=True
     )
     holdout: float = setting(
         0.15,
@@ -164,10 +160,7 @@ class CorpusConfig(Checked):
         4096, "Vocabulary", "Tokens of a newly trained tokenizer.", within=(300, 65_536)
     )
     num_neighbors: int = setting(
-        10,
-        "Stored neighbors",
-        "Neighbors stored for each chunk; a run uses the first few.",
-        within=(1, 100),
+        10, "Stored neighbors", "Neighbors stored for each chunk; a run uses the first few.", within=(1, 100)
     )
     window: int = setting(
         4,
@@ -238,33 +231,19 @@ class TrainConfig:
         choices=("retrieved", "random"),
     )
     lr: float = setting(
-        4e-3,
-        "Learning rate",
-        "Largest learning rate, after the warm-up.",
-        within=(1e-7, 1.0),
-        main=True,
+        4e-3, "Learning rate", "Largest learning rate, after the warm-up.", within=(1e-7, 1.0), main=True
     )
     warmup: int = setting(50, "Warm-up", "Steps until the learning rate is full.", within=(0, 100_000))
     weight_decay: float = setting(0.1, "Weight decay", "AdamW's decay of matrices.", within=(0.0, 10.0))
     clip: float = setting(1.0, "Clipping", "Largest norm of the gradient.", within=(1e-3, 1e6))
     seed: int = setting(
-        0,
-        "Seed",
-        "Of the weights, of dropout and of the order of the batches.",
-        within=SEEDS,
-        main=True,
+        0, "Seed", "Of the weights, of dropout and of the order of the batches.", within=SEEDS, main=True
     )
     eval_every: int = setting(
-        100,
-        "Measure every",
-        "Steps between two measurements on held-out documents.",
-        within=(1, 1_000_000),
+        100, "Measure every", "Steps between two measurements on held-out documents.", within=(1, 1_000_000)
     )
     eval_tokens: int = setting(
-        20_000,
-        "Held-out tokens",
-        "About how many held-out tokens a measurement reads.",
-        within=(100, 10**9),
+        20_000, "Held-out tokens", "About how many held-out tokens a measurement reads.", within=(100, 10**9)
     )
     save_every: int = setting(
         50, "Save every", "Steps between two saves: what a kill can cost.", within=(1, 1_000_000)
@@ -308,7 +287,7 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class GenerateConfig(Checked):
+class GenerateConfig(Settings):
     """How text is written."""
 
     max_new_tokens: int = setting(
@@ -451,7 +430,7 @@ MOST_NEIGHBORS = 10  # beyond, a text is read for minutes
 
 
 @dataclass(frozen=True)
-class ExplainConfig(Checked):
+class ExplainConfig(Settings):
     """How a finished text is read again to explain it."""
 
     retrieval: str = setting(
@@ -482,7 +461,7 @@ class ExplainConfig(Checked):
 
 
 @dataclass(frozen=True)
-class AddConfig(Checked):
+class AddConfig(Settings):
     """How documents join a built corpus; all else is as it was built."""
 
     fields: str = setting(
@@ -505,7 +484,7 @@ class AddConfig(Checked):
 
 
 @dataclass(frozen=True)
-class WeighConfig(Checked):
+class WeighConfig(Settings):
     """How it is measured what documents are worth to a run."""
 
     retriever: str = another_retriever()

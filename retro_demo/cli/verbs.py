@@ -55,11 +55,7 @@ def add_job_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     """verb: name, function, summary -> the parser of that verb."""
     build = verb("build-corpus", _build, "read documents, cut them into chunks, embed and index them")
     build.add_argument(
-        "sources",
-        nargs="*",
-        type=Path,
-        metavar="SOURCE",
-        help="files or folders; none: go on with --out",
+        "sources", nargs="*", type=Path, metavar="SOURCE", help="files or folders; none: go on with --out"
     )
     build.add_argument("--out", type=Path, required=True, help="folder of the corpus; a second call resumes")
     build.add_argument(

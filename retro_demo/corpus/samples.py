@@ -258,9 +258,7 @@ SAMPLES = {
         CorpusConfig(tokenizer="factbook", chunk_len=32),
     ),
     "udhr44": Sample(
-        "Human rights in 44 languages",
-        ASSETS / "udhr44" / "udhr44.jsonl.gz",
-        CorpusConfig(holdout=0.2),
+        "Human rights in 44 languages", ASSETS / "udhr44" / "udhr44.jsonl.gz", CorpusConfig(holdout=0.2)
     ),
     "lookup": Sample(
         "Lookup world", LookupConfig(), CorpusConfig(chunk_len=32, vocab_size=4096), at_start=False

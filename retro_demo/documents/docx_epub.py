@@ -124,12 +124,7 @@ MARGINS_LEFT_OUT = "Headers, footers and comments of Word files were left out: {
 DRAWINGS_LEFT_OUT = "Words in diagrams (SmartArt) and charts of Word files were left out: {names}."
 EMBEDDED_LEFT_OUT = "Files embedded in Word files as a part of their text were left out: {names}."
 SIGNS_LEFT_OUT = "Signs of picture fonts in Word files, which are no characters, were left out: {names}."
-EMBEDDED = {
-    ".html": read_html,
-    ".htm": read_html,
-    ".xhtml": read_xhtml,
-    ".txt": read_text,
-}
+EMBEDDED = {".html": read_html, ".htm": read_html, ".xhtml": read_xhtml, ".txt": read_text}
 MAILED = (".mht", ".mhtml", ".eml")  # a page as a mail, which programs that turn HTML into .docx write
 FONT_PLACES = range(0xF000, 0xF100)  # of the private area: what stands there is the font's to say
 SYMBOL = (
@@ -293,12 +288,7 @@ def _value(attributes: Iterable[tuple[str, str]], name: str = "val") -> str:
 
 
 def _story(
-    parts: Parts,
-    name: str,
-    file: File,
-    styles: Mapping[str, str],
-    notes: Mapping[str, str],
-    lost: _Lost,
+    parts: Parts, name: str, file: File, styles: Mapping[str, str], notes: Mapping[str, str], lost: _Lost
 ) -> Story:
     targets = {key: target for key, kind, target in _related(parts, name, file.label) if kind == "aFChunk"}
     story = Story(file, styles, notes, lost, lambda key: _embedded(parts, targets.get(key, ""), file))

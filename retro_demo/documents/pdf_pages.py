@@ -369,11 +369,7 @@ def _form_values(
     pdf: pypdfium2.PdfDocument, page: pypdfium2.PdfPage, told: set[tuple[str, str]]
 ) -> list[str]:
     """What is filled in on a page, as "label: value"; a field with several places is told once."""
-    kinds = (
-        pdfium.FPDF_FORMFIELD_TEXTFIELD,
-        pdfium.FPDF_FORMFIELD_COMBOBOX,
-        pdfium.FPDF_FORMFIELD_LISTBOX,
-    )
+    kinds = (pdfium.FPDF_FORMFIELD_TEXTFIELD, pdfium.FPDF_FORMFIELD_COMBOBOX, pdfium.FPDF_FORMFIELD_LISTBOX)
     boxes = (pdfium.FPDF_FORMFIELD_CHECKBOX, pdfium.FPDF_FORMFIELD_RADIOBUTTON)
     values = []
     for i in range(pdfium.FPDFPage_GetAnnotCount(page)):

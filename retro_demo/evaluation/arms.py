@@ -296,17 +296,7 @@ def names_of(result: Mapping[str, Any]) -> Mapping[str, str]:
 
 
 LIVE_ARMS = ("on", "random", "off")
-ARMS = (
-    "on",
-    "own",
-    "random",
-    "off",
-    "beta_0",
-    "uniform",
-    "shuffled",
-    "same_document",
-    "other_documents",
-)
+ARMS = ("on", "own", "random", "off", "beta_0", "uniform", "shuffled", "same_document", "other_documents")
 TARGETS = 8  # of a batch, here as in no training: so that arms are alike for every run
 NOT_SEARCHED = -2
 SCORES_AT_ONCE = 2_000_000  # written out by one look at the evidence: more leaves the caches of a CPU

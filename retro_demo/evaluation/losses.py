@@ -304,12 +304,7 @@ def tokens_moved(sums: Sums, reference: str) -> dict[str, float]:
     there = sums.table.there[: sums.count]
     gain = (sums.table.losses[reference] - sums.table.losses["on"])[: sums.count][there]
     moved = helped_and_hurt(gain)
-    return {
-        "helped": moved["helped"],
-        "hurt": moved["hurt"],
-        "mean": moved["mean_gain"],
-        "threshold": MEANT,
-    }
+    return {"helped": moved["helped"], "hurt": moved["hurt"], "mean": moved["mean_gain"], "threshold": MEANT}
 
 
 MEANT = 0.1  # nat: what counts as helped or hurt

@@ -375,10 +375,7 @@ def curves(study: RetroStudy, count: int, parts: dict[str, SmallerDatabase]) -> 
     reference = known[0]
 
     def point(arm: str) -> dict[str, Any]:
-        return {
-            "bpb": sums.bpb(arm).value,
-            "difference": sums.difference(arm, reference).to_json(),
-        }
+        return {"bpb": sums.bpb(arm).value, "difference": sums.difference(arm, reference).to_json()}
 
     sizes = [
         {"percent": int(name[2:]), "documents": part.documents, "tokens": part.tokens} | point(name)

@@ -29,10 +29,7 @@ from safetensors.numpy import save_file
 from retro_demo.corpus.store import Corpus
 from retro_demo.devices import SINGLE_PROCESS, World
 from retro_demo.errors import UserError
-from retro_demo.evidence.passages import (
-    Pairs,
-    Passages,
-)
+from retro_demo.evidence.passages import Pairs, Passages
 from retro_demo.files import beside
 from retro_demo.models.marge import MARGE
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from retro_demo.errors import UserError
-from retro_demo.settings import Checked, check_ranges, seen, setting
+from retro_demo.settings import Settings, check_ranges, seen, setting
 
 
 class NetworkConfig(Protocol):
@@ -376,10 +376,7 @@ class MargeConfig:
         "only what a mask says.",
     )
     enc_attn_dropout: float = setting(
-        0.0,
-        "Encoder attention dropout",
-        "Share of attention weights dropped in training.",
-        within=(0.0, 0.9),
+        0.0, "Encoder attention dropout", "Share of attention weights dropped in training.", within=(0.0, 0.9)
     )
     dec_attn_dropout: float = setting(
         0.0, "Decoder attention dropout", "The same, in the decoder.", within=(0.0, 0.9)
@@ -412,7 +409,7 @@ class MargeConfig:
 
 
 @dataclass(frozen=True)
-class EvidenceConfig(Checked):
+class EvidenceConfig(Settings):
     """What a MARGE run takes for documents, and how it finds evidence for them."""
 
     passage_len: int = setting(
@@ -489,8 +486,5 @@ class EvidenceConfig(Checked):
         choices=("group", "document"),
     )
     batch_tokens: int = setting(
-        4096,
-        "Batch",
-        "Tokens in a batch at most, targets and evidence together.",
-        within=(64, 10_000_000),
+        4096, "Batch", "Tokens in a batch at most, targets and evidence together.", within=(64, 10_000_000)
     )

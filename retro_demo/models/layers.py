@@ -346,13 +346,7 @@ class FeedForward(nn.Sequential):
     """Two linear layers with a GELU between: (B, T, D) -> (B, T, D)."""
 
     def __init__(
-        self,
-        dim: int,
-        mult: int,
-        *,
-        bias: bool = False,
-        drop_hidden: float = 0.0,
-        drop_output: float = 0.0,
+        self, dim: int, mult: int, *, bias: bool = False, drop_hidden: float = 0.0, drop_output: float = 0.0
     ) -> None:
         super().__init__(
             Linear(dim, mult * dim, bias=bias),

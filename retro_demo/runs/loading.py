@@ -21,9 +21,7 @@ from retro_demo.errors import UserError
 from retro_demo.events import Event, Retrieved, Stopped, Warned
 from retro_demo.models.retro import RETRO
 from retro_demo.paths import data_home
-from retro_demo.retrieval.bm25 import (
-    LexicalRetriever,
-)
+from retro_demo.retrieval.bm25 import LexicalRetriever
 from retro_demo.runs.checkpoint import AnyRun, RunConfig, load_model, read_run_config
 from retro_demo.tokenizer import Tokenizer
 

@@ -33,7 +33,7 @@ from retro_demo.models.config import NetworkConfig
 from retro_demo.models.memory import count_parameters
 from retro_demo.runs.checkpoint import AnyRun
 from retro_demo.server.workspace import Workspace, disk_use
-from retro_demo.settings import Checked, GenerateConfig, from_json, setting, settings_of
+from retro_demo.settings import GenerateConfig, Settings, from_json, setting, settings_of
 
 FILE = "limits.json"
 PREFIX = "RETRO_DEMO_LIMIT_"  # of the environment's variables: RETRO_DEMO_LIMIT_STEPS
@@ -46,7 +46,7 @@ def _limit(label: str, help: str, default: int = 0) -> Any:
 
 
 @dataclass(frozen=True)
-class Limits(Checked):
+class Limits(Settings):
     """The limits of a server; 0 is no limit. The defaults are those of a private one."""
 
     running: int = _limit("Jobs at work", "Builds, trainings and evaluations at work at a time.")

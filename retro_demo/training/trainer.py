@@ -93,9 +93,9 @@ def run_training(
 
 def _memory_advice(config: AnyRun) -> str:
     """The settings of a run that cost memory, with their values."""
-    values = {name: config.settings[name] for name in (*config.kind.batch, "dim")}
-    *sizes, width = (f"--{name.replace('_', '-')} (now {value})" for name, value in values.items())
-    smaller = f"{', '.join(sizes)} or {width}"
+    values = {name: config.settings[name] for name in (*config.kind.batch, *config.kind.width)}
+    *sizes, last = (f"--{name.replace('_', '-')} (now {value})" for name, value in values.items())
+    smaller = f"{', '.join(sizes)} or {last}" if sizes else last
     return f"Resume it when other jobs have ended, or train a new run with a smaller {smaller}."
 
 

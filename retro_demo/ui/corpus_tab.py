@@ -227,10 +227,7 @@ class ChangeSection:
         )
         self.forget = gr.Button("Forget", variant="stop", elem_id="forget")
         self.run = gr.Dropdown(
-            [],
-            label="A run that may miss them",
-            elem_id="missing-run",
-            info="It reads the chosen corpus.",
+            [], label="A run that may miss them", elem_id="missing-run", info="It reads the chosen corpus."
         )
         self.text = gr.Textbox(
             label="In this text",

@@ -114,13 +114,7 @@ def mcp_uncounted(limits: Limits, proxies: int) -> str:
 
 
 def launch(
-    demo: gr.Blocks,
-    home: Path,
-    host: str | None,
-    port: int | None,
-    *,
-    mcp: bool = False,
-    proxies: int = 0,
+    demo: gr.Blocks, home: Path, host: str | None, port: int | None, *, mcp: bool = False, proxies: int = 0
 ) -> str:
     """Start serving in the background, behind so many proxies; returns the address."""
     os.environ["FORWARDED_ALLOW_IPS"] = ""  # uvicorn would believe X-Forwarded-For of all on this machine
@@ -145,10 +139,7 @@ def launch(
         css_paths=[ASSETS / "style.css"],
         blocked_paths=never_served(home),
         app_kwargs={
-            "middleware": [
-                Middleware(SecurityHeaders),
-                Middleware(RateLimiter, home=home, proxies=proxies),
-            ]
+            "middleware": [Middleware(SecurityHeaders), Middleware(RateLimiter, home=home, proxies=proxies)]
         },
     )
     # each session, so each call of a program, would copy all values of the page for deep links, which are

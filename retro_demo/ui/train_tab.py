@@ -353,10 +353,7 @@ class ShareSection:
         self.file = gr.File(label="An export (.zip)", file_types=[".zip"], elem_id="import-file", height=120)
         note_uploads(self.file, self.home, visitor)
         self.name = gr.Textbox(
-            label="Name here",
-            max_lines=1,
-            elem_id="import-name",
-            info="Empty: the one in the export.",
+            label="Name here", max_lines=1, elem_id="import-name", info="Empty: the one in the export."
         )
         self.bring = gr.Button("Import", elem_id="import-run")
         self.brought = gr.HTML(elem_id="imported")
