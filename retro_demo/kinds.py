@@ -116,10 +116,10 @@ class Kind:
     config: str  # dataclass of config.json, a `checkpoint.AnyRun`
     parts: Mapping[str, str]  # its fields that hold settings, and their dataclasses
     network: str  # nn.Module, made from the part "network"
-    planner: str  # what settings mean to it: see `planning.RetroPlanner`
-    work: str  # how it is trained: see `trainer.Work`
+    planner: str  # what settings mean to it: a `planning.Planner`
+    work: str  # how it is trained: a `trainer.Work`
     writer: str  # how it writes text: see `sampling.Continuation`
-    measurement: str  # what `evaluate` measures: see `runner.Measurement`
+    measurement: str  # what `evaluate` measures: a `runner.Measurement`
     arm_names: str  # name of an arm -> what people call it
     memory: str  # (shape of the network, tokens, neighbors of a chunk) -> megabytes that reading a text takes
     passes: str  # (corpus folder, settings) -> passes over the text that a training makes

@@ -16,16 +16,6 @@ from typing import Any, TypeVar
 
 from retro_demo.errors import UserError
 
-__all__ = [
-    "CorpusConfig",
-    "GenerateConfig",
-    "RETRIEVERS",
-    "TrainConfig",
-    "from_json",
-    "settings_of",
-    "to_json",
-]
-
 Config = TypeVar("Config")
 SEEDS = (0, 2**31 - 1)
 

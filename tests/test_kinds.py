@@ -29,15 +29,14 @@ from retro_demo.kinds import KINDS, Kind, resolve
 from retro_demo.models.memory import shapes_of
 from retro_demo.runs.checkpoint import AnyRun, load_network, read_any_config, saved_step
 from retro_demo.runs.loading import load_own_corpus
-from retro_demo.runs.planning import extend_run, plan_run, prepare_run
+from retro_demo.runs.planning import Planner, extend_run, plan_run, prepare_run
 from retro_demo.server.limits import Limits, check_training
 from retro_demo.server.run_actions import changed_settings, row_of
 from retro_demo.server.workspace import Workspace, new_code
 from retro_demo.settings import GenerateConfig, TrainConfig, setting
 from retro_demo.tokenizer import Tokenizer
 from retro_demo.training.batches import RetroBatches
-from retro_demo.training.loop import Batches
-from retro_demo.training.trainer import run_training
+from retro_demo.training.trainer import Work, run_training
 from retro_demo.ui.train_tab import TrainTab
 
 
@@ -102,26 +101,10 @@ class Bigram(nn.Module):
         return nn.functional.cross_entropy(logits.flatten(0, 1), batch.tokens[:, 1:].flatten()), {}
 
 
-class BigramPlanner:
-    @staticmethod
-    def preset(kind: Kind, preset: str, base: None = None) -> dict[str, Any]:
-        return kind.preset_settings(preset)
-
-    @staticmethod
-    def of_corpus(corpus: Corpus) -> dict[str, Any]:
-        return {}
-
+class BigramPlanner(Planner):
     @staticmethod
     def network(shape: dict[str, Any], corpus: Corpus) -> dict[str, Any]:
         return shape | {"vocab_size": corpus.tokenizer.vocab_size}
-
-    @staticmethod
-    def usual(config: AnyRun, preset: str) -> dict[str, Any]:
-        return config.kind.preset_settings(preset)
-
-    @staticmethod
-    def check(config: AnyRun, corpus: Corpus) -> None:
-        return
 
 
 def bigram_megabytes(network: BigramConfig, tokens: int, _neighbors: int) -> float:
@@ -183,13 +166,7 @@ class BigramMeasurement:
         return {"arms": {"on": {"nats": self.table.losses["on"].sum() / self.table.there.sum()}}}
 
 
-class BigramWork:
-    passes_a_step = 0.0
-    batches: Batches
-
-    def __init__(self, out: Path, config: AnyRun, world: object) -> None:
-        self.config = config
-
+class BigramWork(Work):
     def model(self) -> Bigram:
         return Bigram(self.config.network)
 
@@ -205,20 +182,8 @@ class BigramWork:
         )
         yield from ()
 
-    def told(self, watch: object) -> dict[str, Any]:
-        return {}
-
-    def begin(self, start: int, model: Bigram) -> Iterator[Event]:
-        yield from ()
-
     def evaluate(self, step: int, model: Bigram) -> Iterator[Event]:
         yield Evaluated(step, {})
-
-    def due(self, step: int) -> bool:
-        return False
-
-    def refresh(self, step: int, model: Bigram, watch: object) -> Iterator[Event]:
-        yield from ()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ make the networks of RETRO-pytorch 0.3.9 (`interop/retro_pytorch.py`) and of mar
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from retro_demo.errors import UserError
 from retro_demo.settings import Settings, check_ranges, seen, setting
@@ -20,6 +20,10 @@ class NetworkConfig(Protocol):
 
     @property
     def vocab_size(self) -> int: ...
+
+
+def _dropout(label: str, help: str) -> Any:
+    return setting(0.0, label, help, within=(0.0, 0.9))
 
 
 RESIDUALS = ("pre", "deepnet", "deepnet-reference")
@@ -57,11 +61,8 @@ class RetroConfig:
     ff_mult: int = setting(
         4, "Feed-forward factor", "Width of the feed-forward layers over the width.", within=(1, 16)
     )
-    dropout: float = setting(
-        0.0,
-        "Dropout",
-        "Share of the activations that each layer writes dropped in training.",
-        within=(0.0, 0.9),
+    dropout: float = _dropout(
+        "Dropout", "Share of the activations that each layer writes dropped in training."
     )
 
     # further options
@@ -165,23 +166,17 @@ class RetroConfig:
     mask_padding: bool = setting(
         True, "Mask padding", "Padding in the text is not attended to (in neighbors it never is)."
     )
-    enc_attn_dropout: float = setting(
-        0.0, "Encoder attention dropout", "Share of the encoder's attention dropped.", within=(0.0, 0.9)
+    enc_attn_dropout: float = _dropout(
+        "Encoder attention dropout", "Share of the encoder's attention dropped."
     )
-    enc_ff_dropout: float = setting(
-        0.0,
-        "Encoder hidden dropout",
-        "Share of the encoder's hidden feed-forward activations dropped.",
-        within=(0.0, 0.9),
+    enc_ff_dropout: float = _dropout(
+        "Encoder hidden dropout", "Share of the encoder's hidden feed-forward activations dropped."
     )
-    dec_attn_dropout: float = setting(
-        0.0, "Decoder attention dropout", "Share of the decoder's attention dropped.", within=(0.0, 0.9)
+    dec_attn_dropout: float = _dropout(
+        "Decoder attention dropout", "Share of the decoder's attention dropped."
     )
-    dec_ff_dropout: float = setting(
-        0.0,
-        "Decoder hidden dropout",
-        "Share of the decoder's hidden feed-forward activations dropped.",
-        within=(0.0, 0.9),
+    dec_ff_dropout: float = _dropout(
+        "Decoder hidden dropout", "Share of the decoder's hidden feed-forward activations dropped."
     )
 
     def __post_init__(self) -> None:
@@ -298,9 +293,7 @@ class MargeConfig:
         "The same, in the decoder layers that read evidence (about 16 in the paper).",
         within=(1, 64),
     )
-    dropout: float = setting(
-        0.0, "Dropout", "Share of the activations dropped in training.", within=(0.0, 0.9)
-    )
+    dropout: float = _dropout("Dropout", "Share of the activations dropped in training.")
     distill: float = setting(
         0.0,
         "Attention distillation",
@@ -375,12 +368,10 @@ class MargeConfig:
         "What is padding attends as any token does. Off: it averages over everything, and padding is "
         "only what a mask says.",
     )
-    enc_attn_dropout: float = setting(
-        0.0, "Encoder attention dropout", "Share of attention weights dropped in training.", within=(0.0, 0.9)
+    enc_attn_dropout: float = _dropout(
+        "Encoder attention dropout", "Share of attention weights dropped in training."
     )
-    dec_attn_dropout: float = setting(
-        0.0, "Decoder attention dropout", "The same, in the decoder.", within=(0.0, 0.9)
-    )
+    dec_attn_dropout: float = _dropout("Decoder attention dropout", "The same, in the decoder.")
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -351,9 +351,12 @@ def check_run(limits: Limits, network: NetworkConfig, steps: int) -> None:
         )
 
 
-def check_training(limits: Limits, config: AnyRun) -> None:
-    """Raise UserError for a run that is larger, longer or reads more at a time than may be trained here."""
-    check_run(limits, config.network, config.training.steps)
+def check_training(limits: Limits, config: AnyRun, steps: int | None = None) -> None:
+    """Raise UserError for a run that is larger, longer or reads more at a time than may be trained here.
+
+    `steps`: those that it shall have, where it goes on to more.
+    """
+    check_run(limits, config.network, config.training.steps if steps is None else steps)
     check_reading(limits, config)
 
 

@@ -8,7 +8,6 @@ a run pushed to the Hub.
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -347,21 +346,13 @@ def _take(workspace: Workspace, export: Checked, name: str) -> dict[str, Any]:
         )
     if not (export.folder / STATE).exists():
         notes.append("It came without its optimizer state, so it cannot be trained on.")
-    folder = workspace.new_folder("runs", name)
-    try:
+    with workspace.filling("runs", name) as folder:
         take_run(export, folder, named, [workspace.run(run) for run in workspace.runs()])
-    except BaseException:
-        shutil.rmtree(folder)
-        raise
     return {"kind": "run", "run": folder.name, "corpus": corpus, "notes": notes}
 
 
 def _begin_corpus(workspace: Workspace, export: Checked, name: str) -> str:
-    folder = workspace.new_folder("corpora", export.manifest.corpus.title if export.config else name)
-    try:
+    with workspace.filling("corpora", export.manifest.corpus.title if export.config else name) as folder:
         take_corpus(export, folder)
         scheduler.begin(workspace, folder, "build-corpus")
-    except BaseException:
-        shutil.rmtree(folder)  # nothing was begun
-        raise
     return folder.name

@@ -36,8 +36,6 @@ from retro_demo.runs import planning
 from retro_demo.runs.checkpoint import has_weights, read_any_config, saved_step
 from retro_demo.runs.planning import extend_run, plan_run, prepare_run
 from retro_demo.server.limits import (
-    check_reading,
-    check_run,
     check_space,
     check_steps,
     check_training,
@@ -166,14 +164,10 @@ def start_build(
         raise UserError("There is nothing to build from. Choose one or more files first.")
     _check_harmless(config)
     config = replace(config, max_megabytes=checked_text(workspace.home, config.max_megabytes))
-    folder = workspace.new_folder("corpora", name or Path(files[0][0]).stem)
-    try:
+    with workspace.filling("corpora", name or Path(files[0][0]).stem) as folder:
         copies = keep_files(workspace, files, folder / SOURCES)
         prepare_corpus(folder, copies, config, placed=(SOURCES,))
         begin(workspace, folder, "build-corpus")
-    except BaseException:
-        shutil.rmtree(folder)  # nothing was begun
-        raise
     return folder.name
 
 
@@ -254,13 +248,9 @@ def start_run(
         base=base if not base or base.startswith(SAMPLE) else str(workspace.run(base)),
     )
     check_training(limits_of(workspace.home), wanted)
-    folder = workspace.new_folder("runs", name or f"{corpus.removeprefix(SAMPLE)}-{model}-{preset}")
-    try:
+    with workspace.filling("runs", name or f"{corpus.removeprefix(SAMPLE)}-{model}-{preset}") as folder:
         prepare_run(folder, wanted)
         begin(workspace, folder, "train")
-    except BaseException:
-        shutil.rmtree(folder)  # nothing was begun
-        raise
     return folder.name
 
 
@@ -331,8 +321,7 @@ def lengthen_run(workspace: Workspace, run: str, steps: int) -> None:
     check_space(workspace)
     _check_unchanging(workspace, run)
     config = read_any_config(folder)
-    check_run(limits_of(workspace.home), config.network, steps)
-    check_reading(limits_of(workspace.home), config)
+    check_training(limits_of(workspace.home), config, steps)
     if steps != config.training.steps or saved_step(folder) >= steps:  # else a longer run never began
         extend_run(folder, steps)
     begin(workspace, folder, "train")

@@ -17,7 +17,8 @@ import secrets
 import shutil
 import time
 import unicodedata
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,6 +133,16 @@ class Workspace:
                 folder.mkdir(mode=0o700)
                 return folder
         raise UserError(f"There are too many called {base!r}. Choose another name.")
+
+    @contextmanager
+    def filling(self, kind: str, wanted: str) -> Iterator[Path]:
+        """As `new_folder`; the folder goes where what fills it fails, and so nothing was begun."""
+        folder = self.new_folder(kind, wanted)
+        try:
+            yield folder
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
 
     def rename(self, kind: str, old: str, new: str) -> str:
         """Give a corpus or run another name; returns it. Not while something works on it."""
