@@ -24,7 +24,14 @@ from torch import Tensor
 
 from retro_demo.corpus.retrievers import Database
 from retro_demo.evaluation.losses import helped_and_hurt
-from retro_demo.evaluation.overlap import Span, copied_spans, copy_ratio, distinct, shown_ahead, suffixes
+from retro_demo.evaluation.overlap import (
+    Span,
+    copied_spans,
+    copy_ratio,
+    distinct,
+    shown_ahead,
+    suffixes,
+)
 from retro_demo.explain.attribution import Numbers, measure, rank_correlation
 from retro_demo.files import write_atomically
 from retro_demo.generation.sampling import Written
