@@ -20,8 +20,7 @@ from retro_demo.corpus.store import Corpus
 from retro_demo.errors import UserError
 from retro_demo.evaluation.arms import held_out_windows
 from retro_demo.evaluation.losses import LossTable
-from retro_demo.evaluation.request import Request, prepare_evaluation
-from retro_demo.evaluation.runner import Pass, run_evaluation, weights_used
+from retro_demo.evaluation.runner import Pass, Request, prepare_evaluation, run_evaluation, weights_used
 from retro_demo.events import Evaluated, Event, Finished
 from retro_demo.generation.sampling import Continuation, Written, write_tokens
 from retro_demo.glossary import GLOSSARY

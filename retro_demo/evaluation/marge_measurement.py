@@ -33,8 +33,7 @@ from retro_demo.errors import UserError
 from retro_demo.evaluation.arms import ARMS, TARGETS, EvidenceArms, Windows
 from retro_demo.evaluation.baselines import Known, known_documents
 from retro_demo.evaluation.losses import LEVEL, Difference, LossTable, Sums, arm_figures, tokens_moved
-from retro_demo.evaluation.request import Request
-from retro_demo.evaluation.runner import Pass, nothing_left, weights_used
+from retro_demo.evaluation.runner import Pass, Request, nothing_left, weights_used
 from retro_demo.evaluation.verdict import Verdict, less, more, with_interval
 from retro_demo.events import Event, Progress, Warned
 from retro_demo.evidence.passages import Passages, cut_passages

@@ -45,8 +45,7 @@ from retro_demo.evaluation.losses import (
     tokens_moved,
 )
 from retro_demo.evaluation.overlap import Overlaps, leakage
-from retro_demo.evaluation.request import Request
-from retro_demo.evaluation.runner import Pass, nothing_left, weights_used
+from retro_demo.evaluation.runner import Pass, Request, nothing_left, weights_used
 from retro_demo.evaluation.verdict import VerdictFigures, verdict
 from retro_demo.events import Event, Progress, Warned
 from retro_demo.files import file_hash
