@@ -34,8 +34,7 @@ from retro_demo.corpus.building import build_corpus, prepare_corpus
 from retro_demo.corpus.samples import corpus_folder
 from retro_demo.corpus.sharding import ensure_sample
 from retro_demo.corpus.store import Corpus, load_corpus
-from retro_demo.evaluation.request import Request, prepare_evaluation
-from retro_demo.evaluation.runner import run_evaluation
+from retro_demo.evaluation.runner import Request, prepare_evaluation, run_evaluation
 from retro_demo.events import read_events
 from retro_demo.evidence.passages import Passages, cut_passages, languages_of
 from retro_demo.evidence.reindex import embed_passages, recall, recall_by, scripts_of

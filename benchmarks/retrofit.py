@@ -23,8 +23,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from retro_demo.corpus.sharding import ensure_sample
-from retro_demo.evaluation.request import Request, prepare_evaluation
-from retro_demo.evaluation.runner import run_evaluation
+from retro_demo.evaluation.runner import Request, prepare_evaluation, run_evaluation
 from retro_demo.events import read_events
 from retro_demo.runs.planning import plan_run, prepare_run
 from retro_demo.runs.resuming import saved_step

@@ -110,20 +110,19 @@ def resolve(path: str) -> Any:
 class Kind:
     """What one kind of run is made of. Of the names in quotes, those with a colon are import paths."""
 
-    name: str  # as in `train NAME` and in config.json
+    name: str  # as in `train NAME` and in config.json; the glossary explains it
     title: str  # what the model card calls it
     tag: str  # of the model card
     config: str  # dataclass of config.json, a `checkpoint.AnyRun`
     parts: Mapping[str, str]  # its fields that hold settings, and their dataclasses
     network: str  # nn.Module, made from the part "network"
-    planner: str  # what settings mean to it: see `planning.RetroPlanner`
-    work: str  # how it is trained: see `trainer.Work`
+    planner: str  # what settings mean to it: a `planning.Planner`
+    work: str  # how it is trained: a `trainer.Work`
     writer: str  # how it writes text: see `sampling.Continuation`
-    measurement: str  # what `evaluate` measures: see `runner.Measurement`
+    measurement: str  # what `evaluate` measures: a `runner.Measurement`
     arm_names: str  # name of an arm -> what people call it
-    memory: str  # (shape of the network, tokens, pieces retrieved) -> megabytes that reading a text takes
+    memory: str  # (shape of the network, tokens, neighbors of a chunk) -> megabytes that reading a text takes
     passes: str  # (corpus folder, settings) -> passes over the text that a training makes
-    reads: str  # "neighbors" of chunks, "evidence" or, where it does not retrieve, ""
     tabs: tuple[str, ...]  # of the page that can show it; the first one writes with it
     batch: tuple[str, ...]  # settings whose product is the tokens of a step
     even_batches: bool  # whether each step has so many tokens, or at most so many
@@ -131,17 +130,20 @@ class Kind:
     claims: tuple[str, ...]  # arms without which nothing can be claimed about retrieval
     own_controls: bool  # whether these arms need no other run
     presets: Mapping[str, Mapping[str, Any]]
+    place: int  # among the models that the page offers, the recommended one first
+    about: str  # in the page's sentence on what one chooses from
+    sizes: str  # what the page says of its presets
+    retrieves: bool = True  # whether it reads anything that is retrieved
     recipe: Mapping[str, Any] = field(default_factory=dict)  # what each preset has unless it says otherwise
     begun: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # changes where it has a base
     always: Mapping[str, Any] = field(default_factory=dict)  # settings that make it what it is
     trained_by: tuple[str, ...] = ()  # settings of TrainConfig that it knows; none named: all
     base: str = "may"  # whether it "may", "must" or "cannot" begin with the weights of another run
     freezes_base: bool = False
+    width: tuple[str, ...] = ("dim",)  # settings of the network that cost memory in training
+    smaller: str = "Choose a smaller --dim or fewer layers."  # what to do where its network is too large
+    reading_grows_with: str = "a vocabulary of {vocab_size:,} and {num_heads} heads"  # in words, of its shape
     pipeline: str = ""  # of the model card
-
-    @property
-    def retrieves(self) -> bool:
-        return bool(self.reads)
 
     def part_types(self) -> dict[str, type]:
         """The fields of its config that hold settings, and their dataclasses."""
@@ -150,6 +152,11 @@ class Kind:
     def settings(self) -> dict[str, type]:
         """Each setting that such a run has, with the dataclass that it belongs to."""
         return _settings(tuple(self.part_types().values()), self.trained_by)
+
+    def settings_of_part(self, part: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of some settings that belong to one of its parts."""
+        own, of_part = self.settings(), resolve(self.parts[part])
+        return {name: value for name, value in values.items() if own.get(name) is of_part}
 
     def preset_settings(self, preset: str, *, begun: bool = False) -> dict[str, Any]:
         """The settings that a preset gives; what it leaves out keeps the default of its dataclass.
@@ -181,11 +188,10 @@ _SHARED: dict[str, Any] = {
     "planner": "retro_demo.runs.planning:RetroPlanner",
     "work": "retro_demo.training.trainer:RetroWork",
     "writer": "retro_demo.generation.retro:begin_writing",
-    "measurement": "retro_demo.evaluation.runner:RetroMeasurement",
+    "measurement": "retro_demo.evaluation.retro_measurement:RetroMeasurement",
     "arm_names": "retro_demo.evaluation.arms:ARM_NAMES",
     "memory": "retro_demo.models.memory:retro_megabytes",
     "passes": "retro_demo.server.run_actions:retro_passes",
-    "reads": "neighbors",
     "tabs": ("generate", "evaluate"),
     "batch": ("batch_size", "seq_len"),
     "even_batches": True,
@@ -195,6 +201,7 @@ _SHARED: dict[str, Any] = {
     "presets": PRESETS,
     "recipe": READING,
     "begun": BEGUN,
+    "sizes": "Sets all knobs: tiny for minutes, small for an hour, base for a GPU.",
     "pipeline": "text-generation",
 }
 """What the kinds with the network of RETRO have in common."""
@@ -205,7 +212,9 @@ _LM = Kind(
         "name": "lm",
         "title": "plain language model (the matched baseline of a RETRO: the same decoder, which reads "
         "nothing)",
-        "reads": "",
+        "place": 3,
+        "about": "lm reads none",
+        "retrieves": False,
         "tabs": ("generate",),
         "claims": (),
         "recipe": {},
@@ -218,6 +227,8 @@ _RETRO = Kind(
     **_SHARED,
     name="retro",
     title="RETRO (Borgeaud et al. 2022), trained with its neighbors from scratch",
+    place=2,
+    about="retro learns all at once",
 )
 
 _RETROFIT = Kind(
@@ -226,6 +237,9 @@ _RETROFIT = Kind(
         "name": "retrofit",
         "title": "RETRO (Borgeaud et al. 2022), a plain model that was taught to read neighbors",
         "begun": {preset: changes | {"lr": RETROFIT_LR[preset]} for preset, changes in BEGUN.items()},
+        "place": 1,
+        "about": "retrofit teaches a finished lm to read neighbors and changes nothing else: with "
+        "retrieval off it stays that lm. What retrieval is worth tells only its matched baseline (Evaluate)",
         "base": "must",
         "freezes_base": True,
     }
@@ -245,11 +259,10 @@ _MARGE = Kind(
     planner="retro_demo.runs.planning:MargePlanner",
     work="retro_demo.training.trainer:MargeWork",
     writer="retro_demo.generation.marge:begin_writing",
-    measurement="retro_demo.evaluation.runner:MargeMeasurement",
-    arm_names="retro_demo.evaluation.report:NAMES",
+    measurement="retro_demo.evaluation.marge_measurement:MargeMeasurement",
+    arm_names="retro_demo.evaluation.marge_measurement:NAMES",
     memory="retro_demo.models.memory:marge_megabytes",
     passes="retro_demo.server.run_actions:marge_passes",
-    reads="evidence",
     tabs=("from-evidence", "evaluate", "evidence"),
     batch=("batch_tokens",),
     even_batches=False,
@@ -257,6 +270,9 @@ _MARGE = Kind(
     claims=("on", "off", "random", "shuffled"),
     own_controls=True,
     presets=MARGE_PRESETS,
+    place=4,
+    about="marge finds its own evidence and learns to find it better",
+    sizes="Sets all knobs: tiny for about two minutes, small for about twelve.",
     base="cannot",
     # its batches follow from EvidenceConfig
     trained_by=(

@@ -16,17 +16,8 @@ from typing import Any, TypeVar
 
 from retro_demo.errors import UserError
 
-__all__ = [
-    "CorpusConfig",
-    "GenerateConfig",
-    "RETRIEVERS",
-    "TrainConfig",
-    "from_json",
-    "settings_of",
-    "to_json",
-]
-
 Config = TypeVar("Config")
+SEEDS = (0, 2**31 - 1)
 
 
 def setting(
@@ -34,29 +25,19 @@ def setting(
     label: str,
     help: str,
     *,
-    low: float | None = None,
-    high: float | None = None,
+    within: tuple[float, float] | None = None,
     choices: tuple[str, ...] = (),
     main: bool = False,
     derived: bool = False,
 ) -> Any:
-    """A dataclass field that people can set.
+    """A dataclass field that people can set; of numbers `within` is the lowest and the highest.
 
     `main` settings stand in view on a form, the others under "All knobs"; a `derived` one follows from
     something else (the vocabulary from the tokenizer, say) and is offered nowhere.
     """
-    return field(
-        default=default,
-        metadata={
-            "label": label,
-            "help": help,
-            "low": low,
-            "high": high,
-            "choices": choices,
-            "main": main,
-            "derived": derived,
-        },
-    )
+    low, high = within or (None, None)
+    said = {"label": label, "help": help, "low": low, "high": high, "choices": choices}
+    return field(default=default, metadata={**said, "main": main, "derived": derived})
 
 
 def settings_of(config: Any) -> list[dataclasses.Field[Any]]:
@@ -83,6 +64,13 @@ def check_ranges(config: Any) -> None:
             if outside or (isinstance(number, float) and not math.isfinite(number)):
                 said = f"{name} is {seen(number)}; it must lie between {low} and {high}."
                 raise UserError(said, **{name: meta["label"]})
+
+
+class Settings:
+    """A config whose values are checked whenever one is made."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def seen(value: Any) -> str:
@@ -124,25 +112,25 @@ RETRIEVERS = ("dense", "bm25", "bm25-words", "hybrid")
 """How neighbors are found: by embeddings, by BM25 over token ids or words, or by both."""
 
 
+def another_retriever(*, main: bool = False) -> Any:
+    """The setting of those who may read through another retriever than in training."""
+    said = "dense, bm25, bm25-words or hybrid; empty means the one of the training."
+    return setting("", "Retriever", said, choices=("", *RETRIEVERS), main=main)
+
+
 @dataclass(frozen=True)
-class CorpusConfig:
+class CorpusConfig(Settings):
     """How documents become chunks, vectors and neighbors."""
 
     chunk_len: int = setting(
-        64,
-        "Chunk length",
-        "Tokens in a chunk (m in the paper, which uses 64).",
-        low=4,
-        high=512,
-        main=True,
+        64, "Chunk length", "Tokens in a chunk (m in the paper, which uses 64).", within=(4, 512), main=True
     )
     holdout: float = setting(
         0.15,
         "Held out",
         "Share of the groups of documents kept out of training and of the index, to measure on. The usual "
         "0.15 holds out at least 6 of 20 groups or more; another share is taken as it is.",
-        low=0.0,
-        high=0.5,
+        within=(0.0, 0.5),
         main=True,
     )
     embedder: str = setting(
@@ -159,22 +147,17 @@ class CorpusConfig:
         "or a tokenizer.json.",
     )
     vocab_size: int = setting(
-        4096, "Vocabulary", "Tokens of a newly trained tokenizer.", low=300, high=65_536
+        4096, "Vocabulary", "Tokens of a newly trained tokenizer.", within=(300, 65_536)
     )
     num_neighbors: int = setting(
-        10,
-        "Stored neighbors",
-        "Neighbors stored for each chunk; a run uses the first few.",
-        low=1,
-        high=100,
+        10, "Stored neighbors", "Neighbors stored for each chunk; a run uses the first few.", within=(1, 100)
     )
     window: int = setting(
         4,
         "Exclusion window",
         "Only where one document was split into sections: chunks this near to a query are never "
         "its neighbors.",
-        low=1,
-        high=1000,
+        within=(1, 1000),
     )
     fields: str = setting(
         "",
@@ -183,26 +166,23 @@ class CorpusConfig:
         "text=body,title=name (ours: id, title, lang, text, group, use); a name with a comma in quotes: "
         'text="Body, English".',
     )
-    seed: int = setting(0, "Seed", "Which groups are held out.", low=0, high=2**31 - 1)
+    seed: int = setting(0, "Seed", "Which groups are held out.", within=SEEDS)
     max_megabytes: int = setting(
-        256, "Largest text", "Megabytes of text read at most.", low=1, high=1_000_000
+        256, "Largest text", "Megabytes of text read at most.", within=(1, 1_000_000)
     )
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """How a run is trained."""
 
-    steps: int = setting(300, "Steps", "Optimizer steps of the whole run.", low=1, high=10_000_000, main=True)
-    batch_size: int = setting(4, "Batch", "Sequences in a step.", low=1, high=4096)
+    steps: int = setting(300, "Steps", "Optimizer steps of the whole run.", within=(1, 10_000_000), main=True)
+    batch_size: int = setting(4, "Batch", "Sequences in a step.", within=(1, 4096))
     seq_len: int = setting(
-        256, "Context", "Tokens in a sequence: a multiple of the chunk length.", low=8, high=65_536
+        256, "Context", "Tokens in a sequence: a multiple of the chunk length.", within=(8, 65_536)
     )
     num_neighbors: int = setting(
-        2, "Neighbors", "Neighbors of each chunk (k in the paper).", low=1, high=100, main=True
+        2, "Neighbors", "Neighbors of each chunk (k in the paper).", within=(1, 100), main=True
     )
     retriever: str = setting(
         "dense",
@@ -218,23 +198,20 @@ class TrainConfig:
         "Share of the steps over which neighbors that hold the true continuation, moved and partly "
         "overwritten, fade out: they teach the network to read. For MARGE: evidence that is a partly "
         "overwritten copy of the target.",
-        low=0.0,
-        high=1.0,
+        within=(0.0, 1.0),
     )
     lessons_kept: float = setting(
         0.0,
         "Lessons kept",
         "Share of the chunks (targets of MARGE) that get one to the very end, lest reading be forgotten.",
-        low=0.0,
-        high=1.0,
+        within=(0.0, 1.0),
     )
     noise: float = setting(
         0.0,
         "Noisy neighbors",
         "Share of the neighbors in training that are random chunks instead, so that the network learns "
         "to doubt.",
-        low=0.0,
-        high=1.0,
+        within=(0.0, 1.0),
     )
     neighbor_source: str = setting(
         "retrieved",
@@ -244,40 +221,22 @@ class TrainConfig:
         choices=("retrieved", "random"),
     )
     lr: float = setting(
-        4e-3,
-        "Learning rate",
-        "Largest learning rate, after the warm-up.",
-        low=1e-7,
-        high=1.0,
-        main=True,
+        4e-3, "Learning rate", "Largest learning rate, after the warm-up.", within=(1e-7, 1.0), main=True
     )
-    warmup: int = setting(50, "Warm-up", "Steps until the learning rate is full.", low=0, high=100_000)
-    weight_decay: float = setting(0.1, "Weight decay", "AdamW's decay of matrices.", low=0.0, high=10.0)
-    clip: float = setting(1.0, "Clipping", "Largest norm of the gradient.", low=1e-3, high=1e6)
+    warmup: int = setting(50, "Warm-up", "Steps until the learning rate is full.", within=(0, 100_000))
+    weight_decay: float = setting(0.1, "Weight decay", "AdamW's decay of matrices.", within=(0.0, 10.0))
+    clip: float = setting(1.0, "Clipping", "Largest norm of the gradient.", within=(1e-3, 1e6))
     seed: int = setting(
-        0,
-        "Seed",
-        "Of the weights, of dropout and of the order of the batches.",
-        low=0,
-        high=2**31 - 1,
-        main=True,
+        0, "Seed", "Of the weights, of dropout and of the order of the batches.", within=SEEDS, main=True
     )
     eval_every: int = setting(
-        100,
-        "Measure every",
-        "Steps between two measurements on held-out documents.",
-        low=1,
-        high=1_000_000,
+        100, "Measure every", "Steps between two measurements on held-out documents.", within=(1, 1_000_000)
     )
     eval_tokens: int = setting(
-        20_000,
-        "Held-out tokens",
-        "About how many held-out tokens a measurement reads.",
-        low=100,
-        high=10**9,
+        20_000, "Held-out tokens", "About how many held-out tokens a measurement reads.", within=(100, 10**9)
     )
     save_every: int = setting(
-        50, "Save every", "Steps between two saves: what a kill can cost.", low=1, high=1_000_000
+        50, "Save every", "Steps between two saves: what a kill can cost.", within=(1, 1_000_000)
     )
     precision: str = setting(
         "float32",
@@ -318,32 +277,30 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class GenerateConfig:
+class GenerateConfig(Settings):
     """How text is written."""
 
     max_new_tokens: int = setting(
-        128, "New tokens", "Tokens to write at most.", low=1, high=65_536, main=True
+        128, "New tokens", "Tokens to write at most.", within=(1, 65_536), main=True
     )
     temperature: float = setting(
         0.6,
         "Temperature",
         "0 takes the likeliest token, 1 samples as the model says.",
-        low=0.0,
-        high=10.0,
+        within=(0.0, 10.0),
         main=True,
     )
     top_k: int = setting(
-        0, "Top k", "Sample among the k likeliest tokens; 0 means all.", low=0, high=1_000_000
+        0, "Top k", "Sample among the k likeliest tokens; 0 means all.", within=(0, 1_000_000)
     )
     top_p: float = setting(
         0.95,
         "Top p",
         "Sample among the likeliest tokens that hold this share together.",
-        low=0.0,
-        high=1.0,
+        within=(0.0, 1.0),
         main=True,
     )
-    seed: int = setting(7, "Seed", "The same seed writes the same text.", low=0, high=2**31 - 1, main=True)
+    seed: int = setting(7, "Seed", "The same seed writes the same text.", within=SEEDS, main=True)
     retrieval: str = setting(
         "on",
         "Retrieval",
@@ -352,23 +309,14 @@ class GenerateConfig:
         choices=("on", "off", "shuffled"),
         main=True,
     )
-    retriever: str = setting(
-        "",
-        "Retriever",
-        "dense, bm25, bm25-words or hybrid; empty means the one of the training.",
-        choices=("", *RETRIEVERS),
-    )
+    retriever: str = another_retriever()
     num_neighbors: int = setting(
         0,
         "Neighbors",
         "Neighbors of each chunk (MARGE: pieces of evidence for the text); 0 means as many as in training.",
-        low=0,
-        high=100,
+        within=(0, 100),
     )
     stop: str = setting("", "Stop at", "Writing ends once this text has appeared; empty means never.")
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 GROWTH = 3  # each round reads so many times the tokens of the one before
@@ -383,23 +331,20 @@ class EvaluateConfig:
         "Tokens",
         "Held-out tokens to read, rounded up to whole windows (a MARGE: passages); 0 means all. More tokens "
         "make the intervals narrower.",
-        low=0,
-        high=10**9,
+        within=(0, 10**9),
         main=True,
     )
     first_tokens: int = setting(
         8_000,
         "Tokens of the first verdict",
         "The first verdict stands on so many held-out tokens; each later round reads three times as many.",
-        low=100,
-        high=10**9,
+        within=(100, 10**9),
     )
     num_neighbors: int = setting(
         0,
         "Neighbors",
         "Neighbors of each chunk (k); 0 means as many as in training.",
-        low=0,
-        high=100,
+        within=(0, 100),
         main=True,
     )
     retrievers: str = setting(
@@ -412,8 +357,7 @@ class EvaluateConfig:
         "Oracle corruption",
         "Percent of the tokens overwritten in the oracle arms, where the best neighbor is the chunk itself "
         "with its true continuation.",
-        low=0,
-        high=100,
+        within=(0, 100),
     )
     prepend: str = setting(
         "on",
@@ -427,8 +371,7 @@ class EvaluateConfig:
         "Database sizes",
         "Percent of the database's documents to search in, such as 1, 5, 20, 100, on the tokens of the "
         "first verdict; empty: not measured.",
-        low=1,
-        high=100,
+        within=(1, 100),
         main=True,
     )
     neighbor_counts: tuple[int, ...] = setting(
@@ -436,20 +379,18 @@ class EvaluateConfig:
         "Numbers of neighbors",
         "Values of k to compare, such as 1, 2, 4, 10, on the tokens of the first verdict; empty: not "
         "measured.",
-        low=1,
-        high=100,
+        within=(1, 100),
         main=True,
     )
     resamples: int = setting(
-        2000, "Resamples", "Draws of the bootstrap over documents.", low=200, high=100_000
+        2000, "Resamples", "Draws of the bootstrap over documents.", within=(200, 100_000)
     )
-    batch_size: int = setting(8, "Batch", "Sequences read at once; it changes no figure.", low=1, high=4096)
+    batch_size: int = setting(8, "Batch", "Sequences read at once; it changes no figure.", within=(1, 4096))
     seed: int = setting(
         0,
         "Seed",
         "Of the order of the documents, of random and shuffled neighbors and of the bootstrap.",
-        low=0,
-        high=2**31 - 1,
+        within=SEEDS,
         main=True,
     )
 
@@ -479,7 +420,7 @@ MOST_NEIGHBORS = 10  # beyond, a text is read for minutes
 
 
 @dataclass(frozen=True)
-class ExplainConfig:
+class ExplainConfig(Settings):
     """How a finished text is read again to explain it."""
 
     retrieval: str = setting(
@@ -490,38 +431,27 @@ class ExplainConfig:
         choices=("on", "off", "shuffled"),
         main=True,
     )
-    retriever: str = setting(
-        "",
-        "Retriever",
-        "dense, bm25, bm25-words or hybrid; empty means the one of the training.",
-        choices=("", *RETRIEVERS),
-        main=True,
-    )
+    retriever: str = another_retriever(main=True)
     num_neighbors: int = setting(
         0,
         "Neighbors read",
         "How many neighbors of each chunk are read; 0 means as many as in training, at most 10. Up to 6 the "
         "text is read with every subset of them, which takes longer with each.",
-        low=0,
-        high=MOST_NEIGHBORS,
+        within=(0, MOST_NEIGHBORS),
         main=True,
     )
     page: int = setting(
         1,
         "Page",
         "Which stretch of a long text: a run reads as many tokens at a time as in training.",
-        low=1,
-        high=1_000_000,
+        within=(1, 1_000_000),
         main=True,
     )
-    seed: int = setting(0, "Seed", "Which chunks a shuffled reading draws.", low=0, high=2**31 - 1)
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
+    seed: int = setting(0, "Seed", "Which chunks a shuffled reading draws.", within=SEEDS)
 
 
 @dataclass(frozen=True)
-class AddConfig:
+class AddConfig(Settings):
     """How documents join a built corpus; all else is as it was built."""
 
     fields: str = setting(
@@ -539,37 +469,25 @@ class AddConfig:
         main=True,
     )
     max_megabytes: int = setting(
-        256, "Largest text", "Megabytes of text read at most.", low=1, high=1_000_000
+        256, "Largest text", "Megabytes of text read at most.", within=(1, 1_000_000)
     )
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 @dataclass(frozen=True)
-class WeighConfig:
+class WeighConfig(Settings):
     """How it is measured what documents are worth to a run."""
 
-    retriever: str = setting(
-        "",
-        "Retriever",
-        "dense, bm25, bm25-words or hybrid; empty means the one of the training.",
-        choices=("", *RETRIEVERS),
-    )
+    retriever: str = another_retriever()
     num_neighbors: int = setting(
-        0, "Neighbors", "Neighbors of each chunk; 0 means as many as in training.", low=0, high=100
+        0, "Neighbors", "Neighbors of each chunk; 0 means as many as in training.", within=(0, 100)
     )
     max_tokens: int = setting(
         8192,
         "Tokens",
         "About how many tokens are read at most: of the text, or of held-out text that reads one of the "
         "documents.",
-        low=100,
-        high=10**9,
+        within=(100, 10**9),
         main=True,
     )
-    rows: int = setting(20, "Rows", "How many tokens are listed: those that lose most.", low=1, high=1000)
-    seed: int = setting(0, "Seed", "In which order held-out text is read.", low=0, high=2**31 - 1)
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
+    rows: int = setting(20, "Rows", "How many tokens are listed: those that lose most.", within=(1, 1000))
+    seed: int = setting(0, "Seed", "In which order held-out text is read.", within=SEEDS)

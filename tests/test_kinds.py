@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from retro_demo.cli.main import build_parser
+from retro_demo.cli.main import build_parser, main
 from retro_demo.corpus.store import Corpus
 from retro_demo.errors import UserError
-from retro_demo.events import Evaluated, Event
+from retro_demo.evaluation.arms import held_out_windows
+from retro_demo.evaluation.losses import LossTable
+from retro_demo.evaluation.runner import Pass, Request, prepare_evaluation, run_evaluation, weights_used
+from retro_demo.events import Evaluated, Event, Finished
+from retro_demo.generation.sampling import Continuation, Written, write_tokens
 from retro_demo.kinds import KINDS, Kind, resolve
 from retro_demo.models.memory import shapes_of
+from retro_demo.render.wording import GLOSSARY
 from retro_demo.runs.checkpoint import AnyRun, load_network, read_any_config
 from retro_demo.runs.loading import load_own_corpus
-from retro_demo.runs.planning import extend_run, plan_run, prepare_run
+from retro_demo.runs.planning import Planner, extend_run, plan_run, prepare_run
 from retro_demo.runs.resuming import saved_step
-from retro_demo.server.run_actions import changed_settings
-from retro_demo.settings import TrainConfig, setting
-from retro_demo.training.loop import Batches
+from retro_demo.server.limits import Limits, check_training
+from retro_demo.server.run_actions import changed_settings, row_of
+from retro_demo.server.workspace import Workspace, new_code
+from retro_demo.settings import GenerateConfig, TrainConfig, setting
+from retro_demo.tokenizer import Tokenizer
 from retro_demo.training.retro_batches import RetroBatches
-from retro_demo.training.trainer import run_training
+from retro_demo.training.trainer import Work, run_training
+from retro_demo.ui.train_tab import TrainTab
 
 
 def paths(kind: Kind) -> list[str]:
@@ -73,53 +84,89 @@ def test_a_run_has_the_parts_and_settings_that_its_row_names(kind, tmp_path, sma
 class BigramConfig:
     """The shape of a network that sees one token."""
 
-    vocab_size: int = setting(4096, "Vocabulary", "Tokens.", low=4, high=1_000_000, derived=True)
-    dim: int = setting(8, "Width", "Width.", low=1, high=64)
-    num_heads: int = setting(1, "Heads", "None, in truth.", low=1, high=1)
-    echo: float = setting(0.0, "Echo", "How much a token is expected to come again.", low=0.0, high=1.0)
+    vocab_size: int = setting(4096, "Vocabulary", "Tokens.", within=(4, 1_000_000), derived=True)
+    width: int = setting(8, "Width", "Width.", within=(1, 64))
+    echo: float = setting(0.0, "Echo", "How much a token is expected to come again.", within=(0.0, 1.0))
 
 
 class Bigram(nn.Module):
     def __init__(self, config: BigramConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.dim)
-        self.out = nn.Linear(config.dim, config.vocab_size)
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.out = nn.Linear(config.width, config.vocab_size)
 
     def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
         logits = self.out(self.embedding(batch.tokens[:, :-1]))
         return nn.functional.cross_entropy(logits.flatten(0, 1), batch.tokens[:, 1:].flatten()), {}
 
 
-class BigramPlanner:
-    @staticmethod
-    def preset(kind: Kind, preset: str, base: None = None) -> dict[str, Any]:
-        return kind.preset_settings(preset)
-
-    @staticmethod
-    def of_corpus(corpus: Corpus) -> dict[str, Any]:
-        return {}
-
+class BigramPlanner(Planner):
     @staticmethod
     def network(shape: dict[str, Any], corpus: Corpus) -> dict[str, Any]:
         return shape | {"vocab_size": corpus.tokenizer.vocab_size}
 
-    @staticmethod
-    def usual(config: AnyRun, preset: str) -> dict[str, Any]:
-        return config.kind.preset_settings(preset)
 
-    @staticmethod
-    def check(config: AnyRun, corpus: Corpus) -> None:
-        return
+def bigram_megabytes(network: BigramConfig, tokens: int, _neighbors: int) -> float:
+    return 4 * tokens * (network.vocab_size + network.width) / 1e6
 
 
-class BigramWork:
-    passes_a_step = 0.0
-    batches: Batches
+def begin_bigrams(
+    folder: Path, prompt: str, config: GenerateConfig, **_others: Any
+) -> Generator[Event, None, Continuation]:
+    network, tokenizer = load_network(folder), Tokenizer.load(folder / "tokenizer.json")
+    start = tokenizer.encode(prompt)
 
-    def __init__(self, out: Path, config: AnyRun, world: object) -> None:
-        self.config = config
+    def read(part: list[int]) -> Generator[Event, None, Tensor]:
+        yield from ()
+        with torch.inference_mode():
+            return network.out(network.embedding(torch.tensor(part[-1])))
 
+    def events() -> Iterator[Event | Written]:
+        written, chances = yield from write_tokens(start, config.max_new_tokens, config, tokenizer, read)
+        yield Written([*start, *written], len(start), chances, [])
+
+    yield from ()
+    return Continuation(events(), tokenizer, {"seen": "one token"})
+
+
+class BigramMeasurement:
+    """One arm, in one round: the loss of each token of held-out windows."""
+
+    units = "windows"
+    read: dict[str, str] = {}
+
+    def __init__(self, request: Request) -> None:
+        folder = request.folder("run")
+        self.network, self.weights = load_network(folder), weights_used(request)
+        self.corpus = load_own_corpus(read_any_config(folder))
+        self.measured_on = self.corpus.name
+        windows = held_out_windows(self.corpus, 2, request.settings.seed)
+        tokens = self.corpus.chunks.tokens[windows.rows].reshape(len(windows), -1)
+        self.table = LossTable(windows, tokens, self.corpus.bytes_of_tokens())
+        self.passes, self.total = [Pass(1, ["on"], len(windows))], len(windows)
+
+    @classmethod
+    def open(cls, request: Request, stop: object) -> Generator[Event, None, BigramMeasurement]:
+        yield from ()
+        return cls(request)
+
+    def find(self, one: Pass) -> Iterator[Event]:
+        yield from ()
+
+    def advance(self, one: Pass, done: list[Pass]) -> Iterator[int]:
+        texts = torch.from_numpy(self.table.tokens).long()
+        with torch.inference_mode():
+            logits = self.network.out(self.network.embedding(texts[:, :-1])).transpose(1, 2)
+            losses = nn.functional.cross_entropy(logits, texts[:, 1:], reduction="none")
+        self.table.add("on", np.arange(one.count), losses[:, self.table.chunk_len - 1 :].numpy())
+        yield one.count
+
+    def result(self, one: Pass, last: dict[str, Any]) -> dict[str, Any]:
+        return {"arms": {"on": {"nats": self.table.losses["on"].sum() / self.table.there.sum()}}}
+
+
+class BigramWork(Work):
     def make_model(self) -> Bigram:
         return Bigram(self.config.network)
 
@@ -135,20 +182,8 @@ class BigramWork:
         )
         yield from ()
 
-    def started_facts(self, watch: object) -> dict[str, Any]:
-        return {}
-
-    def prepare_steps(self, start: int, model: Bigram) -> Iterator[Event]:
-        yield from ()
-
     def measure_held_out(self, step: int, model: Bigram) -> Iterator[Event]:
         yield Evaluated(step, {})
-
-    def refresh_is_due(self, step: int) -> bool:
-        return False
-
-    def refresh_batches(self, step: int, model: Bigram, watch: object) -> Iterator[Event]:
-        yield from ()
 
 
 @pytest.fixture
@@ -163,12 +198,22 @@ def bigram(monkeypatch) -> Kind:
         network=f"{here}Bigram",
         planner=f"{here}BigramPlanner",
         work=f"{here}BigramWork",
+        writer=f"{here}begin_bigrams",
+        measurement=f"{here}BigramMeasurement",
+        memory=f"{here}bigram_megabytes",
+        width=("width",),
+        retrieves=True,  # what does not has nothing to be judged
+        own_controls=True,
+        place=5,
+        about="bigram sees one token",
+        reading_grows_with="a vocabulary of {vocab_size:,}",
         presets={"tiny": {"steps": 2, "seq_len": 16, "batch_size": 2, "warmup": 1}},
         begun={},
         always={},
         base="cannot",
     )
     monkeypatch.setitem(KINDS, row.name, row)
+    monkeypatch.setitem(GLOSSARY, row.name, "It guesses a token from the one before.")
     return row
 
 
@@ -192,6 +237,64 @@ def test_a_new_kind_is_planned_trained_continued_and_loaded_with_a_row_alone(big
     assert isinstance(network, Bigram)
     assert {name: tuple(one.shape) for name, one in network.state_dict().items()} == shapes_of(wanted.network)
     assert all(torch.isfinite(weight).all() for weight in network.parameters())
+
+
+@pytest.fixture
+def trained(bigram, tmp_path, half_held_out) -> Path:
+    """A run of the made-up kind at its end."""
+    run = tmp_path / "bigrams"
+    prepare_run(run, plan_run("bigram", str(half_held_out.folder), device="cpu"))
+    list(run_training(run, lambda: False))
+    return run
+
+
+def test_a_run_of_a_new_kind_writes_by_the_command_line(trained, capsys):
+    words = ["generate", str(trained), "--prompt", "The river", "--max-new-tokens", "4"]
+
+    assert main([*words, "--top-k", "1", "--json"]) == 0
+
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert 1 <= len([event for event in events if event["event"] == "token"]) <= 4
+    assert events[-1]["text"].startswith("The river")
+    assert events[-1]["seen"] == "one token"
+
+
+def test_a_run_of_a_new_kind_is_evaluated_and_goes_on_from_its_table(trained, tmp_path):
+    out = tmp_path / "evaluation"
+    prepare_evaluation(out, Request(str(trained)))
+
+    first, again = (list(run_evaluation(out, lambda: False))[-1] for _ in range(2))
+
+    assert isinstance(first, Finished)
+    assert isinstance(again, Finished)
+    assert 0 < first.result["arms"]["on"]["nats"] < 20
+    assert first.result["arms"] == again.result["arms"]
+    assert first.result["provenance"]["model"] == "bigram"
+
+
+def test_a_run_of_a_new_kind_has_a_form_an_estimate_and_a_row_on_the_page(trained, tmp_path):
+    visitor = Workspace.open(tmp_path / "home", new_code())
+    with gr.Blocks():
+        plan = TrainTab(visitor.home, gr.BrowserState("")).plan
+    form, values = plan.form("bigram"), [widget.value for widget in plan.widgets]
+
+    assert set(form.fields) == {*KINDS["bigram"].settings()} - {"vocab_size"}
+    assert form.widgets["echo"].elem_id == "bigram-knob-echo"
+    assert ("bigram", "bigram") in plan.model.choices
+    assert plan.settings("bigram", values)["echo"] == 0.0
+    shown = [update.constructor_args["visible"] for update in list(plan.adapt("bigram", "tiny").values())[1:]]
+    assert shown == [False, False, True]
+    (said,) = plan.guess(visitor.folder.name, None, "bigram", "tiny", None, *values).values()
+    assert "warning" not in said
+    assert row_of(trained, "bigrams")[:4] == ("bigrams", "finished", "bigram", "2 of 2")
+
+
+def test_a_run_of_a_new_kind_that_is_too_large_is_refused_in_words_of_its_own_settings(bigram, small_folder):
+    wanted = plan_run("bigram", str(small_folder), device="cpu")
+
+    check_training(Limits(), wanted)
+    with pytest.raises(UserError, match="a vocabulary of [0-9,]+, and here"):
+        check_training(Limits(reading_megabytes=1), replace(wanted, network=BigramConfig(1_000_000)))
 
 
 def test_the_settings_of_a_new_kind_are_flags_of_train(bigram):

@@ -23,7 +23,7 @@ from retro_demo.corpus.changes import prepare_change
 from retro_demo.corpus.store import load_corpus, read_stored_documents
 from retro_demo.documents.sources import read_documents
 from retro_demo.errors import UserError
-from retro_demo.evaluation.request import Request, prepare_evaluation
+from retro_demo.evaluation.runner import Request, prepare_evaluation
 from retro_demo.events import Finished, Warned
 from retro_demo.output_folder import check_new, check_output, kind_of, make_output
 from retro_demo.paths import CHECKPOINTS

@@ -28,8 +28,7 @@ from retro_demo.corpus.sharding import ensure_sample
 from retro_demo.corpus.store import load_corpus
 from retro_demo.devices import compute_as_served, launched_rank
 from retro_demo.errors import UserError, describe_error
-from retro_demo.evaluation.request import Request, prepare_evaluation, settled, usual_folder
-from retro_demo.evaluation.runner import run_evaluation
+from retro_demo.evaluation.runner import Request, prepare_evaluation, run_evaluation, settled, usual_folder
 from retro_demo.events import Event, Failed, Finished, Retrieved, Stopped, Warned
 from retro_demo.explain.text import explain_text, explain_written
 from retro_demo.explain.tracing import as_json

@@ -32,7 +32,7 @@ from retro_demo.documents.sources import Document
 from retro_demo.errors import UserError
 from retro_demo.files import file_hash, replacing
 from retro_demo.paths import ASSETS, SAMPLE, STATIC_FOLDER
-from retro_demo.settings import CorpusConfig, check_ranges, setting
+from retro_demo.settings import SEEDS, CorpusConfig, check_ranges, setting
 
 NUM_VALUES = 64
 NUM_NAMES = 192  # first names of countries, and as many last names
@@ -164,14 +164,14 @@ class LookupConfig:
     """How large a world is. Every country is told by `tellings` documents, each in a voice of its own."""
 
     countries: int = setting(
-        2400, "Countries", "Countries told in training documents.", low=2, high=MAX_COUNTRIES
+        2400, "Countries", "Countries told in training documents.", within=(2, MAX_COUNTRIES)
     )
     held_out: int = setting(
-        300, "Held out", "Countries no training batch tells of.", low=1, high=MAX_COUNTRIES
+        300, "Held out", "Countries no training batch tells of.", within=(1, MAX_COUNTRIES)
     )
-    tellings: int = setting(3, "Tellings", "Documents that tell each country.", low=2, high=len(TEMPLATES))
-    swaps: int = setting(2, "Swaps", "Neighboring facts that change places in each telling.", low=0, high=100)
-    seed: int = setting(0, "Seed", "Of the countries and of their tellings.", low=0, high=2**31 - 1)
+    tellings: int = setting(3, "Tellings", "Documents that tell each country.", within=(2, len(TEMPLATES)))
+    swaps: int = setting(2, "Swaps", "Neighboring facts that change places in each telling.", within=(0, 100))
+    seed: int = setting(0, "Seed", "Of the countries and of their tellings.", within=SEEDS)
 
     def __post_init__(self) -> None:
         check_ranges(self)

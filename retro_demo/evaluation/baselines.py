@@ -63,7 +63,7 @@ class Match:
 
 
 @dataclass(frozen=True)
-class Before:
+class EarlierBaseline:
     """What a baseline was before, to be measured beside it: weights of a run, and what they are in words."""
 
     run: Path
@@ -91,21 +91,21 @@ def match(run: Path, baseline: Path) -> Match:
     return Match(words, _unfit(ours, theirs, seen, their_seen))
 
 
-def before(baseline: Path) -> Before | None:
+def earlier_baseline(baseline: Path) -> EarlierBaseline | None:
     """What a baseline began from, else its best save where it is measured with the last; None = neither.
 
     Trained for too long it is an easy opponent, and a frozen retrofit would look good beside it.
     """
     config = read_run_config(baseline)
     if config.base and (weights := weights_with(run_folder(config.base), config.base_weights)):
-        return Before(run_folder(config.base), weights, "what the baseline began from")
+        return EarlierBaseline(run_folder(config.base), weights, "what the baseline began from")
     best = baseline / BEST
     if not best.exists() or weights_file(baseline) == best:
         return None
     step = step_of(best)
     if step in (0, weights_of(baseline)[0]):
         return None
-    return Before(baseline, best, f"the best save of the baseline (step {step:,})")
+    return EarlierBaseline(baseline, best, f"the best save of the baseline (step {step:,})")
 
 
 def got_worse(baseline: Path) -> str:

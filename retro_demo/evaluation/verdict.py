@@ -3,7 +3,7 @@
 "Retrieval helps" is said only where the run with its neighbors beats a matched baseline and the
 neighbors of another sequence, each by an interval that excludes 0: the first says that
 it is useful, the second that the content of the neighbors is the reason. This module knows only figures; the
-verdict on a MARGE stands in evaluation/report.py.
+verdict on a MARGE stands in evaluation/marge_measurement.py.
 """
 
 from __future__ import annotations

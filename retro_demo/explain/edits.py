@@ -64,12 +64,7 @@ def replaced(neighbors: np.ndarray, chunk: int, neighbor: int, after: np.ndarray
 
 
 def edit_neighbor(
-    model: RETRO,
-    tokens: np.ndarray,
-    neighbors: np.ndarray,
-    chunk: int,
-    neighbor: int,
-    after: np.ndarray,
+    model: RETRO, tokens: np.ndarray, neighbors: np.ndarray, chunk: int, neighbor: int, after: np.ndarray
 ) -> Edit:
     """Read the text twice more: tokens (T,), neighbors (L, K, R), after (R,), padding where deleted."""
     changed = replaced(neighbors, chunk, neighbor, after)

@@ -24,6 +24,7 @@ from retro_demo.evidence.reindex import Reindexing, load_reindexing, reindexed_s
 from retro_demo.explain.attribution import rank_correlation
 from retro_demo.generation.marge import LoadedMarge
 from retro_demo.models.layers import record_attention
+from retro_demo.models.memory import MOST_EVIDENCE
 from retro_demo.runs.checkpoint import MargeRun, read_marge_config
 from retro_demo.runs.loading import load_own_corpus
 
@@ -164,7 +165,6 @@ def reindexing_at(folder: Path, index: int) -> Reindexing:
     return reindexing(folder, steps[min(max(int(index), 0), len(steps) - 1)])
 
 
-MOST_EVIDENCE = 32
 RANDOM_DRAWS = 4  # of evidence without content, for the mean
 
 

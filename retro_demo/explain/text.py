@@ -337,12 +337,7 @@ def watch_writing(
 
 
 def make_trace(
-    run: LoadedRun,
-    name: str,
-    prompt: str,
-    config: GenerateConfig,
-    written: Written,
-    seconds: float,
+    run: LoadedRun, name: str, prompt: str, config: GenerateConfig, written: Written, seconds: float
 ) -> Trace:
     """The trace of a finished generation, with what the page says about it."""
     begun = time.perf_counter()

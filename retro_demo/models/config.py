@@ -9,10 +9,10 @@ make the networks of RETRO-pytorch 0.3.9 (`interop/retro_pytorch.py`) and of mar
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from retro_demo.errors import UserError
-from retro_demo.settings import check_ranges, seen, setting
+from retro_demo.settings import Settings, check_ranges, seen, setting
 
 
 class NetworkConfig(Protocol):
@@ -20,10 +20,10 @@ class NetworkConfig(Protocol):
 
     @property
     def vocab_size(self) -> int: ...
-    @property
-    def dim(self) -> int: ...
-    @property
-    def num_heads(self) -> int: ...
+
+
+def _dropout(label: str, help: str) -> Any:
+    return setting(0.0, label, help, within=(0.0, 0.9))
 
 
 RESIDUALS = ("pre", "deepnet", "deepnet-reference")
@@ -33,51 +33,44 @@ RESIDUALS = ("pre", "deepnet", "deepnet-reference")
 class RetroConfig:
     """The shape of a RETRO network. Without `cca_layers` it is a plain decoder: the matched `lm`."""
 
-    vocab_size: int = setting(4096, "Vocabulary", "Tokens.", low=4, high=1_000_000, derived=True)
-    chunk_len: int = setting(64, "Chunk length", "Tokens in a chunk (m).", low=1, high=4096, derived=True)
-    pad_id: int = setting(0, "Padding", "Token that stands for nothing.", low=0, high=1_000_000, derived=True)
-    dim: int = setting(128, "Width", "Width of the decoder (d).", low=1, high=8192)
-    depth: int = setting(4, "Layers", "Decoder layers.", low=1, high=128)
+    vocab_size: int = setting(4096, "Vocabulary", "Tokens.", within=(4, 1_000_000), derived=True)
+    chunk_len: int = setting(64, "Chunk length", "Tokens in a chunk (m).", within=(1, 4096), derived=True)
+    pad_id: int = setting(0, "Padding", "Token that stands for nothing.", within=(0, 1_000_000), derived=True)
+    dim: int = setting(128, "Width", "Width of the decoder (d).", within=(1, 8192))
+    depth: int = setting(4, "Layers", "Decoder layers.", within=(1, 128))
     num_heads: int = setting(
         4,
         "Heads",
         "Attention heads; they divide both widths, unless a head's width is given.",
-        low=1,
-        high=128,
+        within=(1, 128),
     )
     cca_layers: tuple[int, ...] = setting(
         (2, 4),
         "Layers with retrieval",
         "Decoder layers with chunked cross-attention, counted from 1 (P in the paper).",
-        low=1,
-        high=128,
+        within=(1, 128),
     )
-    enc_dim: int = setting(128, "Encoder width", "Width of the neighbor encoder (d').", low=1, high=8192)
-    enc_depth: int = setting(1, "Encoder layers", "Layers of the neighbor encoder.", low=1, high=32)
+    enc_dim: int = setting(128, "Encoder width", "Width of the neighbor encoder (d').", within=(1, 8192))
+    enc_depth: int = setting(1, "Encoder layers", "Layers of the neighbor encoder.", within=(1, 32))
     enc_cross_layers: tuple[int, ...] = setting(
         (1,),
         "Encoder layers that see the chunk",
         "Encoder layers that attend to the chunk, counted from 1 (P_enc in the paper).",
-        low=1,
-        high=32,
+        within=(1, 32),
     )
     ff_mult: int = setting(
-        4, "Feed-forward factor", "Width of the feed-forward layers over the width.", low=1, high=16
+        4, "Feed-forward factor", "Width of the feed-forward layers over the width.", within=(1, 16)
     )
-    dropout: float = setting(
-        0.0,
-        "Dropout",
-        "Share of the activations that each layer writes dropped in training.",
-        low=0.0,
-        high=0.9,
+    dropout: float = _dropout(
+        "Dropout", "Share of the activations that each layer writes dropped in training."
     )
 
     # further options
     dim_head: int = setting(
-        0, "Head width", "Width of a head; 0 divides the width by the heads.", low=0, high=1024
+        0, "Head width", "Width of a head; 0 divides the width by the heads.", within=(0, 1024)
     )
     rotary_dims: int = setting(
-        0, "Rotary dimensions", "Dimensions of a head that turn with its position; 0: all.", low=0, high=1024
+        0, "Rotary dimensions", "Dimensions of a head that turn with its position; 0: all.", within=(0, 1024)
     )
     norm: str = setting(
         "rms",
@@ -89,8 +82,7 @@ class RetroConfig:
         0.0,
         "Epsilon",
         "Added to the variance in norms; 0: torch's own (the number type's for rms, 1e-5 for layer).",
-        low=0.0,
-        high=1e-2,
+        within=(0.0, 1e-2),
     )
     residual: str = setting(
         "pre",
@@ -104,15 +96,13 @@ class RetroConfig:
         0.0,
         "Encoder residual scale",
         "With deepnet: factor of the encoder's residual stream; 0: DeepNet's formula.",
-        low=0.0,
-        high=1000.0,
+        within=(0.0, 1000.0),
     )
     dec_residual_scale: float = setting(
         0.0,
         "Decoder residual scale",
         "With deepnet: factor of the decoder's residual stream; 0: DeepNet's formula.",
-        low=0.0,
-        high=1000.0,
+        within=(0.0, 1000.0),
     )
     null_kv: bool = setting(
         False,
@@ -149,8 +139,7 @@ class RetroConfig:
         0,
         "Absolute positions",
         "Learned positions, added to the text beside the rotary ones: as many as the longest text; 0: none.",
-        low=0,
-        high=1_000_000,
+        within=(0, 1_000_000),
     )
     embed_at: str = setting(
         "decoder",
@@ -177,25 +166,17 @@ class RetroConfig:
     mask_padding: bool = setting(
         True, "Mask padding", "Padding in the text is not attended to (in neighbors it never is)."
     )
-    enc_attn_dropout: float = setting(
-        0.0, "Encoder attention dropout", "Share of the encoder's attention dropped.", low=0.0, high=0.9
+    enc_attn_dropout: float = _dropout(
+        "Encoder attention dropout", "Share of the encoder's attention dropped."
     )
-    enc_ff_dropout: float = setting(
-        0.0,
-        "Encoder hidden dropout",
-        "Share of the encoder's hidden feed-forward activations dropped.",
-        low=0.0,
-        high=0.9,
+    enc_ff_dropout: float = _dropout(
+        "Encoder hidden dropout", "Share of the encoder's hidden feed-forward activations dropped."
     )
-    dec_attn_dropout: float = setting(
-        0.0, "Decoder attention dropout", "Share of the decoder's attention dropped.", low=0.0, high=0.9
+    dec_attn_dropout: float = _dropout(
+        "Decoder attention dropout", "Share of the decoder's attention dropped."
     )
-    dec_ff_dropout: float = setting(
-        0.0,
-        "Decoder hidden dropout",
-        "Share of the decoder's hidden feed-forward activations dropped.",
-        low=0.0,
-        high=0.9,
+    dec_ff_dropout: float = _dropout(
+        "Decoder hidden dropout", "Share of the decoder's hidden feed-forward activations dropped."
     )
 
     def __post_init__(self) -> None:
@@ -278,53 +259,47 @@ class RetroConfig:
 class MargeConfig:
     """The shape of a MARGE network."""
 
-    vocab_size: int = setting(4096, "Vocabulary", "Tokens of text.", low=4, high=1_000_000, derived=True)
-    pad_id: int = setting(0, "Padding", "Token that stands for nothing.", low=0, high=1_000_000, derived=True)
+    vocab_size: int = setting(4096, "Vocabulary", "Tokens of text.", within=(4, 1_000_000), derived=True)
+    pad_id: int = setting(0, "Padding", "Token that stands for nothing.", within=(0, 1_000_000), derived=True)
     languages: tuple[str, ...] = ()
     """Each has a token of its own behind those of the text; a document begins with its language's."""
-    dim: int = setting(128, "Width", "Width of encoder and decoder.", low=1, high=8192)
-    num_heads: int = setting(4, "Heads", "Attention heads; they divide the width.", low=1, high=128)
-    enc_depth: int = setting(3, "Encoder layers", "Layers of the encoder (12 in the paper).", low=1, high=128)
+    dim: int = setting(128, "Width", "Width of encoder and decoder.", within=(1, 8192))
+    num_heads: int = setting(4, "Heads", "Attention heads; they divide the width.", within=(1, 128))
+    enc_depth: int = setting(3, "Encoder layers", "Layers of the encoder (12 in the paper).", within=(1, 128))
     retrieval_depth: int = setting(
         2,
         "Layers of relevance",
         "First encoder layers, whose first token is the embedding of a document (4 in the paper).",
-        low=1,
-        high=128,
+        within=(1, 128),
     )
     base_depth: int = setting(
         1,
         "Base layers",
         "Decoder layers below the first that reads evidence (4 in the paper).",
-        low=0,
-        high=128,
+        within=(0, 128),
     )
     dec_depth: int = setting(
-        2, "Layers with evidence", "Decoder layers that read evidence (12 in the paper).", low=0, high=128
+        2, "Layers with evidence", "Decoder layers that read evidence (12 in the paper).", within=(0, 128)
     )
     enc_ff_mult: int = setting(
-        4, "Encoder feed-forward factor", "Width of its feed-forward layers over the width.", low=1, high=64
+        4, "Encoder feed-forward factor", "Width of its feed-forward layers over the width.", within=(1, 64)
     )
     ff_mult: int = setting(
-        4, "Base feed-forward factor", "The same, in the decoder's base layers.", low=1, high=64
+        4, "Base feed-forward factor", "The same, in the decoder's base layers.", within=(1, 64)
     )
     dec_ff_mult: int = setting(
         4,
         "Feed-forward factor behind evidence",
         "The same, in the decoder layers that read evidence (about 16 in the paper).",
-        low=1,
-        high=64,
+        within=(1, 64),
     )
-    dropout: float = setting(
-        0.0, "Dropout", "Share of the activations dropped in training.", low=0.0, high=0.9
-    )
+    dropout: float = _dropout("Dropout", "Share of the activations dropped in training.")
     distill: float = setting(
         0.0,
         "Attention distillation",
         "Weight of a second loss: relevance follows what the cross-attention looks at (0: none, as in "
         "the paper).",
-        low=0.0,
-        high=1000.0,
+        within=(0.0, 1000.0),
     )
     distill_from: str = setting(
         "scores",
@@ -337,8 +312,7 @@ class MargeConfig:
         1.0,
         "First beta",
         "How much relevance weighs in attention before training; it is learned from there.",
-        low=0.0,
-        high=100.0,
+        within=(0.0, 100.0),
     )
     shifted_keys: bool = setting(
         False,
@@ -368,7 +342,7 @@ class MargeConfig:
     )
     norm: str = setting("rms", "Norm", "rms: RMSNorm; layer: LayerNorm.", choices=("rms", "layer"))
     norm_eps: float = setting(
-        0.0, "Epsilon", "Added to the variance in norms; 0: torch's own.", low=0.0, high=1e-2
+        0.0, "Epsilon", "Added to the variance in norms; 0: torch's own.", within=(0.0, 1e-2)
     )
     final_norm: bool = setting(True, "Final norms", "A norm at the end of encoder and decoder.")
     biases: bool = setting(False, "Biases", "Biases in output projections and feed-forward layers.")
@@ -381,7 +355,7 @@ class MargeConfig:
     tied_output: bool = setting(True, "Tied output", "The embeddings also are the output layer.")
     scale_embeddings: bool = setting(True, "Scaled embeddings", "Embeddings times the root of their width.")
     absolute_positions: int = setting(
-        0, "Absolute positions", "Learned positions, so many; 0: rotary ones.", low=0, high=65_536
+        0, "Absolute positions", "Learned positions, so many; 0: rotary ones.", within=(0, 65_536)
     )
     full_width_scale: bool = setting(
         False,
@@ -394,16 +368,10 @@ class MargeConfig:
         "What is padding attends as any token does. Off: it averages over everything, and padding is "
         "only what a mask says.",
     )
-    enc_attn_dropout: float = setting(
-        0.0,
-        "Encoder attention dropout",
-        "Share of attention weights dropped in training.",
-        low=0.0,
-        high=0.9,
+    enc_attn_dropout: float = _dropout(
+        "Encoder attention dropout", "Share of attention weights dropped in training."
     )
-    dec_attn_dropout: float = setting(
-        0.0, "Decoder attention dropout", "The same, in the decoder.", low=0.0, high=0.9
-    )
+    dec_attn_dropout: float = _dropout("Decoder attention dropout", "The same, in the decoder.")
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -432,7 +400,7 @@ class MargeConfig:
 
 
 @dataclass(frozen=True)
-class EvidenceConfig:
+class EvidenceConfig(Settings):
     """What a MARGE run takes for documents, and how it finds evidence for them."""
 
     passage_len: int = setting(
@@ -440,8 +408,7 @@ class EvidenceConfig:
         "Passage length",
         "Tokens of a passage, its language token included: longer documents are cut. MARGE reads and "
         "writes passages.",
-        low=8,
-        high=4096,
+        within=(8, 4096),
         main=True,
     )
     refresh_every: int = setting(
@@ -449,8 +416,7 @@ class EvidenceConfig:
         "Re-index every",
         "Steps after which all passages are embedded anew with the encoder as it is then (10,000 in the "
         "paper).",
-        low=1,
-        high=1_000_000,
+        within=(1, 1_000_000),
         main=True,
     )
     evidence_per_target: float = setting(
@@ -458,8 +424,7 @@ class EvidenceConfig:
         "Evidence for each target",
         "On average: so many pairs times the targets are kept, the most relevant of the whole shard, so "
         "some targets get more, others rest without any.",
-        low=0.1,
-        high=100.0,
+        within=(0.1, 100.0),
         main=True,
     )
     evidence_languages: str = setting(
@@ -486,8 +451,7 @@ class EvidenceConfig:
         100.0,
         "Weight across languages",
         "What a pair of two languages counts in making batches, where one of the same language counts 1.",
-        low=0.0,
-        high=1e6,
+        within=(0.0, 1e6),
     )
     same_document: bool = setting(
         False,
@@ -503,8 +467,7 @@ class EvidenceConfig:
         4096,
         "Shard",
         "Passages in a shard: evidence is looked for within it. A smaller corpus is one shard.",
-        low=16,
-        high=10_000_000,
+        within=(16, 10_000_000),
     )
     shard_by: str = setting(
         "group",
@@ -514,12 +477,5 @@ class EvidenceConfig:
         choices=("group", "document"),
     )
     batch_tokens: int = setting(
-        4096,
-        "Batch",
-        "Tokens in a batch at most, targets and evidence together.",
-        low=64,
-        high=10_000_000,
+        4096, "Batch", "Tokens in a batch at most, targets and evidence together.", within=(64, 10_000_000)
     )
-
-    def __post_init__(self) -> None:
-        check_ranges(self)

@@ -4,7 +4,7 @@ A network is counted without making one, and refused where this machine cannot h
 bounded from above, in numbers of four bytes: what a forward holds at its widest, with attention weights as if
 they were written out everywhere. Measured values stay below it.
 
-Shapes: T tokens, C chunk length, K neighbors, R = 2 C, M pieces of evidence, V vocabulary.
+Shapes: T tokens, C chunk length, K neighbors, R = 2 C, V vocabulary.
 """
 
 from __future__ import annotations
@@ -50,8 +50,7 @@ def check_memory(network: NetworkConfig, step_tokens: int, device: str) -> None:
     if TRAINING_BYTES * count > there:
         raise UserError(
             f"A network of {count:,} parameters takes at least {TRAINING_BYTES * count / 1e9:,.0f} GB to "
-            f"train, but there are {there / 1e9:,.0f} GB of memory here. Choose a smaller --dim or "
-            "fewer layers."
+            f"train, but there are {there / 1e9:,.0f} GB of memory here. {kind_of_shape(network).smaller}"
         )
     if TRAINING_BYTES * count + logits > there:
         raise UserError(
@@ -64,6 +63,7 @@ NUMBER = 4  # bytes
 LOGITS = 5  # of one text at a time: kept on and off, another reading, its logits and their softmax
 RECORDED = 4  # attention that is shown is stacked, and averaged with its logarithm
 RECORDED_EVIDENCE = 6  # the same, and kept as float64
+MOST_EVIDENCE = 32  # pieces that the page reads a passage with
 WRITTEN_FROM = 100  # passages at most that a MARGE writes from
 
 
@@ -88,11 +88,11 @@ def retro_megabytes(network: RetroConfig, tokens: int, neighbors: int) -> float:
     return NUMBER * (retro_numbers(network, tokens, neighbors) + RECORDED * shown) / 1e6
 
 
-def marge_megabytes(network: MargeConfig, tokens: int, pieces: int) -> float:
-    """What reading a passage of T tokens with M pieces of evidence as long takes, or writing one."""
+def marge_megabytes(network: MargeConfig, tokens: int, _neighbors: int) -> float:
+    """What reading a passage of T tokens takes with as much evidence as may be shown, or writing one."""
     heads, width = network.num_heads, max(network.enc_ff_mult, network.ff_mult, network.dec_ff_mult)
     passage = tokens * _width(network.dim, width, 0) + heads * tokens**2
-    shown = network.dec_depth * heads * pieces * tokens**2
+    shown = network.dec_depth * heads * MOST_EVIDENCE * tokens**2
     logits = LOGITS * tokens * network.num_tokens
     return NUMBER * (WRITTEN_FROM * passage + RECORDED_EVIDENCE * shown + logits) / 1e6
 

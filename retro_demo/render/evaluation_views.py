@@ -1,6 +1,6 @@
 """An evaluation of RETRO or MARGE as HTML: the verdict, what would change it, a table behind each figure.
 
-Draws from the plain dict of evaluation/report.py. Of a MARGE it shows also its encoder across languages, and
+Draws from the plain dict of evaluation/runner.py. Of a MARGE it shows also its encoder across languages, and
 beta. The figures are render/plots.py.
 """
 

@@ -272,7 +272,7 @@ def gap_of(status: JobStatus) -> float | None:
 def retrieval_gain(status: JobStatus, evaluation: Mapping[str, Any] | None) -> str:
     """What retrieval is worth to a run, as HTML that names where the figure is from; "" where none is known.
 
-    An evaluation (see evaluation/report.py) goes before the training's own measurement, which has no
+    An evaluation (see evaluation/runner.py) goes before the training's own measurement, which has no
     baseline.
     """
     if evaluation is not None:

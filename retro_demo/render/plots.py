@@ -1,7 +1,7 @@
 """Loss curves and evaluations as plotly figures, each with a text alternative for people who cannot see it.
 
 Figures suit a light and a dark page. Those of an evaluation draw from the plain dict of
-evaluation/report.py; render/evaluation_views.py has the tables with the same numbers. Each `*_words`
+evaluation/runner.py; render/evaluation_views.py has the tables with the same numbers. Each `*_words`
 function takes what its figure is drawn from and gives the sentence with its numbers; `described` puts it
 into the figure.
 """
@@ -469,11 +469,7 @@ def curve_slider(
 
 def _layout(figure: go.Figure, **more: Any) -> go.Figure:
     figure.update_layout(
-        template="none",
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font=FONT,
-        **more,
+        template="none", paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font=FONT, **more
     )
     figure.update_xaxes(gridcolor=GRID, zeroline=False, linecolor=GRID)
     figure.update_yaxes(gridcolor=GRID, zeroline=False, linecolor=GRID, automargin=True)

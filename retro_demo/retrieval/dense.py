@@ -210,12 +210,7 @@ class VectorIndex:
 
     @classmethod
     def build(
-        cls,
-        vectors: np.ndarray,
-        ids: np.ndarray,
-        device: str = "cpu",
-        *,
-        factory: str | None = None,
+        cls, vectors: np.ndarray, ids: np.ndarray, device: str = "cpu", *, factory: str | None = None
     ) -> VectorIndex:
         """vectors (N, E), rows of length 1 or 0, and their chunk ids (N,), each below 2**32.
 
@@ -335,10 +330,7 @@ class DenseRetriever(Retriever):
 
 
 def search_allowed(
-    index: VectorIndex,
-    vectors: np.ndarray,
-    k: int,
-    excluded: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    index: VectorIndex, vectors: np.ndarray, k: int, excluded: Callable[[np.ndarray, np.ndarray], np.ndarray]
 ) -> Neighbors:
     """The k nearest of each query, vectors (Q, E), that are not excluded.
 

@@ -350,11 +350,7 @@ def _counted(tokenizer: Tokenizer, unknown: int | None, texts: Sequence[str]) ->
 def _torch_device(device: str) -> torch.device:
     """The device of that name; UserError where this machine has none such."""
     kind = device.partition(":")[0]
-    there = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(kind, False):
         choices = ", ".join(name for name, usable in there.items() if usable)
         raise UserError(f'Torch cannot use the device "{device}" here. Choose one of: {choices}.')

@@ -70,8 +70,7 @@ def joined(parts: Sequence[Neighbors], k: int) -> Neighbors:
     if not parts:
         return Neighbors(np.zeros((0, k), np.int64), np.zeros((0, k), np.float32))
     return Neighbors(
-        np.concatenate([part.ids for part in parts]),
-        np.concatenate([part.scores for part in parts]),
+        np.concatenate([part.ids for part in parts]), np.concatenate([part.scores for part in parts])
     )
 
 

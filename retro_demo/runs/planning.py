@@ -105,10 +105,7 @@ def plan_run(
         check_base(begun_from, base, built, given)
     usual = planner.preset(kind, preset, begun_from.network if begun_from else None)
     chosen = usual | planner.of_corpus(built) | given | dict(kind.always)
-    values = {
-        name: {one: value for one, value in chosen.items() if own.get(one) is part}
-        for name, part in kind.part_types().items()
-    }
+    values = {name: kind.settings_of_part(name, chosen) for name in kind.parts}
     values["network"] = planner.network(values["network"], built)
     parts = {name: part(**values[name]) for name, part in kind.part_types().items()}
     begun = {
@@ -129,17 +126,13 @@ def plan_run(
     )
 
 
-class RetroPlanner:
-    """What the settings of a run with the network of RETRO follow from."""
+class Planner:
+    """What the settings of a kind of run follow from; here nothing but its preset."""
 
     @staticmethod
-    def preset(kind: Kind, preset: str, base: RetroConfig | None = None) -> dict[str, Any]:
+    def preset(kind: Kind, preset: str, base: Any = None) -> dict[str, Any]:
         """What a preset sets; where a run begins with weights of a network like `base`, it fits to that."""
-        settings = kind.preset_settings(preset, begun=base is not None)
-        if base is None:
-            return settings
-        layers = fitting_layers(settings.get("cca_layers"), base.depth)
-        return settings | decoder_shape(base) | {"enc_dim": base.dim, "cca_layers": layers}
+        return kind.preset_settings(preset)
 
     @staticmethod
     def of_corpus(corpus: Corpus) -> dict[str, Any]:
@@ -148,16 +141,38 @@ class RetroPlanner:
 
     @staticmethod
     def network(shape: dict[str, Any], corpus: Corpus) -> dict[str, Any]:
-        """The shape of the network on a corpus: an encoder as wide as the decoder, unless somebody says
-        otherwise."""
+        """The shape of the network on a corpus, from what was chosen of it."""
+        return shape | {"vocab_size": corpus.tokenizer.vocab_size, "pad_id": corpus.tokenizer.pad_id}
+
+    @staticmethod
+    def usual(config: Any, preset: str) -> dict[str, Any]:
+        """What would have been set had nobody said anything but the preset."""
+        return config.kind.preset_settings(preset)
+
+    @staticmethod
+    def check(config: Any, corpus: Corpus) -> None:
+        """Raise UserError where the settings do not fit the corpus."""
+
+
+class RetroPlanner(Planner):
+    """What the settings of a run with the network of RETRO follow from."""
+
+    @staticmethod
+    def preset(kind: Kind, preset: str, base: RetroConfig | None = None) -> dict[str, Any]:
+        settings = kind.preset_settings(preset, begun=base is not None)
+        if base is None:
+            return settings
+        layers = fitting_layers(settings.get("cca_layers"), base.depth)
+        return settings | decoder_shape(base) | {"enc_dim": base.dim, "cca_layers": layers}
+
+    @staticmethod
+    def network(shape: dict[str, Any], corpus: Corpus) -> dict[str, Any]:
+        """An encoder is as wide as the decoder, unless somebody says otherwise."""
         width = {"enc_dim": shape["dim"]} if "dim" in shape else {}
-        tokenizer = corpus.tokenizer
-        tokens = {"vocab_size": tokenizer.vocab_size, "pad_id": tokenizer.pad_id}
-        return width | shape | tokens | {"chunk_len": corpus.config.chunk_len}
+        return Planner.network(width | shape, corpus) | {"chunk_len": corpus.config.chunk_len}
 
     @staticmethod
     def usual(config: RunConfig, preset: str) -> dict[str, Any]:
-        """What would have been set had nobody said anything but the preset and the width."""
         base = config.network if config.base else None
         settings = RetroPlanner.preset(config.kind, preset, base)
         width = config.network.dim
@@ -166,18 +181,13 @@ class RetroPlanner:
 
     @staticmethod
     def check(config: RunConfig, corpus: Corpus) -> None:
-        """Raise UserError where the settings do not fit the corpus."""
         check_windows(corpus, config.training.seq_len, config.training.num_neighbors)
         if config.retrieves:
             check_found(corpus, config.training.retriever)
 
 
-class MargePlanner:
+class MargePlanner(Planner):
     """The same for a run of MARGE."""
-
-    @staticmethod
-    def preset(kind: Kind, preset: str, base: None = None) -> dict[str, Any]:
-        return kind.preset_settings(preset)
 
     @staticmethod
     def of_corpus(corpus: Corpus) -> dict[str, Any]:
@@ -185,16 +195,11 @@ class MargePlanner:
 
     @staticmethod
     def network(shape: dict[str, Any], corpus: Corpus) -> dict[str, Any]:
-        tokens = {"vocab_size": corpus.tokenizer.vocab_size, "pad_id": corpus.tokenizer.pad_id}
-        return shape | tokens | {"languages": languages_of(corpus)}
+        return Planner.network(shape, corpus) | {"languages": languages_of(corpus)}
 
     @staticmethod
     def usual(config: MargeRun, preset: str) -> dict[str, Any]:
-        return config.kind.preset_settings(preset) | _of_languages(config.network.languages)
-
-    @staticmethod
-    def check(config: MargeRun, corpus: Corpus) -> None:
-        """Whatever it reads fits."""
+        return Planner.usual(config, preset) | _of_languages(config.network.languages)
 
 
 def _of_languages(languages: Sequence[str]) -> dict[str, Any]:

@@ -48,12 +48,7 @@ def provenance(run: Path, *, command: str, seconds: float, settings: dict[str, A
         "config": json.loads(json.dumps(asdict(config) | places)),
         "corpus": places["corpus"],
         "corpus_fingerprint": config.corpus_fingerprint,
-        "code": code_hash(),
-        "versions": versions(),
-        "threads": allowed_threads(),
-        "settings": settings,
-        "seconds": round(seconds, 2),
-        "command": command,
+        **_of_measurement(command, seconds, settings),
         "note": NOT_COMPARABLE,
     }
 
@@ -71,6 +66,12 @@ def corpus_provenance(
         "corpus_fingerprint": manifest["fingerprint"],
         "seed": manifest["config"]["seed"],
         "config": manifest["config"],
+        **_of_measurement(command, seconds, settings),
+    }
+
+
+def _of_measurement(command: str, seconds: float, settings: dict[str, Any]) -> dict[str, Any]:
+    return {
         "code": code_hash(),
         "versions": versions(),
         "threads": allowed_threads(),

@@ -74,14 +74,10 @@ def start_change(
             config, max_megabytes=checked_addition(workspace.home, config.max_megabytes, held, coming)
         )
     if name.strip():
-        folder = workspace.new_folder("corpora", name)
-        try:
+        with workspace.filling("corpora", name) as folder:
             copies = keep_files(workspace, files, folder / SOURCES)
             prepare_change(base, folder, add=copies, forget=forget, config=config, placed=(SOURCES,))
             begin(workspace, folder, "build-corpus")
-        except BaseException:
-            shutil.rmtree(folder)  # nothing was begun
-            raise
         return folder.name
     with lifecycle.asking(base):
         _check_free(workspace, corpus, base)

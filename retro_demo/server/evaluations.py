@@ -13,7 +13,7 @@ from typing import Any
 
 from retro_demo.errors import UserError
 from retro_demo.evaluation.baselines import baseline_settings, match, trainings, unfit_control
-from retro_demo.evaluation.request import Request, prepare_evaluation, read_request, write_request
+from retro_demo.evaluation.runner import Request, prepare_evaluation, read_request, write_request
 from retro_demo.files import file_hash
 from retro_demo.jobs import lifecycle
 from retro_demo.paths import SAMPLE

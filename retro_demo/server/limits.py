@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from retro_demo.errors import UserError
-from retro_demo.explain.marge_reading import MOST_EVIDENCE
 from retro_demo.files import replacing
 from retro_demo.kinds import kind_of_shape, resolve
 from retro_demo.models.config import NetworkConfig
 from retro_demo.models.memory import count_parameters
 from retro_demo.runs.checkpoint import AnyRun
 from retro_demo.server.workspace import Workspace, disk_use, noted_use
-from retro_demo.settings import GenerateConfig, check_ranges, from_json, setting, settings_of
+from retro_demo.settings import GenerateConfig, Settings, from_json, setting, settings_of
 
 FILE = "limits.json"
 PREFIX = "RETRO_DEMO_LIMIT_"  # of the environment's variables: RETRO_DEMO_LIMIT_STEPS
@@ -32,84 +31,80 @@ MEGABYTE = 1_000_000
 MOST = 1_000_000_000
 
 
-def _most(label: str, help: str) -> Any:
-    """A limit that is a whole number, which none is unless somebody sets it."""
-    return setting(0, label, help, low=0, high=MOST)
+def _limit(label: str, help: str, default: int = 0) -> Any:
+    return setting(default, label, help, within=(0, MOST))
 
 
 @dataclass(frozen=True)
-class Limits:
+class Limits(Settings):
     """The limits of a server; 0 is no limit. The defaults are those of a private one."""
 
-    running: int = _most("Jobs at work", "Builds, trainings and evaluations at work at a time.")
-    running_per_visitor: int = setting(
-        2, "Jobs at work of a visitor", "How many of them one visitor may have at work.", low=0, high=MOST
+    running: int = _limit("Jobs at work", "Builds, trainings and evaluations at work at a time.")
+    running_per_visitor: int = _limit(
+        "Jobs at work of a visitor", "How many of them one visitor may have at work.", 2
     )
-    trainings_per_device: int = _most(
+    trainings_per_device: int = _limit(
         "Trainings on a device", "How many runs may train on one device at a time."
     )
-    waiting: int = _most("Jobs in the queue", "How many jobs may wait for a place.")
-    waiting_per_visitor: int = _most(
+    waiting: int = _limit("Jobs in the queue", "How many jobs may wait for a place.")
+    waiting_per_visitor: int = _limit(
         "Jobs in the queue of a visitor", "How many of them one visitor may have waiting."
     )
-    waiting_per_address: int = _most(
+    waiting_per_address: int = _limit(
         "Jobs in the queue of an address",
         "How many of them may have been asked for from one address: a visitor can make any number of "
         "workspaces.",
     )
-    calls_per_address: int = _most(
+    calls_per_address: int = _limit(
         "Calls that wait of an address",
         "How many calls of one address may wait for a lane, such as that in which texts are written.",
     )
-    megabytes_per_visitor: int = _most(
+    megabytes_per_visitor: int = _limit(
         "Megabytes of a visitor", "What a workspace may hold before more is refused."
     )
-    megabytes_of_all: int = _most(
+    megabytes_of_all: int = _limit(
         "Megabytes of all visitors",
         "What all workspaces may hold together; beyond, those that nobody used for longest are deleted.",
     )
-    text_megabytes: int = _most("Megabytes of text", "The largest text that a corpus may be built of.")
-    free_megabytes: int = _most(
+    text_megabytes: int = _limit("Megabytes of text", "The largest text that a corpus may be built of.")
+    free_megabytes: int = _limit(
         "Free disk", "Megabytes of the disk that stay free: below, uploads and new work are refused."
     )
-    steps: int = _most("Steps", "The most optimizer steps of a run.")
-    parameters: int = _most("Parameters", "The most parameters of a run.")
-    context: int = _most(
+    steps: int = _limit("Steps", "The most optimizer steps of a run.")
+    parameters: int = _limit("Parameters", "The most parameters of a run.")
+    context: int = _limit(
         "Tokens at a time",
         "The most tokens that a run may read at a time: its context, or a passage of a MARGE.",
     )
-    neighbors: int = _most(
+    neighbors: int = _limit(
         "Neighbors", "The most neighbors of a chunk that a run may read, or a text be written with."
     )
-    reading_megabytes: int = _most(
+    reading_megabytes: int = _limit(
         "Memory of a reading",
         "Megabytes that explaining one stretch of text with a run may take: probabilities of all tokens of "
         "the vocabulary, attention, activations.",
     )
-    new_tokens: int = _most("Tokens of a text", "The most tokens that a text may be asked for at a time.")
-    weighed_tokens: int = _most(
+    new_tokens: int = _limit("Tokens of a text", "The most tokens that a text may be asked for at a time.")
+    weighed_tokens: int = _limit(
         "Tokens weighed",
         "The most tokens read to say what documents are worth, each as often as it is read: with, without, "
         "without each one.",
     )
-    minutes: int = _most(
+    minutes: int = _limit(
         "Minutes of a job", "After so many minutes a job saves and leaves; it can be resumed."
     )
     memory_share: float = setting(
-        0.0, "Memory of a job", "Share of the memory of the machine that one job may take.", low=0, high=1
+        0.0, "Memory of a job", "Share of the memory of the machine that one job may take.", within=(0, 1)
     )
-    nice: int = setting(0, "Niceness", "How far jobs stand back behind the page (as `nice`).", low=0, high=19)
-    keep_days: int = _most("Days kept", "Workspaces that nobody used for so many days are deleted.")
-    requests_per_minute: int = _most(
+    nice: int = setting(0, "Niceness", "How far jobs stand back behind the page (as `nice`).", within=(0, 19))
+    keep_days: int = _limit("Days kept", "Workspaces that nobody used for so many days are deleted.")
+    requests_per_minute: int = _limit(
         "Requests a minute", "Requests of one address; more are answered with 429."
     )
-    upload_megabytes_per_hour: int = _most(
+    upload_megabytes_per_hour: int = _limit(
         "Megabytes uploaded an hour",
         "Megabytes of uploads of one address within an hour; more are answered with 429.",
     )
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 PRIVATE = Limits()
@@ -208,8 +203,17 @@ def check_run(limits: Limits, network: NetworkConfig, steps: int) -> None:
     if limits.parameters and (count := count_parameters(network)) > limits.parameters:
         raise UserError(
             f"The network has {count / 1e6:.1f} M parameters, and here it may have at most "
-            f"{limits.parameters / 1e6:.1f} M. Choose a smaller --dim or fewer layers."
+            f"{limits.parameters / 1e6:.1f} M. {kind_of_shape(network).smaller}"
         )
+
+
+def check_training(limits: Limits, config: AnyRun, steps: int | None = None) -> None:
+    """Raise UserError for a run that is larger, longer or reads more at a time than may be trained here.
+
+    `steps`: those that it shall have, where it goes on to more.
+    """
+    check_run(limits, config.network, config.training.steps if steps is None else steps)
+    check_reading(limits, config)
 
 
 def check_settings(limits: Limits, network: NetworkConfig, settings: Mapping[str, Any]) -> None:
@@ -242,13 +246,12 @@ def check_context(limits: Limits, network: NetworkConfig, tokens: int, neighbors
             f"Choose a smaller {kind.context}, or use the run on a machine of your own."
         )
     check_neighbors(limits, neighbors)
-    pieces = MOST_EVIDENCE if kind.reads == "evidence" else limits.neighbors or neighbors
-    megabytes = resolve(kind.memory)(network, tokens, pieces)
+    megabytes = resolve(kind.memory)(network, tokens, limits.neighbors or neighbors)
     if limits.reading_megabytes and megabytes > limits.reading_megabytes:
         raise UserError(
-            f"Explaining a text of this run takes up to {megabytes:,.0f} MB, for {tokens:,} tokens with a "
-            f"vocabulary of {network.vocab_size:,} and {network.num_heads} heads, and here it may take at "
-            f"most {limits.reading_megabytes:,}. Choose fewer of these."
+            f"Explaining a text of this run takes up to {megabytes:,.0f} MB, for {tokens:,} tokens with "
+            f"{kind.reading_grows_with.format(**vars(network))}, and here it may take at most "
+            f"{limits.reading_megabytes:,}. Choose fewer of these."
         )
 
 

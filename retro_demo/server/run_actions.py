@@ -8,9 +8,9 @@ a run pushed to the Hub.
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -259,10 +259,7 @@ def export_zip(
 ) -> Path:
     """Write a run of the workspace, or a shipped one, as a .zip into `folder`; its path."""
     path = folder / f"{workspace.run(run).name}.zip"
-    check_space(workspace)
-    with tempfile.TemporaryDirectory(dir=workspace.make().folder, prefix=".export-") as scratch:
-        out = Path(scratch) / "export"
-        _export(workspace, run, out, with_corpus=with_corpus, with_state=with_state, license=license)
+    with _exported(workspace, run, with_corpus=with_corpus, with_state=with_state, license=license) as out:
         write_zip(out, path)
     return path
 
@@ -280,31 +277,33 @@ def push_run(
 ) -> str:
     """Export a run and push it to the Hub with the visitor's own token, never the server's; its address."""
     check_address(repo, token)
-    workspace.run(run)  # refuses what is no run
-    check_space(workspace)  # the export lies there while it is pushed
-    with tempfile.TemporaryDirectory(dir=workspace.make().folder, prefix=".export-") as scratch:
-        out = Path(scratch) / "export"
-        _export(workspace, run, out, with_corpus=with_corpus, with_state=with_state, license=license)
+    with _exported(workspace, run, with_corpus=with_corpus, with_state=with_state, license=license) as out:
         return push(out, repo, token, private=private)
 
 
-def _export(
-    workspace: Workspace, run: str, out: Path, *, with_corpus: bool, with_state: bool, license: str
-) -> None:
+@contextmanager
+def _exported(
+    workspace: Workspace, run: str, *, with_corpus: bool, with_state: bool, license: str
+) -> Iterator[Path]:
+    """A folder with the export of a run, in the workspace for a while."""
     folder = workspace.run(run)
+    check_space(workspace)
     if with_corpus:
         service.check_ready(workspace, run)
         title, place = service.corpus_of_run(workspace, run)
         if lifecycle.is_at_work(place):
             raise UserError(f"{title} is being built or changed. Wait for its end, then export it.")
-    export_run(
-        folder,
-        out,
-        with_corpus=with_corpus,
-        with_state=with_state,
-        license=license or "unknown",
-        evaluations=folder_of_evaluations(workspace, run),
-    )
+    with tempfile.TemporaryDirectory(dir=workspace.make().folder, prefix=".export-") as scratch:
+        out = Path(scratch) / "export"
+        export_run(
+            folder,
+            out,
+            with_corpus=with_corpus,
+            with_state=with_state,
+            license=license or "unknown",
+            evaluations=folder_of_evaluations(workspace, run),
+        )
+        yield out
 
 
 def import_zip(workspace: Workspace, file: tuple[str, Path], name: str = "") -> dict[str, Any]:
@@ -347,21 +346,13 @@ def _take(workspace: Workspace, export: Checked, name: str) -> dict[str, Any]:
         )
     if not (export.folder / STATE).exists():
         notes.append("It came without its optimizer state, so it cannot be trained on.")
-    folder = workspace.new_folder("runs", name)
-    try:
+    with workspace.filling("runs", name) as folder:
         take_run(export, folder, named, [workspace.run(run) for run in workspace.runs()])
-    except BaseException:
-        shutil.rmtree(folder)
-        raise
     return {"kind": "run", "run": folder.name, "corpus": corpus, "notes": notes}
 
 
 def _begin_corpus(workspace: Workspace, export: Checked, name: str) -> str:
-    folder = workspace.new_folder("corpora", export.manifest.corpus.title if export.config else name)
-    try:
+    with workspace.filling("corpora", export.manifest.corpus.title if export.config else name) as folder:
         take_corpus(export, folder)
         scheduler.begin(workspace, folder, "build-corpus")
-    except BaseException:
-        shutil.rmtree(folder)  # nothing was begun
-        raise
     return folder.name

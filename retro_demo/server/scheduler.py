@@ -20,7 +20,7 @@ from retro_demo.jobs import job_queue, lifecycle
 from retro_demo.jobs.job_queue import QueueEntry
 from retro_demo.jobs.worker import Allowance
 from retro_demo.runs.checkpoint import read_any_config
-from retro_demo.server.limits import ADDRESS, Limits, check_reading, check_run, limits_of
+from retro_demo.server.limits import ADDRESS, Limits, limits_of
 from retro_demo.server.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -33,16 +33,12 @@ GRACE_SECONDS = 120  # to save and leave, before a job over its time is killed
 def begin(workspace: Workspace, folder: Path, verb: str) -> None:
     """Start a job of a visitor, or let it wait for its place; a training only where it has a GPU then.
 
-    Raises UserError where it is at work or waits already, where the queue is full, and for a training
-    that is larger than a run may be here.
+    Raises UserError where it is at work or waits already, and where the queue is full.
     """
     home, visitor, device = workspace.home, workspace.folder.name, ""
     limits = limits_of(home)
     if verb == "train":
-        config = read_any_config(folder)
-        check_run(limits, config.network, config.training.steps)
-        check_reading(limits, config)
-        device = config.device
+        device = read_any_config(folder).device
         if lends_gpu():
             return  # who stays on the page drives it (server/gpu_lending.py)
     lifecycle.let_leave(folder)

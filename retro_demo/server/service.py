@@ -36,7 +36,7 @@ from retro_demo.runs import planning
 from retro_demo.runs.checkpoint import has_weights, read_any_config
 from retro_demo.runs.planning import extend_run, plan_run, prepare_run
 from retro_demo.runs.resuming import saved_step
-from retro_demo.server.limits import check_run, check_space, check_steps, checked_text, limits_of
+from retro_demo.server.limits import check_space, check_steps, check_training, checked_text, limits_of
 from retro_demo.server.scheduler import begin, check_can_queue
 from retro_demo.server.workspace import Workspace, note_files, noted
 from retro_demo.settings import CorpusConfig
@@ -157,14 +157,10 @@ def start_build(
         raise UserError("There is nothing to build from. Choose one or more files first.")
     _check_harmless(config)
     config = replace(config, max_megabytes=checked_text(workspace.home, config.max_megabytes))
-    folder = workspace.new_folder("corpora", name or Path(files[0][0]).stem)
-    try:
+    with workspace.filling("corpora", name or Path(files[0][0]).stem) as folder:
         copies = keep_files(workspace, files, folder / SOURCES)
         prepare_corpus(folder, copies, config, placed=(SOURCES,))
         begin(workspace, folder, "build-corpus")
-    except BaseException:
-        shutil.rmtree(folder)  # nothing was begun
-        raise
     return folder.name
 
 
@@ -244,13 +240,10 @@ def start_run(
         settings=settings,
         base=base if not base or base.startswith(SAMPLE) else str(workspace.run(base)),
     )
-    folder = workspace.new_folder("runs", name or f"{corpus.removeprefix(SAMPLE)}-{model}-{preset}")
-    try:
+    check_training(limits_of(workspace.home), wanted)
+    with workspace.filling("runs", name or f"{corpus.removeprefix(SAMPLE)}-{model}-{preset}") as folder:
         prepare_run(folder, wanted)
         begin(workspace, folder, "train")
-    except BaseException:
-        shutil.rmtree(folder)  # nothing was begun
-        raise
     return folder.name
 
 
@@ -297,10 +290,12 @@ def own_run(workspace: Workspace, run: str) -> Path:
 def resume_run(workspace: Workspace, run: str) -> None:
     """Go on with a run from its last save."""
     folder = own_run(workspace, run)
-    if saved_step(folder) >= read_any_config(folder).training.steps:
+    config = read_any_config(folder)
+    if saved_step(folder) >= config.training.steps:
         raise UserError(f"{run} is finished. To go on, train it longer.")
     check_space(workspace)
     _check_unchanging(workspace, run)
+    check_training(limits_of(workspace.home), config)
     begin(workspace, folder, "train")
 
 
@@ -319,7 +314,7 @@ def lengthen_run(workspace: Workspace, run: str, steps: int) -> None:
     check_space(workspace)
     _check_unchanging(workspace, run)
     config = read_any_config(folder)
-    check_run(limits_of(workspace.home), config.network, steps)
+    check_training(limits_of(workspace.home), config, steps)
     if steps != config.training.steps or saved_step(folder) >= steps:  # else a longer run never began
         extend_run(folder, steps)
     begin(workspace, folder, "train")

@@ -23,8 +23,8 @@ import secrets
 import shutil
 import time
 import unicodedata
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,6 +142,16 @@ class Workspace:
                 return folder
         raise UserError(f"There are too many called {base!r}. Choose another name.")
 
+    @contextmanager
+    def filling(self, kind: str, wanted: str) -> Iterator[Path]:
+        """As `new_folder`; the folder goes where what fills it fails, and so nothing was begun."""
+        folder = self.new_folder(kind, wanted)
+        try:
+            yield folder
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
+
     def rename(self, kind: str, old: str, new: str) -> str:
         """Give a corpus or run another name; returns it. Not while something works on it."""
         folder = self.owned(kind, old)
@@ -183,7 +193,7 @@ def disk_use(folder: Path) -> int:
 
 def marge_runs(workspace: Workspace) -> list[str]:
     """Ids of the runs of MARGE, shipped ones first, then the newest."""
-    return [run for run in workspace.runs() if read_any_config(workspace.run(run)).kind.reads == "evidence"]
+    return [run for run in workspace.runs() if "evidence" in read_any_config(workspace.run(run)).kind.tabs]
 
 
 KEPT_TRACES = 30

@@ -24,7 +24,7 @@ from retro_demo.corpus.store import KEPT_FILES, Corpus, load_corpus
 from retro_demo.corpus.store import MANIFEST as CORPUS_MANIFEST
 from retro_demo.errors import UserError
 from retro_demo.evaluation.arms import arm_name, arms_in_order
-from retro_demo.evaluation.request import read_request
+from retro_demo.evaluation.runner import read_request
 from retro_demo.events import read_events
 from retro_demo.files import file_hash, replacing
 from retro_demo.jobs.lifecycle import is_running, let_leave

@@ -24,15 +24,7 @@ from retro_demo.errors import UserError
 from retro_demo.files import write_atomically
 from retro_demo.output_folder import EXPORT, is_hidden, working_folder
 from retro_demo.paths import CHECKPOINTS, SAMPLE
-from retro_demo.runs.checkpoint import (
-    BEST,
-    IMPORTED,
-    LAST,
-    STATE,
-    AnyRun,
-    weights_with,
-    write_run_config,
-)
+from retro_demo.runs.checkpoint import BEST, IMPORTED, LAST, STATE, AnyRun, weights_with, write_run_config
 from retro_demo.runs.provenance import folder_name
 from retro_demo.settings import CorpusConfig, from_json
 from retro_demo.sharing.export_format import (

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,9 +91,9 @@ def run_training(
 
 def _memory_advice(config: AnyRun) -> str:
     """The settings of a run that cost memory, with their values."""
-    values = {name: config.settings[name] for name in (*config.kind.batch, "dim")}
-    *sizes, width = (f"--{name.replace('_', '-')} (now {value})" for name, value in values.items())
-    smaller = f"{', '.join(sizes)} or {width}"
+    values = {name: config.settings[name] for name in (*config.kind.batch, *config.kind.width)}
+    *sizes, last = (f"--{name.replace('_', '-')} (now {value})" for name, value in values.items())
+    smaller = f"{', '.join(sizes)} or {last}" if sizes else last
     return f"Resume it when other jobs have ended, or train a new run with a smaller {smaller}."
 
 
@@ -143,45 +143,46 @@ def _train(
     )
 
 
-class Work(Protocol):
+class Work:
     """What the training of one kind of run consists of; called in this order.
 
     Of several processes all call each method. The last save is put back between `started_facts` and
-    `prepare_steps`.
+    `prepare_steps`. What a kind has not, it leaves as it is here.
     """
 
     batches: Batches  # from `load_data` on
-    passes_a_step: float  # how often a step reads the training text; 0 = its events say it
+    passes_a_step = 0.0  # how often a step reads the training text; 0 = its events say it
 
-    def __init__(self, out: Path, config: Any, world: World) -> None: ...
+    def __init__(self, out: Path, config: Any, world: World) -> None:
+        self.out, self.config, self.world = out, config, world
 
     def make_model(self) -> nn.Module:
         """The network, on the CPU, with the weights that training begins with."""
-        ...
+        raise NotImplementedError
 
     def load_data(self) -> Iterator[Event]:
         """Load what is read."""
-        ...
+        raise NotImplementedError
 
     def started_facts(self, watch: Watch) -> dict[str, Any]:
         """What else is known of the run before it starts."""
-        ...
+        return {}
 
-    def prepare_steps(self, start: int, model: nn.Module) -> Iterator[Event]:
+    def prepare_steps(self, start: int, model: Any) -> Iterator[Event]:
         """Make ready to go on from step `start`."""
-        ...
+        yield from ()
 
-    def measure_held_out(self, step: int, model: nn.Module) -> Iterator[Event]:
+    def measure_held_out(self, step: int, model: Any) -> Iterator[Event]:
         """Measure, with an `Evaluated` at the end."""
-        ...
+        raise NotImplementedError
 
     def refresh_is_due(self, step: int) -> bool:
         """Whether something comes before this step that changes its batch."""
-        ...
+        return False
 
-    def refresh_batches(self, step: int, model: nn.Module, watch: Watch) -> Iterator[Event]:
+    def refresh_batches(self, step: int, model: Any, watch: Watch) -> Iterator[Event]:
         """What comes before a step."""
-        ...
+        yield from ()
 
 
 def make_batches(config: RunConfig, corpus: Corpus) -> RetroBatches:
@@ -202,12 +203,12 @@ def make_batches(config: RunConfig, corpus: Corpus) -> RetroBatches:
     )
 
 
-class RetroWork:
+class RetroWork(Work):
     """Training of a network of RETRO, with neighbors or without."""
 
-    def __init__(self, out: Path, config: RunConfig, world: World) -> None:
-        self.out, self.config, self.world = out, config, world
-        self.database: Database | None = None
+    config: RunConfig
+    batches: RetroBatches
+    database: Database | None = None
 
     def make_model(self) -> RETRO:
         model, config = RETRO(self.config.network), self.config
@@ -246,12 +247,6 @@ class RetroWork:
         arms = measure_arms(model, self.batches, self.widths, tokens)
         yield Evaluated(step, arms, _sample(model, self.config, self.database))
 
-    def refresh_is_due(self, step: int) -> bool:
-        return False
-
-    def refresh_batches(self, step: int, model: RETRO, watch: Watch) -> Iterator[Event]:
-        yield from ()
-
 
 def _sample(model: RETRO, config: RunConfig, database: Database) -> str:
     """What the model writes after the first words of a held-out (else the first) document."""
@@ -278,17 +273,15 @@ def _sample(model: RETRO, config: RunConfig, database: Database) -> str:
     return corpus.tokenizer.decode(written.tokens)
 
 
-class MargeWork:
+class MargeWork(Work):
     """Training of a MARGE, with a re-index now and then.
 
     Of several processes each encodes a part of a batch's evidence for all and has a part of its targets;
     at a re-index it embeds a part of the passages, whose pairs the first one finds for all.
     """
 
-    passes_a_step = 0.0
-
-    def __init__(self, out: Path, config: MargeRun, world: World) -> None:
-        self.out, self.config, self.world = out, config, world
+    config: MargeRun
+    batches: MargeBatches
 
     def make_model(self) -> MARGE:
         return MARGE(self.config.network)

@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from retro_demo.evaluation.request import read_request
+from retro_demo.evaluation.runner import read_request
 from retro_demo.jobs import lifecycle
 from retro_demo.render import evaluation_views, html_parts, plots
 from retro_demo.server import evaluations, service

@@ -15,7 +15,6 @@ from retro_demo.errors import UserError
 from retro_demo.events import Retrieved, Token
 from retro_demo.explain.marge_history import reading_json
 from retro_demo.explain.marge_reading import (
-    MOST_EVIDENCE,
     Choices,
     EvidenceReading,
     MargeCorpus,
@@ -25,6 +24,7 @@ from retro_demo.explain.marge_reading import (
     targets_of,
 )
 from retro_demo.generation.sampling import Written
+from retro_demo.models.memory import MOST_EVIDENCE
 from retro_demo.render import html_parts, marge_views
 from retro_demo.render.wording import explain
 from retro_demo.server import service

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import gradio as gr
@@ -372,8 +372,7 @@ class GenerateHandlers:
         view, config = self.view, checked_writing(self.home, **self.view.form.read(values))
         workspace = Workspace.open(self.home, code)
         with self.lane.text(code, token) as stopped:
-            yield {view.speed: loading(other)}
-            loaded = self._load(workspace, name, other, config.retriever)
+            loaded = yield from self._load(workspace, name, other, config.retriever)
             for writing in self.watch(loaded, name, words, config, stopped):
                 shown: Values = {
                     view.text.linked: html_parts.growing_text(writing),
@@ -390,8 +389,7 @@ class GenerateHandlers:
         view, config = self.view, checked_writing(self.home, **self.view.form.read(values))
         workspace = Workspace.open(self.home, code)
         with self.lane.text(code, token) as stopped:
-            yield {view.speed: loading(other)}
-            loaded = self._load(workspace, name, other, config.retriever)
+            loaded = yield from self._load(workspace, name, other, config.retriever)
             if not loaded.database:
                 raise UserError("This run is a plain language model (lm): it has no retrieval to compare.")
             for written in write_sides(loaded, name, words, config, stopped):
@@ -401,8 +399,7 @@ class GenerateHandlers:
     def explain_given(self, code: str, name: str, other: str, text: str, *values: Any) -> Iterator[Values]:
         view, config = self.view, ExplainConfig(**self.view.reading.read(values))
         workspace = Workspace.open(self.home, code)
-        yield {view.speed: loading(other)}
-        loaded = self._load(workspace, name, other, config.retriever)
+        loaded = yield from self._load(workspace, name, other, config.retriever)
         yield {view.speed: READING}
         trace = explained.explain_text(loaded, name, text, config)
         yield {view.trace_id: self._keep(workspace, trace, other)}
@@ -414,8 +411,7 @@ class GenerateHandlers:
         trace = kept_traces.shown_trace(workspace, kept)[1]
         if trace is None:
             raise UserError("There is no text below yet. Write or explain one first.")
-        yield {view.speed: loading(other)}
-        loaded = self._load(workspace, trace.about["run"], other, config.retriever)
+        loaded = yield from self._load(workspace, trace.about["run"], other, config.retriever)
         yield {view.speed: READING}
         yield {view.trace_id: self._keep(workspace, explained.explain_again(loaded, trace, config), other)}
 
@@ -479,7 +475,10 @@ class GenerateHandlers:
         folder = service.corpus_of_run(Workspace.open(self.home, code), name)[1]
         return explained.document_text(folder, int(number))
 
-    def _load(self, workspace: Workspace, name: str, other: str, retriever: str) -> LoadedRun:
+    def _load(
+        self, workspace: Workspace, name: str, other: str, retriever: str
+    ) -> Generator[Values, None, LoadedRun]:
+        yield {self.view.speed: loading(other)}
         if not name:
             raise UserError("There is no run yet. Train one on the Train tab.")
         service.check_ready(workspace, name, other)

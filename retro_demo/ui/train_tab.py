@@ -18,8 +18,7 @@ from retro_demo.errors import UserError
 from retro_demo.explain.marge_history import beta_series, pair_series, recall_series, reindexes
 from retro_demo.jobs import lifecycle
 from retro_demo.jobs.lifecycle import JobStatus
-from retro_demo.kinds import KINDS, MARGE_PRESETS, PRESETS, kind_named
-from retro_demo.models.config import EvidenceConfig, MargeConfig, RetroConfig
+from retro_demo.kinds import KINDS, Kind, kind_named
 from retro_demo.models.memory import count_parameters
 from retro_demo.paths import SAMPLE
 from retro_demo.render import html_parts, job_views, marge_views, plots
@@ -29,7 +28,6 @@ from retro_demo.server import evaluations, run_actions, service
 from retro_demo.server.limits import check_settings, limits_of
 from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace
-from retro_demo.settings import TrainConfig, settings_of
 from retro_demo.ui import zero_gpu
 from retro_demo.ui.form import (
     CHEAP,
@@ -51,8 +49,6 @@ from retro_demo.ui.uploads import chosen_files, exported, note_uploads
 from retro_demo.ui.visit import copy_link
 
 PUSHES = PRIVATE | {"concurrency_id": "push", "concurrency_limit": 2}  # minutes, on a slow line to the Hub
-SIZES = "Sets all knobs: tiny for minutes, small for an hour, base for a GPU."
-MARGE_SIZES = "Sets all knobs: tiny for about two minutes, small for about twelve."
 DOWNLOAD = "Download the curve, the table and where they come from (JSON)"
 
 
@@ -61,26 +57,16 @@ class Plan:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.form = Form(TrainConfig, RetroConfig, values=PRESETS["tiny"])
-        self.marge_form = Form(
-            TrainConfig,
-            EvidenceConfig,
-            MargeConfig,
-            values=MARGE_PRESETS["tiny"],
-            only=KINDS["marge"].settings(),
-            prefix="marge-",
-        )
+        offered = sorted(KINDS.values(), key=lambda kind: kind.place)
+        first, *others = offered
         gr.HTML("<h2>Train a model</h2>")
         self.corpus = gr.Dropdown([], label="Corpus", info="Built ones only.", elem_id="train-corpus")
         self.model = gr.Radio(
-            [("retrofit (recommended)", "retrofit"), "retro", "lm", "marge"],
-            value="retrofit",
+            [(f"{first.name} (recommended)", first.name), *(kind.name for kind in others)],
+            value=first.name,
             label="Model",
             elem_id="model",
-            info="retrofit teaches a finished lm to read neighbors and changes nothing else: with "
-            "retrieval off it stays that lm. What retrieval is worth tells only its matched baseline "
-            "(Evaluate); retro learns all at once; lm reads none; marge finds its own evidence and "
-            "learns to find it better.",
+            info="; ".join(kind.about for kind in offered) + ".",
         )
         self.base = gr.Dropdown(
             [],
@@ -89,16 +75,33 @@ class Plan:
             info="The lm to begin with. A retrofit freezes it; an lm that trains on from it for as "
             "many steps is the matched baseline.",
         )
-        self.preset = gr.Radio(list(PRESETS), value="tiny", label="Preset", elem_id="preset", info=SIZES)
+        self.preset = gr.Radio(
+            list(first.presets), value="tiny", label="Preset", elem_id="preset", info=first.sizes
+        )
         self.estimate = gr.HTML(elem_id="estimate", min_height=48)
-        with gr.Column() as self.retro_settings:
-            _show(self.form)
-        with gr.Column(visible=False) as self.marge_settings:
-            _show(self.marge_form)
+        self.forms: dict[frozenset[Any], Form] = {}  # kinds with the same settings share one
+        self.columns: dict[frozenset[Any], gr.Column] = {}
+        for kind in offered:
+            if (own := _own_settings(kind)) not in self.forms:
+                self._add_form(kind, own)
         said = "Empty: corpus, model and preset."
         self.name = gr.Textbox(label="Name of the run", max_lines=1, elem_id="run-name", info=said)
         self.start = gr.Button("Start training", variant="primary", elem_id="train")
-        self.widgets = [*self.form.inputs, *self.marge_form.inputs]
+        self.widgets = [widget for form in self.forms.values() for widget in form.inputs]
+
+    def _add_form(self, kind: Kind, own: frozenset[Any]) -> None:
+        prefix, parts = f"{kind.name}-" if self.forms else "", reversed(kind.part_types().values())
+        form = Form(*parts, values=kind.presets["tiny"], only=kind.settings(), prefix=prefix)
+        with gr.Column(visible=not self.forms) as self.columns[own]:
+            with gr.Row(elem_classes="knobs"):
+                form.show(main=True)
+            with gr.Accordion("All knobs", open=False), gr.Row(elem_classes="knobs"):
+                form.show(main=False)
+        self.forms[own] = form
+
+    def form(self, model: str) -> Form:
+        """The form of a kind of run."""
+        return self.forms[_own_settings(kind_named(model))]
 
     def wire(self, visitor: gr.BrowserState, arrival: Any) -> None:
         planned = [visitor, self.model, self.preset, self.base]
@@ -110,7 +113,7 @@ class Plan:
 
         gr.on([self.preset.input, self.base.change], **fills)
         # another model may begin from other runs, and has other settings even with the same base
-        shown = [self.preset, self.retro_settings, self.marge_settings]
+        shown = [self.preset, *self.columns.values()]
         adapted = self.model.input(shows_errors(self.adapt), [self.model, self.preset], shown, **QUIET)
         filled = adapted.then(**offers).then(**fills)
         self.corpus.change(**offers)
@@ -121,21 +124,17 @@ class Plan:
         arrival.then(**guesses)
 
     def settings(self, model: str, values: Sequence[Any]) -> dict[str, Any]:
-        """The settings of the model that was chosen, of the widgets of both forms."""
-        count = len(self.form.inputs)
-        return (
-            self.marge_form.read(values[count:]) if _has_evidence(model) else self.form.read(values[:count])
-        )
+        """The settings of the model that was chosen; `values` are those of the widgets of all forms."""
+        given, form = dict(zip(self.widgets, values, strict=True)), self.form(model)
+        return form.read([given[widget] for widget in form.inputs])
 
     def adapt(self, model: str, preset: str) -> Values:
         """Each model has its own presets and settings."""
-        kind, of_its_own = kind_named(model), _has_evidence(model)
-        known, sizes = kind.presets, MARGE_SIZES if of_its_own else SIZES
-        chosen = preset if preset in known else "tiny"
+        kind = kind_named(model)
+        chosen, mine = preset if preset in kind.presets else "tiny", _own_settings(kind)
         return {
-            self.preset: gr.Radio(list(known), value=chosen, info=sizes),
-            self.retro_settings: gr.Column(visible=not of_its_own),
-            self.marge_settings: gr.Column(visible=of_its_own),
+            self.preset: gr.Radio(list(kind.presets), value=chosen, info=kind.sizes),
+            **{column: gr.Column(visible=own == mine) for own, column in self.columns.items()},
         }
 
     def offer_bases(self, code: str, corpus: str | None, model: str, base: str | None) -> Values:
@@ -152,25 +151,25 @@ class Plan:
 
     def fill(self, code: str, model: str, preset: str, base: str | None) -> Values:
         workspace = Workspace.open(self.home, code)
-        form = self.marge_form if _has_evidence(model) else self.form
         settings = run_actions.starting_settings(workspace, model, preset, base or "")
+        form = self.form(model)
         return dict(zip(form.inputs, form.fill(settings), strict=True))
 
     def guess(
         self, code: str, corpus: str | None, model: str, preset: str, base: str | None, *values: Any
     ) -> Values:
         """How large the model is and how long a run may take, or what is wrong with the settings."""
-        if kind_named(model).base == "must" and not base:
+        kind = kind_named(model)
+        if kind.base == "must" and not base:
             return {self.estimate: html_parts.note(service.NO_BASE, "warning")}
         try:  # half-typed settings are no mistake yet: say it in place, without a toast
             settings, limits = self.settings(model, values), limits_of(self.home)
-            shape = kind_named(model).part_types()["network"]
-            chosen = {setting.name: settings[setting.name] for setting in settings_of(shape)}
-            network = shape(**chosen | dict(kind_named(model).always))
+            chosen = kind.settings_of_part("network", settings | dict(kind.always))
+            network = kind.part_types()["network"](**chosen)
             check_settings(limits, network, settings)
         except UserError as error:
             return {self.estimate: html_parts.note(on_page(error), "warning")}
-        tokens = math.prod(settings[name] for name in kind_named(model).batch)
+        tokens = math.prod(settings[name] for name in kind.batch)
         cost = count_parameters(network), settings["steps"], tokens
         workspace, passes = Workspace.open(self.home, code), {}
         if corpus and corpus in run_actions.built_ones(workspace):
@@ -178,16 +177,8 @@ class Plan:
         return {self.estimate: job_views.estimate(*cost, model, preset, limits.minutes, passes)}
 
 
-def _has_evidence(model: str) -> bool:
-    """Whether a kind of run is planned with the form of MARGE."""
-    return kind_named(model).reads == "evidence"
-
-
-def _show(form: Form) -> None:
-    with gr.Row(elem_classes="knobs"):
-        form.show(main=True)
-    with gr.Accordion("All knobs", open=False), gr.Row(elem_classes="knobs"):
-        form.show(main=False)
+def _own_settings(kind: Kind) -> frozenset[Any]:
+    return frozenset(kind.settings().items())
 
 
 class MargeProgress:
@@ -305,7 +296,7 @@ class RunView:
             self.curve: curve,
             self.arms: job_views.arms_html(now),
             self.weights: gr.Radio(choices, value=config.training.keep, visible=bool(choices)),
-            **(evidence.values(now, run) if config.kind.reads == "evidence" else evidence.hidden()),
+            **(evidence.values(now, run) if "evidence" in config.kind.tabs else evidence.hidden()),
             self.command: shown_command(trained_by),
             self.download: _download(folder, now, trained_by),
             **self._buttons("" if shipped else now.state),
@@ -362,10 +353,7 @@ class ShareSection:
         self.file = gr.File(label="An export (.zip)", file_types=[".zip"], elem_id="import-file", height=120)
         note_uploads(self.file, self.home, visitor)
         self.name = gr.Textbox(
-            label="Name here",
-            max_lines=1,
-            elem_id="import-name",
-            info="Empty: the one in the export.",
+            label="Name here", max_lines=1, elem_id="import-name", info="Empty: the one in the export."
         )
         self.bring = gr.Button("Import", elem_id="import-run")
         self.brought = gr.HTML(elem_id="imported")

@@ -26,8 +26,7 @@ from retro_demo.corpus.retrievers import load_retriever, search
 from retro_demo.corpus.sharding import Shard, run_shard
 from retro_demo.corpus.store import Corpus, load_corpus
 from retro_demo.errors import UserError
-from retro_demo.evaluation.request import Request, prepare_evaluation
-from retro_demo.evaluation.runner import run_evaluation
+from retro_demo.evaluation.runner import Request, prepare_evaluation, run_evaluation
 from retro_demo.events import Event, Finished, Warned
 from retro_demo.explain.text import explain_text
 from retro_demo.explain.tracing import why_nothing

@@ -12,8 +12,7 @@ import pytest
 from conftest import write_jsonl
 
 from retro_demo.corpus.building import build_corpus, prepare_corpus
-from retro_demo.evaluation.request import Request, prepare_evaluation
-from retro_demo.evaluation.runner import run_evaluation
+from retro_demo.evaluation.runner import Request, prepare_evaluation, run_evaluation
 from retro_demo.events import Finished
 from retro_demo.runs.planning import plan_run, prepare_run
 from retro_demo.settings import CorpusConfig, EvaluateConfig

@@ -19,9 +19,8 @@ from retro_demo.corpus.store import Corpus
 from retro_demo.errors import UserError
 from retro_demo.evaluation.arms import ARMS, EvidenceArms
 from retro_demo.evaluation.losses import Difference, Estimate, draws, tail
-from retro_demo.evaluation.report import marge_verdict
-from retro_demo.evaluation.request import Request, prepare_evaluation
-from retro_demo.evaluation.runner import run_evaluation
+from retro_demo.evaluation.marge_measurement import marge_verdict
+from retro_demo.evaluation.runner import Request, prepare_evaluation, run_evaluation
 from retro_demo.events import Event, Finished, Progress, Refined, Stopped
 from retro_demo.evidence.passages import cut_passages
 from retro_demo.render import evaluation_views, plots

@@ -15,8 +15,7 @@ from evaluation_helpers import TINY, make_run
 
 from retro_demo.corpus.store import file_checksum, load_corpus
 from retro_demo.errors import UserError
-from retro_demo.evaluation.request import Request, prepare_evaluation, usual_folder
-from retro_demo.evaluation.runner import run_evaluation
+from retro_demo.evaluation.runner import Request, prepare_evaluation, run_evaluation, usual_folder
 from retro_demo.events import Event, Finished, Progress, Refined, Stopped, Warned, read_events
 from retro_demo.files import file_hash
 from retro_demo.runs.checkpoint import load_model, save_weights

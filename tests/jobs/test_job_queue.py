@@ -19,7 +19,7 @@ from queue_helpers import run_of, visitor, waiting_job  # noqa: F401
 from train_helpers import prepare
 
 from retro_demo.errors import UserError
-from retro_demo.evaluation.request import Request, prepare_evaluation
+from retro_demo.evaluation.runner import Request, prepare_evaluation
 from retro_demo.jobs import job_queue, lifecycle
 from retro_demo.jobs.worker import UNLIMITED, Allowance
 from retro_demo.render.html_parts import standing

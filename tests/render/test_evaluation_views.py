@@ -9,8 +9,7 @@ import pytest
 from evaluation_helpers import make_run
 
 from retro_demo.evaluation.arms import ARM_NAMES
-from retro_demo.evaluation.request import Request, prepare_evaluation
-from retro_demo.evaluation.runner import run_evaluation
+from retro_demo.evaluation.runner import Request, prepare_evaluation, run_evaluation
 from retro_demo.events import Finished
 from retro_demo.jobs.lifecycle import JobStatus
 from retro_demo.render import evaluation_views, plots

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from train_helpers import advance, prepare, same_weights
 
 from retro_demo.errors import UserError
-from retro_demo.evaluation.baselines import before, got_worse, tokens_seen
+from retro_demo.evaluation.baselines import earlier_baseline, got_worse, tokens_seen
 from retro_demo.events import read_events
 from retro_demo.files import file_hash, save_tensors
 from retro_demo.runs import resuming
@@ -336,7 +336,7 @@ def test_what_a_baseline_was_before_is_its_base_else_a_better_save_of_its_own(
     config = plan_run("lm", str(three), base=str(base), settings=settings, device="cpu")
     prepare_run(tmp_path / "on", config)
 
-    begun_from, own = before(tmp_path / "on"), before(base)
+    begun_from, own = earlier_baseline(tmp_path / "on"), earlier_baseline(base)
 
     assert begun_from is not None
     assert own is not None
@@ -344,9 +344,9 @@ def test_what_a_baseline_was_before_is_its_base_else_a_better_save_of_its_own(
     assert (own.run, own.weights) == (base, base / BEST)
     assert step_of(base / BEST) < 80
     keep_weights(base, "best")
-    assert before(base) is None
+    assert earlier_baseline(base) is None
     shutil.rmtree(base)
-    assert before(tmp_path / "on") is None
+    assert earlier_baseline(tmp_path / "on") is None
 
 
 def test_a_baseline_is_judged_by_its_own_record_up_to_the_weights_that_it_is_used_with(copy):

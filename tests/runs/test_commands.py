@@ -22,7 +22,7 @@ from train_helpers import advance, prepare
 from benchmarks.serving import served_page
 from retro_demo.cli import main
 from retro_demo.console import given
-from retro_demo.evaluation.request import Request, prepare_evaluation, read_request, usual_folder
+from retro_demo.evaluation.runner import Request, prepare_evaluation, read_request, usual_folder
 from retro_demo.kinds import KINDS
 from retro_demo.models.config import EvidenceConfig, MargeConfig, RetroConfig
 from retro_demo.paths import LINKS, link_to

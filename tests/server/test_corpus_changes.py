@@ -16,7 +16,7 @@ from train_helpers import advance, prepare
 from retro_demo.corpus.changes import CHANGE, carry_out, is_pending, prepare_change
 from retro_demo.corpus.store import is_built, load_corpus, read_stored_documents
 from retro_demo.errors import UserError
-from retro_demo.evaluation.request import Request, prepare_evaluation
+from retro_demo.evaluation.runner import Request, prepare_evaluation
 from retro_demo.events import Failed, append_event, read_events
 from retro_demo.jobs import job_queue, lifecycle
 from retro_demo.paths import data_home

@@ -17,7 +17,7 @@ from marge_helpers import built, make_marge_run, translated
 from page_helpers import opened_client, page_home
 
 from retro_demo.errors import UserError
-from retro_demo.evaluation.request import Request, prepare_evaluation
+from retro_demo.evaluation.runner import Request, prepare_evaluation
 from retro_demo.jobs import lifecycle
 from retro_demo.runs.checkpoint import read_run_config, write_run_config
 from retro_demo.server import evaluations, service

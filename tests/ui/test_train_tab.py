@@ -52,7 +52,7 @@ def sent(update: Any) -> dict[str, Any]:
 
 def knobs_of(tab: TrainTab, **changed: Any) -> list[Any]:
     """What the page would send of the knobs, some of them changed."""
-    given = {tab.plan.form.widgets[name]: value for name, value in changed.items()}
+    given = {tab.plan.form("lm").widgets[name]: value for name, value in changed.items()}
     return [given.get(widget, widget.value) for widget in tab.plan.widgets]
 
 
@@ -64,8 +64,9 @@ def test_each_model_shows_its_own_presets_and_knobs(tab, model):
 
     assert sent(values[plan.preset])["choices"] == list(known)
     assert sent(values[plan.preset])["value"] == ("base" if "base" in known else "tiny")
-    assert sent(values[plan.retro_settings]) == {"visible": model == "retro"}
-    assert sent(values[plan.marge_settings]) == {"visible": model == "marge"}
+    of_retro, of_marge = plan.columns.values()
+    assert sent(values[of_retro]) == {"visible": model == "retro"}
+    assert sent(values[of_marge]) == {"visible": model == "marge"}
 
 
 @pytest.mark.parametrize(
@@ -91,10 +92,10 @@ def test_a_preset_fills_the_knobs_of_the_chosen_model_and_no_others(tab, code):
 
     of_lm, of_marge = plan.fill(code, "lm", "small", None), plan.fill(code, "marge", "small", "first")
 
-    assert list(of_lm) == plan.form.inputs
-    assert of_lm[plan.form.widgets["steps"]] == PRESETS["small"]["steps"]
-    assert list(of_marge) == plan.marge_form.inputs
-    assert of_marge[plan.marge_form.widgets["steps"]] == MARGE_PRESETS["small"]["steps"]
+    assert list(of_lm) == plan.form("lm").inputs
+    assert of_lm[plan.form("lm").widgets["steps"]] == PRESETS["small"]["steps"]
+    assert list(of_marge) == plan.form("marge").inputs
+    assert of_marge[plan.form("marge").widgets["steps"]] == MARGE_PRESETS["small"]["steps"]
 
 
 def test_an_estimate_says_in_its_place_what_is_wrong_with_the_plan(tab, code):
