@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import SMALL as SMALL_CORPUS
 from conftest import records, write_jsonl
-from held_back import PATIENCE, wait_until
+from held_back import PATIENCE, held_jobs, wait_until
 from queue_helpers import run_of, visitor, waiting_job  # noqa: F401
 from train_helpers import prepare
 
@@ -259,12 +259,13 @@ def test_a_server_that_died_between_a_start_and_its_note_starts_nothing_twice(ho
     run = run_of(workspace, "started")
     with job_queue.queue_lock(home):
         job_queue.enqueue(home, run, "train", workspace.folder.name, "cpu")
-    lifecycle.start(run, "train")
-    before = (run / "pid").read_text()
+    with held_jobs():  # or it would write down its own start meanwhile
+        lifecycle.start(run, "train")
+        before = (run / "pid").read_text()
 
-    scheduler.start_next(home)
+        scheduler.start_next(home)
 
-    assert (run / "pid").read_text() == before
+        assert (run / "pid").read_text() == before
     assert [entry.started for entry in job_queue.read_queue(home)] == [True]
     assert lifecycle.status(run).state == "running"
 
@@ -286,9 +287,7 @@ def test_tickets_of_deleted_folders_and_dead_jobs_are_dropped(home):
 def test_a_worker_whose_time_is_up_saves_says_why_and_can_go_on(home):
     workspace = visitor(home)
     run = run_of(workspace, "long")
-    lifecycle.start(run, "train", Allowance(seconds=2, nice=7))  # its time begins with its first line
-    worker = lifecycle.worker_of(run)
-    wait_until(lambda: os.getpriority(os.PRIO_PROCESS, worker.number) >= 7)
+    lifecycle.start(run, "train", Allowance(seconds=2))  # its time begins with its first line
 
     wait_until(lambda: not lifecycle.is_running(run))
 
@@ -334,6 +333,19 @@ def test_a_worker_may_write_to_as_much_memory_as_it_was_given():
     assert "memory" in ended.stderr
 
 
+def test_a_worker_is_as_nice_as_it_was_told():
+    code = (
+        "import os\n"
+        "from retro_demo.jobs.worker import keep_to_allowance\n"
+        "keep_to_allowance()\n"
+        "print(os.getpriority(os.PRIO_PROCESS, 0))\n"
+    )
+    env = os.environ | Allowance(nice=7).to_environment()
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+
+    assert int(ended.stdout) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 7)
+
+
 def test_a_private_worker_is_told_of_no_allowance():
     assert UNLIMITED.to_environment() == {}
 
@@ -373,8 +385,7 @@ def test_a_run_made_longer_that_left_the_queue_can_be_asked_for_again(home):
     one = visitor(home)
     folder = prepare(one.folder / "runs" / "short", home / "places", steps=2)
     scheduler.begin(one, folder, "train")
-    for _ in service.follow(folder):
-        pass
+    wait_until(lambda: lifecycle.status(folder).state == "finished" and not lifecycle.is_running(folder))
     keep_limits(home, ONE_TRAINING)
     scheduler.begin(one, run_of(one, "long"), "train")
     service.lengthen_run(one, "short", 4)

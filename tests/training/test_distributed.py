@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from distributed_helpers import alone, prepare  # noqa: F401
 from held_back import PATIENCE
 from marge_training_helpers import folder as two_languages  # noqa: F401
 from torch import nn
-from torchrun_helpers import largest_difference, of, torchrun, train_together, train_until_signaled
+from torchrun_helpers import LAUNCHER, largest_difference, of, torchrun, train_together, train_until_signaled
 
 from retro_demo.corpus.store import load_corpus
 from retro_demo.devices import Learner, World, noticing_loss
@@ -88,26 +88,29 @@ TOGETHER = """
 import os, sys
 import numpy as np
 from retro_demo.devices import process_group
+
+def told(numbers):
+    try:
+        world.add_up(numbers)
+    except Exception as error:
+        return type(error).__name__
+
 with process_group() as world:
-    told = []
-    for numbers in (np.zeros(2, np.int16), np.zeros(2)):  # gloo adds no int16; the second needs both
-        if world.rank == 1 and numbers.dtype == float:
-            os._exit(0)
-        try:
-            world.add_up(numbers)
-        except Exception as error:
-            told.append(type(error).__name__)
-    print(*told, flush=True)
+    fault = told(np.zeros(2, np.int16))  # gloo adds no int16
+    open(sys.argv[1], "r" if world.rank else "w").close()  # neither goes on before the other is here
+    if world.rank:
+        os._exit(0)
+    print(fault, told(np.zeros(2)), flush=True)
 """
 
 
 def test_a_process_that_is_gone_is_told_as_that_and_a_fault_of_the_program_as_itself(tmp_path):
-    (tmp_path / "together.py").write_text(TOGETHER)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    script, meeting = tmp_path / "together.py", tmp_path / "meeting"
+    script.write_text(TOGETHER)
+    os.mkfifo(meeting)
+    command = [*LAUNCHER, "2", str(script), str(meeting)]
 
-    done = subprocess.run(
-        [*launcher, str(tmp_path / "together.py")], capture_output=True, text=True, timeout=PATIENCE
-    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
 
     assert done.stdout.split() == ["RuntimeError", "UserError"], done.stderr
 
