@@ -381,10 +381,10 @@ class ShareSection:
         self.make.click(shows_errors(self.export), exported_with, self.made, **PRIVATE, **SHARE)
         brought = [self.brought, self.file, *outputs]
         self.bring.click(
-            shows_errors(self.bring_in), [*chosen, self.file, self.name], brought, **PRIVATE, **SHARE
+            shows_errors(self.import_archive), [*chosen, self.file, self.name], brought, **PRIVATE, **SHARE
         )
         told = [*chosen, self.repo, self.token, self.private, self.along, self.license]
-        self.push.click(shows_errors(self.push_it), told, [self.pushed, self.token], **PUSHES)
+        self.push.click(shows_errors(self.push_run), told, [self.pushed, self.token], **PUSHES)
 
     def export(self, code: str, run: str | None, along: list[str], license: str) -> Values:
         workspace = Workspace.open(self.home, code)
@@ -392,7 +392,7 @@ class ShareSection:
         label = f"Download {path.name} ({path.stat().st_size / 1e6:.1f} MB)"
         return {self.made: gr.DownloadButton(label, value=str(path), visible=True)}
 
-    def bring_in(self, code: str, run: str | None, path: str | None, name: str) -> Values:
+    def import_archive(self, code: str, run: str | None, path: str | None, name: str) -> Values:
         if not path:
             raise UserError("There is nothing to import. Choose the .zip of an export first.")
         workspace = Workspace.open(self.home, code)
@@ -402,7 +402,7 @@ class ShareSection:
         said = html_parts.note(" ".join([what, *result["notes"]]))
         return {self.brought: said, self.file: None, **self.refreshed(code, result["run"] or run)}
 
-    def push_it(
+    def push_run(
         self, code: str, run: str | None, repo: str, token: str, private: bool, along: list[str], license: str
     ) -> Iterator[Values]:
         """No page keeps a token, whatever comes of the push."""
@@ -457,17 +457,17 @@ class TrainTab:
         chosen = [visitor, run, plan.corpus]
         self.share.wire(visitor, run, self.outputs)
         planned = [visitor, plan.corpus, plan.model, plan.preset, plan.name, plan.base, *plan.widgets]
-        begins = plan.start.click(shows_errors(self.begin), planned, self.outputs, **CHEAP)
-        view.stop.click(shows_errors(self.end), [visitor, run], None, **CHEAP)
-        resumes = view.resume.click(shows_errors(self.go_on), chosen, self.outputs, **CHEAP)
+        begins = plan.start.click(shows_errors(self.start_training), planned, self.outputs, **CHEAP)
+        view.stop.click(shows_errors(self.stop_training), [visitor, run], None, **CHEAP)
+        resumes = view.resume.click(shows_errors(self.continue_training), chosen, self.outputs, **CHEAP)
         lengthens = self.longer.click(
             shows_errors(self.lengthen), [*chosen, self.steps], self.outputs, **CHEAP
         )
         zero_gpu.drive_after((begins, resumes, lengthens), cache, visitor, run, view.timer)
-        view.weights.input(shows_errors(self.use), [*chosen, view.weights], self.outputs, **CHEAP)
-        self.rename.click(shows_errors(self.call_it), [*chosen, self.new_name], self.outputs, **CHEAP)
+        view.weights.input(shows_errors(self.choose_weights), [*chosen, view.weights], self.outputs, **CHEAP)
+        self.rename.click(shows_errors(self.rename_run), [*chosen, self.new_name], self.outputs, **CHEAP)
         self.delete.click(
-            shows_errors(self.remove), [visitor, run, self.answer], self.outputs, js=sure("run"), **CHEAP
+            shows_errors(self.delete_run), [visitor, run, self.answer], self.outputs, js=sure("run"), **CHEAP
         )
         arrival = arrival.opening(tab, run)
         arrival.naming(tab, run)
@@ -518,7 +518,7 @@ class TrainTab:
         """As `refresh`; the look on arrival is the first that chooses, and there is always a shipped run."""
         return self.refresh(code, run, corpus) if run else gr.skip()
 
-    def begin(
+    def start_training(
         self, code: str, corpus: str, model: str, preset: str, name: str, base: str | None, *values: Any
     ) -> Values:
         workspace, settings = Workspace.open(self.home, code), self.plan.settings(model, values)
@@ -526,10 +526,10 @@ class TrainTab:
         run = service.start_run(workspace, corpus or "", model, preset, settings, name, begun_from)
         return self.refreshed(code, run, corpus)
 
-    def end(self, code: str, run: str | None) -> None:
+    def stop_training(self, code: str, run: str | None) -> None:
         service.stop_run(Workspace.open(self.home, code), run or "")
 
-    def go_on(self, code: str, run: str | None, corpus: str | None) -> Values:
+    def continue_training(self, code: str, run: str | None, corpus: str | None) -> Values:
         service.resume_run(Workspace.open(self.home, code), run or "")
         return self.refreshed(code, run, corpus)
 
@@ -537,15 +537,15 @@ class TrainTab:
         service.lengthen_run(Workspace.open(self.home, code), run or "", int(steps or 0))
         return self.refreshed(code, run, corpus)
 
-    def use(self, code: str, run: str | None, corpus: str | None, keep: str) -> Values:
+    def choose_weights(self, code: str, run: str | None, corpus: str | None, keep: str) -> Values:
         service.keep_weights(Workspace.open(self.home, code), run or "", keep)
         return self.refreshed(code, run, corpus)
 
-    def call_it(self, code: str, run: str | None, corpus: str | None, name: str) -> Values:
+    def rename_run(self, code: str, run: str | None, corpus: str | None, name: str) -> Values:
         renamed = evaluations.rename_run(Workspace.open(self.home, code), run or "", name)
         return self.refreshed(code, renamed, corpus)
 
-    def remove(self, code: str, run: str, answer: str) -> Values:
+    def delete_run(self, code: str, run: str, answer: str) -> Values:
         if answer == "yes":
             evaluations.delete_run(Workspace.open(self.home, code), run)
         return self.refreshed(code, None)

@@ -145,8 +145,8 @@ def test_a_push_that_takes_long_holds_up_no_import(data_folder):
     known = build_app(data_folder)[0].fns.values()
     lane = {one.fn.__name__: one.concurrency_id for one in known if one.concurrency_id in ("share", "push")}
 
-    assert lane["push_it"] == "push"
-    assert lane["bring_in"] == lane["export"] == lane["import_run"] == "share"
+    assert lane["push_run"] == "push"
+    assert lane["import_archive"] == lane["export"] == lane["import_run"] == "share"
 
 
 def test_an_imported_run_takes_threads_and_device_of_this_machine_and_not_of_its_maker(

@@ -151,13 +151,13 @@ def test_a_look_lists_what_there_is_and_changes_no_choice(tab, code):
 def test_a_run_is_begun_stopped_gone_on_with_and_trained_longer(tab, code, mine):
     view, run = tab.view, "third-one"
     with no_place_free(mine.home):
-        begun = tab.begin(code, "places", "retro", "tiny", "Third one", "", *knobs_of(tab, steps=9))
-        tab.end(code, run)
+        begun = tab.start_training(code, "places", "retro", "tiny", "Third one", "", *knobs_of(tab, steps=9))
+        tab.stop_training(code, run)
         ended = view.values(code, run, "")
-        gone_on = tab.go_on(code, run, "places")
+        gone_on = tab.continue_training(code, run, "places")
         with pytest.raises(UserError, match="running or waits"):
             tab.lengthen(code, run, "places", 20.0)
-        tab.end(code, run)
+        tab.stop_training(code, run)
         assert read_run_config(mine.run(run)).training.steps == 9
         longer = tab.lengthen(code, run, "places", 20.0)
 
@@ -171,7 +171,7 @@ def test_a_run_is_begun_stopped_gone_on_with_and_trained_longer(tab, code, mine)
 def test_a_run_is_used_with_the_weights_that_are_chosen(tab, code, mine):
     prepare(mine.folder / "runs" / "young", mine.corpus("places"))
 
-    values = tab.use(code, "young", "places", "best")
+    values = tab.choose_weights(code, "young", "places", "best")
 
     assert sent(values[tab.view.run])["value"] == "young"
     assert sent(values[tab.view.weights])["value"] == "best"
@@ -179,11 +179,11 @@ def test_a_run_is_used_with_the_weights_that_are_chosen(tab, code, mine):
 
 
 def test_a_run_is_renamed_and_deleted_once_its_visitor_is_sure(tab, code, mine):
-    renamed = tab.call_it(code, "second", "places", "other-name")
-    tab.remove(code, "first", "no")
+    renamed = tab.rename_run(code, "second", "places", "other-name")
+    tab.delete_run(code, "first", "no")
     assert {"first", "other-name"} < set(mine.runs())
 
-    left = tab.remove(code, "first", "yes")
+    left = tab.delete_run(code, "first", "yes")
 
     assert sent(renamed[tab.view.run])["value"] == "other-name"
     assert "first" not in mine.runs()
@@ -194,14 +194,14 @@ def test_a_run_goes_out_and_comes_in_under_another_name(tab, code, mine):
     share = tab.share
     path = sent(share.export(code, "first", ["corpus"], " mit ")[share.made])["value"]
 
-    values = share.bring_in(code, "first", path, " Again ")
+    values = share.import_archive(code, "first", path, " Again ")
 
     assert [name for name in zipfile.ZipFile(path).namelist() if name.startswith("corpus/")]
     assert values[share.file] is None
     assert sent(values[tab.view.run])["value"] == "again"
     assert "again" in values[share.brought]
     with pytest.raises(UserError, match="nothing to import"):
-        share.bring_in(code, "first", None, "")
+        share.import_archive(code, "first", None, "")
 
 
 def test_the_page_keeps_no_token_whether_a_push_ends_well_or_not(tab, code, monkeypatch):
@@ -212,9 +212,9 @@ def test_the_page_keeps_no_token_whether_a_push_ends_well_or_not(tab, code, monk
         return "https://hub/me/it"
 
     monkeypatch.setattr(run_actions, "push_run", push)
-    first, last = share.push_it(code, "first", " me/it ", " hf_token ", True, ["state"], "")
+    first, last = share.push_run(code, "first", " me/it ", " hf_token ", True, ["state"], "")
     monkeypatch.undo()
-    refused = share.push_it(code, "first", "me/it", "", True, [], "")
+    refused = share.push_run(code, "first", "me/it", "", True, [], "")
 
     assert first == next(refused) == {share.pushed: "", share.token: ""}
     assert last[share.token] == ""

@@ -39,7 +39,11 @@ def test_a_file_that_went_by_its_age_is_to_be_uploaded_again(data_folder, upload
     code, chosen = mine.folder.name, "sample:factbook2015"
     page = [*build_app(data_folder)[0].fns.values()]
     build, add = [code, [gone], ""], [code, chosen, "", [gone]]
-    for name, values in (("start_build", build), ("add_documents", add), ("bring_in", [code, "", gone, ""])):
+    for name, values in (
+        ("start_build", build),
+        ("add_documents", add),
+        ("import_archive", [code, "", gone, ""]),
+    ):
         handed = next(one for one in page if getattr(one.fn, "__name__", "") == name)
         others = [widget.value for widget in handed.inputs[len(values) :]]
         with pytest.raises(gr.Error, match=r"'island\.zip' is not there any more.*Upload it again"):
