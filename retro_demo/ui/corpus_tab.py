@@ -1,7 +1,6 @@
 """The Corpus tab: build one from files, watch it, see its figures, search in it, change it, tidy up.
 
-Each part of the tab is a class that makes its components and wires them, with a method for each event. A
-method takes the values of the inputs, the code of the workspace first, and gives new values by component.
+Its parts are classes like those of the Train tab.
 """
 
 from __future__ import annotations

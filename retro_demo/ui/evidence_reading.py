@@ -6,7 +6,7 @@ A passage is written from documents that the visitor chooses or that the encoder
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
@@ -41,12 +41,12 @@ from retro_demo.ui.form import (
     QUIET,
     Form,
     Values,
+    chosen_index,
     clicked,
     first_of,
     json_file,
-    named_runs,
     once_known,
-    relisted,
+    relisted_runs,
     shows_errors,
 )
 from retro_demo.ui.visit import Lane
@@ -167,8 +167,22 @@ class TargetView:
         }
 
 
+@dataclass(frozen=True)
+class AttentionLook:
+    """Which attention is drawn: of a layer and a head (MEAN: of all), to a piece (from 0), in a part of the
+    target (from 1)."""
+
+    layer: str | None
+    head: str | None
+    piece: int | None = 0
+    part: int = 1
+
+
 class TargetHandlers:
-    """What happens in the view of one target: a run, a target and how many pieces name one reading."""
+    """What happens in the view of one target: a run, a target and how many pieces name one reading.
+
+    Gradio passes values by position: `look` are those of the fields of an AttentionLook.
+    """
 
     def __init__(self, cache: ModelCache, view: TargetView) -> None:
         self.cache, self.home, self.view = cache, cache.home, view
@@ -207,19 +221,17 @@ class TargetHandlers:
             view.text: source.text(int(reading.ids[0])),
             view.changed: "",
             view.download: json_file("evidence-reading.json", reading_json(folder, source, reading)),
-            **self._attention(source, reading, *look, 0, 1),
+            **self._attention(source, reading, AttentionLook(*look)),
         }
 
-    def show_attention(self, code: str, name: str | None, which: int | None, many: int, *how: Any) -> Values:
-        """The attention of a layer, a head, to a piece, in a part of the target."""
-        return self._attention(*self._reading(code, name, which, many), *how)
+    def show_attention(self, code: str, name: str | None, which: int | None, many: int, *look: Any) -> Values:
+        return self._attention(*self._reading(code, name, which, many), AttentionLook(*look))
 
-    def show_piece(self, code: str, name: str | None, which: int | None, many: int, *how: Any) -> Values:
+    def show_piece(self, code: str, name: str | None, which: int | None, many: int, *look: Any) -> Values:
         """As `show_attention`, with the text of the piece to change."""
-        source, reading = self._reading(code, name, which, many)
-        at = min(max(int(how[2] or 0), 0), len(reading.ids) - 1)
-        text = {self.view.text: source.text(int(reading.ids[at])), self.view.changed: ""}
-        return self._attention(source, reading, *how) | text
+        (source, reading), asked = self._reading(code, name, which, many), AttentionLook(*look)
+        text = source.text(int(reading.ids[_piece(asked, reading)]))
+        return self._attention(source, reading, asked) | {self.view.text: text, self.view.changed: ""}
 
     def edit_piece(
         self, code: str, name: str | None, which: int | None, many: int, at: int, words: str
@@ -240,15 +252,12 @@ class TargetHandlers:
         folder = Workspace.open(self.home, code).run(name)
         return self.cache.marge_corpus(folder), self.cache.evidence(folder, int(which), int(many))
 
-    def _attention(self, source: MargeCorpus, reading: EvidenceReading, *look: Any) -> Values:
-        """The pictures for a layer, a head, a piece and a part of the target."""
-        layer_of, head_of, at, page = look
+    def _attention(self, source: MargeCorpus, reading: EvidenceReading, look: AttentionLook) -> Values:
+        """The pictures of attention."""
         layers, heads = reading.weights.shape[:2]
-        nth = int(layer_of) - 1 if (layer_of or "").isdecimal() and 0 < int(layer_of) <= layers else None
-        one = int(head_of) - 1 if (head_of or "").isdecimal() and 0 < int(head_of) <= heads else None
-        at = min(max(int(at or 0), 0), len(reading.ids) - 1)
-        weights = reading.attention_scores(at, nth, one)
-        start = ROWS * (min(max(int(page), 1), _parts(reading)) - 1)
+        nth, at = chosen_index(look.layer, layers), _piece(look, reading)
+        weights = reading.attention_scores(at, nth, chosen_index(look.head, heads))
+        start = ROWS * (min(max(int(look.part), 1), _parts(reading)) - 1)
         rows = source.pieces(reading.tokens[1:])[start : start + ROWS]
         columns = source.pieces(reading.evidence[at][reading.evidence[at] != 0][1:])
         return {
@@ -277,7 +286,7 @@ def wire_target(
     asked = [*chosen, view.target, view.count]
     edited = [*view.pictures, view.text, view.changed]
     shown = [view.said, view.inside, view.listing, view.piece, view.part, *edited, view.download]
-    look_up, look = once_known(on.read_evidence), once_known(on.show_attention)
+    look_up, draw = once_known(on.read_evidence), once_known(on.show_attention)
     picks = [
         place.select(shows_errors(on.choose_target), [*chosen, *documents], view.target, **QUIET)
         for place in pickers
@@ -287,10 +296,15 @@ def wire_target(
         reading = begun(look_up, [*asked, view.layer, view.head], shown, **ON_PAGE)
         reading.failure(lambda: "", None, view.said, **PRIVATE)
     looks = [*asked, view.layer, view.head, view.piece, view.part]
-    gr.on([view.layer.input, view.head.input, view.part.input], look, looks, view.pictures, **ON_PAGE)
+    gr.on([view.layer.input, view.head.input, view.part.input], draw, looks, view.pictures, **ON_PAGE)
     view.piece.input(once_known(on.show_piece), looks, edited, **ON_PAGE)
     view.change.click(shows_errors(on.edit_piece), [*asked, view.piece, view.text], view.changed, **ON_PAGE)
     view.remove.click(shows_errors(on.remove_piece), [*asked, view.piece], view.changed, **ON_PAGE)
+
+
+def _piece(look: AttentionLook, reading: EvidenceReading) -> int:
+    """The piece of evidence that is chosen, or the nearest one."""
+    return min(max(int(look.piece or 0), 0), len(reading.ids) - 1)
 
 
 def _parts(reading: EvidenceReading) -> int:
@@ -465,14 +479,14 @@ class WritingHandlers:
         """The runs to choose from, and what one of them offers."""
         names = marge_runs(Workspace.open(self.home, code))
         chosen = now if now in names else next(iter(names), None)
-        return {self.view.run: relisted(named_runs(names), now, chosen)} | self.offer_choices(code, chosen)
+        return {self.view.run: relisted_runs(names, now, chosen)} | self.offer_choices(code, chosen)
 
     def refresh(self, code: str, now: str | None) -> Values:
         """As `arrive`; for a run that is still there, what was chosen stays."""
         names = marge_runs(Workspace.open(self.home, code))
         if now not in names:
             return self.arrive(code, now)
-        return {self.view.run: relisted(named_runs(names), now, now)}
+        return {self.view.run: relisted_runs(names, now, now)}
 
 
 def _listed(source: MargeCorpus, tongue: str) -> dict[str, Any]:

@@ -6,14 +6,16 @@ A file is written on request, not at every look.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
 
 from retro_demo.errors import UserError
-from retro_demo.evidence.reindex import reindexed_steps
+from retro_demo.evidence.reindex import Reindexing, reindexed_steps
 from retro_demo.explain.marge_history import (
+    PassageSample,
     beta_series,
     centered,
     choose_sample,
@@ -41,9 +43,8 @@ from retro_demo.ui.form import (
     QUIET,
     Values,
     json_file,
-    named_runs,
     once_known,
-    relisted,
+    relisted_runs,
     shows_errors,
 )
 from retro_demo.ui.visit import Asked, Lane, copy_link
@@ -174,6 +175,11 @@ class EvidenceView:
             self.map_table = gr.HTML()
 
     @property
+    def look(self) -> list[Any]:
+        """What says how pictures are drawn: the fields of a Look."""
+        return [self.kind, self.order, self.values, self.by, self.at, self.languages]
+
+    @property
     def pictures(self) -> list[Any]:
         """What is drawn of one re-index."""
         return [self.matrix, self.caption, self.matrix_table, self.map, self.map_caption, self.map_table]
@@ -185,8 +191,28 @@ class EvidenceView:
         return [*states, *curves, *self.pictures, *self.reading.outputs]
 
 
+@dataclass(frozen=True)
+class Look:
+    """How the pictures of a run are drawn; the fields are in the order of `EvidenceView.look`.
+
+    `kind` of documents: held-out or training. `order` of documents and `values` in the matrix. `by`: what has
+    one color on the map. `at`: the re-index, from 0. `languages` of the documents: empty or None for all.
+    """
+
+    kind: str
+    order: str
+    values: str
+    by: str
+    at: int = sys.maxsize
+    languages: Sequence[str] | None = ()
+
+    @property
+    def held_out(self) -> bool:
+        return self.kind == "held-out"
+
+
 class EvidenceHandlers:
-    """What happens on the tab. `look` is how pictures are drawn: order, values, then what each one names."""
+    """What happens on the tab. Gradio passes values by position: `look` are those of the fields of a Look."""
 
     def __init__(self, cache: ModelCache, view: EvidenceView) -> None:
         self.cache, self.home, self.view = cache, cache.home, view
@@ -196,13 +222,13 @@ class EvidenceHandlers:
         """The runs to choose from, and the state that makes `show_run` begin: nothing is redrawn twice."""
         names = marge_runs(Workspace.open(self.home, code))
         chosen = now if now in names else next(iter(names), None)
-        shown: Values = {self.view.run: relisted(named_runs(names), now, chosen)}
+        shown: Values = {self.view.run: relisted_runs(names, now, chosen)}
         if chosen is None or before.rpartition(" ")[0] != chosen:
             shown[self.view.status] = "" if chosen else html_parts.note(NO_RUN)
         return shown
 
-    def show_run(self, code: str, name: str | None, how: str, *look: Any) -> Iterator[Values]:
-        """Show a run at its last re-index, once its corpus is there; look: order, values, by."""
+    def show_run(self, code: str, name: str | None, *look: Any) -> Iterator[Values]:
+        """Show a run at its last re-index, once its corpus is there."""
         if not name:
             yield self._nothing(html_parts.note(NO_RUN))
             return
@@ -214,74 +240,64 @@ class EvidenceHandlers:
                     raise UserError(asked.end)
                 yield self._nothing(job_views.waiting(build, "The corpus is being prepared"))
         yield self._nothing(READING)
-        yield self._opened(code, name, how, self.cache.marge_corpus(workspace.run(name)), *look)
+        yield self._opened(code, name, self.cache.marge_corpus(workspace.run(name)), Look(*look))
 
-    def show_run_once(
-        self, code: str, name: str | None, before: str, how: str, *look: Any
-    ) -> Iterator[Values]:
+    def show_run_once(self, code: str, name: str | None, before: str, *look: Any) -> Iterator[Values]:
         """As `show_run`; what is shown already stays, and is followed again if the run goes on."""
         if name and before.rpartition(" ")[0] == name:
             going = lifecycle.status(Workspace.open(self.home, code).run(name)).under_way
             yield {self.view.timer: gr.Timer(active=going)}
         else:
-            yield from self.show_run(code, name, how, *look)
+            yield from self.show_run(code, name, *look)
 
-    def redraw_if_stale(
-        self, code: str, name: str | None, before: str, how: str, *look: Any
-    ) -> Iterator[Values]:
+    def redraw_if_stale(self, code: str, name: str | None, before: str, *look: Any) -> Iterator[Values]:
         """As `show_run`, where an answer that came late has drawn another run than the one that is chosen."""
         if name and before and before.rpartition(" ")[0] != name:
-            yield from self.show_run(code, name, how, *look)
+            yield from self.show_run(code, name, *look)
         else:
             yield {self.view.timer: gr.skip()}
 
     def redraw(self, code: str, name: str | None, *look: Any) -> Values:
-        """The pictures; look: kind, languages, order, values, re-index, by."""
-        return self._drawn(code, name, *look) if name else gr.skip()
+        return self._drawn(code, name, Look(*look)) if name else gr.skip()
 
-    def show_other_documents(
-        self, code: str, name: str | None, how: str, some: list[str], *look: Any
-    ) -> Values:
+    def show_other_documents(self, code: str, name: str | None, *look: Any) -> Values:
         """The pictures and the targets of other documents."""
         if not name:
             return gr.skip()
+        asked = Look(*look)
         source = self.cache.marge_corpus(Workspace.open(self.home, code).run(name))
-        offered = targets_of(source, held_out=how == "held-out", languages=some or [])
-        return self._drawn(code, name, how, some, *look) | self.view.reading.fresh(offered, source)
+        offered = targets_of(source, held_out=asked.held_out, languages=asked.languages or [])
+        return self._drawn(code, name, asked) | self.view.reading.fresh(offered, source)
 
-    def follow_run(self, code: str, name: str | None, before: str, place: int, *look: Any) -> Values:
-        """A new re-index is shown at once, if the last one was; look: kind, languages, order, values, by."""
-        view, workspace = self.view, Workspace.open(self.home, code)
+    def follow_run(self, code: str, name: str | None, before: str, *look: Any) -> Values:
+        """A new re-index is shown at once, if the last one was."""
+        view, workspace, asked = self.view, Workspace.open(self.home, code), Look(*look)
         if name not in marge_runs(workspace):  # it was deleted or renamed
             return self._nothing(html_parts.note(NO_RUN))
         folder = workspace.run(name)
         steps, known = reindexed_steps(folder), int(before.rpartition(" ")[2] or 0)
-        how, some, order, values, by = look
         if steps and not known:
-            return self._opened(code, name, how, self.cache.marge_corpus(folder), order, values, by)
+            return self._opened(code, name, self.cache.marge_corpus(folder), asked)
         shown: Values = {view.timer: gr.Timer(active=lifecycle.status(folder).under_way)}
         if len(steps) == known:
             return shown
         shown |= {view.seen: f"{name} {len(steps)}"} | self._curves(code, name)
         last = len(steps) - 1
         slider = {"maximum": max(1, last), "interactive": last > 0}
-        if place < known - 1:
+        if asked.at < known - 1:
             return shown | {view.at: gr.Slider(**slider)}
         # the visitor looks at the latest
-        drawn = self._drawn(code, name, how, some, order, values, last, by)
+        drawn = self._drawn(code, name, replace(asked, at=last))
         return shown | {view.at: gr.Slider(**slider, value=last)} | drawn
 
-    def write_file(self, code: str, name: str | None, how: str, some: list[str], *look: Any) -> str:
+    def write_file(self, code: str, name: str | None, *look: Any) -> str:
         """What the tab shows as a file, written when somebody asks for it and not at every look."""
         if not name:
             raise UserError("There is no run yet. Choose one first.")
-        order, _, place, _ = look
-        folder = Workspace.open(self.home, code).run(name)
+        asked, folder = Look(*look), Workspace.open(self.home, code).run(name)
         source = self.cache.marge_corpus(folder)
-        first, now = reindexing_at(folder, 0), reindexing_at(folder, place)
-        sample = choose_sample(
-            source.passages, now.rows, held_out=how == "held-out", order=order, languages=some or []
-        )
+        first, now = reindexing_at(folder, 0), reindexing_at(folder, asked.at)
+        sample = _sample(source, now, asked)
         rows = reindexes(lifecycle.status(folder))
         return json_file("evidence.json", matrix_json(folder, source, sample, first, now, rows))
 
@@ -290,28 +306,27 @@ class EvidenceHandlers:
         hidden = {self.view.body: gr.Column(visible=False), self.view.timer: gr.Timer(active=False)}
         return {self.view.status: words, self.view.seen: "", **hidden}
 
-    def _opened(self, code: str, name: str, how: str, source: MargeCorpus, *look: Any) -> Values:
-        """A run whose corpus is there, at its last re-index; look: order, values, by."""
+    def _opened(self, code: str, name: str, source: MargeCorpus, look: Look) -> Values:
+        """A run whose corpus is there, at its last re-index and in all languages."""
         view, folder = self.view, Workspace.open(self.home, code).run(name)
         steps = reindexed_steps(folder)
         going = lifecycle.status(folder).under_way
         followed = {view.timer: gr.Timer(active=going), view.seen: f"{name} {len(steps)}"}
         if not steps:
             return self._nothing(html_parts.note(NO_REINDEX if going else NEVER_REINDEXED)) | followed
-        if how == "held-out" and not source.passages.held_out.any():
-            how = "training"
-        order, values, by = look
         last = len(steps) - 1
+        kind = look.kind if source.passages.held_out.any() else "training"
+        look = replace(look, kind=kind, at=last, languages=())
         return {
-            view.kind: gr.Radio(value=how),
+            view.kind: gr.Radio(value=kind),
             view.languages: gr.Dropdown(_languages(source), value=[]),
             view.status: "",
             view.body: gr.Column(visible=True),
             view.at: gr.Slider(maximum=max(1, last), value=last, interactive=last > 0),
             **followed,
             **self._curves(code, name),
-            **self._drawn(code, name, how, [], order, values, last, by),
-            **view.reading.fresh(targets_of(source, held_out=how == "held-out"), source),
+            **self._drawn(code, name, look),
+            **view.reading.fresh(targets_of(source, held_out=look.held_out), source),
         }
 
     def _curves(self, code: str, name: str) -> Values:
@@ -329,16 +344,12 @@ class EvidenceHandlers:
             view.curves_table: marge_views.reindex_table(rows),
         }
 
-    def _drawn(self, code: str, name: str, how: str, some: list[str], *look: Any) -> Values:
-        """The pictures of one re-index; look: order, values, re-index, by."""
-        view, (order, kind, place, by) = self.view, look
-        folder = Workspace.open(self.home, code).run(name)
+    def _drawn(self, code: str, name: str, look: Look) -> Values:
+        """The pictures of one re-index."""
+        view, kind, folder = self.view, look.values, Workspace.open(self.home, code).run(name)
         source = self.cache.marge_corpus(folder)
-        first, now, last = (reindexing_at(folder, which) for which in (0, place, sys.maxsize))
-        passages, rules = source.passages, source.config.evidence
-        sample = choose_sample(
-            passages, now.rows, held_out=how == "held-out", order=order, languages=some or []
-        )
+        first, now, last = (reindexing_at(folder, which) for which in (0, look.at, sys.maxsize))
+        passages, rules, sample = source.passages, source.config.evidence, _sample(source, now, look)
         relevance = relevance_matrix(now, sample, passages, rules)
         numbers = ranks(relevance) if kind == "ranks" else centered(relevance)
         top = marge_views.full_color(centered(relevance_matrix(last, sample, passages, rules)))
@@ -349,7 +360,7 @@ class EvidenceHandlers:
             view.matrix: marge_views.matrix_figure(numbers, relevance, sample, source, kind=kind, top=top),
             view.caption: marge_views.matrix_caption(nearest, untrained, now.step, len(sample.ids)),
             view.matrix_table: marge_views.matrix_table(numbers, relevance, sample, source),
-            view.map: marge_views.map_figure(moved, sample, source, by),
+            view.map: marge_views.map_figure(moved, sample, source, look.by),
             view.map_caption: marge_views.map_caption(moved, now.step),
             view.map_table: marge_views.map_table(moved, sample, source),
         }
@@ -358,18 +369,18 @@ class EvidenceHandlers:
 def evidence_tab(tab: gr.Tab, cache: ModelCache, visitor: gr.BrowserState, arrival: Any) -> None:
     """Build the tab and wire it."""
     view = EvidenceView()
-    on, known, drawing = EvidenceHandlers(cache, view), [visitor, view.run], [view.order, view.values]
-    _wire_pictures(view, on, [*known, view.kind, view.languages, *drawing, view.at, view.by])
+    on, known = EvidenceHandlers(cache, view), [visitor, view.run]
+    _wire_pictures(view, on, [*known, *view.look])
     documents, pickers = [view.kind, view.languages], [view.caption, view.matrix_table]
     wire_target(cache, view.reading, known, documents, pickers)
-    watched = [*known, view.seen, view.at, *documents, *drawing, view.by]
+    watched = [*known, view.seen, *view.look]
     view.timer.tick(once_known(on.follow_run), watched, view.everything, **QUIET)
     arrive, listed, lists = once_known(on.arrive), [*known, view.seen], [view.run, view.status]
     arrival = arrival.opening(tab, view.run)
     arrival.naming(tab, view.run)
     arrival.then(arrive, listed, lists, **QUIET)
     # figures are drawn for those who look at them
-    looked = [view.kind, *drawing, view.by]
+    looked = [view.kind, view.order, view.values, view.by]  # languages of another run mean nothing here
     begun = tab.select(arrive, listed, lists, **QUIET).then(
         once_known(on.show_run_once), [*listed, *looked], view.everything, **CHEAP
     )
@@ -389,6 +400,12 @@ def _wire_pictures(view: EvidenceView, on: EvidenceHandlers, looks: list[Any]) -
     documents = [view.kind.input, view.languages.input]
     gr.on(documents, once_known(on.show_other_documents), looks, others, **LOOKS)
     view.save.click(shows_errors(on.write_file), looks, view.file, **LOOKS).success(None, js=SAVE)
+
+
+def _sample(source: MargeCorpus, now: Reindexing, look: Look) -> PassageSample:
+    """The documents that are drawn."""
+    documents, some = source.passages, look.languages or []
+    return choose_sample(documents, now.rows, held_out=look.held_out, order=look.order, languages=some)
 
 
 def _languages(source: MargeCorpus) -> list[tuple[str, str]]:

@@ -210,6 +210,12 @@ def first_of(row: Any) -> Any:
     return row[0] if isinstance(row, (list, tuple)) and row else gr.skip()
 
 
+def chosen_index(chosen: str | None, most: int) -> int | None:
+    """Which of 1 to `most` is chosen, counted from 0; None for MEAN, over all of them."""
+    number = int(chosen) if chosen and chosen.isdecimal() else 0
+    return number - 1 if 0 < number <= most else None
+
+
 def clicked(event: gr.EventData, what: str, *names: str) -> list[int]:
     """The numbers by which a script of the page names what was clicked, or a stranger's program for it."""
     try:
@@ -229,6 +235,11 @@ def relisted(choices: Sequence[Any], now: Any, chosen: Any) -> gr.Dropdown:
     A visitor may have chosen something else while the answer was on its way; that stays.
     """
     return gr.Dropdown(choices) if chosen == now else gr.Dropdown(choices, value=chosen)
+
+
+def relisted_runs(runs: Iterable[str], now: Any, chosen: Any) -> gr.Dropdown:
+    """As `relisted`, of `named_runs`."""
+    return relisted(named_runs(runs), now, chosen)
 
 
 def stop_and_resume(state: str) -> list[gr.Button]:

@@ -40,12 +40,13 @@ from retro_demo.ui.form import (
     QUIET,
     Form,
     Values,
+    chosen_index,
     clicked,
     first_of,
     json_file,
-    named_runs,
     once_known,
     relisted,
+    relisted_runs,
     shows_errors,
 )
 from retro_demo.ui.visit import Lane, copy_link, run_breadcrumb
@@ -156,7 +157,7 @@ class ExplainHandlers:
         """The heatmap of a layer and a head, or of their means."""
         trace = self._trace(code, name)
         number = int(which) if (which or "").isdecimal() and int(which) in trace.layers else None
-        nth = int(one) - 1 if (one or "").isdecimal() and 0 < int(one) <= trace.weights.shape[2] else None
+        nth = chosen_index(one, trace.weights.shape[2])
         return trace_views.heatmap(trace, number, nth)
 
     def edit_from_text(self, code: str, name: str, event: gr.EventData) -> Values:
@@ -430,7 +431,7 @@ class GenerateHandlers:
         reads = [(OWN_CORPUS, ""), *((service.corpus_title(c), c) for c in corpora)]
         return {
             **self.describe_run(code, chosen),
-            self.view.run: relisted(named_runs(runs), now, chosen),
+            self.view.run: relisted_runs(runs, now, chosen),
             self.view.corpus: relisted(reads, other, other if other in corpora else ""),
             self.breadcrumb: self.name_shown_run(code, of_marge, chosen, found),
         }

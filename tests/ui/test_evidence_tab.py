@@ -26,7 +26,7 @@ from retro_demo.ui.evidence_reading import (
 )
 from retro_demo.ui.evidence_tab import EvidenceHandlers, EvidenceView
 
-HOW = ("group", "ranks", "group")  # order, values, by
+HOW = ("group", "ranks", "group")  # order, values, by: fields of a Look behind its kind
 
 
 @pytest.fixture(scope="module")
@@ -114,31 +114,29 @@ def test_a_run_that_a_late_answer_has_drawn_gives_way_to_the_one_that_is_chosen(
 
 
 def test_a_new_reindex_is_drawn_where_the_latest_was_looked_at(on, code):
-    view, look = on.view, ("training", [], *HOW)
+    view, how = on.view, ("training", *HOW)
 
-    assert list(on.follow_run(code, "finder", "finder 3", 2, *look)) == [view.timer]
-    latest = on.follow_run(code, "finder", "finder 2", 1, *look)
+    assert list(on.follow_run(code, "finder", "finder 3", *how, 2, [])) == [view.timer]
+    latest = on.follow_run(code, "finder", "finder 2", *how, 1, [])
     assert latest[view.at].value == 2
     assert set(view.pictures) < set(latest)
-    earlier = on.follow_run(code, "finder", "finder 2", 0, *look)
+    earlier = on.follow_run(code, "finder", "finder 2", *how, 0, [])
     assert "value" not in earlier[view.at].constructor_args
     assert not set(view.pictures) & set(earlier)
     assert latest[view.seen] == earlier[view.seen] == "finder 3"
-    assert view.reading.target in on.follow_run(code, "finder", "finder 0", 0, *look)
-    assert not on.follow_run(code, "gone", "gone 3", 2, *look)[view.body].visible
+    assert view.reading.target in on.follow_run(code, "finder", "finder 0", *how, 0, [])
+    assert not on.follow_run(code, "gone", "gone 3", *how, 2, [])[view.body].visible
 
 
 def test_the_pictures_are_of_the_chosen_reindex_and_the_targets_of_the_chosen_documents(on, code):
     view = on.view
-    first, last = (on.redraw(code, "finder", "held-out", [], *HOW[:2], at, "group") for at in (0, 2))
+    first, last = (on.redraw(code, "finder", "held-out", *HOW, at, []) for at in (0, 2))
 
     assert set(first) == set(view.pictures)
     assert first[view.caption] != last[view.caption]
-    assert on.redraw(code, None) == on.show_other_documents(code, None, "held-out", []) == gr.skip()
+    assert on.redraw(code, None) == on.show_other_documents(code, None) == gr.skip()
     offered = [
-        on.show_other_documents(code, "finder", how, ["ka"], *HOW[:2], 2, "group")[
-            view.reading.target
-        ].choices
+        on.show_other_documents(code, "finder", how, *HOW, 2, ["ka"])[view.reading.target].choices
         for how in ("held-out", "training")
     ]
     assert all(offered)
