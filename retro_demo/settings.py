@@ -1,9 +1,9 @@
-"""Every setting, declared once: of corpora, training, generation, evaluation, explanation, changes.
+"""Settings of corpora, training, generation, evaluation, explanation and changes, each declared once.
 
 A setting is a field of a frozen dataclass with its label, range and help in the
 metadata. The command line, the forms of the page, the range checks and docs/settings.md all read these. A
-saved config is the dataclass as JSON. This module knows nothing of files, torch or widgets; networks have
-models/config.py, visitors' limits server/limits.py.
+saved config is the dataclass as JSON. This module knows nothing of files, torch or widgets. Elsewhere are
+host and port (ui/serve.py), networks (models/config.py) and limits of visitors (server/limits.py).
 """
 
 from __future__ import annotations
