@@ -1,8 +1,8 @@
-"""What a re-index of MARGE saves, and how well embeddings find a document in other languages.
+"""How MARGE re-indexes: embeddings of all passages -> the evidence of each, with figures, in the run folder.
 
-evidence/000300.safetensors in the run folder holds what the re-index before step 300 found: all pairs, and
-for the page the embeddings of up to SHOWN passages in half precision. These are always the same passages,
-first ones of documents before others. Each file is written beside itself and renamed.
+training/marge_batches.py says when. evidence/000300.safetensors holds what the re-index before step 300
+found: all pairs, and for the page the embeddings of up to SHOWN passages in half precision. These are always
+the same passages, first ones of documents before others. Each file is written beside itself and renamed.
 
 Does an encoder find the same item in another language? Recall and reciprocal rank, by script too. The first
 passage stands for a document. A query searches all documents of one other language, held out or not, for one
@@ -29,8 +29,9 @@ from safetensors.numpy import save_file
 from retro_demo.corpus.store import Corpus
 from retro_demo.devices import SINGLE_PROCESS, World
 from retro_demo.errors import UserError
-from retro_demo.evidence.passages import Pairs, Passages
+from retro_demo.evidence.passages import Pairs, Passages, chance_of_group, find_pairs, pair_figures
 from retro_demo.files import beside
+from retro_demo.models.config import EvidenceConfig
 from retro_demo.models.marge import MARGE
 
 SHOWN = 2048
@@ -49,6 +50,42 @@ class Reindexing:
     vectors: np.ndarray
     figures: dict[str, Any]
     matrix: np.ndarray | None = None
+
+
+def reindex(
+    step: int,
+    vectors: np.ndarray,
+    passages: Passages,
+    config: EvidenceConfig,
+    *,
+    targets: np.ndarray,
+    candidates: np.ndarray,
+    scripts: Sequence[str],
+    seed: int,
+    before: Pairs | None,
+) -> Reindexing:
+    """Find the evidence of all targets by embeddings (P, D) of length 1, as they are before `step`.
+
+    targets, candidates bool (P,): what gets evidence, and what may be some. `seed` makes the shards,
+    `scripts` are for `recall_by`, `before` are the pairs of the last re-index. Raises UserError where no
+    passage has any evidence.
+    """
+    pairs = find_pairs(vectors, passages, config, targets=targets, candidates=candidates, seed=seed)
+    if not len(pairs.target):
+        raise UserError(
+            f"No passage of this corpus has evidence: of {len(passages.document)} none may be "
+            "evidence for another. Add documents, or allow evidence from the same document or language."
+        )
+    figures = pair_figures(pairs, passages, targets, before)
+    figures["same_group_by_chance"] = chance_of_group(
+        pairs, passages, config, candidates=candidates, shard_seed=seed
+    )
+    across = recall(vectors, passages, passages.held_out, scripts)
+    across.pop("languages", None)
+    cells = across.pop("matrix", None)
+    matrix = None if cells is None else np.array(cells, dtype=np.float32)  # NaN where there is no pair
+    rows = shown_rows(passages.position)
+    return Reindexing(step, pairs, rows, vectors[rows], figures | {"recall": across}, matrix)
 
 
 def shown_rows(position: np.ndarray) -> np.ndarray:

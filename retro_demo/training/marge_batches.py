@@ -1,8 +1,8 @@
 """Batches for MARGE: targets with their evidence, as subgraphs of the graph of all pairs of the two.
 
-All training passages are embedded every `refresh_every` steps with the encoder as it is then, the most
-relevant pairs of each shard are kept, and batches are cut from them until the next time. What was found is
-saved in the run folder; a re-index that a kill undid is made again from the same weights.
+Every `refresh_every` steps evidence/reindex.py finds the most relevant pairs with the encoder as it is then,
+and batches are cut from them until the next time. A re-index that a kill undid is made again from the same
+weights.
 
 In a batch every target sees the evidence of all of them, so targets that share evidence belong together: the
 evidence is read once and gives each of them more edges for the same tokens.
@@ -24,24 +24,14 @@ from retro_demo.corpus.store import Corpus
 from retro_demo.devices import SINGLE_PROCESS, World, on_main
 from retro_demo.errors import UserError
 from retro_demo.events import Reindexed
-from retro_demo.evidence.passages import (
-    Pairs,
-    Passages,
-    chance_of_group,
-    cut_passages,
-    find_pairs,
-    in_evidence_set,
-    pair_figures,
-    random_pairs,
-)
+from retro_demo.evidence.passages import Pairs, Passages, cut_passages, in_evidence_set, random_pairs
 from retro_demo.evidence.reindex import (
     Reindexing,
     embed_passages,
     load_reindexing,
-    recall,
+    reindex,
     save_reindexing,
     scripts_of,
-    shown_rows,
 )
 from retro_demo.models.config import EvidenceConfig
 from retro_demo.models.marge import MARGE, MargeBatch
@@ -275,48 +265,31 @@ class MargeBatches:
         """
         begun = time.perf_counter()
         vectors = self.embeddings(step, model, world)
+        figures: dict[str, Any] = {}
         with on_main(world):
-            told = self._found(step, model, vectors, folder, begun) if world.is_main else {}
+            if world.is_main:
+                if step > 0:  # a resumed run may not have it in memory
+                    self.resume(step - 1, folder)
+                found = reindex(
+                    step,
+                    vectors,
+                    self.passages,
+                    self.config,
+                    targets=self.targets,
+                    candidates=self.candidates,
+                    scripts=self.scripts,
+                    seed=self.seed,
+                    before=self.found.pairs if step > 0 and self.found else None,
+                )
+                figures = found.figures
+                figures |= {"beta": model.betas(), "seconds": round(time.perf_counter() - begun, 3)}
+                if step < self.steps:  # the one behind the last step is only looked at
+                    self.found = found
+                    figures["batches"] = self._size_of(0)
+                save_reindexing(folder, found)
         if not world.is_main and step < self.steps:
             self.found = load_reindexing(folder, step)
-        return Reindexed(step, told)
-
-    def _found(
-        self, step: int, model: MARGE, vectors: np.ndarray, folder: Path, begun: float
-    ) -> dict[str, Any]:
-        """Find the evidence by the embeddings of all passages and keep both; returns the figures."""
-        pairs = find_pairs(
-            vectors,
-            self.passages,
-            self.config,
-            targets=self.targets,
-            candidates=self.candidates,
-            seed=self.seed,
-        )
-        if not len(pairs.target):
-            raise UserError(
-                f"No passage of this corpus has evidence: of {len(self.passages.document)} none may be "
-                "evidence for another. Add documents, or allow evidence from the same document or language."
-            )
-        if step > 0:  # a resumed run may not have it in memory
-            self.resume(step - 1, folder)
-        before = self.found.pairs if step > 0 and self.found else None
-        figures = pair_figures(pairs, self.passages, self.targets, before)
-        figures["same_group_by_chance"] = chance_of_group(
-            pairs, self.passages, self.config, candidates=self.candidates, shard_seed=self.seed
-        )
-        across = recall(vectors, self.passages, self.passages.held_out, self.scripts)
-        across.pop("languages", None)
-        cells = across.pop("matrix", None)
-        matrix = None if cells is None else np.array(cells, dtype=np.float32)  # NaN where there is no pair
-        rows = shown_rows(self.passages.position)
-        figures |= {"recall": across, "beta": model.betas(), "seconds": round(time.perf_counter() - begun, 3)}
-        found = Reindexing(step, pairs, rows, vectors[rows], figures, matrix)
-        if step < self.steps:  # the one behind the last step is only looked at
-            self.found = found
-            figures["batches"] = self._size_of(0)
-        save_reindexing(folder, found)
-        return found.figures
+        return Reindexed(step, figures)
 
     def passes_at_most(self, steps: int) -> float:
         """How often so many steps read the targets, were batches full of them and of no evidence."""
