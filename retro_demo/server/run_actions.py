@@ -14,11 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from retro_demo.corpus.building import read_corpus_config
 from retro_demo.corpus.samples import corpus_folder
-from retro_demo.corpus.store import MANIFEST, is_built, training_tokens
+from retro_demo.corpus.store import MANIFEST, is_built
 from retro_demo.documents.archives import ReadingLimits
 from retro_demo.errors import UserError
 from retro_demo.explain.marge_history import reindexes
@@ -27,7 +25,7 @@ from retro_demo.jobs.lifecycle import JobStatus, seconds_at_work, status
 from retro_demo.kinds import KINDS, kind_named, resolve
 from retro_demo.paths import SAMPLE, run_folder
 from retro_demo.runs import commands
-from retro_demo.runs.alarms import held_out, passes_of
+from retro_demo.runs.alarms import held_out
 from retro_demo.runs.checkpoint import (
     BEST,
     LAST,
@@ -54,7 +52,6 @@ from retro_demo.sharing.importing import (
     take_corpus,
     take_run,
 )
-from retro_demo.training.retro_batches import windows_of
 
 
 def built_ones(workspace: Workspace) -> list[str]:
@@ -122,25 +119,6 @@ def passes_ahead(corpus: Path, model: str, settings: Mapping[str, Any]) -> dict[
     kind = kind_named(model)
     passes = resolve(kind.passes)(corpus, settings)
     return {"passes" if kind.even_batches else "passes_at_most": passes}
-
-
-def retro_passes(corpus: Path, settings: Mapping[str, Any]) -> float:
-    """The passes of a training that reads windows of chunks."""
-    chunk_len = json.loads((corpus / MANIFEST).read_text("utf-8"))["config"]["chunk_len"]
-    chunks = int((-(-training_tokens(corpus) // chunk_len)).sum())
-    windows = windows_of(chunks, max(1, settings["seq_len"] // chunk_len))
-    return passes_of(settings["steps"], settings["batch_size"], windows)
-
-
-def marge_passes(corpus: Path, settings: Mapping[str, Any]) -> float:
-    """The passes of a MARGE at most: how many targets a batch holds follows from their evidence."""
-    tokens = training_tokens(corpus)
-    words = settings["passage_len"] - 1  # each passage has the token of its language too
-    if settings["first_passages"]:
-        read = (np.minimum(tokens, words) + 1).sum()
-    else:
-        read = (tokens + -(-tokens // words)).sum()
-    return passes_of(settings["steps"], settings["batch_tokens"], int(read))
 
 
 def weights_kept(folder: Path) -> dict[str, int]:

@@ -13,6 +13,7 @@ Shapes: E pairs, P passages, D width.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from retro_demo.corpus.store import Corpus
+from retro_demo.corpus.store import Corpus, training_tokens
 from retro_demo.devices import SINGLE_PROCESS, World, on_main
 from retro_demo.errors import UserError
 from retro_demo.events import Reindexed
@@ -367,3 +368,14 @@ class MargeBatches:
         tokens = self.passages.tokens[ids]
         width = max(1, int((tokens != 0).sum(axis=1).max(initial=1)))
         return torch.from_numpy(tokens[:, :width])
+
+
+def marge_passes(corpus: Path, settings: Mapping[str, Any]) -> float:
+    """The passes of a MARGE at most: how many targets a batch holds follows from their evidence."""
+    tokens = training_tokens(corpus)
+    words = settings["passage_len"] - 1  # each passage has the token of its language too
+    if settings["first_passages"]:
+        read = (np.minimum(tokens, words) + 1).sum()
+    else:
+        read = (tokens + -(-tokens // words)).sum()
+    return passes_of(settings["steps"], settings["batch_tokens"], int(read))

@@ -16,15 +16,19 @@ Shapes: B batch, T tokens, L chunks of a window, C chunk length, K neighbors, R 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from retro_demo.corpus.store import Corpus
+from retro_demo.corpus.store import MANIFEST, Corpus, training_tokens
 from retro_demo.devices import World
 from retro_demo.errors import UserError
 from retro_demo.models.retro import RetroBatch
+from retro_demo.runs.alarms import passes_of
 from retro_demo.runs.planning import check_windows
 from retro_demo.settings import TrainConfig
 
@@ -243,6 +247,14 @@ class RetroBatches:
 def windows_of(chunks: int, window: int) -> int:
     """How many windows of so many chunks make a pass over the training text, at least one."""
     return max(1, chunks // window)
+
+
+def retro_passes(corpus: Path, settings: Mapping[str, Any]) -> float:
+    """The passes of a training that reads windows of chunks."""
+    chunk_len = json.loads((corpus / MANIFEST).read_text("utf-8"))["config"]["chunk_len"]
+    chunks = int((-(-training_tokens(corpus) // chunk_len)).sum())
+    windows = windows_of(chunks, max(1, settings["seq_len"] // chunk_len))
+    return passes_of(settings["steps"], settings["batch_size"], windows)
 
 
 def check_share(config: TrainConfig, world: World) -> None:
