@@ -144,6 +144,7 @@ class Kind:
     smaller: str = "Choose a smaller --dim or fewer layers."  # what to do where its network is too large
     reading_grows_with: str = "a vocabulary of {vocab_size:,} and {num_heads} heads"  # in words, of its shape
     pipeline: str = ""  # of the model card
+    chosen_evidence: bool = False  # whether a visitor may choose the documents that it writes from
 
     def part_types(self) -> dict[str, type]:
         """The fields of its config that hold settings, and their dataclasses."""
@@ -274,6 +275,7 @@ _MARGE = Kind(
     about="marge finds its own evidence and learns to find it better",
     sizes="Sets all knobs: tiny for about two minutes, small for about twelve.",
     base="cannot",
+    chosen_evidence=True,
     # its batches follow from EvidenceConfig
     trained_by=(
         "steps",

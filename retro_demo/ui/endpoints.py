@@ -200,7 +200,7 @@ class Endpoints:
         )
         folder = space.run(run)
         service.check_ready(space, run, corpus)
-        if "from-evidence" in read_any_config(folder).kind.tabs:
+        if read_any_config(folder).kind.chosen_evidence:
             marge = self.cache.marge(folder)
             refuse_retriever(corpus, retriever)
             chosen = {"language": language, "documents": ids_of(marge, evidence)}
