@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from places import ROOT
 
-from retro_demo.cli import main
+from retro_demo.cli import main, verbs
 from retro_demo.corpus import retrievers
 from retro_demo.corpus.embedding import nothing_found
 from retro_demo.corpus.retrievers import load_retriever, search
@@ -164,13 +164,13 @@ def test_a_verb_is_parsed_and_its_events_are_printed(monkeypatch, capsys):
         yield Finished({"words": len(options.text.split()) * options.times})
 
     def add_verbs(verb) -> None:
-        main_verbs(verb)
+        share_verbs(verb)
         parser = verb("count", count, "count the words of a text")
         parser.add_argument("text", metavar="TEXT")
         parser.add_argument("--times", type=int, default=1)
 
-    main_verbs = main.add_share_verbs
-    monkeypatch.setattr(main, "add_share_verbs", add_verbs)
+    share_verbs = verbs.add_share_verbs
+    monkeypatch.setattr(verbs, "add_share_verbs", add_verbs)
 
     assert main.main(["count", "one two three", "--times", "2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"event": "finished", "words": 6}

@@ -1,54 +1,84 @@
-"""The verbs that are jobs in a folder, that change a corpus, that share a run or a corpus, that list.
+"""All verbs: those that are jobs, change a corpus, share a run or a corpus, list, and those that answer.
 
-Build and train are jobs that a second call resumes. The verbs that only answer (search, generate, explain,
-evaluate) stand in cli/main.py.
+Build, train and evaluate are jobs that a second call resumes; search, generate and explain only answer.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import tempfile
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from retro_demo.console import add_flags, given, words
+from retro_demo.console import add_flags, given, numbers, words
 from retro_demo.corpus.building import prepare_corpus
 from retro_demo.corpus.changes import prepare_change
+from retro_demo.corpus.embedding import nothing_found
+from retro_demo.corpus.retrievers import load_retriever, search, search_doubt
 from retro_demo.corpus.samples import SAMPLES, corpus_folder, sample_folder
 from retro_demo.corpus.sharding import build_on_ray, ensure_sample, read_shard, run_build, run_shard
 from retro_demo.corpus.store import MANIFEST as CORPUS_MANIFEST
 from retro_demo.corpus.store import is_built, load_corpus
-from retro_demo.devices import World, on_main, process_group
+from retro_demo.devices import World, compute_as_served, on_main, process_group
 from retro_demo.errors import UserError
-from retro_demo.events import Event, Finished, Progress, Stopped, Warned
+from retro_demo.evaluation.runner import Request, prepare_evaluation, run_evaluation, settled, usual_folder
+from retro_demo.events import Event, Finished, Progress, Retrieved, Stopped, Warned
 from retro_demo.explain.document_value import weigh
+from retro_demo.explain.text import explain_text, explain_written
+from retro_demo.explain.tracing import as_json
+from retro_demo.generation.sampling import Continuation, Written
 from retro_demo.jobs.lifecycle import claim, status
-from retro_demo.kinds import KINDS, setting_types
+from retro_demo.kinds import KINDS, resolve, setting_types
 from retro_demo.output_folder import check_new, check_output, is_hidden, kind_of, make_output, working_folder
 from retro_demo.paths import SAMPLE, data_home, linked_place, run_folder, without_folders
 from retro_demo.runs.checkpoint import read_any_config
 from retro_demo.runs.loading import ready_run
 from retro_demo.runs.planning import extend_run, keep_weights, plan_run, prepare_run
 from retro_demo.server.workspace import disk_use
-from retro_demo.settings import AddConfig, CorpusConfig, WeighConfig
+from retro_demo.settings import (
+    RETRIEVERS,
+    AddConfig,
+    CorpusConfig,
+    EvaluateConfig,
+    ExplainConfig,
+    GenerateConfig,
+    WeighConfig,
+)
 from retro_demo.sharing.export_format import Manifest
 from retro_demo.sharing.exporting import export_corpus, export_run, own_token, push, write_zip
 from retro_demo.sharing.importing import (
     MISSING,
-    Checked,
+    build_corpus_of,
     checked_export,
     corpus_here,
     name_of_corpus,
     shipped_runs,
-    take_corpus,
     take_run,
 )
 from retro_demo.training.retro_batches import check_share
 from retro_demo.training.trainer import run_training
+from retro_demo.ui.serve import add_server_flags
+
+
+def add_verbs(verbs: Any) -> None:
+    """Give the parser of the command line all verbs with their flags, in the order of its help."""
+
+    def verb(name: str, run: Callable[..., Iterable[Event]], summary: str) -> argparse.ArgumentParser:
+        parser = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+        parser.set_defaults(verb=run)
+        return parser
+
+    page = verbs.add_parser("serve", help="serve the page", description="Serve the page of retro_demo.")
+    page.set_defaults(verb=_serve)
+    add_server_flags(page)
+
+    for add in (add_list_verb, add_job_verbs, add_change_verbs, add_share_verbs, add_answer_verbs):
+        add(verb)
 
 
 def add_job_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
@@ -340,11 +370,9 @@ def _import(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[E
         for folder in (out, place):
             if folder is not None:
                 check_new(folder, flag="--as")
-        if place is not None:
-            built = yield from _build_export(export, place, stop)
-            if not built:
-                yield Stopped()
-                return
+        if place is not None and not (yield from build_corpus_of(export, place, stop)):
+            yield Stopped()
+            return
         if of_run:
             corpus = name_of_corpus(export, place)
             if corpus.startswith(MISSING):
@@ -357,30 +385,6 @@ def _import(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[E
         else:
             about = {"corpus": str(place)}
         yield Finished({"kind": export.manifest.kind, "format": export.manifest.format} | about)
-
-
-def _build_export(export: Checked, place: Path, stop: Callable[[], bool]) -> Generator[Event, None, bool]:
-    """Rebuild the corpus of an export from its text and vectors; False, and nothing left, where it stopped.
-
-    Raises UserError where it becomes another corpus than the export says.
-    """
-    was_empty, place = place.is_dir(), place.resolve()  # which may be a link
-    take_corpus(export, place)
-    for event in run_build(place, stop):
-        if isinstance(event, Stopped):
-            shutil.rmtree(place)
-            if was_empty:
-                place.mkdir()
-            return False
-        if not isinstance(event, Finished):
-            yield event
-    found = load_corpus(place).fingerprint
-    if found != export.fingerprint:
-        raise UserError(
-            f"The corpus in this export is not the one it says it is: made here it is {found}, not "
-            f"{export.fingerprint}. Versions of the embedder may differ. It stays in {place}."
-        )
-    return True
 
 
 DEEPEST = 4  # levels of folders in which corpora and runs are looked for
@@ -428,3 +432,146 @@ def _shown_place(folder: Path) -> str:
         return linked_place(str(folder))
     except OSError:  # a disk that knows no links
         return without_folders(str(folder))
+
+
+def add_answer_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    """verb: name, function, summary -> the parser of that verb."""
+    find = verb("search", _search, "find the chunks of a corpus that are nearest to a text")
+    find.add_argument("corpus", metavar="DIR", help='folder of a corpus, or "sample:factbook2015"')
+    find.add_argument("text", type=words, metavar="TEXT")
+    find.add_argument("-k", type=int, default=4, help="how many chunks (default 4)")
+    find.add_argument("--retriever", choices=RETRIEVERS, default="dense")
+
+    verb("prepare", _prepare, "build the sample corpora that ship with the code, where they are not yet")
+
+    measure = verb("evaluate", _evaluate, "measure whether retrieval helps, against its controls")
+    measure.add_argument("run", nargs="?", metavar="RUN", help="run that retrieves; none: go on with --out")
+    measure.add_argument("--baseline", default="", metavar="RUN", help="matched lm to compare with")
+    measure.add_argument("--control", default="", metavar="RUN", help="run trained with random neighbors")
+    measure.add_argument("--corpus", default="", metavar="DIR", help="measure on another corpus (hot swap)")
+    measure.add_argument("--out", type=Path, help="folder of the evaluation (default: with the run)")
+    measure.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    add_flags(measure, EvaluateConfig)
+
+    writing = verb("generate", _generate, "write text with a run")
+    writing.add_argument("run", type=run_folder, metavar="RUN", help="folder of the run, or sample:NAME")
+    writing.add_argument("--prompt", type=words, required=True)
+    writing.add_argument("--language", default="", help="MARGE: the language to write in")
+    writing.add_argument(
+        "--evidence",
+        default="",
+        metavar="IDS",
+        help="MARGE: documents to write from (default: its own choice)",
+    )
+    writing.add_argument(
+        "--corpus", metavar="DIR", help="read another corpus than the one of the training (hot swap)"
+    )
+    writing.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    add_flags(writing, GenerateConfig)
+
+    reading = verb("explain", _explain, "say what retrieval does to each token of a text")
+    reading.add_argument("run", type=run_folder, metavar="RUN", help="folder of the run, or sample:NAME")
+    what = reading.add_mutually_exclusive_group(required=True)
+    what.add_argument("--text", type=words)
+    what.add_argument("--tokens", type=numbers, help="token ids of a text that the run wrote")
+    reading.add_argument("--prompt-tokens", type=int, default=0, help="how many of them were the prompt")
+    reading.add_argument("--corpus", metavar="DIR", help="read another corpus than in training (hot swap)")
+    reading.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    add_flags(reading, ExplainConfig)
+
+
+def _serve(options: argparse.Namespace, _stop: Callable[[], bool]) -> Iterable[Event]:
+    from retro_demo.ui.serve import serve_page  # here: nothing else needs gradio, which takes seconds
+
+    serve_page(options)
+    return ()
+
+
+def _prepare(_options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
+    wanted = [name for name, sample in SAMPLES.items() if sample.at_start]
+    for name in wanted:
+        yield from ensure_sample(SAMPLE + name, stop)
+    yield Finished({"samples": wanted})
+
+
+def _search(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
+    yield from ensure_sample(options.corpus, stop)
+    begun = time.perf_counter()
+    corpus = load_corpus(corpus_folder(data_home()[0], options.corpus))
+    retriever = load_retriever(corpus, options.retriever)
+    neighbors = search(corpus, retriever, options.text, options.k)
+    if doubted := search_doubt(corpus, retriever, options.text):
+        yield Warned(doubted)
+    nothing = nothing_found(options.retriever, corpus.manifest["statistics"])
+    yield Finished(
+        {"neighbors": neighbors, "retriever": options.retriever}
+        | ({} if neighbors else {"nothing_found": nothing})
+        | {"seconds": round(time.perf_counter() - begun, 3)}
+    )
+
+
+def _evaluate(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
+    settings = given(options, EvaluateConfig)
+    places = {name: settled(getattr(options, name)) for name in ("baseline", "control", "corpus")}
+    out: Path | None = options.out
+    if options.run:
+        request = Request(
+            settled(options.run), **places, device=options.device, settings=EvaluateConfig(**settings)
+        )
+        out = out or usual_folder(request)
+        prepare_evaluation(out, request)
+    elif out is None or settings or any(places.values()):
+        raise UserError(
+            "Name the run to measure: evaluate RUN. Without one, --out alone goes on with an evaluation as "
+            "it was begun."
+        )
+    return run_evaluation(out, stop)
+
+
+def _generate(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
+    config = GenerateConfig(**given(options, GenerateConfig))
+    compute_as_served()
+    writing = yield from resolve(read_any_config(options.run).kind.writer)(
+        options.run,
+        options.prompt,
+        config,
+        device=options.device,
+        corpus=options.corpus,
+        language=options.language,
+        evidence=options.evidence,
+        stop=stop,
+    )
+    if writing is not None:
+        yield from _events_of(writing, stop)
+
+
+def _events_of(writing: Continuation, stop: Callable[[], bool]) -> Iterable[Event]:
+    """The events of a text; its end as `finished`, with what else there is to tell."""
+    begun = time.perf_counter()
+    looked_up: list[Retrieved] = []
+    for event in writing.events:
+        if isinstance(event, Retrieved):
+            looked_up.append(event)
+        if isinstance(event, Written) and (nothing := writing.why_none(looked_up)):
+            yield Warned(nothing)
+        if isinstance(event, Written):
+            figures = {
+                "text": writing.tokenizer.decode(event.tokens),
+                "prompt_tokens": event.prompt_tokens,
+                "new_tokens": len(event.tokens) - event.prompt_tokens,
+            }
+            yield Finished(figures | writing.about | {"seconds": round(time.perf_counter() - begun, 3)})
+        else:
+            yield event
+        if stop():
+            yield Stopped()
+            return
+
+
+def _explain(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
+    config = ExplainConfig(**given(options, ExplainConfig))
+    run = yield from ready_run(options.run, options.device, options.corpus, config.retriever, stop)
+    if run is not None:
+        name, ids, prompt = options.run.name, options.tokens, options.prompt_tokens
+        written = None if ids is None else explain_written(run, name, ids, prompt, config)
+        yield Finished(as_json(written or explain_text(run, name, options.text, config)))

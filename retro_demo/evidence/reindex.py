@@ -174,8 +174,6 @@ def embed_passages(model: MARGE, tokens: np.ndarray, world: World = SINGLE_PROCE
 
 
 EMBED_TOKENS = 16_384  # in one forward of the encoder
-
-
 QUERY_BLOCK = 1024
 CJK = ("CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO")  # written together, so they count as one
 

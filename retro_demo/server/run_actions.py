@@ -117,8 +117,7 @@ def passes_ahead(corpus: Path, model: str, settings: Mapping[str, Any]) -> dict[
     Where batches are not even, only the most that it can be.
     """
     kind = kind_named(model)
-    passes = resolve(kind.passes)(corpus, settings)
-    return {"passes" if kind.even_batches else "passes_at_most": passes}
+    return {"passes" if kind.even_batches else "passes_at_most": resolve(kind.passes)(corpus, settings)}
 
 
 def weights_kept(folder: Path) -> dict[str, int]:

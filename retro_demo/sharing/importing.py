@@ -10,17 +10,20 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from retro_demo.corpus.embedding import GIVEN
 from retro_demo.corpus.samples import SAMPLES
+from retro_demo.corpus.sharding import run_build
 from retro_demo.corpus.store import MANIFEST as CORPUS_MANIFEST
+from retro_demo.corpus.store import load_corpus
 from retro_demo.devices import allowed_threads, choose_device
 from retro_demo.documents.archives import ReadingLimits, open_sources
 from retro_demo.errors import UserError
+from retro_demo.events import Event, Finished, Stopped
 from retro_demo.files import write_atomically
 from retro_demo.output_folder import EXPORT, is_hidden, working_folder
 from retro_demo.paths import CHECKPOINTS, SAMPLE
@@ -244,6 +247,29 @@ def take_corpus(export: Checked, out: Path) -> None:
         os.replace(export.folder / "corpus" / "vectors.npy", out / GIVEN)
     about = {"kind": "corpus", "sources": [], "config": asdict(config)}
     write_atomically(out / "config.json", (json.dumps(about, indent=2) + "\n").encode())
+
+
+def build_corpus_of(export: Checked, place: Path, stop: Callable[[], bool]) -> Generator[Event, None, bool]:
+    """Build the corpus of an export anew from text and vectors; False, and nothing left, where it is stopped.
+
+    Raises UserError where it becomes another corpus than the export says.
+    """
+    was_empty, place = place.is_dir(), place.resolve()  # which may be a link
+    take_corpus(export, place)
+    for event in run_build(place, stop):
+        if isinstance(event, Stopped):
+            shutil.rmtree(place)
+            if was_empty:
+                place.mkdir()
+            return False
+        if not isinstance(event, Finished):
+            yield event
+    if (found := load_corpus(place).fingerprint) != export.fingerprint:
+        raise UserError(
+            f"The corpus in this export is not the one it says it is: made here it is {found}, not "
+            f"{export.fingerprint}. Versions of the embedder may differ. It stays in {place}."
+        )
+    return True
 
 
 def take_run(export: Checked, out: Path, corpus: str, bases: Sequence[Path] = ()) -> None:

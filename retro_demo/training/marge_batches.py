@@ -374,8 +374,5 @@ def marge_passes(corpus: Path, settings: Mapping[str, Any]) -> float:
     """The passes of a MARGE at most: how many targets a batch holds follows from their evidence."""
     tokens = training_tokens(corpus)
     words = settings["passage_len"] - 1  # each passage has the token of its language too
-    if settings["first_passages"]:
-        read = (np.minimum(tokens, words) + 1).sum()
-    else:
-        read = (tokens + -(-tokens // words)).sum()
-    return passes_of(settings["steps"], settings["batch_tokens"], int(read))
+    read = np.minimum(tokens, words) + 1 if settings["first_passages"] else tokens + -(-tokens // words)
+    return passes_of(settings["steps"], settings["batch_tokens"], int(read.sum()))

@@ -13,7 +13,7 @@ from conftest import SMALL, records, write_jsonl
 from page_helpers import lend_samples
 from places import ROOT
 
-from retro_demo.cli import main
+from retro_demo.cli import main, verbs
 from retro_demo.corpus.building import build_corpus, prepare_corpus
 from retro_demo.corpus.samples import SAMPLES, sample_folder
 from retro_demo.corpus.store import is_built
@@ -160,7 +160,7 @@ def test_a_bug_is_logged_and_ends_with_1_and_one_plain_sentence(capsys, monkeypa
     def broken(*_arguments):
         raise RuntimeError("inner detail")
 
-    monkeypatch.setattr(main, "search", broken)
+    monkeypatch.setattr(verbs, "search", broken)
 
     code, events, _ = run(capsys, "search", built, "x", "--json")
 
