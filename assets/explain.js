@@ -113,9 +113,9 @@ const panel = (t) => {
   box.replaceChildren();
   const head = make('p', undefined, 'which');
   head.append(end ? make('b', 'What would come next') : theirs('b', data.labels[t]));
-  if (!end) head.append(make('span', `token ${t + 1}, chunk ${chunkOf(t) + 1}`));
+  if (!end) head.append(make('span', `token ${t + 1 - data.padding}, chunk ${chunkOf(t) + 1}`));
   box.append(head);
-  if (t === 0) { box.append(make('p', 'The first token: nothing came before it to expect it by.', 'caption')); return; }
+  if (t === data.padding) { box.append(make('p', 'The first token: nothing came before it to expect it by.', 'caption')); return; }
   const on = data.on[t], off = data.off[t], gain = data.gain[t];
   if (!end) {
     const line = make('p', `Surprise ${on.toFixed(2)} nat`, 'line');
@@ -169,7 +169,7 @@ const mark = (t, go) => {
 };
 const choose = (t, {focus = false, tell = true} = {}) => {
   if (!data) return;
-  chosen = Math.max(0, Math.min(data.labels.length, t));
+  chosen = Math.max(data.padding, Math.min(data.labels.length, t));
   const span = token(chosen), number = span.closest('.chunk').dataset.chunk;
   all('.text [data-t].chosen').forEach(s => { s.classList.remove('chosen'); s.tabIndex = -1; });
   span.classList.add('chosen');

@@ -105,7 +105,7 @@ const draw = () => {
       if (!cellAt) return;
       const r = cellAt.place, part = r < R / 2 ? 'N' : 'F';
       const who = cellAt.token < data.labels.length ? own(data.labels[cellAt.token]) : 'what comes next';
-      reading.textContent = `Before ${who} (token ${cellAt.token + 1}) was written: weight ` +
+      reading.textContent = `Before ${who} (token ${cellAt.token + 1 - data.padding}) was written: weight ` +
         `${(weight(u, cellAt.row, k, r) * data.top).toFixed(4)} on ${own(neighbor.tokens[r])} of ${part}, neighbor ${k + 1}`;
     });
     canvas.addEventListener('click', e => {

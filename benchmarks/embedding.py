@@ -28,12 +28,12 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.measuring import Ratio, Report, at_threads
+from retro_demo.corpus.chunks import SHIPPED_TOKENIZERS
 from retro_demo.devices import allowed_threads
 from retro_demo.documents.sources import read_documents
 from retro_demo.errors import UserError
-from retro_demo.paths import STATIC_FOLDER, data_home
+from retro_demo.paths import ASSETS, STATIC_FOLDER, data_home
 from retro_demo.retrieval.embedders import MiniLMEmbedder, find_minilm
-from retro_demo.server.workspace import ASSETS, SHIPPED_TOKENIZERS
 from retro_demo.tokenizer import Tokenizer
 
 LIBRARY = "sentence-transformers==5.1.2"

@@ -35,13 +35,13 @@ import torch
 
 from benchmarks.measuring import Report
 from retro_demo.corpus.building import open_files, write_index
+from retro_demo.corpus.chunks import SHIPPED_TOKENIZERS
 from retro_demo.devices import allowed_memory, allowed_threads
 from retro_demo.documents.sources import read_documents
 from retro_demo.files import file_hash, load_array
-from retro_demo.paths import STATIC_FOLDER, data_home
+from retro_demo.paths import ASSETS, STATIC_FOLDER, data_home
 from retro_demo.retrieval.dense import SCAN_ROWS, TIE, VectorIndex, blocks_of, measure_recall, scan
 from retro_demo.retrieval.embedders import StaticEmbedder
-from retro_demo.server.workspace import ASSETS, SHIPPED_TOKENIZERS
 from retro_demo.tokenizer import Tokenizer
 
 SHIPPED = [ASSETS / "factbook2015" / "factbook2015.jsonl.gz", ASSETS / "udhr44" / "udhr44.jsonl.gz"]

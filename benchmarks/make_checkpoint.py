@@ -1,11 +1,11 @@
-"""Make the shipped runs: a base, the same base trained on (its matched baseline), a retrofit of it; a MARGE.
+"""Make the shipped runs: a reader of SmolLM2; a small lm, its matched baseline and its retrofit; a MARGE.
 
     .venv/bin/python -m benchmarks.make_checkpoint [--runs FOLDER] [--threads 1] [--only NAME] [--example]
 
 Training resumes where it stands, so the command can be stopped and called again. Each run lands in
-checkpoints/: config, tokenizer, events and weights in float16. The other two begin with the base as it
-is shipped, so that anybody can repeat them; the retrofit also keeps one written example with its whole
-explanation, which the page shows before anybody has clicked.
+checkpoints/: config, tokenizer, events and weights in float16. The baseline and the retrofit begin with the
+lm as it is shipped, so that anybody can repeat them; the reader and the retrofit also keep one written
+example with its whole explanation, which the page shows before anybody has clicked.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -43,8 +45,6 @@ from retro_demo.training.trainer import run_training
 CORPUS = "sample:factbook2015"
 RIGHTS = "sample:udhr44"
 SEED = 0
-PROMPT = "Geography\n\nLocation: Oceania, islands in the South Pacific Ocean"
-EXAMPLE = GenerateConfig()  # so a click on Generate writes it again
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,39 @@ class Shipped:
     model: str
     base: str = ""
     corpus: str = CORPUS
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    prompt: str = ""  # of the example that ships with it, "" = none
+    writing: GenerateConfig = GenerateConfig()  # so a click on Generate writes the example again
 
 
 BASE = Shipped("factbook-lm", "lm")
 MORE = Shipped("factbook-lm-more", "lm", SAMPLE + BASE.name)
-RETROFIT = Shipped("factbook-retrofit", "retrofit", SAMPLE + BASE.name)
+RETROFIT = Shipped(
+    "factbook-retrofit",
+    "retrofit",
+    SAMPLE + BASE.name,
+    prompt="Geography\n\nLocation: Oceania, islands in the South Pacific Ocean",
+)
+READER = Shipped(
+    "factbook-smollm2",
+    "retrofit",
+    "smollm2",
+    settings={"edition": "sample:factbook2026", "outputs": "both"},
+    prompt="France\n\nGovernment\n\nExecutive branch:\nchief of state:",
+    writing=GenerateConfig(max_new_tokens=96, temperature=0.0),
+)
 MARGE = Shipped("rights-marge", "marge", corpus=RIGHTS)
 
 
 def train(wanted: Shipped, run: Path, threads: int) -> None:
     """Train one of them in `run` to its end, from wherever it stands."""
     config = plan_run(
-        wanted.model, wanted.corpus, preset="small", settings={"seed": SEED}, device="cpu", base=wanted.base
+        wanted.model,
+        wanted.corpus,
+        preset="small",
+        settings={"seed": SEED, **wanted.settings},
+        device="cpu",
+        base=wanted.base,
     )
     if not (run / "config.json").exists():
         prepare_run(run, replace(config, threads=threads or config.threads))
@@ -91,10 +112,10 @@ def ship(run: Path, out: Path) -> None:
         shutil.copytree(run / "evidence", out / "evidence", dirs_exist_ok=True)
 
 
-def write_example(name: str) -> None:
+def write_example(shipped: Shipped) -> None:
     """Keep one text of a shipped run with its whole explanation: what the page shows before any click."""
-    out = CHECKPOINTS / name
-    *_, last = watch_writing(load_run(out, "cpu"), SAMPLE + name, PROMPT, EXAMPLE, lambda: False)
+    out, name = CHECKPOINTS / shipped.name, SAMPLE + shipped.name
+    *_, last = watch_writing(load_run(out, "cpu"), name, shipped.prompt, shipped.writing, lambda: False)
     assert last.trace is not None
     last.trace.save(out / "example")
     print("".join(last.pieces))
@@ -108,14 +129,15 @@ def main() -> None:
     options.add_argument("--example", action="store_true", help="only write the example anew")
     chosen = options.parse_args()
     if not chosen.example:
-        for wanted in (BASE, MORE, RETROFIT, MARGE):
+        for wanted in (BASE, MORE, RETROFIT, READER, MARGE):
             if chosen.only not in ("", wanted.name):
                 continue
             list(ensure_sample(wanted.corpus))
             train(wanted, chosen.runs / wanted.name, chosen.threads)
             ship(chosen.runs / wanted.name, CHECKPOINTS / wanted.name)
-    if chosen.only in ("", RETROFIT.name):
-        write_example(RETROFIT.name)
+    for wanted in (RETROFIT, READER):
+        if chosen.only in ("", wanted.name):
+            write_example(wanted)
 
 
 if __name__ == "__main__":

@@ -1,97 +1,295 @@
-"""What makes a network read its neighbors: the recipe, and the recipe with one part left out.
+"""Does a reader read? Its facts, edits, bits per byte and cost, beside in-context reading and kNN-LM.
 
-    .venv/bin/python -m benchmarks.reading BASE --out reading [--steps 200] [--seeds 0,1,2]
+    .venv/bin/python -m benchmarks.reading RUN [--facts 200] [--prompts 60] [--windows 24] [--parts ...]
 
-Each row is a retrofit of the run BASE (an `lm`) with the same steps and windows; measured are the
-held-out arms off, on, shuffled and oracle (the best neighbor is the chunk with its true
-continuation). "Reads" is off - oracle, in nats: a network that copies what it is shown saves much
-there. Rows that are done are found in --out and not trained again. One JSON line at the end.
+RUN is a run of kind `reader` on sample:factbook2015. The parts:
+
+- facts: held-out countries, asked for in the words of the 2015 and of the 2026 edition, with each edition as
+  the database, the country's own entry in it. A hit: each token of the database's value is the likeliest one.
+  "Of reached": of those where a neighbor of the last look, from the country's own entry, holds the value.
+- edits: another country's value written into the neighbors.
+- bits: bits per byte of held-out windows with neighbors of other documents, of either edition, of another
+  window.
+- corpora: documents that no training saw: made-up data sheets and recipes in two editions, prose of the
+  lookup world, and a machine's package records (--packages); half of the prompts under each edition.
+- prose: bits per byte of the repository's own documents, and of --prose files, reading against off.
+- cost: tokens processed, milliseconds and memory of each way to write.
+
+In-context reading puts the same neighbors of the last look into the base's prompt, in the best of nine
+formats; kNN-LM looks the next token up among their states. The choices of both are made on facts of training
+countries, and printed. --baseline SECONDS fine-tunes the base's upper blocks for so long (give the reader's
+own training time) and measures it with and without the reader. Intervals: 95%, over documents.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import statistics
 import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from benchmarks.measuring import take_turns, torch
+from benchmarks.reading_arms import (
+    KnnStates,
+    fine_tuned,
+    in_context,
+    knn_mix,
+    with_base,
+)
+from benchmarks.reading_bits import bits_part, prose_part, training_windows
+from benchmarks.reading_cases import (
+    Case,
+    Library,
+    corpus_in_memory,
+    drawn,
+    factbook_cases,
+    made_sheets,
+    package_documents,
+    sheet_cases,
+    world_cases,
+    world_documents,
+)
+from benchmarks.reading_study import (
+    ARMS,
+    PARTS,
+    Question,
+    Study,
+    all_arms,
+    ask_readers,
+    choose,
+    mixed,
+    open_study,
+    other_edition,
+    percent,
+    share,
+    show_hits,
+)
+from retro_demo.corpus.retrievers import Database
+from retro_demo.documents.sources import Document
+from retro_demo.generation.retro import generate
+from retro_demo.retrieval.neighbors import EndOfQuery
+from retro_demo.settings import GenerateConfig
 
-import numpy as np
 
-from retro_demo.corpus.samples import corpus_folder
-from retro_demo.corpus.sharding import ensure_sample
-from retro_demo.corpus.store import load_corpus
-from retro_demo.evaluation.arms import Arms, held_out_windows
-from retro_demo.evaluation.losses import LossTable, read_arm
-from retro_demo.paths import data_home
-from retro_demo.runs.checkpoint import load_model, read_run_config
-from retro_demo.runs.planning import plan_run, prepare_run
-from retro_demo.runs.resuming import saved_step
-from retro_demo.training.trainer import run_training
+def facts_part(study: Study, databases: Sequence[Library], options: argparse.Namespace) -> list[Question]:
+    """Facts of held-out countries; the choices are made before, on those of training countries."""
+    editions = [one.corpus.documents for one in databases]
+    held = study.own.held_out
 
-NO_LESSONS = {"reading": 0.0, "lessons_kept": 0.0}
-PLAIN = {"shifted_keys": False, "copying_start": False}
-ROWS: dict[str, dict[str, Any]] = {
-    "the recipe": {},
-    "lessons fade out to none": {"lessons_kept": 0.0},
-    "no lessons": NO_LESSONS,
-    "no shifted keys": {"shifted_keys": False},
-    "no start as a copier": {"copying_start": False},
-    "lessons alone (the paper's network)": PLAIN,
-    "none of it (the paper's network)": PLAIN | NO_LESSONS,
-}
-ARMS = ("off", "on", "shuffled", "oracle_0")
+    def ask(cases: Sequence[Case]) -> list[Question]:
+        return mixed([study.ask(case, databases, db) for case in cases for db in (0, 1)], study.seed)
+
+    if {"in-context", "knn"} & set(study.arms):
+        trained = factbook_cases(editions[0], editions[1], held, held=False)
+        choose(study, ask(drawn(trained, options.choose, study.seed)))
+    if "facts" not in options.parts and "edits" not in options.parts:
+        return []
+    cases = factbook_cases(editions[0], editions[1], held, held=True)
+    return ask(drawn(cases, options.facts, study.seed))
 
 
-def measure(run: Path, tokens: int) -> dict[str, float]:
-    """Mean loss of each arm in nats on about so many held-out tokens."""
-    config = read_run_config(run)
-    corpus = load_corpus(corpus_folder(data_home()[0], config.corpus))
-    windows = held_out_windows(corpus, config.training.seq_len // corpus.config.chunk_len, seed=0)
-    tables = {"dense": corpus.neighbor_ids}
-    arms = Arms(corpus, windows, tables, "dense", config.training.num_neighbors, 0)
-    table = LossTable(windows, arms.tokens(np.arange(len(windows))), corpus.bytes_of_tokens())
-    count = table.windows_for(tokens)
-    model = load_model(run)
-    for arm in ARMS:
-        for which in np.array_split(np.arange(count), -(-count // 8)):
-            table.add(arm, which, read_arm(model, arms, arm, which))
-    there = table.there[:count]
-    return {arm: float(table.losses[arm][:count][there].mean()) for arm in ARMS}
+def edits_part(study: Study, questions: Sequence[Question], most: int) -> None:
+    """Another country's value in the place of the true one, in every neighbor of the prompt that holds it."""
+    edited, planted, true = [], [], []
+    title_len = study.config.network.title_len
+    for one in questions:
+        if not one.reach or not one.case.planted or len(edited) == most:
+            continue
+        value, other = one.case.values[one.database], one.case.planted[one.database]
+        rows = one.rows.copy()
+        for row in rows.reshape(-1, rows.shape[-1]):
+            content = row[title_len:]
+            text = study.tokenizer.decode(content[content != 0].tolist())
+            if value in text:
+                ids = study.tokenizer.encode(text.replace(value, other))[: len(content)]
+                content[:] = 0
+                content[: len(ids)] = ids
+        edited.append(replace(one, rows=rows))
+        planted.append(study.tokenizer.encode(f" {other}"))
+        true.append(one.value)
+    if not edited:
+        return
+    quiet = replace(study, arms=study.readers, tuned=None)
+    groups = [one.case.group for one in edited]
+    follows, keeps = ask_readers(quiet, edited, planted), ask_readers(quiet, edited, true)
+    rows = [
+        (arm, percent(share(follows[arm], groups)), percent(share(keeps[arm], groups))) for arm in follows
+    ]
+    title = f"Edits: another country's value in the neighbors of {len(edited)} facts that were reached"
+    study.report.table(title, ("arm", "follows", "keeps the true value"), rows)
+    figures = {arm: [share(one[arm], groups).to_json() for one in (follows, keeps)] for arm in follows}
+    study.report.figures["edits"] = figures | {"cases": len(edited)}
+
+
+def corpora_part(study: Study, options: argparse.Namespace) -> None:
+    """Prompts on made-up and on strange documents, each under one database."""
+    chunk_len = study.config.chunk_len
+    kinds: dict[str, tuple[list[list[Document]], list[Case]]] = {}
+    for name in ("sheets", "recipes"):
+        editions = made_sheets(name, seed=study.seed)
+        kinds[name] = [*editions], sheet_cases(editions)
+    world = world_documents()
+    kinds["lookup world"] = [world], world_cases(world)
+    if options.packages:
+        packages = package_documents(options.packages)
+        kinds["packages"] = [packages], sheet_cases([packages])
+    for name, (editions, cases) in kinds.items():
+        databases = [
+            study.library(
+                corpus_in_memory(f"{name}-{i}", documents, study.tokenizer, chunk_len), everything=True
+            )
+            for i, documents in enumerate(editions)
+        ]
+        some = drawn(cases, options.prompts, study.seed)
+        questions = [study.ask(case, databases, i % len(databases)) for i, case in enumerate(some)]
+        questions = mixed(questions, study.seed)
+        quiet = replace(study, tuned=None)
+        show_hits(study, f"corpora, {name}", questions, all_arms(quiet, questions, options.prompts))
+
+
+def cost_part(study: Study, database: Library, question: Question, tokens: int) -> None:
+    """Tokens, milliseconds and memory of each way to write behind one prompt, in turns."""
+    model, base, begin = study.model, study.model.base, study.model.config.begin_id
+    plain = [i for i in question.prompt if i]
+    context = in_context(study.tokenizer, study.form, question.last, question.prompt)
+    shelf = Database(database.corpus, EndOfQuery(database.retriever, database.query_tokens))
+
+    def by_reader(arm: str, retrieval: str, count: int) -> None:
+        twin = model.writing_by(arm) if arm != "off" else model
+        twin._kept = OrderedDict()  # neighbors are read anew
+        settings = GenerateConfig(max_new_tokens=count, temperature=0.0, retrieval=retrieval)
+        list(
+            generate(
+                twin,
+                study.tokenizer,
+                study.tokenizer.decode(plain),
+                replace(settings, title=question.case.title),
+                context=study.config.context,
+                num_neighbors=study.k,
+                database=shelf,
+            )
+        )
+
+    @torch.inference_mode()
+    def by_base(ids: list[int], count: int, knn: bool = False) -> None:
+        cache = base.new_cache(1, len(ids) + count + 1)
+        states = KnnStates(model) if knn else None
+        keys, there = states.neighbors(question.rows[-1]) if states else (None, None)
+        following = torch.tensor([[begin, *ids]])
+        for _ in range(count):
+            stream = base.run_blocks(base.embed(following), 0, base.config.depth, cache)[:, -1:]
+            logits = base.logits(stream)[0]
+            if keys is not None and there is not None:  # by the last state: the others cost the same
+                query = torch.nn.functional.normalize(stream[0], dim=-1)
+                logits = knn_mix(logits, query, keys[:, -1], there, study.knn)
+            following = logits.argmax(-1)[None]
+
+    neighbors = int((question.rows != 0).sum())
+    ways: dict[str, tuple[Callable[[int], None], int, float]] = {
+        "off": (lambda n: by_reader("off", "off", n), len(plain), 0.0)
+    }
+    weights = sum(part.numel() for part in model.parameters()) * 4
+    states = neighbors * len(model.config.match_layers) * model.config.dim * 2
+    for arm in study.readers:
+        ways[arm] = (lambda n, arm=arm: by_reader(arm, "on", n), len(plain) + neighbors, weights + states)
+    config = base.config
+    per_token = 2 * config.depth * config.num_kv_heads * config.head_dim * 4
+    if "in-context" in study.arms:
+        ways["in-context"] = (lambda n: by_base(context, n), len(context), 0.0)
+    if "knn" in study.arms:
+        last = int((question.rows[-1] != 0).sum())
+        ways["knn"] = (lambda n: by_base(plain, n, knn=True), len(plain) + last, last * config.dim * 12)
+    once = take_turns({name: lambda way=way: way[0](1) for name, way in ways.items()}, 3)
+    more = take_turns({name: lambda way=way: way[0](1 + tokens) for name, way in ways.items()}, 3)
+    rows, figures = [], {}
+    for name, (_, read, extra) in ways.items():
+        first = sorted(once[name])[1]
+        each = (sorted(more[name])[1] - first) / tokens
+        held = len(context) if name == "in-context" else len(plain)
+        memory = (extra + per_token * (held + tokens)) / 1e6
+        rows.append((name, read, f"{1000 * first:.0f}", f"{1000 * each:.1f}", f"{memory:.1f}"))
+        figures[name] = {"tokens": read, "first_ms": 1000 * first, "token_ms": 1000 * each, "mb": memory}
+    size = base.config.num_bytes(base.precision) / 1e6
+    title = f"Cost of one text, base in {base.precision} ({size:.0f} MB), {torch.get_num_threads()} threads"
+    heads = ("way", "tokens read for the first one", "ms to it", "ms for each further", "MB beside the base")
+    study.report.table(title, heads, rows)
+    study.report.figures["cost"] = figures
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    found.add_argument("run", type=Path)
+    found.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    found.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    found.add_argument("--facts", type=int, default=200, help="facts asked for, each under both editions")
+    found.add_argument("--slow", type=int, default=120, help="questions for in-context reading and kNN-LM")
+    found.add_argument(
+        "--choose", type=int, default=16, help="facts of training countries to choose formats on"
+    )
+    found.add_argument("--edits", type=int, default=80)
+    found.add_argument("--windows", type=int, default=24)
+    found.add_argument("--prompts", type=int, default=60, help="on each corpus that no training saw")
+    found.add_argument("--packages", type=Path, help="a dpkg status file: its records are one more corpus")
+    found.add_argument(
+        "--prose", type=Path, nargs="*", default=[], help="files of prose to try beside our own"
+    )
+    found.add_argument(
+        "--baseline", type=float, default=0.0, help="seconds to fine-tune the base for, 0 = not"
+    )
+    found.add_argument("--precision", default="float32")
+    found.add_argument("--seed", type=int, default=0)
+    found.add_argument("--json", help="where the figures go (default: build/benchmarks/reading.json)")
+    return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("base", help="the lm to retrofit: a folder, or sample:NAME")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--seeds", default="0", help="such as 0,1,2")
-    parser.add_argument("--tokens", type=int, default=17_000, help="held-out tokens to measure on")
-    parser.add_argument("--corpus", default="sample:factbook2015")
-    options = parser.parse_args()
-    list(ensure_sample(options.corpus))
-    results: dict[str, list[dict[str, float]]] = {}
-    heads = ["what", *ARMS, "on - off", "reads (off - oracle)"]
-    print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
-    for name, changes in ROWS.items():
-        for seed in map(int, options.seeds.split(",")):
-            run = options.out / f"{name.split(' (')[0].replace(' ', '-')}-{seed}"
-            settings = changes | {"steps": options.steps, "seed": seed, "eval_every": options.steps}
-            prepare_run(run, plan_run("retrofit", options.corpus, settings=settings, base=options.base))
-            begun = time.perf_counter()
-            if saved_step(run) < options.steps:
-                list(run_training(run, lambda: False))
-            seconds = time.perf_counter() - begun
-            results.setdefault(name, []).append(measure(run, options.tokens) | {"seconds": seconds})
-        mean = {arm: statistics.fmean(result[arm] for result in results[name]) for arm in ARMS}
-        cells = [f"{mean[arm]:.3f}" for arm in ARMS]
-        cells += [f"{mean['on'] - mean['off']:+.3f}", f"{mean['off'] - mean['oracle_0']:.3f}"]
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
-    print(json.dumps({"base": options.base, "steps": options.steps, "seeds": options.seeds, "rows": results}))
+    options = parser().parse_args()
+    study = open_study(options)
+    clock = time.perf_counter()
+
+    def told(what: str) -> None:
+        nonlocal clock
+        study.report.figures.setdefault("seconds", {})[what] = round(time.perf_counter() - clock, 1)
+        print(f"\n({what}: {time.perf_counter() - clock:.0f} s)", flush=True)
+        clock = time.perf_counter()
+
+    corpora = study.own, other_edition(study, options.run)
+    databases = [study.library(one, everything=True, keep="all") for one in corpora]
+    told("the databases")
+    if options.baseline:
+        tuned = fine_tuned(study.model, training_windows(study), options.baseline)
+        study.tuned = with_base(study.model, tuned.base)
+        print(
+            f"\nfine-tuned for {tuned.steps} steps, {tuned.seconds:.0f} s: "
+            f"{tuned.before:.3f} -> {tuned.after:.3f} nats a token of training countries that it did not see"
+        )
+        told("fine-tuning")
+    questions = facts_part(study, databases, options)
+    told("choices")
+    if "facts" in options.parts:
+        show_hits(study, "facts", questions, all_arms(study, questions, options.slow))
+        told("facts")
+    if "edits" in options.parts:
+        edits_part(study, questions, options.edits)
+        told("edits")
+    if "bits" in options.parts:
+        bits_part(study, databases, options)
+        told("bits")
+    if "corpora" in options.parts:
+        corpora_part(study, options)
+        told("corpora")
+    if "prose" in options.parts:
+        prose_part(study, options)
+        told("prose")
+    if "cost" in options.parts:
+        old, new = (one.corpus.documents for one in databases)
+        held = factbook_cases(old, new, study.own.held_out, held=True)
+        cost_part(study, databases[0], study.ask(held[0], databases, 0), tokens=24)
+        told("cost")
+    study.report.figures |= {"in_context": str(study.form), "knn": str(study.knn)}
+    study.report.publish(options.json)
 
 
 if __name__ == "__main__":

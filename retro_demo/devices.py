@@ -12,6 +12,7 @@ This module does not know models, files or batches.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -122,10 +123,51 @@ def _quota(group: Path) -> float | None:
 
 
 def allowed_memory(system: Path = Path("/")) -> int:
-    """Bytes of memory that this process may really use: what the machine and its control groups leave."""
+    """Bytes of memory that this process may really use: by the machine, control groups and its own limit."""
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 32
     limits = (_memory_limit(group) for group in _groups(system, "memory"))
-    return min([there, *(limit for limit in limits if limit is not None)])
+    return min([there, *(limit for limit in (*limits, _own_limit()) if limit is not None)])
+
+
+def free_memory(system: Path = Path("/")) -> int:
+    """Bytes of memory that are free now: of the machine, and of what its control groups leave."""
+    free = allowed_memory(system)
+    about = system / "proc/meminfo"
+    if about.exists() and (found := re.search(r"^MemAvailable:\s+(\d+) kB", about.read_text(), re.M)):
+        free = min(free, int(found[1]) * 1024)
+    for group in _groups(system, "memory"):
+        limit, used = _memory_limit(group), _memory_used(group)
+        if limit is not None and used is not None:
+            free = min(free, max(0, limit - used))
+    return free
+
+
+def _own_limit() -> int | None:
+    """What this process may write to, as jobs/worker.py sets it on a public page; None where it is free."""
+    try:
+        import resource  # there is none on Windows
+    except ImportError:
+        return None
+    soft = resource.getrlimit(resource.RLIMIT_DATA)[0]
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def give_memory_back() -> None:
+    """Return freed memory to the operating system, where the C library keeps it for the next time (glibc)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _memory_used(group: Path) -> int | None:
+    """Bytes that the processes of one control group hold, without files that can be read again."""
+    for name in ("memory.current", "memory.usage_in_bytes"):
+        try:
+            used = int((group / name).read_text())
+            cached = re.search(r"^(?:total_)?inactive_file (\d+)", (group / "memory.stat").read_text(), re.M)
+            return used - int(cached[1]) if cached else used
+        except (OSError, ValueError):
+            continue
+    return None
 
 
 def _memory_limit(group: Path) -> int | None:

@@ -147,8 +147,8 @@ class Header:
         return int(text)
 
 
-def read_header(path: Path) -> Header:
-    """The header of a file, without reading a tensor.
+def read_header(path: Path, advice: str = ANEW) -> Header:
+    """The header of a file, without reading a tensor; `advice` says how to mend the file.
 
     Raises UserError where it cannot be read; a header that claims more than the file holds is such a case.
     """
@@ -166,10 +166,10 @@ def read_header(path: Path) -> Header:
     except (SafetensorError, OSError) as error:
         if trouble := describe_error(error):
             raise UserError(trouble) from error
-        raise UserError(f"{path} cannot be read as safetensors ({error}). {ANEW}") from error
+        raise UserError(f"{path} cannot be read as safetensors ({error}). {advice}") from error
 
 
-def check_shapes(path: Path, there: Shapes, wanted: Shapes) -> None:
+def check_shapes(path: Path, there: Shapes, wanted: Shapes, advice: str = ANEW) -> None:
     """Raise UserError at the first weight of a file, or of the network, that the other has not so."""
     for name in (*wanted, *there):
         if there.get(name) != wanted.get(name):
@@ -177,7 +177,7 @@ def check_shapes(path: Path, there: Shapes, wanted: Shapes) -> None:
             asked = list(wanted[name]) if name in wanted else "none of that name"
             raise UserError(
                 f"{path} does not fit the network of config.json: {seen(name)} {found}, the network has "
-                f"{asked}. {ANEW}"
+                f"{asked}. {advice}"
             )
 
 

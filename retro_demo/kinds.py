@@ -86,6 +86,24 @@ BEGUN: dict[str, dict[str, Any]] = {
 }
 """What changes where a run begins with the weights of another: fewer steps, and smaller ones."""
 
+READER: dict[str, Any] = {
+    "seq_len": 96,
+    "batch_size": 6,
+    "num_neighbors": 2,
+    "retriever": "bm25-titles",
+    "query_tokens": 16,
+    "weight_decay": 0.0,
+    "eval_tokens": 2_000,
+}
+
+READER_PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": READER
+    | {"lessons": 60, "steps": 60, "warmup": 6, "lr": 1e-3, "eval_every": 60, "save_every": 20},
+    "small": READER
+    | {"lessons": 1100, "steps": 720, "warmup": 20, "lr": 1e-3, "eval_every": 240, "save_every": 120},
+}
+"""The same for a pretrained base: docs/science.md has the trials."""
+
 RETROFIT_LR = {"tiny": 6e-3, "random": 6e-3, "small": 4e-3, "base": 2e-3, "lookup": 6e-3}
 """Learning rates of a retrofit: what it trains is new, and the rest is frozen."""
 
@@ -140,6 +158,8 @@ class Kind:
     trained_by: tuple[str, ...] = ()  # settings of TrainConfig that it knows; none named: all
     base: str = "may"  # whether it "may", "must" or "cannot" begin with the weights of another run
     freezes_base: bool = False
+    of_pretrained: str = ""  # the kind of run that it is where its base is a pretrained one
+    trains_pretrained: bool = False
     width: tuple[str, ...] = ("dim",)  # settings of the network that cost memory in training
     smaller: str = "Choose a smaller --dim or fewer layers."  # what to do where its network is too large
     reading_grows_with: str = "a vocabulary of {vocab_size:,} and {num_heads} heads"  # in words, of its shape
@@ -243,7 +263,63 @@ _RETROFIT = Kind(
         "retrieval off it stays that lm. What retrieval is worth tells only its matched baseline (Evaluate)",
         "base": "must",
         "freezes_base": True,
+        "of_pretrained": "reader",
     }
+)
+
+_READER = Kind(
+    name="reader",
+    title="pretrained language model that was taught to read neighbors "
+    "(RETRO's retrofit, Borgeaud et al. 2022)",
+    tag="retro",
+    config="retro_demo.runs.checkpoint:ReaderRun",
+    parts={
+        "network": "retro_demo.models.reader_config:ReaderConfig",
+        "lessons": "retro_demo.models.reader_config:LessonConfig",
+        "training": "retro_demo.settings:TrainConfig",
+    },
+    network="retro_demo.models.reader:Reader",
+    planner="retro_demo.runs.planning:ReaderPlanner",
+    work="retro_demo.training.reader_training:ReaderWork",
+    writer="retro_demo.generation.retro:begin_writing",
+    measurement="retro_demo.evaluation.retro_measurement:RetroMeasurement",
+    arm_names="retro_demo.evaluation.arms:ARM_NAMES",
+    memory="retro_demo.models.memory:reader_megabytes",
+    passes="retro_demo.training.lessons:reader_passes",
+    tabs=("generate", "evaluate"),
+    batch=("batch_size", "seq_len"),
+    even_batches=True,
+    context="seq_len",
+    claims=("on", "off", "shuffled"),
+    own_controls=False,
+    presets=READER_PRESETS,
+    place=0,
+    about="reader teaches a pretrained model to read neighbors and changes nothing else of it",
+    sizes="Sets all knobs: tiny for two minutes, small for a quarter of an hour.",
+    base="must",
+    freezes_base=True,
+    trains_pretrained=True,
+    of_pretrained="reader",
+    width=("match_dim",),
+    smaller="Choose a smaller --match-dim.",
+    pipeline="text-generation",
+    trained_by=(
+        "steps",
+        "batch_size",
+        "seq_len",
+        "num_neighbors",
+        "retriever",
+        "query_tokens",
+        "lr",
+        "warmup",
+        "weight_decay",
+        "clip",
+        "seed",
+        "eval_every",
+        "eval_tokens",
+        "save_every",
+        "keep",
+    ),
 )
 
 _MARGE = Kind(
@@ -295,7 +371,7 @@ _MARGE = Kind(
     ),
 )
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (_LM, _RETRO, _RETROFIT, _MARGE)}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (_LM, _RETRO, _RETROFIT, _READER, _MARGE)}
 
 
 def kind_named(name: Any) -> Kind:

@@ -26,6 +26,7 @@ SERVER_FOLDERS = re.compile(r"(?:/[^\s/]+)+/(?:corpora|runs|traces|samples|check
 INSIDE = re.compile(rf"(?P<home>/.*)/workspaces/(?P<code>{CODE.pattern})/(?P<rest>.*)", re.DOTALL)
 LASTING = Path("/data")  # where a container or a Space keeps what lasts
 LINKS = "links"  # in the data folder: TAG -> workspaces/CODE
+MISSING = "missing"  # no folder: where the corpus or the base of an imported run would be
 SAMPLE = "sample:"  # before the name of a corpus or run that ships with the code
 
 

@@ -108,13 +108,13 @@ def from_json(kind: type[Config], values: Mapping[str, Any]) -> Config:
     )
 
 
-RETRIEVERS = ("dense", "bm25", "bm25-words", "hybrid")
-"""How neighbors are found: by embeddings, by BM25 over token ids or words, or by both."""
+RETRIEVERS = ("dense", "bm25", "bm25-words", "bm25-titles", "hybrid")
+"""How neighbors are found: by embeddings, by BM25 over token ids, words, or words and titles, or by both."""
 
 
 def another_retriever(*, main: bool = False) -> Any:
     """The setting of those who may read through another retriever than in training."""
-    said = "dense, bm25, bm25-words or hybrid; empty means the one of the training."
+    said = "dense, bm25, bm25-words, bm25-titles or hybrid; empty means the one of the training."
     return setting("", "Retriever", said, choices=("", *RETRIEVERS), main=main)
 
 
@@ -188,9 +188,15 @@ class TrainConfig:
         "dense",
         "Retriever",
         "dense: nearest embeddings; bm25: shared tokens, the rarer the better; bm25-words: shared words; "
-        "hybrid: dense candidates in the order of BM25.",
+        "bm25-titles: shared words and titles; hybrid: dense candidates in the order of BM25.",
         choices=RETRIEVERS,
         main=True,
+    )
+    query_tokens: int = setting(
+        0,
+        "Query",
+        "How many tokens at the end of a chunk are searched for; 0 means all of it.",
+        within=(0, 4096),
     )
     reading: float = setting(
         0.0,
@@ -315,6 +321,17 @@ class GenerateConfig(Settings):
         "Neighbors",
         "Neighbors of each chunk (MARGE: pieces of evidence for the text); 0 means as many as in training.",
         within=(0, 100),
+    )
+    query_tokens: int = setting(
+        0,
+        "Query",
+        "How many tokens at the end of what is written are searched for; 0 means as many as in training.",
+        within=(0, 4096),
+    )
+    title: str = setting(
+        "",
+        "Title",
+        "What the text is about: bm25-titles searches for it, too. Empty means the first line of the prompt.",
     )
     stop: str = setting("", "Stop at", "Writing ends once this text has appeared; empty means never.")
 

@@ -42,13 +42,14 @@ class Tokenizer:
         """Made by `train` and `load`; `backend` must have been built by `_backend`."""
         self._backend = backend
         vocab = backend.get_vocab()
-        byte_of = {char: byte for byte, char in enumerate(_byte_alphabet())}
+        byte_of = {char: byte for byte, char in enumerate(byte_alphabet())}
         self._bytes = [b""] * len(vocab)
         for token, index in vocab.items():
             if token not in SPECIALS:
                 self._bytes[index] = bytes(byte_of[char] for char in token)
         self.vocab_size = len(vocab)
         self.pad_id, self.eos_id = range(len(SPECIALS))
+        self._names = dict(enumerate(SPECIALS))
         self.fingerprint = hashlib.sha256(backend.to_str().encode()).hexdigest()
 
     @classmethod
@@ -118,7 +119,7 @@ class Tokenizer:
     def _label(self, token_id: int) -> str:
         raw = self.token_bytes(token_id)
         if not raw:
-            return SPECIALS[token_id]
+            return self._names[token_id]
         # What is not whole UTF-8 is shown byte by byte.
         text = raw.decode("utf-8", errors="surrogateescape")
         return "".join(map(_visible, text))
@@ -176,8 +177,8 @@ def _vocab_and_merges(stored: object, path: Path) -> tuple[dict[str, int], list[
             and (splitter["type"], splitter["add_prefix_space"]) == ("ByteLevel", False)
             and sorted(vocab.values()) == list(range(len(vocab)))
             and [vocab[token] for token in SPECIALS] == list(range(len(SPECIALS)))
-            and set(vocab).issuperset(_byte_alphabet())
-            and set("".join(set(vocab) - set(SPECIALS))) <= set(_byte_alphabet())
+            and set(vocab).issuperset(byte_alphabet())
+            and set("".join(set(vocab) - set(SPECIALS))) <= set(byte_alphabet())
             and all(part in vocab for left, right in merges for part in (left, right, left + right))
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -187,7 +188,7 @@ def _vocab_and_merges(stored: object, path: Path) -> tuple[dict[str, int], list[
     return vocab, merges
 
 
-def _byte_alphabet() -> list[str]:
+def byte_alphabet() -> list[str]:
     """The 256 characters by which GPT-2 writes bytes, in the order of the bytes.
 
     Printable bytes of Latin-1 stand for themselves, the others for the code points from 256 on.

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("RETRO_DEMO_SMOLLM2", "none")  # tests are the same with the base and without
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the app does: tests may run on a busy machine
 
 import numpy as np

@@ -224,3 +224,22 @@ def test_each_benchmark_works_at_tiny_sizes(part, tmp_path):
 
     assert done.returncode == 0, done.stderr
     assert json.loads(goal.read_text())["tables"]
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("arguments", [["pretrained", "--quick", "--rounds", "1"], ["gpu", "--smoke"]])
+def test_benchmarks_of_other_machines_work_at_tiny_sizes_here(arguments, tmp_path):
+    goal = tmp_path / "figures.json"
+
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{arguments[0]}", *arguments[1:], "--json", str(goal)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(goal.read_text())["figures"]
+    assert '"failed"' not in done.stdout

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from retro_demo.devices import allowed_memory, allowed_threads
+from retro_demo.devices import allowed_memory, allowed_threads, free_memory
 
 HALF = {"cpu.max": "50000 100000\n"}
 ONE = {"cpu.max": "100000 100000\n"}
@@ -73,3 +73,12 @@ def test_a_process_bound_to_few_cores_gets_no_more_threads(tmp_path, monkeypatch
 def test_a_limit_of_the_group_or_of_one_above_it_bounds_the_memory(tmp_path, groups, files):
     assert allowed_memory(system(tmp_path, groups, files)) == 1_000_000
     assert allowed_memory(tmp_path / "nowhere") > 1_000_000
+
+
+def test_free_memory_is_what_the_machine_and_each_group_leave(tmp_path):
+    held = {"memory.max": "1000000\n", "memory.current": "700000\n", "memory.stat": "inactive_file 200000\n"}
+    root = system(tmp_path, "0::/a\n", {"a": held})
+
+    assert free_memory(root) == 500_000
+    (root / "proc/meminfo").write_text("MemTotal: 9 kB\nMemAvailable:        300 kB\n")
+    assert free_memory(root) == 300 * 1024

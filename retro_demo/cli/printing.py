@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from retro_demo.corpus.embedding import known_words
+from retro_demo.evaluation.arms import REACH
 from retro_demo.events import Event, Finished, Progress, Refined, Retrieved, Started, Step, Token, Warned
 from retro_demo.render.evaluation_views import baseline_of
 from retro_demo.render.job_views import weighed_words
@@ -139,6 +140,12 @@ def evaluation(result: dict[str, Any]) -> str:
             low, high = difference["bpb_ci"]
             line += f"  {difference['bpb']:+.4f} ({low:+.4f} to {high:+.4f})"
         lines.append(line)
+    if (found := result["arms"]["on"].get("reach")) is not None:
+        by_chance = result["arms"].get("shuffled", {}).get("reach", 0.0)
+        lines.append(
+            f"reach: in {found:.1%} of {result['counts']['looks']:,} looks a neighbor holds the next {REACH} "
+            f"tokens in one piece (shuffled: {by_chance:.1%})"
+        )
     moved = result["tokens_moved"]["off"]
     lines.append(f"{moved['helped']:.0%} of the tokens helped, {moved['hurt']:.0%} hurt, against off")
     return "\n".join([*lines, *(f"- {step}" for step in result["next"]), result["verdict"]])

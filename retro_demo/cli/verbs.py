@@ -35,8 +35,9 @@ from retro_demo.jobs.lifecycle import claim, status
 from retro_demo.kinds import KINDS, resolve, setting_types
 from retro_demo.output_folder import check_new, check_output, is_hidden, kind_of, make_output, working_folder
 from retro_demo.paths import SAMPLE, data_home, linked_place, run_folder, without_folders
+from retro_demo.pretrained.bases import find_base
 from retro_demo.runs.checkpoint import read_any_config
-from retro_demo.runs.loading import ready_run
+from retro_demo.runs.loading import prepare_shipped, ready_run
 from retro_demo.runs.planning import extend_run, keep_weights, plan_run, prepare_run
 from retro_demo.server.workspace import disk_use
 from retro_demo.settings import (
@@ -52,9 +53,11 @@ from retro_demo.sharing.export_format import Manifest
 from retro_demo.sharing.exporting import export_corpus, export_run, own_token, push, write_zip
 from retro_demo.sharing.importing import (
     MISSING,
+    Checked,
     build_corpus_of,
     checked_export,
     corpus_here,
+    missing_base,
     name_of_corpus,
     shipped_runs,
     take_run,
@@ -158,6 +161,7 @@ def _prepare_training(options: argparse.Namespace, stop: Callable[[], bool], wor
                 f"Name the corpus to train on: train {options.model} --corpus DIR --out {options.out}"
             )
         yield from ensure_sample(options.corpus, stop)
+        yield from ensure_sample(settings.get("edition", ""), stop)
         wanted = plan_run(
             options.model,
             options.corpus,
@@ -165,6 +169,7 @@ def _prepare_training(options: argparse.Namespace, stop: Callable[[], bool], wor
             settings=settings,
             device=options.device or "auto",
             base=options.base or "",
+            hub=True,
         )
         if wanted.kind.even_batches:
             check_share(wanted.training, world)  # before anything is written under this name
@@ -275,7 +280,10 @@ def add_share_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
         help="folder to make (default: the name in the export); its corpus comes to NAME-corpus",
     )
     back.add_argument(
-        "--base", type=Path, metavar="RUN", help="run here that a retrofit began with, known by its weights"
+        "--base",
+        type=Path,
+        metavar="RUN",
+        help="run or pretrained base here that it began with, known by its weights",
     )
 
     up = verb("push", _push, "export a run to the Hugging Face Hub, with your own token (HF_TOKEN)")
@@ -380,11 +388,21 @@ def _import(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[E
                     f"The corpus {export.manifest.corpus.title} (fingerprint {export.fingerprint}) is not in "
                     "this export: where the run reads one, name another with --corpus."
                 )
-            take_run(export, out, corpus, [*([options.base] if options.base else []), *shipped_runs()])
+            config = take_run(export, out, corpus, [*_named_base(options, export), *shipped_runs()])
+            if doubt := missing_base(config):
+                yield Warned(doubt)
             about = {"run": str(out), "corpus": corpus}
         else:
             about = {"corpus": str(place)}
         yield Finished({"kind": export.manifest.kind, "format": export.manifest.format} | about)
+
+
+def _named_base(options: argparse.Namespace, export: Checked) -> list[Path]:
+    """What --base names; a pretrained base of the Hub is fetched."""
+    if options.base is None:
+        return []
+    pretrained = export.config is not None and export.config.kind.trains_pretrained
+    return [find_base(options.base, hub=True) if pretrained else options.base]
 
 
 DEEPEST = 4  # levels of folders in which corpora and runs are looked for
@@ -491,6 +509,7 @@ def _prepare(_options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable
     wanted = [name for name, sample in SAMPLES.items() if sample.at_start]
     for name in wanted:
         yield from ensure_sample(SAMPLE + name, stop)
+    yield from prepare_shipped()
     yield Finished({"samples": wanted})
 
 
@@ -555,9 +574,10 @@ def _events_of(writing: Continuation, stop: Callable[[], bool]) -> Iterable[Even
         if isinstance(event, Written) and (nothing := writing.why_none(looked_up)):
             yield Warned(nothing)
         if isinstance(event, Written):
+            padding = next((place for place, token in enumerate(event.tokens) if token), 0)
             figures = {
                 "text": writing.tokenizer.decode(event.tokens),
-                "prompt_tokens": event.prompt_tokens,
+                "prompt_tokens": event.prompt_tokens - padding,
                 "new_tokens": len(event.tokens) - event.prompt_tokens,
             }
             yield Finished(figures | writing.about | {"seconds": round(time.perf_counter() - begun, 3)})

@@ -22,6 +22,7 @@ import json
 import shutil
 from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ from retro_demo.files import beside, load_array, save_array, write_atomically
 from retro_demo.jobs.lifecycle import claim
 from retro_demo.output_folder import CONFIG, check_output, make_output, read_object
 from retro_demo.paths import data_home
+from retro_demo.pretrained.tokenizer import load_tokenizer
 from retro_demo.settings import AddConfig, from_json, to_json
-from retro_demo.tokenizer import Tokenizer
 
 CHANGE = "change"
 SOURCES = "sources"  # copies of uploads
@@ -326,17 +327,28 @@ def retokenized_folder(corpus: Corpus, run: Path, chunk_len: int) -> Path:
 def retokenized_folder_of_stored(corpus: Path, run: Path, chunk_len: int) -> Path:
     """As `retokenized_folder` for the corpus that is built in a folder, without reading its text."""
     manifest = json.loads((corpus / MANIFEST).read_text("utf-8"))
-    shape = Tokenizer.load(corpus / "tokenizer.json").fingerprint, manifest["config"]["chunk_len"]
+    shape = _fingerprint(corpus / "tokenizer.json"), manifest["config"]["chunk_len"]
     return _place(corpus, manifest["fingerprint"], shape, run, chunk_len)
 
 
 def _place(corpus: Path, fingerprint: str, shape: tuple[str, int], run: Path, chunk_len: int) -> Path:
-    tokenizer = Tokenizer.load(run / "tokenizer.json")
-    if (tokenizer.fingerprint, chunk_len) == shape:
+    tokenizer = _fingerprint(run / "tokenizer.json")
+    if (tokenizer, chunk_len) == shape:
         return corpus
-    state = f"{tokenizer.fingerprint} {chunk_len} {fingerprint}"
+    state = f"{tokenizer} {chunk_len} {fingerprint}"
     name = hashlib.sha256(state.encode()).hexdigest()[:16]
     return derived_folder(data_home()[0], corpus, fingerprint) / RETOKENIZED / name
+
+
+def _fingerprint(tokenizer: Path) -> str:
+    there = tokenizer.stat()
+    return _fingerprint_of(tokenizer, there.st_mtime_ns, there.st_size)
+
+
+@lru_cache(maxsize=256)
+def _fingerprint_of(tokenizer: Path, _mtime_ns: int, _size: int) -> str:
+    """Of a file, read once: a page asks at each look, and the vocabulary of a pretrained base is large."""
+    return load_tokenizer(tokenizer).fingerprint
 
 
 def plan_retokenized(corpus: Corpus, run: Path, chunk_len: int) -> Path:

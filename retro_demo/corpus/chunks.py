@@ -37,6 +37,7 @@ from retro_demo.errors import UserError
 from retro_demo.events import Event, Progress, Warned
 from retro_demo.files import load_array, save_array, write_atomically
 from retro_demo.paths import ASSETS
+from retro_demo.pretrained.tokenizer import load_tokenizer
 from retro_demo.retrieval.neighbors import excluded
 from retro_demo.settings import CorpusConfig
 from retro_demo.tokenizer import Tokenizer
@@ -363,8 +364,8 @@ def _tokenizer(out: Path, config: CorpusConfig, training: Sequence[Document]) ->
         if config.tokenizer == "train":
             Tokenizer.train((document.text for document in training), config.vocab_size).save(path)
         else:
-            Tokenizer.load(SHIPPED_TOKENIZERS.get(config.tokenizer, Path(config.tokenizer))).save(path)
-    return Tokenizer.load(path)
+            load_tokenizer(SHIPPED_TOKENIZERS.get(config.tokenizer, Path(config.tokenizer))).save(path)
+    return load_tokenizer(path)
 
 
 def _chunks(out: Path, documents: Sequence[Document], tokenizer: Tokenizer, config: CorpusConfig) -> Chunks:

@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 from retro_demo.corpus.building import open_index
 from retro_demo.corpus.embedding import doubt_of_query, doubt_of_statistics
 from retro_demo.corpus.store import Corpus, check_current, derived_folder, unchanged
+from retro_demo.corpus.titled_retrieval import TitledRetriever, titled_terms
 from retro_demo.devices import choose_device
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Progress
@@ -37,7 +38,7 @@ from retro_demo.retrieval.bm25 import (
 )
 from retro_demo.retrieval.dense import DenseRetriever, VectorIndex, gpu_available
 from retro_demo.retrieval.embedders import load_embedder
-from retro_demo.retrieval.neighbors import Neighbors, Retriever
+from retro_demo.retrieval.neighbors import EndOfQuery, Neighbors, Retriever
 
 
 def search(corpus: Corpus, retriever: Retriever, text: str, k: int) -> list[dict[str, Any]]:
@@ -90,21 +91,24 @@ def describe_neighbors(corpus: Corpus, ids: np.ndarray, scores: np.ndarray) -> l
     return neighbors
 
 
-def load_retriever(corpus: Corpus, name: str = "dense") -> Retriever:
+def load_retriever(corpus: Corpus, name: str = "dense", query_tokens: int = 0) -> Retriever:
     """A retriever (a name in MAKERS) over the documents of a built corpus that are not held out.
 
+    `query_tokens`: how many tokens at the end of a query are searched for, 0 = all.
     The first use of BM25 makes its index and keeps it; one made from another state of the corpus
     is made again. Raises UserError for an unknown name, and for an index of another embedder.
     """
     if name not in MAKERS:
         raise UserError(f"There is no retriever {name!r}; choose one of {', '.join(MAKERS)}.")
     device = "cuda" if gpu_available()[0] else "cpu"
-    return retriever_over(
+    kind = "bm25" if name == "hybrid" else name
+    found = retriever_over(
         corpus,
         name,
         lambda: open_index(corpus, device),
-        lambda terms: _lexical_index(corpus, "bm25-words" if name == "bm25-words" else "bm25", terms),
+        lambda terms_of: _lexical_index(corpus, kind, terms_of),
     )
+    return EndOfQuery(found, query_tokens) if query_tokens else found
 
 
 def retriever_over(corpus: Corpus, name: str, vectors: Vectors, words: Words) -> Retriever:
@@ -134,28 +138,38 @@ def _dense(corpus: Corpus, index: VectorIndex) -> DenseRetriever:
 
 
 def _lexical(corpus: Corpus, words: Words, terms: Terms) -> LexicalRetriever:
-    return LexicalRetriever(words(terms), terms, corpus.excluded)
+    index = words(lambda rows: [terms(row) for row in corpus.chunks.tokens[rows]])
+    return LexicalRetriever(index, terms, corpus.excluded)
+
+
+def _token_terms(corpus: Corpus) -> Terms:
+    silent = {0, corpus.tokenizer.pad_id, corpus.tokenizer.eos_id}
+    return lambda tokens: token_terms(tokens, silent)
 
 
 Vectors = Callable[[], VectorIndex]
-Words = Callable[[Terms], LexicalIndex]
+Words = Callable[[Callable[[np.ndarray], list[list[str]]]], LexicalIndex]
+"""Makes a BM25 index, given what tells the terms of stored chunks (their numbers)."""
 MAKERS: Mapping[str, Callable[[Corpus, Vectors, Words], Retriever]] = {
     "dense": lambda corpus, vectors, words: _dense(corpus, vectors()),
-    "bm25": lambda corpus, vectors, words: _lexical(corpus, words, token_terms),
+    "bm25": lambda corpus, vectors, words: _lexical(corpus, words, _token_terms(corpus)),
     "bm25-words": lambda corpus, vectors, words: _lexical(corpus, words, word_terms(corpus.tokenizer)),
+    "bm25-titles": lambda corpus, vectors, words: TitledRetriever(corpus, words(titled_terms(corpus))),
     "hybrid": lambda corpus, vectors, words: HybridRetriever(
-        _dense(corpus, vectors()), _lexical(corpus, words, token_terms)
+        _dense(corpus, vectors()), _lexical(corpus, words, _token_terms(corpus))
     ),
 }
 """The table of retrievers: name, as in settings.RETRIEVERS -> how it is made over the indexes of a corpus."""
 
 
-def _lexical_index(corpus: Corpus, kind: str, terms: Terms) -> LexicalIndex:
+def _lexical_index(
+    corpus: Corpus, kind: str, terms_of: Callable[[np.ndarray], list[list[str]]]
+) -> LexicalIndex:
     path = derived_folder(data_home()[0], corpus.folder, corpus.fingerprint) / f"{kind}.safetensors"
     if (kept := LexicalIndex.load(path, corpus.fingerprint)) is not None:
         return kept
     rows = np.flatnonzero(~corpus.held_out[corpus.chunks.document])
-    index = LexicalIndex.build([terms(row) for row in corpus.chunks.tokens[rows]], rows)
+    index = LexicalIndex.build(terms_of(rows), rows)
     check_current(corpus)
     index.save(path, corpus.fingerprint)
     return index
@@ -165,15 +179,16 @@ FORMAT = "1"
 BLOCK = 1024
 
 
-def prepare_neighbors(corpus: Corpus, retriever: str) -> Iterator[Event]:
+def prepare_neighbors(corpus: Corpus, retriever: str, query_tokens: int = 0) -> Iterator[Event]:
     """Find and keep the neighbors of every chunk by this retriever, where that is not done yet.
 
     A table of another state of the corpus, or a damaged one, is made again. Two processes may do
     this at once: both find the same, and each puts its file in place whole.
     """
-    if retriever == "dense" or _kept(corpus, retriever) is not None:
+    name = _name(retriever, query_tokens)
+    if name == "dense" or _kept(corpus, name) is not None:
         return
-    finder = load_retriever(corpus, retriever)
+    finder = load_retriever(corpus, retriever, query_tokens)
     count, k = len(corpus.chunks), corpus.config.num_neighbors
     ids = np.full((count, k), -1, np.int32)
     for start in range(0, count, BLOCK):
@@ -182,33 +197,38 @@ def prepare_neighbors(corpus: Corpus, retriever: str) -> Iterator[Event]:
         yield Progress("neighbors", int(rows[-1]) + 1, count)
     about = {"fingerprint": corpus.fingerprint, "format": FORMAT, "hash": _hash(ids)}
     check_current(corpus)
-    with beside(_path(corpus, retriever)) as unfinished:
+    with beside(_path(corpus, name)) as unfinished:
         save_file({"ids": ids}, unfinished, metadata=about)
 
 
-def neighbor_table(corpus: Corpus, retriever: str) -> np.ndarray:
+def neighbor_table(corpus: Corpus, retriever: str, query_tokens: int = 0) -> np.ndarray:
     """The neighbors of all chunks, held-out ones too: ids int64 (N, S), best first, -1 = none.
 
     Made where it is not made yet. Raises UserError as `load_retriever` does.
     """
-    if retriever == "dense":
+    name = _name(retriever, query_tokens)
+    if name == "dense":
         return corpus.neighbor_ids.astype(np.int64)
-    for _ in prepare_neighbors(corpus, retriever):
+    for _ in prepare_neighbors(corpus, retriever, query_tokens):
         pass
-    ids = _kept(corpus, retriever)
+    ids = _kept(corpus, name)
     assert ids is not None
     return ids.astype(np.int64)
 
 
-def _path(corpus: Corpus, retriever: str) -> Path:
+def _name(retriever: str, query_tokens: int) -> str:
+    return f"{retriever}-{query_tokens}" if query_tokens else retriever
+
+
+def _path(corpus: Corpus, name: str) -> Path:
     folder = derived_folder(data_home()[0], corpus.folder, corpus.fingerprint)
-    return folder / f"neighbors-{retriever}.safetensors"
+    return folder / f"neighbors-{name}.safetensors"
 
 
-def _kept(corpus: Corpus, retriever: str) -> np.ndarray | None:
+def _kept(corpus: Corpus, name: str) -> np.ndarray | None:
     """The table on disk, None where there is none of this state of the corpus or it is damaged."""
     try:
-        with safe_open(_path(corpus, retriever), "numpy") as file:
+        with safe_open(_path(corpus, name), "numpy") as file:
             about, ids = file.metadata() or {}, file.get_tensor("ids")
     except (SafetensorError, OSError):
         return None

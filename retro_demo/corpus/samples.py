@@ -249,6 +249,8 @@ class Sample:
     source: Path | LookupConfig
     config: CorpusConfig
     at_start: bool = True  # whether it is built before anybody asks
+    edition: str = ""  # the sample that tells of the same things at another time
+    prompts: tuple[str, ...] = ()  # a title and lines, up to where a value stands in both editions
 
 
 SAMPLES = {
@@ -256,6 +258,20 @@ SAMPLES = {
         "World Factbook 2015",
         ASSETS / "factbook2015" / "factbook2015.jsonl.gz",
         CorpusConfig(tokenizer="factbook", chunk_len=32),
+        edition="factbook2026",
+        prompts=(
+            "France\n\nGovernment\n\nExecutive branch:\nchief of state:",
+            "Japan\n\nGovernment\n\nExecutive branch:\nchief of state:",
+            "Germany\n\nGovernment\n\nExecutive branch:\nhead of government: Chancellor",
+            "Kenya\n\nTransportation\n\nAirports:",
+        ),
+    ),
+    "factbook2026": Sample(
+        "World Factbook 2026",
+        ASSETS / "factbook2026" / "factbook2026.jsonl.gz",
+        CorpusConfig(tokenizer="factbook", chunk_len=32),
+        at_start=False,
+        edition="factbook2015",
     ),
     "udhr44": Sample(
         "Human rights in 44 languages", ASSETS / "udhr44" / "udhr44.jsonl.gz", CorpusConfig(holdout=0.2)

@@ -45,6 +45,7 @@ from retro_demo.events import Event, Finished, Progress, Started, Stopped, cut_b
 from retro_demo.files import file_hash, load_array, save_array, write_atomically
 from retro_demo.jobs.lifecycle import claim, record
 from retro_demo.paths import SAMPLE, data_home
+from retro_demo.pretrained.tokenizer import load_tokenizer
 from retro_demo.retrieval.dense import DenseRetriever, gpu_available, has_vector
 from retro_demo.retrieval.embedders import Embedder, load_embedder
 from retro_demo.retrieval.neighbors import excluded
@@ -105,7 +106,7 @@ def build_shard(out: Path, shard: Shard) -> Iterator[Event]:
         if not (out / SHARDS / "split.npz").exists():
             text = yield from read_text(out, config, sources)
             _keep_split(out, text.duplicates.cluster, text.held_out, text.window)
-        tokenizer = Tokenizer.load(out / "tokenizer.json")
+        tokenizer = load_tokenizer(out / "tokenizer.json")
         chunks = Chunks(load_array(out / "chunks.npy", mapped=True), load_array(out / "chunk_documents.npy"))
         searched = (shard.folder(out) / NEIGHBORS).exists()  # if not, nobody else can finish the corpus
         own = None if searched else _hand_out(out, shard, chunks)

@@ -17,7 +17,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ import numpy as np
 from retro_demo.documents.sources import Document
 from retro_demo.errors import UserError
 from retro_demo.files import file_hash, load_array, write_atomically
+from retro_demo.pretrained.tokenizer import load_tokenizer
 from retro_demo.retrieval.neighbors import excluded
 from retro_demo.settings import CorpusConfig, from_json
 from retro_demo.tokenizer import WORD, Tokenizer
@@ -264,6 +265,7 @@ class Corpus:
     neighbor_ids: np.ndarray  # (N, K), -1 = none
     neighbor_scores: np.ndarray  # (N, K)
     manifest: dict[str, Any]
+    _titles: dict[int, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def fingerprint(self) -> str:
@@ -279,10 +281,37 @@ class Corpus:
             self.chunks.document, self.cluster, self.config.window if self.sections else 0, own, candidates
         )
 
+    def neighbor_rows(self, ids: np.ndarray, title_len: int = 0) -> np.ndarray:
+        """ids (...), -1 = none -> tokens (..., title_len + 2 C): title, chunk and continuation of each."""
+        rows = self.chunks.with_continuation(ids)
+        if not title_len:
+            return rows
+        titles = np.where((ids >= 0)[..., None], self.title_rows(title_len)[self.chunks.document[ids]], 0)
+        return np.concatenate([titles, rows], axis=-1)
+
+    def title_rows(self, length: int) -> np.ndarray:
+        """Title of each document and a blank line as the last of `length` tokens (D, length), 0 before."""
+        if length not in self._titles:
+            self._titles[length] = _title_rows(self, length)
+        return self._titles[length]
+
     def bytes_of_tokens(self) -> np.ndarray:
         """UTF-8 bytes that each token id stands for (V,); padding and end of text stand for none."""
         ids = range(self.tokenizer.vocab_size)
         return np.array([len(self.tokenizer.token_bytes(i)) for i in ids], dtype=np.int64)
+
+
+def _title_rows(corpus: Corpus, length: int) -> np.ndarray:
+    rows = np.zeros((len(corpus.documents), length), np.int64)
+    end = corpus.tokenizer.encode("\n\n")
+    for row, document in zip(rows, corpus.documents, strict=True):
+        title = " ".join(document.title.split())
+        if not title:
+            continue
+        ids = corpus.tokenizer.encode(title)[: max(0, length - len(end))] + end
+        ids = ids[max(0, len(ids) - length) :]
+        row[length - len(ids) :] = ids
+    return rows
 
 
 def write_documents(path: Path, documents: Sequence[Document]) -> None:
@@ -355,7 +384,7 @@ def _loaded(folder: Path, manifest: dict[str, Any]) -> Corpus:
     return Corpus(
         folder=folder,
         config=from_json(CorpusConfig, manifest["config"]),
-        tokenizer=Tokenizer.load(folder / "tokenizer.json"),
+        tokenizer=load_tokenizer(folder / "tokenizer.json"),
         documents=documents,
         chunks=Chunks(load_array(folder / "chunks.npy"), load_array(folder / "chunk_documents.npy")),
         cluster=np.array(manifest["cluster"], dtype=np.int32),

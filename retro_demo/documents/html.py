@@ -20,7 +20,7 @@ from io import StringIO
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]
 
 from retro_demo.documents.encodings import browsers_codec
-from retro_demo.documents.rows import File, Part, Reader, Row, too_long
+from retro_demo.documents.rows import File, Part, Row, RowReader, too_long
 from retro_demo.documents.text import TextReader, as_language
 from retro_demo.errors import UserError
 
@@ -322,7 +322,7 @@ ORG = re.compile(r"^(?:#\+title:[ \t]*|\*+[ \t]+)(.+)$", re.MULTILINE | re.IGNOR
 LATEX = re.compile(r"^[^%\n]*\\(?:title|chapter\*?|section\*?)\{([^{}]+)\}", re.MULTILINE)
 
 
-def titled(read: Reader, title_of: Callable[[str], str]) -> Reader:
+def titled(read: RowReader, title_of: Callable[[str], str]) -> RowReader:
     """`read`, whose documents get the title that `title_of` finds in the head of their text, or none."""
 
     def read_titled(file: File) -> Iterator[Row | Part]:

@@ -25,7 +25,7 @@ from retro_demo.documents.html import (
 )
 from retro_demo.documents.json_files import read_ipynb, read_json, read_jsonl
 from retro_demo.documents.pdf import read_pdf
-from retro_demo.documents.rows import File, Notes, Part, Reader, Row
+from retro_demo.documents.rows import File, Notes, Part, Row, RowReader
 from retro_demo.documents.tables import read_csv, read_parquet, read_tsv
 from retro_demo.documents.text import read_text
 
@@ -45,7 +45,7 @@ class Group:
     """Kinds of file that a user thinks of as one."""
 
     name: str
-    readers: Mapping[str, Reader]
+    readers: Mapping[str, RowReader]
     """Suffix in lower case -> what reads files of that kind; the usual ones first."""
     columns: bool = False
     """Its files hold several documents, with fields that can be named."""
@@ -79,7 +79,9 @@ GROUPS = (
 )
 """What can be read, the table that all else is made from."""
 
-READERS: Mapping[str, Reader] = {suffix: read for group in GROUPS for suffix, read in group.readers.items()}
+READERS: Mapping[str, RowReader] = {
+    suffix: read for group in GROUPS for suffix, read in group.readers.items()
+}
 """Suffix in lower case -> what reads files of that kind."""
 
 KIND_NAMES = ", ".join(group.name for group in GROUPS)
@@ -114,7 +116,7 @@ def read_rows(
         yield from read(File(stream, entry.label, fields, limits, notes, entry.unpacker))
 
 
-def _reader_of(entry: Entry) -> Reader | None:
+def _reader_of(entry: Entry) -> RowReader | None:
     if entry.kind:
         return READERS.get(entry.kind)
     name = PurePosixPath(entry.name).name.lower().removesuffix(".gz")

@@ -94,7 +94,7 @@ class File:
     """For kinds that are packed inside."""
 
 
-class Reader(Protocol):
+class RowReader(Protocol):
     """Reads one kind of file; raises UserError where the file cannot be read."""
 
     def __call__(self, file: File, /) -> Iterator[Row | Part]: ...

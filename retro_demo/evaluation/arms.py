@@ -114,6 +114,8 @@ class Arms:
     own: str
     k: int
     seed: int
+    title_len: int = 0
+    query_tokens: int = 0
 
     def ids(self, name: str, which: np.ndarray) -> np.ndarray:
         """Chunk ids of the neighbors (w, L - 1, K) that arm `name` shows in the windows `which` (w,).
@@ -140,17 +142,25 @@ class Arms:
         return shown
 
     def neighbors(self, name: str, which: np.ndarray) -> np.ndarray:
-        """Tokens of those neighbors (w, L - 1, K, 2 C): chunk N, then its continuation F; 0 = nothing."""
-        tokens = self.corpus.chunks.with_continuation(self.ids(name, which))
+        """Tokens of those neighbors (w, L - 1, K, 2 C): chunk N, then its continuation F; 0 = nothing.
+
+        For a reader a title of `title_len` tokens stands before them.
+        """
+        tokens = self.corpus.neighbor_rows(self.ids(name, which), self.title_len)
+        content = tokens[..., self.title_len :]
         chunk_len = self.corpus.config.chunk_len
         if name == "n_only":
-            tokens[..., chunk_len:] = 0
+            content[..., chunk_len:] = 0
         if name == "f_only":
-            tokens[..., :chunk_len] = 0
+            content[..., :chunk_len] = 0
         kind, number = _parsed(name)
         if kind == "oracle_" and number:
-            tokens[..., 0, :] = self._overwritten(tokens[..., 0, :], which, number)
+            content[..., 0, :] = self._overwritten(content[..., 0, :], which, number)
         return tokens
+
+    def titles(self, which: np.ndarray) -> np.ndarray:
+        """The titles that a reader reads before the windows (w, P)."""
+        return self.corpus.title_rows(self.title_len)[self.windows.document[which]]
 
     def tokens(self, which: np.ndarray) -> np.ndarray:
         """Tokens of the windows (w, L C), 0 = padding."""
@@ -254,6 +264,26 @@ def neighbors_missing(arms: Arms, which: np.ndarray) -> tuple[int, int]:
     asked = arms.corpus.chunks.has_continuation(arms.windows.rows[which, :-1])
     short = (ids < 0).any(axis=-1) & asked
     return int(short.sum()), int(asked.sum())
+
+
+REACH = 4
+"""Tokens in one piece: fewer are often there by chance, and a value seldom has more."""
+
+
+def reach(arms: Arms, name: str, which: np.ndarray) -> tuple[int, int]:
+    """(looks whose neighbors hold the right continuation, looks) of an arm in the windows `which`.
+
+    A look is at the end of a chunk; what is right is that the next REACH tokens of the text stand in one
+    piece in one of its neighbors. Looks behind which the text has fewer tokens are not counted.
+    """
+    chunk_len = arms.corpus.config.chunk_len
+    rows = arms.windows.rows[which, 1:]
+    following = np.where((rows >= 0)[..., None], arms.corpus.chunks.tokens[rows][..., :REACH], 0)
+    asked = (following != 0).all(axis=-1)  # (w, L - 1)
+    content = arms.neighbors(name, which)[..., -2 * chunk_len :]
+    pieces = np.lib.stride_tricks.sliding_window_view(content, following.shape[-1], axis=-1)
+    there = (pieces == following[:, :, None, None]).all(axis=-1).any(axis=(2, 3))
+    return int((there & asked).sum()), int(asked.sum())
 
 
 ARM_NAMES = {

@@ -16,7 +16,7 @@ Shapes: N chunks, K neighbors, Q queries.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,10 @@ from retro_demo.files import load_array
 from retro_demo.kinds import KINDS
 from retro_demo.models.config import RetroConfig
 from retro_demo.paths import data_home, run_folder
-from retro_demo.retrieval.bm25 import LexicalIndex, Terms
+from retro_demo.pretrained.tokenizer import load_tokenizer
+from retro_demo.retrieval.bm25 import LexicalIndex
 from retro_demo.retrieval.dense import VectorIndex
+from retro_demo.retrieval.neighbors import EndOfQuery
 from retro_demo.runs.alarms import best_of, has_risen, held_out
 from retro_demo.runs.checkpoint import (
     BEST,
@@ -49,7 +51,6 @@ from retro_demo.runs.checkpoint import (
 from retro_demo.runs.planning import READER_SETTINGS
 from retro_demo.runs.provenance import folder_name, weights_of
 from retro_demo.settings import TrainConfig, settings_of
-from retro_demo.tokenizer import Tokenizer
 
 DECODER = ("dim", "depth", "ff_mult")
 
@@ -137,7 +138,7 @@ def unfit_control(run: Path, control: Path) -> str:
 
 def check_same_tokens(run: Path, other: Path) -> None:
     """Raise UserError where two runs do not read the same tokens of a text."""
-    tokenizers = [Tokenizer.load(folder / "tokenizer.json") for folder in (run, other)]
+    tokenizers = [load_tokenizer(folder / "tokenizer.json") for folder in (run, other)]
     if tokenizers[0].fingerprint != tokenizers[1].fingerprint:
         raise UserError(
             f"{other.name} speaks another tokenizer than {run.name}, so their losses are not about the same "
@@ -242,6 +243,9 @@ def trainings(runs: Iterable[Path]) -> tuple[dict[str, str], list[str]]:
         config = read_any_config(run)
         places[config.corpus_fingerprint] = config.corpus
         while config.base:
+            if config.kind.trains_pretrained:
+                gone.append(f"What the pretrained base {folder_name(config.base)} has read is not known.")
+                break
             base = run_folder(config.base)
             if not (base / "config.json").exists():
                 gone.append(f"The base run {base.name} is gone.")
@@ -314,7 +318,12 @@ def part_of_database(corpus: Corpus, percent: int, seed: int) -> SmallerDatabase
 
 
 def search_part(
-    corpus: Corpus, retriever: str, part: SmallerDatabase, queries: np.ndarray, k: int
+    corpus: Corpus,
+    retriever: str,
+    part: SmallerDatabase,
+    queries: np.ndarray,
+    k: int,
+    query_tokens: int = 0,
 ) -> np.ndarray:
     """A table (N, k) of chunk ids, -1 = none, filled for the chunk ids `queries` (Q,)."""
 
@@ -322,10 +331,11 @@ def search_part(
         stored = load_array(corpus.folder / "vectors.npy", mapped=True)[part.ids]
         return VectorIndex.build(np.asarray(stored), part.ids.astype(np.int64), factory="Flat")
 
-    def words(terms: Terms) -> LexicalIndex:
-        return LexicalIndex.build([terms(row) for row in corpus.chunks.tokens[part.ids]], part.ids)
+    def words(terms_of: Callable[[np.ndarray], list[list[str]]]) -> LexicalIndex:
+        return LexicalIndex.build(terms_of(part.ids), part.ids)
 
     finder = retriever_over(corpus, retriever, vectors, words)
+    finder = EndOfQuery(finder, query_tokens) if query_tokens else finder
     table = np.full((len(corpus.chunks), k), -1, dtype=np.int64)
     table[queries] = search_stored(corpus, finder, queries, k).ids
     return table

@@ -27,6 +27,7 @@ import torch
 
 from retro_demo.evaluation.arms import Arms, Windows
 from retro_demo.files import replacing
+from retro_demo.models.reader import Reader
 from retro_demo.models.retro import RETRO
 
 LOSS = "loss:"  # before an arm's name in the file
@@ -96,7 +97,7 @@ class LossTable:
 
 
 @torch.inference_mode()
-def read_arm(model: RETRO, arms: Arms, name: str, which: np.ndarray) -> np.ndarray:
+def read_arm(model: RETRO | Reader, arms: Arms, name: str, which: np.ndarray) -> np.ndarray:
     """Losses (w, P) of the windows `which` with the neighbors of arm `name`, in nats.
 
     A baseline is read with the arm "off".
@@ -106,7 +107,11 @@ def read_arm(model: RETRO, arms: Arms, name: str, which: np.ndarray) -> np.ndarr
     if name != "off":
         neighbors = torch.from_numpy(arms.neighbors(name, which)).to(device)
     tokens = torch.from_numpy(arms.tokens(which)).to(device)
-    losses = model.token_losses(tokens, neighbors)
+    if isinstance(model, Reader):
+        titles = torch.from_numpy(arms.titles(which)).to(device)
+        losses = model.token_losses(tokens, neighbors, titles)
+    else:
+        losses = model.token_losses(tokens, neighbors)
     return losses[:, arms.corpus.config.chunk_len - 1 :].float().cpu().numpy()
 
 

@@ -133,7 +133,7 @@ def _corpus(
 ) -> Generator[Event, None, Corpus | None]:
     """The corpus to measure on, another one in the tokens of the run; None after a stop."""
     if not request.corpus:
-        return load_own_corpus(config)
+        return load_own_corpus(run, config)
     other = load_corpus(corpus_folder(data_home()[0], request.corpus))
     # refused before the corpus is made anew in the run's tokens, which takes its time
     cut_passages(other, config.evidence.passage_len, config.network.languages)

@@ -3,6 +3,7 @@
 The result has what `runner.py` lists, and
 
 leakage       {"database": ..., "neighbors": ...}: bpb by overlap, see evaluation/copied_text.py
+arms          has also `reach`: the share of the looks whose neighbors hold what comes next, see arms.py
 curves        loss by the size of the database and by k, where they were measured
 match         how run and baseline compare, in words
 """
@@ -22,7 +23,7 @@ from retro_demo.corpus.samples import corpus_folder
 from retro_demo.corpus.store import Corpus, load_corpus
 from retro_demo.devices import choose_device
 from retro_demo.errors import UserError
-from retro_demo.evaluation.arms import NOT_SEARCHED, Arms, held_out_windows, neighbors_missing
+from retro_demo.evaluation.arms import NOT_SEARCHED, Arms, held_out_windows, neighbors_missing, reach
 from retro_demo.evaluation.baselines import (
     EarlierBaseline,
     Known,
@@ -102,8 +103,9 @@ class RetroMeasurement:
         run, device = request.folder("run"), choose_device(request.device)
         other = corpus_folder(data_home()[0], request.corpus) if request.corpus else None
         config = read_run_config(run)
-        if other and config.retrieves:
-            for event in prepare_retokenized(load_corpus(other), run, config.network.chunk_len):
+        if (other and config.retrieves) or config.retokenizes:
+            read = other or corpus_folder(data_home()[0], config.corpus)
+            for event in prepare_retokenized(load_corpus(read), run, config.network.chunk_len):
                 yield event
                 if stop():
                     return None
@@ -192,9 +194,11 @@ def make_arms(loaded: LoadedRun, corpus: Corpus, config: EvaluateConfig, known: 
         name: np.full(corpus.neighbor_ids.shape, NOT_SEARCHED, dtype=np.int64)
         for name in (loaded.retriever, *config.retriever_names())
     }
-    if "dense" in tables:
+    query_tokens = loaded.config.training.query_tokens
+    if "dense" in tables and not query_tokens:
         tables["dense"] = corpus.neighbor_ids.astype(np.int64)
-    return Arms(corpus, windows, tables, loaded.retriever, k, config.seed)
+    title_len = loaded.model.config.title_len
+    return Arms(corpus, windows, tables, loaded.retriever, k, config.seed, title_len, query_tokens)
 
 
 def find_neighbors(arms: Arms, one: Pass) -> Iterator[Event]:
@@ -210,7 +214,7 @@ def find_neighbors(arms: Arms, one: Pass) -> Iterator[Event]:
         table = arms.tables[name]
         rows = np.unique(everything if name == arms.own else shown)
         missing = rows[(rows >= 0) & (table[rows, 0] == NOT_SEARCHED)]
-        finder = load_retriever(arms.corpus, name) if len(missing) else None
+        finder = load_retriever(arms.corpus, name, arms.query_tokens) if len(missing) else None
         for start in range(0, len(missing), SEARCHED_AT_ONCE):
             assert finder is not None
             part = missing[start : start + SEARCHED_AT_ONCE]
@@ -225,7 +229,8 @@ def search_parts(arms: Arms, one: Pass, config: EvaluateConfig) -> dict[str, Sma
     queries = np.unique(arms.windows.rows[: one.count])
     for name in (name for name in one.names if name.startswith("db")):
         parts[name] = part_of_database(arms.corpus, int(name[2:]), config.seed)
-        arms.tables[name] = search_part(arms.corpus, arms.own, parts[name], queries[queries >= 0], arms.k)
+        rows, k = queries[queries >= 0], arms.k
+        arms.tables[name] = search_part(arms.corpus, arms.own, parts[name], rows, k, arms.query_tokens)
     return parts
 
 
@@ -301,6 +306,10 @@ def report(study: RetroStudy, names: list[str], count: int) -> dict[str, Any]:
     figures = arm_figures(sums, names)
     if arms.own not in figures:
         figures[arms.own] = figures["on"] | {"same_as": "on"}
+    looks = 0
+    for name in (name for name in figures if name in ("on", "shuffled", "random", *arms.tables)):
+        reached, looks = reach(arms, name, np.arange(count))
+        figures[name] = figures[name] | {"reach": reached / max(1, looks)}
     short, asked = neighbors_missing(arms, np.arange(count))
     counts = {
         "documents": len(sums.documents),
@@ -318,6 +327,7 @@ def report(study: RetroStudy, names: list[str], count: int) -> dict[str, Any]:
         "k": arms.k,
         "queries": asked,
         "queries_short": short,
+        "looks": looks,
         "retriever": arms.own,
     }
     said = verdict(_evidence(study, sums, names, counts))

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retro_demo.models.memory import retro_numbers
+from retro_demo.models.memory import numbers_held
+from retro_demo.models.reader import Reader
 from retro_demo.models.retro import RETRO
 
 TOP = 10
@@ -57,12 +58,13 @@ class Numbers:
         return self.loss_off - self.loss_on
 
 
-def measure(model: RETRO, tokens: np.ndarray, neighbors: np.ndarray) -> Numbers:
+def measure(model: RETRO | Reader, tokens: np.ndarray, neighbors: np.ndarray) -> Numbers:
     """The numbers of a text: tokens (T,), neighbors (L, K, R); K = 0 or L = 0 where nothing was read."""
     on, off = (log_probabilities(model, tokens, read)[0] for read in (neighbors[None], None))
-    half = neighbors.shape[2] // 2 if neighbors.ndim == 3 else 0
+    titles = model.config.title_len
+    half = titles + (neighbors.shape[2] - titles) // 2 if neighbors.ndim == 3 else 0
     parts = np.stack([neighbors, neighbors])
-    parts[0, ..., half:] = parts[1, ..., :half] = model.config.pad_id
+    parts[0, ..., half:] = parts[1, ..., titles:half] = model.config.pad_id
     loss_n, loss_f = read_losses(model, tokens, parts)
     loss_on, loss_off = (losses_of(one[None], tokens)[0] for one in (on, off))
     num_neighbors = neighbors.shape[1] if len(neighbors) else 0
@@ -73,6 +75,9 @@ def measure(model: RETRO, tokens: np.ndarray, neighbors: np.ndarray) -> Numbers:
         return coalition_losses(model, tokens, neighbors, rest) | {everyone: loss_on, (): loss_off}
 
     shapley, permutations = attribute(num_neighbors, losses, len(tokens))
+    padding = int((tokens == model.config.pad_id).cumprod().sum())  # before a prompt
+    for one in (loss_on, loss_off, loss_n, loss_f):
+        one[: max(0, padding - 1)] = 0
     tops = [one.exp().topk(min(TOP, one.shape[-1])) for one in (on, off)]
     return Numbers(
         loss_on,
@@ -87,7 +92,7 @@ def measure(model: RETRO, tokens: np.ndarray, neighbors: np.ndarray) -> Numbers:
 
 
 @torch.inference_mode()
-def log_probabilities(model: RETRO, tokens: np.ndarray, neighbors: np.ndarray | None) -> Tensor:
+def log_probabilities(model: RETRO | Reader, tokens: np.ndarray, neighbors: np.ndarray | None) -> Tensor:
     """tokens (T,), neighbors (B, L, K, R) -> (B, T, V) on the model's device; None reads nothing, B = 1."""
     device = next(model.parameters()).device
     read = None if neighbors is None else torch.from_numpy(neighbors.astype(np.int64)).to(device)
@@ -106,18 +111,18 @@ def losses_of(log_probabilities: Tensor, tokens: np.ndarray) -> np.ndarray:
     return np.pad(losses, ((0, 0), (0, 1)), constant_values=np.nan)
 
 
-def read_losses(model: RETRO, tokens: np.ndarray, reads: np.ndarray) -> np.ndarray:
+def read_losses(model: RETRO | Reader, tokens: np.ndarray, reads: np.ndarray) -> np.ndarray:
     """The losses (B, T) of a text tokens (T,) with each of the neighbors reads (B, L, K, R), as `losses_of`.
 
     So many are read in one forward as NUMBERS allows, ROWS at most.
     """
-    rows = max(1, min(ROWS, NUMBERS // retro_numbers(model.config, len(tokens), reads.shape[2])))
+    rows = max(1, min(ROWS, NUMBERS // numbers_held(model.config, len(tokens), reads.shape[2])))
     parts = np.split(reads, range(rows, len(reads), rows))
     return np.concatenate([losses_of(log_probabilities(model, tokens, part), tokens) for part in parts])
 
 
 def coalition_losses(
-    model: RETRO, tokens: np.ndarray, neighbors: np.ndarray, coalitions: Iterable[Coalition]
+    model: RETRO | Reader, tokens: np.ndarray, neighbors: np.ndarray, coalitions: Iterable[Coalition]
 ) -> dict[Coalition, np.ndarray]:
     """The losses (T,) where only these neighbors, by rank, are read at every chunk.
 

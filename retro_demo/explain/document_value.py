@@ -22,6 +22,7 @@ from retro_demo.errors import UserError
 from retro_demo.evaluation.arms import held_out_windows
 from retro_demo.explain.attribution import log_probabilities, losses_of, read_losses
 from retro_demo.explain.text import document_of, too_close
+from retro_demo.generation.retro import about_text
 from retro_demo.runs import commands
 from retro_demo.runs.loading import LoadedRun
 from retro_demo.runs.provenance import provenance
@@ -68,8 +69,9 @@ def weigh(run: LoadedRun, documents: Sequence[str], config: WeighConfig, text: s
         passages, found = _held_out(run, numbers, k, config)
     rows: list[dict[str, Any]] = []
     totals = np.zeros(5)
+    database = about_text(run.database, text)
     for number, passage in enumerate(passages):
-        more, part = _weigh_passage(run, run.database, passage, numbers, k)
+        more, part = _weigh_passage(run, database, passage, numbers, k)
         rows += [{"passage": number} | row for row in more]
         totals += part
     rows.sort(key=lambda row: -row["lost"])
@@ -129,7 +131,7 @@ def _held_out(
     assert run.database is not None
     corpus = run.database.corpus
     chunk_len = run.model.config.chunk_len
-    table = neighbor_table(corpus, run.retriever)[:, :k]
+    table = neighbor_table(corpus, run.retriever, run.config.training.query_tokens)[:, :k]
     finds = np.any((table >= 0) & np.isin(corpus.chunks.document[table], numbers), axis=1)  # (N,)
     windows = held_out_windows(corpus, run.config.training.seq_len // chunk_len, config.seed)
     held_out = corpus.held_out[corpus.chunks.document]
@@ -189,7 +191,7 @@ def _weigh_passage(
     present = np.intersect1d(numbers, read)
     alone = [neighbors(np.array([number])) for number in present] if len(present) > 1 else []
     reads = np.stack([given, neighbors(numbers), *alone])
-    losses = read_losses(run.model, tokens, corpus.chunks.with_continuation(reads))
+    losses = read_losses(run.model, tokens, corpus.neighbor_rows(reads, run.model.config.title_len))
     off = losses_of(log_probabilities(run.model, tokens, None), tokens)[0]
     which = np.argmax(losses[2:] - losses[0], axis=0) if alone else np.zeros(len(tokens), dtype=int)
     shown = np.arange(chunk_len - 1, len(tokens) - 1)

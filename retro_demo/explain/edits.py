@@ -18,9 +18,11 @@ import torch
 from retro_demo.corpus.retrievers import describe_neighbors
 from retro_demo.errors import UserError
 from retro_demo.explain.attribution import TOP, log_probabilities
-from retro_demo.explain.text import own_document, search_apart, too_close
+from retro_demo.explain.text import own_document, search_apart, title_of, too_close
 from retro_demo.explain.tracing import Trace, top_words, words_of
-from retro_demo.models.retro import RETRO, DecodeCache
+from retro_demo.generation.retro import about_text
+from retro_demo.models.reader import Reader
+from retro_demo.models.retro import RETRO
 from retro_demo.runs.loading import LoadedRun
 
 MOVED = 1e-5  # a logarithm of a probability that differs by less has not moved
@@ -64,7 +66,12 @@ def replaced(neighbors: np.ndarray, chunk: int, neighbor: int, after: np.ndarray
 
 
 def edit_neighbor(
-    model: RETRO, tokens: np.ndarray, neighbors: np.ndarray, chunk: int, neighbor: int, after: np.ndarray
+    model: RETRO | Reader,
+    tokens: np.ndarray,
+    neighbors: np.ndarray,
+    chunk: int,
+    neighbor: int,
+    after: np.ndarray,
 ) -> Edit:
     """Read the text twice more: tokens (T,), neighbors (L, K, R), after (R,), padding where deleted."""
     changed = replaced(neighbors, chunk, neighbor, after)
@@ -90,7 +97,7 @@ def edit_neighbor(
 
 @torch.inference_mode()
 def write_on(
-    model: RETRO, tokens: np.ndarray, versions: np.ndarray, chunk: int, count: int, eos: int
+    model: RETRO | Reader, tokens: np.ndarray, versions: np.ndarray, chunk: int, count: int, eos: int
 ) -> list[list[int]]:
     """How the text would go on after `chunk`, for each version of the neighbors (B, L, K, R).
 
@@ -101,7 +108,8 @@ def write_on(
     chunk_len, end = model.config.chunk_len, (chunk + 1) * model.config.chunk_len
     text = torch.from_numpy(tokens[:end].astype(np.int64)).to(device).expand(len(versions), -1)
     read = torch.from_numpy(versions.astype(np.int64)).to(device)
-    cache, logits = DecodeCache(), torch.empty(0)
+    cache: Any = model.new_cache(end + chunk_len, len(versions))
+    logits = torch.empty(0)
     for start in range(-1, end - 1, chunk_len):  # one attending chunk at a time
         part = text[:, max(0, start) : start + chunk_len]
         if part.shape[1]:
@@ -110,7 +118,7 @@ def write_on(
     logits = model.next_logits(text[:, -1:], cache, read[:, chunk])
     written: list[list[int]] = [[] for _ in versions]
     for step in range(min(count, chunk_len)):
-        logits[:, model.config.pad_id] = float("-inf")
+        logits[:, list(model.config.unwritten)] = float("-inf")
         chosen = logits.argmax(dim=-1)
         for one, token in zip(written, chosen.tolist(), strict=True):
             one.append(token)
@@ -181,20 +189,26 @@ def swap(run: LoadedRun, trace: Trace, chunk: int, neighbor: int, other: int) ->
     """Read another chunk of the database, with its continuation, in place of a neighbor."""
     check_place(trace, chunk, neighbor)
     assert run.database is not None
-    chunks = run.database.corpus.chunks
-    if not 0 <= other < len(chunks):
-        raise UserError(f"There is no chunk {other} in this corpus; it has {len(chunks)}.")
-    return _rewrite(run, trace, chunk, neighbor, chunks.with_continuation(np.array(other)), [0, 0])
+    corpus = run.database.corpus
+    if not 0 <= other < len(corpus.chunks):
+        raise UserError(f"There is no chunk {other} in this corpus; it has {len(corpus.chunks)}.")
+    row = corpus.neighbor_rows(np.array(other), run.model.config.title_len)
+    return _rewrite(run, trace, chunk, neighbor, row, [0, 0])
 
 
 def _rewrite(
     run: LoadedRun, trace: Trace, chunk: int, neighbor: int, row: np.ndarray, cut: list[int]
 ) -> Rewritten:
     tokens = np.array(trace.ids)
-    edit = edit_neighbor(run.model, tokens, trace.neighbor_tokens, chunk, neighbor, row)
-    versions = np.stack([trace.neighbor_tokens, replaced(trace.neighbor_tokens, chunk, neighbor, row)])
+    titles = trace.rows.shape[-1] - trace.neighbor_tokens.shape[-1]
+    if len(row) < trace.rows.shape[-1]:  # its own title stays, unless nothing is left that it could head
+        own = trace.rows[chunk, neighbor, :titles] * bool(row.any())
+        row = np.concatenate([own, row])
+    edit = edit_neighbor(run.model, tokens, trace.rows, chunk, neighbor, row)
+    versions = np.stack([trace.rows, replaced(trace.rows, chunk, neighbor, row)])
     written = write_on(run.model, tokens, versions, chunk, trace.chunk_len, run.tokenizer.eos_id)
-    before, after = ("\n".join(neighbor_texts(run, one)).strip() for one in (edit.before, edit.after))
+    texts = (neighbor_texts(run, one[titles:]) for one in (edit.before, edit.after))
+    before, after = ("\n".join(one).strip() for one in texts)
     goes_on = [run.tokenizer.decode(one) for one in written]
     return Rewritten(edit, words_of(run.tokenizer, edit.top_ids), before, after, cut, *goes_on)
 
@@ -205,12 +219,13 @@ def candidates(run: LoadedRun, trace: Trace, chunk: int) -> list[dict[str, Any]]
     As with what was found, none is too close to the document that the text stands in.
     """
     assert run.database is not None
-    corpus = run.database.corpus
+    database = about_text(run.database, title_of(trace.about), trace.about.get("query_tokens", 0))
+    corpus = database.corpus
     own = own_document(corpus, trace.about)
     first = None if own is None else np.flatnonzero(corpus.chunks.document == own)[:1]
     query = np.array([trace.ids[chunk * trace.chunk_len : (chunk + 1) * trace.chunk_len]])
     read = {one["chunk"] for one in trace.neighbors[chunk]}
-    found = search_apart(run.database, query, len(read) + CANDIDATES, first, too_close(corpus, own))
+    found = search_apart(database, query, len(read) + CANDIDATES, first, too_close(corpus, own))
     described = describe_neighbors(corpus, found.ids[0], found.scores[0])
     return [one for one in described if one["chunk"] not in read]
 

@@ -74,7 +74,7 @@ class MargeCorpus:
 def load_marge_corpus(folder: Path) -> MargeCorpus:
     """Raises UserError for a run of another model, or where its corpus is gone or has changed."""
     config = read_marge_config(folder)
-    corpus = load_own_corpus(config)
+    corpus = load_own_corpus(folder, config)
     return MargeCorpus(
         config, corpus, cut_passages(corpus, config.evidence.passage_len, config.network.languages)
     )

@@ -7,6 +7,7 @@ not know whose they are or how they are shown.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from retro_demo.corpus.store import MANIFEST, Corpus, is_built, read_stored_docu
 from retro_demo.errors import UserError
 from retro_demo.events import Retrieved, Token
 from retro_demo.explain.tracing import Trace, as_json, trace
-from retro_demo.generation.retro import write
+from retro_demo.generation.retro import about_text, first_line, write
 from retro_demo.generation.sampling import Written
 from retro_demo.retrieval.neighbors import Neighbors
 from retro_demo.runs import commands
@@ -29,6 +30,7 @@ from retro_demo.runs.provenance import folder_name, provenance
 from retro_demo.settings import MOST_NEIGHBORS, ExplainConfig, GenerateConfig, to_json
 from retro_demo.tokenizer import pieces_of
 
+TITLED = "bm25-titles"
 TELLING = 100  # characters: a shorter text may stand in a document by chance
 
 
@@ -40,7 +42,7 @@ def explain_text(run: LoadedRun, name: str, text: str, config: ExplainConfig) ->
     ids = run.tokenizer.encode(text) if isinstance(text, str) else []
     if len(ids) < 2:
         raise UserError("There is nothing to explain. Paste a few sentences, or choose a document.")
-    size = run.config.training.seq_len
+    size = run.config.page
     pages = -(-len(ids) // size)
     if config.page > pages:
         raise UserError(f"You ask for page {config.page}, but this text has {pages}. Choose one of them.")
@@ -58,7 +60,7 @@ def explain_written(
 
     The words alone would not do: a model can cut them into other tokens than the tokenizer does.
     """
-    size, vocab_size = run.config.training.seq_len, run.tokenizer.vocab_size
+    size, vocab_size = run.config.context, run.tokenizer.vocab_size
     if not 2 <= len(ids) <= size:
         raise UserError(f"You give {len(ids)} tokens; this run reads from 2 to {size} at a time.")
     if not all(0 <= one < vocab_size for one in ids):
@@ -103,7 +105,7 @@ def explain_tokens(
     if database is not None:
         own = own_document(database.corpus, about)
         source = database.corpus.documents[own].title if own is not None else ""
-        retrieved = look_up(run, ids, config, own)
+        retrieved = look_up(run, ids, config, own, title_of(about | {"text": text}))
     written = Written(ids, prompt_tokens, [], retrieved)
     kept = describe(run, name, text, retrieved) | about | {"config": to_json(config), "source": source}
     made = trace(run.model, run.tokenizer, written, database, kept)
@@ -129,6 +131,8 @@ def describe(run: LoadedRun, name: str, text: str, retrieved: Sequence[Retrieved
         "database": run.swapped or folder_name(run.config.corpus),
         "swapped": bool(run.swapped),
         "retriever": run.retriever,
+        "by_title": run.retriever == TITLED,
+        "query_tokens": run.config.training.query_tokens,
         "versions": run.config.versions,
         "search_times": times,
         "search_ms": round(sum(times) / len(times), 2) if times else None,
@@ -219,15 +223,22 @@ def neighbors_read(run: LoadedRun, config: ExplainConfig | GenerateConfig) -> in
     return config.num_neighbors or min(usual, most)
 
 
+def title_of(about: Mapping[str, Any]) -> str:
+    """What a text is about, as it is looked up: as its writer said, else its first line."""
+    return about.get("written_with", {}).get("title") or first_line(str(about.get("prompt") or about["text"]))
+
+
 def look_up(
-    run: LoadedRun, ids: list[int], config: ExplainConfig | GenerateConfig, own: int | None
+    run: LoadedRun, ids: list[int], config: ExplainConfig | GenerateConfig, own: int | None, title: str
 ) -> list[Retrieved]:
     """The neighbors of each whole chunk of a text; what is `too_close` to document `own` is none of them.
 
     Shuffled, each chunk gets those of a chunk drawn from the rest of the database.
     """
     assert run.database is not None
-    corpus, k = run.database.corpus, neighbors_read(run, config)
+    query_tokens = config.query_tokens if isinstance(config, GenerateConfig) else 0
+    database = about_text(run.database, title, query_tokens)
+    corpus, k = database.corpus, neighbors_read(run, config)
     chunk_len = run.model.config.chunk_len
     chunks = np.array(ids[: len(ids) // chunk_len * chunk_len], dtype=np.int64).reshape(-1, chunk_len)
     queries, chunk_of_own, banned = chunks, None, too_close(corpus, own)
@@ -245,7 +256,7 @@ def look_up(
     for number, query in enumerate(queries):
         begun = time.perf_counter()
         there = None if chunk_of_own is None else chunk_of_own[[number]]
-        found = search_apart(run.database, query[None], k, there, banned)
+        found = search_apart(database, query[None], k, there, banned)
         ms = 1000 * (time.perf_counter() - begun)
         neighbors = describe_neighbors(corpus, found.ids[0], found.scores[0])
         retrieved.append(Retrieved(number, neighbors, round(ms, 2)))
@@ -274,6 +285,29 @@ def held_out_documents(folder: Path) -> list[tuple[str, int]]:
     return [(one.title or one.id, i) for i, one in enumerate(documents) if held_out[i]]
 
 
+FIELD = re.compile(r"([^\n:]{2,40}):[ \t]+\S[^\n]{0,60}")
+
+
+def unfinished(folder: Path, count: int = 4) -> list[str]:
+    """Beginnings of texts about documents of a built corpus, up to where a short value would stand.
+
+    Title, a blank line, the line before, "FIELD:"; of documents without fields the title and first words.
+    """
+    documents = read_stored_documents(folder / "documents.jsonl")
+    held_out = json.loads((folder / MANIFEST).read_text("utf-8"))["held_out"]
+    shown = [one for one, held in zip(documents, held_out, strict=True) if not held]
+    prompts = []
+    for one in shown[:: max(1, len(shown) // count)][:count]:
+        lines = [line.strip() for line in one.text.splitlines() if line.strip() and line != one.title]
+        fields = [place for place, line in enumerate(lines) if FIELD.fullmatch(line)]
+        words = " ".join(" ".join(lines).split()[:8])
+        if fields:
+            at = fields[len(fields) // 2]
+            words = "\n".join([*lines[max(0, at - 1) : at], f"{lines[at].split(':')[0]}:"])
+        prompts.append(f"{one.title}\n\n{words}" if one.title else words)
+    return prompts
+
+
 def document_text(folder: Path, number: int) -> str:
     """The text of a document of a built corpus by its number; raises UserError where it has no such one."""
     documents = read_stored_documents(folder / "documents.jsonl") if is_built(folder) else []
@@ -288,7 +322,10 @@ SIDES = ("on", "off", "shuffled")
 
 @dataclass(frozen=True)
 class Writing:
-    """A text so far: one piece of text for each token (the prompt's first), and what was found."""
+    """A text so far: one piece of text for each token (the prompt's first), and what was found.
+
+    What pads a prompt has empty pieces.
+    """
 
     pieces: list[str]
     prompt_tokens: int
@@ -310,6 +347,7 @@ def watch_writing(
     A stop ends the text where it is. Raises UserError as `generate` does.
     """
     tokens = run.tokenizer.encode(prompt) if isinstance(prompt, str) else []
+    tokens = run.model.before_prompt(len(tokens)) + tokens
     pieces = pieces_of(run.tokenizer, tokens)
     prompt_tokens = len(tokens)
     chunk_len = run.model.config.chunk_len
@@ -347,12 +385,14 @@ def make_trace(
         whole = np.array(written.tokens[: len(written.tokens) // chunk_len * chunk_len], dtype=np.int64)
         add_bm25(run, whole.reshape(-1, chunk_len), written.retrieved)
         if len(written.retrieved) < len(whole) // chunk_len:  # the text ended before its last chunk was read
-            last = look_up(run, written.tokens, config, None)[len(written.retrieved) :]
+            title = config.title or first_line(prompt)
+            last = look_up(run, written.tokens, config, None, title)[len(written.retrieved) :]
             written = replace(written, retrieved=[*written.retrieved, *last])
     about = describe(run, name, run.tokenizer.decode(written.tokens), written.retrieved) | {
         "prompt": prompt,
         "config": to_json(config),
         "written_with": to_json(config),
+        **({"query_tokens": config.query_tokens} if config.query_tokens else {}),
         "seconds": round(seconds, 3),
         "tokens_per_second": round(len(written.probabilities) / max(seconds, 1e-9), 1),
     }

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -36,7 +35,7 @@ from retro_demo.explain.attribution import Numbers, measure, rank_correlation
 from retro_demo.files import save_tensors, write_atomically
 from retro_demo.generation.sampling import Written
 from retro_demo.kinds import KINDS
-from retro_demo.models.layers import record_attention
+from retro_demo.models.reader import Reader
 from retro_demo.models.retro import RETRO
 from retro_demo.tokenizer import Tokenizer, pieces_of
 
@@ -50,7 +49,8 @@ class Trace:
     ids, tokens, pieces (T): the tokens, their labels, and the text that each adds. weights
     (layers, L, H, C, K, R): row i of chunk u belongs to the token at (u + 1) C - 1 + i.
     neighbor_tokens (L, K, R): what was read, 0 = padding; `neighbors` holds for each chunk the dicts
-    of `describe_neighbors` with labels ("tokens") and text ("pieces") of their R tokens. `words` are
+    of `describe_neighbors` with labels ("tokens") and text ("pieces") of their R tokens. neighbor_titles
+    (L, K, P): the tokens of titles that a reader read before them. `words` are
     the labels of the tokens that `numbers` name.
     """
 
@@ -67,10 +67,25 @@ class Trace:
     weights: Tensor
     neighbor_tokens: np.ndarray
     numbers: Numbers
+    neighbor_titles: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), dtype=np.int64))
+
+    @property
+    def rows(self) -> np.ndarray:
+        """What the network read: the neighbors with their titles (L, K, P + R)."""
+        if not self.neighbor_titles.size:
+            return self.neighbor_tokens
+        return np.concatenate([self.neighbor_titles, self.neighbor_tokens], axis=-1)
+
+    @property
+    def padding(self) -> int:
+        """Tokens before the prompt that stand for nothing: they let it end where a chunk does."""
+        return next((place for place, token in enumerate(self.ids) if token), 0)
 
     def save(self, path: Path) -> None:
         """Write path.json and path.safetensors."""
-        arrays = {"weights": self.weights.half(), "neighbor_tokens": torch.from_numpy(self.neighbor_tokens)}
+        arrays = {"weights": self.weights.half()}
+        for name in ("neighbor_tokens", "neighbor_titles"):
+            arrays[name] = torch.from_numpy(np.ascontiguousarray(getattr(self, name)))
         for name, value in vars(self.numbers).items():
             if isinstance(value, np.ndarray):
                 arrays[f"numbers.{name}"] = torch.from_numpy(value)
@@ -93,30 +108,19 @@ class Trace:
             numbers=Numbers(**known, permutations=kept.pop("permutations")),
             weights=arrays["weights"].float(),
             neighbor_tokens=arrays["neighbor_tokens"].numpy(),
+            **({"neighbor_titles": arrays["neighbor_titles"].numpy()} if "neighbor_titles" in arrays else {}),
             **kept,
         )
 
 
-@torch.inference_mode()
-def trace_attention(model: RETRO, tokens: Tensor, neighbors: Tensor) -> Tensor:
-    """tokens (1, T), neighbors (1, L, K, R), L = T // C -> weights (layers, L, H, C, K, R).
-
-    One forward over the finished text: the model is causal and the neighbors are given, so these
-    are the weights of each step. Rows past the end of the text are those of no token.
-    """
-    with record_attention(model) as seen:
-        model.decode(tokens, neighbors)
-    by_layer = [seen[f"layers.{layer - 1}.retrieve"] for layer in sorted(model.config.cca_layers)]
-    return rearrange(torch.stack(by_layer), "n l h c (k r) -> n l h c k r", r=model.config.neighbor_len).cpu()
-
-
 def trace(
-    model: RETRO, tokenizer: Tokenizer, written: Written, database: Database | None, about: dict
+    model: RETRO | Reader, tokenizer: Tokenizer, written: Written, database: Database | None, about: dict
 ) -> Trace:
     """All that can be shown of a text; without retrieval there are no neighbors and no weights."""
     chunk_len = model.config.chunk_len
     num_chunks = min(len(written.tokens) // chunk_len, len(written.retrieved))
     neighbors: list[list[dict[str, Any]]] = []
+    titles = model.config.title_len
     read = np.zeros((0, 0, model.config.neighbor_len), dtype=np.int64)
     weights = torch.zeros(0)
     if database is not None and num_chunks:
@@ -124,20 +128,21 @@ def trace(
         ids = np.full((num_chunks, most), -1, dtype=np.int64)
         for event in written.retrieved[:num_chunks]:
             ids[event.chunk, : len(event.neighbors)] = [neighbor["chunk"] for neighbor in event.neighbors]
-        read = database.corpus.chunks.with_continuation(ids)  # (L, K, R)
+        read = database.corpus.neighbor_rows(ids, titles)  # (L, K, R)
         neighbors = [
             [
-                found | labeled(tokenizer, read[event.chunk, place])
+                found | labeled(tokenizer, read[event.chunk, place, titles:])
                 for place, found in enumerate(event.neighbors)
             ]
             for event in written.retrieved[:num_chunks]
         ]
         device = next(model.parameters()).device
         text = torch.tensor([written.tokens], device=device)
-        weights = trace_attention(model, text, torch.from_numpy(read)[None].to(device))
+        with torch.inference_mode():
+            weights = model.attention(text, torch.from_numpy(read)[None].to(device)).cpu()
     numbers = measure(model, np.array(written.tokens), read)
     return Trace(
-        about=about | {"null_slot": model.config.null_kv or model.config.abstain},
+        about=about | {"null_slot": model.config.has_null},
         chunk_len=chunk_len,
         prompt_tokens=written.prompt_tokens,
         ids=written.tokens,
@@ -145,11 +150,12 @@ def trace(
         pieces=pieces_of(tokenizer, written.tokens),
         probabilities=written.probabilities,
         neighbors=neighbors,
-        layers=sorted(model.config.cca_layers) if neighbors else [],
+        layers=model.config.attention_layers if neighbors else [],
         words=words_of(tokenizer, numbers.top_ids),
         weights=weights,
-        neighbor_tokens=read,
+        neighbor_tokens=read[..., titles:],
         numbers=numbers,
+        neighbor_titles=read[..., :titles],
     )
 
 
@@ -365,6 +371,7 @@ def timeline(trace: Trace) -> list[dict[str, Any]]:
     rows = []
     for chunk, found in enumerate(trace.neighbors):
         start, end = chunk * trace.chunk_len, (chunk + 1) * trace.chunk_len
+        start = max(start, end - (trace.about.get("query_tokens") or trace.chunk_len))
         readers = with_targets(trace, chunk)
         rows.append(
             {
@@ -392,6 +399,7 @@ def as_json(trace: Trace) -> dict[str, Any]:
         "about": trace.about,
         "chunk_len": trace.chunk_len,
         "prompt_tokens": trace.prompt_tokens,
+        "padding": trace.padding,
         "summary": summary(trace),
         "tokens": token_rows(trace),
         "spans": [asdict(span) for span in spans(trace)],

@@ -51,7 +51,7 @@ class LoadedMarge:
 def load_marge_run(folder: Path, device: str = "auto") -> LoadedMarge:
     """Read a run and its corpus, and embed its passages; raises UserError where they do not fit."""
     config = read_marge_config(folder)
-    corpus = load_own_corpus(config)
+    corpus = load_own_corpus(folder, config)
     model = load_marge(folder, choose_device(device))
     passages = cut_passages(corpus, config.evidence.passage_len, config.network.languages)
     tokenizer = Tokenizer.load(folder / "tokenizer.json")

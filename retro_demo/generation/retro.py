@@ -8,28 +8,30 @@ Shapes: T tokens, L chunks, C chunk length, K neighbors, R = 2 C neighbor length
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from retro_demo.corpus.retrievers import Database, describe_neighbors
+from retro_demo.corpus.titled_retrieval import about
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Retrieved
 from retro_demo.generation.sampling import Continuation, Written, write_tokens
-from retro_demo.models.layers import Memory
-from retro_demo.models.retro import RETRO, DecodeCache
+from retro_demo.models.reader import Reader
+from retro_demo.models.retro import RETRO
+from retro_demo.retrieval.neighbors import EndOfQuery
 from retro_demo.runs.loading import LoadedRun, ready_run, why_none_found
 from retro_demo.settings import GenerateConfig
 from retro_demo.tokenizer import Tokenizer
 
 
 def generate(
-    model: RETRO,
+    model: RETRO | Reader,
     tokenizer: Tokenizer,
     prompt: str,
     config: GenerateConfig,
@@ -60,9 +62,14 @@ def generate(
             f"reads at most {context} in all. Ask for at most {context - len(ids)}, or train a run with a "
             "longer context."
         )
+    ids = model.before_prompt(len(ids)) + ids
+    if config.retrieval == "off":
+        database = None
+    elif database is not None:
+        database = about_text(database, config.title or prompt, config.query_tokens)
     writer = _Writer(
         model,
-        None if config.retrieval == "off" else database,
+        database,
         config.num_neighbors or num_neighbors,
         np.random.default_rng(config.seed) if config.retrieval == "shuffled" else None,
         len(ids) + config.max_new_tokens,
@@ -73,12 +80,27 @@ def generate(
     yield Written([*ids, *written], len(ids), probabilities, writer.retrieved)
 
 
+def first_line(text: str) -> str:
+    """The first line of a text that is not empty: its title, where it has one."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
+def about_text(database: Database, text: str, query_tokens: int = 0) -> Database:
+    """The database, searched for a text: by its title (its first line) where the retriever knows titles, and
+    with so many tokens at the end of a query; 0: as many as in training."""
+    retriever = about(database.retriever, first_line(text))
+    if query_tokens:
+        whole = retriever.whole if isinstance(retriever, EndOfQuery) else retriever
+        retriever = EndOfQuery(whole, query_tokens)
+    return Database(database.corpus, retriever)
+
+
 class _Writer:
     """Feeds tokens to the model, one attending chunk at a time, retrieving at each border."""
 
     def __init__(
         self,
-        model: RETRO,
+        model: RETRO | Reader,
         database: Database | None,
         num_neighbors: int,
         shuffle: np.random.Generator | None,
@@ -88,7 +110,7 @@ class _Writer:
         self.shuffle = shuffle
         self.database = database if model.config.cca_layers else None
         self.num_neighbors = num_neighbors
-        self.cache = DecodeCache(memories=defaultdict(lambda: Memory(room)))
+        self.cache: Any = model.new_cache(room)
         self.tokens: list[int] = []
         self.retrieved: list[Retrieved] = []
 
@@ -111,11 +133,11 @@ class _Writer:
 
     @torch.inference_mode()
     def _extend(self, part: list[int], neighbors: np.ndarray | None) -> Tensor:
-        device = self.model.embedding.weight.device
+        device = next(self.model.parameters()).device
         tokens = torch.tensor([part], device=device)
         there = None if neighbors is None else torch.from_numpy(neighbors)[None].to(device)
         logits = self.model.next_logits(tokens, self.cache, there)[0]
-        logits[self.model.config.pad_id] = float("-inf")  # padding is no text
+        logits[list(self.model.config.unwritten)] = float("-inf")
         return logits
 
     def _retrieve(self, chunk: list[int], number: int) -> tuple[Retrieved, np.ndarray]:
@@ -131,7 +153,7 @@ class _Writer:
         neighbors = describe_neighbors(corpus, found.ids[0], found.scores[0])
         event = Retrieved(number, neighbors, round(ms, 2))
         self.retrieved.append(event)
-        return event, corpus.chunks.with_continuation(found.ids[0])
+        return event, corpus.neighbor_rows(found.ids[0], self.model.config.title_len)
 
 
 def write(run: LoadedRun, prompt: str, config: GenerateConfig) -> Iterator[Event | Written]:
@@ -143,7 +165,7 @@ def write(run: LoadedRun, prompt: str, config: GenerateConfig) -> Iterator[Event
         run.tokenizer,
         prompt,
         config,
-        context=run.config.training.seq_len,
+        context=run.config.context,
         num_neighbors=run.config.training.num_neighbors,
         database=run.database,
     )

@@ -62,7 +62,8 @@ def write_tokens(
     unread = start
     for _ in range(most):
         logits = yield from read(unread)
-        chosen, probability = next_token(logits, config, generator)
+        # a base may have room for more tokens than its vocabulary names
+        chosen, probability = next_token(logits[: tokenizer.vocab_size], config, generator)
         if chosen == tokenizer.eos_id:
             break
         written.append(chosen)

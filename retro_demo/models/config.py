@@ -218,6 +218,26 @@ class RetroConfig:
             )
 
     @property
+    def has_null(self) -> bool:
+        """Whether cross-attention may turn to nothing."""
+        return self.null_kv or self.abstain
+
+    @property
+    def attention_layers(self) -> list[int]:
+        """The layers whose attention to neighbors is shown."""
+        return sorted(self.cca_layers)
+
+    @property
+    def unwritten(self) -> tuple[int, ...]:
+        """Tokens that no text holds."""
+        return (self.pad_id,)
+
+    @property
+    def title_len(self) -> int:
+        """Tokens of a title before a neighbor: none."""
+        return 0
+
+    @property
     def neighbor_len(self) -> int:
         """Tokens of a neighbor with its continuation (r = 2m)."""
         return 2 * self.chunk_len

@@ -16,6 +16,7 @@ from retro_demo.devices import allowed_memory
 from retro_demo.errors import UserError
 from retro_demo.kinds import kind_of_shape, resolve
 from retro_demo.models.config import MargeConfig, NetworkConfig, RetroConfig
+from retro_demo.models.reader_config import RUN, ReaderConfig
 
 TRAINING_BYTES = 12  # of a parameter: a save holds the weight and both its moments in memory
 
@@ -39,23 +40,30 @@ def _unfilled(network: NetworkConfig) -> nn.Module:
         raise UserError(f"No network can be made of these settings ({str(error)[:200]}).") from error
 
 
-def check_memory(network: NetworkConfig, step_tokens: int, device: str) -> None:
+def check_memory(network: NetworkConfig, step_tokens: int, device: str, base_bytes: int = 0) -> None:
     """Raise UserError where training such a network can never fit this machine's memory.
 
-    `step_tokens` are those of a step, whose logits lie in this memory too where the device is the CPU.
+    `step_tokens` are those of a step, whose logits lie in this memory too where the device is the CPU, and
+    `base_bytes` the weights of a pretrained base that is in memory beside it.
     It is what is needed at the very least: what passes may still be too much.
     """
     count, there = count_parameters(network), allowed_memory()
     logits = 4 * step_tokens * network.vocab_size if device == "cpu" else 0
+    if base_bytes > there:
+        raise UserError(
+            f"The base takes {base_bytes / 1e9:,.1f} GB, but there are {there / 1e9:,.1f} GB of memory here. "
+            "Choose a smaller base."
+        )
+    there, left = there - base_bytes, "left beside the base" if base_bytes else "here"
     if TRAINING_BYTES * count > there:
         raise UserError(
             f"A network of {count:,} parameters takes at least {TRAINING_BYTES * count / 1e9:,.0f} GB to "
-            f"train, but there are {there / 1e9:,.0f} GB of memory here. {kind_of_shape(network).smaller}"
+            f"train, but there are {there / 1e9:,.0f} GB of memory {left}. {kind_of_shape(network).smaller}"
         )
     if TRAINING_BYTES * count + logits > there:
         raise UserError(
             f"A step of {step_tokens:,} tokens writes {logits / 1e9:,.0f} GB of logits, but there are "
-            f"{there / 1e9:,.0f} GB of memory here. Choose a smaller batch, or a shorter context."
+            f"{there / 1e9:,.0f} GB of memory {left}. Choose a smaller batch, or a shorter context."
         )
 
 
@@ -80,6 +88,27 @@ def retro_numbers(network: RetroConfig, tokens: int, neighbors: int) -> int:
     )
     cross = 3 * heads * tokens * neighbors * network.neighbor_len
     return text + logits + encoder + cross
+
+
+def reader_numbers(network: ReaderConfig, tokens: int, neighbors: int) -> int:
+    """The same for a reader: its base reads text and neighbors, a look-up compares them."""
+    width = _width(network.dim, 4, 0)
+    read = 2 * neighbors * tokens  # tokens of all neighbors
+    kept = len(network.match_layers) * network.dim
+    looked = tokens * 2 * neighbors * network.chunk_len * (RUN + 4)
+    heads = network.num_heads * (tokens**2 + read * network.neighbor_len)
+    return tokens * width + read * (width + 2 * kept) + looked + heads + LOGITS * tokens * network.vocab_size
+
+
+def reader_megabytes(network: ReaderConfig, tokens: int, neighbors: int) -> float:
+    """What explaining T tokens takes, the base's own weights aside."""
+    return NUMBER * reader_numbers(network, tokens, neighbors) / 1e6
+
+
+def numbers_held(network: RetroConfig | ReaderConfig, tokens: int, neighbors: int) -> int:
+    """Numbers that one sequence of a forward of either network holds."""
+    count = reader_numbers if isinstance(network, ReaderConfig) else retro_numbers
+    return count(network, tokens, neighbors)  # pyright: ignore[reportArgumentType]
 
 
 def retro_megabytes(network: RetroConfig, tokens: int, neighbors: int) -> float:

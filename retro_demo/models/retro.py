@@ -46,6 +46,7 @@ from retro_demo.models.layers import (
     linear,
     make_final_norm,
     make_norm,
+    record_attention,
     residual,
 )
 
@@ -334,6 +335,26 @@ class RETRO(nn.Module):
             rearrange(present[:, :covered], "b (l c) -> (b l) c", l=num_chunks),
         )
         return rearrange(encoded, "(b l) k r e -> b l k r e", b=batch), neighbors != self.config.pad_id
+
+    def new_cache(self, room: int = 0, batch: int = 1) -> DecodeCache:
+        """What texts of about `room` tokens are written with, however many."""
+        return DecodeCache(memories=defaultdict(partial(Memory, room) if room else Memory))
+
+    def before_prompt(self, length: int) -> list[int]:
+        """What stands before a prompt of so many tokens: nothing; chunks are counted from its first token."""
+        return []
+
+    def attention(self, tokens: Tensor, neighbors: Tensor) -> Tensor:
+        """tokens (1, T), neighbors (1, L, K, R), L = T // C -> weights (layers, L, H, C, K, R).
+
+        One forward over the finished text: the model is causal and the neighbors are given, so these are the
+        weights of each step. Rows past the end of the text are those of no token.
+        """
+        with record_attention(self) as seen:
+            self.decode(tokens, neighbors)
+        by_layer = [seen[f"layers.{layer - 1}.retrieve"] for layer in sorted(self.config.cca_layers)]
+        length = self.config.neighbor_len
+        return rearrange(torch.stack(by_layer), "n l h c (k r) -> n l h c k r", r=length)
 
     def extend(self, tokens: Tensor, cache: DecodeCache, neighbors: Tensor | None = None) -> Tensor:
         """What `read` reads -> logits (B, n, V), equal to `forward`'s."""

@@ -139,6 +139,7 @@ def arms_caption(result: Mapping[str, Any] | None) -> str:
 def arms_table(result: Mapping[str, Any]) -> str:
     """All arms with their differences to `baseline_of` and `second_of` the result."""
     reference, second, names = baseline_of(result), second_of(result), names_of(result)
+    has_reach = any("reach" in arm for arm in result["arms"].values())
     rows = []
     for name in arms_in_order(result):
         arm, called = result["arms"][name], arm_name(name, names)
@@ -147,15 +148,21 @@ def arms_table(result: Mapping[str, Any]) -> str:
         rows.append(
             f"<tr><th>{shown}{esc(same)}</th>"
             f"<td>{arm['nats']:.4f}</td><td>{arm['bpb']:.4f}</td><td>{_interval(arm['ci'])}</td>"
-            f"{_difference(arm, reference)}{_difference(arm, second)}</tr>"
+            f"{_difference(arm, reference)}{_difference(arm, second)}"
+            + f"<td>{_reach(arm)}</td>" * has_reach
+            + "</tr>"
         )
     other = term("shuffled") if second == "shuffled" else esc(arm_name(second, names))
     head = (
         f"<th>arm</th><th>nats a token</th><th>{term('bits per byte')}</th><th>95% interval</th>"
         f"<th>minus {esc(arm_name(reference, names))}</th><th>95% interval</th>"
-        f"<th>minus {other}</th><th>95% interval</th>"
+        f"<th>minus {other}</th><th>95% interval</th>" + f"<th>{term('reach')}</th>" * has_reach
     )
     return table(head, rows)
+
+
+def _reach(arm: Mapping[str, Any]) -> str:
+    return f"{arm['reach']:.1%}" if "reach" in arm else ""
 
 
 def _difference(arm: Mapping[str, Any], reference: str) -> str:

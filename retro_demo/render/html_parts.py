@@ -212,6 +212,7 @@ def growing_text(writing: Writing) -> str:
         tokens = "".join(
             f"<span{_kind(i, writing.prompt_tokens)}>{esc(piece)}</span>"
             for i, piece in enumerate(part, start)
+            if piece  # what pads a prompt has none
         )
         number = start // writing.chunk_len + 1
         blocks.append(
@@ -265,7 +266,7 @@ def intro(trace: Trace | None, *, example: bool) -> str:
         whose += f", page {esc(about['page'])} of {esc(about['pages'])}"
     if not trace.neighbors:
         return f'<p class="intro">{mark}{whose}, without {term("retrieval")}.</p>'
-    database = esc(str(about.get("database", "")).removeprefix(SAMPLE))
+    database = esc(str(about.get("corpus_id") or about.get("database", "")).removeprefix(SAMPLE))
     where = f"{term('corpus')} <b>{database}</b>"
     if about.get("swapped"):
         where += f" ({term('hot swap')}: not the one it was trained on)"

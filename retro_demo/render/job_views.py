@@ -30,6 +30,7 @@ from retro_demo.runs.alarms import Watch, ahead_words, passes_words
 from retro_demo.runs.checkpoint import AnyRun
 
 OPERATIONS = 6  # of a parameter for each token, forward and backward
+READER_TOKENS_A_SECOND = 300  # with SmolLM2-135M on two cores
 OPERATIONS_A_SECOND = 40e9  # one core: 47e9 for both shipped sizes of RETRO, 44e9 for MARGE, 30e9 for tiny
 STAGES = {
     "read": "kB read",
@@ -304,6 +305,9 @@ def estimate(
     `passes` over the training text as `run_actions.passes_ahead` has them.
     """
     seconds = OPERATIONS * parameters * tokens_a_step * steps / OPERATIONS_A_SECOND
+    machine = "one CPU core such as trained the shipped runs"
+    if kind_named(model).trains_pretrained:  # nearly all is the work of the frozen base
+        seconds, machine = tokens_a_step * steps / READER_TOKENS_A_SECOND, "two CPU cores"
     most = "" if kind_named(model).even_batches else "at most "
     leave = ""
     if minutes and seconds > 60 * minutes:
@@ -312,8 +316,8 @@ def estimate(
     return (
         f'<p class="estimate"><b>{parameters / 1e6:.2f} M</b> {term("parameters")} · <b>{steps:,}</b> '
         f"{term('step', 'steps' if steps != 1 else 'step')} of {most}{tokens_a_step:,} tokens · "
-        f"{term(model)} {term('preset', preset)}: about <b>{duration(seconds)}</b> on one CPU core such as "
-        f"trained the shipped runs, far less on a GPU.{leave} {read} The time left is measured from the "
+        f"{term(model)} {term('preset', preset)}: about <b>{duration(seconds)}</b> on {machine}, "
+        f"far less on a GPU.{leave} {read} The time left is measured from the "
         "first steps on.</p>"
     )
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from retro_demo.evaluation.copied_text import LONG, Span
 from retro_demo.explain.edits import Edit, Rewritten
+from retro_demo.explain.text import title_of
 from retro_demo.explain.tracing import (
     Trace,
     attention,
@@ -117,6 +118,7 @@ def _tools(trace: Trace) -> str:
 
 def _chunk(trace: Trace, number: int, copied: list[Span]) -> str:
     start, end = number * trace.chunk_len, min((number + 1) * trace.chunk_len, len(trace.tokens))
+    start = max(start, trace.padding)
     under = {t: span for span in copied for t in range(span.start, span.end)}
     tokens = []
     for t in range(start, end):
@@ -141,7 +143,9 @@ def _found(trace: Trace, number: int, shares: np.ndarray) -> str:
     """The neighbors that a chunk was written with: those found with the chunk before it."""
     if number == 0:
         inside = note(
-            "The first chunk is written before anything can be looked up. The second one reads what the "
+            "This is the prompt. What its end finds is read by the chunk that follows."
+            if trace.prompt_tokens == trace.chunk_len
+            else "The first chunk is written before anything can be looked up. The second one reads what the "
             "first one found."
         )
     elif reason := why_nothing(trace, number - 1):
@@ -150,10 +154,19 @@ def _found(trace: Trace, number: int, shares: np.ndarray) -> str:
         places = range(len(trace.neighbors[number - 1]))
         cards = "".join(_card(trace, number - 1, index, shares[:, index]) for index in places)
         inside = (
-            f'<p class="caption">Found with the text of chunk {number}, read while chunk {number + 1} was '
+            f'<p class="caption">Found with {_query(trace, number)}, read while chunk {number + 1} was '
             f"written. Click a title to see which tokens used it. {EFFECT_OF_RANKS}</p>{cards}"
         )
     return f'<section class="found" data-of="{number}" hidden>{inside}</section>'
+
+
+def _query(trace: Trace, number: int) -> str:
+    """What the neighbors were looked up with that were found at the end of so many chunks, as HTML."""
+    prompt = number * trace.chunk_len == trace.prompt_tokens
+    end = prompt or 0 < trace.about.get("query_tokens", 0) < trace.chunk_len
+    title = title_of(trace.about) if trace.about.get("by_title") else ""
+    words = f"the {'end' if end else 'text'} of {'the prompt' if prompt else f'chunk {number}'}"
+    return words + (f" and the title “{theirs(title)}”" if title else "")
 
 
 def _card(trace: Trace, chunk: int, index: int, shares: np.ndarray) -> str:
@@ -200,6 +213,7 @@ def token_data(trace: Trace) -> dict[str, Any]:
     numbers = trace.numbers
     return {
         "chunkLen": trace.chunk_len,
+        "padding": trace.padding,
         "labels": trace.tokens,
         "colors": [neighbor_color(index) for index in range(trace.neighbor_tokens.shape[1])],
         "scales": {"gain": gain_scale(trace), "surprise": 8, "entropy": _widest(trace)},
@@ -248,6 +262,7 @@ def heatmap(trace: Trace | None, layer: int | None = None, head: int | None = No
         "top": round(top, 4),
         "colors": [neighbor_color(index) for index in range(scaled.shape[2])],
         "labels": trace.tokens,
+        "padding": trace.padding,
         "neighbors": [
             [{"title": one["title"] or one["document"], "tokens": one["tokens"]} for one in found]
             for found in trace.neighbors
@@ -271,7 +286,7 @@ def token_table(trace: Trace | None) -> str:
     head += "<th>mass of nothing</th>" if nothing else ""
     head += "<th>copied</th><th>from</th>" if count else ""
     rows = []
-    for row in token_rows(trace):
+    for row in token_rows(trace)[trace.padding :]:
         values = [row["loss_on"], row["loss_off"], row["gain"], row["entropy"]]
         for k in range(count):
             values += [row[name][k] if len(row[name]) > k else None for name in ("mass", "shapley")]
@@ -282,7 +297,8 @@ def token_table(trace: Trace | None) -> str:
             source = f"{at['neighbor'] + 1} {at['part']} {at['place'] + 1}" if at else ""
             cells += f"<td>{row['copied'] or ''}</td><td>{source}</td>"
         rows.append(
-            f"<tr><td>{row['token'] + 1}</td><th>{theirs(trace.tokens[row['token']])}</th>{cells}</tr>"
+            f"<tr><td>{row['token'] + 1 - trace.padding}</td>"
+            f"<th>{theirs(trace.tokens[row['token']])}</th>{cells}</tr>"
         )
     return table(head, rows)
 
@@ -360,7 +376,8 @@ def edit_html(trace: Trace, made: Rewritten, token: int) -> str:
         )
     blocks = "".join(_next_tokens(trace, made, i, hidden=i != shown) for i in reached)
     return (
-        f'<div class="edited" style="--own:{neighbor_color(edit.neighbor)}">{warning}{proof(edit)}'
+        f'<div class="edited" style="--own:{neighbor_color(edit.neighbor)}">{warning}'
+        f"{proof(edit, trace.padding)}"
         f"{_strip(trace, edit, shown)}{blocks}{continued}"
         f"<details><summary>Old and new text of neighbor {edit.neighbor + 1}, {theirs(title)}</summary>"
         f'<div class="three two"><section><h3>old</h3>{_sample(made.before)}</section>'
@@ -372,12 +389,13 @@ def _sample(text: str) -> str:
     return f'<div class="sample" dir="auto">{esc(text)}</div>'
 
 
-def proof(edit: Edit) -> str:
+def proof(edit: Edit, padding: int = 0) -> str:
     """The sentence that says whether anything moved that must not, as it was measured."""
     good = "good" if edit.moved_before == 0 else "bad"
     moved = int((edit.kl[edit.first :] > 1e-3).sum())
     return (
-        f'<p class="proof {good}"><b>{edit.moved_before} of {edit.first} earlier positions changed</b> '
+        f'<p class="proof {good}"><b>{edit.moved_before} of {edit.first - padding} earlier positions '
+        "changed</b> "
         f"(largest difference of a log-probability: {edit.largest_before:.1g}); of the "
         f"{len(edit.kl) - edit.first} that can depend on it, {moved} moved by over 0.001 nat.</p>"
     )
@@ -387,9 +405,9 @@ def _strip(trace: Trace, edit: Edit, shown: int) -> str:
     """KL of each position as a row of cells: those before the neighbor's readers are set apart."""
     most = max(float(edit.kl.max()), 1e-6)
     cells = []
-    for i, value in enumerate(edit.kl.tolist()):
+    for i, value in list(enumerate(edit.kl.tolist()))[trace.padding :]:
         height = 100 * (value / most) ** 0.5
-        said = f"after token {i + 1} {trace.tokens[i]}: {value:.4f} nat"
+        said = f"after token {i + 1 - trace.padding} {trace.tokens[i]}: {value:.4f} nat"
         inside = f'<i style="height:{height:.0f}%"></i>'
         cells.append(
             f'<span class="early" title="{esc(said)}">{inside}</span>'

@@ -10,7 +10,7 @@ Shapes: Q queries, K neighbors, C chunk length, N stored chunks.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import bm25s
@@ -35,9 +35,9 @@ Terms = Callable[[np.ndarray], list[str]]
 """Token ids (C,) of a chunk, 0 = padding -> the terms that BM25 counts."""
 
 
-def token_terms(tokens: np.ndarray) -> list[str]:
-    """The token ids as they are, without padding and end of text."""
-    return [str(token) for token in tokens.tolist() if token >= len(SPECIALS)]
+def token_terms(tokens: np.ndarray, silent: Collection[int] = range(len(SPECIALS))) -> list[str]:
+    """The token ids as they are, without those that stand for no text: padding and end of text."""
+    return [str(token) for token in tokens.tolist() if token not in silent]
 
 
 def word_terms(tokenizer: Tokenizer) -> Terms:
@@ -137,7 +137,7 @@ class LexicalRetriever(Retriever):
         self, index: LexicalIndex, terms: Terms, excluded: Callable[[np.ndarray, np.ndarray], np.ndarray]
     ) -> None:
         """excluded: own (q,), candidates (q, k') -> bool (q, k')."""
-        self._index, self._terms, self._excluded = index, terms, excluded
+        self.index, self._terms, self._excluded = index, terms, excluded
 
     def search(self, tokens: np.ndarray, k: int, *, own: np.ndarray | None = None) -> Neighbors:
         """As `Retriever.search`."""
@@ -153,7 +153,12 @@ class LexicalRetriever(Retriever):
 
     def _best(self, tokens: np.ndarray, k: int, own: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Ids and scores, in no order, of allowed chunks; the k best for tokens (C,) are among them."""
-        scores = self._index.scores(self._terms(tokens))
+        return self._best_by_terms(self._terms(tokens), k, own)
+
+    def _best_by_terms(
+        self, terms: Sequence[str], k: int, own: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        scores = self.index.scores(terms)
         sharing = np.flatnonzero(scores)
         fetch = k + MARGIN
         while True:
@@ -161,17 +166,17 @@ class LexicalRetriever(Retriever):
             if fetch < len(sharing):  # all that tie with the last one fetched come along
                 places = sharing[scores[sharing] >= np.partition(scores[sharing], -fetch)[-fetch]]
             if own is not None:
-                places = places[~self._excluded(own, self._index.ids[places][None])[0]]
+                places = places[~self._excluded(own, self.index.ids[places][None])[0]]
             if len(places) >= k or fetch >= len(sharing):
-                return self._index.ids[places], scores[places]
+                return self.index.ids[places], scores[places]
             fetch *= 4
 
     def rescore(self, tokens: np.ndarray, found: Neighbors, k: int) -> Neighbors:
         """The k best by BM25 among the neighbors found (Q, K') of tokens (Q, C)."""
         scores = np.zeros(found.ids.shape, np.float32)
         for place, row in enumerate(tokens):
-            there = np.searchsorted(self._index.ids, np.maximum(found.ids[place], self._index.ids[0]))
-            scores[place] = self._index.scores(self._terms(row))[there]
+            there = np.searchsorted(self.index.ids, np.maximum(found.ids[place], self.index.ids[0]))
+            scores[place] = self.index.scores(self._terms(row))[there]
         return rank(found.ids, scores, k)
 
 

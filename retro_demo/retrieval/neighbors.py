@@ -43,6 +43,21 @@ class Retriever(Protocol):
         ...
 
 
+class EndOfQuery(Retriever):
+    """Another retriever, asked for the last tokens of each query only."""
+
+    def __init__(self, retriever: Retriever, count: int) -> None:
+        self.whole, self.count = retriever, count
+
+    def search(self, tokens: np.ndarray, k: int, *, own: np.ndarray | None = None) -> Neighbors:
+        """As `Retriever.search`; padding behind the tokens of a query does not count."""
+        ends = np.zeros((len(tokens), self.count), tokens.dtype)
+        for end, row in zip(ends, tokens, strict=True):
+            last = row[row != 0][-self.count :]
+            end[: len(last)] = last
+        return self.whole.search(ends, k, own=own)
+
+
 def rank(ids: np.ndarray, scores: np.ndarray, k: int) -> Neighbors:
     """The k best of each row of candidates (Q, K'); ids < 0 are no candidates."""
     rounded = np.rint(np.where(ids < 0, 0, scores).astype(np.float64) / SCORE_STEP) * SCORE_STEP

@@ -18,8 +18,9 @@ import json
 import math
 import os
 import platform
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,8 +43,14 @@ from retro_demo.models.config import EvidenceConfig, MargeConfig, NetworkConfig,
 from retro_demo.models.layers import lay_out_for_writing
 from retro_demo.models.marge import MARGE
 from retro_demo.models.memory import shapes_of
+from retro_demo.models.reader import Reader
+from retro_demo.models.reader_config import LessonConfig, ReaderConfig
 from retro_demo.models.retro import RETRO
 from retro_demo.output_folder import CONFIG, make_output
+from retro_demo.paths import MISSING, data_home
+from retro_demo.pretrained.bases import Base, base_fingerprint, find_base, load_base, name_of_base
+from retro_demo.pretrained.precision import fastest_precision
+from retro_demo.pretrained.tokenizer import load_tokenizer
 from retro_demo.settings import TrainConfig, from_json, seen, settings_of
 
 FORMAT = 1
@@ -52,6 +59,8 @@ IMPORTED = "imported.json"
 MOST_THREADS = 4096
 MOST_CHARS = 4096  # of a text in config.json
 MOST_STEPS = 1_000_000_000
+MOST_PAGE = 1024  # tokens: explaining more takes gigabytes and minutes
+HASH = re.compile(r"[0-9a-f]{64}")
 FLOATS = ("F32", "F16", "BF16")  # what weights are kept in
 DEVICES = ("cpu", "cuda", "mps")
 
@@ -91,6 +100,30 @@ class AnyRun:
     def retrieves(self) -> bool:
         """Whether the network reads anything that is retrieved."""
         return self.kind.retrieves
+
+    @property
+    def context(self) -> int:
+        """Tokens that it reads at a time when it writes or explains."""
+        return self.settings[self.kind.context]
+
+    @property
+    def retokenizes(self) -> bool:
+        """Whether it reads its own corpus, too, in another tokenizer than the corpus was built with."""
+        return False
+
+    @property
+    def page(self) -> int:
+        """Tokens of a page, where a longer text is explained."""
+        return self.context
+
+    def with_base(self, network: Any, folder: Path) -> Any:
+        """The network of the run in a folder, ready to be used; UserError where what it stands on is gone."""
+        return network
+
+    @property
+    def missing(self) -> str:
+        """What it needs that is not on this machine, in a sentence; "" where all is there."""
+        return ""
 
     @property
     def chunk_len(self) -> int:
@@ -137,6 +170,104 @@ class RunConfig(AnyRun):
     @property
     def chunk_len(self) -> int:
         return self.network.chunk_len if self.retrieves else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaderRun(RunConfig):
+    """A pretrained base that was taught to read neighbors; `base` names it, `base_weights` is its hash.
+
+    `base_context`: tokens that it reads at most. `edition_fingerprint`: of the corpus `lessons.edition`.
+    """
+
+    network: ReaderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    lessons: LessonConfig
+    base_context: int = 2048  # tokens that the base reads at most
+    edition_fingerprint: str = ""
+
+    @property
+    def retrieves(self) -> bool:
+        return True
+
+    def __post_init__(self) -> None:
+        if not self.base or not HASH.fullmatch(self.base_weights):
+            raise UserError(
+                f"A reader names its base and the hash of its weights, not {seen(self.base_weights)}."
+            )
+        if not 2 <= self.context <= MOST_STEPS:
+            raise UserError(
+                f"The base reads {seen(self.base_context)} tokens at a time, which leaves no room behind a "
+                f"title of {self.network.title_len}. Choose another base, or a smaller --title-len."
+            )
+
+    @property
+    def context(self) -> int:
+        return (
+            self.base_context - self.network.title_len - 1
+        )  # which stand before a text, as does its beginning
+
+    def with_context(self, tokens: int) -> ReaderRun:
+        """The same run, which reads so many tokens at a time."""
+        return replace(self, base_context=tokens + self.network.title_len + 1)
+
+    @property
+    def page(self) -> int:
+        return min(self.context, MOST_PAGE)
+
+    @property
+    def retokenizes(self) -> bool:
+        return True
+
+    @property
+    def missing(self) -> str:
+        try:
+            self.found_base()
+        except UserError as error:
+            return str(error)
+        return ""
+
+    def found_base(self) -> Path:
+        """Where its base is. Raises UserError where it is gone or has other weights."""
+        name = name_of_base(self.base)
+        if self.base.startswith(f"{MISSING}/"):
+            raise UserError(
+                f"This run reads with the base {name} (weights {self.base_weights[:16]}), which was not here "
+                "when it was imported. Get that base, and import the run again with --base naming it."
+            )
+        path = find_base(self.base)
+        if (found := base_fingerprint(path)) != self.base_weights:
+            raise UserError(
+                f"The base {name} has other weights than the one that this run was trained on "
+                f"({found[:16]}, not {self.base_weights[:16]}). Put that one back, or train a new run."
+            )
+        return path
+
+    def with_base(self, network: Reader, folder: Path, precision: str = "") -> Reader:
+        """Attach the base. Raises UserError where it is gone, another one, or has another tokenizer."""
+        self.found_base()
+        fastest = fastest_precision(data_home()[0]) if network.device.type == "cpu" else "bfloat16"
+        base = load_base(self.base, precision or fastest, device=str(network.device))
+        self._check_fits(base, folder)
+        return network.attach(base.model)
+
+    def _check_fits(self, base: Base, folder: Path) -> None:
+        """Raise UserError where a base of the right weights is read otherwise than when the run was made."""
+        there, network = base.model.config, self.network
+        shape = (there.vocab_size, there.dim, there.depth, there.num_heads)
+        wanted = (network.vocab_size, network.dim, network.depth, network.num_heads)
+        inside = (
+            max(network.begin_id, network.pad_id) < there.vocab_size and self.base_context <= there.max_len
+        )
+        if shape != wanted or not inside:
+            raise UserError(
+                f"The config.json of {folder.name} does not fit its base {name_of_base(self.base)}: one of "
+                "both was changed. Put it back, or train a new run."
+            )
+        own, theirs = folder / "tokenizer.json", base.tokenizer.fingerprint
+        if file_hash(own) != theirs and load_tokenizer(own).fingerprint != theirs:
+            raise UserError(
+                f"The base {name_of_base(self.base)} has another tokenizer than {folder.name} was trained "
+                "with. Put that one back, or train a new run."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,7 +459,7 @@ def load_network(folder: Path, device: str = "cpu") -> nn.Module:
     """The network of a run of any kind, as `load_model`."""
     config = read_any_config(folder)
     tensors = _weights(weights_file(folder), config.network)
-    return _filled(resolve(config.kind.network)(config.network), tensors).to(device)
+    return config.with_base(_filled(resolve(config.kind.network)(config.network), tensors).to(device), folder)
 
 
 def load_model(folder: Path, device: str = "cpu", weights: Path | None = None) -> RETRO:
@@ -336,9 +467,9 @@ def load_model(folder: Path, device: str = "cpu", weights: Path | None = None) -
 
     `weights`: another file of them than the one that the run is used with.
     """
-    network = read_run_config(folder).network
-    tensors = _weights(weights or weights_file(folder), network)
-    return _filled(RETRO(network), tensors).to(device)
+    config = read_run_config(folder)
+    tensors = _weights(weights or weights_file(folder), config.network)
+    return config.with_base(_filled(resolve(config.kind.network)(config.network), tensors).to(device), folder)
 
 
 def load_marge(folder: Path, device: str = "cpu") -> MARGE:

@@ -5,8 +5,8 @@ For one command on the terminal it also builds the sample and retokenizes anothe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,14 +20,15 @@ from retro_demo.devices import choose_device
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Retrieved, Stopped, Warned
 from retro_demo.models.retro import RETRO
-from retro_demo.paths import data_home
+from retro_demo.paths import CHECKPOINTS, data_home
+from retro_demo.pretrained.tokenizer import load_tokenizer
 from retro_demo.retrieval.bm25 import LexicalRetriever
-from retro_demo.runs.checkpoint import AnyRun, RunConfig, load_model, read_run_config
+from retro_demo.runs.checkpoint import AnyRun, RunConfig, load_model, read_any_config, read_run_config
 from retro_demo.tokenizer import Tokenizer
 
 
-def load_own_corpus(config: AnyRun) -> Corpus:
-    """The corpus of a run of any model; raises UserError where it changed since."""
+def load_trained_on(config: AnyRun) -> Corpus:
+    """The corpus that a run was trained on, as it was built; raises UserError where it changed since."""
     corpus = load_corpus(corpus_folder(data_home()[0], config.corpus))
     if corpus.fingerprint != config.corpus_fingerprint:
         raise UserError(
@@ -38,10 +39,20 @@ def load_own_corpus(config: AnyRun) -> Corpus:
     return corpus
 
 
-def load_database(config: RunConfig, retriever: str = "") -> Database:
+def load_own_corpus(folder: Path, config: AnyRun) -> Corpus:
+    """The same as the run in a folder reads it, which may be in other tokens."""
+    corpus = load_trained_on(config)
+    if not config.retokenizes:
+        return corpus
+    tokenizer = load_tokenizer(folder / "tokenizer.json", config.network.vocab_size)
+    return replace(load_retokenized(corpus, folder, config.chunk_len), tokenizer=tokenizer)
+
+
+def load_database(folder: Path, config: RunConfig, retriever: str = "") -> Database:
     """The corpus of a run with its retriever, or another one; raises UserError where it changed since."""
-    corpus = load_own_corpus(config)
-    return Database(corpus, load_retriever(corpus, retriever or config.training.retriever))
+    corpus = load_own_corpus(folder, config)
+    name = retriever or config.training.retriever
+    return Database(corpus, load_retriever(corpus, name, config.training.query_tokens))
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,9 @@ class LoadedRun:
         """BM25 over the token ids of its corpus: its own retriever, or a second opinion, loaded once."""
         assert self.database is not None
         retriever = self.database.retriever
-        found = retriever if self.retriever == "bm25" else load_retriever(self.database.corpus, "bm25")
+        if self.retriever == "bm25" and isinstance(retriever, LexicalRetriever):
+            return retriever
+        found = load_retriever(self.database.corpus, "bm25")
         assert isinstance(found, LexicalRetriever)
         return found
 
@@ -92,14 +105,14 @@ def load_run(
     else:
         name, swapped = retriever or config.training.retriever, ""
         if corpus is None:
-            database = load_database(config, name)
+            database = load_database(folder, config, name)
         else:
             other = load_corpus(corpus)
             swapped = other.name if other.fingerprint != config.corpus_fingerprint else ""
             there = load_retokenized(other, folder, config.network.chunk_len)
-            database = Database(there, load_retriever(there, name))
+            database = Database(there, load_retriever(there, name, config.training.query_tokens))
     model = load_model(folder, choose_device(device))
-    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    tokenizer = load_tokenizer(folder / "tokenizer.json", config.network.vocab_size)
     return LoadedRun(folder, config, model, tokenizer, database, name, swapped, corpus)
 
 
@@ -124,7 +137,9 @@ def ready_run(
     if corpus:
         yield from ensure_sample(corpus, stop)
         other = corpus_folder(data_home()[0], corpus)
-        for event in prepare_retokenized(load_corpus(other), folder, trained.network.chunk_len):
+    if corpus or trained.retokenizes:
+        read = other or corpus_folder(data_home()[0], trained.corpus)
+        for event in prepare_retokenized(load_corpus(read), folder, trained.network.chunk_len):
             yield event
             if stop():
                 yield Stopped()
@@ -135,3 +150,13 @@ def ready_run(
     if run.database and (doubted := doubt_of(run.database.corpus, run.retriever)):
         yield Warned(doubted)
     return run
+
+
+def prepare_shipped() -> Iterator[Event]:
+    """Make what shipped readers read of their own corpora, which are built, where their bases are there."""
+    for folder in sorted(path.parent for path in CHECKPOINTS.glob("*/config.json")):
+        config = read_any_config(folder)
+        if isinstance(config, RunConfig) and config.retokenizes and not config.missing:
+            read = load_corpus(corpus_folder(data_home()[0], config.corpus))
+            yield from prepare_retokenized(read, folder, config.chunk_len)
+            load_database(folder, config)  # whose index is kept

@@ -22,10 +22,13 @@ from retro_demo.models.config import RetroConfig
 from retro_demo.models.memory import check_memory
 from retro_demo.output_folder import CONFIG, check_output, make_output
 from retro_demo.paths import SAMPLE, data_home, run_folder
+from retro_demo.pretrained.bases import BaseShape, describe_base, is_pretrained
+from retro_demo.pretrained.precision import training_precision
 from retro_demo.runs.checkpoint import (
     BEST,
     AnyRun,
     MargeRun,
+    ReaderRun,
     RunConfig,
     config_bytes,
     differences,
@@ -74,46 +77,41 @@ def plan_run(
     settings: Mapping[str, Any] | None = None,
     device: str = "auto",
     base: str = "",
+    hub: bool = False,
 ) -> AnyRun:
     """The config of a new run: its preset, then `settings`.
 
-    `corpus` is a folder or "sample:NAME", `base` too: the run whose weights this one begins with. An
+    `corpus` is a folder or "sample:NAME", `base` too: the run whose weights this one begins with, or a
+    pretrained base (`hub`: one of the Hub may be fetched). An
     `lm` or `retro` trains all of them on; a `retrofit` freezes them and trains encoder and
     cross-attention alone (RETRO section 4.2). Raises UserError for unknown names and bad values, and for a
     MARGE where there are no two documents to be each other's evidence.
     """
-    kind, given = kind_named(model), dict(settings or {})
-    if kind.base == "must" and not base:
-        raise UserError(
-            "A retrofit teaches a trained lm to read neighbors: name it with --base RUN. "
-            "Without one, train an lm first."
-        )
-    if kind.base == "cannot" and base:
-        raise UserError(f"The model {model} begins with no other run ({base}): leave the base out.")
-    begun_from = read_run_config(run_folder(base)) if base else None
+    kind, given = _kind_of_run(model, base, hub), dict(settings or {})
+    pretrained = bool(base) and kind.trains_pretrained
+    begun_from = read_run_config(run_folder(base)) if base and not pretrained else None
+    shape = describe_base(base, hub=hub) if pretrained else begun_from.network if begun_from else None
     preset = preset or (begun_from.preset if begun_from else "tiny")
     if preset not in kind.presets:
         raise UserError(
             f"The model {model} has no preset {preset!r}; choose one of " + ", ".join(kind.presets)
         )
+    if edition := given.get("edition", ""):
+        given["edition"] = edition = _from_anywhere(edition)
     own, planner = kind.settings(), resolve(kind.planner)
     if unknown := sorted(set(given) - set(own)):
-        raise UserError(f"The model {model} has no setting {', '.join(unknown)}. Leave it out.")
+        raise UserError(f"The model {kind.name} has no setting {', '.join(unknown)}. Leave it out.")
     folder = corpus_folder(data_home()[0], corpus)
     built = load_corpus(folder)
     if begun_from is not None:
         check_base(begun_from, base, built, given)
-    usual = planner.preset(kind, preset, begun_from.network if begun_from else None)
+    usual = planner.preset(kind, preset, shape)
     chosen = usual | planner.of_corpus(built) | given | dict(kind.always)
     values = {name: kind.settings_of_part(name, chosen) for name in kind.parts}
-    values["network"] = planner.network(values["network"], built)
+    values["network"] = planner.network(values["network"], built, shape)
     parts = {name: part(**values[name]) for name, part in kind.part_types().items()}
-    begun = {
-        "base": base if base.startswith(SAMPLE) else str(Path(base).resolve()),
-        "base_weights": file_hash(weights_file(run_folder(base))) if base else "",
-    }
     return resolve(kind.config)(
-        model=model,
+        model=kind.name,
         preset=preset,
         corpus=corpus if folder != Path(corpus) else str(folder.resolve()),
         corpus_fingerprint=built.fingerprint,
@@ -122,8 +120,49 @@ def plan_run(
         device=choose_device(device),
         versions=versions(),
         **parts,
-        **(begun if base else {}),
+        **_beginning(base, shape, edition),
     )
+
+
+def _kind_of_run(model: str, base: str, hub: bool) -> Kind:
+    """The kind that a run becomes by its base; raises UserError where the two do not go together."""
+    kind = kind_named(model)
+    if base and is_pretrained(base, hub=hub and bool(kind.of_pretrained)):
+        if not kind.of_pretrained:
+            raise UserError(
+                f"A {model} cannot begin with the pretrained base {base}. Train a retrofit on it: "
+                f"train retrofit --base {base}"
+            )
+        return kind_named(kind.of_pretrained)
+    if kind.trains_pretrained:
+        raise UserError("A reader needs a pretrained base: name it with --base smollm2, or a folder.")
+    if kind.base == "must" and not base:
+        raise UserError(
+            "A retrofit teaches a trained lm to read neighbors: name it with --base RUN. "
+            "Without one, train an lm first."
+        )
+    if kind.base == "cannot" and base:
+        raise UserError(f"The model {model} begins with no other run ({base}): leave the base out.")
+    return kind
+
+
+def _beginning(base: str, shape: BaseShape | RetroConfig | None, edition: str) -> dict[str, Any]:
+    """What a config keeps of what the run begins with."""
+    if not base:
+        return {}
+    if not isinstance(shape, BaseShape):
+        weights = file_hash(weights_file(run_folder(base)))
+        return {"base": _from_anywhere(base), "base_weights": weights}
+    known = {"base": shape.place, "base_weights": shape.fingerprint, "base_context": shape.config.max_len}
+    if edition:
+        other = load_corpus(corpus_folder(data_home()[0], edition))
+        known["edition_fingerprint"] = other.fingerprint
+    return known
+
+
+def _from_anywhere(place: str) -> str:
+    """A place by a name that leads there whatever folder one is in."""
+    return place if place.startswith(SAMPLE) else str(Path(place).resolve())
 
 
 class Planner:
@@ -140,7 +179,7 @@ class Planner:
         return {}
 
     @staticmethod
-    def network(shape: dict[str, Any], corpus: Corpus) -> dict[str, Any]:
+    def network(shape: dict[str, Any], corpus: Corpus, base: Any = None) -> dict[str, Any]:
         """The shape of the network on a corpus, from what was chosen of it."""
         return shape | {"vocab_size": corpus.tokenizer.vocab_size, "pad_id": corpus.tokenizer.pad_id}
 
@@ -148,6 +187,11 @@ class Planner:
     def usual(config: Any, preset: str) -> dict[str, Any]:
         """What would have been set had nobody said anything but the preset."""
         return config.kind.preset_settings(preset)
+
+    @staticmethod
+    def tokenizer(config: Any, corpus: Corpus) -> Tokenizer:
+        """The one that the run reads and writes with."""
+        return corpus.tokenizer
 
     @staticmethod
     def check(config: Any, corpus: Corpus) -> None:
@@ -166,7 +210,7 @@ class RetroPlanner(Planner):
         return settings | decoder_shape(base) | {"enc_dim": base.dim, "cca_layers": layers}
 
     @staticmethod
-    def network(shape: dict[str, Any], corpus: Corpus) -> dict[str, Any]:
+    def network(shape: dict[str, Any], corpus: Corpus, base: Any = None) -> dict[str, Any]:
         """An encoder is as wide as the decoder, unless somebody says otherwise."""
         width = {"enc_dim": shape["dim"]} if "dim" in shape else {}
         return Planner.network(width | shape, corpus) | {"chunk_len": corpus.config.chunk_len}
@@ -194,12 +238,59 @@ class MargePlanner(Planner):
         return _of_languages(languages_of(corpus))
 
     @staticmethod
-    def network(shape: dict[str, Any], corpus: Corpus) -> dict[str, Any]:
+    def network(shape: dict[str, Any], corpus: Corpus, base: Any = None) -> dict[str, Any]:
         return Planner.network(shape, corpus) | {"languages": languages_of(corpus)}
 
     @staticmethod
     def usual(config: MargeRun, preset: str) -> dict[str, Any]:
         return Planner.usual(config, preset) | _of_languages(config.network.languages)
+
+
+class ReaderPlanner(Planner):
+    """The same for a pretrained base that learns to read neighbors."""
+
+    @staticmethod
+    def network(shape: dict[str, Any], corpus: Corpus, base: BaseShape | None = None) -> dict[str, Any]:
+        """Layers lie where those of a base of 30 layers were tried: at 40 to 90% of its depth."""
+        assert base is not None
+        if base.tokenizer.token_bytes(0):  # and no special token is there to take its place
+            raise UserError(
+                f"The first token of the base {base.place} stands for text, and corpora are filled up with "
+                "it. Choose a base whose tokenizer has a special token."
+            )
+        depth = base.config.depth
+        usual = {
+            "match_layers": layers_at((0.4, 0.6), depth),
+            "write_layers": layers_at((0.6, 0.73, 0.87), depth),
+        }
+        tokens = {"vocab_size": base.config.vocab_size, "pad_id": 0, "begin_id": base.begin_id}
+        heads = {"num_heads": base.config.num_heads}
+        return usual | shape | tokens | heads | {"dim": base.config.dim, "depth": depth}
+
+    @staticmethod
+    def tokenizer(config: ReaderRun, corpus: Corpus) -> Tokenizer:
+        return describe_base(config.base).tokenizer
+
+    @staticmethod
+    def check(config: ReaderRun, corpus: Corpus) -> None:
+        length, chunk_len = config.training.seq_len, config.network.chunk_len
+        if length % chunk_len or length < 2 * chunk_len:
+            raise UserError(
+                f"The context is {length} tokens, but a chunk has {chunk_len}: choose a multiple of "
+                f"{chunk_len}, at least {2 * chunk_len}."
+            )
+        if length > config.context:
+            raise UserError(
+                f"The context is {length} tokens, but the base reads at most {config.context} behind a "
+                f"title. Choose a smaller --seq-len, a multiple of {chunk_len}."
+            )
+        if not (~(corpus.held_out | corpus.database_only)).any():
+            raise UserError("No document of this corpus is for training. Build it with some that are.")
+
+
+def layers_at(shares: Sequence[float], depth: int) -> tuple[int, ...]:
+    """Layers at these shares of the depth of a base, ascending, each once, below the last one."""
+    return tuple(sorted({min(depth - 1, max(1, round(share * depth))) for share in shares}))
 
 
 def _of_languages(languages: Sequence[str]) -> dict[str, Any]:
@@ -245,7 +336,7 @@ def prepare_run(out: Path, wanted: AnyRun) -> None:
         make_output(out)
         with replacing(out / CONFIG) as unfinished:  # comes last, and begun first it says whose folder it is
             unfinished.write_bytes(config_bytes(wanted))
-            corpus.tokenizer.save(out / "tokenizer.json")
+            resolve(wanted.kind.planner).tokenizer(wanted, corpus).save(out / "tokenizer.json")
         return
     there = read_any_config(out)
     changed = differences(there, wanted)
@@ -286,7 +377,11 @@ def keep_weights(out: Path, keep: str) -> None:
 def check_size(config: AnyRun) -> None:
     """Raise UserError where the run can never be trained in the memory of this machine."""
     tokens = config.tokens_per_step if config.kind.even_batches else 0
-    check_memory(config.network, tokens, config.device)
+    base = 0
+    if isinstance(config, ReaderRun):
+        config.found_base()
+        base = describe_base(config.base).config.num_bytes(training_precision())
+    check_memory(config.network, tokens, config.device, base)
 
 
 def extend_run(out: Path, steps: int) -> None:

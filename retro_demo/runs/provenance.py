@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -19,7 +19,8 @@ from retro_demo.corpus.store import MANIFEST
 from retro_demo.devices import allowed_threads
 from retro_demo.events import read_events
 from retro_demo.files import read_header
-from retro_demo.runs.checkpoint import AnyRun, read_any_config, versions, weights_file
+from retro_demo.pretrained.bases import name_of_base
+from retro_demo.runs.checkpoint import AnyRun, ReaderRun, read_any_config, versions, weights_file
 
 NOT_COMPARABLE = (
     "This is a small run on a small corpus: its figures are not comparable with those of the papers."
@@ -32,11 +33,8 @@ def provenance(run: Path, *, command: str, seconds: float, settings: dict[str, A
     `command` repeats the measurement, `seconds` is how long it took, `settings` are its own settings.
     Raises UserError where there is no run.
     """
-    config = read_any_config(run)
+    config = without_places(read_any_config(run))
     steps, parameters = weights_of(run)
-    places = {"corpus": folder_name(config.corpus)}
-    if config.base:
-        places["base"] = folder_name(config.base)
     return {
         "run": run.name,
         "model": config.model,
@@ -45,8 +43,8 @@ def provenance(run: Path, *, command: str, seconds: float, settings: dict[str, A
         "parameters": parameters,
         "training_seconds": training_seconds(run, config, steps),
         "trained_on": {"device": config.device, "threads": config.threads, "versions": config.versions},
-        "config": json.loads(json.dumps(asdict(config) | places)),
-        "corpus": places["corpus"],
+        "config": json.loads(json.dumps(asdict(config))),
+        "corpus": config.corpus,
         "corpus_fingerprint": config.corpus_fingerprint,
         **_of_measurement(command, seconds, settings),
         "note": NOT_COMPARABLE,
@@ -108,6 +106,21 @@ def training_seconds(run: Path, config: AnyRun, steps: int) -> float | None:
 def folder_name(folder: str) -> str:
     """What a corpus or run is called, without the folders of the machine it lies on."""
     return folder if folder.startswith("sample:") else Path(folder).name
+
+
+def base_name(config: AnyRun) -> str:
+    """What the base of a run is called, "" where it has none."""
+    return name_of_base(config.base) if config.kind.trains_pretrained else folder_name(config.base)
+
+
+def without_places(config: AnyRun) -> AnyRun:
+    """The config with names where it has folders of this machine."""
+    named: dict[str, Any] = {"corpus": folder_name(config.corpus)}
+    if config.base:
+        named["base"] = base_name(config)
+    if isinstance(config, ReaderRun):
+        named["lessons"] = replace(config.lessons, edition=folder_name(config.lessons.edition))
+    return replace(config, **named)
 
 
 @cache

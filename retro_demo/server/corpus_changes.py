@@ -31,7 +31,7 @@ from retro_demo.paths import SAMPLE
 from retro_demo.runs.checkpoint import read_any_config, read_run_config, write_run_config
 from retro_demo.server import service
 from retro_demo.server.evaluations import evaluations_reading, tell_of_move
-from retro_demo.server.limits import check_space, checked_addition, limits_of
+from retro_demo.server.limits import check_space, checked_addition, limits_of, weighed_tokens
 from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.scheduler import begin
 from retro_demo.server.service import keep_files
@@ -219,7 +219,9 @@ def weigh_documents(
         own = load_corpus(other).fingerprint == read_run_config(folder).corpus_fingerprint
         other = None if own else other
     config = config or WeighConfig()
-    if most := limits_of(workspace.home).weighed_tokens:  # all wait for the end of it
+    if most := weighed_tokens(
+        limits_of(workspace.home), read_run_config(folder)
+    ):  # all wait for the end of it
         each = max(LEAST_WEIGHED, most // (len(documents) + 2))
         config = replace(config, max_tokens=min(config.max_tokens, each))
     return weigh(cache.run(folder, other, config.retriever), documents, config, text)

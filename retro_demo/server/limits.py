@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from bisect import bisect_right
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +30,7 @@ FILE = "limits.json"
 PREFIX = "RETRO_DEMO_LIMIT_"  # of the environment's variables: RETRO_DEMO_LIMIT_STEPS
 MEGABYTE = 1_000_000
 MOST = 1_000_000_000
+SLOWER = 16  # times that a pretrained base reads a token slower than the small networks, about
 
 
 def _limit(label: str, help: str, default: int = 0) -> Any:
@@ -253,6 +255,30 @@ def check_context(limits: Limits, network: NetworkConfig, tokens: int, neighbors
             f"{kind.reading_grows_with.format(**vars(network))}, and here it may take at most "
             f"{limits.reading_megabytes:,}. Choose fewer of these."
         )
+
+
+def served_context(limits: Limits, config: AnyRun) -> int:
+    """Tokens that a run may read at a time here.
+
+    A reader's base reads far longer texts than it was taught with: it gets as many of them as the limits
+    leave, where any other run is refused by `check_reading`.
+    """
+    if not config.kind.trains_pretrained:
+        return config.context
+    most = min(config.context, limits.context or config.context)
+    if not limits.reading_megabytes:
+        return most
+    neighbors = limits.neighbors or config.settings["num_neighbors"]
+    megabytes = resolve(config.kind.memory)
+    fits = bisect_right(
+        range(1, most + 1), limits.reading_megabytes, key=lambda n: megabytes(config.network, n, neighbors)
+    )
+    return max(fits, config.settings[config.kind.context])
+
+
+def weighed_tokens(limits: Limits, config: AnyRun) -> int:
+    """Tokens that may be read to say what documents are worth; a base takes far longer over each."""
+    return -(-limits.weighed_tokens // (SLOWER if config.kind.trains_pretrained else 1))
 
 
 def check_neighbors(limits: Limits, neighbors: Any) -> None:

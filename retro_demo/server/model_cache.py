@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,9 +19,9 @@ from retro_demo.corpus.store import MANIFEST, TEXT_FILES, load_corpus
 from retro_demo.devices import compute_as_served
 from retro_demo.explain.marge_reading import EvidenceReading, MargeCorpus, load_marge_corpus, read_evidence
 from retro_demo.generation.marge import LoadedMarge, load_marge_run
-from retro_demo.runs.checkpoint import BEST, LAST, read_marge_config, read_run_config
+from retro_demo.runs.checkpoint import BEST, LAST, ReaderRun, read_marge_config, read_run_config
 from retro_demo.runs.loading import LoadedRun, load_run
-from retro_demo.server.limits import check_reading, limits_of
+from retro_demo.server.limits import check_reading, limits_of, served_context
 
 Loaded = TypeVar("Loaded")
 
@@ -48,13 +49,16 @@ class ModelCache:
         be read here, or where a corpus with another tokenizer was not made ready for it before
         (server/service.py).
         """
-        config = read_run_config(folder)
-        check_reading(limits_of(self.home), config)
+        config, limits = read_run_config(folder), limits_of(self.home)
+        check_reading(limits, config)
+        context = served_context(limits, config)
         read = corpus or corpus_folder(self.home, config.corpus)
         stamps = (_stamp(folder, "config.json", LAST, BEST), _corpus_stamp(read))
-        key = (folder, corpus, retriever, *stamps)
+        key = (folder, corpus, retriever, context, *stamps)
         return self._get_or_load(
-            self._runs, key, lambda: load_run(folder, corpus=corpus, retriever=retriever)
+            self._runs,
+            key,
+            lambda: _with_context(load_run(folder, corpus=corpus, retriever=retriever), context),
         )
 
     def corpus(self, folder: Path, retriever: str = "dense") -> Database:
@@ -127,6 +131,14 @@ class ModelCache:
         """Wait until nothing is being loaded."""
         with self._loading:
             pass
+
+
+def _with_context(run: LoadedRun, context: int) -> LoadedRun:
+    """A run that reads so many tokens at a time."""
+    config = run.config
+    if context == config.context or not isinstance(config, ReaderRun):
+        return run
+    return replace(run, config=config.with_context(context))
 
 
 def _reads_from(key: tuple[Any, ...], folder: Path) -> bool:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from retro_demo.corpus.building import read_corpus_config
-from retro_demo.corpus.samples import corpus_folder
+from retro_demo.corpus.samples import SAMPLES, corpus_folder
 from retro_demo.corpus.store import MANIFEST, is_built
 from retro_demo.documents.archives import ReadingLimits
 from retro_demo.errors import UserError
 from retro_demo.explain.marge_history import reindexes
+from retro_demo.explain.text import unfinished
 from retro_demo.jobs import lifecycle
 from retro_demo.jobs.lifecycle import JobStatus, seconds_at_work, status
 from retro_demo.kinds import KINDS, kind_named, resolve
@@ -48,6 +49,7 @@ from retro_demo.sharing.importing import (
     Checked,
     checked_export,
     corpus_here,
+    missing_base,
     name_of_corpus,
     take_corpus,
     take_run,
@@ -57,6 +59,12 @@ from retro_demo.sharing.importing import (
 def built_ones(workspace: Workspace) -> list[str]:
     """Ids of the corpora that can be used: samples first, then the newest."""
     return [corpus for corpus in workspace.corpora() if is_built(workspace.corpus(corpus))]
+
+
+def edition_choices(workspace: Workspace, corpus: str | None) -> list[tuple[str, str]]:
+    """The corpora that may be another edition of one, as (label, id)."""
+    others = [one for one in built_ones(workspace) if one != corpus]
+    return [("none", ""), *((service.corpus_title(one), one) for one in others)]
 
 
 def corpus_to_train(workspace: Workspace, chosen: str | None) -> str | None:
@@ -73,13 +81,26 @@ def corpus_to_train(workspace: Workspace, chosen: str | None) -> str | None:
     return next((corpus for corpus in own if workspace.corpus(corpus).resolve() not in read), chosen)
 
 
+def prompts_for(workspace: Workspace, run: str) -> list[str]:
+    """Prompts whose answers stand in the corpus of a run that looks up by titles; none for other runs."""
+    config = read_any_config(workspace.run(run))
+    if not config.retokenizes:
+        return []
+    name = config.corpus.removeprefix(SAMPLE)
+    if config.corpus.startswith(SAMPLE) and name in SAMPLES and SAMPLES[name].prompts:
+        return list(SAMPLES[name].prompts)
+    folder = service.corpus_of_run(workspace, run)[1]
+    return unfinished(folder) if is_built(folder) else []
+
+
 def starting_settings(workspace: Workspace, model: str, preset: str, base: str) -> dict[str, Any]:
     """What a form shows for a model, a preset and a base ("" for none)."""
     kind = KINDS.get(model)
     if kind is None or preset not in kind.presets:
         known = ", ".join(kind.presets if kind else KINDS)
         raise UserError(f"There is no preset {preset!r} of {model!r}; choose one of {known}.")
-    network = read_run_config(workspace.run(base)).network if base and kind.base != "cannot" else None
+    begins = base and kind.base != "cannot" and not kind.trains_pretrained
+    network = read_run_config(workspace.run(base)).network if begins else None
     return resolve(kind.planner).preset(kind, preset, network)
 
 
@@ -147,11 +168,13 @@ def command_of(folder: Path, config: AnyRun, home: Path) -> str:
         return commands.NOT_ANEW
     goes_on = can_resume(folder)
     out = str(folder.resolve()) if goes_on else f"{folder.name}-again"
-    base = config.base
-    if base and not (run_folder(base) / "config.json").exists():
+    base, pretrained = config.base, config.kind.trains_pretrained
+    is_run = bool(base) and not pretrained
+    if missing_base(config) or (is_run and not (run_folder(base) / "config.json").exists()):
         return commands.command("train", "--out", out) if goes_on else commands.NOT_ANEW
+    base = commands.name_for_command(base) if is_run else base
     words = [config.model, "--corpus", commands.name_for_command(config.corpus), "--out", out]
-    words += ["--preset", _preset(config), *(["--base", commands.name_for_command(base)] if base else [])]
+    words += ["--preset", _preset(config), *(["--base", base] if base else [])]
     return commands.command("train", *words, *commands.flags(changed_settings(config)))
 
 
@@ -324,7 +347,8 @@ def _take(workspace: Workspace, export: Checked, name: str) -> dict[str, Any]:
     if not (export.folder / STATE).exists():
         notes.append("It came without its optimizer state, so it cannot be trained on.")
     with workspace.filling("runs", name) as folder:
-        take_run(export, folder, named, [workspace.run(run) for run in workspace.runs()])
+        config = take_run(export, folder, named, [workspace.run(run) for run in workspace.runs()])
+    notes += filter(None, [missing_base(config)])
     return {"kind": "run", "run": folder.name, "corpus": corpus, "notes": notes}
 
 

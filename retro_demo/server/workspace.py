@@ -87,10 +87,8 @@ class Workspace:
         return [SAMPLE + name for name in SAMPLES] + self._names("corpora")
 
     def runs(self) -> list[str]:
-        """Ids of the runs, shipped ones first (the one with an example leads), then the newest first."""
-        folders = [path.parent for path in CHECKPOINTS.glob("*/config.json")]
-        shipped = sorted(folders, key=lambda path: (not (path / "example.json").exists(), path.name))
-        return [SAMPLE + path.name for path in shipped] + self._names("runs")
+        """Ids of the runs, shipped ones first as `shipped_runs` has them, then the newest first."""
+        return [SAMPLE + path.name for path in shipped_runs()] + self._names("runs")
 
     def _names(self, kind: str) -> list[str]:
         folders = [path for path in (self.folder / kind).glob("*") if (path / "config.json").exists()]
@@ -179,6 +177,20 @@ class Workspace:
         if is_at_work(folder) or any(map(is_at_work, folder.glob("evaluations/*"))):
             raise UserError(f"{name} is being worked on, or waits to be. Stop it first.")
         return folder
+
+
+def shipped_runs() -> list[Path]:
+    """The folders of the runs that ship, the one to open first at the head.
+
+    That is one with a pretrained base, where the base is there, else one with an example.
+    """
+
+    def place(folder: Path) -> tuple[bool, bool, bool, str]:
+        config = read_any_config(folder)
+        pretrained, missing = config.kind.trains_pretrained, bool(config.missing)
+        return missing, not pretrained, not (folder / "example.json").exists(), folder.name
+
+    return sorted((path.parent for path in CHECKPOINTS.glob("*/config.json")), key=place)
 
 
 def disk_use(folder: Path) -> int:

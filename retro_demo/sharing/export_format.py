@@ -39,9 +39,9 @@ from retro_demo.evidence.reindex import load_reindexing
 from retro_demo.files import Header, finite_tensors, read_header
 from retro_demo.models.memory import shapes_of
 from retro_demo.output_folder import EXPORT, EXPORTED
+from retro_demo.pretrained.tokenizer import PretrainedTokenizer, load_tokenizer
 from retro_demo.runs import checkpoint, resuming
 from retro_demo.runs.checkpoint import BEST, LAST, STATE, AnyRun, read_any_config
-from retro_demo.tokenizer import Tokenizer
 
 FORMAT = 1
 RUN = ["config.json", LAST, "tokenizer.json", "events.jsonl"]
@@ -352,11 +352,17 @@ def _step(header: Header, config: AnyRun) -> int:
     return step
 
 
-def check_tokenizer(path: Path, vocabulary: int | None = None) -> None:
-    """Raise UserError where the file is no tokenizer of ours, or has another vocabulary than a network."""
-    found = Tokenizer.load(path).vocab_size
-    if vocabulary not in (None, found):
-        raise UserError(f"{path.name} has {found} tokens, the network of config.json {vocabulary}.")
+def check_tokenizer(path: Path, vocabulary: int | None = None, *, pretrained: bool = False) -> None:
+    """Raise UserError where the file is no tokenizer of ours, or has another vocabulary than a network.
+
+    `pretrained`: it is one of a base, which may have room for more tokens.
+    """
+    found = load_tokenizer(path)
+    if pretrained and not isinstance(found, PretrainedTokenizer):
+        raise UserError(f"{path.name} is not the tokenizer of a pretrained base. Export the run anew.")
+    count = found.vocab_size
+    if vocabulary is not None and (count > vocabulary if pretrained else count != vocabulary):
+        raise UserError(f"{path.name} has {count} tokens, the network of config.json {vocabulary}.")
 
 
 def check_evidence(path: Path) -> None:

@@ -13,7 +13,7 @@ import re
 import shutil
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from retro_demo.jobs.lifecycle import is_running, let_leave
 from retro_demo.kinds import resolve
 from retro_demo.output_folder import EXPORT, kind_of, whole_folder
 from retro_demo.paths import ASSETS, SAMPLE, data_home
+from retro_demo.pretrained.bases import ON_THE_HUB, SMOLLM2, SMOLLM2_ON_HUB
 from retro_demo.runs.checkpoint import (
     BEST,
     IMPORTED,
@@ -42,8 +43,8 @@ from retro_demo.runs.checkpoint import (
     write_run_config,
 )
 from retro_demo.runs.commands import for_others
-from retro_demo.runs.loading import load_own_corpus
-from retro_demo.runs.provenance import NOT_COMPARABLE, folder_name, weights_of
+from retro_demo.runs.loading import load_trained_on
+from retro_demo.runs.provenance import NOT_COMPARABLE, base_name, folder_name, weights_of, without_places
 from retro_demo.sharing.export_format import RUN, CorpusNote, Manifest, write_manifest
 
 LANGUAGE = re.compile(r"[a-z]{2,3}")
@@ -72,10 +73,11 @@ def model_card(
         _origin(run, config, corpus, imported),
         _figures(config, result, events, weights_of(run)[0]),
         _not_measured(config, result),
+        _base(config),
         _data(corpus, "corpus" in has),
         _use(name, config, has),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def plain(text: str) -> str:
@@ -89,6 +91,9 @@ def _front(config: AnyRun, license: str) -> str:
     lines = ["---", f"license: {license}", "library_name: retro_demo"]
     lines += ["language:", *(f'- "{one}"' for one in known)] if known else []  # "no" would be a truth value
     lines += [f"pipeline_tag: {config.kind.pipeline}"] if config.kind.pipeline else []
+    hub = SMOLLM2_ON_HUB if config.base == SMOLLM2 else base_name(config)
+    if config.kind.trains_pretrained and ON_THE_HUB.fullmatch(hub):
+        lines += [f"base_model: {hub}"]
     lines += ["tags:", f"- {config.kind.tag}", "- retrieval-augmented", "- small-model", "---"]
     return "\n".join(lines)
 
@@ -111,7 +116,7 @@ def _origin(run: Path, config: AnyRun, corpus: CorpusNote, imported: bool) -> st
     if config.chunk_len:
         rows["Neighbors"] = f"{training.num_neighbors} of each chunk, by {training.retriever}"
     if config.base:
-        rows["Begun with"] = f"{plain(folder_name(config.base))} (weights {config.base_weights[:16]})"
+        rows["Begun with"] = f"{plain(base_name(config))} (weights {config.base_weights[:16]})"
     table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
     note = (
         "\n\nThis run was imported before it was exported here: its record is as its maker gave it, and "
@@ -190,6 +195,18 @@ def _not_measured(config: AnyRun, result: Mapping[str, Any] | None) -> str:
     return "## What was not measured\n\n" + "\n".join(lines)
 
 
+def _base(config: AnyRun) -> str:
+    """What a reader needs beside its own weights, "" for every other run."""
+    if not config.kind.trains_pretrained:
+        return ""
+    return (
+        f"## The base\n\nIt reads and writes with the pretrained base {plain(base_name(config))}, which is "
+        "not in this export: the weights here are those that were added to it, and its license is its "
+        "maker's. "
+        f"The sha256 of its weights is `{config.base_weights}`; with any other ones this run is not used."
+    )
+
+
 def _data(corpus: CorpusNote, along: bool) -> str:
     notice = ASSETS / corpus.shipped / "NOTICE"
     if corpus.shipped == "lookup":
@@ -209,8 +226,9 @@ def _data(corpus: CorpusNote, along: bool) -> str:
 
 def _use(name: str, config: AnyRun, has: frozenset[str]) -> str:
     run = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
+    named = " --base BASE" if config.kind.trains_pretrained and config.base != SMOLLM2 else ""
     lines = [
-        f"python -m retro_demo import EXPORT --as {run}     # EXPORT: this folder, a clone or .zip of it",
+        f"python -m retro_demo import EXPORT --as {run}{named}     # EXPORT: this folder, clone or .zip",
         f'python -m retro_demo generate {run} --prompt "Some words"',
     ]
     if config.retrieves:
@@ -255,11 +273,10 @@ def export_run(
         raise UserError(
             f"{run.name} has no optimizer state (it ships or was imported without one). Export without it."
         )
-    corpus = load_own_corpus(config) if with_corpus else None
+    corpus = load_trained_on(config) if with_corpus else None
     note = _note(config.corpus, config.corpus_fingerprint)
     with whole_folder(out) as folder:
-        base = {"base": folder_name(config.base)} if config.base else {}
-        write_run_config(folder, replace(config, corpus=folder_name(config.corpus), **base))
+        write_run_config(folder, without_places(config))
         # to be trained on it needs its last weights, and its best ones stay what they are
         of_state = [name for name in (STATE, BEST) if with_state and (run / name).exists()]
         shutil.copyfile(run / LAST if with_state else weights_file(run), folder / LAST)

@@ -26,8 +26,27 @@ from retro_demo.errors import UserError
 from retro_demo.events import Event, Finished, Stopped
 from retro_demo.files import write_atomically
 from retro_demo.output_folder import EXPORT, is_hidden, working_folder
-from retro_demo.paths import CHECKPOINTS, SAMPLE
-from retro_demo.runs.checkpoint import BEST, IMPORTED, LAST, STATE, AnyRun, weights_with, write_run_config
+from retro_demo.paths import CHECKPOINTS, MISSING, SAMPLE
+from retro_demo.pretrained.bases import (
+    SMOLLM2,
+    SMOLLM2_ON_HUB,
+    available_bases,
+    base_fingerprint,
+    find_base,
+    is_pretrained,
+    name_of_base,
+)
+from retro_demo.pretrained.tokenizer import load_tokenizer
+from retro_demo.runs.checkpoint import (
+    BEST,
+    IMPORTED,
+    LAST,
+    STATE,
+    AnyRun,
+    ReaderRun,
+    weights_with,
+    write_run_config,
+)
 from retro_demo.runs.provenance import folder_name
 from retro_demo.settings import CorpusConfig, from_json
 from retro_demo.sharing.export_format import (
@@ -50,12 +69,10 @@ from retro_demo.sharing.export_format import (
     read_json,
     read_manifest,
 )
-from retro_demo.tokenizer import Tokenizer
 
 LIMITS = ReadingLimits(total_bytes=8_000_000_000)
 SAID_CHARS = 400
 EMBEDDERS = ("static", "minilm")
-MISSING = "missing"  # no folder: where the corpus or the base of an imported run would be
 HEX = re.compile(r"[0-9a-f]{16}")
 
 
@@ -166,7 +183,9 @@ def _check(source: Path, folder: Path, there: dict[str, tuple[int, str]]) -> Che
     config = _check_run(folder) if manifest.kind == "run" else None
     corpus, held = None, 0
     if (folder / "corpus").is_dir():
-        corpus, held = _check_corpus(folder / "corpus", manifest.corpus)
+        corpus, held = _check_corpus(
+            folder / "corpus", manifest.corpus, retokenized=config is not None and config.retokenizes
+        )
     if config is not None and config.corpus_fingerprint != manifest.corpus.fingerprint:
         raise UserError(f"{EXPORT} and config.json name different corpora. Export the run anew.")
     return Checked(folder, manifest, config, corpus, held)
@@ -192,7 +211,8 @@ def _check_run(folder: Path) -> AnyRun:
     for name in (LAST, BEST):
         if (folder / name).exists():
             check_weights(folder / name, config)
-    check_tokenizer(folder / "tokenizer.json", config.network.vocab_size)
+    pretrained = config.kind.trains_pretrained
+    check_tokenizer(folder / "tokenizer.json", config.network.vocab_size, pretrained=pretrained)
     if (folder / STATE).exists():
         check_state(folder / STATE, config)
     if (folder / "events.jsonl").exists():
@@ -202,8 +222,8 @@ def _check_run(folder: Path) -> AnyRun:
     return config
 
 
-def _check_corpus(folder: Path, note: CorpusNote) -> tuple[CorpusConfig, int]:
-    """The settings of a corpus and the bytes of its texts."""
+def _check_corpus(folder: Path, note: CorpusNote, *, retokenized: bool) -> tuple[CorpusConfig, int]:
+    """The settings of a corpus and the bytes of its texts; `retokenized`: its run reads other tokens."""
     manifest = read_json(folder / CORPUS_MANIFEST)
     if not HEX.fullmatch(note.fingerprint) or manifest.get("fingerprint") != note.fingerprint:
         raise UserError(f"{EXPORT} and corpus/{CORPUS_MANIFEST} name different corpora. Export anew.")
@@ -217,7 +237,7 @@ def _check_corpus(folder: Path, note: CorpusNote) -> tuple[CorpusConfig, int]:
             "stranger. Build a corpus of its documents.jsonl yourself, by that embedder."
         )
     check_tokenizer(folder / "tokenizer.json")
-    if (folder.parent / "tokenizer.json").exists():
+    if (folder.parent / "tokenizer.json").exists() and not retokenized:
         _check_same_tokenizer(folder)
     count, held = check_documents(folder / "documents.jsonl")
     check_reading(folder / "reading.json", count)
@@ -228,7 +248,7 @@ def _check_corpus(folder: Path, note: CorpusNote) -> tuple[CorpusConfig, int]:
 
 def _check_same_tokenizer(folder: Path) -> None:
     """Raise UserError where the run beside a corpus speaks another tokenizer."""
-    ours, beside = (Tokenizer.load(each / "tokenizer.json") for each in (folder, folder.parent))
+    ours, beside = (load_tokenizer(each / "tokenizer.json") for each in (folder, folder.parent))
     if ours.fingerprint != beside.fingerprint:
         raise UserError("The corpus of this export has another tokenizer than its run. Export anew.")
 
@@ -272,36 +292,78 @@ def build_corpus_of(export: Checked, place: Path, stop: Callable[[], bool]) -> G
     return True
 
 
-def take_run(export: Checked, out: Path, corpus: str, bases: Sequence[Path] = ()) -> None:
-    """Put the run of an export into the folder `out`; config.json comes last and makes it one.
+def take_run(export: Checked, out: Path, corpus: str, bases: Sequence[Path] = ()) -> AnyRun:
+    """Put the run of an export into the folder `out`; config.json comes last and makes it one. Returns it.
 
-    `corpus` is what its config names from now on; `bases` are runs one of which may be the one it was
-    begun with, which its weights tell.
+    `corpus` is what its config names from now on; `bases` are runs, or pretrained bases, one of which may be
+    the one it was begun with, which its weights tell.
     """
     assert export.config is not None
+    threads, device = min(export.config.threads, allowed_threads()), choose_device("auto")
+    config = replace(export.config, corpus=corpus, threads=threads, device=device)
+    if config.base:
+        config = replace(config, base=_base_here(config, bases))
+    if isinstance(config, ReaderRun):
+        edition = config.lessons.edition
+        known = not edition or edition in [SAMPLE + name for name in SAMPLES]
+        config = replace(
+            config, lessons=replace(config.lessons, edition=edition if known else _nowhere(edition))
+        )
     out.mkdir(parents=True, exist_ok=True)
     for name in (*RUN[1:], STATE, BEST, "evidence"):
         if (export.folder / name).exists():
             os.replace(export.folder / name, out / name)
     about = {"format": export.manifest.format, "name": export.manifest.name, "corpus": corpus}
     write_atomically(out / IMPORTED, (json.dumps(about) + "\n").encode())
-    threads, device = min(export.config.threads, allowed_threads()), choose_device("auto")
-    config = replace(export.config, corpus=corpus, threads=threads, device=device)
-    if config.base:
-        config = replace(config, base=_base_here(config, bases))
     write_run_config(out, config)
+    return config
 
 
 def _base_here(config: AnyRun, bases: Sequence[Path]) -> str:
-    """The run of this machine that has the weights which an imported one began with, else a bare name.
+    """What of this machine has the weights which an imported run began with, else a bare name.
 
     A bare name leads nowhere: what depends on the base then says that it is gone.
     """
+    if config.kind.trains_pretrained:
+        return _pretrained_here(config, bases)
     for folder in bases:
         if weights_with(folder, config.base_weights) is not None:
             shipped = folder.resolve().is_relative_to(CHECKPOINTS)
             return f"{SAMPLE}{folder.name}" if shipped else str(folder.resolve())
-    return f"{MISSING}/{PurePosixPath(folder_name(config.base)).name[:80]}"
+    return _nowhere(config.base)
+
+
+def _pretrained_here(config: AnyRun, bases: Sequence[Path]) -> str:
+    """The same for a pretrained base; SmolLM2 keeps its name where it is missing, and may come later."""
+    for named in [*filter(is_pretrained, bases), *available_bases()]:
+        place = find_base(named)
+        if base_fingerprint(place) == config.base_weights:
+            return SMOLLM2 if str(named) == SMOLLM2 else str(place)
+    name = name_of_base(config.base)
+    return SMOLLM2 if name in (SMOLLM2, SMOLLM2_ON_HUB) else f"{MISSING}/{name[:80]}"
+
+
+def _nowhere(place: str) -> str:
+    return f"{MISSING}/{PurePosixPath(folder_name(place)).name[:80]}"
+
+
+def missing_base(config: AnyRun) -> str:
+    """Why an imported run cannot be used yet, in a sentence; "" where it needs no base or has it here."""
+    if not config.kind.trains_pretrained or _has_base(config):
+        return ""
+    name = name_of_base(config.base)
+    how = "run make setup" if name == SMOLLM2 else "import it again with --base naming it"
+    return (
+        f"It reads with the base {name} (weights {config.base_weights[:16]}), which is not on this machine, "
+        f"or with other weights: {how}."
+    )
+
+
+def _has_base(config: AnyRun) -> bool:
+    try:
+        return base_fingerprint(find_base(config.base)) == config.base_weights
+    except UserError:
+        return False
 
 
 def shipped_runs() -> list[Path]:

@@ -37,6 +37,7 @@ from retro_demo.generation.sampling import Written
 from retro_demo.jobs.lifecycle import claim, record
 from retro_demo.kinds import resolve
 from retro_demo.models.marge import MARGE
+from retro_demo.models.reader import Reader
 from retro_demo.models.retro import RETRO
 from retro_demo.paths import run_folder
 from retro_demo.runs.alarms import Watch, passes_of
@@ -195,7 +196,9 @@ def make_batches(config: RunConfig, corpus: Corpus) -> RetroBatches:
         num_neighbors=training.num_neighbors,
         retrieves=config.retrieves,
         seed=training.seed,
-        neighbor_ids=neighbor_table(corpus, training.retriever) if config.retrieves else None,
+        neighbor_ids=neighbor_table(corpus, training.retriever, training.query_tokens)
+        if config.retrieves
+        else None,
         neighbor_source=training.neighbor_source,
         noise=training.noise,
         reading_steps=config.lesson_steps,
@@ -222,10 +225,12 @@ class RetroWork(Work):
         training = self.config.training
         with on_main(self.world):
             if self.world.is_main:
-                self.database = load_database(self.config)  # only who writes samples needs an index
+                self.database = load_database(self.out, self.config)  # only who writes samples needs an index
                 if self.config.retrieves:
-                    yield from prepare_neighbors(self.database.corpus, training.retriever)
-        self.corpus = self.database.corpus if self.database else load_own_corpus(self.config)
+                    yield from prepare_neighbors(
+                        self.database.corpus, training.retriever, training.query_tokens
+                    )
+        self.corpus = self.database.corpus if self.database else load_own_corpus(self.out, self.config)
         self.widths = self.corpus.bytes_of_tokens()
         self.batches = make_batches(self.config, self.corpus)
         check_share(training, self.world)
@@ -245,16 +250,16 @@ class RetroWork(Work):
         tokens = self.config.training.eval_tokens
         yield Progress(MEASURING, 0, tokens)
         arms = measure_arms(model, self.batches, self.widths, tokens)
-        yield Evaluated(step, arms, _sample(model, self.config, self.database))
+        yield Evaluated(step, arms, write_sample(model, self.config, self.database))
 
 
-def _sample(model: RETRO, config: RunConfig, database: Database) -> str:
+def write_sample(model: RETRO | Reader, config: RunConfig, database: Database) -> str:
     """What the model writes after the first words of a held-out (else the first) document."""
     corpus = database.corpus
     document = int(corpus.held_out.argmax())
     first = corpus.chunks.tokens[corpus.chunks.document == document].reshape(-1)[:SAMPLE_PROMPT_TOKENS]
     prompt = corpus.tokenizer.decode(first.tolist())
-    room = config.training.seq_len - len(corpus.tokenizer.encode(prompt))
+    room = config.context - len(corpus.tokenizer.encode(prompt))
     if not prompt or room < 1:
         return ""
     how = GenerateConfig(max_new_tokens=min(SAMPLE_TOKENS, room))
@@ -264,7 +269,7 @@ def _sample(model: RETRO, config: RunConfig, database: Database) -> str:
             corpus.tokenizer,
             prompt,
             how,
-            context=config.training.seq_len,
+            context=config.context,
             num_neighbors=config.training.num_neighbors,
             database=database,
         )
@@ -288,7 +293,7 @@ class MargeWork(Work):
 
     def load_data(self) -> Iterator[Event]:
         config = self.config
-        self.corpus = load_own_corpus(config)
+        self.corpus = load_own_corpus(self.out, config)
         self.widths = self.corpus.bytes_of_tokens()
         self.batches = MargeBatches(
             self.corpus,

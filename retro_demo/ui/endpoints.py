@@ -89,14 +89,18 @@ class Endpoints:
         base: str = "",
         retriever: str = "",
         keep: str = "last",
+        edition: str = "",
     ) -> dict:
         """Start training and return at once: {"run": id}. steps 0 means as many as the preset says;
-        base is the run whose weights it begins with (a retrofit needs one). model is lm, retro, retrofit
-        or marge. retriever is dense, bm25, bm25-words or hybrid; empty: that of the preset. keep says which
+        base is the run whose weights it begins with (a retrofit needs one), or for a reader the name of a
+        pretrained model of this server, such as smollm2. model is lm, retro, retrofit, reader or marge;
+        edition is for a reader another corpus, which tells of the same documents with other values.
+        retriever is dense, bm25, bm25-words or hybrid; empty: that of the preset. keep says which
         of its saves it will be used with, the last or the best."""
         settings: dict[str, Any] = {"seed": _whole(seed), "keep": keep}
         settings |= {"steps": _whole(steps)} if steps else {}
         settings |= {"retriever": retriever} if retriever else {}
+        settings |= {"edition": edition} if edition else {}
         run = service.start_run(
             Workspace.open(self.home, workspace), corpus, model, preset, settings, base=base
         )
@@ -181,12 +185,15 @@ class Endpoints:
         corpus: str = "",
         language: str = "",
         evidence: str = "",
+        title: str = "",
+        query_tokens: int = 0,
     ) -> Iterator[dict]:
         """Write text with a run. Yields {"text", "new_tokens", "done": false} as it grows; the last has
         "done": true, the full text and the neighbors of each chunk. retrieval is on, off or shuffled;
         retriever and corpus name others than those of the training, and "swapped" then says so; "warned"
-        says why no chunk found a neighbor. A MARGE writes in a language, from evidence: ids of documents
-        with commas between, none: its own choice."""
+        says why no chunk found a neighbor. A reader looks up by the title (empty: the prompt's first line)
+        and so many tokens at the end of what is written (query_tokens; 0: as in training). A MARGE writes in
+        a language, from evidence: ids of documents with commas between, none: its own choice."""
         space = Workspace.open(self.home, workspace)
         config = checked_writing(
             self.home,
@@ -197,6 +204,8 @@ class Endpoints:
             seed=_whole(seed),
             retrieval=retrieval,
             retriever=retriever,
+            title=title,
+            query_tokens=_whole(query_tokens),
         )
         folder = space.run(run)
         service.check_ready(space, run, corpus)

@@ -1,7 +1,4 @@
-"""The Generate tab: write a text or bring one, then look into it in the linked view.
-
-The linked view shows a finished text, its neighbors, its attention, an editor for neighbors, and the numbers.
-"""
+"""The Generate tab: write a text or bring one, then look into it in the linked view (ui/linked_view.py)."""
 
 from __future__ import annotations
 
@@ -13,245 +10,36 @@ from typing import Any
 import gradio as gr
 
 from retro_demo.errors import UserError
-from retro_demo.explain import edits
 from retro_demo.explain import text as explained
-from retro_demo.explain.edits import Rewritten, edit_json
-from retro_demo.explain.text import trace_values, write_sides
+from retro_demo.explain.text import write_sides
 from retro_demo.explain.tracing import Trace
-from retro_demo.paths import ASSETS, SAMPLE
-from retro_demo.render import html_parts, trace_views
-from retro_demo.render.wording import explain
+from retro_demo.paths import SAMPLE
+from retro_demo.render import html_parts
+from retro_demo.runs.checkpoint import read_any_config
 from retro_demo.runs.loading import LoadedRun
 from retro_demo.server import service
 from retro_demo.server import workspace as kept_traces
 from retro_demo.server.limits import checked_writing
 from retro_demo.server.model_cache import ModelCache
-from retro_demo.server.run_actions import built_ones
+from retro_demo.server.run_actions import built_ones, prompts_for
 from retro_demo.server.workspace import Workspace
 from retro_demo.settings import MOST_NEIGHBORS, ExplainConfig, GenerateConfig
 from retro_demo.ui import zero_gpu
 from retro_demo.ui.evidence_reading import WritingView, wire_writing
 from retro_demo.ui.form import (
     CHEAP,
-    MEAN,
-    MODEL,
     ON_PAGE,
-    PRIVATE,
     QUIET,
     Form,
     Values,
-    chosen_index,
-    clicked,
     first_of,
-    json_file,
+    named_runs,
     once_known,
     relisted,
-    relisted_runs,
     shows_errors,
 )
+from retro_demo.ui.linked_view import ExplainHandlers, ExplainView, wire_explaining
 from retro_demo.ui.visit import Lane, copy_link, run_breadcrumb
-
-TO_EDITOR = """() => document.querySelector('#editor')?.scrollIntoView({
-  block: 'nearest', behavior: matchMedia('(prefers-reduced-motion: reduce)').matches ? 'auto' : 'smooth',
-})"""
-
-# a bar of the strip shows the predictions after its position
-SHOW_POSITION = """
-element.addEventListener('click', e => {
-  const bar = e.target.closest('[data-position]');
-  if (!bar) return;
-  element.querySelectorAll('[data-position]').forEach(b => b.setAttribute('aria-pressed', b === bar));
-  const shown = bar.dataset.position;
-  element.querySelectorAll('[data-after]').forEach(d => { d.hidden = d.dataset.after !== shown; });
-});
-"""
-
-
-class ExplainView:
-    """The components of the linked view by name: a text, its neighbors, what was read, an editor, numbers."""
-
-    def __init__(self) -> None:
-        self.intro = gr.HTML(elem_id="intro")
-        self.linked = gr.HTML(elem_id="linked", js_on_load=(ASSETS / "explain.js").read_text("utf-8"))
-        self.selection = gr.State((0, 0, 0))  # chunk, neighbor, token
-        with gr.Accordion("Edit a neighbor", open=False, elem_id="editor") as self.editor:
-            self._editor()
-        gr.HTML(
-            f"<h2>What was read: {html_parts.term('cross-attention')}</h2>"
-            "<p class='caption'>Rows are the tokens of the chosen chunk as they were written, columns the "
-            "tokens of each neighbor: N, then a dotted line, then its continuation F. Stronger color, more "
-            "attention; one scale for all panels.</p>"
-        )
-        with gr.Row(elem_classes="knobs"):
-            self.layer = gr.Dropdown(
-                [MEAN], value=MEAN, label="Layer", info=explain("layer"), elem_id="layer", min_width=120
-            )
-            self.head = gr.Dropdown(
-                [MEAN], value=MEAN, label="Head", info=explain("head"), elem_id="head", min_width=120
-            )
-        self.heatmap = gr.HTML(elem_id="heatmap", js_on_load=(ASSETS / "heatmap.js").read_text("utf-8"))
-        with gr.Accordion("Retrieval, chunk by chunk", open=False, elem_id="timeline"):
-            self.timeline = gr.HTML(elem_id="lookups")
-        with gr.Accordion("All numbers as a table", open=False):
-            self.numbers = gr.HTML(elem_id="numbers")
-        self.download = gr.DownloadButton(
-            "Download the text with all numbers, the edit and where they come from (JSON)",
-            size="sm",
-            elem_id="download",
-        )
-
-    def _editor(self) -> None:
-        self.said = gr.HTML(
-            "<p class='caption'>Choose edit, drop or swap on a neighbor: the text is read again with the "
-            "other neighbor in its place.</p>"
-        )
-        with gr.Row():
-            self.n_text = gr.Textbox(
-                label="N: the neighbor", lines=4, max_lines=8, elem_id="edit-n", info=explain("N")
-            )
-            self.f_text = gr.Textbox(
-                label="F: its continuation", lines=4, max_lines=8, elem_id="edit-f", info=explain("F")
-            )
-        with gr.Row(elem_classes="actions"):
-            self.reread = gr.Button("Read this instead", variant="primary", elem_id="reread")
-            self.other = gr.Dropdown(
-                [],
-                label="Or another chunk of the corpus",
-                info="The nearest first; it is read at once.",
-                elem_id="swap-with",
-                min_width=260,
-            )
-        self.changed = gr.HTML(elem_id="changed", js_on_load=SHOW_POSITION)
-
-    def values(self, trace: Trace | None, name: str) -> Values:
-        """The view of a trace (None: there is none yet) and its id."""
-        layers = trace.layers if trace else []
-        heads = trace.weights.shape[2] if trace and trace.layers else 0
-        return {
-            self.intro: html_parts.intro(trace, example=name.startswith(SAMPLE)),
-            self.linked: trace_views.linked(trace),
-            self.layer: gr.Dropdown([MEAN, *map(str, layers)], value=MEAN),
-            self.head: gr.Dropdown([MEAN, *(str(i + 1) for i in range(heads))], value=MEAN),
-            self.heatmap: trace_views.heatmap(trace),
-            self.editor: gr.Accordion(open=False),
-            self.changed: "",
-            self.timeline: trace_views.timeline_html(trace),
-            self.numbers: trace_views.token_table(trace),
-            self.download: _file(trace) if trace else None,
-        }
-
-    @property
-    def outputs(self) -> list[Any]:
-        """What `values` fills."""
-        chosen = [self.layer, self.head, self.heatmap, self.editor, self.changed]
-        return [self.intro, self.linked, *chosen, self.timeline, self.numbers, self.download]
-
-
-class ExplainHandlers:
-    """What happens inside the linked view."""
-
-    def __init__(self, cache: ModelCache, view: ExplainView) -> None:
-        self.cache, self.home, self.view = cache, cache.home, view
-
-    def show_heatmap(self, code: str, name: str, which: str, one: str) -> str:
-        """The heatmap of a layer and a head, or of their means."""
-        trace = self._trace(code, name)
-        number = int(which) if (which or "").isdecimal() and int(which) in trace.layers else None
-        nth = chosen_index(one, trace.weights.shape[2])
-        return trace_views.heatmap(trace, number, nth)
-
-    def edit_from_text(self, code: str, name: str, event: gr.EventData) -> Values:
-        """Open the editor on a neighbor; drop and swap are done at once."""
-        trace = self._trace(code, name)
-        chunk, neighbor, token = clicked(event, "neighbor of the text", "chunk", "neighbor", "token")
-        kind = getattr(event, "act", "edit")
-        edits.check_place(trace, chunk, neighbor)
-        run = self._run_of(code, trace)
-        choices = edits.candidates(run, trace, chunk)
-        texts, made = edits.neighbor_texts(run, trace.neighbor_tokens[chunk, neighbor]), None
-        if kind == "drop":
-            made, texts = edits.rewrite(run, trace, chunk, neighbor, "", ""), ("", "")
-        elif kind == "swap":
-            if not choices:
-                raise UserError("There is no other chunk of the corpus to read in its place.")
-            made = edits.swap(run, trace, chunk, neighbor, choices[0]["chunk"])
-            texts = edits.neighbor_texts(run, made.edit.after)
-        title = trace.neighbors[chunk][neighbor]["title"]
-        words = f"Neighbor {neighbor + 1} of chunk {chunk + 1}: {html_parts.isolated(title)}"
-        options = [
-            (f"{one['title'] or one['document']} · {one['score']:.2f}", one["chunk"]) for one in choices
-        ]
-        return {
-            self.view.editor: gr.Accordion(open=True),
-            self.view.selection: (chunk, neighbor, token),
-            self.view.said: html_parts.note(words),
-            self.view.other: gr.Dropdown(options, value=options[0][1] if kind == "swap" else None),
-            **self._texts(texts),
-            **self._edited(trace, made, token),
-        }
-
-    def read_instead(self, code: str, name: str, at: tuple[int, int, int], n: str, f: str) -> Values:
-        """Read the text again with these words in place of the neighbor in the editor."""
-        trace = self._trace(code, name)
-        made = edits.rewrite(self._run_of(code, trace), trace, at[0], at[1], n or "", f or "")
-        return self._edited(trace, made, at[2])
-
-    def read_other(self, code: str, name: str, at: tuple[int, int, int], chunk: int | None) -> Values:
-        """Read the text again with another chunk of the corpus in place of the neighbor in the editor."""
-        if chunk is None:
-            return gr.skip()
-        trace = self._trace(code, name)
-        run = self._run_of(code, trace)
-        made = edits.swap(run, trace, at[0], at[1], int(chunk))
-        return self._texts(edits.neighbor_texts(run, made.edit.after)) | self._edited(trace, made, at[2])
-
-    def _trace(self, code: str, name: str) -> Trace:
-        trace = kept_traces.shown_trace(Workspace.open(self.home, code), name)[1]
-        if trace is None:
-            raise UserError("This text is gone. Write or explain one first.")
-        return trace
-
-    def _run_of(self, code: str, trace: Trace) -> LoadedRun:
-        """The run that read a trace, with the corpus and retriever that it had."""
-        workspace = Workspace.open(self.home, code)
-        corpus = trace.about.get("corpus_id", "")
-        service.check_ready(workspace, trace.about["run"], corpus)
-        folder = service.built_corpus(workspace, corpus) if corpus else None
-        return self.cache.run(workspace.run(trace.about["run"]), folder, trace.about["retriever"])
-
-    def _texts(self, texts: tuple[str, str]) -> Values:
-        return dict(zip((self.view.n_text, self.view.f_text), texts, strict=True))
-
-    def _edited(self, trace: Trace, made: Rewritten | None, token: int) -> Values:
-        """What an edit changed, and the download with it (without one: as it was found)."""
-        changed = "" if made is None else trace_views.edit_html(trace, made, token)
-        return {self.view.changed: changed, self.view.download: _file(trace, made)}
-
-
-def _wire_explaining(on: ExplainHandlers, view: ExplainView, known: list[Any]) -> None:
-    """`known`: the visitor, and the id of the text that is shown."""
-    model = PRIVATE | MODEL
-    texts, edited = [view.n_text, view.f_text], [view.changed, view.download]
-    opened = view.linked.select(
-        once_known(on.edit_from_text),
-        known,
-        [view.editor, view.selection, view.said, *texts, view.other, *edited],
-        show_progress="hidden",
-        **model,
-    )
-    opened.success(None, js=TO_EDITOR)
-    view.reread.click(shows_errors(on.read_instead), [*known, view.selection, *texts], edited, **model)
-    other = [*known, view.selection, view.other]
-    view.other.input(shows_errors(on.read_other), other, [*texts, *edited], **model)
-    drawn = [view.layer, view.head]
-    gr.on([one.input for one in drawn], once_known(on.show_heatmap), [*known, *drawn], view.heatmap, **QUIET)
-
-
-def _file(trace: Trace, made: Rewritten | None = None) -> str:
-    """The trace as a file that Gradio may hand out."""
-    values = trace_values(trace, edit_json(made) if made is not None else None)
-    return json_file("trace.json", values, indent=None)
-
 
 NO_RUN = "No run yet: train one on the Train tab."
 OWN_CORPUS = "the corpus of its training"
@@ -271,6 +59,8 @@ class GenerateView:
     def __init__(self) -> None:
         self.form, self.reading = Form(GenerateConfig), Form(ExplainConfig)
         self.trace_id = gr.BrowserState("", storage_key="retro-demo-trace", secret="only an id")
+        if missing := service.missing_base():
+            gr.HTML(html_parts.note(missing, "warning"), elem_id="no-base")
         with gr.Row(elem_classes="knobs") as self.above:
             self.run = gr.Dropdown(
                 [], label="Run", info="Which model writes or reads.", elem_id="run", min_width=220
@@ -283,6 +73,7 @@ class GenerateView:
                 elem_id="reads-from",
                 min_width=220,
             )
+            self.swap = gr.Button(visible=False, elem_id="swap-edition", min_width=220)
         with gr.Tabs(elem_id="ways"):
             with gr.Tab("Write a text", id="write") as self.plain:
                 self._write()
@@ -312,6 +103,7 @@ class GenerateView:
             self.form.show(main=True)
         with gr.Accordion("More settings", open=False), gr.Row():
             self.form.show(main=False)
+        self.offered = gr.State([row[0] for row in EXAMPLES])  # the prompts to try
         linked = gr.HTML()
         with gr.Row(elem_classes="actions"):
             self.go = gr.Button("Generate", variant="primary", elem_id="generate")
@@ -357,8 +149,12 @@ class GenerateHandlers:
 
     def restore(self, code: str, name: str) -> Values:
         """As `show`, with prompt and settings as they made it; those of an example write another text."""
-        shown_id, trace = kept_traces.shown_trace(Workspace.open(self.home, code), name)
-        if trace is None or trace.about.get("given"):
+        workspace = Workspace.open(self.home, code)
+        shown_id, trace = kept_traces.shown_trace(workspace, name)
+        if trace is None:
+            first = next(iter(service.readable_runs(workspace)), "")
+            return self.show(code, name) | {self.view.prompt: self._prompts(workspace, first)[0]}
+        if trace.about.get("given"):
             return self.show(code, name)
         made_with = trace.about.get("written_with", trace.about["config"])
         if shown_id.startswith(SAMPLE):  # it stands there already: a first click is to write a new one
@@ -427,11 +223,11 @@ class GenerateHandlers:
             trace = kept_traces.shown_trace(workspace, kept)[1]
             shown_run = trace.about["run"] if trace else None
             chosen = shown_run if shown_run in runs else next(iter(runs), None)
-        corpora = built_ones(workspace)
+        corpora = list(dict.fromkeys([*built_ones(workspace), *service.editions()]))
         reads = [(OWN_CORPUS, ""), *((service.corpus_title(c), c) for c in corpora)]
         return {
-            **self.describe_run(code, chosen),
-            self.view.run: relisted_runs(runs, now, chosen),
+            **self.describe_run(code, chosen, other),
+            self.view.run: relisted(named_runs(runs), now, chosen),
             self.view.corpus: relisted(reads, other, other if other in corpora else ""),
             self.breadcrumb: self.name_shown_run(code, of_marge, chosen, found),
         }
@@ -443,16 +239,51 @@ class GenerateHandlers:
             del shown[self.breadcrumb]
         return shown
 
-    def describe_run(self, code: str, name: str | None) -> Values:
-        """The held-out documents of the chosen run, and the line at the top."""
+    def describe_run(self, code: str, name: str | None, other: str = "") -> Values:
+        """What belongs to the chosen run: its held-out documents, prompts to try, the line at the top."""
         if not name:
             return {self.breadcrumb: html_parts.note(NO_RUN), self.view.document: gr.Dropdown([], value=None)}
         workspace = Workspace.open(self.home, code)
         documents = explained.held_out_documents(service.corpus_of_run(workspace, name)[1])
+        prompts = self._prompts(workspace, name)
         return {
             self.breadcrumb: run_breadcrumb(workspace, name),
             self.view.document: gr.Dropdown(documents, value=None),
+            self.view.examples: gr.Dataset(samples=[[prompt] for prompt in prompts]),
+            self.view.offered: prompts,
+            self.view.swap: self._swap_button(workspace, name, other),
         }
+
+    def choose_run(self, code: str, name: str | None, other: str, prompt: str, offered: list[str]) -> Values:
+        """As `describe_run`; a prompt that was offered with the run before gives way to one of this run."""
+        shown = self.describe_run(code, name, other)
+        prompts = shown.get(self.view.offered, offered)
+        return shown | ({self.view.prompt: prompts[0]} if prompt in offered and prompts != offered else {})
+
+    def swap_edition(self, code: str, name: str | None, other: str) -> Values:
+        """Read the other edition of the run's corpus, or its own again."""
+        if not name:
+            raise UserError(NO_RUN)
+        workspace = Workspace.open(self.home, code)
+        edition = service.edition_of(read_any_config(workspace.run(name)).corpus)
+        read = "" if other == edition else edition
+        return {
+            self.view.corpus: gr.update(value=read),
+            self.view.swap: self._swap_button(workspace, name, read),
+        }
+
+    def name_swap(self, code: str, name: str | None, other: str) -> Any:
+        """The button that swaps, where the corpus was chosen by hand."""
+        return self._swap_button(Workspace.open(self.home, code), name, other) if name else gr.skip()
+
+    def _swap_button(self, workspace: Workspace, name: str, other: str) -> gr.Button:
+        config = read_any_config(workspace.run(name))
+        edition = service.edition_of(config.corpus) if config.retrieves else ""
+        title = service.corpus_title(config.corpus if other == edition else edition)
+        return gr.Button(f"Write it from the {title}", visible=bool(edition))
+
+    def _prompts(self, workspace: Workspace, name: str) -> list[str]:
+        return (prompts_for(workspace, name) if name else []) or [row[0] for row in EXAMPLES]
 
     def name_shown_run(self, code: str, of_marge: bool, name: str | None, found: str | None) -> str:
         """The line at the top, where a way to write comes into view or the run of a MARGE is chosen."""
@@ -501,11 +332,11 @@ def generate_tab(
     view = GenerateView()
     on = GenerateHandlers(cache, view, breadcrumb)
     wire_writing(view.inner, cache, view.evidence, visitor, arrival)
-    _wire_explaining(ExplainHandlers(cache, view.text), view.text, [visitor, view.trace_id])
+    wire_explaining(ExplainHandlers(cache, view.text), view.text, [visitor, view.trace_id])
     _wire_texts(view, on, visitor)
     _wire_choices(view, on, visitor)
     listed = [view.trace_id, view.run, view.corpus, view.of_marge, view.evidence.run]
-    lists = [view.run, view.corpus, breadcrumb, view.document]
+    lists = [view.run, view.corpus, breadcrumb, view.document, view.examples, view.offered, view.swap]
     everything = [view.speed, *view.text.outputs, view.prompt, *view.form.inputs]
     arrival = arrival.opening(tab, view.run)
     tab.select(once_known(on.refresh), [visitor, *listed], lists, **QUIET)
@@ -528,9 +359,12 @@ def _wire_texts(view: GenerateView, on: GenerateHandlers, visitor: gr.BrowserSta
     shown = [visitor, trace_id, view.corpus, *view.reading.inputs]
     written, read = [text.linked, speed, trace_id], [speed, trace_id]
     picked = view.examples.click(first_of, view.examples, view.prompt, **QUIET)
+    swaps = [visitor, view.run, view.corpus]
+    swapped = view.swap.click(shows_errors(on.swap_edition), swaps, [view.corpus, view.swap], **QUIET)
     texts = [
         waits(view.go.click).success(write, asked, written, **ON_PAGE),
         waits(picked.then).success(write, asked, written, **ON_PAGE),
+        waits(swapped.success).success(write, asked, written, **ON_PAGE),
         waits(view.explain.click).success(shows_errors(on.explain_given), given, read, **ON_PAGE),
         view.again.click(shows_errors(on.explain_shown), shown, read, **ON_PAGE),
     ]
@@ -547,14 +381,17 @@ def _wire_texts(view: GenerateView, on: GenerateHandlers, visitor: gr.BrowserSta
 
 def _wire_choices(view: GenerateView, on: GenerateHandlers, visitor: gr.BrowserState) -> None:
     """What is chosen: a way to write, which has runs of its own where it is a MARGE's; a run; a document."""
-    describe_run, top_line = once_known(on.describe_run), once_known(on.name_shown_run)
+    top_line = once_known(on.name_shown_run)
     named = [visitor, view.of_marge, view.run, view.evidence.run]
     for way in (view.plain, view.given_text, view.inner):
         hidden = [view.above, view.below, view.of_marge]
         turned = way.select(lambda own=way is view.inner: on.show_form(own), None, hidden, **QUIET)
         turned.then(top_line, named, on.breadcrumb, **QUIET)
     view.evidence.run.input(top_line, named, on.breadcrumb, **QUIET)
-    view.run.input(describe_run, [visitor, view.run], [on.breadcrumb, view.document], **QUIET)
+    described = [on.breadcrumb, view.document, view.examples, view.offered, view.swap, view.prompt]
+    chosen = [visitor, view.run, view.corpus, view.prompt, view.offered]
+    view.run.input(once_known(on.choose_run), chosen, described, **QUIET)
+    view.corpus.input(once_known(on.name_swap), [visitor, view.run, view.corpus], view.swap, **QUIET)
     view.document.input(once_known(on.fill_document), [visitor, view.run, view.document], view.given, **QUIET)
 
 

@@ -14,7 +14,7 @@ from gradio import themes
 
 from retro_demo.corpus.samples import SAMPLES, sample_folder
 from retro_demo.errors import UserError
-from retro_demo.paths import ASSETS, CHECKPOINTS, CODE
+from retro_demo.paths import ASSETS, CODE
 from retro_demo.render import html_parts
 from retro_demo.runs.checkpoint import read_any_config
 from retro_demo.server import service
@@ -22,7 +22,7 @@ from retro_demo.server.cleanup import close_folder, keep_cleaning
 from retro_demo.server.limits import PRIVATE, Limits, keep_limits
 from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.scheduler import keep_dispatching
-from retro_demo.server.workspace import Workspace, new_code
+from retro_demo.server.workspace import Workspace, new_code, shipped_runs
 from retro_demo.ui import zero_gpu
 from retro_demo.ui.corpus_tab import corpus_tab
 from retro_demo.ui.endpoints import add_corpus_endpoints, add_endpoints, add_share_endpoints
@@ -146,6 +146,19 @@ def _secret(home: Path) -> str:
     return path.read_text()
 
 
+def _make_ready(cache: ModelCache, folder: Path) -> None:
+    """Load a shipped run, once what it reads is made; that of a MARGE is made for the first who asks."""
+    config = read_any_config(folder)
+    if "generate" not in config.kind.tabs or config.missing:
+        return
+    edition = service.edition_of(config.corpus) if config.retokenizes else ""
+    for corpus in ("", edition) if edition else ("",):
+        for _ in service.start_shipped(cache.home, folder, corpus):
+            pass
+        if not corpus and (run := cache.run(folder)).database is not None:
+            _ = run.bm25  # every explanation asks it
+
+
 def _prepare(cache: ModelCache) -> None:
     """Mind the queue and what is old; build the shipped corpus where it is missing, load the shipped run."""
 
@@ -153,18 +166,15 @@ def _prepare(cache: ModelCache) -> None:
     keep_cleaning(cache.home)
 
     def work() -> None:
-        try:
-            service.start_sample(cache.home)
-            for name, sample in SAMPLES.items():
-                if sample.at_start:
-                    for _ in service.follow(sample_folder(cache.home, name)):
-                        pass
-            for config in sorted(CHECKPOINTS.glob("*/config.json")):
-                if "generate" not in read_any_config(config.parent).kind.tabs:
-                    continue  # its corpus is prepared for the first who asks for it
-                if (run := cache.run(config.parent)).database is not None:
-                    _ = run.bm25  # every explanation asks it
-        except UserError as error:  # the page says the same to whoever asks for the run
-            log.warning("the shipped run is not ready: %s", error)
+        service.start_sample(cache.home)
+        for name, sample in SAMPLES.items():
+            if sample.at_start:
+                for _ in service.follow(sample_folder(cache.home, name)):
+                    pass
+        for folder in shipped_runs():
+            try:
+                _make_ready(cache, folder)
+            except UserError as error:  # the page says the same to whoever asks for the run
+                log.warning("the shipped run %s is not ready: %s", folder.name, error)
 
     threading.Thread(target=work, daemon=True, name="prepare-sample").start()

@@ -21,6 +21,7 @@ from retro_demo.jobs.lifecycle import JobStatus
 from retro_demo.kinds import KINDS, Kind, kind_named
 from retro_demo.models.memory import count_parameters
 from retro_demo.paths import SAMPLE
+from retro_demo.pretrained.bases import available_bases
 from retro_demo.render import html_parts, job_views, marge_views, plots
 from retro_demo.render.wording import on_page
 from retro_demo.runs.checkpoint import BEST, read_any_config, told_by
@@ -57,7 +58,8 @@ class Plan:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        offered = sorted(KINDS.values(), key=lambda kind: kind.place)
+        missing = not available_bases()  # what cannot be begun here comes last
+        offered = sorted(KINDS.values(), key=lambda kind: (kind.trains_pretrained and missing, kind.place))
         first, *others = offered
         gr.HTML("<h2>Train a model</h2>")
         self.corpus = gr.Dropdown([], label="Corpus", info="Built ones only.", elem_id="train-corpus")
@@ -72,8 +74,8 @@ class Plan:
             [],
             label="Base",
             elem_id="base",
-            info="The lm to begin with. A retrofit freezes it; an lm that trains on from it for as "
-            "many steps is the matched baseline.",
+            info="What to begin with: of a reader a pretrained model, else an lm. A reader and a retrofit "
+            "freeze it; an lm that trains on from it for as many steps is the matched baseline.",
         )
         self.preset = gr.Radio(
             list(first.presets), value="tiny", label="Preset", elem_id="preset", info=first.sizes
@@ -94,6 +96,8 @@ class Plan:
         form = Form(*parts, values=kind.presets["tiny"], only=kind.settings(), prefix=prefix)
         with gr.Column(visible=not self.forms) as self.columns[own]:
             with gr.Row(elem_classes="knobs"):
+                if "edition" in form.fields:
+                    form.widgets["edition"] = self.edition = _edition(form)
                 form.show(main=True)
             with gr.Accordion("All knobs", open=False), gr.Row(elem_classes="knobs"):
                 form.show(main=False)
@@ -107,7 +111,8 @@ class Plan:
         planned = [visitor, self.model, self.preset, self.base]
         fills = {"fn": shows_errors(self.fill), "inputs": planned, "outputs": self.widgets} | QUIET
         offered = [visitor, self.corpus, self.model, self.base]
-        offers = {"fn": once_known(self.offer_bases), "inputs": offered, "outputs": self.base} | QUIET
+        bases = [self.base, self.edition]
+        offers = {"fn": once_known(self.offer_bases), "inputs": offered, "outputs": bases} | QUIET
         guessed = [visitor, self.corpus, self.model, self.preset, self.base, *self.widgets]
         guesses = {"fn": shows_errors(self.guess), "inputs": guessed, "outputs": self.estimate} | QUIET
 
@@ -143,7 +148,10 @@ class Plan:
         values = [value for _, value in offered]
         keep = kind_named(model).base == "must" and base in values
         chosen = base if keep else next(iter(values), None)
-        return {self.base: gr.Dropdown(offered, value=chosen, visible=kind_named(model).base != "cannot")}
+        return {
+            self.base: gr.Dropdown(offered, value=chosen, visible=kind_named(model).base != "cannot"),
+            self.edition: gr.Dropdown(run_actions.edition_choices(Workspace.open(self.home, code), corpus)),
+        }
 
     def offer_more(self, code: str, corpus: str | None, model: str) -> Values:
         """A training may have ended since; what is chosen stays."""
@@ -161,7 +169,8 @@ class Plan:
         """How large the model is and how long a run may take, or what is wrong with the settings."""
         kind = kind_named(model)
         if kind.base == "must" and not base:
-            return {self.estimate: html_parts.note(service.NO_BASE, "warning")}
+            words = service.no_base(Workspace.open(self.home, code), corpus, model) if code else ""
+            return {self.estimate: html_parts.note(words or service.NO_BASE, "warning")}
         try:  # half-typed settings are no mistake yet: say it in place, without a toast
             settings, limits = self.settings(model, values), limits_of(self.home)
             chosen = kind.settings_of_part("network", settings | dict(kind.always))
@@ -175,6 +184,13 @@ class Plan:
         if corpus and corpus in run_actions.built_ones(workspace):
             passes = run_actions.passes_ahead(workspace.corpus(corpus), model, settings)
         return {self.estimate: job_views.estimate(*cost, model, preset, limits.minutes, passes)}
+
+
+def _edition(form: Form) -> gr.Dropdown:
+    meta = form.fields["edition"].metadata
+    return gr.Dropdown(
+        [("none", "")], value="", label=meta["label"], info=meta["help"], elem_id="knob-edition"
+    )
 
 
 def _own_settings(kind: Kind) -> frozenset[Any]:

@@ -129,7 +129,8 @@ def run_breadcrumb(workspace: Workspace, name: str) -> str:
     gain = job_views.retrieval_gain(
         lifecycle.status(workspace.run(name)), evaluations.measured(workspace, name)
     )
-    return html_parts.breadcrumb(title, service.statistics(folder), name, gain)
+    known = service.statistics(folder) if service.is_ready(workspace, name) else None
+    return html_parts.breadcrumb(title, known, name, gain)
 
 
 MOST = 1_000  # texts that were asked for and have not ended; the queue of the page holds 256

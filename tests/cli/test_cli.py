@@ -177,7 +177,8 @@ def test_the_sample_corpora_are_built_once(capsys, data_folder, tmp_path, monkey
     code, events, _ = run(capsys, "prepare", "--json")
     assert code == 0
     assert events[-1]["event"] == "finished"
-    assert [is_built(sample_folder(data_folder, name)) for name in SAMPLES] == [True, True, False]
+    there = [name for name in SAMPLES if is_built(sample_folder(data_folder, name))]
+    assert there == ["factbook2015", "udhr44"]
 
     again = run(capsys, "prepare", "--json")[1]
     assert [event["event"] for event in again] == ["finished"]

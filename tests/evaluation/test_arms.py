@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from retro_demo.corpus.store import Corpus
-from retro_demo.evaluation.arms import Arms, Windows, held_out_windows, neighbors_missing
+from retro_demo.evaluation.arms import Arms, Windows, held_out_windows, neighbors_missing, reach
 
 LENGTH, K = 4, 2
 NAMES = ["on", "random", "shuffled", "wrong_order", "n_only", "f_only", "k1", "k3", "bm25"]
@@ -185,3 +187,24 @@ def test_a_single_held_out_document_is_shuffled_with_training_text(half_held_out
     other = arms.another_sequence(np.arange(len(alone)))
 
     assert not corpus.held_out[corpus.chunks.document[other[alone.rows[:, :-1] >= 0]]].any()
+
+
+def test_reach_is_all_of_what_an_oracle_shows_and_nothing_of_no_neighbors(arms):
+    which = everything(arms)
+    following = arms.tokens(which).reshape(len(which), LENGTH, -1)[:, 1:, :4]
+    looks = int((following != 0).all(axis=-1).sum())
+
+    assert looks > 0
+    assert reach(arms, "oracle_0", which) == (looks, looks)
+    assert reach(arms, "off", which) == (0, looks)
+    assert 0 <= reach(arms, "shuffled", which)[0] < looks
+
+
+def test_reach_wants_the_tokens_in_one_piece(arms):
+    which = everything(arms)
+    split = replace(arms, title_len=0)
+    shown = arms.neighbors("oracle_0", which)
+    shown[..., shown.shape[-1] // 2 + 2] = 1  # one of the next four is another token
+    object.__setattr__(split, "neighbors", lambda name, which: shown)
+
+    assert reach(split, "oracle_0", which)[0] < reach(arms, "oracle_0", which)[0]

@@ -36,6 +36,8 @@ def test_the_last_line_holds_arms_verdict_and_counts(capsys, runs):
     assert last["event"] == "finished"
     assert {"nats", "bpb", "ci"} <= set(last["arms"]["on"])
     assert last["counts"]["documents"] == 7
+    assert 0 <= last["arms"]["on"]["reach"] <= 1
+    assert last["counts"]["looks"] > 0
     assert isinstance(last["verdict"], str)
 
 

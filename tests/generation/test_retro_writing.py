@@ -9,7 +9,7 @@ import torch
 from retro_demo.corpus.retrievers import Database, load_retriever
 from retro_demo.errors import UserError
 from retro_demo.events import Retrieved, Token
-from retro_demo.explain.tracing import Trace, trace, trace_attention
+from retro_demo.explain.tracing import Trace, trace
 from retro_demo.generation.retro import generate
 from retro_demo.generation.sampling import Written, next_token
 from retro_demo.models.config import RetroConfig
@@ -293,7 +293,7 @@ def test_padding_of_a_neighbor_gets_no_attention(model, small_corpus):
     tokens = torch.from_numpy(small_corpus.chunks.with_continuation(np.array([[[last, 0]]])))
     text = torch.randint(2, 300, (1, CHUNK + 3))
 
-    weights = trace_attention(model, text, tokens)
+    weights = model.attention(text, tokens)
 
     assert weights[..., 0, CHUNK:].abs().max() == 0
     assert weights[..., 1, CHUNK:].max() > 0
@@ -314,7 +314,7 @@ def test_the_trace_of_the_finished_text_equals_what_each_step_attended_to(model,
             if position >= CHUNK - 1:
                 steps.append(seen["layers.1.retrieve"][0, :, 0])
 
-    whole = trace_attention(model, tokens, neighbors)[0].flatten(-2)  # (L, H, C, K * R)
+    whole = model.attention(tokens, neighbors)[0].flatten(-2)  # (L, H, C, K * R)
 
     by_position = whole.transpose(1, 2).flatten(0, 1)[: len(steps)]
     torch.testing.assert_close(by_position, torch.stack(steps), atol=1e-5, rtol=0)

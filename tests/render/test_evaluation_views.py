@@ -65,6 +65,8 @@ def test_every_arm_has_a_dot_and_a_row_with_the_same_figure(result):
     for name, arm in result["arms"].items():
         assert dots[evaluation_views.arm_name(name)] == arm["bpb"]
         assert f"<td>{arm['bpb']:.4f}</td>" in table
+        assert ("reach" not in arm) or f"<td>{arm['reach']:.1%}</td>" in table
+    assert "reach" in result["arms"]["on"]
     line = figure.layout.shapes[0]
     assert line["x0"] == result["arms"]["baseline"]["bpb"]
 

@@ -19,11 +19,8 @@ from retro_demo.corpus.store import load_corpus
 from retro_demo.errors import UserError
 from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace, new_code, shown_trace
-from retro_demo.ui.generate_tab import (
-    ExplainHandlers,
-    GenerateHandlers,
-    GenerateView,
-)
+from retro_demo.ui.generate_tab import GenerateHandlers, GenerateView
+from retro_demo.ui.linked_view import ExplainHandlers
 
 TEXT = "Area of Arden: 100 square km. Exports of Arden: fish and timber, and much of it."
 

@@ -16,7 +16,7 @@ def test_the_bm25_index_that_every_explanation_asks_is_there_before_the_first_on
 ):
     run = make_run(tmp_path / "shipped" / "run", small_folder, "retro")
     make_run(tmp_path / "shipped" / "plain", small_folder, "lm")
-    monkeypatch.setattr(page, "CHECKPOINTS", run.parent)
+    monkeypatch.setattr("retro_demo.server.workspace.CHECKPOINTS", run.parent)
     monkeypatch.setattr(page, "SAMPLES", {})
     monkeypatch.setattr(service, "start_sample", lambda _home: None)
     for endless in ("keep_dispatching", "keep_cleaning"):  # they would go on beside all tests that come

@@ -14,7 +14,7 @@ from held_back import no_place_free
 from train_helpers import prepare
 
 from retro_demo.errors import UserError
-from retro_demo.kinds import MARGE_PRESETS, PRESETS
+from retro_demo.kinds import MARGE_PRESETS, PRESETS, READER_PRESETS
 from retro_demo.runs.checkpoint import read_run_config
 from retro_demo.server import run_actions
 from retro_demo.server.workspace import Workspace, new_code
@@ -56,17 +56,20 @@ def knobs_of(tab: TrainTab, **changed: Any) -> list[Any]:
     return [given.get(widget, widget.value) for widget in tab.plan.widgets]
 
 
-@pytest.mark.parametrize("model", ["retro", "marge"])
+@pytest.mark.parametrize("model", ["retro", "reader", "marge"])
 def test_each_model_shows_its_own_presets_and_knobs(tab, model):
-    plan, known = tab.plan, {"retro": PRESETS, "marge": MARGE_PRESETS}[model]
+    plan, known = tab.plan, {"retro": PRESETS, "reader": READER_PRESETS, "marge": MARGE_PRESETS}[model]
 
     values = plan.adapt(model, "base")
 
     assert sent(values[plan.preset])["choices"] == list(known)
     assert sent(values[plan.preset])["value"] == ("base" if "base" in known else "tiny")
-    of_retro, of_marge = plan.columns.values()
-    assert sent(values[of_retro]) == {"visible": model == "retro"}
-    assert sent(values[of_marge]) == {"visible": model == "marge"}
+    shown = [
+        form
+        for form, column in zip(plan.forms.values(), plan.columns.values(), strict=True)
+        if sent(values[column])["visible"]
+    ]
+    assert shown == [plan.form(model)]
 
 
 @pytest.mark.parametrize(

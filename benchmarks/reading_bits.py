@@ -1,0 +1,196 @@
+"""Bits per byte of held-out windows with neighbors of several databases, for `benchmarks.reading`.
+
+Shapes: W windows, T tokens, L looks, K neighbors, P tokens of a title, R tokens of a neighbor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from benchmarks.measuring import torch
+
+import numpy as np  # isort: skip
+
+from benchmarks.reading_arms import (
+    off_logits,
+    read_text,
+    reader_logits,
+)
+from benchmarks.reading_cases import (
+    Library,
+    corpus_in_memory,
+)
+from benchmarks.reading_study import RESAMPLES, ROOT, Study
+from retro_demo.corpus.store import Corpus
+from retro_demo.documents.sources import Document, read_documents
+from retro_demo.evaluation.arms import held_out_windows
+from retro_demo.evaluation.losses import draws, ratio
+
+
+@dataclass(frozen=True)
+class Windowed:
+    """Windows of text: tokens (W, T), titles (W, P), first chunks (W,), documents (W,)."""
+
+    tokens: np.ndarray
+    titles: np.ndarray
+    first: np.ndarray
+    documents: np.ndarray
+
+
+def windows_of(study: Study, corpus: Corpus, count: int) -> Windowed:
+    """The first full windows of held-out documents, one of each document before a second one."""
+    windows = held_out_windows(corpus, study.config.training.seq_len // study.config.chunk_len, study.seed)
+    rows = windows.rows[(windows.rows >= 0).all(axis=1)][:count]
+    documents = corpus.chunks.document[rows[:, 0]]
+    tokens = corpus.chunks.tokens[rows].reshape(len(rows), -1).astype(np.int64)
+    titles = corpus.title_rows(study.config.network.title_len)[documents]
+    return Windowed(tokens, titles, rows[:, 0], documents)
+
+
+def found_for(study: Study, windows: Windowed, corpus: Corpus, database: Library, *, own: bool) -> np.ndarray:
+    """The neighbors (W, L, K, R) of each look; `own`: the window's own document is excluded."""
+    chunk_len = study.config.chunk_len
+    rows = []
+    for tokens, first, document in zip(windows.tokens, windows.first, windows.documents, strict=True):
+        looked = tokens[: (len(tokens) - 1) // chunk_len * chunk_len].tolist()
+        title = corpus.documents[document].title
+        rows.append(database.rows(database.look(looked, title, study.k, int(first) if own else None)))
+    return np.stack(rows)
+
+
+def bits_of(
+    study: Study, windows: Windowed, neighbors: dict[str, np.ndarray], widths: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Arm -> nats (W,) of the tokens behind the first look; "bytes" beside them."""
+    chunk_len = study.config.chunk_len
+    sums: dict[str, list[float]] = {}
+    models = {"": study.model} | ({"tuned, ": study.tuned} if study.tuned is not None else {})
+    for start in range(0, len(windows.tokens), 4):
+        which = slice(start, start + 4)
+        tokens = windows.tokens[which]
+        text = read_text(study.model, tokens[:, :-1], windows.titles[which])
+        places = torch.arange(chunk_len - 1, tokens.shape[1] - 1).expand(len(tokens), -1)
+        targets = torch.from_numpy(tokens[:, chunk_len:])
+
+        def nats(logits: torch.Tensor, targets: torch.Tensor = targets) -> list[float]:
+            each = torch.nn.functional.cross_entropy(
+                logits.float().flatten(0, 1), targets.flatten(), ignore_index=0, reduction="none"
+            )
+            return each.reshape(targets.shape).sum(1).tolist()
+
+        sums.setdefault("bytes", []).extend(widths[tokens[:, chunk_len:]].sum(axis=1).tolist())
+        for mark, model in models.items():
+            off = off_logits(model, text, places)
+            sums.setdefault(f"{mark}off", []).extend(nats(off))
+            for name, rows in neighbors.items():
+                arms = study.readers if not mark else [study.model.outputs]
+                for arm in arms:  # one at a time: logits are large
+                    read = reader_logits(model, text, rows[which], places, [arm], off)[arm]
+                    sums.setdefault(f"{mark}{arm}, {name}", []).extend(nats(read))
+    return {name: np.array(values) for name, values in sums.items()}
+
+
+def show_bits(study: Study, name: str, documents: np.ndarray, sums: dict[str, np.ndarray]) -> None:
+    """The table of bits per byte with differences to off, and to the fine-tuned base where there is one."""
+    _, place = np.unique(documents, return_inverse=True)
+    drawn_ones = draws(place.max() + 1, RESAMPLES, 0)
+
+    def by_document(values: np.ndarray) -> np.ndarray:
+        return np.bincount(place, weights=values)
+
+    size = by_document(sums["bytes"])
+    references = [one for one in ("off", "tuned, off") if one in sums]
+    rows, figures = [], {}
+    for arm, nats in sums.items():
+        if arm == "bytes":
+            continue
+        bits = ratio(by_document(nats) / math.log(2), size, drawn_ones)
+        gaps = {
+            one: ratio(by_document(nats - sums[one]) / math.log(2), size, drawn_ones)
+            for one in references
+            if one != arm
+        }
+        shown = [
+            f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]" if (gap := gaps.get(one)) and gap.ci else ""
+            for one in references
+        ]
+        rows.append((arm, f"{bits.value:.3f}", *shown))
+        figures[arm] = bits.to_json() | {"minus": {one: gap.to_json() for one, gap in gaps.items()}}
+    title = f"{name}: bits per byte, {len(documents)} windows of {place.max() + 1} documents"
+    study.report.table(title, ("arm", "bits per byte", *(f"minus {one}" for one in references)), rows)
+    study.report.figures[name] = figures
+
+
+def bits_part(study: Study, databases: Sequence[Library], options: argparse.Namespace) -> None:
+    """Held-out windows with the neighbors of four databases."""
+    windows = windows_of(study, study.own, options.windows)
+    others = found_for(study, windows, study.own, study.library(study.own, everything=False), own=True)
+    neighbors = {
+        "other documents": others,
+        "the other edition": found_for(study, windows, study.own, databases[1], own=False),
+        "the same edition": found_for(study, windows, study.own, databases[0], own=False),
+        "shuffled": np.roll(others, 1, axis=0),
+    }
+    sums = bits_of(study, windows, neighbors, study.own.bytes_of_tokens())
+    show_bits(study, "bits", windows.documents, sums)
+
+
+def training_windows(study: Study) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
+    """Batches of windows of training documents by step; of a twentieth of them at negative steps."""
+    corpus, length = study.own, study.config.training.seq_len
+    trained = np.flatnonzero(~(corpus.held_out | corpus.database_only))
+    trained = np.random.default_rng([study.seed, 14]).permutation(trained)
+    cut = max(1, len(trained) // 20)
+    titles = corpus.title_rows(study.config.network.title_len)
+
+    def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng([study.seed, 15, step + 10])
+        documents = rng.choice(trained[:cut] if step < 0 else trained[cut:], study.config.training.batch_size)
+        tokens = np.zeros((len(documents), length + 1), np.int64)
+        for row, document in zip(tokens, documents, strict=True):
+            text = corpus.chunks.tokens[corpus.chunks.document == document].reshape(-1)
+            text = text[text != 0]
+            start = int(rng.integers(0, max(1, len(text) - length)))
+            part = text[start : start + length + 1]
+            row[: len(part)] = part
+        return tokens, titles[documents]
+
+    return batch
+
+
+def prose_part(study: Study, options: argparse.Namespace) -> None:
+    """Reading prose with neighbors of the same prose: does it harm?"""
+    texts = {"documentation": sections_of([ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))])}
+    for path in options.prose:
+        reading = read_documents([path], fields={})
+        texts[path.name.split(".")[0]] = [one for one in reading.documents if one.lang in ("", "en")]
+    for name, documents in texts.items():
+        corpus = corpus_in_memory(name, documents, study.tokenizer, study.config.chunk_len)
+        asked = replace(corpus, held_out=np.ones(len(documents), bool))
+        windows = windows_of(study, asked, options.windows)
+        if len(windows.tokens) < 2:
+            print(f"\n{name}: too short to measure on")
+            continue
+        database = study.library(corpus, everything=True)
+        near = {"other documents": found_for(study, windows, corpus, database, own=True)}
+        quiet = replace(study, tuned=None)
+        sums = bits_of(quiet, windows, near, corpus.bytes_of_tokens())
+        show_bits(study, f"prose, {name}", windows.documents, sums)
+        arm = study.model.outputs
+        if arm in study.readers:
+            over = float(sums[f"{arm}, other documents"].sum() / sums["off"].sum() - 1)
+            study.report.aim(f"prose, {name}: reading against off, percent more", 100 * over, most=0.5)
+
+
+def sections_of(paths: Sequence[Path]) -> list[Document]:
+    """The sections of Markdown files as documents."""
+    documents = []
+    for path in paths:
+        for number, part in enumerate(path.read_text(encoding="utf-8").split("\n## ")):
+            title = part.split("\n", 1)[0].lstrip("# ")
+            documents.append(Document(f"{path.stem}-{number}", title, "en", part))
+    return documents
