@@ -98,7 +98,7 @@ READER: dict[str, Any] = {
 
 READER_PRESETS: dict[str, dict[str, Any]] = {
     "tiny": READER
-    | {"lessons": 60, "steps": 60, "warmup": 6, "lr": 1e-3, "eval_every": 60, "save_every": 20},
+    | {"lessons": 200, "steps": 200, "warmup": 10, "lr": 1e-3, "eval_every": 200, "save_every": 50},
     "small": READER
     | {"lessons": 1100, "steps": 720, "warmup": 20, "lr": 1e-3, "eval_every": 240, "save_every": 120},
 }
@@ -295,7 +295,7 @@ _READER = Kind(
     presets=READER_PRESETS,
     place=0,
     about="reader teaches a pretrained model to read neighbors and changes nothing else of it",
-    sizes="Sets all knobs: tiny for two minutes, small for a quarter of an hour.",
+    sizes="Sets all knobs: tiny for three minutes, small for a quarter of an hour.",
     base="must",
     freezes_base=True,
     trains_pretrained=True,
