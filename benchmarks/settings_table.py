@@ -68,7 +68,8 @@ def preset_table(presets: dict[str, dict[str, object]], configs: list[type], beg
     return lines
 
 
-def main() -> None:
+def page() -> str:
+    """The whole of docs/settings.md."""
     lines = [
         "# Settings",
         "",
@@ -96,7 +97,11 @@ def main() -> None:
     lines += preset_table(MARGE_PRESETS, [TrainConfig, EvidenceConfig, MargeConfig], False)
     lines += ["", "## The limits of a public page (`app.py --public`)", ""]
     lines += preset_table({"private": {}, "--public": asdict(PUBLIC)}, [Limits], False)
-    (DOCS / "settings.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    (DOCS / "settings.md").write_text(page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from retro_demo.retrieval.bm25 import (
 )
 from retro_demo.retrieval.dense import DenseRetriever, VectorIndex, gpu_available
 from retro_demo.retrieval.embedders import load_embedder
-from retro_demo.retrieval.neighbors import EndOfQuery, Neighbors, Retriever
+from retro_demo.retrieval.neighbors import Neighbors, Retriever, end_of_query
 
 
 def search(corpus: Corpus, retriever: Retriever, text: str, k: int) -> list[dict[str, Any]]:
@@ -108,7 +108,7 @@ def load_retriever(corpus: Corpus, name: str = "dense", query_tokens: int = 0) -
         lambda: open_index(corpus, device),
         lambda terms_of: _lexical_index(corpus, kind, terms_of),
     )
-    return EndOfQuery(found, query_tokens) if query_tokens else found
+    return end_of_query(found, query_tokens)
 
 
 def retriever_over(corpus: Corpus, name: str, vectors: Vectors, words: Words) -> Retriever:

@@ -37,7 +37,7 @@ from retro_demo.paths import data_home, run_folder
 from retro_demo.pretrained.tokenizer import load_tokenizer
 from retro_demo.retrieval.bm25 import LexicalIndex
 from retro_demo.retrieval.dense import VectorIndex
-from retro_demo.retrieval.neighbors import EndOfQuery
+from retro_demo.retrieval.neighbors import end_of_query
 from retro_demo.runs.alarms import best_of, has_risen, held_out
 from retro_demo.runs.checkpoint import (
     BEST,
@@ -334,8 +334,7 @@ def search_part(
     def words(terms_of: Callable[[np.ndarray], list[list[str]]]) -> LexicalIndex:
         return LexicalIndex.build(terms_of(part.ids), part.ids)
 
-    finder = retriever_over(corpus, retriever, vectors, words)
-    finder = EndOfQuery(finder, query_tokens) if query_tokens else finder
+    finder = end_of_query(retriever_over(corpus, retriever, vectors, words), query_tokens)
     table = np.full((len(corpus.chunks), k), -1, dtype=np.int64)
     table[queries] = search_stored(corpus, finder, queries, k).ids
     return table

@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 
 from retro_demo.corpus.building import open_index
-from retro_demo.corpus.changes import prepare_retokenized
 from retro_demo.corpus.retrievers import load_retriever
 from retro_demo.corpus.samples import corpus_folder
-from retro_demo.corpus.store import Corpus, load_corpus
+from retro_demo.corpus.store import Corpus
 from retro_demo.devices import choose_device
 from retro_demo.errors import UserError
 from retro_demo.evaluation.arms import NOT_SEARCHED, Arms, held_out_windows, neighbors_missing, reach
@@ -53,7 +52,7 @@ from retro_demo.files import file_hash
 from retro_demo.models.retro import RETRO
 from retro_demo.paths import data_home
 from retro_demo.runs.checkpoint import load_model, read_run_config
-from retro_demo.runs.loading import LoadedRun, load_run
+from retro_demo.runs.loading import LoadedRun, load_run, make_ready
 from retro_demo.settings import EvaluateConfig
 
 WAS = "baseline_before"
@@ -104,8 +103,7 @@ class RetroMeasurement:
         other = corpus_folder(data_home()[0], request.corpus) if request.corpus else None
         config = read_run_config(run)
         if (other and config.retrieves) or config.retokenizes:
-            read = other or corpus_folder(data_home()[0], config.corpus)
-            for event in prepare_retokenized(load_corpus(read), run, config.network.chunk_len):
+            for event in make_ready(request.corpus or config.corpus, run, config):
                 yield event
                 if stop():
                     return None

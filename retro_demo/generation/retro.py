@@ -24,7 +24,7 @@ from retro_demo.events import Event, Retrieved
 from retro_demo.generation.sampling import Continuation, Written, write_tokens
 from retro_demo.models.reader import Reader
 from retro_demo.models.retro import RETRO
-from retro_demo.retrieval.neighbors import EndOfQuery
+from retro_demo.retrieval.neighbors import end_of_query
 from retro_demo.runs.loading import LoadedRun, ready_run, why_none_found
 from retro_demo.settings import GenerateConfig
 from retro_demo.tokenizer import Tokenizer
@@ -88,10 +88,7 @@ def first_line(text: str) -> str:
 def about_text(database: Database, text: str, query_tokens: int = 0) -> Database:
     """The database, searched for a text: by its title (its first line) where the retriever knows titles, and
     with so many tokens at the end of a query; 0: as many as in training."""
-    retriever = about(database.retriever, first_line(text))
-    if query_tokens:
-        whole = retriever.whole if isinstance(retriever, EndOfQuery) else retriever
-        retriever = EndOfQuery(whole, query_tokens)
+    retriever = end_of_query(about(database.retriever, first_line(text)), query_tokens)
     return Database(database.corpus, retriever)
 
 

@@ -121,9 +121,8 @@ class LookUp(nn.Module):
         self.register_buffer("mean", torch.zeros(count, dim))
         self.register_buffer("deviation", torch.ones(count, dim))
         self.log_scale = nn.Parameter(TENTH * torch.tensor(2.5))
-        self.run = nn.Parameter(
-            TENTH * torch.linspace(0.0, 2.0, RUN + 1)
-        )  # by how many tokens are shared so far
+        # by how many tokens are shared so far
+        self.run = nn.Parameter(TENTH * torch.linspace(0.0, 2.0, RUN + 1))
         self.going_on = nn.Parameter(TENTH * torch.tensor(3.0))  # behind the place that was just looked at
         self.titled = nn.Parameter(TENTH * torch.tensor(1.0))  # where a neighbor's title stands in the text
         self.null = nn.Parameter(torch.zeros(1, config.match_dim))
@@ -356,6 +355,18 @@ class Reader(nn.Module):
         history = self._histories(tokens)[:, held].flatten(0, 1)
         return self.look(queries, history, found)[0], found, places
 
+    def _read_there(self, log_weights: Tensor, found: Findable, ahead: Ahead, here: Tensor) -> Tensor:
+        """What the tokens `here` (n,) read by log weights (B L, C, 1 + J), at their places in the stream.
+
+        They are the first n readers: those that follow stand past the end of the text.
+        """
+        looked = log_weights[..., 1:].exp() @ found.values
+        batch = len(ahead.stream)
+        rows = torch.arange(batch, device=here.device)[:, None]
+        return torch.zeros_like(ahead.stream, dtype=looked.dtype).index_put(
+            (rows, ahead.start[:, None] + here), looked.reshape(batch, -1, looked.shape[-1])[:, : len(here)]
+        )
+
     def forward(
         self,
         tokens: Tensor,
@@ -378,20 +389,13 @@ class Reader(nn.Module):
             return self.base.logits(self._text_of(self.upper(stream, None), start, length))
         ahead = self.read_ahead(tokens, titles, neighbors)
         log_weights, found, places = self.looks(tokens, ahead, neighbors, titles)
-        rows = torch.arange(batch, device=tokens.device)[:, None]
         real = (places < length).flatten()
-        at = ahead.start[:, None] + places.flatten()[real]  # (B, n) in the stream
-        read = None
-        if self.outputs != "copy":
-            looked = log_weights[..., 1:].exp() @ found.values
-            read = torch.zeros_like(ahead.stream, dtype=looked.dtype).index_put(
-                (rows, at), looked.reshape(batch, -1, looked.shape[-1])[:, real]
-            )
+        here = places.flatten()[real]
+        read = None if self.outputs == "copy" else self._read_there(log_weights, found, ahead, here)
         logits = self.base.logits(self._text_of(self.upper(ahead.stream, read), ahead.start, length))
         if self.outputs == "attention":
             return logits
         null, copied = log_weights[..., :1], log_weights[..., 1:].exp()
-        here = places.flatten()[real]
         of_looks = torch.zeros(*copied.shape[:2], logits.shape[-1], device=logits.device)
         index = found.tokens[:, None].expand(copied.shape)
         of_looks = of_looks.scatter_add(2, index, copied).reshape(batch, -1, logits.shape[-1])[:, real]
@@ -488,15 +492,10 @@ class Reader(nn.Module):
         total = batch.weights.sum().clamp(min=1e-6)
         length = text.shape[1]
         log_weights, found, places = self.looks(text, ahead, batch.neighbors, batch.titles)
-        rows = torch.arange(len(text), device=text.device)[:, None]
         real = (places < length).flatten()
         here = places.flatten()[real]
-        read = None
-        if self.config.cross_attention:
-            looked = log_weights[..., 1:].exp() @ found.values
-            read = torch.zeros_like(ahead.stream, dtype=looked.dtype).index_put(
-                (rows, ahead.start[:, None] + here), looked.reshape(len(text), -1, looked.shape[-1])[:, real]
-            )
+        writes = self.config.cross_attention
+        read = self._read_there(log_weights, found, ahead, here) if writes else None
         stream = self._text_of(self.upper(ahead.stream, read), ahead.start, length)[:, here]
         target, weights = targets[:, here], batch.weights[:, here]
         nats = _losses(self.base.logits(stream), target, self.config.pad_id)

@@ -58,6 +58,12 @@ class EndOfQuery(Retriever):
         return self.whole.search(ends, k, own=own)
 
 
+def end_of_query(retriever: Retriever, count: int) -> Retriever:
+    """The retriever, asked for the last `count` tokens of a query; 0: as it is asked already."""
+    whole = retriever.whole if isinstance(retriever, EndOfQuery) else retriever
+    return EndOfQuery(whole, count) if count else retriever
+
+
 def rank(ids: np.ndarray, scores: np.ndarray, k: int) -> Neighbors:
     """The k best of each row of candidates (Q, K'); ids < 0 are no candidates."""
     rounded = np.rint(np.where(ids < 0, 0, scores).astype(np.float64) / SCORE_STEP) * SCORE_STEP

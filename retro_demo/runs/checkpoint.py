@@ -48,8 +48,15 @@ from retro_demo.models.reader_config import LessonConfig, ReaderConfig
 from retro_demo.models.retro import RETRO
 from retro_demo.output_folder import CONFIG, make_output
 from retro_demo.paths import MISSING, data_home
-from retro_demo.pretrained.bases import Base, base_fingerprint, find_base, load_base, name_of_base
-from retro_demo.pretrained.precision import fastest_precision
+from retro_demo.pretrained.bases import (
+    Base,
+    base_fingerprint,
+    describe_base,
+    find_base,
+    load_base,
+    name_of_base,
+)
+from retro_demo.pretrained.precision import fastest_precision, training_precision
 from retro_demo.pretrained.tokenizer import load_tokenizer
 from retro_demo.settings import TrainConfig, from_json, seen, settings_of
 
@@ -121,6 +128,11 @@ class AnyRun:
         return network
 
     @property
+    def base_bytes(self) -> int:
+        """What the weights of a base beside its own take in training; UserError where it is gone."""
+        return 0
+
+    @property
     def missing(self) -> str:
         """What it needs that is not on this machine, in a sentence; "" where all is there."""
         return ""
@@ -184,10 +196,6 @@ class ReaderRun(RunConfig):
     base_context: int = 2048  # tokens that the base reads at most
     edition_fingerprint: str = ""
 
-    @property
-    def retrieves(self) -> bool:
-        return True
-
     def __post_init__(self) -> None:
         if not self.base or not HASH.fullmatch(self.base_weights):
             raise UserError(
@@ -201,9 +209,8 @@ class ReaderRun(RunConfig):
 
     @property
     def context(self) -> int:
-        return (
-            self.base_context - self.network.title_len - 1
-        )  # which stand before a text, as does its beginning
+        # a title stands before a text, and its beginning
+        return self.base_context - self.network.title_len - 1
 
     def with_context(self, tokens: int) -> ReaderRun:
         """The same run, which reads so many tokens at a time."""
@@ -224,6 +231,10 @@ class ReaderRun(RunConfig):
         except UserError as error:
             return str(error)
         return ""
+
+    @property
+    def base_bytes(self) -> int:
+        return describe_base(self.found_base()).config.num_bytes(training_precision())
 
     def found_base(self) -> Path:
         """Where its base is. Raises UserError where it is gone or has other weights."""

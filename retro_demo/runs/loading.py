@@ -42,10 +42,24 @@ def load_trained_on(config: AnyRun) -> Corpus:
 def load_own_corpus(folder: Path, config: AnyRun) -> Corpus:
     """The same as the run in a folder reads it, which may be in other tokens."""
     corpus = load_trained_on(config)
+    return as_read(corpus, folder, config) if config.retokenizes else corpus
+
+
+def as_read(corpus: Corpus, folder: Path, config: AnyRun) -> Corpus:
+    """A corpus in the tokens and chunks of the run in a folder; UserError where it is not made ready for it.
+
+    Ids that a base has room for and its vocabulary does not name are known, too.
+    """
+    there = load_retokenized(corpus, folder, config.chunk_len)
     if not config.retokenizes:
-        return corpus
-    tokenizer = load_tokenizer(folder / "tokenizer.json", config.network.vocab_size)
-    return replace(load_retokenized(corpus, folder, config.chunk_len), tokenizer=tokenizer)
+        return there
+    return replace(there, tokenizer=load_tokenizer(folder / "tokenizer.json", config.network.vocab_size))
+
+
+def make_ready(corpus: str, folder: Path, config: AnyRun) -> Iterator[Event]:
+    """Make what the run in a folder reads of a corpus that is built, where that is not there yet."""
+    read = load_corpus(corpus_folder(data_home()[0], corpus))
+    yield from prepare_retokenized(read, folder, config.chunk_len)
 
 
 def load_database(folder: Path, config: RunConfig, retriever: str = "") -> Database:
@@ -109,7 +123,7 @@ def load_run(
         else:
             other = load_corpus(corpus)
             swapped = other.name if other.fingerprint != config.corpus_fingerprint else ""
-            there = load_retokenized(other, folder, config.network.chunk_len)
+            there = as_read(other, folder, config)
             database = Database(there, load_retriever(there, name, config.training.query_tokens))
     model = load_model(folder, choose_device(device))
     tokenizer = load_tokenizer(folder / "tokenizer.json", config.network.vocab_size)
@@ -138,8 +152,7 @@ def ready_run(
         yield from ensure_sample(corpus, stop)
         other = corpus_folder(data_home()[0], corpus)
     if corpus or trained.retokenizes:
-        read = other or corpus_folder(data_home()[0], trained.corpus)
-        for event in prepare_retokenized(load_corpus(read), folder, trained.network.chunk_len):
+        for event in make_ready(corpus or trained.corpus, folder, trained):
             yield event
             if stop():
                 yield Stopped()
@@ -157,6 +170,5 @@ def prepare_shipped() -> Iterator[Event]:
     for folder in sorted(path.parent for path in CHECKPOINTS.glob("*/config.json")):
         config = read_any_config(folder)
         if isinstance(config, RunConfig) and config.retokenizes and not config.missing:
-            read = load_corpus(corpus_folder(data_home()[0], config.corpus))
-            yield from prepare_retokenized(read, folder, config.chunk_len)
+            yield from make_ready(config.corpus, folder, config)
             load_database(folder, config)  # whose index is kept

@@ -23,7 +23,6 @@ from retro_demo.models.memory import check_memory
 from retro_demo.output_folder import CONFIG, check_output, make_output
 from retro_demo.paths import SAMPLE, data_home, run_folder
 from retro_demo.pretrained.bases import BaseShape, describe_base, is_pretrained
-from retro_demo.pretrained.precision import training_precision
 from retro_demo.runs.checkpoint import (
     BEST,
     AnyRun,
@@ -377,11 +376,7 @@ def keep_weights(out: Path, keep: str) -> None:
 def check_size(config: AnyRun) -> None:
     """Raise UserError where the run can never be trained in the memory of this machine."""
     tokens = config.tokens_per_step if config.kind.even_batches else 0
-    base = 0
-    if isinstance(config, ReaderRun):
-        config.found_base()
-        base = describe_base(config.base).config.num_bytes(training_precision())
-    check_memory(config.network, tokens, config.device, base)
+    check_memory(config.network, tokens, config.device, config.base_bytes)
 
 
 def extend_run(out: Path, steps: int) -> None:

@@ -279,15 +279,13 @@ class Lessons:
         names = [match[0] for match in NAME.finditer(other)] or [b"Somebody Else"]
         drawn: dict[bytes, bytes] = {}
         whole: dict[tuple[int, int], bytes] = {}
-        swap = rng.random() < 0.5  # whole values of another document, or new numbers and names within
-        if swap:
+        if rng.random() < 0.5:  # whole values of another document, or new numbers and names within
             for field, (a, b) in fields_of(data).items():
                 if field in theirs and (a, b) not in whole and rng.random() < CHANGED:
                     c, d = theirs[field]
                     if other[c:d] != data[a:b]:
                         whole[a, b] = other[c:d]
         changes = [(a, b, new) for (a, b), new in whole.items()]
-        taken = list(whole)
         for pattern in (NUMBER, NAME):
             for match in pattern.finditer(data):
                 if rng.random() > CHANGED:
@@ -301,7 +299,7 @@ class Lessons:
                 changes.append((*match.span(), new))
         kept: list[tuple[int, int, bytes]] = []
         for a, b, new in sorted(changes, key=lambda one: (one[0], -one[1])):
-            inside = any(c <= a and b <= d and (a, b) != (c, d) for c, d in taken) if swap else False
+            inside = any(c <= a and b <= d and (a, b) != (c, d) for c, d in whole)
             if not inside and (not kept or a >= kept[-1][1]):
                 kept.append((a, b, new))
         return self.texts.edited(document, kept)

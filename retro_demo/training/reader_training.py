@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from retro_demo.corpus.changes import load_retokenized, prepare_retokenized
 from retro_demo.corpus.retrievers import Database, load_retriever
 from retro_demo.corpus.samples import corpus_folder
 from retro_demo.corpus.sharding import ensure_sample
@@ -25,8 +24,7 @@ from retro_demo.pretrained.precision import training_precision
 from retro_demo.retrieval.neighbors import EndOfQuery, Retriever
 from retro_demo.runs.alarms import Watch, passes_of
 from retro_demo.runs.checkpoint import ReaderRun
-from retro_demo.runs.loading import load_own_corpus
-from retro_demo.runs.resuming import saved_step
+from retro_demo.runs.loading import as_read, load_own_corpus, make_ready
 from retro_demo.training.lessons import Lessons, ReaderBatches
 from retro_demo.training.trainer import Work, write_sample
 
@@ -45,12 +43,13 @@ class ReaderWork(Work):
 
     def load_data(self) -> Iterator[Event]:
         config, training = self.config, self.config.training
-        yield from self._make_ready(config.corpus)
+        yield from make_ready(config.corpus, self.out, config)
         self.corpus = load_own_corpus(self.out, config)
         self.retriever = load_retriever(self.corpus, training.retriever, training.query_tokens)
         edition = None
         if config.lessons.edition:
-            yield from self._make_ready(config.lessons.edition)
+            yield from ensure_sample(config.lessons.edition, lambda: False)
+            yield from make_ready(config.lessons.edition, self.out, config)
             other = self._load_edition()
             edition = other, by_titles(load_retriever(other, training.retriever, training.query_tokens))
         self.widths = self.corpus.bytes_of_tokens()
@@ -75,20 +74,14 @@ class ReaderWork(Work):
                 f"The other edition {name} has changed since this run began with it (expected {expected}, it "
                 f"is {corpus.fingerprint}). Put the old one back, or train a new run."
             )
-        return load_retokenized(corpus, self.out, self.config.chunk_len)
-
-    def _make_ready(self, corpus: str) -> Iterator[Event]:
-        """Make what the base's tokenizer makes of a corpus, where that is not there yet."""
-        yield from ensure_sample(corpus, lambda: False)
-        read = load_corpus(corpus_folder(data_home()[0], corpus))
-        yield from prepare_retokenized(read, self.out, self.config.chunk_len)
+        return as_read(corpus, self.out, self.config)
 
     def started_facts(self, watch: Watch) -> dict[str, Any]:
         return {"passes": round(watch.passes(self.config.training.steps), 3)}
 
     def prepare_steps(self, start: int, model: Reader) -> Iterator[Event]:
         model.attach(model.base.to(model.device))
-        if not start and not saved_step(self.out):
+        if not start:
             model.fit(torch.from_numpy(self._sample()).to(model.device))
         training = self.config.training
         self.batches = ReaderBatches(
