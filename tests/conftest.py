@@ -116,10 +116,11 @@ def pytest_runtest_teardown(item, nextitem) -> Iterator[None]:
 
 SHARED = pytest.StashKey[Any]()
 SLOW = (
-    *("browser", "evaluate_browser", "evidence_browser", "people_browser", "share_browser", "zero_gpu"),
-    *("distributed", "jobs", "queue", "faults", "evaluate_page", "page", "hosting", "compiling", "train"),
-    *("sharding", "marge_training", "hostile_requests", "corpus_changes", "docs", "hub", "evidence_page"),
-    *("visitors_apart", "changing", "writing_lane", "swaps", "shares", "explain", "editions"),
+    *("browser", "evaluate_browser", "evidence_browser", "accessibility_browser", "share_browser"),
+    *("reader_browser", "zero_gpu", "distributed", "lifecycle", "job_queue", "faults", "evaluate_page"),
+    *("page", "hosting", "compiling", "trainer", "sharding", "marge_training", "reader_runs", "contributing"),
+    *("hostile_requests", "corpus_changes", "docs", "hub", "evidence_page", "visitors_apart", "changes"),
+    *("writing_lane", "hot_swaps", "shares", "attribution", "text", "retokenized"),
 )
 """Files of tests that take longest, which begin first: so no process waits for another one in the end."""
 
@@ -147,7 +148,7 @@ SMALL = CorpusConfig(chunk_len=8, vocab_size=400, num_neighbors=4)
 
 
 @pytest.fixture(scope="session")
-def small_folder(tmp_path_factory) -> Path:
+def small_as_built(tmp_path_factory) -> Path:
     """A built corpus of fourteen short documents with chunks of eight tokens; do not change it."""
     folder = tmp_path_factory.mktemp("corpora") / "small"
     prepare_corpus(folder, [write_jsonl(folder.parent / "places.jsonl", records())], SMALL)
@@ -155,9 +156,15 @@ def small_folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def small_folder(small_as_built, tmp_path_factory) -> Path:
+    """A copy of it for one file of tests: what a run makes of a corpus lies beside the corpus."""
+    return shutil.copytree(small_as_built, tmp_path_factory.mktemp("corpora") / "small")
+
+
 @pytest.fixture(scope="session")
-def small_corpus(small_folder) -> Corpus:
-    return load_corpus(small_folder)
+def small_corpus(small_as_built) -> Corpus:
+    return load_corpus(small_as_built)
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,11 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import conftest
 import pytest
 from places import ROOT
 
+from benchmarks import settings_table
 from retro_demo.cli import main
 from retro_demo.models.config import RetroConfig
 from retro_demo.models.reader_config import LessonConfig, ReaderConfig
@@ -229,6 +231,16 @@ def test_every_knob_stands_in_the_reference_table(config):
             f"run python -m benchmarks.settings_table: {setting.name} is missing"
         )
         assert setting.metadata["help"] in table
+
+
+def test_the_reference_table_is_what_the_command_prints():
+    assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == settings_table.page()
+
+
+def test_tests_that_begin_first_are_files_of_tests():
+    there = {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
+
+    assert {f"test_{name}" for name in conftest.SLOW} <= there
 
 
 def test_every_make_target_named_in_the_readme_exists():

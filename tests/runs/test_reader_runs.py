@@ -44,12 +44,6 @@ from retro_demo.server.run_actions import command_of
 from retro_demo.server.workspace import Workspace, new_code
 
 
-@pytest.fixture(scope="module")
-def small_folder(small_folder, tmp_path_factory) -> Path:
-    """A copy of the corpus, beside which what a reader makes of it may lie."""
-    return shutil.copytree(small_folder, tmp_path_factory.mktemp("own") / "small")
-
-
 @pytest.fixture(autouse=True)
 def nothing_loaded():
     forget_bases()

@@ -27,12 +27,6 @@ from retro_demo.sharing.export_format import FORMAT
 
 
 @pytest.fixture(scope="module")
-def small_folder(small_folder, tmp_path_factory) -> Path:
-    """A copy of the corpus, beside which what a reader makes of it may lie."""
-    return shutil.copytree(small_folder, tmp_path_factory.mktemp("own") / "small")
-
-
-@pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     """A base; do not change it."""
     return small_base(tmp_path_factory.mktemp("bases") / "somebodys-base")

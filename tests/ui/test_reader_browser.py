@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-from pathlib import Path
 
 import pytest
 from browser_helpers import browser, url  # noqa: F401
@@ -15,12 +13,6 @@ from random_readers import make_reader
 from retro_demo.server.workspace import Workspace, new_code
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module")
-def small_folder(small_folder, tmp_path_factory) -> Path:
-    """A copy of the corpus, beside which what a reader makes of it may lie."""
-    return shutil.copytree(small_folder, tmp_path_factory.mktemp("own") / "small")
 
 
 def test_a_reader_gets_its_corpus_ready_writes_from_a_prompt_and_reads_an_edit(

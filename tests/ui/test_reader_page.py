@@ -31,12 +31,6 @@ PROMPT = "Lorn\n\nArea of Lorn:"
 
 
 @pytest.fixture(scope="module")
-def small_folder(small_folder, tmp_path_factory) -> Path:
-    """A copy of the corpus, beside which what a reader makes of it may lie."""
-    return shutil.copytree(small_folder, tmp_path_factory.mktemp("own") / "small")
-
-
-@pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Iterator[Path]:
     with page_home(tmp_path_factory.mktemp("reader")) as folder:
         yield folder
