@@ -154,7 +154,9 @@ class LookUp(nn.Module):
         )
         looked = self.project(queries, self.query)
         same = history[:, :, None] == found.history[:, None]  # (B, C, J, RUN)
-        score = looked @ found.keys.transpose(1, 2) * scale.exp() + run[same.cumprod(dim=-1).sum(dim=-1)]
+        shared = same.cumprod(dim=-1).sum(dim=-1)
+        # run[shared] would be the same, but several threads then add up its gradient in any order
+        score = looked @ found.keys.transpose(1, 2) * scale.exp() + F.embedding(shared, run[:, None])[..., 0]
         score = (score + titled * found.titled[:, None]).masked_fill(~found.there[:, None], NOTHING)
         looks = torch.zeros_like(score[:, 0]) if before is None else before.to(score)
         rows = []

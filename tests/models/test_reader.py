@@ -9,8 +9,8 @@ import torch
 
 from retro_demo.errors import UserError
 from retro_demo.models.llama import Llama, LlamaConfig
-from retro_demo.models.reader import Reader, ReaderBatch
-from retro_demo.models.reader_config import ReaderConfig
+from retro_demo.models.reader import Findable, Reader, ReaderBatch
+from retro_demo.models.reader_config import RUN, ReaderConfig
 
 BASE = LlamaConfig(vocab_size=96, dim=32, depth=6, num_heads=4, num_kv_heads=2, head_dim=8, ff_dim=48)
 CHUNK, TITLE = 4, 3
@@ -166,6 +166,29 @@ def test_the_loss_is_that_of_the_network_where_only_it_counts() -> None:
         mixed = make("both").token_losses(tokens, there)[:, CHUNK - 1 :]
         got, _ = model.loss(ReaderBatch(tokens, torch.zeros(2, TITLE, dtype=torch.long), there, weights))
     torch.testing.assert_close(got, (read.mean() + mixed.mean()) / 2, atol=1e-3, rtol=0)
+
+
+def test_the_gradient_of_a_large_look_up_is_the_same_each_time() -> None:
+    model = make()
+    look, generator = model.look, torch.Generator().manual_seed(5)
+    history = torch.randint(1, 4, (8, 16, RUN), generator=generator)
+    tokens = torch.randint(1, 4, (8, 256), generator=generator)
+    found = Findable(
+        tokens,
+        torch.ones_like(tokens, dtype=torch.bool),
+        torch.randn(8, 256, 16, generator=generator),
+        torch.zeros(0),
+        torch.randint(1, 4, (8, 256, RUN), generator=generator),
+        torch.zeros(8, 256),
+    )
+    queries = torch.randn(8, 16, 2, 32, generator=generator)
+    upon = torch.randn(8, 16, 257, generator=generator)
+
+    def gradient() -> bytes:
+        (log_weights, _), counts = look(queries, history, found), look.run
+        return torch.autograd.grad((log_weights * upon).sum(), counts)[0].numpy().tobytes()
+
+    assert len({gradient() for _ in range(20)}) == 1
 
 
 @pytest.mark.parametrize(
