@@ -29,6 +29,7 @@ from benchmarks.fuzz_inputs import (
 )
 from benchmarks.fuzz_outputs import output_targets
 from benchmarks.fuzz_shares import import_targets, make_exports
+from benchmarks.made_bases import write_base, write_gguf
 from retro_demo.cli import main
 from retro_demo.corpus.building import build_corpus, prepare_corpus
 from retro_demo.corpus.retrievers import load_retriever, search
@@ -41,6 +42,7 @@ from retro_demo.jobs import lifecycle
 from retro_demo.models.config import EvidenceConfig, MargeConfig, RetroConfig
 from retro_demo.models.memory import count_parameters
 from retro_demo.models.retro import RETRO
+from retro_demo.pretrained.bases import forget_bases, load_base
 from retro_demo.render import job_views, plots
 from retro_demo.runs.checkpoint import LAST, STATE, load_model, read_any_config, save_weights
 from retro_demo.runs.planning import plan_run, prepare_run
@@ -93,8 +95,9 @@ EVENTS: tuple[dict[str, Any], ...] = (
 
 def targets_of(folder: Path) -> dict[str, Target]:
     """All targets; a small corpus and a small run to damage are made below the folder."""
-    corpus, run = _a_corpus(folder / "a corpus"), folder / "a run"
+    corpus, run, base = _a_corpus(folder / "a corpus"), folder / "a run", folder / "a base"
     _a_run(run, corpus)
+    write_base(base, shards=2)
     exports = make_exports(folder, corpus, run, EVENTS)
     (folder / "work").mkdir()
     return {
@@ -109,6 +112,8 @@ def targets_of(folder: Path) -> dict[str, Target]:
         STATE: partial(_state, run),
         "tokenizer.json": partial(_tokenizer, run / "tokenizer.json"),
         "events.jsonl": _events,
+        "base folders": partial(_base_folder, base),
+        "GGUF files": partial(_gguf, write_gguf(folder / "a base.gguf")),
         "corpus.json": partial(_manifest, corpus),
         "corpus files": partial(_corpus_files, corpus),
         **import_targets(exports),
@@ -248,6 +253,40 @@ def _tokenizer(path: Path, rng: random.Random, folder: Path) -> object:
     ids = tokenizer.encode("Island 3 exports fish, salt and \N{SNOWMAN} <eos>.")
     assert tokenizer.decode(ids) == "Island 3 exports fish, salt and \N{SNOWMAN} <eos>."
     return tokenizer.token_texts(ids)
+
+
+def _base_folder(base: Path, rng: random.Random, folder: Path) -> object:
+    """One of its files is changed or gone."""
+    base = _copied(base, folder)
+    path = rng.choice(sorted(base.iterdir()))
+    if rng.random() < 0.1:
+        path.unlink()
+    elif path.suffix == ".json":
+        path.write_bytes(as_json(rng, changed(rng, json.loads(path.read_text()))))
+    else:
+        path.write_bytes(damaged_tensors(rng, path.read_bytes()))
+    return _read_base(base)
+
+
+def _gguf(file: Path, rng: random.Random, folder: Path) -> object:
+    content = bytearray(file.read_bytes())
+    if rng.random() < 0.6:  # what describes it stands first, and weights are most of it
+        for _ in range(rng.randint(1, 4)):
+            content[rng.randrange(24000)] = rng.randrange(256)
+    else:
+        content = bytearray(damaged(rng, bytes(content)))
+    (folder / "base.gguf").write_bytes(content)
+    return _read_base(folder / "base.gguf")
+
+
+def _read_base(path: Path) -> object:
+    """Load a base and write with it, as a run does."""
+    forget_bases()
+    base = load_base(path)
+    ids = base.tokenizer.encode("The harbor of 12 ships: h\u00f6her!")[:20]
+    with torch.inference_mode():
+        logits = base.model(torch.tensor([ids]))
+    return base.tokenizer.decode(logits.argmax(-1)[0].tolist())
 
 
 def _events(rng: random.Random, folder: Path) -> object:

@@ -65,7 +65,7 @@ class Gguf:
             raise UserError(
                 f"{self.path} keeps {seen(name)} in numbers that are not read ({error})."
             ) from error
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, OverflowError) as error:
             raise UserError(f"{self.path} is damaged at {seen(name)} ({error}). {AGAIN}") from error
         return torch.from_numpy(np.ascontiguousarray(spread, dtype=np.float32).reshape(shape))
 

@@ -9,9 +9,10 @@ from threading import Thread
 
 import pytest
 import torch
-from llama_helpers import FAMILIES, SHAPE, byte_level, slow_logits, write_base, write_gguf
+from llama_helpers import slow_logits
 from safetensors.torch import save_file
 
+from benchmarks.made_bases import FAMILIES, SHAPE, byte_level, write_base, write_gguf
 from retro_demo.errors import UserError
 from retro_demo.pretrained import bases, llama_folder, precision
 from retro_demo.pretrained.bases import (

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llama_helpers import TEXTS, byte_level
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from benchmarks.made_bases import TEXTS, byte_level
 from retro_demo.errors import UserError
 from retro_demo.pretrained.tokenizer import PretrainedTokenizer
 from retro_demo.tokenizer import TextStream, pieces_of

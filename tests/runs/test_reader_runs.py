@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from cli_helpers import run
 from held_back import train_and_kill
-from llama_helpers import SHAPE, byte_level, write_base, write_gguf
 from small_readers import SETTINGS, changed_base, prepare_reader, small_base
 from train_helpers import advance, same_weights, steps
 
+from benchmarks.made_bases import SHAPE, byte_level, write_base, write_gguf
 from retro_demo.errors import UserError
 from retro_demo.events import read_events
 from retro_demo.kinds import KINDS

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from llama_helpers import write_base
 
+from benchmarks.made_bases import write_base
 from retro_demo.models.reader import Reader
 from retro_demo.pretrained.bases import load_base
 from retro_demo.runs.checkpoint import save_weights

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 from conftest import PLACES, write_jsonl
-from llama_helpers import FAMILIES, write_base
 
+from benchmarks.made_bases import FAMILIES, write_base
 from retro_demo.corpus.building import build_corpus, prepare_corpus
 from retro_demo.corpus.retrievers import load_retriever
 from retro_demo.corpus.store import Corpus, load_corpus

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llama_helpers import write_base
 from safetensors.torch import save_file
 
+from benchmarks.made_bases import write_base
 from retro_demo.runs.planning import plan_run, prepare_run
 
 DEEP_ENOUGH = {"num_hidden_layers": 5, "tie_word_embeddings": True}

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from llama_helpers import FAMILIES, write_base
 from reader_helpers import (
     CHUNK,
     LENGTH,
@@ -24,6 +23,7 @@ from reader_helpers import (
 )
 from train_helpers import advance, same_weights, steps
 
+from benchmarks.made_bases import FAMILIES, write_base
 from retro_demo.cli.main import build_parser, main
 from retro_demo.corpus.retrievers import neighbor_table
 from retro_demo.corpus.store import load_corpus
