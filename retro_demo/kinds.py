@@ -98,7 +98,7 @@ READER: dict[str, Any] = {
 
 READER_PRESETS: dict[str, dict[str, Any]] = {
     "tiny": READER
-    | {"lessons": 200, "steps": 200, "warmup": 10, "lr": 1e-3, "eval_every": 200, "save_every": 50},
+    | {"lessons": 300, "steps": 100, "warmup": 10, "lr": 1e-3, "eval_every": 100, "save_every": 50},
     "small": READER
     | {"lessons": 1100, "steps": 720, "warmup": 20, "lr": 1e-3, "eval_every": 240, "save_every": 120},
 }

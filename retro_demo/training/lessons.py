@@ -36,7 +36,7 @@ from retro_demo.errors import UserError
 from retro_demo.models.reader import Ahead, Reader, ReaderBatch
 from retro_demo.runs.alarms import passes_of
 
-SHARES = {"others": 0.20, "oracle": 0.05, "counterfactual": 0.63, "shuffled": 0.12}
+SHARES = {"others": 0.45, "oracle": 0.05, "counterfactual": 0.30, "shuffled": 0.20}
 SHARES_OF_EDITIONS = {
     "others": 0.16,
     "oracle": 0.05,

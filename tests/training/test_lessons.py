@@ -90,7 +90,7 @@ def test_all_kinds_come_about_as_often_as_their_shares_say(drawn):
 def test_a_corpus_without_another_edition_has_the_other_kinds(corpora):
     alone = make_lessons(corpora[0])
 
-    assert {alone.lesson(number).kind for number in range(40)} == set(SHARES)
+    assert {alone.lesson(number).kind for number in range(120)} == set(SHARES)
 
 
 def test_an_edition_of_other_documents_is_none(corpora, tmp_path, base):
