@@ -55,7 +55,7 @@ fuzz: setup
 load: setup
 	$(BIN)/python -m benchmarks.load
 
-# The four shipped runs, from the shipped corpora and one seed; about an hour on one core.
+# The six shipped runs, from the shipped corpora and one seed; about an hour on one core.
 sample: setup
 	$(BIN)/python -m benchmarks.make_checkpoint
 

@@ -1,10 +1,11 @@
-"""Make the shipped runs: a reader of SmolLM2; a small lm, its matched baseline and its retrofit; a MARGE.
+"""Make the shipped runs: a reader of SmolLM2; a small lm, its matched baseline and its retrofit; a RETRO that
+looks things up in the lookup world; a MARGE.
 
     .venv/bin/python -m benchmarks.make_checkpoint [--runs FOLDER] [--threads 1] [--only NAME] [--example]
 
 Training resumes where it stands, so the command can be stopped and called again. Each run lands in
 checkpoints/: config, tokenizer, events and weights in float16. The baseline and the retrofit begin with the
-lm as it is shipped, so that anybody can repeat them; the reader and the retrofit also keep one written
+lm as it is shipped, so that anybody can repeat them; those that read neighbors also keep one written
 example with its whole explanation, which the page shows before anybody has clicked.
 """
 
@@ -55,6 +56,7 @@ class Shipped:
     model: str
     base: str = ""
     corpus: str = CORPUS
+    preset: str = "small"
     settings: Mapping[str, Any] = field(default_factory=dict)
     prompt: str = ""  # of the example that ships with it, "" = none
     writing: GenerateConfig = GenerateConfig()  # so a click on Generate writes the example again
@@ -76,6 +78,15 @@ READER = Shipped(
     prompt="France\n\nGovernment\n\nExecutive branch:\nchief of state:",
     writing=GenerateConfig(max_new_tokens=96, temperature=0.0),
 )
+LOOKUP = Shipped(
+    "lookup-retro",
+    "retro",
+    corpus="sample:lookup",
+    preset="lookup",
+    prompt="Klondish Sevosh: facts of the year. Main export: cloves. Klondish Sevosh on the map since: 1288. "
+    "Currency of Klondish Sevosh: Blaras. Main river:",
+    writing=GenerateConfig(max_new_tokens=96, temperature=0.0),
+)
 MARGE = Shipped("rights-marge", "marge", corpus=RIGHTS)
 
 
@@ -84,7 +95,7 @@ def train(wanted: Shipped, run: Path, threads: int) -> None:
     config = plan_run(
         wanted.model,
         wanted.corpus,
-        preset="small",
+        preset=wanted.preset,
         settings={"seed": SEED, **wanted.settings},
         device="cpu",
         base=wanted.base,
@@ -129,13 +140,13 @@ def main() -> None:
     options.add_argument("--example", action="store_true", help="only write the example anew")
     chosen = options.parse_args()
     if not chosen.example:
-        for wanted in (BASE, MORE, RETROFIT, READER, MARGE):
+        for wanted in (BASE, MORE, RETROFIT, READER, LOOKUP, MARGE):
             if chosen.only not in ("", wanted.name):
                 continue
             list(ensure_sample(wanted.corpus))
             train(wanted, chosen.runs / wanted.name, chosen.threads)
             ship(chosen.runs / wanted.name, CHECKPOINTS / wanted.name)
-    for wanted in (RETROFIT, READER):
+    for wanted in (RETROFIT, READER, LOOKUP):
         if chosen.only in ("", wanted.name):
             write_example(wanted)
 

@@ -14,7 +14,7 @@ from gradio import themes
 
 from retro_demo.corpus.samples import SAMPLES, sample_folder
 from retro_demo.errors import UserError
-from retro_demo.paths import ASSETS, CODE
+from retro_demo.paths import ASSETS, CODE, SAMPLE
 from retro_demo.render import html_parts
 from retro_demo.runs.checkpoint import read_any_config
 from retro_demo.server import service
@@ -147,9 +147,15 @@ def _secret(home: Path) -> str:
 
 
 def _make_ready(cache: ModelCache, folder: Path) -> None:
-    """Load a shipped run, once what it reads is made; that of a MARGE is made for the first who asks."""
+    """Load a shipped run, once what it reads is made; that of a MARGE is made for the first who asks.
+
+    So is a corpus that no start of the app builds.
+    """
     config = read_any_config(folder)
     if "generate" not in config.kind.tabs or config.missing:
+        return
+    sample = SAMPLES.get(config.corpus.removeprefix(SAMPLE))
+    if sample and not sample.at_start:
         return
     edition = service.edition_of(config.corpus) if config.retokenizes else ""
     for corpus in ("", edition) if edition else ("",):
