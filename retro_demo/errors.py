@@ -11,6 +11,7 @@ import errno
 import re
 import signal
 from collections.abc import Sequence
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -25,6 +26,18 @@ class UserError(Exception):
     def __init__(self, text: str = "", **labels: str) -> None:
         super().__init__(text)
         self.labels = labels
+
+
+class NotFound(UserError):
+    """There is no run, or no corpus (`kind`), at a place that the user named; `advice` says what to do."""
+
+    def __init__(self, kind: str, place: Path, advice: str) -> None:
+        self.kind, self.place, self.advice = kind, place, advice
+        super().__init__(self.guessing(""))
+
+    def guessing(self, guess: str) -> str:
+        """The sentence with a guess at what was meant."""
+        return f"There is no {self.kind} at {self.place}.{guess} {self.advice}"
 
 
 FULL = {errno.ENOSPC: "The disk is full", errno.EDQUOT: "The disk quota is used up"}

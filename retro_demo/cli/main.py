@@ -10,18 +10,21 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: a busy neighbor core costs less
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # likewise: fresh memory in huge pages costs a tenth
 
 from retro_demo import __version__
+from retro_demo.cli.listing import near_to
+from retro_demo.cli.next_step import next_step
 from retro_demo.cli.printing import Printer, print_json
 from retro_demo.cli.verbs import add_verbs
-from retro_demo.console import escape_what_cannot_be_shown
+from retro_demo.console import CommandParser, escape_what_cannot_be_shown
 from retro_demo.devices import launched_rank
-from retro_demo.errors import UserError, describe_error
+from retro_demo.errors import NotFound, UserError, describe_error
 from retro_demo.events import Event, Failed, Stopped
 from retro_demo.paths import check_shipped, settle_data_home
 
@@ -37,18 +40,19 @@ def main(arguments: list[str] | None = None, *, stop: Callable[[], bool] = lambd
     escape_what_cannot_be_shown()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)  # also where flags are wrong
-    show = print_json if as_json else Printer()
     if rank := launched_rank():  # one of several processes speaks for all
-        show, as_json = (lambda event: None), False
+        as_json = False
     try:
         options = build_parser().parse_args(arguments)
         check_shipped()
         if warning := settle_data_home()[1]:
             print(warning, file=sys.stderr)
         ending: Event | None = None
-        for event in options.verb(options, stop):
-            show(event)
-            ending = event
+        with ExitStack() as close:
+            show = (lambda _event: None) if rank else _shower(options, close)
+            for event in options.verb(options, stop):
+                show(event)
+                ending = event
         return 130 if isinstance(ending, Stopped) else 0
     except KeyboardInterrupt:
         return 130
@@ -57,6 +61,8 @@ def main(arguments: list[str] | None = None, *, stop: Callable[[], bool] = lambd
         return 1
     except Exception as error:
         said = str(error) if isinstance(error, UserError) else describe_error(error)
+        if isinstance(error, NotFound):
+            said = error.guessing(near_to(error))
         if said:
             print(f"process {rank}: {said}" if rank else said, file=sys.stderr)
         else:
@@ -66,11 +72,17 @@ def main(arguments: list[str] | None = None, *, stop: Callable[[], bool] = lambd
         return 2 if said else 1
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are ours: one sentence, in JSON too."""
+def _shower(options: argparse.Namespace, close: ExitStack) -> Callable[[Event], None]:
+    """What shows the events of a verb: to a program, to who watches a terminal, or line by line."""
+    if getattr(options, "json", False):
+        return print_json
+    if not sys.stdout.isatty():
+        return Printer()
+    from retro_demo.cli.terminal import Terminal  # here: nothing else needs rich
 
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message[0].upper()}{message[1:]}. See: {self.prog} --help")
+    terminal = Terminal(PROGRAM, lambda result: next_step(options, result))
+    close.callback(terminal.close)
+    return terminal
 
 
 class _Completion(argparse.Action):
@@ -90,7 +102,9 @@ class _Completion(argparse.Action):
 
 def build_parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     """All verbs with their flags; each setting of a config is a flag."""
-    parser = _Parser(prog=program, description="Retrieval-augmented language models to train and look into.")
+    parser = CommandParser(
+        prog=program, description="Retrieval-augmented language models to train and look into."
+    )
     parser.add_argument("--version", action="version", version=f"retro_demo {__version__}")
     parser.add_argument(
         "--print-completion", action=_Completion, choices=SHELLS, help="print a script for this shell to read"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from retro_demo.corpus.embedding import known_words
@@ -74,6 +75,8 @@ class Printer:
             return evaluation(values)
         if isinstance(event, Finished) and "listed" in values:
             return table(values["listed"])
+        if isinstance(event, Finished) and "jobs" in values:
+            return jobs_table(values)
         if isinstance(event, Finished) and "neighbors" in values:
             found = "\n\n".join(
                 f"{n['score']:.3f}  {n['title']} (chunk {n['chunk']})\n"
@@ -93,11 +96,11 @@ class Printer:
             values = {
                 name: value for name, value in values.items() if name not in ("document_tokens", "text")
             }
-        return (
-            f"{type(event).__name__.lower()}: "
-            + ", ".join(f"{name} {value}" for name, value in values.items())
-            + said
-        )
+        return self.ended(type(event).__name__.lower(), values, said)
+
+    def ended(self, name: str, values: Mapping[str, Any], said: str) -> str:
+        """What is printed of an event whose figures have no form of their own; `said`: sentences below."""
+        return f"{name}: " + ", ".join(f"{name} {value}" for name, value in values.items()) + said
 
 
 def table(listed: list[dict[str, Any]]) -> str:
@@ -106,6 +109,21 @@ def table(listed: list[dict[str, Any]]) -> str:
     lines = [f"{'kind':10} {'name':{widest}} {'state':11} {'MB':>8}"]
     for one in listed:
         lines.append(f"{one['kind']:10} {one['name']:{widest}} {one['state']:11} {one['bytes'] / 1e6:8.1f}")
+    return "\n".join(lines)
+
+
+def jobs_table(values: dict[str, Any]) -> str:
+    """Jobs, one a line: kind, name, state, how far; then how many corpora and runs there are."""
+    jobs = values["jobs"]
+    widest = max((len(job["name"]) for job in jobs), default=4)
+    lines = [f"{'kind':10} {'name':{widest}} {'state':14} progress"] if jobs else ["No job runs or waits."]
+    for job in jobs:
+        state = f"{job['state']}, place {job['place']}" if job["place"] else job["state"]
+        far = f"{job['doing']} {job['done']:,} of {job['total']:,}" if job["doing"] else ""
+        lines.append(f"{job['kind']:10} {job['name']:{widest}} {state:14} {far}".rstrip())
+        lines += [f"  {job['why']}"] if job["why"] else []
+    if "runs" in values:
+        lines.append(f"{values['corpora']} corpora, {values['runs']} runs (list shows them)")
     return "\n".join(lines)
 
 

@@ -6,14 +6,15 @@ Build, train and evaluate are jobs that a second call resumes; search, generate 
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from retro_demo.cli.listing import add_list_verbs
+from retro_demo.cli.training_flags import add_training_flags
 from retro_demo.console import add_flags, given, numbers, words
 from retro_demo.corpus.building import prepare_corpus
 from retro_demo.corpus.changes import prepare_change
@@ -31,15 +32,14 @@ from retro_demo.explain.document_value import weigh
 from retro_demo.explain.text import explain_text, explain_written
 from retro_demo.explain.tracing import as_json
 from retro_demo.generation.sampling import Continuation, Written
-from retro_demo.jobs.lifecycle import claim, status
-from retro_demo.kinds import KINDS, resolve, setting_types
-from retro_demo.output_folder import check_new, check_output, is_hidden, kind_of, make_output, working_folder
-from retro_demo.paths import SAMPLE, data_home, linked_place, run_folder, without_folders
+from retro_demo.jobs.lifecycle import claim
+from retro_demo.kinds import resolve, setting_types
+from retro_demo.output_folder import check_new, check_output, make_output, working_folder
+from retro_demo.paths import SAMPLE, data_home, run_folder
 from retro_demo.pretrained.bases import find_base
 from retro_demo.runs.checkpoint import read_any_config
 from retro_demo.runs.loading import prepare_shipped, ready_run
 from retro_demo.runs.planning import extend_run, keep_weights, plan_run, prepare_run
-from retro_demo.server.workspace import disk_use
 from retro_demo.settings import (
     RETRIEVERS,
     AddConfig,
@@ -73,14 +73,14 @@ def add_verbs(verbs: Any) -> None:
     def verb(name: str, run: Callable[..., Iterable[Event]], summary: str) -> argparse.ArgumentParser:
         parser = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
         parser.add_argument("--json", action="store_true", help="print one JSON object a line")
-        parser.set_defaults(verb=run)
+        parser.set_defaults(verb=run, command=name)
         return parser
 
     page = verbs.add_parser("serve", help="serve the page", description="Serve the page of retro_demo.")
-    page.set_defaults(verb=_serve)
+    page.set_defaults(verb=_serve, command="serve")
     add_server_flags(page)
 
-    for add in (add_list_verb, add_job_verbs, add_change_verbs, add_share_verbs, add_answer_verbs):
+    for add in (add_list_verbs, add_job_verbs, add_change_verbs, add_share_verbs, add_answer_verbs):
         add(verb)
 
 
@@ -101,27 +101,7 @@ def add_job_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     add_flags(build, CorpusConfig)
 
     train = verb("train", _train, "train a run, or go on with it")
-    train.add_argument(
-        "model",
-        nargs="?",
-        choices=list(KINDS),
-        metavar="MODEL",
-        help=f"{', '.join(KINDS)}; none: go on with --out",
-    )
-    train.add_argument("--corpus", help='folder of a corpus, or "sample:factbook2015"')
-    train.add_argument("--out", type=Path, required=True, help="folder of the run; a second call resumes")
-    train.add_argument(
-        "--base",
-        help="run (or sample:NAME) whose weights to begin with; a retrofit freezes them, the others train on",
-    )
-    presets = list(dict.fromkeys(preset for kind in KINDS.values() for preset in kind.presets))
-    train.add_argument(
-        "--preset", choices=presets, help="named settings (default: those of the base, else tiny)"
-    )
-    train.add_argument(
-        "--device", help="auto, cpu, cuda or mps (default: auto, or what the run was begun on)"
-    )
-    add_flags(train, *setting_types())
+    add_training_flags(train)
 
 
 def _build(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
@@ -403,53 +383,6 @@ def _named_base(options: argparse.Namespace, export: Checked) -> list[Path]:
         return []
     pretrained = export.config is not None and export.config.kind.trains_pretrained
     return [find_base(options.base, hub=True) if pretrained else options.base]
-
-
-DEEPEST = 4  # levels of folders in which corpora and runs are looked for
-
-
-def add_list_verb(verb: Callable[..., argparse.ArgumentParser]) -> None:
-    """verb: name, function, summary -> the parser of that verb."""
-    show = verb("list", _list, "list what ships with the code, and the corpora, runs and exports in a folder")
-    show.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="default: the data folder")
-
-
-def _list(options: argparse.Namespace, _stop: Callable[[], bool]) -> Iterable[Event]:
-    home = data_home()[0]
-    folder: Path = options.folder or home
-    if not folder.is_dir():
-        raise UserError(f"There is no folder {folder}. Name one, or none for the data folder.")
-    listed = [_listed("corpus", SAMPLE + name, sample_folder(home, name)) for name in SAMPLES]
-    listed += [_listed("run", SAMPLE + path.name, path) for path in shipped_runs()]
-    listed += [_listed(kind, _shown_place(path), path) for path, kind in _made_below(folder, home)]
-    yield Finished({"listed": listed})
-
-
-def _made_below(folder: Path, home: Path) -> Iterator[tuple[Path, str]]:
-    """What of ours lies in a folder and not too deep below it, with its kind; not the built samples."""
-    for place, names, _ in os.walk(folder):
-        path = Path(place)
-        if kind := kind_of(path):
-            yield path, kind
-        if kind or len(path.relative_to(folder).parts) == DEEPEST:
-            names.clear()
-        own = {"samples", "derived"} if path.absolute() == home else ()
-        names[:] = sorted(name for name in names if not is_hidden(name) and name not in own)
-
-
-def _listed(kind: str, name: str, folder: Path) -> dict[str, Any]:
-    state = status(folder).state
-    if kind == "export" or (state == "new" and kind == "corpus" and is_built(folder)):
-        state = "finished"
-    return {"kind": kind, "name": name, "state": state, "bytes": disk_use(folder)}
-
-
-def _shown_place(folder: Path) -> str:
-    """A path that other verbs take and that does not tell the code of a workspace."""
-    try:
-        return linked_place(str(folder))
-    except OSError:  # a disk that knows no links
-        return without_folders(str(folder))
 
 
 def add_answer_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:

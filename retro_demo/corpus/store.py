@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from retro_demo.documents.sources import Document
-from retro_demo.errors import UserError
+from retro_demo.errors import NotFound, UserError
 from retro_demo.files import file_hash, load_array, write_atomically
 from retro_demo.pretrained.tokenizer import load_tokenizer
 from retro_demo.retrieval.neighbors import excluded
@@ -359,7 +359,7 @@ def corpus_fingerprint(config: CorpusConfig, hashes: dict[str, str], embedder: s
 def load_corpus(folder: Path) -> Corpus:
     """Read a built corpus; raises UserError where it is missing, unfinished or changed by hand."""
     if not os.path.isdir(folder):  # a name that is too long is none
-        raise UserError(f"There is no corpus at {folder}. Build one with build-corpus, or name another.")
+        raise NotFound("corpus", folder, "Build one with build-corpus, or name another.")
     if not (folder / MANIFEST).is_file():
         raise UserError(f"The corpus at {folder} is not built to its end. Go on: build-corpus --out {folder}")
     written = (folder / MANIFEST).read_bytes()

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from retro_demo.errors import UserError
+from retro_demo.errors import NotFound, UserError
 from retro_demo.files import (
     ANEW,
     Header,
@@ -331,9 +331,7 @@ def read_any_config(folder: Path) -> AnyRun:
     """The config of a run; raises UserError where there is none or it is not one of ours."""
     path = folder / "config.json"
     if not os.path.isfile(path):  # a name that is too long is none
-        raise UserError(
-            f"There is no run at {folder}. Train one with: train retro --corpus DIR --out {folder}"
-        )
+        raise NotFound("run", folder, f"Train one with: train retro --corpus DIR --out {folder}")
     try:
         values = json.loads(path.read_text("utf-8"))
         if values["format"] != FORMAT:

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from retro_demo.console import add_flags, escape_what_cannot_be_shown, given
+from retro_demo.console import CommandParser, add_flags, escape_what_cannot_be_shown, given
 from retro_demo.errors import UserError
 from retro_demo.paths import ASSETS, check_shipped, settle_data_home
 
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None, program: str | None = None) -> int:
     escape_what_cannot_be_shown()
     if os.environ.get("SPACES_ZERO_GPU"):  # a platform's own package, which changes torch before it is used
         import spaces  # noqa: F401  # pyright: ignore[reportMissingImports]
-    parser = argparse.ArgumentParser(program, description="Serve the page of retro_demo.")
+    parser = CommandParser(program, description="Serve the page of retro_demo.")
     add_server_flags(parser)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
