@@ -31,7 +31,19 @@ from retro_demo.paths import check_shipped, settle_data_home
 COMMAND = "retro-demo"  # as it is installed
 PROGRAM = COMMAND if Path(sys.argv[0]).stem == COMMAND else "python -m retro_demo"
 SHELLS = ("bash", "zsh", "fish", "tcsh", "powershell")
-PATHS = {"run", "sources", "source", "corpus", "base", "baseline", "control", "out", "folder", "name"}
+PATHS = {
+    "run",
+    "sources",
+    "source",
+    "corpus",
+    "base",
+    "baseline",
+    "control",
+    "out",
+    "folder",
+    "name",
+    "tensorboard",
+}
 """Arguments that a shell completes with files and folders."""
 
 

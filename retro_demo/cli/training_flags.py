@@ -41,6 +41,15 @@ def _add_common(train: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--device", metavar="NAME", help="auto, cpu, cuda or mps (default: auto, or what it was begun on)"
     )
+    train.add_argument(
+        "--tensorboard",
+        type=Path,
+        metavar="DIR",
+        help="write the metrics of the whole run for TensorBoard, too, to a folder of the run's name in DIR",
+    )
+    train.add_argument(
+        "--trackio", metavar="PROJECT", help="write them to a project of Trackio on this machine, too"
+    )
 
 
 def _of_model(train: argparse.ArgumentParser, options: argparse.Namespace) -> argparse.ArgumentParser:

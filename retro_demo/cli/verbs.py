@@ -39,6 +39,7 @@ from retro_demo.paths import SAMPLE, data_home, run_folder
 from retro_demo.pretrained.bases import find_base
 from retro_demo.runs.checkpoint import read_any_config
 from retro_demo.runs.loading import prepare_shipped, ready_run
+from retro_demo.runs.metrics_export import check_exports, export_metrics
 from retro_demo.runs.planning import extend_run, keep_weights, plan_run, prepare_run
 from retro_demo.settings import (
     RETRIEVERS,
@@ -124,11 +125,14 @@ def _build(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Ev
 
 
 def _train(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
+    exports = {"tensorboard": options.tensorboard, "trackio": options.trackio}
+    check_exports(**exports)  # before any work
     with process_group() as world:
         with on_main(world):
             if world.is_main:
                 yield from _prepare_training(options, stop, world)
-        yield from run_training(options.out, stop, device=options.device, world=world)
+        events = run_training(options.out, stop, device=options.device, world=world)
+        yield from export_metrics(events, options.out, **exports) if world.is_main else events
 
 
 def _prepare_training(options: argparse.Namespace, stop: Callable[[], bool], world: World) -> Iterable[Event]:
