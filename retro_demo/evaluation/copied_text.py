@@ -25,6 +25,7 @@ import numpy as np
 
 from retro_demo.corpus.store import Chunks
 from retro_demo.evaluation.losses import Sums
+from retro_demo.retrieval.suffix_array import prefix_ranks
 
 PAD = 0
 BLOCK = 4_000_000  # database tokens sorted at a time
@@ -54,7 +55,7 @@ def _longest_in_block(chunks: np.ndarray, text: np.ndarray) -> np.ndarray:
     queries = np.full((count, chunk_len + 1), -1, dtype=np.int64)
     queries[:, :-1] = np.where(chunks == PAD, -1, chunks)
     joined = np.concatenate([np.where(text == PAD, -2, text), [-2], queries.reshape(-1)])
-    levels = _prefix_ranks(joined, chunk_len)
+    levels = list(prefix_ranks(joined, chunk_len))
     nearest = _nearest_of_text(levels[-1], len(text))
     places = np.arange(len(text) + 1, len(joined))
     best = np.zeros(len(places), dtype=np.int64)
@@ -63,22 +64,6 @@ def _longest_in_block(chunks: np.ndarray, text: np.ndarray) -> np.ndarray:
         common = _common_prefix(levels, places, np.maximum(there, 0))
         np.maximum(best, np.where(there >= 0, common, 0), out=best)
     return best.reshape(count, chunk_len + 1)[:, :-1].max(axis=1)
-
-
-def _prefix_ranks(tokens: np.ndarray, reach: int) -> list[np.ndarray]:
-    """Ranks of all suffixes by their first 1, 2, 4, ... tokens, up to at least `reach` of them.
-
-    Equal prefixes have equal ranks. The last level orders the suffixes (Karp, Miller, Rosenberg).
-    """
-    levels = [np.unique(tokens, return_inverse=True)[1].astype(np.int32)]
-    width = 1
-    while width < reach:
-        ranks = levels[-1].astype(np.int64)
-        after = np.zeros(len(ranks), dtype=np.int64)  # behind the end: before everything else
-        after[:-width] = ranks[width:] + 1
-        levels.append(np.unique(ranks * (len(ranks) + 1) + after, return_inverse=True)[1].astype(np.int32))
-        width *= 2
-    return levels
 
 
 def _nearest_of_text(ranks: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
