@@ -18,6 +18,7 @@ from retro_demo.settings import (
     EvaluateConfig,
     ExplainConfig,
     GenerateConfig,
+    OriginsConfig,
     TrainConfig,
     WeighConfig,
     settings_of,
@@ -37,6 +38,7 @@ VERBS = [
     (GenerateConfig, "generate", "How text is written"),
     (EvaluateConfig, "evaluate", "How a run is measured"),
     (ExplainConfig, "explain", "How a text is read to explain it"),
+    (OriginsConfig, "trace", "Which stretches of a text count as standing in the corpus"),
     (Limits, "app.py", "What one visitor, and all, may take of a server; 0 is no limit"),
 ]
 

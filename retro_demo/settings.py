@@ -508,3 +508,25 @@ class WeighConfig(Settings):
     )
     rows: int = setting(20, "Rows", "How many tokens are listed: those that lose most.", within=(1, 1000))
     seed: int = setting(0, "Seed", "In which order held-out text is read.", within=SEEDS)
+
+
+@dataclass(frozen=True)
+class OriginsConfig(Settings):
+    """Which stretches of a text count as standing in the corpus (OLMoTrace: 10 times, 0.05 spans a token)."""
+
+    least_words: int = setting(
+        5,
+        "Words of a span",
+        "A stretch of fewer words is left out. In scripts without spaces a word is a character.",
+        within=(1, 1000),
+        main=True,
+    )
+    max_frequency: int = setting(
+        10, "Times at most", "A stretch that the corpus holds more often is left out.", within=(1, 10_000)
+    )
+    max_density: float = setting(
+        0.05, "Spans a word", "So many spans for each word of the text are kept, the longest.", within=(0, 1)
+    )
+    max_documents: int = setting(
+        10, "Documents of a span", "So many documents are listed for each span.", within=(1, 100)
+    )

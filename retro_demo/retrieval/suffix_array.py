@@ -9,6 +9,7 @@ Shapes: S tokens.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
@@ -43,15 +44,13 @@ class SuffixArray:
 
     def __init__(self, tokens: np.ndarray, reach: int, count: int | None = None) -> None:
         self.reach = reach
-        ranks = tokens[:0]
-        for ranks in prefix_ranks(tokens, reach):
-            pass
+        ranks = deque(prefix_ranks(tokens, reach), maxlen=1).pop()  # one level at a time is held
         order = np.argsort(ranks, kind="stable").astype(np.int32)
         self.order = order if count is None else order[order < count]
         self._bytes = tokens.astype(TOKEN).tobytes()
 
     def find(self, tokens: np.ndarray) -> np.ndarray:
-        """All places where a row of 1 to `reach` tokens begins, int32 in no order; empty where it is nowhere."""
+        """Where a row of 1 to `reach` tokens begins, int32 (n,), all places in no order."""
         size = TOKEN.itemsize
         wanted = tokens.astype(TOKEN).tobytes()
 
