@@ -40,11 +40,13 @@ def test_every_snippet_of_the_http_page_runs_and_says_what_it_promises(
         exec(compile(patient, "docs/http.md", "exec"), said)
         printed.append(capsys.readouterr().out)
 
-    _, built, trained, written, refused = printed
+    _, built, trained, written, traced, refused = printed
     assert built.startswith("finished towns 3\n")
     assert built.count("->") == 2
     assert re.match(r"finished 20 \d\.\d+", trained)
     assert "In the year" in written
+    assert re.match(r"[1-9]\d* of \d+ words stand in the corpus", traced)
+    assert re.search(r"<- \S+ True$", traced, re.M)
     assert "no such corpus" in refused
     assert refused.count("\n") == 1
 

@@ -67,6 +67,8 @@ class Printer:
         if isinstance(event, Refined):
             return f"round {event.round} of {event.rounds}: {event.result['verdict']}"
         values = {name: value for name, value in event.to_json().items() if name != "event"}
+        if isinstance(event, Finished) and "spans" in values and "citations" in values:
+            return traced(values)
         if isinstance(event, Finished) and "pairs" in values:
             return explained(values)
         if isinstance(event, Finished) and "weighed" in values:
@@ -134,6 +136,25 @@ def explained(values: dict[str, Any]) -> str:
     lines = [f"{row['gain']:+.2f} nat  token {row['token'] + 1} {row['text']!r}" for row in told]
     figures = {name: value for name, value in values["summary"].items() if value is not None}
     return "\n".join([*lines, ", ".join(f"{name} {value:.4g}" for name, value in figures.items())])
+
+
+def traced(result: dict[str, Any]) -> str:
+    """Where a text came from: its spans, what its sentences cite, and the causes of a phrase."""
+    lines = [f"{result['words_found']} of {result['words']} words stand in {result['corpus']} word for word"]
+    for span in result["spans"]:
+        first = span["places"][0]
+        more = f" and {span['documents'] - 1} more" if span["documents"] > 1 else ""
+        place = f"{first['title'] or first['document']} at {first['start']}{more}"
+        lines.append(f"{span['words']:>4} words  {span['text']!r}: {place}")
+    for row in result["citations"]:
+        cited = [f"{one['title'] or one['document']} ({one['nats']:+.1f} nat)" for one in row["cited"]]
+        lines.append(f"{row['text'].strip()!r} <- {', '.join(cited) or 'no neighbor'}")
+    if found := result["phrase"]:
+        lines.append(f"{found['phrase']!r} ({found['gain']:+.2f} nat with all neighbors) <-")
+        for one in found["sentences"]:
+            worth = one["alone"] if one["shapley"] is None else one["shapley"]
+            lines.append(f"{worth:+6.2f} nat  {one['text']!r}, {one['title'] or one['document']}")
+    return "\n".join([*lines, *filter(None, [result["why_no_citations"]])])
 
 
 def weighed(result: dict[str, Any]) -> str:

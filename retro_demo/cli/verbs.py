@@ -15,6 +15,7 @@ from typing import Any
 
 from retro_demo.cli.listing import add_list_verbs
 from retro_demo.cli.training_flags import add_training_flags
+from retro_demo.cli.trace_verb import add_trace_verb
 from retro_demo.console import add_flags, given, numbers, words
 from retro_demo.corpus.building import prepare_corpus
 from retro_demo.corpus.changes import prepare_change
@@ -83,6 +84,7 @@ def add_verbs(verbs: Any) -> None:
 
     for add in (add_list_verbs, add_job_verbs, add_change_verbs, add_share_verbs, add_answer_verbs):
         add(verb)
+    add_trace_verb(verb)
 
 
 def add_job_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:

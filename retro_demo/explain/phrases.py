@@ -130,8 +130,11 @@ def _cost(count: int, few: int) -> int:
     return 1 + count + max(0, 2**few - 1 - few)
 
 
-def find_phrase(text: str, phrase: str, occurrence: int = 1) -> tuple[int, int]:
-    """Where a phrase stands in a text, characters start to end - 1; UserError where it does not."""
+def find_phrase(text: str, phrase: str, occurrence: int = 1, where: str = "") -> tuple[int, int]:
+    """Where a phrase stands in a text, characters start to end - 1; UserError where it does not.
+
+    `where` says in an error which part of a longer text this is, as in " on page 1 of 2".
+    """
     if not isinstance(phrase, str) or not phrase.strip():
         raise UserError("The phrase is empty. Give a few words of the text, as they stand there.")
     starts, at = [], text.find(phrase)
@@ -140,10 +143,12 @@ def find_phrase(text: str, phrase: str, occurrence: int = 1) -> tuple[int, int]:
         at = text.find(phrase, at + 1)
     if not starts:
         raise UserError(
-            f"The text does not hold the phrase {phrase[:80]!r}. Copy it from the text as it stands."
+            f"The text{where} does not hold the phrase {phrase[:80]!r}. Copy it from the text as it stands."
         )
     if not 1 <= occurrence <= len(starts):
-        raise UserError(f"The text holds the phrase {len(starts)} times, and occurrence is {occurrence}.")
+        raise UserError(
+            f"The text{where} holds the phrase {len(starts)} times, and occurrence is {occurrence}."
+        )
     return starts[occurrence - 1], starts[occurrence - 1] + len(phrase)
 
 
@@ -170,11 +175,8 @@ def plan_attribution(trace: Trace, start: int, end: int, most_tokens: int = 0) -
     if most_tokens:
         while few and _cost(count, few) * length > most_tokens:
             few -= 1
-        count = (
-            max(1, min(count, most_tokens // length - 1))
-            if _cost(count, few) * length > most_tokens
-            else count
-        )
+        if _cost(count, few) * length > most_tokens:
+            count = max(1, min(count, most_tokens // length - 1))
     tokens = [t for t, _ in readers]
     return AttributionPlan(
         int(begins[own[0]]), int(ends[own[-1]]), tokens, found[:count], len(found) - count, few, length

@@ -177,6 +177,8 @@ GLOSSARY: dict[str, str] = {
     "surprise": "How unexpected a token was, in nats: minus the logarithm of its probability.",
     "entropy": "How widely attention is spread over the neighbors' tokens, in nats; 0: all on one.",
     "copied": "Tokens in the order in which a neighbor has them that the model could read then.",
+    "verbatim span": "Words of a text that stand in the same order, character by character, in the corpus.",
+    "citation": "A document whose neighbors made a sentence at least e times as likely as without them.",
     "effect": "The Shapley value of a rank (all first neighbors, all second ones): how much loss it removes.",
     "shuffled control": "The same with neighbors of another chunk: what is left is not due to content.",
     "KL": "How far two predictions are apart, in nats; 0 means that they are the same.",

@@ -18,6 +18,7 @@ from retro_demo.corpus.samples import corpus_folder
 from retro_demo.corpus.store import MANIFEST, TEXT_FILES, load_corpus
 from retro_demo.devices import compute_as_served
 from retro_demo.explain.marge_reading import EvidenceReading, MargeCorpus, load_marge_corpus, read_evidence
+from retro_demo.explain.origins import SearchedCorpus, load_searched
 from retro_demo.generation.marge import LoadedMarge, load_marge_run
 from retro_demo.runs.checkpoint import BEST, LAST, ReaderRun, read_marge_config, read_run_config
 from retro_demo.runs.loading import LoadedRun, load_run
@@ -34,6 +35,7 @@ class ModelCache:
         self.limit = limit
         self._runs: OrderedDict[Any, LoadedRun] = OrderedDict()
         self._corpora: OrderedDict[Any, Database] = OrderedDict()
+        self._searched: OrderedDict[Any, SearchedCorpus] = OrderedDict()
         self._marge_corpora: OrderedDict[Any, MargeCorpus] = OrderedDict()
         self._marges: OrderedDict[Any, LoadedMarge] = OrderedDict()
         self._readings: OrderedDict[Any, EvidenceReading] = OrderedDict()
@@ -69,6 +71,11 @@ class ModelCache:
             return Database(corpus, load_retriever(corpus, retriever))
 
         return self._get_or_load(self._corpora, (folder, retriever, _corpus_stamp(folder)), load)
+
+    def searched(self, folder: Path) -> SearchedCorpus:
+        """A corpus with the index of all its text; raises UserError where it is not built."""
+        key = _corpus_stamp(folder)
+        return self._get_or_load(self._searched, key, lambda: load_searched(folder))
 
     def marge_corpus(self, folder: Path) -> MargeCorpus:
         """The passages of a MARGE run; raises UserError where its corpus is gone or has changed."""
@@ -114,7 +121,8 @@ class ModelCache:
     def forget(self, folder: Path) -> None:
         """Let go of all that was loaded from below a folder, once what is being loaded is there."""
         with self._loading, self._lock:
-            for entries in (self._runs, self._corpora, self._marge_corpora, self._marges, self._readings):
+            marges = (self._marge_corpora, self._marges, self._readings)
+            for entries in (self._runs, self._corpora, self._searched, *marges):
                 for key in [key for key in entries if _reads_from(key, folder)]:
                     del entries[key]
 

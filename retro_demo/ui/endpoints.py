@@ -6,6 +6,7 @@ Each takes the workspace code first, and says what is wrong in the sentence of a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 import gradio as gr
@@ -25,12 +26,12 @@ from retro_demo.render.wording import to_program, values_to_program
 from retro_demo.runs.alarms import Watch, best_of
 from retro_demo.runs.checkpoint import BEST, read_any_config, told_by
 from retro_demo.runs.loading import LoadedRun, why_none_found
-from retro_demo.server import corpus_changes, evaluations, run_actions, service
+from retro_demo.server import corpus_changes, evaluations, origins, run_actions, service
 from retro_demo.server.limits import checked_writing
 from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.run_actions import weights_kept
 from retro_demo.server.workspace import Workspace
-from retro_demo.settings import AddConfig, CorpusConfig, EvaluateConfig, ExplainConfig
+from retro_demo.settings import AddConfig, CorpusConfig, EvaluateConfig, ExplainConfig, OriginsConfig
 from retro_demo.ui import zero_gpu
 from retro_demo.ui.form import MODEL, SHARE
 from retro_demo.ui.gradio_patches import public
@@ -314,6 +315,80 @@ class CorpusEndpoints:
         return values_to_program(found)
 
 
+class OriginEndpoints:
+    """How programs ask where a text came from, and read a document at a place."""
+
+    def __init__(self, cache: ModelCache) -> None:
+        self.cache, self.home = cache, cache.home
+
+    def trace(
+        self,
+        workspace: str,
+        text: str,
+        run: str = "",
+        corpus: str = "",
+        phrase: str = "",
+        occurrence: int = 1,
+        page: int = 1,
+        retriever: str = "",
+        num_neighbors: int = 0,
+        least_words: int = 5,
+        max_frequency: int = 10,
+        max_documents: int = 10,
+    ) -> Iterator[dict]:
+        """Where a text came from: spans that stand word for word anywhere in the corpus of a run, or in
+        `corpus`, longest first; with a run that reads neighbors also which documents each sentence of a page
+        owes itself to (citations), and the sentences of the neighbors that a phrase of the text owes itself
+        to. Yields {"done": false, "read", "readings"} before and while a phrase is attributed; the last has
+        "done": true. Offsets count characters (code points); those of citations and phrase are of
+        "read_text", the page that the run read."""
+        config = OriginsConfig(
+            least_words=_whole(least_words),
+            max_frequency=_whole(max_frequency),
+            max_documents=_whole(max_documents),
+        )
+        reading = ExplainConfig(page=_whole(page), retriever=retriever, num_neighbors=_whole(num_neighbors))
+        space, asked = Workspace.open(self.home, workspace), origins.TraceTarget(run, corpus)
+        steps = origins.trace(
+            self.cache,
+            space,
+            asked,
+            text,
+            phrase=phrase,
+            occurrence=_whole(occurrence),
+            explain=reading,
+            config=config,
+        )
+        for step in steps:
+            if isinstance(step, dict):
+                yield values_to_program(step) | {"done": True}
+            else:
+                yield {"done": False, "read": step.done, "readings": step.total}
+
+    def open_document(
+        self,
+        workspace: str,
+        run: str = "",
+        corpus: str = "",
+        document: str = "",
+        start: int = 0,
+        end: int = 0,
+        chunk: int = -1,
+    ) -> dict:
+        """A document of a corpus, or of that of a run, opened at a place: at characters start to end - 1 of
+        `document` (id or title), or at a neighbor and its continuation by the number of its chunk. Gives
+        document, title, held_out, text, and where the place stands in that text (start, end); of a very long
+        document the text is what lies around it, and before and after say how much is left out."""
+        space, asked = Workspace.open(self.home, workspace), origins.TraceTarget(run, corpus)
+        if bool(document) == (chunk >= 0):
+            raise UserError("Name either a document (id or title) or a chunk (its number, from 0).")
+        if document:
+            shown = origins.open_at(self.cache, space, asked, document, _whole(start), _whole(end))
+        else:
+            shown = origins.open_chunk(self.cache, space, asked, _whole(chunk))
+        return asdict(shown)
+
+
 class ShareEndpoints:
     """How programs take a run out as a .zip, and a .zip in as a run or corpus."""
 
@@ -363,6 +438,13 @@ def add_corpus_endpoints(cache: ModelCache) -> None:
     ends = CorpusEndpoints(cache)
     _publish(ends.change_corpus, concurrency_limit=None)
     _publish(ends.weigh, **MODEL)
+
+
+def add_origin_endpoints(cache: ModelCache) -> None:
+    """As `add_endpoints`, for those of `OriginEndpoints`."""
+    ends = OriginEndpoints(cache)
+    _publish(ends.trace, **MODEL)
+    _publish(ends.open_document, concurrency_limit=2)
 
 
 def add_share_endpoints(cache: ModelCache) -> None:

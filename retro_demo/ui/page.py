@@ -25,7 +25,12 @@ from retro_demo.server.scheduler import keep_dispatching
 from retro_demo.server.workspace import Workspace, new_code, shipped_runs
 from retro_demo.ui import zero_gpu
 from retro_demo.ui.corpus_tab import corpus_tab
-from retro_demo.ui.endpoints import add_corpus_endpoints, add_endpoints, add_share_endpoints
+from retro_demo.ui.endpoints import (
+    add_corpus_endpoints,
+    add_endpoints,
+    add_origin_endpoints,
+    add_share_endpoints,
+)
 from retro_demo.ui.evaluate_tab import evaluate_tab
 from retro_demo.ui.evidence_tab import evidence_tab
 from retro_demo.ui.form import QUIET, shows_errors
@@ -109,6 +114,7 @@ def build_app(
         account_panel(cache, visitor, arrival)
         add_endpoints(cache)
         add_corpus_endpoints(cache)
+        add_origin_endpoints(cache)
         add_share_endpoints(cache)
         zero_gpu.add_endpoint(cache)
     demo.queue(max_size=256, api_open=False)

@@ -17,6 +17,8 @@ ENDPOINTS = {
     "/evaluate",
     "/change_corpus",
     "/weigh",
+    "/trace",
+    "/open_document",
     "/export_run",
     "/import_run",
 }
