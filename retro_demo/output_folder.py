@@ -34,7 +34,7 @@ SHOWN_CHARS, SHOWN_NAMES = 60, 4
 
 
 def kind_of(folder: Path) -> str:
-    """What of ours a folder holds: "corpus", "run", "evaluation", "export", or "" for nothing of ours."""
+    """What of ours a folder holds: "corpus", "run", "evaluation", "study", "export", or "" for none."""
     return kind_by(read_object(folder / EXPORT), read_object(folder / CONFIG))
 
 
@@ -177,6 +177,9 @@ def _kind_of_config(values: Mapping[str, Any]) -> str:
     if values.get("kind") == "evaluation":
         ours = isinstance(values.get("run"), str) and isinstance(values.get("settings"), dict)
         return "evaluation" if ours else ""
+    if values.get("kind") == "study":
+        ours = isinstance(values.get("corpus"), str) and isinstance(values.get("settings"), dict)
+        return "study" if ours else ""
     texts = all(isinstance(values.get(name), str) for name in ("model", "corpus", "corpus_fingerprint"))
     ours = isinstance(values.get("network"), dict) and isinstance(training, dict) and "steps" in training
     return "run" if texts and ours else ""

@@ -69,7 +69,7 @@ def _made_below(folder: Path, home: Path) -> Iterator[tuple[Path, str]]:
         path = Path(place)
         if kind := kind_of(path):
             yield path, kind
-        if kind or len(path.relative_to(folder).parts) == DEEPEST:
+        if kind not in ("", "study") or len(path.relative_to(folder).parts) == DEEPEST:
             names.clear()
         own = {"samples", "derived"} if path.absolute() == home else ()
         names[:] = sorted(name for name in names if not is_hidden(name) and name not in own)

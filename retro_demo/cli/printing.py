@@ -73,6 +73,8 @@ class Printer:
             return explained(values)
         if isinstance(event, Finished) and "weighed" in values:
             return weighed(values)
+        if isinstance(event, Finished) and "seeds" in values:
+            return study(values)
         if isinstance(event, Finished) and "verdict" in values:
             return evaluation(values)
         if isinstance(event, Finished) and "listed" in values:
@@ -166,6 +168,16 @@ def weighed(result: dict[str, Any]) -> str:
             f"{row['lost']:+6.2f}  {gains}  {row['token']!r} after {row['context']!r}, {row['because']}"
         )
     return "\n".join([*lines, weighed_words(result)])
+
+
+def study(result: dict[str, Any]) -> str:
+    """What each seed of a study gave, one a line, and the verdict as the last line."""
+    lines = [f"{'seed':>4}  {'bits/byte on minus ' + result['against']:30}  run"]
+    for seed in result["seeds"]:
+        told = seed["difference"] or {"bpb": float("nan"), "bpb_ci": None}
+        ends = f" ({told['bpb_ci'][0]:+.4f} to {told['bpb_ci'][1]:+.4f})" if told["bpb_ci"] else ""
+        lines.append(f"{seed['seed']:4}  {told['bpb']:+.4f}{ends:23}  {seed['run']}")
+    return "\n".join([*lines, *(f"- {step}" for step in result["next"]), result["verdict"]])
 
 
 def evaluation(result: dict[str, Any]) -> str:

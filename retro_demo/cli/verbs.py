@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from retro_demo.cli.listing import add_list_verbs
-from retro_demo.cli.training_flags import add_training_flags
+from retro_demo.cli.study_verb import add_study_verb
 from retro_demo.cli.trace_verb import add_trace_verb
+from retro_demo.cli.training_flags import add_training_flags
 from retro_demo.console import add_flags, given, numbers, words
 from retro_demo.corpus.building import prepare_corpus
 from retro_demo.corpus.changes import prepare_change
@@ -105,6 +106,7 @@ def add_job_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
 
     train = verb("train", _train, "train a run, or go on with it")
     add_training_flags(train)
+    add_study_verb(verb)
 
 
 def _build(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:

@@ -43,6 +43,7 @@ class VerdictFigures:
     baseline_on_was: Difference | None = None
     on_was: Difference | None = None
     got_worse: str = ""  # that the training of the baseline tells so, in words
+    seeds: int = 1  # trainings that the differences are averaged over
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,8 @@ def _measured_on(e: VerdictFigures) -> str:
     words = (
         f"Measured on {e.documents:,} held-out documents ({e.tokens:,} tokens, {part} of them), with "
         f"k = {e.k} neighbors from a database of {e.database_tokens:,} tokens; {e.share_short:.1%} of the "
-        f"queries found fewer than {e.k}. One seed."
+        f"queries found fewer than {e.k}. "
+        + ("One seed." if e.seeds == 1 else f"Averaged over {e.seeds} seeds, each trained anew.")
     )
     if e.match and e.on_baseline is not None:
         words += f" {e.match}."
@@ -236,7 +238,7 @@ def _next(e: VerdictFigures, helps: bool | None) -> tuple[str, ...]:
         )
     if e.tokens < e.held_out_tokens:
         steps.append("More held-out tokens: the intervals become narrower.")
-    if helps is not False:
+    if helps is not False and e.seeds < 3:
         steps.append("Other seeds: one training may be lucky; three would tell.")
     if helps is False or (e.on_shuffled is not None and not less(e.on_shuffled)):
         steps.append("A run that has learned to read: the oracle arm shows whether it can copy at all.")
