@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 UPLOADS = "uploads"  # the one folder in it that the page hands files out of
 DELETED_FROM = (UPLOADS, "workspaces")  # what is old or in nobody's use goes (server/cleanup.py)
 UPLOAD = re.compile("[0-9a-f]{64}")  # the folder of an upload is called by the hash of its content
-OF_A_WORKSPACE = ("corpora", "runs", "evaluations", "traces", "files.jsonl", "exports.jsonl")
+OF_A_WORKSPACE = ("corpora", "runs", "studies", "evaluations", "traces", "files.jsonl", "exports.jsonl")
 PARTS = (
     "workspaces",
     "queue",
@@ -111,7 +111,7 @@ LOOK_SECONDS = 600.0
 IN_USE = 2 * 3600.0  # seconds; a workspace is dated once an hour at most: it was used in the last one
 LOOKED = "last-cleaning"  # a file of the data folder; its date is of the last cleanup
 STAGED = (".import-*", ".export-*")  # in a workspace, and left where a server was killed at its work
-JOBS = ("corpora/*", "corpora/*/editions/*", "runs/*", "runs/*/evaluations/*", "evaluations/*/*")
+JOBS = ("corpora/*", "corpora/*/editions/*", "runs/*", "runs/*/evaluations/*", "evaluations/*/*", "studies/*")
 
 
 def delete_workspace(home: Path, code: str) -> int:

@@ -35,6 +35,7 @@ from retro_demo.server.limits import check_space, checked_addition, limits_of, w
 from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.scheduler import begin
 from retro_demo.server.service import keep_files
+from retro_demo.server.studies import studies_reading
 from retro_demo.server.workspace import Workspace
 from retro_demo.settings import AddConfig, WeighConfig
 
@@ -110,6 +111,8 @@ def _readers(workspace: Workspace, base: Path) -> Iterator[str]:
     for run in runs:
         if read_any_config(workspace.run(run)).corpus == str(base):
             yield f"{run} is training on"
+    for study in studies_reading(workspace, base):
+        yield f"The study {study} is at work on"
     for run in evaluations_reading(workspace, base):
         yield f"An evaluation of {run} reads"
     if any(map(lifecycle.is_at_work, base.glob("editions/*"))):

@@ -22,6 +22,7 @@ from retro_demo.jobs.worker import Allowance
 from retro_demo.runs.checkpoint import read_any_config
 from retro_demo.server.limits import ADDRESS, Limits, limits_of
 from retro_demo.server.workspace import Workspace
+from retro_demo.training.study import read_study
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ def begin(workspace: Workspace, folder: Path, verb: str) -> None:
     """
     home, visitor, device = workspace.home, workspace.folder.name, ""
     limits = limits_of(home)
+    if verb == "study":
+        device = choose_device(read_study(folder).device)
     if verb == "train":
         device = read_any_config(folder).device
         if lends_gpu():

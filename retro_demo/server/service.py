@@ -230,11 +230,7 @@ def start_run(
     """
     check_space(workspace)
     check_steps(limits_of(workspace.home), settings.get("steps", 0))
-    place = built_corpus(workspace, corpus)
-    if lifecycle.is_at_work(place):
-        raise UserError(
-            f"{corpus_title(corpus)} is being changed, and a run of before could not go on. Wait."
-        )
+    place = corpus_to_read(workspace, corpus)
     if kind_named(model).base == "must" and not base:
         raise UserError(no_base(workspace, corpus, model))
     if edition := settings.get("edition"):
@@ -245,7 +241,7 @@ def start_run(
         corpus if corpus.startswith(SAMPLE) else str(place),
         preset=preset,
         settings=settings,
-        base=_named_base(workspace, kind_named(model), base),
+        base=named_base(workspace, kind_named(model), base),
     )
     check_training(limits_of(workspace.home), wanted)
     with workspace.filling("runs", name or f"{corpus.removeprefix(SAMPLE)}-{model}-{preset}") as folder:
@@ -254,7 +250,7 @@ def start_run(
     return folder.name
 
 
-def _named_base(workspace: Workspace, kind: Kind, base: str) -> str:
+def named_base(workspace: Workspace, kind: Kind, base: str) -> str:
     """A base as a config names it, from what a visitor names; raises UserError for what is not known here."""
     if kind.trains_pretrained or (kind.of_pretrained and base in available_bases()):
         if base not in available_bases():
@@ -310,6 +306,16 @@ def built_corpus(workspace: Workspace, corpus: str) -> Path:
     if not is_built(folder):
         raise UserError(
             f"{corpus_title(corpus)} is not built yet. Wait for its build on the Corpus tab, or resume it."
+        )
+    return folder
+
+
+def corpus_to_read(workspace: Workspace, corpus: str) -> Path:
+    """As `built_corpus`, for a new run, which raises UserError while it is being changed."""
+    folder = built_corpus(workspace, corpus)
+    if lifecycle.is_at_work(folder):
+        raise UserError(
+            f"{corpus_title(corpus)} is being changed, and a run of before could not go on. Wait."
         )
     return folder
 

@@ -5,6 +5,7 @@ DATA/derived/FINGERPRINT        what is made from a corpus that cannot be writte
 DATA/links/TAG                  another path to a workspace, which does not show its code
 DATA/workspaces/CODE/corpora    a visitor's corpora, runs and kept traces
                     /runs           with their evaluations
+                    /studies        that train some of these runs
                     /evaluations    those of the shipped runs
                     /traces
 
@@ -38,11 +39,18 @@ from retro_demo.paths import CHECKPOINTS, CODE, SAMPLE
 from retro_demo.runs.checkpoint import read_any_config
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,60}")
+WORDS = {"corpora": "corpus", "runs": "run", "studies": "study"}
 
 
 def new_code() -> str:
     """A code for a new visitor that nobody can guess."""
     return secrets.token_urlsafe(18)
+
+
+def plain_name(wanted: str) -> str:
+    """A wanted name in the letters that folders are named with."""
+    plain = unicodedata.normalize("NFKD", wanted).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9._-]+", "-", plain.lower()).strip("-._")[:50] or "unnamed"
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,10 @@ class Workspace:
         """Ids of the runs, shipped ones first as `shipped_runs` has them, then the newest first."""
         return [SAMPLE + path.name for path in shipped_runs()] + self._names("runs")
 
+    def studies(self) -> list[str]:
+        """Ids of the visitor's studies, the newest first."""
+        return self._names("studies")
+
     def _names(self, kind: str) -> list[str]:
         folders = [path for path in (self.folder / kind).glob("*") if (path / "config.json").exists()]
         return [
@@ -129,9 +141,8 @@ class Workspace:
         return folder
 
     def new_folder(self, kind: str, wanted: str) -> Path:
-        """A folder for a new corpus or run (kind "corpora" or "runs"), named as wanted as can be."""
-        plain = unicodedata.normalize("NFKD", wanted).encode("ascii", "ignore").decode()
-        base = re.sub(r"[^a-z0-9._-]+", "-", plain.lower()).strip("-._")[:50] or "unnamed"
+        """A folder for a new corpus, run or study (kind "corpora" ...), named as wanted as can be."""
+        base = plain_name(wanted)
         (self.make().folder / kind).mkdir(mode=0o700, exist_ok=True)
         for number in range(1, 10_000):
             folder = self.folder / kind / (base if number == 1 else f"{base}-{number}")
@@ -173,7 +184,7 @@ class Workspace:
         """The folder of a corpus or run of the visitor's own that nothing works on; else raises UserError."""
         if name.startswith(SAMPLE):
             raise UserError(f"{name.removeprefix(SAMPLE)} ships with the app and stays as it is.")
-        folder = self._existing(kind, name, {"corpora": "corpus", "runs": "run"}[kind])
+        folder = self._existing(kind, name, WORDS[kind])
         if is_at_work(folder) or any(map(is_at_work, folder.glob("evaluations/*"))):
             raise UserError(f"{name} is being worked on, or waits to be. Stop it first.")
         return folder

@@ -129,6 +129,11 @@ def prepare_study(out: Path, study: Study) -> None:
         wanted = plan_part(study, name, study.first_seed, {})
         resolve(wanted.kind.planner).check(wanted, corpus)
     make_output(out)
+    write_study(out, study)
+
+
+def write_study(out: Path, study: Study) -> None:
+    """Write down what the study in a folder asks."""
     write_atomically(out / CONFIG, (json.dumps(_kept(study), indent=2) + "\n").encode())
 
 
