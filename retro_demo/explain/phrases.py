@@ -47,7 +47,7 @@ def cite(trace: Trace) -> list[dict[str, Any]]:
 
     start, end: characters of the text; gain: nats that reading was worth; cited: documents whose neighbors
     lowered the loss of its tokens by CITED nats or more (sum of their Shapley values), with the places
-    (chunk, neighbor) that were read. Empty where the text has no neighbors.
+    that were read: chunk of the text, neighbor, chunk of the corpus. Empty where the text has no neighbors.
     """
     if not trace.neighbors:
         return []
@@ -63,7 +63,8 @@ def cite(trace: Trace) -> list[dict[str, Any]]:
                 new = {"document": found["document"], "title": found["title"], "nats": 0.0, "places": []}
                 one = effects.setdefault(found["document"], new)
                 one["nats"] += float(trace.numbers.shapley[t - 1, k])
-                if (place := {"chunk": chunk, "neighbor": k}) not in one["places"]:
+                place = {"chunk": chunk, "neighbor": k, "corpus_chunk": found["chunk"]}
+                if place not in one["places"]:
                     one["places"].append(place)
         cited = sorted(
             (one for one in effects.values() if one["nats"] >= CITED), key=lambda one: -one["nats"]

@@ -39,6 +39,7 @@ from retro_demo.ui.form import (
     shows_errors,
 )
 from retro_demo.ui.linked_view import ExplainHandlers, ExplainView, wire_explaining
+from retro_demo.ui.origins_panel import origins_panel
 from retro_demo.ui.visit import Lane, copy_link, run_breadcrumb
 
 NO_RUN = "No run yet: train one on the Train tab."
@@ -330,6 +331,8 @@ def generate_tab(
 ) -> None:
     """Build the tab and wire it; `arrival` is the event after which the visitor is known."""
     view = GenerateView()
+    with view.below:
+        origins_panel(cache, visitor, view.trace_id, view.run, view.corpus)
     on = GenerateHandlers(cache, view, breadcrumb)
     wire_writing(view.inner, cache, view.evidence, visitor, arrival)
     wire_explaining(ExplainHandlers(cache, view.text), view.text, [visitor, view.trace_id])

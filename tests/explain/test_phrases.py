@@ -165,7 +165,7 @@ def test_a_sentence_cites_the_document_whose_neighbor_made_it_likely(lookup):
 
     (cited,) = rows["The capital of Arden is Gulm."]["cited"]
     assert cited["document"] == "facts"
-    assert cited["places"] == [{"chunk": 0, "neighbor": 1}]
+    assert cited["places"] == [{"chunk": 0, "neighbor": 1, "corpus_chunk": 10}]
     assert cited["nats"] >= CITED
     assert rows["It is far."]["cited"] == []
     assert "".join(TEXT[row["start"] : row["end"]] for row in rows.values()) == TEXT
