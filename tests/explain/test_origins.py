@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 from cli_helpers import run as told
 from evaluation_helpers import make_run
+from random_readers import make_reader
 
+from retro_demo.corpus.opening import open_document, place_of_tokens
 from retro_demo.corpus.store import Corpus
 from retro_demo.errors import UserError
 from retro_demo.events import Progress
 from retro_demo.explain.origins import load_searched, trace_run, trace_spans
-from retro_demo.runs.loading import LoadedRun, load_run
+from retro_demo.runs.checkpoint import read_any_config
+from retro_demo.runs.loading import LoadedRun, load_run, make_ready
 from retro_demo.settings import ExplainConfig, OriginsConfig
 
 
@@ -24,6 +27,8 @@ def runs(small_folder, tmp_path_factory):
         lm = make_run(place / "plain", small_folder, "lm", seq_len=64)
         make_run(place / "retro", small_folder, "retro", seq_len=64)
         make_run(place / "retrofit", small_folder, "retrofit", base=str(lm), seq_len=64)
+        reader = make_reader(place / "reader", small_folder, place / "base")
+        list(make_ready(str(small_folder), reader, read_any_config(reader)))
     return place
 
 
@@ -35,7 +40,7 @@ def loaded(runs, kind: str) -> LoadedRun:
     return load_run(runs / kind, "cpu")
 
 
-@pytest.mark.parametrize("kind", ["retro", "retrofit"])
+@pytest.mark.parametrize("kind", ["retro", "retrofit", "reader"])
 def test_a_trace_of_a_run_has_spans_citations_and_the_sentences_of_a_phrase(runs, small_folder, kind):
     searched, run = load_searched(small_folder), loaded(runs, kind)
     text = quote(searched.corpus)
@@ -55,6 +60,12 @@ def test_a_trace_of_a_run_has_spans_citations_and_the_sentences_of_a_phrase(runs
     assert "".join(row["text"] for row in found["citations"]) == found["read_text"] == text
     assert last_words in found["phrase"]["phrase"]
     assert found["phrase"]["sentences"]
+    assert run.database is not None
+    for one in found["phrase"]["sentences"]:
+        place = place_of_tokens(run.database.corpus, one["first_token"], one["end_token"])
+        opened = open_document(run.database.corpus, place)
+        assert opened.document == one["document"]
+        assert opened.text[opened.start : opened.end].strip() == one["text"]
     assert found["provenance"]["command"]
 
 
