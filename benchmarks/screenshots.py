@@ -65,7 +65,7 @@ def main() -> None:
             if options.readme:
                 page = visit(browser, url, 1280, "light")
                 settle(page)
-                whole = {"x": 0, "y": 0, "width": 1280, "height": 2800}  # down to the first heatmap
+                whole = {"x": 0, "y": 0, "width": 1280, "height": 860}  # one screen
                 path = str(ROOT / "assets" / "screenshot.png")
                 page.screenshot(path=path, full_page=True, clip=whole)  # pyright: ignore[reportArgumentType]
         browser.close()

@@ -49,7 +49,8 @@ def test_the_requirements_say_the_same_as_pyproject():
         assert "-r requirements.txt" in (ROOT / path).read_text("utf-8").splitlines()
         assert required(path) == extras.pop(name)
     assert extras.pop("gpu") == set()
-    assert set(extras) == {"tensorboard", "trackio", "docs"}  # which no file of requirements installs
+    assert extras.pop("docs") == required("docs/requirements.txt")
+    assert set(extras) == {"tensorboard", "trackio"}  # which no file installs
 
 
 def test_the_version_stands_in_one_place_and_is_told(capsys):
