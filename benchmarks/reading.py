@@ -31,7 +31,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.measuring import take_turns, torch
-from benchmarks.reading_arms import fine_tuned, with_base
+from benchmarks.reading_arms import (
+    KnnStates,
+    fine_tuned,
+    in_context,
+    knn_mix,
+    with_base,
+)
 from benchmarks.reading_bits import bits_part, prose_part, training_windows
 from benchmarks.reading_cases import (
     Case,
@@ -62,7 +68,6 @@ from benchmarks.reading_study import (
 )
 from retro_demo.corpus.retrievers import Database
 from retro_demo.documents.sources import Document
-from retro_demo.evaluation.training_free import KnnStates, in_context, knn_mix
 from retro_demo.generation.retro import generate
 from retro_demo.retrieval.neighbors import EndOfQuery
 from retro_demo.settings import GenerateConfig

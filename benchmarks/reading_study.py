@@ -17,7 +17,19 @@ from benchmarks.measuring import Report, torch
 
 import numpy as np  # isort: skip
 
-from benchmarks.reading_arms import off_logits, read_text, reader_logits
+from benchmarks.reading_arms import (
+    FORMATS,
+    KNN_FORMATS,
+    KnnFormat,
+    KnnStates,
+    PromptFormat,
+    in_context,
+    knn_mix,
+    off_logits,
+    plain_logits,
+    read_text,
+    reader_logits,
+)
 from benchmarks.reading_cases import (
     Case,
     Library,
@@ -30,16 +42,6 @@ from retro_demo.corpus.samples import corpus_folder
 from retro_demo.corpus.sharding import ensure_sample
 from retro_demo.corpus.store import Corpus, load_corpus
 from retro_demo.evaluation.losses import Estimate, draws, ratio
-from retro_demo.evaluation.training_free import (
-    FORMATS,
-    KNN_FORMATS,
-    KnnFormat,
-    KnnStates,
-    PromptFormat,
-    in_context,
-    knn_mix,
-    plain_logits,
-)
 from retro_demo.models.reader import Reader
 from retro_demo.paths import data_home
 from retro_demo.pretrained.bases import load_base

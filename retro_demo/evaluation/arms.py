@@ -14,12 +14,6 @@ chunk, so a difference of losses is a difference of neighbors:
     k4                  the run's own retriever, 4 neighbors
     db5                 the run's own retriever, 5% of the database's documents
 
-A reader's arms read the neighbors of "on" in other ways, too (training_free.py):
-
-    attention, copy, both   with another of its outputs
-    in_context          the base alone, the neighbors before its text
-    knn                 the base alone, its next token also looked up among its states in the neighbors
-
 All are functions of the seed and the chunk alone, not of batches or rounds.
 
 An arm of MARGE reads the same held-out passages with other evidence or relevance:
@@ -297,11 +291,6 @@ ARM_NAMES = {
     "baseline_before": "the baseline before",
     "off": "retrieval off",
     "on": "retrieval on",
-    "attention": "cross-attention alone",
-    "copy": "copy head alone",
-    "both": "cross-attention and copy head",
-    "in_context": "neighbors in the prompt",
-    "knn": "kNN-LM",
     "dense": "dense",
     "bm25": "BM25",
     "bm25-words": "BM25 over words",

@@ -10,7 +10,7 @@ match         how run and baseline compare, in words
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,11 +46,9 @@ from retro_demo.evaluation.losses import (
     tokens_moved,
 )
 from retro_demo.evaluation.runner import Pass, Request, nothing_left, weights_used
-from retro_demo.evaluation.training_free import read_training_free, tokens_read
 from retro_demo.evaluation.verdict import VerdictFigures, verdict
 from retro_demo.events import Event, Progress, Warned
 from retro_demo.files import file_hash
-from retro_demo.models.reader import Reader
 from retro_demo.models.retro import RETRO
 from retro_demo.paths import data_home
 from retro_demo.runs.checkpoint import load_model, read_run_config
@@ -70,8 +68,6 @@ READERS = {
 """Arms of other models: which model reads them, and with which neighbors."""
 
 PREPEND = ("prepend", "prepend_control")
-TRAINING_FREE = ("in_context", "knn")
-OUTPUTS_READ = ("attention", "copy", "both")
 SEARCHED_AT_ONCE = 1024
 
 
@@ -85,7 +81,7 @@ class RetroMeasurement:
         request: Request,
         study: RetroStudy,
         loaded: LoadedRun,
-        models: Mapping[str, RETRO | Reader],
+        models: dict[str, RETRO],
         was: EarlierBaseline | None,
     ) -> None:
         assert loaded.database is not None
@@ -95,10 +91,7 @@ class RetroMeasurement:
         self.weights = weights_used(request) | ({WAS: file_hash(was.weights)} if was else {})
         arms = study.arms
         self.read = {"retriever": arms.own, "k": str(arms.k), "seed": str(arms.seed)}
-        reading = ways_to_read(loaded.model) if isinstance(loaded.model, Reader) else ()
-        self.passes = plan(
-            self.table, request, loaded.retriever, arms.k, with_was=was is not None, reading=reading
-        )
+        self.passes = plan(self.table, request, loaded.retriever, arms.k, with_was=was is not None)
         self.total = sum(self._cost(one, self.passes[:place]) for place, one in enumerate(self.passes))
         self._parts: dict[str, SmallerDatabase] = {}
 
@@ -155,39 +148,21 @@ class RetroMeasurement:
     def result(self, one: Pass, last: dict[str, Any]) -> dict[str, Any]:
         if one.is_curve:
             return last | {"curves": curves(self.study, one.count, self._parts)}
-        found, model = report(self.study, one.names, one.count), self.models["run"]
-        if isinstance(model, Reader):
-            for name in {"off", "on", *ways_to_read(model)} & set(found["arms"]):
-                read = tokens_read(name, model, self.study.arms.k, self.table.windows.rows.shape[1])
-                found["arms"][name]["tokens_read"] = round(read, 2)
-        return found
+        return report(self.study, one.names, one.count)
 
     def _cost(self, one: Pass, done: list[Pass]) -> int:
         """Windows that this pass reads, over all arms; a prepended chunk counts as a window of its own."""
         return sum(self._weight(name) * (one.count - _known(name, done)) for name in one.names)
 
     def _weight(self, name: str) -> int:
-        return self.table.windows.rows.shape[1] - 1 if name in (*PREPEND, *TRAINING_FREE) else 1
+        return self.table.windows.rows.shape[1] - 1 if name in PREPEND else 1
 
     def _read(self, name: str, which: np.ndarray) -> np.ndarray:
         if name in PREPEND:
             wanted = name == "prepend"
-            baseline = self.models["baseline"]
-            assert isinstance(baseline, RETRO)
-            return read_prepended(baseline, self.study.arms, which, neighbors=wanted)
-        network = self.models["run"]
-        if isinstance(network, Reader) and name in TRAINING_FREE:
-            return read_training_free(network, self.study.arms, name, which)
-        if isinstance(network, Reader) and name in OUTPUTS_READ:
-            return read_arm(network.writing_by(name), self.study.arms, "on", which)
+            return read_prepended(self.models["baseline"], self.study.arms, which, neighbors=wanted)
         model, arm = READERS.get(name, ("run", name))
         return read_arm(self.models[model], self.study.arms, arm, which)
-
-
-def ways_to_read(model: Reader) -> tuple[str, ...]:
-    """Arms that read the neighbors of "on" otherwise: a reader's other outputs, and without training."""
-    outputs = OUTPUTS_READ if model.config.cross_attention else ()
-    return (*(name for name in outputs if name != model.outputs), *TRAINING_FREE)
 
 
 def _known(name: str, done: list[Pass]) -> int:
@@ -281,13 +256,10 @@ def make_study(arms: Arms, request: Request, loaded: LoadedRun, known: Known, wa
     )
 
 
-def plan(
-    table: LossTable, request: Request, own: str, k: int, *, with_was: bool, reading: Sequence[str] = ()
-) -> list[Pass]:
+def plan(table: LossTable, request: Request, own: str, k: int, *, with_was: bool) -> list[Pass]:
     """The rounds of an evaluation: what decides comes first, what is slow and the curves last.
 
-    `with_was`: whether what the baseline was before is measured beside it. `reading`: other ways to read the
-    same neighbors, of a reader (`ways_to_read`).
+    `with_was`: whether what the baseline was before is measured beside it.
     """
     config = request.settings
     names = ["baseline"] * bool(request.baseline) + [WAS] * with_was + ["off", "on", "shuffled"]
@@ -295,11 +267,10 @@ def plan(
     core = [*names, *["control_real"] * bool(request.control), "random", "wrong_order", "n_only", "f_only"]
     core += [f"oracle_{percent}" for percent in sorted(set(config.corruption))]
     core += [name for name in config.retriever_names() if name != own]
-    core += [name for name in reading if name not in TRAINING_FREE]
-    slow = [name for name in reading if name in TRAINING_FREE and config.prepend == "on"]
+    slow: list[str] = []
     fits = prepended_neighbors(k, table.windows.rows.shape[1])
     if request.baseline and config.prepend == "on" and fits:
-        slow += PREPEND
+        slow = list(PREPEND)
     rounds = [table.windows_for(tokens) for tokens in config.rounds(int(table.there.sum()))]
     passes = [Pass(1, names, rounds[0]), Pass(1, core, rounds[0])]
     if slow:

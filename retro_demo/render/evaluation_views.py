@@ -23,11 +23,6 @@ ARM_TERMS = {
     "baseline_before": "baseline before",
     "off": "retrieval off",
     "on": "retrieval on",
-    "attention": "cross-attention",
-    "copy": "copy head",
-    "both": "copy head",
-    "in_context": "in context",
-    "knn": "kNN-LM",
     "dense": "embedder",
     "bm25": "BM25",
     "bm25-words": "BM25",
@@ -145,7 +140,6 @@ def arms_table(result: Mapping[str, Any]) -> str:
     """All arms with their differences to `baseline_of` and `second_of` the result."""
     reference, second, names = baseline_of(result), second_of(result), names_of(result)
     has_reach = any("reach" in arm for arm in result["arms"].values())
-    has_cost = any("tokens_read" in arm for arm in result["arms"].values())
     rows = []
     for name in arms_in_order(result):
         arm, called = result["arms"][name], arm_name(name, names)
@@ -156,16 +150,13 @@ def arms_table(result: Mapping[str, Any]) -> str:
             f"<td>{arm['nats']:.4f}</td><td>{arm['bpb']:.4f}</td><td>{_interval(arm['ci'])}</td>"
             f"{_difference(arm, reference)}{_difference(arm, second)}"
             + f"<td>{_reach(arm)}</td>" * has_reach
-            + f"<td>{arm.get('tokens_read', '')}</td>" * has_cost
             + "</tr>"
         )
     other = term("shuffled") if second == "shuffled" else esc(arm_name(second, names))
     head = (
         f"<th>arm</th><th>nats a token</th><th>{term('bits per byte')}</th><th>95% interval</th>"
         f"<th>minus {esc(arm_name(reference, names))}</th><th>95% interval</th>"
-        f"<th>minus {other}</th><th>95% interval</th>"
-        + f"<th>{term('reach')}</th>" * has_reach
-        + f"<th>{term('tokens read')}</th>" * has_cost
+        f"<th>minus {other}</th><th>95% interval</th>" + f"<th>{term('reach')}</th>" * has_reach
     )
     return table(head, rows)
 

@@ -186,9 +186,6 @@ GLOSSARY: dict[str, str] = {
     "baseline before": "What the baseline began from, or its best save: trained too long, it gets worse.",
     "shuffled": "The neighbors of another sequence: what they still help is not due to what they say.",
     "random chunks": "Neighbors drawn by chance from the database, with the same exclusions.",
-    "in context": "The neighbors stand before the text in the prompt, as in retrieval-augmented generation.",
-    "kNN-LM": "The next token is also looked up among states of the neighbors; nothing is trained.",
-    "tokens read": "Tokens that pass the network for each token of the text, neighbors included.",
     "reach": "The share of the looks at neighbors where one of them holds the next 4 tokens of the text in "
     "one piece: what is not there cannot be read.",
     "wrong chunk order": "The right neighbors of a window, each shown to another chunk of it.",
