@@ -13,7 +13,7 @@ RUN is a run of kind `reader` on sample:factbook2015. The parts:
 - corpora: documents that no training saw: made-up data sheets and recipes in two editions, prose of the
   lookup world, and a machine's package records (--packages); half of the prompts under each edition.
 - prose: bits per byte of the repository's own documents, and of --prose files, reading against off.
-- cost: tokens processed, milliseconds and memory of each way to write.
+- cost: tokens, milliseconds and memory of each way to write, at one look (evaluation/writing_cost.py).
 
 In-context reading puts the same neighbors of the last look into the base's prompt, in the best of nine
 formats; kNN-LM looks the next token up among their states. The choices of both are made on facts of training
@@ -25,19 +25,12 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.measuring import take_turns, torch
-from benchmarks.reading_arms import (
-    KnnStates,
-    fine_tuned,
-    in_context,
-    knn_mix,
-    with_base,
-)
+from benchmarks.measuring import torch
+from benchmarks.reading_arms import fine_tuned, with_base
 from benchmarks.reading_bits import bits_part, prose_part, training_windows
 from benchmarks.reading_cases import (
     Case,
@@ -66,11 +59,9 @@ from benchmarks.reading_study import (
     share,
     show_hits,
 )
-from retro_demo.corpus.retrievers import Database
 from retro_demo.documents.sources import Document
-from retro_demo.generation.retro import generate
-from retro_demo.retrieval.neighbors import EndOfQuery
-from retro_demo.settings import GenerateConfig
+from retro_demo.evaluation.reading_ways import before_text
+from retro_demo.evaluation.writing_cost import LookToWrite, writing_costs
 
 
 def facts_part(study: Study, databases: Sequence[Library], options: argparse.Namespace) -> list[Question]:
@@ -149,73 +140,29 @@ def corpora_part(study: Study, options: argparse.Namespace) -> None:
         show_hits(study, f"corpora, {name}", questions, all_arms(quiet, questions, options.prompts))
 
 
-def cost_part(study: Study, database: Library, question: Question, tokens: int) -> None:
-    """Tokens, milliseconds and memory of each way to write behind one prompt, in turns."""
-    model, base, begin = study.model, study.model.base, study.model.config.begin_id
-    plain = [i for i in question.prompt if i]
-    context = in_context(study.tokenizer, study.form, question.last, question.prompt)
-    shelf = Database(database.corpus, EndOfQuery(database.retriever, database.query_tokens))
-
-    def by_reader(arm: str, retrieval: str, count: int) -> None:
-        twin = model.writing_by(arm) if arm != "off" else model
-        twin._kept = OrderedDict()  # neighbors are read anew
-        settings = GenerateConfig(max_new_tokens=count, temperature=0.0, retrieval=retrieval)
-        list(
-            generate(
-                twin,
-                study.tokenizer,
-                study.tokenizer.decode(plain),
-                replace(settings, title=question.case.title),
-                context=study.config.context,
-                num_neighbors=study.k,
-                database=shelf,
-            )
+def cost_part(study: Study, question: Question) -> None:
+    """Tokens, milliseconds and memory of each way to write behind one look, in turns."""
+    model, base = study.model, study.model.base
+    text = [i for i in question.prompt if i]
+    before = before_text(study.tokenizer, study.form, question.last)
+    names = [one.replace("-", "_") for one in study.arms if one != "shuffled"]
+    costs = writing_costs(model, LookToWrite(text, question.rows[-1], before), names, study.knn)
+    rows = [
+        (
+            name,
+            f"{cost.tokens_per_token:.1f}",
+            f"{cost.first_ms:.0f}",
+            f"{cost.token_ms:.1f}",
+            f"{cost.ms_per_token:.1f}",
+            f"{cost.megabytes:.1f}",
         )
-
-    @torch.inference_mode()
-    def by_base(ids: list[int], count: int, knn: bool = False) -> None:
-        cache = base.new_cache(1, len(ids) + count + 1)
-        states = KnnStates(model) if knn else None
-        keys, there = states.neighbors(question.rows[-1]) if states else (None, None)
-        following = torch.tensor([[begin, *ids]])
-        for _ in range(count):
-            stream = base.run_blocks(base.embed(following), 0, base.config.depth, cache)[:, -1:]
-            logits = base.logits(stream)[0]
-            if keys is not None and there is not None:  # by the last state: the others cost the same
-                query = torch.nn.functional.normalize(stream[0], dim=-1)
-                logits = knn_mix(logits, query, keys[:, -1], there, study.knn)
-            following = logits.argmax(-1)[None]
-
-    neighbors = int((question.rows != 0).sum())
-    ways: dict[str, tuple[Callable[[int], None], int, float]] = {
-        "off": (lambda n: by_reader("off", "off", n), len(plain), 0.0)
-    }
-    weights = sum(part.numel() for part in model.parameters()) * 4
-    states = neighbors * len(model.config.match_layers) * model.config.dim * 2
-    for arm in study.readers:
-        ways[arm] = (lambda n, arm=arm: by_reader(arm, "on", n), len(plain) + neighbors, weights + states)
-    config = base.config
-    per_token = 2 * config.depth * config.num_kv_heads * config.head_dim * 4
-    if "in-context" in study.arms:
-        ways["in-context"] = (lambda n: by_base(context, n), len(context), 0.0)
-    if "knn" in study.arms:
-        last = int((question.rows[-1] != 0).sum())
-        ways["knn"] = (lambda n: by_base(plain, n, knn=True), len(plain) + last, last * config.dim * 12)
-    once = take_turns({name: lambda way=way: way[0](1) for name, way in ways.items()}, 3)
-    more = take_turns({name: lambda way=way: way[0](1 + tokens) for name, way in ways.items()}, 3)
-    rows, figures = [], {}
-    for name, (_, read, extra) in ways.items():
-        first = sorted(once[name])[1]
-        each = (sorted(more[name])[1] - first) / tokens
-        held = len(context) if name == "in-context" else len(plain)
-        memory = (extra + per_token * (held + tokens)) / 1e6
-        rows.append((name, read, f"{1000 * first:.0f}", f"{1000 * each:.1f}", f"{memory:.1f}"))
-        figures[name] = {"tokens": read, "first_ms": 1000 * first, "token_ms": 1000 * each, "mb": memory}
+        for name, cost in costs.items()
+    ]
     size = base.config.num_bytes(base.precision) / 1e6
-    title = f"Cost of one text, base in {base.precision} ({size:.0f} MB), {torch.get_num_threads()} threads"
-    heads = ("way", "tokens read for the first one", "ms to it", "ms for each further", "MB beside the base")
-    study.report.table(title, heads, rows)
-    study.report.figures["cost"] = figures
+    title = f"Cost of a look, base in {base.precision} ({size:.0f} MB), {torch.get_num_threads()} threads"
+    heads = ("way", "tokens a token", "ms to the first", "ms for each further", "ms a token")
+    study.report.table(title, (*heads, "MB beside the base"), rows)
+    study.report.figures["cost"] = {name: cost.to_json() for name, cost in costs.items()}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -286,7 +233,7 @@ def main() -> None:
     if "cost" in options.parts:
         old, new = (one.corpus.documents for one in databases)
         held = factbook_cases(old, new, study.own.held_out, held=True)
-        cost_part(study, databases[0], study.ask(held[0], databases, 0), tokens=24)
+        cost_part(study, study.ask(held[0], databases, 0))
         told("cost")
     study.report.figures |= {"in_context": str(study.form), "knn": str(study.knn)}
     study.report.publish(options.json)

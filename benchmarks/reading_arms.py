@@ -1,10 +1,10 @@
-"""Ways to make one base read the same neighbors: a reader's, in the prompt, kNN-LM; and the base fine-tuned.
+"""The ways to read of `retro_demo.evaluation.reading_ways`, scored behind prompts; and the base fine-tuned.
 
 All are scored in the same way: the logits after a prompt and after each token of a value but the last. What
 the frozen lower layers make of a text is computed once and serves every arm.
 
 Shapes: B batch, T tokens, L looks, K neighbors, C chunk length, P tokens of a title, R = P + 2 C, n scored
-places, J tokens that can be found, S states of a token, D width, V vocabulary.
+places, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from retro_demo.evaluation.reading_ways import LEAST, PromptFormat, before_text
 from retro_demo.models.llama import Llama
 from retro_demo.models.reader import Ahead, Reader
 from retro_demo.tokenizer import Tokenizer
-
-LEAST = 1e-30
 
 
 class Text(NamedTuple):
@@ -103,128 +102,12 @@ def reader_logits(
 
 # In the prompt
 
-STYLES = ("plain", "titles", "instruction")
-INSTRUCTION = "Below are passages from a reference work, then a text that agrees with them.\n\nPassages:\n\n"
-
-
-@dataclass(frozen=True)
-class PromptFormat:
-    """How neighbors stand in a prompt: style, how many of them, and which way round."""
-
-    style: str = "plain"
-    count: int = 2
-    nearest_last: bool = True
-
-    def __str__(self) -> str:
-        order = "nearest last" if self.nearest_last else "nearest first"
-        return f"{self.style}, {self.count} neighbor{'s' * (self.count > 1)}" + f", {order}" * (
-            self.count > 1
-        )
-
-
-FORMATS = [
-    PromptFormat(style, count, last) for style in STYLES for count, last in ((2, True), (2, False), (1, True))
-]
-
 
 def in_context(
     tokenizer: Tokenizer, form: PromptFormat, neighbors: Sequence[tuple[str, str]], prompt: Sequence[int]
 ) -> list[int]:
     """The prompt's ids with neighbors (title, text), nearest first, before it. A neighbor "" is left out."""
-    shown = [one for one in neighbors if one[1]][: form.count]
-    if form.nearest_last:
-        shown = shown[::-1]
-    parts = [text.strip() if form.style == "plain" else f"{title}\n\n{text.strip()}" for title, text in shown]
-    before = "".join(f"{part}\n\n" for part in parts)
-    if form.style == "instruction":
-        before = f"{INSTRUCTION}{before}Text:\n\n"
-    return [*tokenizer.encode(before), *(i for i in prompt if i)] if parts else [i for i in prompt if i]
-
-
-@torch.inference_mode()
-def plain_logits(
-    base: Llama, begin: int, texts: Sequence[Sequence[int]], counts: Sequence[int]
-) -> list[Tensor]:
-    """The base's logits (n, V) at the last n tokens of each text, `counts` of them."""
-    longest = max(map(len, texts))
-    ids = torch.zeros(len(texts), longest + 1, dtype=torch.int64)
-    ids[:, 0] = begin
-    for row, text in zip(ids, texts, strict=True):
-        row[1 : len(text) + 1] = torch.tensor(text)
-    h = base.run_blocks(base.embed(ids), 0, base.config.depth)
-    ends = [len(text) + 1 for text in texts]
-    return [
-        base.logits(h[None, i, end - n : end])[0] for i, (end, n) in enumerate(zip(ends, counts, strict=True))
-    ]
-
-
-# kNN-LM
-
-
-@dataclass(frozen=True)
-class KnnFormat:
-    """kNN-LM (Khandelwal et al. 2020): the layer whose states are compared, the temperature, the weight."""
-
-    layer: int = 0  # place among the layers that are tried
-    scale: float = 20.0  # of the cosine
-    weight: float = 0.5
-
-    def __str__(self) -> str:
-        return f"weight {self.weight:g}, cosine times {self.scale:g}, states {self.layer}"
-
-
-KNN_FORMATS = [
-    KnnFormat(layer, scale, weight)
-    for layer in range(3)
-    for scale in (10.0, 25.0, 60.0)
-    for weight in (0.25, 0.5, 0.75, 0.9)
-]
-
-
-def knn_mix(logits: Tensor, queries: Tensor, keys: Tensor, tokens: Tensor, form: KnnFormat) -> Tensor:
-    """logits (n, V), unit queries (n, D), unit keys (J, D) of tokens (J,) -> log probabilities (n, V)."""
-    own = logits.float().log_softmax(-1)
-    if not len(tokens):
-        return own
-    near = (queries @ keys.T * form.scale).softmax(-1)
-    found = torch.zeros_like(own).index_add_(1, tokens, near)
-    return ((1 - form.weight) * own.exp() + form.weight * found).clamp(min=LEAST).log()
-
-
-class KnnStates:
-    """Unit states of the base at some layers and at its last: of texts, and of neighbors, each read once."""
-
-    def __init__(self, model: Reader) -> None:
-        self.model, self.base = model, model.base
-        self._kept: dict[bytes, Tensor] = {}
-
-    @torch.inference_mode()
-    def states(self, ids: Sequence[int]) -> Tensor:
-        """ids (N,) -> (N + 1, S + 1, D): after the beginning of text and after each token."""
-        stream = self.base.embed(torch.tensor([[self.model.config.begin_id, *ids]]))
-        found = []
-        for number in range(self.base.config.depth):
-            stream = self.base.block(stream, number)
-            if number + 1 in (*self.model.config.match_layers, self.base.config.depth):
-                found.append(F.normalize(stream[0].float(), dim=-1))
-        return torch.stack(found, dim=1)
-
-    def neighbors(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """rows (K, R) -> keys (J, S + 1, D) and tokens (J,) of what stands in the neighbors, titles aside."""
-        title_len = self.model.config.title_len
-        keys, tokens = [torch.zeros(0)], [torch.zeros(0, dtype=torch.int64)]
-        for row in rows:
-            ids = row[row != 0].tolist()
-            content = row[title_len:]
-            count = int((content != 0).sum())
-            if not count:
-                continue
-            name = row.tobytes()
-            if name not in self._kept:
-                self._kept[name] = self.states(ids)[len(ids) - count : -1]
-            keys.append(self._kept[name])
-            tokens.append(torch.tensor(ids[-count:]))
-        return torch.cat(keys[1:]) if len(keys) > 1 else keys[0], torch.cat(tokens)
+    return [*before_text(tokenizer, form, neighbors), *(i for i in prompt if i)]
 
 
 # The base fine-tuned

@@ -17,19 +17,7 @@ from benchmarks.measuring import Report, torch
 
 import numpy as np  # isort: skip
 
-from benchmarks.reading_arms import (
-    FORMATS,
-    KNN_FORMATS,
-    KnnFormat,
-    KnnStates,
-    PromptFormat,
-    in_context,
-    knn_mix,
-    off_logits,
-    plain_logits,
-    read_text,
-    reader_logits,
-)
+from benchmarks.reading_arms import in_context, off_logits, read_text, reader_logits
 from benchmarks.reading_cases import (
     Case,
     Library,
@@ -42,6 +30,15 @@ from retro_demo.corpus.samples import corpus_folder
 from retro_demo.corpus.sharding import ensure_sample
 from retro_demo.corpus.store import Corpus, load_corpus
 from retro_demo.evaluation.losses import Estimate, draws, ratio
+from retro_demo.evaluation.reading_ways import (
+    FORMATS,
+    KnnFormat,
+    KnnStates,
+    PromptFormat,
+    knn_formats,
+    knn_mix,
+    plain_logits,
+)
 from retro_demo.models.reader import Reader
 from retro_demo.paths import data_home
 from retro_demo.pretrained.bases import load_base
@@ -236,9 +233,11 @@ def ask_knn(study: Study, questions: Sequence[Question], forms: Sequence[KnnForm
     hits, states = np.zeros((len(forms), len(questions)), bool), KnnStates(study.model)
     for place, one in enumerate(questions):
         ids = [i for i in one.prompt if i] + one.value[:-1]
-        queries = states.states(ids)[len(ids) - len(one.value) + 1 :]
+        read, stream = states.read(ids)
+        queries = read[-len(one.value) :]
         keys, tokens = states.neighbors(one.rows[-1])
-        logits = plain_logits(study.model.base, study.model.config.begin_id, [ids], [len(one.value)])[0]
+        with torch.inference_mode():
+            logits = study.model.base.logits(stream[None, -len(one.value) :])[0]
         for number, form in enumerate(forms):
             near = keys[:, form.layer] if len(tokens) else keys
             hits[number, place] = hits_of(
@@ -256,9 +255,10 @@ def choose(study: Study, questions: Sequence[Question]) -> None:
         title = f"In-context reading, facts of training countries; chosen: {study.form}"
         study.report.table(title, ("format", "right"), rows)
     if "knn" in study.arms:
-        counts = ask_knn(study, questions, KNN_FORMATS).sum(axis=1)
-        study.knn = KNN_FORMATS[int(counts.argmax())]
-        print(f"\nkNN-LM, the best of {len(KNN_FORMATS)}: {study.knn}: {counts.max()} of {len(questions)}")
+        formats = knn_formats(study.model)
+        counts = ask_knn(study, questions, formats).sum(axis=1)
+        study.knn = formats[int(counts.argmax())]
+        print(f"\nkNN-LM, the best of {len(formats)}: {study.knn}: {counts.max()} of {len(questions)}")
 
 
 def share(hits: np.ndarray, groups: Sequence[str], chosen: np.ndarray | None = None) -> Estimate:

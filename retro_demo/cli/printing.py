@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from retro_demo.corpus.embedding import known_words
-from retro_demo.evaluation.arms import REACH
+from retro_demo.evaluation.arms import REACH, WAYS
 from retro_demo.events import Event, Finished, Progress, Refined, Retrieved, Started, Step, Token, Warned
 from retro_demo.render.evaluation_views import baseline_of
 from retro_demo.render.job_views import weighed_words
@@ -184,13 +184,14 @@ def evaluation(result: dict[str, Any]) -> str:
     """The arms as a table, what would change the verdict, and the verdict as the last line."""
     against = baseline_of(result)
     lines = [f"{'arm':16} nats/token  bits/byte  minus {against}, 95% interval"]
-    for name, arm in result["arms"].items():
+    for name, arm in ((name, arm) for name, arm in result["arms"].items() if name not in WAYS):
         line = f"{name:16} {arm['nats']:10.4f} {arm['bpb']:10.4f}"
         difference = arm["differences"].get(against)
         if difference and difference["bpb_ci"]:
             low, high = difference["bpb_ci"]
             line += f"  {difference['bpb']:+.4f} ({low:+.4f} to {high:+.4f})"
         lines.append(line)
+    lines += ways_lines(result.get("ways") or {})
     if (found := result["arms"]["on"].get("reach")) is not None:
         by_chance = result["arms"].get("shuffled", {}).get("reach", 0.0)
         lines.append(
@@ -200,3 +201,16 @@ def evaluation(result: dict[str, Any]) -> str:
     moved = result["tokens_moved"]["off"]
     lines.append(f"{moved['helped']:.0%} of the tokens helped, {moved['hurt']:.0%} hurt, against off")
     return "\n".join([*lines, *(f"- {step}" for step in result["next"]), result["verdict"]])
+
+
+def ways_lines(ways: dict[str, Any]) -> list[str]:
+    """What each way to read of a reader costs, where that was measured."""
+    if not ways:
+        return []
+    lines = [f"{'way to read':16} bits/byte  tokens a token  ms a token  MB  ({ways['tokens']:,} tokens)"]
+    for name, arm in ways["arms"].items():
+        lines.append(
+            f"{name:16} {arm['bpb']:9.4f} {arm['tokens_per_token']:15.1f} {arm['ms_per_token']:11.1f} "
+            f"{arm['megabytes']:3.0f}"
+        )
+    return [*lines, f"in_context: {ways['in_context']}; knn: {ways['knn']}"]

@@ -54,6 +54,7 @@ from retro_demo.evidence.passages import Passages, in_evidence_set, nearest, oth
 from retro_demo.models.config import EvidenceConfig
 from retro_demo.models.marge import MARGE
 from retro_demo.models.marge_layers import WriteCache
+from retro_demo.models.reader_config import OUTPUTS
 
 NUMBERED = re.compile(r"(oracle_|k|db)(\d+)")
 RANDOM_TRIES = 20  # draws for a random chunk that is not excluded, before its place stays empty
@@ -304,6 +305,11 @@ ARM_NAMES = {
     "prepend_control": "baseline, short context",
     "control_random": "control, random neighbors",
     "control_real": "control, real neighbors",
+    "attention": "cross-attention",
+    "copy": "copy head",
+    "both": "both",
+    "in_context": "in the prompt",
+    "knn": "kNN-LM",
 }
 
 
@@ -314,10 +320,15 @@ def arm_name(name: str, names: Mapping[str, str] = ARM_NAMES) -> str:
     return names.get(name, name)
 
 
+WAYS = (*OUTPUTS, "in_context", "knn")
+"""Arms that have a table of their own: ways in which one base may read; see reading_ways.py."""
+
+
 def arms_in_order(result: Mapping[str, Any]) -> list[str]:
-    """The arms as they are shown: the ones that decide first, oracles at the end."""
+    """The arms as they are shown: the ones that decide first, oracles at the end, without WAYS."""
     order = list(names_of(result))
-    return sorted(result["arms"], key=lambda one: (order.index(one) if one in order else 99, f"{one:>12}"))
+    shown = [one for one in result["arms"] if one not in WAYS]
+    return sorted(shown, key=lambda one: (order.index(one) if one in order else 99, f"{one:>12}"))
 
 
 def names_of(result: Mapping[str, Any]) -> Mapping[str, str]:

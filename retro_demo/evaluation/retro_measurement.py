@@ -5,6 +5,7 @@ The result has what `runner.py` lists, and
 leakage       {"database": ..., "neighbors": ...}: bpb by overlap, see evaluation/copied_text.py
 arms          has also `reach`: the share of the looks whose neighbors hold what comes next, see arms.py
 curves        loss by the size of the database and by k, where they were measured
+ways          of a reader: the ways to read the same neighbors on the tokens of the first verdict, with costs
 match         how run and baseline compare, in words
 """
 
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from retro_demo.corpus.building import open_index
 from retro_demo.corpus.retrievers import load_retriever
@@ -22,7 +24,7 @@ from retro_demo.corpus.samples import corpus_folder
 from retro_demo.corpus.store import Corpus
 from retro_demo.devices import choose_device
 from retro_demo.errors import UserError
-from retro_demo.evaluation.arms import NOT_SEARCHED, Arms, held_out_windows, neighbors_missing, reach
+from retro_demo.evaluation.arms import NOT_SEARCHED, WAYS, Arms, held_out_windows, neighbors_missing, reach
 from retro_demo.evaluation.baselines import (
     EarlierBaseline,
     Known,
@@ -45,10 +47,13 @@ from retro_demo.evaluation.losses import (
     read_prepended,
     tokens_moved,
 )
+from retro_demo.evaluation.reading_ways import IN_CONTEXT, KNN, ReadingWays
 from retro_demo.evaluation.runner import Pass, Request, nothing_left, weights_used
 from retro_demo.evaluation.verdict import VerdictFigures, verdict
+from retro_demo.evaluation.writing_cost import LookToWrite, writing_costs
 from retro_demo.events import Event, Progress, Warned
 from retro_demo.files import file_hash
+from retro_demo.models.reader import Reader
 from retro_demo.models.retro import RETRO
 from retro_demo.paths import data_home
 from retro_demo.runs.checkpoint import load_model, read_run_config
@@ -91,7 +96,9 @@ class RetroMeasurement:
         self.weights = weights_used(request) | ({WAS: file_hash(was.weights)} if was else {})
         arms = study.arms
         self.read = {"retriever": arms.own, "k": str(arms.k), "seed": str(arms.seed)}
-        self.passes = plan(self.table, request, loaded.retriever, arms.k, with_was=was is not None)
+        self.ways = ReadingWays(loaded.model, arms) if isinstance(loaded.model, Reader) else None
+        ways = self.ways.names if self.ways and request.settings.prepend == "on" else []
+        self.passes = plan(self.table, request, loaded.retriever, arms.k, ways, with_was=was is not None)
         self.total = sum(self._cost(one, self.passes[:place]) for place, one in enumerate(self.passes))
         self._parts: dict[str, SmallerDatabase] = {}
 
@@ -129,9 +136,12 @@ class RetroMeasurement:
         return cls(request, study, loaded, models, was)
 
     def find(self, one: Pass) -> Iterator[Event]:
-        if one.is_curve:
-            self._parts = search_parts(self.study.arms, one, self.request.settings)
-        yield from find_neighbors(self.study.arms, one)
+        arms = self.study.arms
+        if one.kind == "curve":
+            self._parts = search_parts(arms, one, self.request.settings)
+        yield from find_neighbors(arms, one)
+        if one.kind == "ways" and self.ways:
+            yield from self.ways.choose(load_retriever(self.corpus, arms.own, arms.query_tokens))
 
     def advance(self, one: Pass, done: list[Pass]) -> Iterator[int]:
         """A batch of windows at a time; what is there already costs nothing."""
@@ -146,21 +156,28 @@ class RetroMeasurement:
                 yield len(which) * self._weight(name)
 
     def result(self, one: Pass, last: dict[str, Any]) -> dict[str, Any]:
-        if one.is_curve:
+        if one.kind == "curve":
             return last | {"curves": curves(self.study, one.count, self._parts)}
-        return report(self.study, one.names, one.count)
+        if one.kind == "ways" and self.ways:
+            found = ways_report(self.study, self.ways, one)
+        else:
+            found, last = last.get("ways", {}), report(self.study, one.names, one.count)
+        of_ways = {name: figures for name, figures in found.get("arms", {}).items() if name in WAYS}
+        return last | {"arms": last["arms"] | of_ways, "ways": found}
 
     def _cost(self, one: Pass, done: list[Pass]) -> int:
         """Windows that this pass reads, over all arms; a prepended chunk counts as a window of its own."""
         return sum(self._weight(name) * (one.count - _known(name, done)) for name in one.names)
 
     def _weight(self, name: str) -> int:
-        return self.table.windows.rows.shape[1] - 1 if name in PREPEND else 1
+        return self.table.windows.rows.shape[1] - 1 if name in (*PREPEND, IN_CONTEXT, KNN) else 1
 
     def _read(self, name: str, which: np.ndarray) -> np.ndarray:
         if name in PREPEND:
             wanted = name == "prepend"
             return read_prepended(self.models["baseline"], self.study.arms, which, neighbors=wanted)
+        if name in WAYS and self.ways:
+            return self.ways.read(name, which)
         model, arm = READERS.get(name, ("run", name))
         return read_arm(self.models[model], self.study.arms, arm, which)
 
@@ -256,10 +273,16 @@ def make_study(arms: Arms, request: Request, loaded: LoadedRun, known: Known, wa
     )
 
 
-def plan(table: LossTable, request: Request, own: str, k: int, *, with_was: bool) -> list[Pass]:
+MOST_OF_WAYS = 8000
+"""Tokens on which a reader is compared with other ways to read: in the prompt costs several times as much."""
+
+
+def plan(
+    table: LossTable, request: Request, own: str, k: int, ways: list[str], *, with_was: bool
+) -> list[Pass]:
     """The rounds of an evaluation: what decides comes first, what is slow and the curves last.
 
-    `with_was`: whether what the baseline was before is measured beside it.
+    `ways`: in which a reader is read, too; `with_was`: whether what the baseline was before is measured.
     """
     config = request.settings
     names = ["baseline"] * bool(request.baseline) + [WAS] * with_was + ["off", "on", "shuffled"]
@@ -273,12 +296,14 @@ def plan(table: LossTable, request: Request, own: str, k: int, *, with_was: bool
         slow = list(PREPEND)
     rounds = [table.windows_for(tokens) for tokens in config.rounds(int(table.there.sum()))]
     passes = [Pass(1, names, rounds[0]), Pass(1, core, rounds[0])]
+    if ways:
+        passes.append(Pass(1, ways, min(rounds[0], table.windows_for(MOST_OF_WAYS)), "ways"))
     if slow:
         passes.append(Pass(1, core + slow, rounds[0]))
     passes += [Pass(number, core + slow, windows) for number, windows in enumerate(rounds[1:], start=2)]
     curve = [f"k{k}" for k in sorted(set(config.neighbor_counts))]
     curve += [f"db{percent}" for percent in sorted(set(config.database_sizes))]
-    return [*passes, Pass(len(rounds), curve, rounds[0], is_curve=True)] if curve else passes
+    return [*passes, Pass(len(rounds), curve, rounds[0], "curve")] if curve else passes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,6 +367,7 @@ def report(study: RetroStudy, names: list[str], count: int) -> dict[str, Any]:
         "tokens_moved": moved,
         "leakage": found,
         "curves": {},
+        "ways": {},
         "trained_on": study.known.words,
         "match": {"words": study.match.words, "unfit": study.match.unfit} if study.match else None,
     }
@@ -373,6 +399,33 @@ def _evidence(study: RetroStudy, sums: Sums, names: list[str], counts: dict[str,
         on_was=against[WAS],
         got_worse=study.got_worse,
     )
+
+
+def ways_report(study: RetroStudy, ways: ReadingWays, one: Pass) -> dict[str, Any]:
+    """The ways to read of a pass, beside off and the reader's own, on the same windows; with costs."""
+    sums = Sums(study.table, one.count, resamples=study.config.resamples, seed=study.config.seed)
+    model, own = ways.model, ways.model.outputs
+    names = ["off", "on", *one.names]
+    figures = arm_figures(sums, names, ("off", "on"))
+    looks, _ = ways.looks(np.arange(one.count))
+    look = max(looks, key=lambda it: ((it.neighbors >= 0).sum(), len(it.before)))
+    rows = ways.corpus.neighbor_rows(look.neighbors, model.config.title_len)
+    begun = LookToWrite(look.before, rows, ways.before(look, ways.form))
+    costs = writing_costs(model, begun, ["off", own, *one.names], ways.knn)
+    for name in names:
+        figures[name] |= costs[own if name == "on" else name].to_json()
+    return {
+        "arms": {name: figures[name] for name in names},
+        "own": own,
+        "documents": len(sums.documents),
+        "tokens": int(sums.tokens().sum()),
+        "in_context": str(ways.form),
+        "knn": str(ways.knn),
+        "chunk_len": model.config.chunk_len,
+        "precision": model.base.precision,
+        "base_megabytes": model.base.config.num_bytes(model.base.precision) / 1e6,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def curves(study: RetroStudy, count: int, parts: dict[str, SmallerDatabase]) -> dict[str, Any]:

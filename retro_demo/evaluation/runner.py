@@ -178,12 +178,15 @@ def read_request(out: Path) -> Request:
 
 @dataclass(frozen=True)
 class Pass:
-    """A stretch of work: these arms on the first `count` windows or passages; `round` as people count."""
+    """A stretch of work: these arms on the first `count` windows or passages; `round` as people count.
+
+    kind: "arms" of a round, the "ways" in which a reader may read, or a "curve".
+    """
 
     round: int
     names: list[str]
     count: int
-    is_curve: bool = False
+    kind: str = "arms"
 
 
 class Measurement(Protocol):

@@ -36,6 +36,11 @@ ARM_TERMS = {
     "prepend_control": "prepend",
     "control_random": "control",
     "control_real": "control",
+    "attention": "cross-attention",
+    "copy": "copy head",
+    "both": "reader",
+    "in_context": "in the prompt",
+    "knn": "kNN-LM",
 }
 """The word of the glossary that explains an arm."""
 
@@ -159,6 +164,41 @@ def arms_table(result: Mapping[str, Any]) -> str:
         f"<th>minus {other}</th><th>95% interval</th>" + f"<th>{term('reach')}</th>" * has_reach
     )
     return table(head, rows)
+
+
+def ways_html(result: Mapping[str, Any]) -> str:
+    """The ways in which one base may read the same neighbors, with worth and cost; "" for other runs."""
+    found = result.get("ways")
+    if not found:
+        return ""
+    rows = []
+    for name, arm in found["arms"].items():
+        way = found["own"] if name == "on" else name
+        called = term(ARM_TERMS[way], arm_name(way)) + " (this run)" * (name == "on")
+        difference = arm["differences"].get("off")
+        cells = (
+            f"{difference['bpb']:+.3f}" if difference else "",
+            _interval(difference["bpb_ci"], "+.3f") if difference else "",
+            f"{arm['tokens_per_token']:.1f}",
+            f"{arm['ms_per_token']:.0f}",
+            f"{arm['megabytes']:.0f}",
+        )
+        rows.append(
+            f"<tr><th>{called}</th><td>{arm['bpb']:.3f}</td>{''.join(map('<td>{}</td>'.format, cells))}</tr>"
+        )
+    head = (
+        f"<th>way to read</th><th>{term('bits per byte')}</th><th>minus {term('retrieval off', 'off')}</th>"
+        "<th>95% interval</th><th>tokens a token</th><th>ms a token</th><th>MB</th>"
+    )
+    caption = (
+        f"<p class='caption'>The same base, corpus and neighbors, on {found['tokens']:,} tokens of "
+        f"{found['documents']:,} held-out documents; only the reader is trained. "
+        f"In the prompt: {esc(found['in_context'])}; kNN-LM: {esc(found['knn'])}; both "
+        "chosen on documents that are not held out. Tokens through the base and milliseconds, for each token "
+        f"written, over one look and the {found['chunk_len']} tokens behind it ({found['threads']} threads, "
+        f"base in {esc(found['precision'])}); MB beside the base's {found['base_megabytes']:.0f}.</p>"
+    )
+    return f"<h2>Other ways to read the same neighbors</h2>{table(head, rows)}{caption}"
 
 
 def _reach(arm: Mapping[str, Any]) -> str:

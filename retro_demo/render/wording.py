@@ -191,6 +191,8 @@ GLOSSARY: dict[str, str] = {
     "wrong chunk order": "The right neighbors of a window, each shown to another chunk of it.",
     "oracle": "The best neighbor is the chunk itself with its true continuation: it shows who can read.",
     "prepend": "The neighbors put in front of the text that the baseline reads, in place of earlier text.",
+    "in the prompt": "The neighbors put before the text, as RAG does: at each look the base reads all anew.",
+    "kNN-LM": "The base's prediction mixed with what followed the tokens whose states are most alike.",
     "control": "A run trained with random neighbors: the same network and work, but nothing to read.",
     "interval": "Where the figure would lie in 95 of 100 draws of other documents of the same kind.",
     "overlap": "The longest run of tokens that a chunk shares word for word with the database.",

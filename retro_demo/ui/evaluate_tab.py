@@ -57,6 +57,7 @@ class EvaluateView:
             with gr.Column(scale=3, min_width=320):
                 self._answer()
         with gr.Column(visible=False) as self.more:
+            self.ways = gr.HTML(elem_id="ways")
             with gr.Column(visible=False) as self.marge, gr.Row():
                 with gr.Column(min_width=320):
                     gr.HTML("<h2>Does it find other languages?</h2>")
@@ -164,7 +165,7 @@ class EvaluateView:
         return [
             *(self.verdict, self.status, self.stop, self.resume),
             *figures,
-            *(self.marge, self.across, self.betas),
+            *(self.ways, self.marge, self.across, self.betas),
             *copied,
             *read,
             *(self.origin, self.command, self.download, self.timer, self.shown_before),
@@ -302,6 +303,7 @@ class EvaluateHandlers:
             view.arms_caption: evaluation_views.arms_caption(result),
             view.arms_table: evaluation_views.arms_table(result),
             view.more: gr.Column(visible=True),
+            view.ways: evaluation_views.ways_html(result),
             view.marge: gr.Column(visible=of_marge),
             view.across: evaluation_views.across_html(result) if of_marge else "",
             view.betas: evaluation_views.beta_html(result) if of_marge else "",

@@ -8,17 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.reading_arms import (
-    KnnFormat,
-    PromptFormat,
-    fine_tuned,
-    in_context,
-    knn_mix,
-    off_logits,
-    plain_logits,
-    read_text,
-    reader_logits,
-)
+from benchmarks.reading_arms import fine_tuned, in_context, off_logits, read_text, reader_logits
 from benchmarks.reading_cases import (
     corpus_in_memory,
     factbook_cases,
@@ -33,6 +23,7 @@ from benchmarks.reading_cases import (
 from benchmarks.reading_study import donor_of, hits_of, share
 from retro_demo.corpus.chunks import SHIPPED_TOKENIZERS
 from retro_demo.documents.sources import Document
+from retro_demo.evaluation.reading_ways import KnnFormat, PromptFormat, knn_mix, plain_logits
 from retro_demo.models.llama import Llama, LlamaConfig
 from retro_demo.models.reader import Reader
 from retro_demo.models.reader_config import ReaderConfig
