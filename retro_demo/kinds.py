@@ -148,7 +148,8 @@ class Kind:
     claims: tuple[str, ...]  # arms without which nothing can be claimed about retrieval
     own_controls: bool  # whether these arms need no other run
     presets: Mapping[str, Mapping[str, Any]]
-    place: int  # among the models that the page offers, the recommended one first
+    place: int  # among the models that the page offers
+    choice: str  # what the page calls it where one chooses
     about: str  # in the page's sentence on what one chooses from
     sizes: str  # what the page says of its presets
     retrieves: bool = True  # whether it reads anything that is retrieved
@@ -233,8 +234,9 @@ _LM = Kind(
         "name": "lm",
         "title": "plain language model (the matched baseline of a RETRO: the same decoder, which reads "
         "nothing)",
-        "place": 3,
-        "about": "lm reads none",
+        "place": 1,
+        "choice": "Plain lm",
+        "about": "lm reads no neighbors",
         "retrieves": False,
         "tabs": ("generate",),
         "claims": (),
@@ -248,8 +250,9 @@ _RETRO = Kind(
     **_SHARED,
     name="retro",
     title="RETRO (Borgeaud et al. 2022), trained with its neighbors from scratch",
-    place=2,
-    about="retro learns all at once",
+    place=0,
+    choice="One quick RETRO",
+    about="retro learns to write and to read neighbors at once",
 )
 
 _RETROFIT = Kind(
@@ -258,9 +261,10 @@ _RETROFIT = Kind(
         "name": "retrofit",
         "title": "RETRO (Borgeaud et al. 2022), a plain model that was taught to read neighbors",
         "begun": {preset: changes | {"lr": RETROFIT_LR[preset]} for preset, changes in BEGUN.items()},
-        "place": 1,
+        "place": 3,
+        "choice": "Retrofit of an lm",
         "about": "retrofit teaches a finished lm to read neighbors and changes nothing else: with "
-        "retrieval off it stays that lm. What retrieval is worth tells only its matched baseline (Evaluate)",
+        "retrieval off it stays that lm",
         "base": "must",
         "freezes_base": True,
         "of_pretrained": "reader",
@@ -293,7 +297,8 @@ _READER = Kind(
     claims=("on", "off", "shuffled"),
     own_controls=False,
     presets=READER_PRESETS,
-    place=0,
+    place=4,
+    choice="Reader of a pretrained model",
     about="reader teaches a pretrained model to read neighbors and changes nothing else of it",
     sizes="Sets all knobs: tiny for three minutes, small for a quarter of an hour.",
     base="must",
@@ -347,8 +352,9 @@ _MARGE = Kind(
     claims=("on", "off", "random", "shuffled"),
     own_controls=True,
     presets=MARGE_PRESETS,
-    place=4,
-    about="marge finds its own evidence and learns to find it better",
+    place=2,
+    choice="MARGE",
+    about="marge needs documents that say the same: it finds them, and writes one from the others",
     sizes="Sets all knobs: tiny for about two minutes, small for about twelve.",
     base="cannot",
     chosen_evidence=True,

@@ -205,6 +205,7 @@ def bigram(monkeypatch) -> Kind:
         retrieves=True,  # what does not has nothing to be judged
         own_controls=True,
         place=5,
+        choice="A bigram",
         about="bigram sees one token",
         reading_grows_with="a vocabulary of {vocab_size:,}",
         presets={"tiny": {"steps": 2, "seq_len": 16, "batch_size": 2, "warmup": 1}},
@@ -280,11 +281,13 @@ def test_a_run_of_a_new_kind_has_a_form_an_estimate_and_a_row_on_the_page(traine
 
     assert set(form.fields) == {*KINDS["bigram"].settings()} - {"vocab_size"}
     assert form.widgets["echo"].elem_id == "bigram-knob-echo"
-    assert ("bigram", "bigram") in plan.model.choices
+    assert ("A bigram", "bigram") in plan.model.choices
     assert plan.settings("bigram", values)["echo"] == 0.0
-    shown = [update.constructor_args["visible"] for update in list(plan.adapt("bigram", "tiny").values())[1:]]
-    assert shown == [False, False, True, False]  # the last is that of readers, which have no base here
-    (said,) = plan.guess(visitor.folder.name, None, "bigram", "tiny", None, *values).values()
+    shown = plan.adapt("bigram", "tiny")
+    for columns in (plan.tops, plan.columns):
+        seen = [shown[column].constructor_args["visible"] for column in columns.values()]
+        assert seen == [form is plan.form("bigram") for form in plan.forms.values()]
+    said = plan.guess(visitor.folder.name, None, "bigram", "tiny", None, *values)[plan.estimate]
     assert "warning" not in said
     assert row_of(trained, "bigrams")[:4] == ("bigrams", "finished", "bigram", "2 of 2")
 

@@ -28,6 +28,7 @@ from retro_demo.render.wording import on_page
 from retro_demo.retrieval.dense import recall_words
 from retro_demo.runs.alarms import Watch, ahead_words, passes_words
 from retro_demo.runs.checkpoint import AnyRun
+from retro_demo.server.planned import Training
 
 OPERATIONS = 6  # of a parameter for each token, forward and backward
 READER_TOKENS_A_SECOND = 300  # with SmolLM2-135M on two cores
@@ -291,34 +292,43 @@ def retrieval_gain(status: JobStatus, evaluation: Mapping[str, Any] | None) -> s
     return f"on/off {term('gap')} {gap:+.2f} nat ({tokens:,.0f} held-out tokens measured in training)"
 
 
-def estimate(
-    parameters: int,
-    steps: int,
-    tokens_a_step: int,
-    model: str,
+def seconds_of(part: Training) -> float:
+    """About how long one training takes on one CPU core (a pretrained base: on two)."""
+    tokens = part.tokens * part.steps
+    if kind_named(part.model).trains_pretrained:  # nearly all is the work of the frozen base
+        return tokens / READER_TOKENS_A_SECOND
+    return OPERATIONS * part.parameters * tokens / OPERATIONS_A_SECOND
+
+
+def estimates(
+    parts: Sequence[Training],
     preset: str,
     minutes: int = 0,
     passes: Mapping[str, float] | None = None,
+    seeds: int = 0,
 ) -> str:
-    """What a run will be and take, before it starts; `minutes`: those that a job may be at work, 0 = any.
+    """What trainings will be and take, before they start; `minutes`: those a job may be at work, 0 = any.
 
-    `passes` over the training text as `run_actions.passes_ahead` has them.
+    `seeds`: how often a study makes all of them, 0 = this is no study. `passes` over the training text as
+    `run_actions.passes_ahead` has them.
     """
-    seconds = OPERATIONS * parameters * tokens_a_step * steps / OPERATIONS_A_SECOND
-    machine = "one CPU core such as trained the shipped runs"
-    if kind_named(model).trains_pretrained:  # nearly all is the work of the frozen base
-        seconds, machine = tokens_a_step * steps / READER_TOKENS_A_SECOND, "two CPU cores"
-    most = "" if kind_named(model).even_batches else "at most "
+    seconds = sum(map(seconds_of, parts)) * max(1, seeds)
+    first, most = parts[0], parts[-1] if len(parts) < 2 else max(parts, key=lambda part: part.parameters)
+    kind = kind_named(first.model)
+    machine = "two CPU cores" if kind.trains_pretrained else "one CPU core"
     leave = ""
     if minutes and seconds > 60 * minutes:
         leave = f" After {minutes} minutes at work it saves and leaves, and can be resumed."
-    read = ahead_words(passes or {})
+    steps = f"<b>{first.steps:,}</b> {term('step', 'steps' if first.steps != 1 else 'step')}"
+    told = f"{steps} of {'' if kind.even_batches else 'at most '}{first.tokens:,} tokens"
+    if seeds:
+        each = " + ".join(f"{term(part.model)} {part.steps:,}" for part in parts)
+        told = f"{term('step', 'steps')}: {each}, then the verdict"
+        told += f"; all of it with <b>{seeds}</b> seeds" if seeds > 1 else ""
     return (
-        f'<p class="estimate"><b>{parameters / 1e6:.2f} M</b> {term("parameters")} · <b>{steps:,}</b> '
-        f"{term('step', 'steps' if steps != 1 else 'step')} of {most}{tokens_a_step:,} tokens · "
-        f"{term(model)} {term('preset', preset)}: about <b>{duration(seconds)}</b> on {machine}, "
-        f"far less on a GPU.{leave} {read} The time left is measured from the "
-        "first steps on.</p>"
+        f'<p class="estimate"><b>{most.parameters / 1e6:.2f} M</b> {term("parameters")} · about '
+        f"<b>{duration(seconds)}</b> on {machine}, far less on a GPU · {told} · {term('preset', preset)}."
+        f"{leave} {ahead_words(passes or {})}</p>"
     )
 
 

@@ -395,7 +395,11 @@ def extend_run(out: Path, steps: int) -> None:
 
 def check_windows(corpus: Corpus, seq_len: int, num_neighbors: int) -> None:
     """Raise UserError where windows of this length, or so many neighbors, do not fit the corpus."""
-    chunk_len, stored = corpus.config.chunk_len, corpus.neighbor_ids.shape[1]
+    check_lengths(corpus.config.chunk_len, corpus.neighbor_ids.shape[1], seq_len, num_neighbors)
+
+
+def check_lengths(chunk_len: int, stored: int, seq_len: int, num_neighbors: int) -> None:
+    """As `check_windows`, for a corpus with chunks of this length and so many stored neighbors of each."""
     if seq_len % chunk_len or seq_len < 2 * chunk_len:
         raise UserError(
             f"The context is {seq_len} tokens, but this corpus has chunks of {chunk_len}: "

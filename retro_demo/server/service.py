@@ -145,8 +145,8 @@ def safe_name(given: str, taken: set[str]) -> str:
 VISITOR_CHOICES = {"embedder": ("static", "minilm"), "tokenizer": ("train", *SHIPPED_TOKENIZERS)}
 LOOK_SECONDS = 0.3
 NO_BASE = (
-    "A retrofit begins with a finished lm of the same corpus, and there is none yet. Choose lm as model and "
-    "train one first, or choose retro."
+    "A retrofit begins with a finished lm of the same corpus, and there is none yet. Choose “Does retrieval "
+    "help here?”, which trains one first, or train a plain lm."
 )
 NO_PRETRAINED = (
     "A reader begins with a pretrained model, and none is on this machine. Run make setup (or: pip install "
@@ -244,10 +244,16 @@ def start_run(
         base=named_base(workspace, kind_named(model), base),
     )
     check_training(limits_of(workspace.home), wanted)
-    with workspace.filling("runs", name or f"{corpus.removeprefix(SAMPLE)}-{model}-{preset}") as folder:
+    with workspace.filling("runs", name or usual_name(corpus, model, preset, base)) as folder:
         prepare_run(folder, wanted)
         begin(workspace, folder, "train")
     return folder.name
+
+
+def usual_name(corpus: str, model: str, preset: str, base: str) -> str:
+    """What a run is called that nobody named: one that trains all weights of its base on says so."""
+    goes_on = base and kind_named(model).base == "may"
+    return f"{corpus.removeprefix(SAMPLE)}-{model}-{preset}" + "-continued" * bool(goes_on)
 
 
 def named_base(workspace: Workspace, kind: Kind, base: str) -> str:
@@ -279,13 +285,15 @@ def bases(workspace: Workspace, corpus: str) -> list[str]:
     if not tokenizer.exists():
         return []
     folders = {run: workspace.run(run) for run in workspace.runs()}
-    return [
+    known = [
         run
         for run, folder in folders.items()
         if has_weights(folder)
         and not read_any_config(folder).retrieves
         and file_hash(folder / "tokenizer.json") == file_hash(tokenizer)
     ]
+    # a matched baseline was trained on from a base: the base itself comes first
+    return sorted(known, key=lambda run: bool(read_any_config(folders[run]).base))
 
 
 def base_choices(workspace: Workspace, corpus: str | None, model: str) -> list[tuple[str, str]]:
@@ -463,6 +471,7 @@ def statistics(folder: Path) -> dict[str, Any] | None:
         return None
     manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
     kept = {"warnings": manifest["warnings"], "chunk_len": manifest["config"]["chunk_len"]}
+    kept |= {"stored_neighbors": manifest["config"]["num_neighbors"]}
     return manifest["statistics"] | kept | {"held_out": manifest["held_out"]}
 
 

@@ -172,7 +172,8 @@ def plan_part(study: Study, name: str, seed: int, runs: Trained) -> AnyRun:
     if name == "base":
         return plan_run("lm", study.corpus, settings=given, **common)
     if not study.base:
-        given = {name: value for name, value in given.items() if name not in SCHEDULE} | _steps_behind(study)
+        given = {name: value for name, value in given.items() if name not in SCHEDULE}
+        given |= steps_behind(study.preset, study.settings.get("steps"))
     model = "retrofit" if base else "retro"  # which has the same settings, to check before there is a base
     return plan_run(model, study.corpus, settings=given, base=base, **common)
 
@@ -183,11 +184,10 @@ def _known(settings: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
 
 
-def _steps_behind(study: Study) -> dict[str, int]:
-    """Steps and warm-up of what begins with the base, in proportion to the steps of the base."""
-    first = KINDS["lm"].preset_settings(study.preset).get("steps", TrainConfig.steps)
-    behind = KINDS["retrofit"].preset_settings(study.preset)
-    share = study.settings.get("steps", first) / first
+def steps_behind(preset: str, steps: int | None = None) -> dict[str, int]:
+    """Steps and warm-up of what begins with a base of `steps` steps (None: of its preset), in proportion."""
+    usual = KINDS["lm"].preset_settings(preset).get("steps", TrainConfig.steps)
+    behind, share = KINDS["retrofit"].preset_settings(preset), (steps or usual) / usual
     return {name: max(1, round(behind[name] * share)) for name in ("steps", "warmup")}
 
 

@@ -24,6 +24,9 @@ from retro_demo.server.limits import HERE
 from retro_demo.settings import settings_of
 
 log = logging.getLogger(__name__)
+ONE_LINE = 30  # characters of help
+BRIEF = "brief"
+"""The class of a widget whose help is one line until it is pointed at or focused (assets/style.css)."""
 
 
 class Form:
@@ -51,12 +54,17 @@ class Form:
 
     def show(self, *, main: bool, without: Sequence[str] = ()) -> None:
         """Make the widgets of the main settings, or of the others."""
-        for name, setting in self.fields.items():
-            if setting.metadata["main"] == main and name not in without and name not in self.widgets:
+        fields = self.fields.items()
+        self.show_named(n for n, f in fields if f.metadata["main"] == main and n not in without)
+
+    def show_named(self, names: Iterable[str], *, short: bool = False) -> None:
+        """Make the widgets of these settings; `short`: help is one line, the rest behind "?"."""
+        for name in names:
+            if name in self.fields and name not in self.widgets:
+                setting = self.fields[name]
                 choices = self.choices.get(name) or setting.metadata["choices"]
-                self.widgets[name] = _widget(
-                    setting, self.values.get(name, setting.default), choices, self.prefix
-                )
+                value = self.values.get(name, setting.default)
+                self.widgets[name] = _widget(setting, value, choices, self.prefix, short)
 
     @property
     def inputs(self) -> list[Any]:
@@ -73,9 +81,13 @@ class Form:
         return [_shown(settings.get(name, self.fields[name].default)) for name in self.widgets]
 
 
-def _widget(setting: dataclasses.Field[Any], value: Any, choices: Sequence[str], prefix: str) -> Any:
+def _widget(
+    setting: dataclasses.Field[Any], value: Any, choices: Sequence[str], prefix: str, short: bool = False
+) -> Any:
     meta = setting.metadata
     said = {"label": meta["label"], "info": meta["help"], "elem_id": f"{prefix}knob-{setting.name}"}
+    if short and len(meta["help"]) > ONE_LINE:
+        said["elem_classes"] = BRIEF
     if choices:
         return gr.Radio([(name or "as in training", name) for name in choices], value=value, **said)
     if isinstance(setting.default, bool):

@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 TITLE = "retro_demo: language models that look things up"
 # what style.css cannot reach, because Gradio confines its rules to what stands inside the page
 STYLE = """<style>
+.gradio-container { overflow: clip !important; min-width: 0; max-width: 100vw; }
 .dark .gradio-container { --color-accent: var(--primary-500) !important; }
 @media (max-width: 640px) { .gradio-container > .main.app { padding: 0.6rem 0.8rem !important; } }
 </style>"""

@@ -29,6 +29,7 @@ from retro_demo.explain import tracing
 from retro_demo.explain.text import trace_values
 from retro_demo.render import html_parts, job_views, plots, trace_views
 from retro_demo.render.wording import GLOSSARY
+from retro_demo.server.planned import Training
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -232,14 +233,15 @@ def test_a_run_says_what_it_does_beside_its_steps():
 
 
 def test_the_estimate_grows_with_all_that_makes_a_run_long_and_names_the_time_that_it_may_take():
-    told = job_views.estimate(10**6, 3000, 1536, "marge", "small")
-    assert "about <b>11 min 31 s</b>" in told  # 6 operations of a parameter and token, 40e9 a second
-    assert "about <b>23 min 2 s</b>" in job_views.estimate(2 * 10**6, 3000, 1536, "marge", "small")
-    assert "about <b>12 s</b>" in job_views.estimate(10**6, 50, 1536, "retro", "random")
-    assert "saves and leaves" not in job_views.estimate(10**6, 3000, 1536, "retro", "tiny", 12)
-    assert "After 11 minutes at work it saves and leaves" in job_views.estimate(
-        10**6, 3000, 1536, "retro", "tiny", 11
-    )
+    def told(parameters: int, steps: int, model: str, minutes: int = 0, seeds: int = 0) -> str:
+        return job_views.estimates([Training(model, parameters, steps, 1536)], "tiny", minutes, seeds=seeds)
+
+    assert "about <b>11 min 31 s</b>" in told(10**6, 3000, "marge")  # 6 operations of a parameter and token
+    assert "about <b>23 min 2 s</b>" in told(2 * 10**6, 3000, "marge")
+    assert "about <b>12 s</b>" in told(10**6, 50, "retro")
+    assert "about <b>35 s</b>" in told(10**6, 50, "retro", seeds=3)
+    assert "saves and leaves" not in told(10**6, 3000, "retro", 12)
+    assert "After 11 minutes at work it saves and leaves" in told(10**6, 3000, "retro", 11)
 
 
 def test_a_label_of_a_figure_is_short_and_holds_neither_tags_nor_templates():

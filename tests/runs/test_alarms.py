@@ -27,6 +27,7 @@ from retro_demo.runs.alarms import (
     held_out,
 )
 from retro_demo.runs.checkpoint import BEST, read_any_config, told_by
+from retro_demo.server.planned import Training
 from retro_demo.server.run_actions import passes_ahead
 from retro_demo.settings import TrainConfig
 
@@ -307,10 +308,10 @@ def test_the_page_says_what_holds_now_beside_the_curve_and_how_often_the_text_wa
 
 
 def test_the_estimate_of_the_page_says_how_often_the_text_would_be_read():
-    cost = (10**6, 150, 1024, "retro", "tiny", 0)
+    cost = ([Training("retro", 10**6, 150, 1024)], "tiny", 0)
 
-    assert "28 times" in job_views.estimate(*cost, {"passes": 28.0})
-    assert "times" not in job_views.estimate(*cost)
+    assert "28 times" in job_views.estimates(*cost, {"passes": 28.0})
+    assert "times" not in job_views.estimates(*cost)
 
 
 def test_passes_of_a_marge_are_estimated_at_most(three):

@@ -63,7 +63,7 @@ def test_a_corpus_that_is_not_built_does_not_take_the_place_of_a_sample(workspac
 
 
 def test_a_retrofit_without_a_base_is_refused_in_words_of_the_page(workspace):
-    with pytest.raises(UserError, match="Choose lm as model and train one first, or choose retro"):
+    with pytest.raises(UserError, match="which trains one first, or train a plain lm"):
         service.start_run(workspace, "newer", "retrofit", "tiny", {})
     folder = run_on(workspace, "newer")
     with pytest.raises(UserError, match=f"Choose its base: {folder.name}"):

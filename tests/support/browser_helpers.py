@@ -83,6 +83,13 @@ class Visit:
         self.leaving = True
         self.page.context.close()
 
+    def open_settings(self) -> None:
+        """Open the groups of settings on the Train tab, which hold nothing while they are closed."""
+        for group in ("Neighbors", "Optimizer", "Architecture"):
+            head = self.page.locator("#groups .group button.label-wrap", has_text=group)
+            if "open" not in (head.get_attribute("class") or ""):
+                head.click()
+
     def tab(self, name: str) -> None:
         self.page.get_by_role("tab", name=name, exact=True).click()
 

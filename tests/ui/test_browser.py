@@ -44,10 +44,10 @@ def test_a_new_visitor_sees_an_example_and_goes_the_whole_way(browser, url, shar
 
     visit.tab("Train")
     expect(page.locator("#train-corpus input")).to_have_value("towns", timeout=LONG)
-    expect(page.locator("#estimate")).to_contain_text("Choose lm as model and train one first", timeout=LONG)
-    page.locator("#model").get_by_text("retro", exact=True).click()
-    expect(page.locator("#estimate")).to_contain_text("parameters", timeout=LONG)
-    page.get_by_role("button", name="All knobs").click()
+    expect(page.locator("#estimate")).to_contain_text("then the verdict", timeout=LONG)
+    page.locator("#model").get_by_text("One quick RETRO").click()
+    expect(page.locator("#train")).to_have_text("Start training", timeout=LONG)
+    visit.open_settings()
     small = {"steps": 100_000, "dim": 32, "depth": 2, "num_heads": 2, "cca_layers": "2", "enc_dim": 32}
     more = {"seq_len": 64, "batch_size": 2, "eval_tokens": 500, "save_every": 20, "eval_every": 20}
     for knob, value in (small | more).items():

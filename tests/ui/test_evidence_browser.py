@@ -30,7 +30,7 @@ def test_a_visitor_trains_a_marge_and_sees_its_reindexes_after_a_reload(browser,
     expect(page.locator("#train-corpus input")).not_to_have_value("", timeout=LONG)
     page.locator("#train-corpus input").click()
     page.get_by_role("option", name="three", exact=True).click()
-    page.locator("#model label", has_text="marge").click()
+    page.locator("#model label", has_text="MARGE").click()
     steps = page.locator("#marge-knob-steps input")
     expect(steps).to_have_value("600", timeout=LONG)
     expect(page.locator("#base")).to_have_count(0, timeout=LONG)

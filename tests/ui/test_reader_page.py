@@ -18,14 +18,14 @@ from retro_demo.errors import UserError
 from retro_demo.kinds import KINDS
 from retro_demo.render import trace_views
 from retro_demo.runs.checkpoint import read_any_config
-from retro_demo.server import run_actions, service
+from retro_demo.server import planned, run_actions, service
 from retro_demo.server import workspace as workspaces
 from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace, load_trace, new_code
 from retro_demo.ui.endpoints import Endpoints
 from retro_demo.ui.generate_tab import GenerateHandlers, GenerateView
 from retro_demo.ui.linked_view import ExplainHandlers
-from retro_demo.ui.train_tab import Plan
+from retro_demo.ui.train_plan import PlanForm
 
 PROMPT = "Lorn\n\nArea of Lorn:"
 
@@ -196,7 +196,7 @@ def test_a_visitor_names_installed_bases_and_neither_paths_nor_names_of_the_hub(
 def test_where_no_base_is_installed_a_sentence_says_what_to_do(home, ready, monkeypatch):
     monkeypatch.setattr(service, "available_bases", list)
     with gr.Blocks():
-        plan = Plan(home)
+        plan = PlanForm(home)
 
     guess = plan.guess(ready.folder.name, "places", "reader", "tiny", None, *(w.value for w in plan.widgets))
 
@@ -207,9 +207,10 @@ def test_where_no_base_is_installed_a_sentence_says_what_to_do(home, ready, monk
 
 
 def test_the_form_of_a_reader_has_its_presets_its_editions_and_an_estimate(home, ready, monkeypatch):
-    monkeypatch.setattr(service, "available_bases", lambda: ["smollm2"])
+    for module in (service, planned):
+        monkeypatch.setattr(module, "available_bases", lambda: ["smollm2"])
     with gr.Blocks():
-        plan = Plan(home)
+        plan = PlanForm(home)
     code, values = ready.folder.name, [widget.value for widget in plan.widgets]
 
     offered = plan.offer_bases(code, "places", "reader", None)

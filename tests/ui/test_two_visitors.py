@@ -76,7 +76,8 @@ def code_of(one: Visit) -> str:
 def train(one: Visit, model: str, name: str, knobs: dict) -> None:
     page = one.page
     page.locator(f'#model input[value="{model}"]').check()
-    expect(page.locator("#estimate")).to_contain_text("parameters", timeout=LONG)
+    expect(page.locator("#train")).to_have_text("Start training", timeout=LONG)
+    one.open_settings()
     for knob, value in knobs.items():
         if page.locator(f"#knob-{knob}").is_visible():
             one.fill(f"knob-{knob}", value)
@@ -120,8 +121,7 @@ def test_one_goes_from_upload_to_verdict_while_the_other_tries_all_doors(
     # the base, and what is trained from it while the stranger tries to reach it
     author.tab("Train")
     author.choose("train-corpus", "towns")
-    expect(page.locator("#estimate")).to_contain_text("train one first", timeout=LONG)
-    page.get_by_role("button", name="All knobs").click()
+    expect(page.locator("#estimate")).to_contain_text("then the verdict", timeout=LONG)
     train(author, "lm", "plain", SMALL)
     ended(author)
     page.locator("#base input").click()  # the run that ended a moment ago is offered, without another look
