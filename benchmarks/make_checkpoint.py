@@ -1,12 +1,12 @@
-"""Make the shipped runs: a reader of SmolLM2; a small lm, its matched baseline and its retrofit; a RETRO that
-looks things up in the lookup world; a MARGE.
+"""Make the shipped runs: a reader of SmolLM2; a small lm, its baseline and its retrofit; two of other worlds.
 
     .venv/bin/python -m benchmarks.make_checkpoint [--runs FOLDER] [--threads 1] [--only NAME] [--example]
 
 Training resumes where it stands, so the command can be stopped and called again. Each run lands in
 checkpoints/: config, tokenizer, events and weights in float16. The baseline and the retrofit begin with the
-lm as it is shipped, so that anybody can repeat them; those that read neighbors also keep one written
-example with its whole explanation, which the page shows before anybody has clicked.
+lm as it is shipped, so that anybody can repeat them; a retro of the lookup world and a MARGE have corpora of
+their own. Runs that read neighbors also keep one written example with its whole explanation, which the page
+shows before anybody has clicked.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
+from retro_demo.corpus.samples import SAMPLES
 from retro_demo.corpus.sharding import ensure_sample
 from retro_demo.events import read_events
 from retro_demo.explain.text import watch_writing
@@ -83,9 +84,8 @@ LOOKUP = Shipped(
     "retro",
     corpus="sample:lookup",
     preset="lookup",
-    prompt="Klondish Sevosh: facts of the year. Main export: cloves. Klondish Sevosh on the map since: 1288. "
-    "Currency of Klondish Sevosh: Blaras. Main river:",
-    writing=GenerateConfig(max_new_tokens=96, temperature=0.0),
+    prompt=SAMPLES["lookup"].prompts[0],
+    writing=GenerateConfig(max_new_tokens=60, temperature=0.0),
 )
 MARGE = Shipped("rights-marge", "marge", corpus=RIGHTS)
 
@@ -126,6 +126,7 @@ def ship(run: Path, out: Path) -> None:
 def write_example(shipped: Shipped) -> None:
     """Keep one text of a shipped run with its whole explanation: what the page shows before any click."""
     out, name = CHECKPOINTS / shipped.name, SAMPLE + shipped.name
+    list(ensure_sample(shipped.corpus))
     *_, last = watch_writing(load_run(out, "cpu"), name, shipped.prompt, shipped.writing, lambda: False)
     assert last.trace is not None
     last.trace.save(out / "example")
