@@ -57,14 +57,22 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 MARGE: dict[str, Any] = {
     "dim": 96,
-    "beta_start": 20.0,
+    "beta_start": 5.0,
     "copying_start": True,
     "shifted_keys": True,
     "abstain": True,
+    "relevance_words": 0.2,
+    "relevance_ngrams": 0.6,
+    "relevance_table": 256,
+    "center": True,
+    "relevance_lr": 0.1,
+    "hub_neighbors": 8,
+    "subgraphs": 2,
+    "shared_dropout": 0.5,
     "passage_len": 96,
-    "batch_tokens": 1536,
+    "batch_tokens": 1024,
     "evidence_languages": "other",  # where there are several
-    "shard_size": 300,
+    "shard_size": 10_000_000,  # one shard, so that no group's label makes the batches
     "lr": 3e-3,
     "warmup": 50,
     "reading": 0.2,
@@ -72,8 +80,8 @@ MARGE: dict[str, Any] = {
 }
 
 MARGE_PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": MARGE | {"steps": 600},
-    "small": MARGE | {"steps": 3000, "refresh_every": 300, "eval_every": 300, "save_every": 100},
+    "tiny": MARGE | {"steps": 600, "refresh_every": 200, "eval_every": 300},
+    "small": MARGE | {"steps": 1500, "refresh_every": 500, "eval_every": 500, "save_every": 100},
 }
 """The same for MARGE: about two minutes, and about twelve, on one core; docs/science.md has the trials."""
 

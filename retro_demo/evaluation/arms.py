@@ -51,6 +51,7 @@ from torch import Tensor
 from retro_demo.corpus.store import Corpus
 from retro_demo.events import MEASURING, Progress
 from retro_demo.evidence.passages import Passages, in_evidence_set, nearest, other_groups
+from retro_demo.evidence.vectors import Vectors
 from retro_demo.models.config import EvidenceConfig
 from retro_demo.models.marge import MARGE
 from retro_demo.models.marge_layers import WriteCache
@@ -349,7 +350,7 @@ class EvidenceArms:
     def __init__(
         self,
         passages: Passages,
-        vectors: np.ndarray,
+        vectors: Vectors,
         config: EvidenceConfig,
         seed: int,
         *,

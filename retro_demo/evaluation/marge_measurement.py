@@ -5,7 +5,7 @@ arms show is encoded once for each batch. The result has what `runner.py` lists,
 
 names               what people call the arms, in the order to show them in
 references          the arms that the others are compared with on the page, the line of the picture first
-across_languages    recall, pool and chance of evidence/reindex.py; {} where no group has two languages
+across_languages    how often the same item is found in another language (evaluation/across_languages.py)
 beta                of each layer that reads evidence
 swapped             the corpus that is measured on, where it is another one
 
@@ -30,6 +30,7 @@ from retro_demo.corpus.samples import corpus_folder
 from retro_demo.corpus.store import MIN_DOCUMENTS, Corpus, load_corpus
 from retro_demo.devices import choose_device
 from retro_demo.errors import UserError
+from retro_demo.evaluation.across_languages import recall_across_languages
 from retro_demo.evaluation.arms import ARMS, TARGETS, EvidenceArms, Windows
 from retro_demo.evaluation.baselines import Known, known_documents
 from retro_demo.evaluation.losses import LEVEL, Difference, LossTable, Sums, arm_figures, tokens_moved
@@ -37,7 +38,8 @@ from retro_demo.evaluation.runner import Pass, Request, nothing_left, weights_us
 from retro_demo.evaluation.verdict import Verdict, less, more, with_interval
 from retro_demo.events import Event, Progress, Warned
 from retro_demo.evidence.passages import Passages, cut_passages
-from retro_demo.evidence.reindex import embed_passages, recall, scripts_of
+from retro_demo.evidence.reindex import embed_passages, first_tokens
+from retro_demo.evidence.vectors import Vectors
 from retro_demo.models.marge import MARGE
 from retro_demo.paths import data_home
 from retro_demo.runs.checkpoint import MargeRun, load_marge, read_marge_config
@@ -146,14 +148,17 @@ def _corpus(
 
 def _embedded(
     model: MARGE, passages: Passages, stop: Callable[[], bool]
-) -> Generator[Event, None, np.ndarray | None]:
+) -> Generator[Event, None, Vectors | None]:
     """Embeddings (P, D) of all passages; None after a stop."""
+    if model.words is not None:  # no transformer reads them: that takes seconds
+        yield Progress("embed the passages", 0, len(passages))
+        return None if stop() else embed_passages(model, passages.tokens)
     parts = []
     for start in range(0, len(passages), EMBEDDED_AT_ONCE):
         yield Progress("embed the passages", start, len(passages))
         if stop():
             return None
-        parts.append(embed_passages(model, passages.tokens[start : start + EMBEDDED_AT_ONCE]))
+        parts.append(first_tokens(model, passages.tokens[start : start + EMBEDDED_AT_ONCE]))
     return np.concatenate(parts)
 
 
@@ -164,7 +169,7 @@ def make_marge_study(
     known: Known,
     passages: Passages,
     left_out: np.ndarray,
-    vectors: np.ndarray,
+    vectors: Vectors,
     model: MARGE,
 ) -> MargeStudy:
     """The arms, an empty table for their losses, and how well the encoder finds other languages."""
@@ -181,8 +186,14 @@ def make_marge_study(
     tokens = passages.tokens[arms.targets]
     ids = np.broadcast_to(arms.targets[:, None], tokens.shape)  # a table of single tokens, each a chunk
     table = LossTable(Windows(ids, passages.group[arms.targets]), tokens, corpus.bytes_of_tokens())
-    across = recall(
-        vectors, passages, passages.held_out & ~left_out, scripts_of(corpus, config.network.languages)
+    across = recall_across_languages(
+        request.folder("run"),
+        corpus,
+        passages,
+        vectors,
+        left_out,
+        control=request.folder("control") if request.control else None,
+        device=request.device,
     )
     swapped = name_of(corpus, request) if corpus.fingerprint != config.corpus_fingerprint else ""
     return MargeStudy(

@@ -37,6 +37,7 @@ from retro_demo.corpus.sharding import ensure_sample
 from retro_demo.corpus.store import Corpus
 from retro_demo.devices import allowed_threads
 from retro_demo.errors import UserError
+from retro_demo.evaluation.across_languages import check_control
 from retro_demo.evaluation.baselines import Known, check_same_tokens, match, trainings, unfit_control
 from retro_demo.evaluation.losses import LossTable
 from retro_demo.events import Event, Finished, Progress, Refined, Started, Stopped, cut_back
@@ -142,7 +143,9 @@ def check_request(request: Request) -> None:
             raise UserError(f"The {name} {request.folder(name).name} has no weights yet. Let it train first.")
     if request.baseline:
         match(run, request.folder("baseline"))
-    if request.control:
+    if request.control and config.kind.own_controls:
+        check_control(run, request.folder("control"))
+    elif request.control:
         check_same_tokens(run, request.folder("control"))
         if unfit := unfit_control(run, request.folder("control")):
             raise UserError(
@@ -153,14 +156,14 @@ def check_request(request: Request) -> None:
 
 def check_marge_request(request: Request) -> None:
     """Raise UserError where a MARGE is to be measured with what only runs with neighbors have."""
-    asked = [name for name in ("baseline", "control") if getattr(request, name)]
+    asked = ["baseline"] if request.baseline else []
     usual = EvaluateConfig()
     asked += [name for name in OF_NEIGHBORS if getattr(request.settings, name) != getattr(usual, name)]
     if asked:
         flag = asked[0].replace("_", "-")
         raise UserError(
-            f"{request.folder('run').name} is a MARGE: it reads evidence, not neighbors of chunks, and its "
-            f"controls are arms of its own, so --{flag} means nothing here. Leave it out."
+            f"{request.folder('run').name} is a MARGE: it reads evidence, not neighbors of chunks, and what "
+            f"it is compared with are arms of its own, so --{flag} means nothing here. Leave it out."
         )
 
 

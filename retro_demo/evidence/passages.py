@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 
 from retro_demo.corpus.store import Corpus
 from retro_demo.errors import UserError
+from retro_demo.evidence.hubs import nearness, search_exactly
+from retro_demo.evidence.vectors import Vectors
 from retro_demo.models.config import EvidenceConfig
 from retro_demo.retrieval.dense import VectorIndex, search_allowed
 from retro_demo.retrieval.neighbors import Neighbors, rank
@@ -53,6 +56,14 @@ class Passages:
     def lengths(self) -> np.ndarray:
         """Tokens of each passage, its language's included, padding aside: int (P,)."""
         return (self.tokens != 0).sum(axis=1)
+
+
+PER_PASSAGE = ("tokens", "document", "position", "language", "group", "content", "held_out", "database_only")
+
+
+def some_passages(passages: Passages, ids: np.ndarray) -> Passages:
+    """Those with these ids (Q,), in this order."""
+    return replace(passages, **{name: getattr(passages, name)[ids] for name in PER_PASSAGE})
 
 
 def languages_of(corpus: Corpus) -> tuple[str, ...]:
@@ -129,6 +140,7 @@ def _named(languages: tuple[str, ...] | list[str]) -> str:
 
 # Memory needs a limit on what one target can hold: many times the average, so that it hardly ever binds.
 MOST_OVER_AVERAGE, MOST_BEYOND = 8, 16
+MOST_MARGIN_OVER_AVERAGE = 3  # margins are alike from target to target
 CHANCE_SAMPLE = 500
 
 
@@ -141,7 +153,8 @@ class Pairs:
     evidence: np.ndarray
     """int64 (E,): passage ids"""
     relevance: np.ndarray
-    """float32 (E,): cosine, in steps of 1e-6, so that float noise decides no tie."""
+    """float32 (E,): cosine, in steps of 1e-6, so that float noise decides no tie. Best first is by what the
+    pairs were chosen by: this, or the margin."""
 
     def __len__(self) -> int:
         return len(self.target)
@@ -168,7 +181,7 @@ def shard(passages: Passages, config: EvidenceConfig, seed: int) -> np.ndarray:
 
 
 def find_pairs(
-    embeddings: np.ndarray,
+    embeddings: Vectors,
     passages: Passages,
     config: EvidenceConfig,
     *,
@@ -178,28 +191,32 @@ def find_pairs(
 ) -> Pairs:
     """The most relevant pairs of each shard: `evidence_per_target` times its targets, over all of them.
 
-    embeddings (P, D), of any length; targets and candidates bool (P,), which may overlap. A target
-    gets as many as are among the best of its shard, at most 8 times the average and 16; the others
-    rest. Never a pair: a passage with itself or its text, with its document unless `same_document`,
-    with its language where `evidence_languages` is "other". Equal relevance is ordered by the ids,
-    so the same input gives the same pairs. The search is exact up to the 100,000 candidates in a
-    shard that dense.choose_factory takes a flat index for, and approximate beyond.
+    embeddings (P, D), of any length, or by words; targets and candidates bool (P,), which may overlap. A
+    target gets as many as are among the best of its shard, at most 8 times the average and 16 (by margins
+    3 times); the others rest. Never a pair: a passage with itself or its text, with its document unless
+    `same_document`, with its language where `evidence_languages` is "other". Equal relevance is ordered
+    by the ids, so the same input gives the same pairs. With `hub_neighbors` the margin of a pair takes
+    the place of its relevance (evidence/hubs.py) in all but the figure that is kept. The search is exact
+    up to the 100,000 candidates in a shard that dense.choose_factory takes a flat index for, and
+    approximate beyond; by words it goes by their sketch.
     """
-    vectors = _normalized(embeddings)
-    most = MOST_BEYOND + math.ceil(MOST_OVER_AVERAGE * config.evidence_per_target)
+    over = MOST_MARGIN_OVER_AVERAGE if config.hub_neighbors else MOST_OVER_AVERAGE
+    most = MOST_BEYOND + math.ceil(over * config.evidence_per_target)
     shards = shard(passages, config, seed)
-    kept: list[np.ndarray] = [np.zeros((3, 0))]
+    kept: list[np.ndarray] = [np.zeros((4, 0))]
+    search = _Search(embeddings, passages, config, targets | candidates)
     for number in np.unique(shards):
         own = np.flatnonzero(targets & (shards == number))
         others = np.flatnonzero(candidates & (shards == number))
-        found = _search(vectors, passages, config, own, others, min(most, max(1, len(others))))
+        found, relevance = search(own, others, min(most, max(1, len(others))))
         valid = found.ids >= 0
-        pairs = np.stack([np.repeat(own, valid.sum(axis=1)), found.ids[valid], found.scores[valid]])
+        parts = (np.repeat(own, valid.sum(axis=1)), found.ids[valid], found.scores[valid], relevance[valid])
+        pairs = np.stack(parts)
         best = np.lexsort((pairs[1], pairs[0], -pairs[2]))
         kept.append(pairs[:, best[: round(config.evidence_per_target * len(own))]])
     pairs = np.concatenate(kept, axis=1)  # float64 holds ids and float32 exactly
     pairs = pairs[:, np.lexsort((pairs[1], -pairs[2], pairs[0]))]
-    return Pairs(pairs[0].astype(np.int64), pairs[1].astype(np.int64), pairs[2].astype(np.float32))
+    return Pairs(pairs[0].astype(np.int64), pairs[1].astype(np.int64), pairs[3].astype(np.float32))
 
 
 def random_pairs(
@@ -252,7 +269,7 @@ def chance_of_group(
 
 
 def nearest(
-    embeddings: np.ndarray,
+    embeddings: Vectors,
     passages: Passages,
     config: EvidenceConfig,
     targets: np.ndarray,
@@ -264,9 +281,13 @@ def nearest(
     targets int (Q,): passage ids; candidates bool (P,) -> ids int64 (Q, K), -1 = none, and cosines
     float32 (Q, K), -inf = none; best first.
     """
-    vectors = _normalized(embeddings)
-    found = _search(vectors, passages, config, np.asarray(targets), np.flatnonzero(candidates), k)
-    return found.ids, found.scores
+    targets = np.asarray(targets)
+    who = candidates.copy()
+    who[targets] = True
+    search = _Search(embeddings, passages, config, who)
+    found, relevance = search(targets, np.flatnonzero(candidates), k)
+    order = np.argsort(-relevance, axis=1, kind="stable")
+    return np.take_along_axis(found.ids, order, axis=1), np.take_along_axis(relevance, order, axis=1)
 
 
 def pair_figures(
@@ -295,27 +316,51 @@ def pair_figures(
     return figures
 
 
-def _search(
-    vectors: np.ndarray,
-    passages: Passages,
-    config: EvidenceConfig,
-    targets: np.ndarray,
-    candidates: np.ndarray,
-    k: int,
-) -> Neighbors:
-    """The k nearest candidates (ids) of each target (ids) that may be its evidence."""
-    out = rank(np.full((len(targets), 1), -1), np.zeros((len(targets), 1)), k)
-    for rows, among in _searches(passages, config, targets, candidates):
-        if not len(rows) or not len(among):
-            continue
+class _Search:
+    """Finds the candidates that stand out most for a target and may be its evidence."""
 
-        def excluded(part: np.ndarray, ids: np.ndarray, own: np.ndarray = targets[rows]) -> np.ndarray:
-            return forbidden(passages, config, own[part], ids)
+    def __init__(
+        self, embeddings: Vectors, passages: Passages, config: EvidenceConfig, who: np.ndarray
+    ) -> None:
+        """who (P,), bool: the passages that say what is near anyway, where hubs count."""
+        self.plain = isinstance(embeddings, np.ndarray)
+        self.vectors = _normalized(embeddings) if isinstance(embeddings, np.ndarray) else embeddings
+        self.passages, self.config, self.near = passages, config, None
+        if config.hub_neighbors:
+            kept = {} if isinstance(embeddings, np.ndarray) else embeddings.kept
+            key = (config.hub_neighbors, who.tobytes())
+            if key not in kept:
+                kept.clear()
+                languages = (passages.language, len(passages.languages))
+                kept[key] = nearness(self.vectors, *languages, who, config.hub_neighbors)
+            self.near = kept[key]
 
-        index = VectorIndex.build(vectors[among], among)
-        found = search_allowed(index, vectors[targets[rows]], k, excluded)
-        out.ids[rows], out.scores[rows] = found.ids, found.scores
-    return out
+    def __call__(self, targets: np.ndarray, candidates: np.ndarray, k: int) -> tuple[Neighbors, np.ndarray]:
+        """The best k candidates (ids) of each target (ids), and their relevance (Q, K), -inf = none."""
+        passages, config = self.passages, self.config
+        if not self.plain or self.near is not None:
+            return search_exactly(
+                self.vectors,
+                targets,
+                candidates,
+                k,
+                lambda own, ids: forbidden(passages, config, own, ids),
+                near=self.near,
+                language=passages.language,
+            )
+        out = rank(np.full((len(targets), 1), -1), np.zeros((len(targets), 1)), k)
+        vectors = cast(np.ndarray, self.vectors)
+        for rows, among in _searches(passages, config, targets, candidates):
+            if not len(rows) or not len(among):
+                continue
+
+            def excluded(part: np.ndarray, ids: np.ndarray, own: np.ndarray = targets[rows]) -> np.ndarray:
+                return forbidden(passages, config, own[part], ids)
+
+            index = VectorIndex.build(vectors[among], among)
+            found = search_allowed(index, vectors[targets[rows]], k, excluded)
+            out.ids[rows], out.scores[rows] = found.ids, found.scores
+        return out, out.scores
 
 
 def _searches(

@@ -17,7 +17,7 @@ import json
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,14 @@ from safetensors.numpy import save_file
 from retro_demo.corpus.store import Corpus
 from retro_demo.devices import SINGLE_PROCESS, World
 from retro_demo.errors import UserError
+from retro_demo.evidence.hubs import nearness
 from retro_demo.evidence.passages import Pairs, Passages, chance_of_group, find_pairs, pair_figures
+from retro_demo.evidence.vectors import Vectors, WordVectors, cosines, language_means, narrow, word_vectors
 from retro_demo.files import beside
 from retro_demo.models.config import EvidenceConfig
 from retro_demo.models.marge import MARGE
+from retro_demo.models.words import WordCounts
+from retro_demo.tokenizer import Tokenizer
 
 SHOWN = 2048
 
@@ -54,7 +58,7 @@ class Reindexing:
 
 def reindex(
     step: int,
-    vectors: np.ndarray,
+    vectors: Vectors,
     passages: Passages,
     config: EvidenceConfig,
     *,
@@ -83,9 +87,29 @@ def reindex(
     across = recall(vectors, passages, passages.held_out, scripts)
     across.pop("languages", None)
     cells = across.pop("matrix", None)
+    if across and isinstance(vectors, WordVectors):
+        who = (passages, passages.held_out, scripts)
+        figures |= parts_alone(vectors, who, with_words=step == 0)
     matrix = None if cells is None else np.array(cells, dtype=np.float32)  # NaN where there is no pair
     rows = shown_rows(passages.position)
-    return Reindexing(step, pairs, rows, vectors[rows], figures | {"recall": across}, matrix)
+    return Reindexing(step, pairs, rows, narrow(vectors)[rows], figures | {"recall": across}, matrix)
+
+
+def parts_alone(
+    vectors: WordVectors, who: tuple[Passages, np.ndarray, Sequence[str]], *, with_words: bool
+) -> dict[str, Any]:
+    """Recall by what is learned beside the words alone, and by words alone; `who` is for `recall`."""
+    parts: dict[str, Vectors] = {}
+    if vectors.widths[-1]:
+        parts["recall_learned"] = vectors.learned_alone()
+    if with_words and any(vectors.widths[:2]):
+        parts["recall_words"] = vectors.part((0, 1))
+    return {name: short_recall(recall(part, *who)) for name, part in parts.items()}
+
+
+def short_recall(found: dict[str, Any]) -> dict[str, float]:
+    """Of the figures of `recall_by` those that are numbers."""
+    return {name: value for name, value in found.items() if not isinstance(value, list)}
 
 
 def shown_rows(position: np.ndarray) -> np.ndarray:
@@ -146,9 +170,52 @@ def _path(folder: Path, step: int) -> Path:
     return folder / "evidence" / f"{step:06d}.safetensors"
 
 
+def begin_words(model: MARGE, passages: Passages, tokenizer: Tokenizer, seed: int) -> None:
+    """Give relevance by words what it begins with: of all passages that are not held out, no more.
+
+    Where relevance is the paper's, nothing.
+    """
+    if model.words is not None:
+        told = ~passages.held_out
+        model.words.begin(passages.tokens[told], passages.language[told], tokenizer, seed)
+
+
+def embed_passages(
+    model: MARGE, tokens: np.ndarray, world: World = SINGLE_PROCESS, counted: WordCounts | None = None
+) -> Vectors:
+    """tokens (P, S), padded -> embeddings of length 1, as the loss has them: `first_tokens`, or by words.
+
+    `counted`: what stands in these tokens, where that is known and relevance is by words.
+    """
+    if model.words is None:
+        return first_tokens(model, tokens, world)
+    words, device, first = model.words, next(model.parameters()).device, None
+    if words.widths[2] and not model.config.relevance_table:
+        first = first_tokens(model, tokens, world)
+    language = words.languages_of(torch.from_numpy(tokens[:, :1]).to(device)).cpu().numpy()
+    return word_vectors(words, counted or words.count(tokens), language, first)
+
+
+def center_anew(model: MARGE, vectors: Vectors, which: np.ndarray, world: World = SINGLE_PROCESS) -> Vectors:
+    """The embeddings (P, D) around the means of languages among `which` (P,), bool, in the model from now on.
+
+    As they are where the network does not center. Several processes have the means of the main one, so that
+    no rounding can part them.
+    """
+    if model.words is None or not model.words.centered or not isinstance(vectors, WordVectors):
+        return vectors
+    means = language_means(vectors, which)
+    if not world.is_main:
+        means = np.zeros_like(means)
+    world.add_up(means)
+    with torch.no_grad():
+        model.words.centers.copy_(torch.from_numpy(means))
+    return replace(vectors, means=means, kept={})
+
+
 @torch.inference_mode()
-def embed_passages(model: MARGE, tokens: np.ndarray, world: World = SINGLE_PROCESS) -> np.ndarray:
-    """tokens (P, S), padded -> embeddings of length 1, float32 (P, D), as the loss has them.
+def first_tokens(model: MARGE, tokens: np.ndarray, world: World = SINGLE_PROCESS) -> np.ndarray:
+    """tokens (P, S), padded -> the encoder's embeddings of length 1, float32 (P, D).
 
     In eval mode and with masks, so padding and dropout change nothing; short passages go together.
     Several processes take turns and give the same vectors, to the bit, as one.
@@ -166,7 +233,9 @@ def embed_passages(model: MARGE, tokens: np.ndarray, world: World = SINGLE_PROCE
         rows = order[at : at + min(count, 256)]
         if turn % world.size == world.rank:
             part = torch.from_numpy(tokens[rows, : max(1, lengths[rows].max())]).to(device)
-            vectors[rows] = torch.nn.functional.normalize(model.embed(part), dim=-1).float().cpu().numpy()
+            vectors[rows] = (
+                torch.nn.functional.normalize(model.first_tokens(part), dim=-1).float().cpu().numpy()
+            )
         at, turn = at + len(rows), turn + 1
     world.add_up(vectors)
     model.train(was_training)
@@ -179,12 +248,35 @@ CJK = ("CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO")  # written together, so they c
 
 
 def recall(
-    embeddings: np.ndarray, passages: Passages, queries: np.ndarray, scripts: Sequence[str]
+    embeddings: Vectors,
+    passages: Passages,
+    queries: np.ndarray,
+    scripts: Sequence[str],
+    *,
+    hub_neighbors: int = 0,
 ) -> dict[str, Any]:
-    """`recall_by` with the cosine of embeddings (P, D), of any length."""
-    vectors = np.asarray(embeddings, dtype=np.float64)
-    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
-    return recall_by(lambda own, others: vectors[own] @ vectors[others].T, passages, queries, scripts)
+    """`recall_by` with the cosine of embeddings (P, D), of any length, or the margin (evidence/hubs.py)."""
+    vectors = embeddings
+    if isinstance(vectors, np.ndarray):
+        vectors = np.asarray(vectors, dtype=np.float64)
+        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
+    return recall_by(scores_of(vectors, passages, hub_neighbors), passages, queries, scripts)
+
+
+def scores_of(
+    vectors: Vectors, passages: Passages, hub_neighbors: int = 0
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """What `recall_by` asks for: the cosine of vectors of length 1, or its margin among first passages."""
+    if not hub_neighbors:
+        return lambda own, others: cosines(vectors, own, others)
+    language, firsts = passages.language, passages.position == 0
+    near = nearness(vectors, language, len(passages.languages), firsts, hub_neighbors)
+
+    def margins(own: np.ndarray, others: np.ndarray) -> np.ndarray:
+        found = 2 * cosines(vectors, own, others)
+        return found - near[own][:, language[others]] - near[others][:, language[own]].T
+
+    return margins
 
 
 def recall_by(
@@ -205,13 +297,7 @@ def recall_by(
     many; pool: mean number of candidates. matrix: recall_at_1 from language (row) to language
     (column) as `languages` orders them, None where there is no pair.
     """
-    firsts = np.flatnonzero(passages.position == 0)
-    asking = firsts[queries[firsts]]
-    found = [
-        _ranks(scores, passages, asking, firsts[passages.language[firsts] == language])
-        for language in np.unique(passages.language[firsts])
-    ]
-    query, target, rank, pool, chance = np.concatenate(found, axis=1) if found else np.zeros((5, 0))
+    query, target, rank, pool, chance = ranks_by(scores, passages, queries)
     if not len(query):
         return {}
     source, target = passages.language[query.astype(np.int64)], target.astype(np.int64)
@@ -233,6 +319,23 @@ def recall_by(
     figures["languages"] = list(passages.languages)
     figures["matrix"] = [cells[i : i + count] for i in range(0, count * count, count)]
     return figures
+
+
+def ranks_by(
+    scores: Callable[[np.ndarray, np.ndarray], np.ndarray], passages: Passages, queries: np.ndarray
+) -> np.ndarray:
+    """Columns (5, n) of all pairs that `recall_by` is over, as it takes them.
+
+    The query's passage id, the other language, the rank of the best document of its group there, how many
+    candidates there are, and the share of them that are of the group.
+    """
+    firsts = np.flatnonzero(passages.position == 0)
+    asking = firsts[queries[firsts]]
+    found = [
+        _ranks(scores, passages, asking, firsts[passages.language[firsts] == language])
+        for language in np.unique(passages.language[firsts])
+    ]
+    return np.concatenate(found, axis=1) if found else np.zeros((5, 0))
 
 
 def script_of(text: str) -> str:
@@ -258,11 +361,7 @@ def _ranks(
     asking: np.ndarray,
     candidates: np.ndarray,
 ) -> np.ndarray:
-    """Columns (5, n) of queries that have their group in one other language, that of all candidates.
-
-    The query's passage id, that language, the rank of the best of the group, how many candidates
-    there are, and the share of them that are of the group.
-    """
+    """Columns (5, n) as `ranks_by` gives them, for one language: that of all candidates."""
     language = passages.language[candidates[0]]
     away = asking[passages.language[asking] != language]
     away = away[np.isin(passages.group[away], passages.group[candidates])]

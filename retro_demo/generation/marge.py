@@ -25,6 +25,7 @@ from retro_demo.errors import UserError
 from retro_demo.events import Event, Retrieved, Token
 from retro_demo.evidence.passages import Passages, cut_passages, in_evidence_set
 from retro_demo.evidence.reindex import embed_passages
+from retro_demo.evidence.vectors import Vectors, relevance_of_text
 from retro_demo.generation.sampling import Continuation, Written, write_tokens
 from retro_demo.models.marge import MARGE
 from retro_demo.runs.checkpoint import MargeRun, load_marge, read_marge_config
@@ -37,7 +38,7 @@ MOST_CHOSEN = 64  # passages: more than a batch of training holds, and within a 
 
 @dataclass(frozen=True)
 class LoadedMarge:
-    """A MARGE run in memory, its passages embedded by its own encoder: vectors (P, D) of length 1."""
+    """A MARGE run in memory, its passages embedded by its own encoder: vectors of length 1."""
 
     folder: Path
     config: MargeRun
@@ -45,7 +46,7 @@ class LoadedMarge:
     tokenizer: Tokenizer
     corpus: Corpus
     passages: Passages
-    vectors: np.ndarray
+    vectors: Vectors
 
 
 def load_marge_run(folder: Path, device: str = "auto") -> LoadedMarge:
@@ -82,7 +83,7 @@ def find_passages(run: LoadedMarge, tokens: Sequence[int], count: int) -> np.nda
     Where the run was trained with evidence in other languages only, so is what is found.
     """
     text = np.array([[*tokens]], dtype=np.int64)
-    scores = run.vectors @ embed_passages(run.model, text)[0]
+    scores = relevance_of_text(run.vectors, embed_passages(run.model, text))
     own = [token for token in tokens[1:] if token != run.tokenizer.eos_id]
     for passage in np.flatnonzero(run.passages.lengths >= len(own)):
         there = run.passages.tokens[passage, 1:]
@@ -114,7 +115,7 @@ def likely_language(run: LoadedMarge, prompt: str, documents: Sequence[str]) -> 
         # a longer one has no room anyway, and its embedding would take memory as the square of its length
         words = run.tokenizer.encode(prompt)[: run.config.evidence.passage_len - 1]
         tokens = np.array([[run.config.network.vocab_size, *words]], dtype=np.int64)
-        like = int((run.vectors @ embed_passages(run.model, tokens)[0]).argmax())
+        like = int(relevance_of_text(run.vectors, embed_passages(run.model, tokens)).argmax())
     else:
         like = int(choose_passages(run, documents[:1])[0])
     return known[run.passages.language[like]]

@@ -360,6 +360,31 @@ class MargeConfig:
         "embedding keeps its length, as in the reference.",
         choices=("cosine", "dot"),
     )
+    relevance_words: float = setting(
+        0.0,
+        "Relevance by words",
+        "Share of the relevance that is how alike the tokens of two texts are, rare ones more; what a token "
+        "weighs is learned (0: none, as in the paper).",
+        within=(0.0, 1.0),
+    )
+    relevance_ngrams: float = setting(
+        0.0,
+        "Relevance by spelling",
+        "Share that is how alike the words are by 3 to 5 of their letters in a row, which is never learned.",
+        within=(0.0, 1.0),
+    )
+    relevance_table: int = setting(
+        0,
+        "Learned table",
+        "Width of a learned vector for each token; their sum takes the encoder's place in the rest of the "
+        "relevance. 0: the state of the first token, as in the paper.",
+        within=(0, 4096),
+    )
+    center: bool = setting(
+        False,
+        "Centered by language",
+        "From each embedding the mean of its language is taken away, as it was at the last re-index.",
+    )
     norm: str = setting("rms", "Norm", "rms: RMSNorm; layer: LayerNorm.", choices=("rms", "layer"))
     norm_eps: float = setting(
         0.0, "Epsilon", "Added to the variance in norms; 0: torch's own.", within=(0.0, 1e-2)
@@ -407,11 +432,29 @@ class MargeConfig:
                 "Choose at most as many.",
                 retrieval_depth="",
             )
+        if self.relevance_words + self.relevance_ngrams > 1 + 1e-9:
+            raise UserError(
+                f"relevance_words is {self.relevance_words} and relevance_ngrams {self.relevance_ngrams}, "
+                "but together they can be at most 1. Make one of them smaller.",
+                relevance_words="",
+                relevance_ngrams="",
+            )
+        if self.relevance == "dot" and self.by_words:
+            raise UserError(
+                "Relevance by words, a learned table and centering are for the cosine, but relevance is dot. "
+                "Choose cosine.",
+                relevance="",
+            )
         if self.absolute_positions == 0 and self.dim // self.num_heads % 2:
             raise UserError(
                 f"A head of {self.dim // self.num_heads} dimensions cannot carry rotary positions: choose "
                 "heads of an even width."
             )
+
+    @property
+    def by_words(self) -> bool:
+        """Whether relevance is anything but the paper's: the encoder's first tokens, as they are."""
+        return bool(self.relevance_words or self.relevance_ngrams or self.relevance_table or self.center)
 
     @property
     def num_tokens(self) -> int:
@@ -466,6 +509,45 @@ class EvidenceConfig(Settings):
         "all: every text that is not held out, so targets are evidence for one another; database: only texts "
         'whose use is "database", so that targets and evidence are two sets.',
         choices=("all", "database"),
+    )
+    hub_neighbors: int = setting(
+        0,
+        "Against hubs",
+        "Pairs are chosen by how far their relevance stands out from that of so many nearest passages of "
+        "each language (CSLS); 0: by relevance itself, as in the paper.",
+        within=(0, 1000),
+    )
+    subgraphs: int = setting(
+        1,
+        "Subgraphs in a batch",
+        "So many small subgraphs share a batch, so that a target has evidence of others to tell its own "
+        "from.",
+        within=(1, 64),
+    )
+    shared_dropout: float = setting(
+        0.0,
+        "Without shared words",
+        "Share of the batches whose texts lose digits and the words that stand in many languages, so that "
+        "nothing can be written by copying alone.",
+        within=(0.0, 1.0),
+    )
+    shared_side: str = setting(
+        "both",
+        "Shared words are lost in",
+        "both: targets and evidence; evidence: there alone.",
+        choices=("both", "evidence"),
+    )
+    relevance_lr: float = setting(
+        0.0,
+        "Learning rate of relevance",
+        "Weights that nothing but relevance by words uses learn by Adagrad at this rate; 0: as all others.",
+        within=(0.0, 10.0),
+    )
+    relevance_from: float = setting(
+        0.15,
+        "Relevance learns from",
+        "Share of the steps after which these weights begin to learn: the decoder must read first.",
+        within=(0.0, 1.0),
     )
     language_weight: float = setting(
         100.0,

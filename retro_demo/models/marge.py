@@ -7,6 +7,8 @@ all of them the states are what the decoder reads. The relevance of evidence z f
 of their embeddings, in the loss as in the index. With distillation it also follows how much attention the
 decoder gives the evidence.
 
+By choice relevance is that of words, too, and what is learned of them (models/words.py).
+
 Source: Lewis et al. 2020, "Pre-training via paraphrasing", section 2. Where it is silent: rotary
 positions, counted in each document from 0; the first token's own embedding begins as zeros.
 
@@ -37,6 +39,7 @@ from retro_demo.models.layers import (
     make_norm,
 )
 from retro_demo.models.marge_layers import Evidence, EvidenceLayer, PlainLayer, WriteCache
+from retro_demo.models.words import WordRelevance
 
 
 class BatchPart(NamedTuple):
@@ -161,6 +164,7 @@ class MARGE(nn.Module):
         self.norm = make_norm(config, config.dim) if config.final_norm else nn.Identity()
         if not config.tied_output:
             self.to_logits = Linear(config.dim, config.num_tokens)
+        self.words = WordRelevance(config) if config.by_words else None
         draw_weights(self, config.enc_depth + config.base_depth + config.dec_depth)
         if config.copying_start:
             for layer in self.evidence_layers():
@@ -174,6 +178,10 @@ class MARGE(nn.Module):
         """How much relevance weighs, for each layer that reads evidence."""
         return [layer.read.beta.item() for layer in self.evidence_layers()]
 
+    def relevance_weights(self) -> list[nn.Parameter]:
+        """The weights that nothing but relevance by words uses."""
+        return [] if self.words is None else self.words.learned_weights()
+
     def present(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """Where a token stands (N, T): what the mask says, and what is not padding."""
         if not self.config.blind_padding:
@@ -182,15 +190,29 @@ class MARGE(nn.Module):
         return there if mask is None else there & mask.bool()
 
     def encode(self, tokens: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """tokens (N, S), mask (N, S) True where one stands -> states (N, S, D), embeddings (N, D)."""
+        """tokens (N, S), mask (N, S) True where one stands -> states (N, S, D), embeddings (N, D).
+
+        With relevance by words embeddings are as wide as all its parts, see models/words.py.
+        """
         x, attends = self._encoder_start(tokens, mask)
         x = self._encode_through(x, attends, 0, self.config.retrieval_depth)
         embeddings = x[:, 0]
         x = self._encode_through(x, attends, self.config.retrieval_depth, self.config.enc_depth)
+        if self.words is not None:
+            first = None if self.config.relevance_table else embeddings
+            embeddings = self.words(tokens, self._readable(tokens, mask), first)
         return self.norm_evidence(x[:, 1:]), embeddings
 
     def embed(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """tokens (N, S) -> embeddings (N, D), as long as they come.
+        """tokens (N, S) -> embeddings (N, D), as long as they come; as wide as those of `encode`."""
+        if self.words is None:
+            return self.first_tokens(tokens, mask)
+        needed = self.words.widths[2] and not self.config.relevance_table
+        first = self.first_tokens(tokens, mask) if needed else None
+        return self.words(tokens, self._readable(tokens, mask), first)
+
+    def first_tokens(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """tokens (N, S) -> states of the first tokens (N, D): the paper's embeddings.
 
         This costs the first layers only, and the last of them for the first token alone.
         """

@@ -33,7 +33,7 @@ from retro_demo.runs.alarms import Point, Watch
 from retro_demo.runs.checkpoint import BEST, IMPORTED, LAST, STATE, AnyRun, step_of, told_by, versions
 from retro_demo.settings import seen
 
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+MOMENTS = ("step", "exp_avg", "exp_avg_sq", "sum")
 GENERATOR = re.compile(r"generator\.(cpu|cuda)(\.[1-9][0-9]{0,3})?")
 GENERATOR_BYTES = 10_000  # and more is no generator's state
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -48,20 +48,61 @@ class Hooks:
     due: Callable[[int], bool] = lambda step: False
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW; matrices decay, embeddings and gains do not. The order of parameters is the model's."""
+def make_optimizer(
+    model: nn.Module,
+    config: TrainConfig,
+    apart: Sequence[nn.Parameter] = (),
+    kind: type[torch.optim.AdamW] = torch.optim.AdamW,
+) -> torch.optim.AdamW:
+    """AdamW; matrices decay, embeddings and gains do not. The order of parameters is the model's.
+
+    The weights `apart` are none of its business.
+    """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    weights = [w for w in model.parameters() if w.requires_grad]
+    others = {id(w) for w in apart}
+    weights = [w for w in model.parameters() if w.requires_grad and id(w) not in others]
     decayed = [w for w in weights if w.ndim >= 2 and id(w) not in embeddings]
-    others = [w for w in weights if w.ndim == 1 or id(w) in embeddings]
-    numbers = [w for w in weights if w.ndim == 0]  # apart from the others, which may be sharded
+    plain = [w for w in weights if w.ndim == 1 or id(w) in embeddings]
+    numbers = [w for w in weights if w.ndim == 0]  # apart from the plain ones, which may be sharded
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": plain, "weight_decay": 0.0},
         {"params": numbers, "weight_decay": 0.0},
     ]
     fused = all(w.device.type in ("cpu", "cuda") for w in weights)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=fused)
+    return kind(groups, lr=config.lr, betas=(0.9, 0.95), fused=fused)
+
+
+class _WithRelevance(torch.optim.AdamW):
+    """AdamW, and Adagrad for some weights that begin to learn later: one state of both."""
+
+    def begin(self, own: list[nn.Parameter], lr: float, waits: int) -> None:
+        """Own weights, which AdamW does not have, learn at this rate after so many steps."""
+        self.others = torch.optim.Adagrad(own, lr=lr)
+        self.waits = waits
+        self.state.update(self.others.state)
+        self.others.state = self.state
+
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().step(closure)
+        done = max((int(self.state[w].get("step", 0)) for w in self.param_groups[0]["params"][:1]), default=0)
+        if done > self.waits:
+            self.others.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+        self.others.zero_grad(set_to_none)
+
+
+def with_relevance(
+    model: nn.Module, config: TrainConfig, own: list[nn.Parameter], lr: float, waits: int
+) -> torch.optim.Optimizer:
+    """`make_optimizer`, where `own` weights learn by Adagrad at their rate, and only after so many steps."""
+    if not own:
+        return make_optimizer(model, config)
+    optimizer = cast(_WithRelevance, make_optimizer(model, config, own, _WithRelevance))
+    optimizer.begin(own, lr, waits)
+    return optimizer
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

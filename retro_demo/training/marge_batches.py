@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,18 @@ from retro_demo.events import Reindexed
 from retro_demo.evidence.passages import Pairs, Passages, cut_passages, in_evidence_set, random_pairs
 from retro_demo.evidence.reindex import (
     Reindexing,
+    center_anew,
     embed_passages,
     load_reindexing,
     reindex,
     save_reindexing,
     scripts_of,
 )
+from retro_demo.evidence.shared_words import shared_tokens, without
+from retro_demo.evidence.vectors import Vectors
 from retro_demo.models.config import EvidenceConfig
 from retro_demo.models.marge import MARGE, MargeBatch
+from retro_demo.models.words import WordCounts
 from retro_demo.runs.alarms import passes_of
 from retro_demo.training.retro_batches import MOST_CORRUPTED, corrupt, curriculum_share
 
@@ -44,6 +48,7 @@ from retro_demo.training.retro_batches import MOST_CORRUPTED, corrupt, curriculu
 LEAST_SHARE = 0.5
 # So many targets in a row that find no place close a batch: it is about full.
 MOST_MISSES = 32
+LEAST_TOKENS = 64  # of a subgraph
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,27 @@ def make_subgraphs(pairs: Pairs, passages: Passages, config: EvidenceConfig, see
         graph.free[batch.targets] = False
         batches.append(Subgraph(graph.order[batch.targets], np.array(list(batch.evidence))))
     return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def make_batches_of_subgraphs(
+    pairs: Pairs, passages: Passages, config: EvidenceConfig, seed: int
+) -> list[Subgraph]:
+    """The batches of an epoch: subgraphs of a share of the tokens, `config.subgraphs` of them together.
+
+    A passage that is a target, or has the text of one, is evidence for nobody in its batch.
+    """
+    if config.subgraphs == 1:
+        return make_subgraphs(pairs, passages, config, seed)
+    small = replace(config, batch_tokens=max(LEAST_TOKENS, config.batch_tokens // config.subgraphs))
+    graphs, batches = make_subgraphs(pairs, passages, small, seed), []
+    for start in range(0, len(graphs), config.subgraphs):
+        some = graphs[start : start + config.subgraphs]
+        targets = np.concatenate([one.targets for one in some])
+        evidence = np.unique(np.concatenate([one.evidence for one in some]))
+        evidence = evidence[~np.isin(passages.content[evidence], passages.content[targets])]
+        if len(evidence):
+            batches.append(Subgraph(targets, evidence))
+    return batches
 
 
 class _Graph:
@@ -206,6 +232,7 @@ def _grow(graph: _Graph, budget: int) -> _Batch:
 
 
 MARGE_CURRICULUM = 3  # chance of its own
+SHARED_DROPOUT = 4  # the same
 
 
 class MargeBatches:
@@ -242,15 +269,21 @@ class MargeBatches:
         self.found: Reindexing | None = None  # the last re-index that batches come from
         self._epoch: tuple[tuple[int, int], list[Subgraph]] | None = None
         self._sizes: dict[tuple[int, int], int] = {}
-        self._embedded: tuple[int, np.ndarray] | None = None  # step, (P, D)
+        self._shared = (
+            shared_tokens(self.passages, corpus.tokenizer) if config.shared_dropout and taught else None
+        )
+        self._counted: WordCounts | None = None  # of all passages
+        self._embedded: tuple[int, Vectors] | None = None  # step, (P, D)
 
-    def embeddings(self, step: int, model: MARGE, world: World = SINGLE_PROCESS) -> np.ndarray:
+    def embeddings(self, step: int, model: MARGE, world: World = SINGLE_PROCESS) -> Vectors:
         """Embeddings (P, D) of all passages by the weights before `step`.
 
         Where a measurement and a re-index meet they share them: nothing is embedded twice.
         """
         if self._embedded is None or self._embedded[0] != step:
-            self._embedded = step, embed_passages(model, self.passages.tokens, world)
+            if model.words is not None and self._counted is None:
+                self._counted = model.words.count(self.passages.tokens)
+            self._embedded = step, embed_passages(model, self.passages.tokens, world, self._counted)
         return self._embedded[1]
 
     def due(self, step: int) -> bool:
@@ -265,12 +298,15 @@ class MargeBatches:
         evidence.
         """
         begun = time.perf_counter()
-        vectors = self.embeddings(step, model, world)
+        vectors = center_anew(model, self.embeddings(step, model, world), self.candidates, world)
+        self._embedded = step, vectors
         figures: dict[str, Any] = {}
         with on_main(world):
             if world.is_main:
+                words_alone = None
                 if step > 0:  # a resumed run may not have it in memory
                     self.resume(step - 1, folder)
+                    words_alone = words_at_start(folder)
                 found = reindex(
                     step,
                     vectors,
@@ -283,6 +319,8 @@ class MargeBatches:
                     before=self.found.pairs if step > 0 and self.found else None,
                 )
                 figures = found.figures
+                if words_alone:
+                    figures["recall_words"] = words_alone
                 figures |= {"beta": model.betas(), "seconds": round(time.perf_counter() - begun, 3)}
                 if step < self.steps:  # the one behind the last step is only looked at
                     self.found = found
@@ -319,9 +357,21 @@ class MargeBatches:
             number -= size
             epoch += 1
         graph = self._subgraphs(self.found.pairs, epoch)[number]
-        batch = self.batch(graph.targets, graph.evidence)
+        batch = self._batch_of(graph, step)
         share = curriculum_share(step, self.reading_steps, self.lessons_kept)
         return self._with_target_copies(batch, share, step) if share else batch
+
+    def _batch_of(self, graph: Subgraph, step: int) -> MargeBatch:
+        """A subgraph's batch, in a share of the steps without the words that many languages share."""
+        if self._shared is None or not len(self._shared):
+            return self.batch(graph.targets, graph.evidence)
+        if np.random.default_rng([self.seed, SHARED_DROPOUT, step]).random() >= self.config.shared_dropout:
+            return self.batch(graph.targets, graph.evidence)
+        sides = []
+        for ids, loses in ((graph.targets, self.config.shared_side == "both"), (graph.evidence, True)):
+            tokens = self.passages.tokens[ids]
+            sides.append(_trimmed(without(tokens, self._shared[ids]) if loses else tokens))
+        return MargeBatch(*sides)
 
     def _with_target_copies(self, batch: MargeBatch, share: float, step: int) -> MargeBatch:
         """Put overwritten copies of a share of the targets among the evidence."""
@@ -357,7 +407,7 @@ class MargeBatches:
                     shard_seed=self.seed,
                     seed=seed,
                 )
-            self._epoch = key, make_subgraphs(pairs, self.passages, self.config, seed)
+            self._epoch = key, make_batches_of_subgraphs(pairs, self.passages, self.config, seed)
         return self._epoch[1]
 
     def batch(self, targets: np.ndarray, evidence: np.ndarray) -> MargeBatch:
@@ -365,9 +415,22 @@ class MargeBatches:
         return MargeBatch(self._rows(targets), self._rows(evidence))
 
     def _rows(self, ids: np.ndarray) -> torch.Tensor:
-        tokens = self.passages.tokens[ids]
-        width = max(1, int((tokens != 0).sum(axis=1).max(initial=1)))
-        return torch.from_numpy(tokens[:, :width])
+        return _trimmed(self.passages.tokens[ids])
+
+
+def _trimmed(tokens: np.ndarray) -> torch.Tensor:
+    """Tokens (N, S), no wider than the longest text."""
+    width = max(1, int((tokens != 0).sum(axis=1).max(initial=1)))
+    return torch.from_numpy(tokens[:, :width])
+
+
+def words_at_start(folder: Path) -> dict[str, float] | None:
+    """Recall by words alone as the first re-index of a run found it: words alone learn nothing."""
+    try:
+        first = load_reindexing(folder, 0)
+    except UserError:
+        return None
+    return first.figures.get("recall_words") if first else None
 
 
 def marge_passes(corpus: Path, settings: Mapping[str, Any]) -> float:

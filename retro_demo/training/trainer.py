@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ from retro_demo.devices import (
 )
 from retro_demo.evaluation.arms import EvidenceArms, measure_live
 from retro_demo.events import MEASURING, Evaluated, Event, Progress, Warned, cut_back, read_events
+from retro_demo.evidence.passages import cut_passages
+from retro_demo.evidence.reindex import begin_words
 from retro_demo.generation.marge import LoadedMarge, write_from_evidence
 from retro_demo.generation.retro import generate
 from retro_demo.generation.sampling import Written
@@ -53,7 +55,7 @@ from retro_demo.runs.loading import load_database, load_own_corpus
 from retro_demo.runs.planning import check_size
 from retro_demo.runs.resuming import check_can_resume, resume_training, save_state, saved_step
 from retro_demo.settings import GenerateConfig
-from retro_demo.training.loop import Batches, Hooks, make_optimizer, train
+from retro_demo.training.loop import Batches, Hooks, make_optimizer, train, with_relevance
 from retro_demo.training.marge_batches import MargeBatches
 from retro_demo.training.retro_batches import RetroBatches, check_share
 
@@ -116,7 +118,7 @@ def _train(
         precision=training.precision,
         compiled=compile_loss if training.compile and not problem else None,
     )
-    optimizer = make_optimizer(model, training)
+    optimizer = work.make_optimizer(model)
     yield from work.load_data()
     watch = Watch(
         training,
@@ -160,6 +162,10 @@ class Work:
     def make_model(self) -> nn.Module:
         """The network, on the CPU, with the weights that training begins with."""
         raise NotImplementedError
+
+    def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """What turns gradients into steps."""
+        return make_optimizer(model, self.config.training)
 
     def load_data(self) -> Iterator[Event]:
         """Load what is read."""
@@ -289,11 +295,21 @@ class MargeWork(Work):
     batches: MargeBatches
 
     def make_model(self) -> MARGE:
-        return MARGE(self.config.network)
+        config, model = self.config, MARGE(self.config.network)
+        self.corpus = load_own_corpus(self.out, config)
+        if not saved_step(self.out):
+            passages = cut_passages(self.corpus, config.evidence.passage_len, config.network.languages)
+            begin_words(model, passages, self.corpus.tokenizer, config.training.seed)
+        return model
+
+    def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        config = self.config
+        own = cast(MARGE, model).relevance_weights() if config.evidence.relevance_lr else []
+        waits = round(config.evidence.relevance_from * config.training.steps)
+        return with_relevance(model, config.training, own, config.evidence.relevance_lr, waits)
 
     def load_data(self) -> Iterator[Event]:
         config = self.config
-        self.corpus = load_own_corpus(self.out, config)
         self.widths = self.corpus.bytes_of_tokens()
         self.batches = MargeBatches(
             self.corpus,

@@ -219,7 +219,6 @@ def test_the_command_in_the_provenance_measures_the_same(capsys, runs, tmp_path)
     ("changes", "flag"),
     [
         ({"baseline": "fresh"}, "baseline"),
-        ({"control": "fresh"}, "control"),
         ({"settings": EvaluateConfig(retrievers="bm25")}, "retrievers"),
         ({"settings": EvaluateConfig(corruption=(10,))}, "corruption"),
         ({"settings": EvaluateConfig(prepend="off")}, "prepend"),
