@@ -61,8 +61,8 @@ MARGE: dict[str, Any] = {
     "copying_start": True,
     "shifted_keys": True,
     "abstain": True,
-    "relevance_words": 0.2,
-    "relevance_ngrams": 0.6,
+    "relevance_words": 0.3,
+    "relevance_ngrams": 0.6,  # the rest is the table
     "relevance_table": 256,
     "center": True,
     "relevance_lr": 0.1,
@@ -83,7 +83,7 @@ MARGE_PRESETS: dict[str, dict[str, Any]] = {
     "tiny": MARGE | {"steps": 600, "refresh_every": 200, "eval_every": 300},
     "small": MARGE | {"steps": 1500, "refresh_every": 500, "eval_every": 500, "save_every": 100},
 }
-"""The same for MARGE: about two minutes, and about twelve, on one core; docs/science.md has the trials."""
+"""The same for MARGE: about two minutes, and about five, on one core; docs/science.md has the trials."""
 
 BEGUN: dict[str, dict[str, Any]] = {
     "tiny": {"steps": 300, "warmup": 30, "lr": 1.3e-3},
@@ -363,7 +363,7 @@ _MARGE = Kind(
     place=2,
     choice="MARGE",
     about="marge needs documents that say the same: it finds them, and writes one from the others",
-    sizes="Sets all knobs: tiny for about two minutes, small for about twelve.",
+    sizes="Sets all knobs: tiny for about two minutes, small for about five.",
     base="cannot",
     chosen_evidence=True,
     # its batches follow from EvidenceConfig

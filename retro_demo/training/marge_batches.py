@@ -12,6 +12,7 @@ Shapes: E pairs, P passages, D width.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -232,7 +233,6 @@ def _grow(graph: _Graph, budget: int) -> _Batch:
 
 
 MARGE_CURRICULUM = 3  # chance of its own
-SHARED_DROPOUT = 4  # the same
 
 
 class MargeBatches:
@@ -365,7 +365,8 @@ class MargeBatches:
         """A subgraph's batch, in a share of the steps without the words that many languages share."""
         if self._shared is None or not len(self._shared):
             return self.batch(graph.targets, graph.evidence)
-        if np.random.default_rng([self.seed, SHARED_DROPOUT, step]).random() >= self.config.shared_dropout:
+        share = self.config.shared_dropout  # spread evenly, or losses of a few steps could not be compared
+        if math.floor((step + 1) * share) == math.floor(step * share):
             return self.batch(graph.targets, graph.evidence)
         sides = []
         for ids, loses in ((graph.targets, self.config.shared_side == "both"), (graph.evidence, True)):

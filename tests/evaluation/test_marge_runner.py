@@ -102,7 +102,15 @@ def test_a_run_that_learned_nothing_is_not_told_to_be_helped(runs, tmp_path):
 def test_the_figures_of_the_encoder_and_beta_stand_beside_the_arms(measured):
     result = result_of(measured[1])
 
-    assert result["across_languages"]["recall_at_1"] > 0.9  # texts differ in one word
+    across = result["across_languages"]
+    assert across["recall_at_1"] > 0.9  # texts differ in one word
+    assert {"untrained", "words", "trained"} <= set(across)
+    assert "control" not in across
+    for way in ("untrained", "words", "trained"):
+        assert {"same_script", "all", "pool", "chance"} <= set(across[way])
+        assert 0 <= across[way]["all"] <= 1
+    assert across["trained"]["cosine"]["all"] == across["recall_at_1"]
+    assert across["words"]["all"] > 0.9
     assert result["across_languages"]["pool"] == 24
     assert result["across_languages"]["chance"] == pytest.approx(1 / 24)
     assert result["beta"] == [20.0, 20.0]
