@@ -1,8 +1,9 @@
-// The linked text: a token chosen with mouse or keys shows its numbers, its neighbors and their tokens.
+// The linked text: a token chosen with mouse or keys shows its numbers, its neighbors and their tokens; a neighbor is
+// edited in its card.
 // Gradio gives `element` (this component) and `trigger`; assets/heatmap.js listens to "retro-chosen".
 // All text of others is put in as text (textContent), never as HTML.
 const BLUE = '47, 111, 190', ORANGE = '214, 103, 28', VIOLET = '124, 92, 191', TEAL = '22, 138, 128';
-let data = null, by = 'gain', chosen = 0, filter = null;
+let data = null, by = 'copy', chosen = 0, filter = null, asked = false;
 
 const calm = matchMedia('(prefers-reduced-motion: reduce)');
 const all = (selector) => [...element.querySelectorAll(selector)];
@@ -32,7 +33,7 @@ const tint = (t) => {
   }
   if (by === 'copy') {
     const n = data.copied[t], place = data.from[t];
-    return place && n ? hexTint(data.colors[place[0]], n >= 5 ? 0.42 : 0.12) : '';
+    return '';  // the style sheet fills what is copied
   }
   const value = by === 'surprise' ? data.on[t] : data.entropy[t];
   if (value === null) return '';
@@ -46,6 +47,7 @@ const paint = () => {
     span.style.backgroundColor = t < data.labels.length ? tint(t) : '';
     span.classList.toggle('unused', filter !== null && !used(t));
   });
+  element.querySelector('.text').classList.toggle('by-copy', by === 'copy');
   all('.switch button').forEach(b => b.setAttribute('aria-pressed', b.dataset.by === by));
   legend();
 };
@@ -63,20 +65,13 @@ const legend = () => {
   }[by];
   scale.replaceChildren();
   if (by === 'copy') {
-    data.colors.forEach((color, k) => {
-      for (const [alpha, words] of [[0.12, '1–4'], [0.42, '5+ tokens']]) {
-        const swatch = make('i', undefined, 'swatch');
-        swatch.style.background = hexTint(color, alpha);
-        scale.append(swatch, make('span', alpha < 0.2 ? `neighbor ${k + 1}: ${words}` : words));
-      }
-    });
     return;
   }
   bar.style.background = says[2];
   scale.append(make('span', says[0]), bar, make('span', says[1]));
   const under = make('span', 'underlined', 'underlined');
   under.style.setProperty('--own', data.colors[0] || 'gray');
-  if (data.colors.length) scale.append(under, make('span', '= 5 or more tokens copied from a neighbor'));
+  if (data.colors.length) scale.append(under, make('span', '= copied'));
 };
 
 // --- a neighbor chosen: the tokens that did not use it are dimmed -----------------------------------
@@ -95,8 +90,8 @@ const toggleFilter = (card) => {
 
 // --- a token chosen -------------------------------------------------------------------------------
 const likely = (title, arm, t) => {
-  const box = make('section'), list = make('ol', undefined, 'likely');
-  box.append(make('h4', title));
+  const row = make('div', undefined, 'row'), list = make('ol', undefined, 'likely');
+  row.append(make('span', title, 'arm'));
   data.top[arm][t - 1].forEach((id, i) => {
     const p = data.p[arm][t - 1][i], item = make('li', undefined, id === data.ids[t] ? 'it' : '');
     const bar = make('i');
@@ -104,50 +99,47 @@ const likely = (title, arm, t) => {
     item.append(theirs('span', data.words[id]), bar, make('b', percent(p)));
     list.append(item);
   });
-  box.append(list);
-  return box;
+  row.append(list);
+  return row;
 };
-const panel = (t) => {
-  const box = element.querySelector('.token-panel');
-  const end = t === data.labels.length;
-  box.replaceChildren();
-  const head = make('p', undefined, 'which');
-  head.append(end ? make('b', 'What would come next') : theirs('b', data.labels[t]));
-  if (!end) head.append(make('span', `token ${t + 1 - data.padding}, chunk ${chunkOf(t) + 1}`));
-  box.append(head);
-  if (t === data.padding) { box.append(make('p', 'The first token: nothing came before it to expect it by.', 'caption')); return; }
+const worth = (gain) => {  // what rounds to nothing neither helped nor hurt
+  const none = Math.abs(gain) < 0.0005;
+  return make('b', none ? 'gain 0.000' : `gain ${signed(gain)}`, none ? '' : gain > 0 ? 'helped' : 'hurt');
+};
+const facts = (line, t) => {
   const on = data.on[t], off = data.off[t], gain = data.gain[t];
-  if (!end) {
-    const line = make('p', `Surprise ${on.toFixed(2)} nat`, 'line');
-    if (gain !== null) {
-      const worth = make('b', `gain ${signed(gain)}`, gain > 0 ? 'helped' : 'hurt');
-      line.textContent += ` with neighbors, ${off.toFixed(2)} without: `;
-      line.append(worth);
-    }
-    box.append(line);
-    const shares = data.shapley[t];
-    if (shares.length) {
-      const list = make('p', undefined, 'by-neighbor');
-      shares.forEach((value, k) => {
-        const one = make('span', `${k + 1}: effect ${signed(value || 0)}, mass ${percent(data.mass[t][k])}`);
-        one.style.setProperty('--own', data.colors[k]);
-        list.append(one);
-      });
-      if (data.null[t] !== null) list.append(make('span', `nothing: mass ${percent(data.null[t])}`));
-      box.append(list);
-    }
-    const from = data.from[t], n = data.copied[t];
-    if (n > 1) {
-      const go = make('button', `ends ${n} tokens that stand in neighbor ${from[0] + 1}, ${from[1]}`, 'source');
-      go.type = 'button';
-      go.onclick = () => mark(t, true);
-      box.append(go);
-    }
-  }
-  const both = make('div', undefined, 'three two');
-  if (gain === null && !end) both.append(likely('expected', 0, t));
-  else both.append(likely('retrieval on', 0, t), likely('retrieval off', 1, t));
-  box.append(both);
+  if (gain === null) { line.append(make('span', `surprise ${on.toFixed(2)} nat`)); return; }
+  line.append(make('span', `surprise ${on.toFixed(2)} nat with neighbors, ${off.toFixed(2)} without:`), worth(gain));
+  const from = data.from[t], n = data.copied[t];
+  if (n <= 1) return;
+  const go = make('button', `ends ${n} tokens of neighbor ${from[0] + 1}, ${from[1]}`, 'source');
+  go.type = 'button';
+  go.onclick = () => mark(t, true);
+  line.append(go);
+};
+const shares = (t) => {
+  const list = make('p', undefined, 'by-neighbor');
+  data.shapley[t].forEach((value, k) => {
+    const one = make('span', `${k + 1}: effect ${signed(value || 0)}, mass ${percent(data.mass[t][k])}`);
+    one.style.setProperty('--own', data.colors[k]);
+    list.append(one);
+  });
+  if (data.null[t] !== null) list.append(make('span', `nothing: mass ${percent(data.null[t])}`));
+  return list;
+};
+// One line at first; the likeliest tokens come once a visitor chose a token.
+const panel = (t) => {
+  const box = element.querySelector('.token-panel'), end = t === data.labels.length;
+  const line = make('p', undefined, 'which');
+  box.replaceChildren(line);
+  line.append(end ? make('b', 'What would come next') : theirs('b', data.labels[t]));
+  if (!end) line.append(make('span', `token ${t + 1 - data.padding}, chunk ${chunkOf(t) + 1}`));
+  if (t === data.padding) { line.append(make('span', 'the first: nothing came before it')); return; }
+  if (!end) facts(line, t);
+  if (!asked) return;
+  if (!end && data.shapley[t].length) box.append(shares(t));
+  if (data.gain[t] === null && !end) box.append(likely('expected', 0, t));
+  else box.append(likely('retrieval on', 0, t), likely('off', 1, t));
 };
 const sourceTokens = (t) => {
   const from = t < data.labels.length ? data.from[t] : null;
@@ -167,36 +159,110 @@ const mark = (t, go) => {
   box.scrollTop = found[0].offsetTop - box.clientHeight / 2;
   if (go) found[0].scrollIntoView({block: 'center', behavior: calm.matches ? 'auto' : 'smooth'});
 };
-const choose = (t, {focus = false, tell = true} = {}) => {
+const keepIn = (box, span) => {  // a long text scrolls within its box
+  const place = span.getBoundingClientRect(), frame = box.getBoundingClientRect();
+  if (place.top < frame.top || place.bottom > frame.bottom) {
+    box.scrollTop += place.top - frame.top - box.clientHeight / 2;
+  }
+};
+const choose = (t, {focus = false, tell = true, byHand = true} = {}) => {
   if (!data) return;
+  asked = asked || byHand;
   chosen = Math.max(data.padding, Math.min(data.labels.length, t));
-  const span = token(chosen), number = span.closest('.chunk').dataset.chunk;
+  const span = token(chosen), number = String(chunkOf(chosen)), block = span.closest('.chunk');
   all('.text [data-t].chosen').forEach(s => { s.classList.remove('chosen'); s.tabIndex = -1; });
   span.classList.add('chosen');
   span.tabIndex = 0;
-  all('.chunk').forEach(c => c.classList.toggle('chosen', c.dataset.chunk === number));
+  all('.chunk').forEach(c => c.classList.toggle('chosen', c === block));
   all('.found').forEach(f => { f.hidden = f.dataset.of !== number; });
+  keepIn(element.querySelector('.text'), span);
   if (focus) span.focus({preventScroll: false});
   panel(chosen);
   mark(chosen, false);
   if (tell) document.dispatchEvent(new CustomEvent('retro-chosen', {detail: {token: chosen}}));
 };
 
+// --- a neighbor edited in its card -------------------------------------------------------------------
+const words = (card, part) => [...card.querySelectorAll('[data-r]')]
+  .filter(s => (Number(s.dataset.r) < data.chunkLen) === (part === 'n')).map(s => s.textContent).join('');
+const grow = (area) => { area.style.height = 'auto'; area.style.height = `${area.scrollHeight + 2}px`; };
+const edit = (card, word, go = true) => {
+  if (card.querySelector('.editing')) return;
+  const box = make('div', undefined, 'editing'), fields = {};
+  for (const [part, name] of [['n', 'N: the neighbor'], ['f', 'F: what follows it']]) {
+    const label = make('label', name), area = make('textarea');
+    area.className = part;
+    area.dir = 'auto';
+    area.value = words(card, part);
+    area.addEventListener('input', () => grow(area));
+    area.addEventListener('keydown', e => {
+      if (e.key === 'Escape') { e.stopPropagation(); unedit(card); }
+      if (e.key === 'Enter' && (e.ctrlKey || e.metaKey)) send(card, 'write', typed(card));
+    });
+    label.append(area);
+    box.append(label);
+    fields[part] = area;
+  }
+  const row = make('div', undefined, 'acts');
+  for (const [act, name] of [['write', 'Write with this'], ['cancel', 'Cancel']]) {
+    const button = make('button', name, act);
+    button.type = 'button';
+    button.dataset.act = act;
+    row.append(button);
+  }
+  box.append(row);
+  card.classList.add('open');
+  card.querySelector('.passages').after(box);
+  Object.values(fields).forEach(grow);
+  const field = word && !fields.n.value.includes(word) ? fields.f : fields.n, from = word ? field.value.indexOf(word) : -1;
+  field.focus({preventScroll: true});
+  if (from >= 0) field.setSelectionRange(from, from + word.length);
+  else field.setSelectionRange(0, 0);
+  if (go) box.scrollIntoView({block: 'nearest', behavior: calm.matches ? 'auto' : 'smooth'});
+};
+const unedit = (card) => {
+  card.querySelector('.editing').remove();
+  card.classList.remove('open');
+  card.querySelector('[data-act="edit"]').focus({preventScroll: true});
+};
+const typed = (card) => ({n: card.querySelector('textarea.n').value, f: card.querySelector('textarea.f').value});
+const send = (card, act, texts = {}) => {
+  card.classList.add('sent');
+  card.setAttribute('aria-busy', 'true');
+  trigger('select', {act, chunk: Number(card.dataset.chunk), neighbor: Number(card.dataset.neighbor), token: chosen,
+    ...texts});
+};
+const tryIt = (button) => {
+  const {chunk, neighbor, old, new: other} = button.dataset;
+  choose((Number(chunk) + 1) * data.chunkLen, {byHand: false});
+  const card = element.querySelector(`.card[data-chunk="${chunk}"][data-neighbor="${neighbor}"]`);
+  edit(card, old, false);
+  for (const area of card.querySelectorAll('textarea')) area.value = area.value.replaceAll(old, other);
+  button.disabled = true;
+  send(card, 'write', typed(card));
+};
+element.addEventListener('dblclick', e => {
+  const card = e.target.closest('.card');
+  if (!data || !card || !e.target.closest('.passages')) return;
+  const word = String(getSelection()).trim();
+  edit(card, word.length > 1 ? word : e.target.closest('[data-r]')?.textContent.trim());
+});
+
 element.addEventListener('click', e => {
   if (!data) return;
   const act = e.target.closest('[data-act]'), card = e.target.closest('.card');
   if (act && act.dataset.act === 'used') { toggleFilter(card); return; }
-  if (act) {
-    trigger('select', {act: act.dataset.act, chunk: Number(card.dataset.chunk),
-      neighbor: Number(card.dataset.neighbor), token: chosen});
-    return;
-  }
+  if (act && act.dataset.act === 'edit') { edit(card); return; }
+  if (act && act.dataset.act === 'cancel') { unedit(card); return; }
+  if (act && act.dataset.act === 'write') { send(card, 'write', typed(card)); return; }
+  if (act && act.dataset.act === 'try') { tryIt(act); return; }
+  if (act) { send(card, act.dataset.act); return; }
   const pick = e.target.closest('[data-by]');
   if (pick) { by = pick.dataset.by; paint(); return; }
   const span = e.target.closest('.text [data-t]');
   if (span) { choose(Number(span.dataset.t), {focus: true}); return; }
   const block = e.target.closest('.text .chunk');
-  if (block) choose(Number(block.dataset.chunk) * data.chunkLen);
+  if (block) choose(Math.max(data.padding, Number(block.dataset.chunk) * data.chunkLen));
 });
 element.addEventListener('keydown', e => {
   if (!data || !e.target.closest('.text')) return;
@@ -233,7 +299,8 @@ const fresh = () => {
   const known = all('[data-by]').map(b => b.dataset.by);
   if (!known.includes(by)) by = known[0];
   paint();
-  choose(Number(element.querySelector('.linked').dataset.chosen));
+  asked = false;
+  choose(Number(element.querySelector('.linked').dataset.chosen), {byHand: false});
 };
 new MutationObserver(fresh).observe(
   element, {childList: true, subtree: true, attributes: true, attributeFilter: ['data-stamp']});

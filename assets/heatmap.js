@@ -1,7 +1,7 @@
 // What the tokens of the chosen chunk read, a panel for each neighbor: rows are tokens as they were
 // written, columns the neighbor's tokens, N and then F. Drawn on canvases; a click on a cell chooses both.
 const LABEL = 96, FOOT = 62, CELL_HEIGHT = 15, LEAST = 9;
-let data = null, weights = null, chosen = 0, width = 0;
+let data = null, weights = null, chosen = 0, width = 0, column = null;  // the cell that was clicked
 
 const decode = (text) => Uint8Array.from(atob(text), c => c.charCodeAt(0));
 const tone = (hex, alpha) =>
@@ -74,6 +74,11 @@ const draw = () => {
         pen.strokeRect(LABEL - 0.5, y - 0.5, wide, CELL_HEIGHT);
       }
     }
+    if (column && column.neighbor === k) {
+      pen.strokeStyle = ink;
+      pen.lineWidth = 1.5;
+      pen.strokeRect(LABEL + column.place * cell - 0.5, 0.5, cell, rows * CELL_HEIGHT);
+    }
     pen.globalAlpha = 0.45;
     pen.strokeStyle = ink;
     pen.setLineDash([2, 3]);
@@ -110,16 +115,28 @@ const draw = () => {
     });
     canvas.addEventListener('click', e => {
       const cellAt = at(e);
-      if (cellAt) document.dispatchEvent(new CustomEvent('retro-cell', {detail: cellAt}));
+      if (!cellAt) return;
+      column = cellAt;
+      document.dispatchEvent(new CustomEvent('retro-cell', {detail: cellAt}));
     });
     scroll.append(canvas);
     box.append(title, scroll);
     panels.append(box);
+    if (scroll.scrollWidth > scroll.clientWidth + 1) {  // a cue that there is more
+      const cue = document.createElement('p');
+      cue.className = 'caption cue';
+      cue.textContent = 'Scroll sideways for the rest \u2192';
+      box.insertBefore(cue, scroll);
+      scroll.classList.add('more');
+      scroll.addEventListener('scroll', () =>
+        scroll.classList.toggle('more', scroll.scrollLeft + scroll.clientWidth < scroll.scrollWidth - 2));
+    }
   });
 };
 
 document.addEventListener('retro-chosen', e => {
   if (!element.isConnected) return;
+  if (column && column.token !== e.detail.token) column = null;
   chosen = e.detail.token;
   draw();
 });

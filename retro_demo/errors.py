@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """A mistake that the user can mend.
+    """A user error; the message says how to fix it.
 
     The text is shown as it is, so it says what is wrong, the value seen and what to do.
     Everything else that is raised is a bug: logged with its traceback, shown as one plain sentence.

@@ -232,9 +232,7 @@ class TrainConfig:
     warmup: int = setting(50, "Warm-up", "Steps until the learning rate is full.", within=(0, 100_000))
     weight_decay: float = setting(0.1, "Weight decay", "AdamW's decay of matrices.", within=(0.0, 10.0))
     clip: float = setting(1.0, "Clipping", "Largest norm of the gradient.", within=(1e-3, 1e6))
-    seed: int = setting(
-        0, "Seed", "Of the weights, of dropout and of the order of the batches.", within=SEEDS, main=True
-    )
+    seed: int = setting(0, "Seed", "Seeds the weights, dropout and batch order.", within=SEEDS, main=True)
     eval_every: int = setting(
         100, "Measure every", "Steps between two measurements on held-out documents.", within=(1, 1_000_000)
     )

@@ -311,7 +311,7 @@ def _claim(on_random: Difference, on_off: Difference) -> tuple[bool | None, str]
         )
     if not less(on_random):
         return None, (
-            "Its own evidence is not shown to help: it cannot be told from passages drawn at random "
+            "No measurable benefit: its own evidence did no better than passages drawn at random "
             f"(difference {with_interval(on_random)}, which holds 0)."
         )
     beats = f"It does beat evidence drawn at random ({with_interval(on_random)}), but that alone is no gain."
@@ -322,7 +322,7 @@ def _claim(on_random: Difference, on_off: Difference) -> tuple[bool | None, str]
         )
     if not less(on_off):
         return None, (
-            "Its own evidence is not shown to help: it cannot be told from no evidence at all "
+            "No measurable benefit: its own evidence did no better than none at all "
             f"(difference {with_interval(on_off)}, which holds 0). {beats}"
         )
     return True, (

@@ -83,8 +83,8 @@ def _claim(e: VerdictFigures) -> tuple[bool | None, str]:
     hurts = e.on_baseline is not None and not e.unfit and more(e.on_baseline)
     if not less(e.on_shuffled) and not hurts:
         return None, (
-            "Retrieval is not shown to help: the neighbors could not be told apart from those of another "
-            f"sequence (difference {with_interval(e.on_shuffled)}, which holds 0), so it is not shown that "
+            "No measurable benefit: the neighbors did no better than those of another sequence "
+            f"(difference {with_interval(e.on_shuffled)}, which holds 0), so it is not shown that "
             "what they say is used."
         )
     if e.on_baseline is None:
@@ -96,11 +96,13 @@ def _claim(e: VerdictFigures) -> tuple[bool | None, str]:
     if e.unfit:
         return None, (f"Not decided: the baseline is no match, {e.unfit}. Against it {_against_baseline(e)}.")
     if not less(e.on_baseline):
-        claim = "Retrieval does not help, it hurts" if hurts else "Retrieval is not shown to help"
-        return (
-            False if hurts else None,
-            f"{claim}: {_against_baseline(e)}. {_against_shuffled(e.on_shuffled)}",
+        claim = (
+            f"Retrieval does not help, it hurts: {_against_baseline(e)}."
+            if hurts
+            else "No measurable benefit: retrieval did no better than training longer "
+            f"(difference {with_interval(e.on_baseline)}, which holds 0)."
         )
+        return False if hurts else None, f"{claim} {_against_shuffled(e.on_shuffled)}"
     if (was := _worse_than(e)) and not less(was):
         if more(was):
             told = f"does better (difference {with_interval(was)})"
@@ -108,7 +110,7 @@ def _claim(e: VerdictFigures) -> tuple[bool | None, str]:
         told = (
             f"the run could not be told apart from {e.was} (difference {with_interval(was)}, which holds 0)"
         )
-        return None, f"Retrieval is not shown to help: {_against_baseline(e)}, but {told}."
+        return None, f"No measurable benefit: {_against_baseline(e)}, but {told}."
     if e.on_control is not None and more(e.on_control):
         return False, (
             f"Retrieval does not help: {_against_baseline(e)}, but a run trained with random neighbors does "
@@ -116,7 +118,7 @@ def _claim(e: VerdictFigures) -> tuple[bool | None, str]:
         )
     if e.on_control is not None and not less(e.on_control):
         return None, (
-            f"Retrieval is not shown to help: {_against_baseline(e)}, but the run could not be told apart "
+            f"No measurable benefit: {_against_baseline(e)}, but the run could not be told apart "
             f"from one trained with random neighbors (difference {with_interval(e.on_control)}, which holds "
             "0), so it is not shown that what they say helps."
         )

@@ -161,14 +161,27 @@ def check_place(trace: Trace, chunk: int, neighbor: int) -> None:
         )
 
 
+def worded_row(
+    run: LoadedRun, trace: Trace, chunk: int, neighbor: int, n_text: str, f_text: str
+) -> tuple[np.ndarray, list[int]]:
+    """Another text as the row (R,) of a neighbor, under the title that it has, and how many tokens of N and
+    of F were cut; both texts empty: padding, which deletes it. Raises UserError where there is no such
+    neighbor."""
+    check_place(trace, chunk, neighbor)
+    row, cut = fit([run.tokenizer.encode(n_text), run.tokenizer.encode(f_text)], trace.chunk_len)
+    titles = trace.rows.shape[-1] - trace.neighbor_tokens.shape[-1]
+    # its own title stays, unless nothing is left that it could head
+    own = trace.rows[chunk, neighbor, :titles] * bool(row.any())
+    return np.concatenate([own, row]), cut
+
+
 def rewrite(run: LoadedRun, trace: Trace, chunk: int, neighbor: int, n_text: str, f_text: str) -> Rewritten:
     """Put another text in place of a neighbor, retokenized; both empty delete it.
 
     Raises UserError where there is no such neighbor.
     """
-    check_place(trace, chunk, neighbor)
-    row, cut = fit([run.tokenizer.encode(n_text), run.tokenizer.encode(f_text)], trace.chunk_len)
-    return _rewrite(run, trace, chunk, neighbor, row, cut)
+    row, cut = worded_row(run, trace, chunk, neighbor, n_text, f_text)
+    return reread(run, trace, chunk, neighbor, row, cut)
 
 
 def edit_by_values(run: LoadedRun, trace: Trace, values: Mapping[str, Any]) -> Rewritten:
@@ -185,25 +198,27 @@ def edit_by_values(run: LoadedRun, trace: Trace, values: Mapping[str, Any]) -> R
     return rewrite(run, trace, int(places[0]), int(places[1]), *texts)
 
 
-def swap(run: LoadedRun, trace: Trace, chunk: int, neighbor: int, other: int) -> Rewritten:
-    """Read another chunk of the database, with its continuation, in place of a neighbor."""
+def swapped_row(run: LoadedRun, trace: Trace, chunk: int, neighbor: int, other: int) -> np.ndarray:
+    """Another chunk of the database, with its continuation (and title), as the row (R,) of a neighbor."""
     check_place(trace, chunk, neighbor)
     assert run.database is not None
     corpus = run.database.corpus
     if not 0 <= other < len(corpus.chunks):
         raise UserError(f"There is no chunk {other} in this corpus; it has {len(corpus.chunks)}.")
-    row = corpus.neighbor_rows(np.array(other), run.model.config.title_len)
-    return _rewrite(run, trace, chunk, neighbor, row, [0, 0])
+    return corpus.neighbor_rows(np.array(other), run.model.config.title_len)
 
 
-def _rewrite(
+def swap(run: LoadedRun, trace: Trace, chunk: int, neighbor: int, other: int) -> Rewritten:
+    """Read another chunk of the database, with its continuation, in place of a neighbor."""
+    return reread(run, trace, chunk, neighbor, swapped_row(run, trace, chunk, neighbor, other), [0, 0])
+
+
+def reread(
     run: LoadedRun, trace: Trace, chunk: int, neighbor: int, row: np.ndarray, cut: list[int]
 ) -> Rewritten:
+    """Read a text once more with a row (R,) in place of a neighbor; `cut` tokens of it did not fit."""
     tokens = np.array(trace.ids)
     titles = trace.rows.shape[-1] - trace.neighbor_tokens.shape[-1]
-    if len(row) < trace.rows.shape[-1]:  # its own title stays, unless nothing is left that it could head
-        own = trace.rows[chunk, neighbor, :titles] * bool(row.any())
-        row = np.concatenate([own, row])
     edit = edit_neighbor(run.model, tokens, trace.rows, chunk, neighbor, row)
     versions = np.stack([trace.rows, replaced(trace.rows, chunk, neighbor, row)])
     written = write_on(run.model, tokens, versions, chunk, trace.chunk_len, run.tokenizer.eos_id)

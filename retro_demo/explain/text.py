@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -333,6 +333,8 @@ class Writing:
     retrieved: list[Retrieved]
     seconds: float
     trace: Trace | None = None
+    most: int = 0
+    """so many tokens were asked for"""
 
     @property
     def new_tokens(self) -> int:
@@ -348,30 +350,43 @@ def watch_writing(
     """
     tokens = run.tokenizer.encode(prompt) if isinstance(prompt, str) else []
     tokens = run.model.before_prompt(len(tokens)) + tokens
-    pieces = pieces_of(run.tokenizer, tokens)
-    prompt_tokens = len(tokens)
-    chunk_len = run.model.config.chunk_len
-    probabilities: list[float] = []
-    retrieved: list[Retrieved] = []
+    so_far = Written(tokens, len(tokens), [], [])
+    seconds = yield from watch_growing(run, so_far, write(run, prompt, config), config.max_new_tokens, stop)
+    made = make_trace(run, name, prompt, config, so_far, seconds)
+    yield Writing(
+        made.pieces,
+        so_far.prompt_tokens,
+        made.chunk_len,
+        so_far.retrieved,
+        seconds,
+        made,
+        config.max_new_tokens,
+    )
+
+
+def watch_growing(
+    run: LoadedRun, so_far: Written, events: Iterator[Any], most: int, stop: Callable[[], bool]
+) -> Generator[Writing, None, float]:
+    """Yield a text a few times a second while `events` write on in it; returns the seconds that it took."""
+    pieces = pieces_of(run.tokenizer, so_far.tokens)
     begun = time.perf_counter()
-    shown = 0.0
-    for event in write(run, prompt, config):
+    shown, known = 0.0, len(so_far.tokens)
+    for event in events:
         if isinstance(event, Retrieved):
-            retrieved.append(event)
+            so_far.retrieved.append(event)
         elif isinstance(event, Token):
-            tokens.append(event.id)
+            so_far.tokens.append(event.id)
             pieces.append(event.text)
-            probabilities.append(event.probability)
+            so_far.probabilities.append(event.probability)
         seconds = time.perf_counter() - begun
-        if seconds - shown > LOOK_SECONDS or len(probabilities) == 1:
+        if seconds - shown > LOOK_SECONDS or len(pieces) == known + 1:
             shown = seconds
-            yield Writing(list(pieces), prompt_tokens, chunk_len, list(retrieved), seconds)
+            found = list(so_far.retrieved)
+            chunk_len = run.model.config.chunk_len
+            yield Writing(list(pieces), so_far.prompt_tokens, chunk_len, found, seconds, most=most)
         if stop():
             break
-    seconds = time.perf_counter() - begun
-    written = Written(tokens, prompt_tokens, probabilities, retrieved)
-    made = make_trace(run, name, prompt, config, written, seconds)
-    yield Writing(made.pieces, prompt_tokens, chunk_len, retrieved, seconds, made)
+    return time.perf_counter() - begun
 
 
 def make_trace(

@@ -114,9 +114,17 @@ class Trace:
 
 
 def trace(
-    model: RETRO | Reader, tokenizer: Tokenizer, written: Written, database: Database | None, about: dict
+    model: RETRO | Reader,
+    tokenizer: Tokenizer,
+    written: Written,
+    database: Database | None,
+    about: dict,
+    rows: np.ndarray | None = None,
 ) -> Trace:
-    """All that can be shown of a text; without retrieval there are no neighbors and no weights."""
+    """All that can be shown of a text; without retrieval there are no neighbors and no weights.
+
+    rows (L', K, R): what its first chunks read, where that is not what was found, with titles in front.
+    """
     chunk_len = model.config.chunk_len
     num_chunks = min(len(written.tokens) // chunk_len, len(written.retrieved))
     neighbors: list[list[dict[str, Any]]] = []
@@ -129,6 +137,8 @@ def trace(
         for event in written.retrieved[:num_chunks]:
             ids[event.chunk, : len(event.neighbors)] = [neighbor["chunk"] for neighbor in event.neighbors]
         read = database.corpus.neighbor_rows(ids, titles)  # (L, K, R)
+        if rows is not None:
+            read[: len(rows), : rows.shape[1]] = rows[:num_chunks]
         neighbors = [
             [
                 found | labeled(tokenizer, read[event.chunk, place, titles:])

@@ -80,6 +80,24 @@ def generate(
     yield Written([*ids, *written], len(ids), probabilities, writer.retrieved)
 
 
+def go_on(
+    run: LoadedRun, prompt: str, ids: list[int], most: int, config: GenerateConfig, rows: np.ndarray
+) -> Iterator[Event | Written]:
+    """As `write`, from within a text that a run has begun: ids (T,), the prompt first, then what was drawn.
+
+    rows (T // C, K, R) are read as the neighbors of the whole chunks that stand there, whatever a search
+    would find. At most so many tokens follow, drawn as if the text had never been broken off.
+    """
+    assert run.database is not None
+    database = about_text(run.database, config.title or prompt, config.query_tokens)
+    shuffle = np.random.default_rng(config.seed) if config.retrieval == "shuffled" else None
+    num_neighbors = config.num_neighbors or run.config.training.num_neighbors
+    writer = _Writer(run.model, database, num_neighbors, shuffle, len(ids) + most, rows)
+    drawn = config.max_new_tokens - most
+    written, probabilities = yield from write_tokens(ids, most, config, run.tokenizer, writer.read, drawn)
+    yield Written([*ids, *written], len(ids), probabilities, writer.retrieved)
+
+
 def first_line(text: str) -> str:
     """The first line of a text that is not empty: its title, where it has one."""
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
@@ -102,7 +120,10 @@ class _Writer:
         num_neighbors: int,
         shuffle: np.random.Generator | None,
         room: int,
+        given: np.ndarray | None = None,
     ) -> None:
+        """given (L, K, R): the neighbors of the first chunks, which are read in place of what would be
+        found."""
         self.model = model
         self.shuffle = shuffle
         self.database = database if model.config.cca_layers else None
@@ -110,6 +131,9 @@ class _Writer:
         self.cache: Any = model.new_cache(room)
         self.tokens: list[int] = []
         self.retrieved: list[Retrieved] = []
+        self.given = [] if given is None else list(given)
+        for _ in self.given:  # what was drawn for them, so that the chunks that follow get theirs
+            self._draw()
 
     def read(self, ids: list[int]) -> Generator[Retrieved, None, Tensor]:
         """Yield a Retrieved for each border passed; returns the logits (V,) after the last token."""
@@ -122,8 +146,12 @@ class _Writer:
             neighbors = None
             if (self.cache.length + 1) % chunk_len == 0 and self.database is not None:
                 end = self.cache.length + 1
-                event, neighbors = self._retrieve(self.tokens[end - chunk_len : end], end // chunk_len - 1)
-                yield event
+                number = end // chunk_len - 1
+                if number < len(self.given):
+                    neighbors = self.given[number]
+                else:
+                    event, neighbors = self._retrieve(self.tokens[end - chunk_len : end], number)
+                    yield event
             logits = self._extend(part, neighbors)
         assert logits is not None
         return logits
@@ -137,13 +165,19 @@ class _Writer:
         logits[list(self.model.config.unwritten)] = float("-inf")
         return logits
 
+    def _draw(self) -> np.ndarray | None:
+        """The chunk (1,) whose neighbors stand for those of the text; None where they are not shuffled."""
+        if self.shuffle is None or self.database is None:
+            return None
+        corpus = self.database.corpus
+        return self.shuffle.choice(np.flatnonzero(~corpus.held_out[corpus.chunks.document]), 1)
+
     def _retrieve(self, chunk: list[int], number: int) -> tuple[Retrieved, np.ndarray]:
         assert self.database is not None
         begun = time.perf_counter()
         corpus = self.database.corpus
-        tokens, own = np.array([chunk]), None
-        if self.shuffle is not None:
-            own = self.shuffle.choice(np.flatnonzero(~corpus.held_out[corpus.chunks.document]), 1)
+        tokens, own = np.array([chunk]), self._draw()
+        if own is not None:
             tokens = corpus.chunks.tokens[own]
         found = self.database.retriever.search(tokens, self.num_neighbors, own=own)
         ms = 1000 * (time.perf_counter() - begun)

@@ -49,13 +49,18 @@ def write_tokens(
     config: GenerateConfig,
     tokenizer: Tokenizer,
     read: Callable[[list[int]], Generator[Event, None, Tensor]],
+    drawn: int = 0,
 ) -> Generator[Event, None, tuple[list[int], list[float]]]:
     """Yield a Token for each that follows `start`, at most so many; returns their ids and probabilities.
 
     `read` takes the tokens that were not read yet and returns the logits (V,) of the next one; what it
-    yields is passed on.
+    yields is passed on. The last `drawn` tokens of `start` were drawn with the same seed: what follows is
+    drawn as if the text had never been broken off.
     """
     generator = torch.Generator().manual_seed(config.seed)
+    if config.temperature >= COLDEST:
+        for _ in range(drawn):
+            torch.rand(1, dtype=torch.float64, generator=generator)
     stream, text = TextStream(tokenizer), ""
     written: list[int] = []
     probabilities: list[float] = []

@@ -24,6 +24,7 @@ NEIGHBOR_COLORS = ("#1f9678", "#b0569e", "#a8830f", "#7468d4", "#5a7f8c", "#9462
 """One color for each neighbor everywhere; none is the blue or the orange that say helped and hurt."""
 
 MOST_LABEL = 60  # characters
+AGREES, TELLS = 0.7, 0.3  # rank correlations: from here on attention agrees with effect, or in part
 
 # what the page's template language would take for its own
 _TEMPLATE = str.maketrans({"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;"})
@@ -59,9 +60,13 @@ def label(text: object) -> str:
     return esc(isolated(words))
 
 
-def term(word: str, shown: str = "") -> str:
-    """A word with its explanation at hand."""
-    return f'<abbr tabindex="0" title="{esc(explain(word))}">{esc(shown or word)}</abbr>'
+def term(word: str, shown: str = "", more: str = "") -> str:
+    """A word with its explanation at hand, and perhaps with more that is to be known of it there.
+
+    A finger or a click brings it; for the keyboard, which would stop at each word, there is the glossary.
+    """
+    words = f"{explain(word)} {more}".strip()
+    return f'<abbr tabindex="-1" title="{esc(words)}">{esc(shown or word)}</abbr>'
 
 
 def glossary() -> str:
@@ -208,30 +213,42 @@ def growing_text(writing: Writing) -> str:
     """The text so far, chunk by chunk."""
     blocks = []
     for start in range(0, len(writing.pieces), writing.chunk_len):
-        part = writing.pieces[start : start + writing.chunk_len]
-        tokens = "".join(
-            f"<span{_kind(i, writing.prompt_tokens)}>{esc(piece)}</span>"
-            for i, piece in enumerate(part, start)
-            if piece  # what pads a prompt has none
-        )
+        end = min(start + writing.chunk_len, len(writing.pieces))
+        tokens = "".join(_growing(writing, i, start) for i in range(start, end))
         number = start // writing.chunk_len + 1
         blocks.append(
             f'<div class="chunk"><span class="number">{number}</span>'
             f'<div class="tokens" dir="auto">{tokens}</div></div>'
         )
     going = " going" if writing.trace is None else ""
-    return f'<div class="text{going}">{"".join(blocks)}</div>'
+    last = writing.retrieved[-1] if writing.retrieved else None
+    cards = "".join(neighbor_card(one, index) for index, one in enumerate(last.neighbors)) if last else ""
+    said = f'<p class="caption">Found for chunk {last.chunk + 2}, read now</p>' if last else ""
+    return (
+        f'<div class="linked"><div class="text{going}"><div>{"".join(blocks)}</div></div>{said}'
+        f'<div class="cards">{cards}</div></div>'
+    )
 
 
-def _kind(token: int, prompt_tokens: int) -> str:
-    return ' class="prompt"' if token < prompt_tokens else ""
+def _growing(writing: Writing, i: int, start: int) -> str:
+    """One token of a text that grows; what pads a prompt shows nothing."""
+    if not (piece := writing.pieces[i]):
+        return ""
+    kinds = ["prompt"] * (i < writing.prompt_tokens) + ["gap"] * is_gap(writing.pieces, i, start)
+    kind = f' class="{" ".join(kinds)}"' if kinds else ""
+    return f"<span{kind}>{esc(piece)}</span>"
+
+
+def is_gap(pieces: Sequence[str], i: int, start: int) -> bool:
+    """Whether a token of a chunk that begins with token `start` is an empty line, which is shown as a gap."""
+    return i > start and pieces[i] == "\n" and pieces[i - 1].endswith("\n")
 
 
 def speed(tokens: int, seconds: float, search_ms: float | None, chunks: int, going: bool) -> str:
     """What a generation costs, in a line."""
     rate = f"{tokens / seconds:.0f} tokens/s" if seconds > 0 and tokens else "starting"
     found = f" · search {search_ms:.1f} ms a chunk, {chunks} chunks" if search_ms is not None else ""
-    words = f"{'Writing' if going else 'Written'}: {tokens} tokens · {rate}{found}"
+    words = f"{'Writing: ' if going else ''}{tokens} tokens · {rate}{found}"
     return f'<p class="speed" role="status">{words}</p>'
 
 
@@ -261,26 +278,24 @@ def intro(trace: Trace | None, *, example: bool) -> str:
     run = esc(str(about.get("run", "")).removeprefix(SAMPLE))
     seed = about.get("config", {}).get("seed", 7)
     mark = f'<span class="mark">example, made with seed {esc(seed)}</span> ' if example else ""
+    if about.get("edited"):
+        mark = '<span class="mark">written with an edited neighbor</span> '
     whose = f"A given text, read by <b>{run}</b>" if about.get("given") else f"Text by <b>{run}</b>"
     if about.get("pages", 1) > 1:
         whose += f", page {esc(about['page'])} of {esc(about['pages'])}"
     if not trace.neighbors:
         return f'<p class="intro">{mark}{whose}, without {term("retrieval")}.</p>'
     database = esc(str(about.get("corpus_id") or about.get("database", "")).removeprefix(SAMPLE))
-    where = f"{term('corpus')} <b>{database}</b>"
+    where = f"<b>{database}</b>"
     if about.get("swapped"):
-        where += f" ({term('hot swap')}: not the one it was trained on)"
+        where += f" ({term('hot swap')}: not the {term('corpus')} it was trained on)"
+    looked = f"{term('neighbor', 'neighbors')} in {where}"
     if about.get("config", {}).get("retrieval") == "shuffled":
-        looked = f"the {term('neighbor', 'neighbors')} of other chunks ({term('shuffled control')})"
-    else:
-        looked = f"{term('neighbor', 'neighbors')}"
+        looked = f"neighbors of other chunks in {where} ({term('shuffled control')})"
     own = ""
     if about.get("source"):
         own = f" The text stands in <b>{theirs(about['source'])}</b>, which was left out of the search."
-    return (
-        f'<p class="intro">{mark}{whose}: after each {term("chunk")} it looked up {looked} in {where}, '
-        f"and read them through {term('cross-attention')} while it went on.{own}</p>"
-    )
+    return f'<p class="intro">{mark}{whose}, reading {looked}.{own}</p>'
 
 
 def sides_html(sides: Mapping[str, Writing]) -> str:
@@ -305,23 +320,52 @@ def sides_html(sides: Mapping[str, Writing]) -> str:
             copied = f"{found['copied']:.0%}" if writing.trace.neighbors else "–"
             rows.append(
                 f"<tr><th>{names[side]}</th><td>{writing.new_tokens}</td>"
-                f"<td>{_surprise(writing.trace)}</td><td>{1 - found['distinct_2']:.0%}</td><td>{copied}</td>"
+                f"<td>{1 - found['distinct_2']:.0%}</td><td>{copied}</td>"
                 f"<td>{'' if side == 'on' else max(0, equal - prompt)}</td></tr>"
             )
     head = (
-        "<th></th><th>tokens written</th><th>mean surprise (nat)</th><th>repeated pairs of tokens</th>"
+        "<th></th><th>tokens written</th><th>repeated pairs of tokens</th>"
         f"<th>{term('copied')}, 5 tokens or more</th><th>equal to “on” at first (tokens)</th>"
     )
-    return f'<div class="three">{"".join(columns)}</div>' + (table(head, rows) if rows else "")
+    columns_html = f'<div class="three">{"".join(columns)}</div>'
+    return _sides_verdict(sides) + columns_html + (table(head, rows) if rows else "")
 
 
-def _surprise(trace: Trace) -> str:
-    """How surprised the model was by what it drew, on the average."""
-    losses = trace.numbers.loss_on[trace.prompt_tokens - 1 : -1]
-    return f"{losses.mean():.2f}" if len(losses) else "–"
+def _sides_verdict(sides: Mapping[str, Writing]) -> str:
+    """Once all three stand there: whether what is copied is owed to what the neighbors say."""
+    traces = [writing.trace for side in SIDES if (writing := sides.get(side)) is not None]
+    known = [trace for trace in traces if trace is not None]
+    if len(known) < len(SIDES):
+        return ""
+    on, shuffled = (summary(known[SIDES.index(side)])["copied"] for side in ("on", "shuffled"))
+    claim = (
+        "This text follows its neighbors"
+        if on - shuffled >= TELLS
+        else "This text does not follow its neighbors more than it follows unrelated ones"
+    )
+    return note(
+        f"{claim}: it copies {on:.0%} from them, and {shuffled:.0%} where it gets those of other chunks. One "
+        "text is no measurement; see Evaluate."
+    )
 
 
 def parting(one: list[str], other: list[str]) -> int:
     """How many tokens two texts have in common before they part."""
     pairs = zip(one, other, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def agreement_words(rho: float | None) -> str:
+    """What the rank correlation of attention and effect says, by its sign and its size."""
+    effect = term("effect")
+    if rho is None:
+        return f"There are too few neighbors to compare attention with {effect}."
+    if rho >= AGREES:
+        words = f"Attention agrees with {effect}"
+    elif rho >= TELLS:
+        words = f"Attention agrees with {effect} in part"
+    elif rho > -TELLS:
+        words = f"Attention does not predict which neighbor helped ({effect})"
+    else:
+        words = f"Attention runs against {effect}: the neighbors that were looked at most helped least"
+    return f"{words} (<b>ρ = {rho:.2f}</b>)."

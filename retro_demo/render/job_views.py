@@ -86,7 +86,7 @@ def _is_next(index: int, last: Mapping[str, Any], state: str) -> bool:
 def corpus_statistics(stats: Mapping[str, Any] | None) -> str:
     """The figures of a built corpus, with small pictures."""
     if stats is None:
-        return note("Its figures stand here once it is built.")
+        return note("Statistics appear here when the build finishes.")
     held = stats["held_out_documents"]
     facts = [
         (f"{stats['documents']:,}", term("document", "documents")),

@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Sequence
+from difflib import SequenceMatcher
 from typing import Any
 
 import numpy as np
@@ -21,35 +23,58 @@ from retro_demo.explain.tracing import (
     attention,
     mass,
     spans,
-    summary,
     timeline,
     token_rows,
     top_words,
     why_nothing,
 )
-from retro_demo.render.html_parts import esc, neighbor_color, note, passage, table, term, theirs
+from retro_demo.render.first_look import edit_to_try, walk_data
+from retro_demo.render.html_parts import (
+    esc,
+    is_gap,
+    neighbor_color,
+    note,
+    passage,
+    table,
+    term,
+    theirs,
+    trace_speed,
+)
 
 GAIN_SCALES = (0.5, 1, 2, 4)  # nat, where the colors are full: the first that most gains stay within
 EFFECT_OF_RANKS = "The effect is that of all neighbors of the same rank in the text, not of this one alone."
-AGREES, TELLS = 0.7, 0.3  # rank correlations: from here on attention agrees with effect, or in part
+STIRRED = 0.001  # nat: from this KL on an edit moved a prediction
 USED = 0.05  # nat: from this effect on a token is said to have used a neighbor
 
 
-def linked(trace: Trace | None, chosen: int | None = None) -> str:
-    """The whole view: the finding, the text by chunks, and beside it the neighbors of each chunk."""
+def linked(trace: Trace | None, chosen: int | None = None, before: Sequence[int] | None = None) -> str:
+    """The whole view: the text by chunks, under it the chosen token and the neighbors of its chunk.
+
+    before: the token ids of the text that stood here until a neighbor was edited; what differs is marked.
+    """
     if trace is None:
         return note("Nothing written yet. Give a prompt and press Generate, or explain a text of yours.")
     numbers = range(len(trace.tokens) // trace.chunk_len + 1)
+    filled = range(-(-len(trace.tokens) // trace.chunk_len))
     copied, shares = spans(trace), mass(trace)
-    blocks = "".join(_chunk(trace, number, copied) for number in numbers)
+    fresh = changed_tokens(before, trace.ids) if before is not None else set()
+    blocks = "".join(_chunk(trace, number, copied, fresh) for number in filled)
     found = "".join(_found(trace, number, shares) for number in numbers)
     first = best_token(trace) if chosen is None else chosen
+    why = why_nothing(trace)
     return (
-        f'<div class="linked" data-chosen="{first}">{finding(trace)}{_tools(trace)}'
-        f'<div class="sides"><div class="text">{blocks}</div>'
-        f'<div class="beside"><div class="token-panel" aria-live="polite"></div>{found}</div></div>'
+        f'<div class="linked" data-chosen="{first}">{note(why) if why else ""}'
+        f'<div class="text by-copy">{blocks}</div>'
+        f'<div class="under">{_tools(trace)}{edit_to_try(trace)}</div>'
+        f'<div class="token-panel" aria-live="polite"></div>{found}'
         f"{_data(token_data(trace))}</div>"
     )
+
+
+def changed_tokens(before: Sequence[int], now: Sequence[int]) -> set[int]:
+    """The places of the tokens that a text did not have there before."""
+    same = SequenceMatcher(None, list(before), list(now), autojunk=False).get_matching_blocks()
+    return set(range(len(now))) - {block.b + i for block in same for i in range(block.size)}
 
 
 def _data(values: dict[str, Any]) -> str:
@@ -60,51 +85,19 @@ def _data(values: dict[str, Any]) -> str:
 
 
 def best_token(trace: Trace) -> int:
-    """The token to show first: the end of the longest copy, else where retrieval helped most."""
-    long = [span for span in spans(trace) if span.length >= LONG]
-    if long:
-        return max(long, key=lambda span: span.end - span.start).end - 1
-    gain = np.nan_to_num(trace.numbers.gain)
-    return min(int(gain.argmax()) + 1, len(trace.tokens) - 1) if trace.neighbors else 0
-
-
-def finding(trace: Trace) -> str:
-    """The sentence that says what retrieval did to this text."""
-    if reason := why_nothing(trace):
-        return note(reason)
-    got = summary(trace)
-    if not got["tokens"]:
-        return note("No token of this text could read a neighbor yet. Ask for more tokens.")
-    of = {"N": got["loss_off"] - got["loss_n_only"], "F": got["loss_off"] - got["loss_f_only"]}
-    alone = ", ".join(f"{term(part)} alone {value:+.3f}" for part, value in of.items())
-    return (
-        f'<p class="finding">Retrieval helped <b>{got["helped"]:.0%}</b> of the tokens and hurt '
-        f"<b>{got['hurt']:.0%}</b> (by over 0.1 {term('nat')}, against the same text with retrieval off; "
-        f"what it is worth beside a matched baseline is told on Evaluate); mean {term('gain')} "
-        f"<b>{got['mean_gain']:+.3f}</b> ({alone}). <b>{got['copied']:.0%}</b> are {term('copied')} "
-        f"in runs of {LONG} or more. {agreement_words(got['agreement'])}</p>"
-    )
-
-
-def agreement_words(rho: float | None) -> str:
-    """What the rank correlation of attention and effect says, by its sign and its size."""
-    effect = term("effect")
-    if rho is None:
-        return f"There are too few neighbors to compare attention with {effect}."
-    if rho >= AGREES:
-        words = f"Attention agrees with {effect}"
-    elif rho >= TELLS:
-        words = f"Attention agrees with {effect} in part"
-    elif rho > -TELLS:
-        words = f"Attention tells little of {effect}"
-    else:
-        words = f"Attention runs against {effect}: the neighbors that were looked at most helped least"
-    return f"{words} (<b>ρ = {rho:.2f}</b>)."
+    """The token to show first: the word of what was written that retrieval helped most."""
+    if not trace.neighbors:
+        return trace.padding
+    gain = np.nan_to_num(trace.numbers.gain[:-1])  # of the token after each
+    words = [
+        any(map(str.isalnum, piece)) and t >= trace.prompt_tokens for t, piece in enumerate(trace.pieces)
+    ]
+    return int(np.where(words[1:], gain, -np.inf).argmax()) + 1 if any(words[1:]) else len(trace.tokens) - 1
 
 
 def _tools(trace: Trace) -> str:
     """What the colors mean, and the choice between them."""
-    names = ("gain", "copy", "surprise", "entropy") if trace.neighbors else ("surprise",)
+    names = ("copy", "gain", "surprise", "entropy") if trace.neighbors else ("surprise",)
     buttons = "".join(
         f'<button type="button" data-by="{name}" aria-pressed="{str(name == names[0]).lower()}">{name}'
         "</button>"
@@ -116,19 +109,23 @@ def _tools(trace: Trace) -> str:
     )
 
 
-def _chunk(trace: Trace, number: int, copied: list[Span]) -> str:
+def _chunk(trace: Trace, number: int, copied: list[Span], fresh: set[int]) -> str:
     start, end = number * trace.chunk_len, min((number + 1) * trace.chunk_len, len(trace.tokens))
     start = max(start, trace.padding)
     under = {t: span for span in copied for t in range(span.start, span.end)}
     tokens = []
     for t in range(start, end):
-        classes, style = ["prompt"] if t < trace.prompt_tokens else [], ""
+        classes, more = ["prompt"] if t < trace.prompt_tokens else [], ""
         if t in under and under[t].length > 1:
-            classes.append("copied" if under[t].length >= LONG else "echo")
-            style = f' style="--own:{neighbor_color(under[t].neighbor)}"'
+            long, which = under[t].length >= LONG, under[t].neighbor
+            classes.append("copied" if long else "echo")
+            more = f' style="--own:{neighbor_color(which)}"'
+            if long and t == under[t].end - 1:  # the number of the neighbor, once a span
+                more += f' data-from="{which + 1}"'
+        classes += ["fresh"] * (t in fresh) + ["gap"] * is_gap(trace.pieces, t, start)
         kind = f' class="{" ".join(classes)}"' if classes else ""
-        tokens.append(f'<span data-t="{t}" tabindex="-1"{kind}{style}>{esc(trace.pieces[t])}</span>')
-    if end == len(trace.tokens) and number == end // trace.chunk_len:
+        tokens.append(f'<span data-t="{t}" tabindex="-1"{kind}{more}>{esc(trace.pieces[t])}</span>')
+    if end == len(trace.tokens):
         tokens.append(
             f'<span data-t="{end}" tabindex="-1" class="next" aria-label="what comes next">▸</span>'
         )
@@ -154,8 +151,8 @@ def _found(trace: Trace, number: int, shares: np.ndarray) -> str:
         places = range(len(trace.neighbors[number - 1]))
         cards = "".join(_card(trace, number - 1, index, shares[:, index]) for index in places)
         inside = (
-            f'<p class="caption">Found with {_query(trace, number)}, read while chunk {number + 1} was '
-            f"written. Click a title to see which tokens used it. {EFFECT_OF_RANKS}</p>{cards}"
+            f'<p class="caption">Found with {_query(trace, number)}, read for chunk {number + 1}</p>'
+            f'<div class="cards">{cards}</div>'
         )
     return f'<section class="found" data-of="{number}" hidden>{inside}</section>'
 
@@ -169,8 +166,15 @@ def _query(trace: Trace, number: int) -> str:
     return words + (f" and the title “{theirs(title)}”" if title else "")
 
 
+ACTS = {
+    "edit": "Change its text and see what follows; a double click on a word does the same",
+    "drop": "Write the text without it",
+    "swap": "Read another chunk of the corpus in its place",
+}
+
+
 def _card(trace: Trace, chunk: int, index: int, shares: np.ndarray) -> str:
-    """One neighbor: its attention beside its effect, N and F token by token, and what can be done to it."""
+    """One neighbor: N and F token by token, its attention beside its effect, and what can be done to it."""
     neighbor = trace.neighbors[chunk][index]
     readers = range(
         (chunk + 1) * trace.chunk_len - 1, min((chunk + 2) * trace.chunk_len - 1, len(trace.tokens))
@@ -178,32 +182,33 @@ def _card(trace: Trace, chunk: int, index: int, shares: np.ndarray) -> str:
     share = float(shares[readers].mean())
     known = trace.numbers.shapley[readers, index]
     known = known[~np.isnan(known)]
-    effect = f"{known.mean():+.3f}" if len(known) else "–"
+    effect = f"{known.mean():+.2f}" if len(known) else "–"
     half = trace.chunk_len
     parts = [
         "".join(f'<span data-r="{r}">{esc(neighbor["pieces"][r])}</span>' for r in range(start, start + half))
         for start in (0, half)
     ]
-    after = parts[1] if neighbor["continuation"] else "(the document ends here)"
+    edited = neighbor.get("edited")
+    nothing = "(dropped)" if edited and not neighbor["text"] else ""
+    after = parts[1] if neighbor["continuation"] else "" if nothing else "(the document ends here)"
+    acts = ACTS | ({"undo": "Back to the text before this edit"} if edited else {})
     buttons = "".join(
         f'<button type="button" data-act="{act}" title="{words}">{act}</button>'
-        for act, words in (
-            ("edit", "Change its text and see what follows"),
-            ("drop", "Read the text without it"),
-            ("swap", "Read another chunk in its place"),
-        )
+        for act, words in acts.items()
     )
+    title = theirs(neighbor["title"] or neighbor["document"])
+    mark = '<span class="mark">edited</span>' if edited else ""
     return (
         f'<article class="card" data-chunk="{chunk}" data-neighbor="{index}" '
-        f'style="--own:{neighbor_color(index)}"><header>'
-        f'<button type="button" class="name" data-act="used" aria-pressed="false">{index + 1} '
-        f"{theirs(neighbor['title'] or neighbor['document'])}</button>"
-        f"<span>{term('score')} {neighbor['score']:.2f}</span>"
-        f'<span class="mass">{term("mass")} {share:.0%}</span>'
-        f'<span class="bar"><i style="width:{100 * min(1, share):.0f}%"></i></span>'
-        f"<span>{term('effect')} <b>{effect}</b></span></header>"
-        f"{passage('N', parts[0])}{passage('F', after)}"
-        f'<footer class="acts">{buttons}</footer></article>'
+        f'style="--own:{neighbor_color(index)}"><header><b class="rank">{index + 1}</b>'
+        '<button type="button" class="name" data-act="used" aria-pressed="false" '
+        f'title="Dim the tokens that did not use it">{title}</button>{mark}'
+        f'<span class="acts">{buttons}</span></header>'
+        f'<div class="passages">{passage("N", nothing or parts[0])}{passage("F", after)}</div>'
+        f"<footer><span>{term('score')} {neighbor['score']:.2f}</span>"
+        f'<span class="mass">{term("mass")} {share:.0%} '
+        f'<span class="bar"><i style="width:{100 * min(1, share):.0f}%"></i></span></span>'
+        f"<span>{term('effect', more=EFFECT_OF_RANKS)} {effect}</span></footer></article>"
     )
 
 
@@ -231,6 +236,7 @@ def token_data(trace: Trace) -> dict[str, Any]:
         "ids": trace.ids,
         "top": numbers.top_ids.tolist(),
         "p": np.round(numbers.top_probabilities, 4).tolist(),
+        "walk": walk_data(trace),
     }
 
 
@@ -334,7 +340,7 @@ def timeline_html(trace: Trace | None) -> str:
         '<p class="caption">Where the best score falls from chunk to chunk, the text drifts away from what '
         "the corpus knows.</p>"
     )
-    return said + table(head, rows)
+    return trace_speed(trace) + said + table(head, rows)
 
 
 def _scores(one: dict) -> str:
@@ -359,12 +365,13 @@ def _two_sided(value: float | None, widest: float) -> str:
 def edit_html(trace: Trace, made: Rewritten, token: int) -> str:
     """What followed from another neighbor: the proof, the strip, the next tokens, both continuations.
 
-    `token` is the one to look at first; where the edit cannot have reached it, the most moved one.
+    `token` is the one to look at first; where the edit did not move it, the most moved one.
     """
     edit = made.edit
     title = trace.neighbors[edit.chunk][edit.neighbor]["title"]
     reached = range(edit.first, len(trace.tokens))
-    shown = token - 1 if token - 1 in reached else edit.first + int(edit.kl[edit.first :].argmax())
+    asked = token - 1 in reached and edit.kl[token - 1] > STIRRED
+    shown = token - 1 if asked else edit.first + int(edit.kl[edit.first :].argmax())
     cut = [f"{part} was cut by {n} tokens" for part, n in zip("NF", made.cut, strict=True) if n]
     warning = note(f"{' and '.join(cut)}: a neighbor has {trace.chunk_len} each.", "warning") if cut else ""
     continued = ""
@@ -392,12 +399,12 @@ def _sample(text: str) -> str:
 def proof(edit: Edit, padding: int = 0) -> str:
     """The sentence that says whether anything moved that must not, as it was measured."""
     good = "good" if edit.moved_before == 0 else "bad"
-    moved = int((edit.kl[edit.first :] > 1e-3).sum())
+    moved = int((edit.kl[edit.first :] > STIRRED).sum())
     return (
         f'<p class="proof {good}"><b>{edit.moved_before} of {edit.first - padding} earlier positions '
         "changed</b> "
         f"(largest difference of a log-probability: {edit.largest_before:.1g}); of the "
-        f"{len(edit.kl) - edit.first} that can depend on it, {moved} moved by over 0.001 nat.</p>"
+        f"{len(edit.kl) - edit.first} that can depend on it, {moved} moved by over {STIRRED} nat.</p>"
     )
 
 

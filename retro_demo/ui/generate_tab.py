@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
@@ -12,7 +10,6 @@ import gradio as gr
 from retro_demo.errors import UserError
 from retro_demo.explain import text as explained
 from retro_demo.explain.text import write_sides
-from retro_demo.explain.tracing import Trace
 from retro_demo.paths import SAMPLE
 from retro_demo.render import html_parts
 from retro_demo.runs.checkpoint import read_any_config
@@ -38,12 +35,18 @@ from retro_demo.ui.form import (
     relisted,
     shows_errors,
 )
-from retro_demo.ui.linked_view import ExplainHandlers, ExplainView, wire_explaining
+from retro_demo.ui.linked_view import (
+    ExplainHandlers,
+    ExplainView,
+    compare_with_off,
+    keep,
+    wire_explaining,
+)
 from retro_demo.ui.origins_panel import origins_panel
 from retro_demo.ui.visit import Lane, copy_link, run_breadcrumb
 
 NO_RUN = "No run yet: train one on the Train tab."
-OWN_CORPUS = "the corpus of its training"
+OWN_CORPUS = "its own corpus"
 PROMPT = "Geography\n\nLocation: Oceania, islands in the South Pacific Ocean"
 EXAMPLES = [
     [PROMPT],
@@ -51,30 +54,50 @@ EXAMPLES = [
     ["Economy - overview: The country exports coffee, tea and gold"],
     ["Government type: parliamentary democracy"],
 ]
+GO, BUSY = "Generate", "Writing"
+# where the text stands under the form it comes into view
+TO_RESULT = """() => {
+  const result = document.querySelector('#result');
+  const top = result?.getBoundingClientRect().top ?? 0;
+  if (top >= 0 && top < innerHeight * 0.6) return;
+  const calm = matchMedia('(prefers-reduced-motion: reduce)').matches;
+  result.scrollIntoView({block: 'start', behavior: calm ? 'auto' : 'smooth'});
+}"""
+SHUFFLED = "Shuffled: neighbors of other chunks, as a control."
+MOST_SHOWN = 48  # characters of a prompt on its button
 READING = '<p class="speed" role="status">Reading the text with and without neighbors.</p>'
 
 
 class GenerateView:
-    """The components of the tab by name; to make one, inside its layout, builds them."""
+    """The components of the tab by name; to make one, inside its layout, builds them.
+
+    The form stands left of the text that it makes, on a phone above it; the rest is folded below both.
+    """
 
     def __init__(self) -> None:
         self.form, self.reading = Form(GenerateConfig), Form(ExplainConfig)
         self.trace_id = gr.BrowserState("", storage_key="retro-demo-trace", secret="only an id")
+        self.token = gr.State("")  # of the text that this page asked for last
+        self.of_marge = gr.State(False)  # whether the way to write that is in view is that of a MARGE
         if missing := service.missing_base():
             gr.HTML(html_parts.note(missing, "warning"), elem_id="no-base")
-        with gr.Row(elem_classes="knobs") as self.above:
-            self.run = gr.Dropdown(
-                [], label="Run", info="Which model writes or reads.", elem_id="run", min_width=220
-            )
+        with gr.Row(elem_id="screen"):
+            with gr.Column(scale=1, min_width=300, elem_id="form"):
+                self._form()
+            with gr.Column(scale=2, min_width=320, elem_id="result") as self.below:
+                self.speed = gr.HTML(elem_id="speed")
+                self.text = ExplainView(self.trace_id)
+        with gr.Column(elem_id="folds") as self.folds:
+            self.text.fold()
+            self._side_by_side()
+            self.text.fold_numbers()
+
+    def _form(self) -> None:
+        with gr.Row(elem_classes="pair") as self.above:
+            self.run = gr.Dropdown([], label="Run", elem_id="run", min_width=130)
             self.corpus = gr.Dropdown(
-                [(OWN_CORPUS, "")],
-                value="",
-                label="Reads from",
-                info="Another corpus is a hot swap: the same weights, another database.",
-                elem_id="reads-from",
-                min_width=220,
+                [(OWN_CORPUS, "")], value="", label="Reads from", elem_id="reads-from", min_width=130
             )
-            self.swap = gr.Button(visible=False, elem_id="swap-edition", min_width=220)
         with gr.Tabs(elem_id="ways"):
             with gr.Tab("Write a text", id="write") as self.plain:
                 self._write()
@@ -82,34 +105,33 @@ class GenerateView:
                 self._explain()
             with gr.Tab("From evidence (MARGE)", id="from-evidence") as self.inner:
                 self.evidence = WritingView()
-        with gr.Column() as self.below:
-            with gr.Row(elem_classes="actions"):
-                self.speed = gr.HTML(elem_id="speed", min_height=28)
-            self.text = ExplainView()
-        self.token = gr.State("")  # of the text that this page asked for last
-        self.of_marge = gr.State(False)  # whether the way to write that is in view is that of a MARGE
 
     def _write(self) -> None:
-        self.prompt = gr.Textbox(
-            PROMPT, label="Prompt", lines=2, max_lines=8, elem_id="prompt", info="How the text begins."
-        )
+        self.prompt = gr.Textbox(PROMPT, label="Prompt", lines=3, max_lines=6, elem_id="prompt")
+        settings = [name for name, one in self.form.fields.items() if one.metadata["main"]]
+        self.form.show(main=True, without=[name for name in settings if name != "retrieval"])
+        self.form.widgets["retrieval"].info = SHUFFLED
+        with gr.Row(elem_classes="actions"):
+            self.go = gr.Button(GO, variant="primary", elem_id="generate")
+            self.stop = gr.Button("Stop", elem_id="stop-generating", interactive=False)
+        self.swap = gr.Button(visible=False, size="sm", elem_id="swap-edition")
         self.examples = gr.Dataset(
             components=["textbox"],
             samples=EXAMPLES,
-            label="Prompts to try: a click writes on",
+            sample_labels=[short_prompt(row[0]) for row in EXAMPLES],
+            label="Try a prompt",
             elem_id="examples",
             type="values",
         )
-        with gr.Row(elem_classes="knobs"):
+        with gr.Accordion("Sampling", open=False, elem_id="sampling"), gr.Row(elem_classes="knobs"):
             self.form.show(main=True)
-        with gr.Accordion("More settings", open=False), gr.Row():
             self.form.show(main=False)
         self.offered = gr.State([row[0] for row in EXAMPLES])  # the prompts to try
-        linked = gr.HTML()
-        with gr.Row(elem_classes="actions"):
-            self.go = gr.Button("Generate", variant="primary", elem_id="generate")
-            self.stop = gr.Button("Stop", elem_id="stop-generating")
-            copy_link("generate", self.run, linked)
+        linked = gr.HTML(render=False)
+        copy_link("generate", self.run, linked)
+        linked.render()
+
+    def _side_by_side(self) -> None:
         with gr.Accordion("Side by side: on, off, shuffled", open=False, elem_id="sides"):
             gr.HTML(
                 f"<p class='caption'>The same prompt and seed three times. Only what on does better than "
@@ -123,13 +145,20 @@ class GenerateView:
         self.document = gr.Dropdown(
             [], label="A held-out document of the corpus", elem_id="document", info="Fills the box below."
         )
-        self.given = gr.Textbox(label="Text", lines=4, max_lines=10, elem_id="given", info="Paste any text.")
-        with gr.Row(elem_classes="knobs"):
-            self.reading.widgets["num_neighbors"] = _slider(self.reading)
-            self.reading.show(main=True)
+        self.given = gr.Textbox(label="Text", lines=6, max_lines=10, elem_id="given")
         with gr.Row(elem_classes="actions"):
             self.explain = gr.Button("Explain this text", variant="primary", elem_id="explain")
-            self.again = gr.Button("Read the text below this way", elem_id="again")
+            self.again = gr.Button("Apply to the shown text", elem_id="again")
+        with gr.Accordion("How it is read", open=False), gr.Row(elem_classes="knobs"):
+            self.reading.widgets["num_neighbors"] = _slider(self.reading)
+            self.reading.show(main=True)
+
+
+def short_prompt(prompt: str) -> str:
+    """A prompt as a button shows it: its first line, and its last where it has more."""
+    lines = [line.strip() for line in prompt.splitlines() if line.strip()]
+    words = lines[0] if len(lines) < 2 else f"{lines[0]} · {lines[-1]}"
+    return words if len(words) <= MOST_SHOWN else f"{words[:MOST_SHOWN]}…"
 
 
 class GenerateHandlers:
@@ -145,8 +174,7 @@ class GenerateHandlers:
     def show(self, code: str, name: str) -> Values:
         """The view of a kept trace, else of the example that ships."""
         name, trace = kept_traces.shown_trace(Workspace.open(self.home, code), name)
-        speed = html_parts.trace_speed(trace) if trace else ""
-        return {self.view.speed: speed} | self.view.text.values(trace, name)
+        return {self.view.speed: ""} | self.view.text.values(trace, name)
 
     def restore(self, code: str, name: str) -> Values:
         """As `show`, with prompt and settings as they made it; those of an example write another text."""
@@ -175,9 +203,10 @@ class GenerateHandlers:
                 shown: Values = {
                     view.text.linked: html_parts.growing_text(writing),
                     view.speed: html_parts.writing_speed(writing),
+                    view.go: f"Writing {writing.new_tokens}/{config.max_new_tokens}",
                 }
                 if writing.trace is not None:
-                    shown[view.trace_id] = self._keep(workspace, writing.trace, other)
+                    shown[view.trace_id] = keep(workspace, writing.trace, other)
                 yield shown
 
     def side_by_side(
@@ -200,7 +229,7 @@ class GenerateHandlers:
         loaded = yield from self._load(workspace, name, other, config.retriever)
         yield {view.speed: READING}
         trace = explained.explain_text(loaded, name, text, config)
-        yield {view.trace_id: self._keep(workspace, trace, other)}
+        yield {view.trace_id: keep(workspace, trace, other)}
 
     def explain_shown(self, code: str, kept: str, other: str, *values: Any) -> Iterator[Values]:
         """Explain the text that is shown with other settings."""
@@ -211,7 +240,7 @@ class GenerateHandlers:
             raise UserError("There is no text below yet. Write or explain one first.")
         loaded = yield from self._load(workspace, trace.about["run"], other, config.retriever)
         yield {view.speed: READING}
-        yield {view.trace_id: self._keep(workspace, explained.explain_again(loaded, trace, config), other)}
+        yield {view.trace_id: keep(workspace, explained.explain_again(loaded, trace, config), other)}
 
     def refresh(
         self, code: str, kept: str, now: str | None, other: str, of_marge: bool, found: str | None
@@ -250,7 +279,9 @@ class GenerateHandlers:
         return {
             self.breadcrumb: run_breadcrumb(workspace, name),
             self.view.document: gr.Dropdown(documents, value=None),
-            self.view.examples: gr.Dataset(samples=[[prompt] for prompt in prompts]),
+            self.view.examples: gr.Dataset(
+                samples=[[prompt] for prompt in prompts], sample_labels=[short_prompt(one) for one in prompts]
+            ),
             self.view.offered: prompts,
             self.view.swap: self._swap_button(workspace, name, other),
         }
@@ -298,6 +329,7 @@ class GenerateHandlers:
         return {
             view.above: gr.Row(visible=visible),
             view.below: gr.Column(visible=visible),
+            view.folds: gr.Column(visible=visible),
             view.of_marge: of_marge,
         }
 
@@ -319,12 +351,6 @@ class GenerateHandlers:
         swap = service.built_corpus(workspace, other) if other else None
         return self.cache.run(workspace.run(name), swap, retriever)
 
-    def _keep(self, workspace: Workspace, trace: Trace, other: str) -> str:
-        trace.about["corpus_id"] = other
-        kept = time.strftime("t%Y%m%d-%H%M%S-") + secrets.token_hex(4)
-        kept_traces.keep_trace(workspace, kept, trace)
-        return kept
-
 
 def generate_tab(
     tab: gr.Tab, cache: ModelCache, visitor: gr.BrowserState, arrival: Any, breadcrumb: gr.HTML
@@ -335,8 +361,9 @@ def generate_tab(
         origins_panel(cache, visitor, view.trace_id, view.run, view.corpus)
     on = GenerateHandlers(cache, view, breadcrumb)
     wire_writing(view.inner, cache, view.evidence, visitor, arrival)
-    wire_explaining(ExplainHandlers(cache, view.text), view.text, [visitor, view.trace_id])
-    _wire_texts(view, on, visitor)
+    inside = ExplainHandlers(cache, view.text)
+    wire_explaining(inside, view.text, [visitor, view.trace_id])
+    _wire_texts(view, on, inside, visitor)
     _wire_choices(view, on, visitor)
     listed = [view.trace_id, view.run, view.corpus, view.of_marge, view.evidence.run]
     lists = [view.run, view.corpus, breadcrumb, view.document, view.examples, view.offered, view.swap]
@@ -344,42 +371,68 @@ def generate_tab(
     arrival = arrival.opening(tab, view.run)
     tab.select(once_known(on.refresh), [visitor, *listed], lists, **QUIET)
     arrival.then(once_known(on.arrive), [visitor, arrival.link, *listed], lists, **QUIET)
-    arrival.then(shows_errors(on.restore), [visitor, view.trace_id], everything, **QUIET)
+    shown = arrival.then(shows_errors(on.restore), [visitor, view.trace_id], everything, **QUIET)
+    compare_with_off(shown, inside, view.text, [visitor, view.trace_id])
 
 
-def _wire_texts(view: GenerateView, on: GenerateHandlers, visitor: gr.BrowserState) -> None:
+def _wire_texts(
+    view: GenerateView, on: GenerateHandlers, inside: ExplainHandlers, visitor: gr.BrowserState
+) -> None:
     """What writes or reads a text; a corpus is waited for outside of the lane of models."""
-    speed, trace_id, text = view.speed, view.trace_id, view.text
+    speed, trace_id, text, buttons = view.speed, view.trace_id, view.text, [view.go, view.stop]
     wait, write = on.lane.waiting(), shows_errors(on.write)
 
     def waits(begun: Callable[..., Any]) -> Any:
         waiting = begun(wait, [visitor, view.run, view.corpus], [speed, view.token], **CHEAP)
-        waiting.failure(lambda: "", None, speed, **QUIET)
+        waiting.failure(lambda: ["", *at_rest()], None, [speed, *buttons], **QUIET)
         return waiting
 
     asked = [visitor, view.run, view.corpus, view.token, view.prompt, *view.form.inputs]
     given = [visitor, view.run, view.corpus, view.given, *view.reading.inputs]
     shown = [visitor, trace_id, view.corpus, *view.reading.inputs]
-    written, read = [text.linked, speed, trace_id], [speed, trace_id]
+    written, read = [text.linked, speed, trace_id, view.go], [speed, trace_id]
     picked = view.examples.click(first_of, view.examples, view.prompt, **QUIET)
     swaps = [visitor, view.run, view.corpus]
     swapped = view.swap.click(shows_errors(on.swap_edition), swaps, [view.corpus, view.swap], **QUIET)
+    pressed = [view.go.click, view.prompt.submit, view.examples.click, view.swap.click, view.compare.click]
+    gr.on(pressed, lambda: begins(inside), None, buttons, **QUIET)
     texts = [
         waits(view.go.click).success(write, asked, written, **ON_PAGE),
+        waits(view.prompt.submit).success(write, asked, written, **ON_PAGE),
         waits(picked.then).success(write, asked, written, **ON_PAGE),
         waits(swapped.success).success(write, asked, written, **ON_PAGE),
         waits(view.explain.click).success(shows_errors(on.explain_given), given, read, **ON_PAGE),
         view.again.click(shows_errors(on.explain_shown), shown, read, **ON_PAGE),
     ]
+    for button in (view.go, view.swap, view.explain, view.again):
+        button.click(None, js=TO_RESULT)
     show, everything = shows_errors(on.show), [speed, *text.outputs]
     for begun in texts:
-        begun.success(show, [visitor, trace_id], everything, **CHEAP)
-        begun.failure(lambda: "", None, speed, **QUIET)
+        seen = begun.success(show, [visitor, trace_id], everything, **CHEAP)
+        compare_with_off(seen, inside, text, [visitor, trace_id])
+        _rests(begun, view)
     sides = waits(view.compare.click).success(
         shows_errors(on.side_by_side), asked, [speed, view.sides], **ON_PAGE
     )
-    sides.failure(lambda: "", None, speed, **QUIET)
+    _rests(sides, view)
     view.stop.click(on.lane.stopping(), [visitor, view.token], None, **QUIET)
+
+
+def _rests(event: Any, view: GenerateView) -> None:
+    """Let the buttons rest when a text is over, however it ended."""
+    event.failure(lambda: "", None, view.speed, **QUIET)
+    event.then(at_rest, None, [view.go, view.stop], **QUIET)
+
+
+def begins(inside: ExplainHandlers) -> list[gr.Button]:
+    """Generate and Stop once a text is asked for."""
+    inside.hurry()
+    return [gr.Button(BUSY, interactive=False), gr.Button(interactive=True)]
+
+
+def at_rest() -> list[gr.Button]:
+    """Generate and Stop while nothing is written."""
+    return [gr.Button(GO, interactive=True), gr.Button(interactive=False)]
 
 
 def _wire_choices(view: GenerateView, on: GenerateHandlers, visitor: gr.BrowserState) -> None:
@@ -387,7 +440,7 @@ def _wire_choices(view: GenerateView, on: GenerateHandlers, visitor: gr.BrowserS
     top_line = once_known(on.name_shown_run)
     named = [visitor, view.of_marge, view.run, view.evidence.run]
     for way in (view.plain, view.given_text, view.inner):
-        hidden = [view.above, view.below, view.of_marge]
+        hidden = [view.above, view.below, view.folds, view.of_marge]
         turned = way.select(lambda own=way is view.inner: on.show_form(own), None, hidden, **QUIET)
         turned.then(top_line, named, on.breadcrumb, **QUIET)
     view.evidence.run.input(top_line, named, on.breadcrumb, **QUIET)

@@ -1,18 +1,24 @@
-"""The linked view: a finished text, its neighbors, what was read of them, an editor for them, the numbers."""
+"""The linked view: a finished text, its neighbors, which can be edited, what was read of them, numbers."""
 
 from __future__ import annotations
 
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+import numpy as np
 
 from retro_demo.errors import UserError
-from retro_demo.explain import edits
+from retro_demo.explain import edits, rewriting
 from retro_demo.explain.edits import Rewritten, edit_json
+from retro_demo.explain.rewriting import EditedRow, is_written
 from retro_demo.explain.text import trace_values
 from retro_demo.explain.tracing import Trace
 from retro_demo.paths import ASSETS, SAMPLE
-from retro_demo.render import html_parts, trace_views
+from retro_demo.render import first_look, html_parts, trace_views
 from retro_demo.render.wording import explain
 from retro_demo.runs.loading import LoadedRun
 from retro_demo.server import service
@@ -22,6 +28,7 @@ from retro_demo.server.workspace import Workspace
 from retro_demo.ui.form import (
     MEAN,
     MODEL,
+    ON_PAGE,
     PRIVATE,
     QUIET,
     Values,
@@ -32,9 +39,10 @@ from retro_demo.ui.form import (
     shows_errors,
 )
 
-TO_EDITOR = """() => document.querySelector('#editor')?.scrollIntoView({
-  block: 'nearest', behavior: matchMedia('(prefers-reduced-motion: reduce)').matches ? 'auto' : 'smooth',
-})"""
+MOST_TYPED = 10_000  # characters of N or F; a neighbor takes the first few
+HOW_IT_WORKS = (
+    "<button type='button' class='open'>How it works</button><dialog aria-label='How it works'></dialog>"
+)
 
 # a bar of the strip shows the predictions after its position
 SHOW_POSITION = """
@@ -49,72 +57,68 @@ element.addEventListener('click', e => {
 
 
 class ExplainView:
-    """The components of the linked view by name: a text, its neighbors, what was read, an editor, numbers."""
+    """The components of the linked view by name: a text and its neighbors at once, the rest in folds.
 
-    def __init__(self) -> None:
-        self.intro = gr.HTML(elem_id="intro")
+    To make one builds what stands beside the form; `fold` builds the rest, below both.
+    """
+
+    def __init__(self, trace_id: gr.BrowserState) -> None:
+        """trace_id: the id of the text that is shown."""
+        self.trace_id = trace_id
+        with gr.Row(elem_classes="headline"):
+            self.intro = gr.HTML(elem_id="intro")
+            gr.HTML(HOW_IT_WORKS, elem_id="walk", js_on_load=(ASSETS / "walk.js").read_text("utf-8"))
+        self.findings = gr.HTML(elem_id="findings")
         self.linked = gr.HTML(elem_id="linked", js_on_load=(ASSETS / "explain.js").read_text("utf-8"))
         self.selection = gr.State((0, 0, 0))  # chunk, neighbor, token
-        with gr.Accordion("Edit a neighbor", open=False, elem_id="editor") as self.editor:
-            self._editor()
-        gr.HTML(
-            f"<h2>What was read: {html_parts.term('cross-attention')}</h2>"
-            "<p class='caption'>Rows are the tokens of the chosen chunk as they were written, columns the "
-            "tokens of each neighbor: N, then a dotted line, then its continuation F. Stronger color, more "
-            "attention; one scale for all panels.</p>"
+        self.other = gr.Dropdown(
+            [],
+            label="Or another chunk of the corpus",
+            info="The nearest first.",
+            elem_id="swap-with",
+            visible=False,
         )
-        with gr.Row(elem_classes="knobs"):
-            self.layer = gr.Dropdown(
-                [MEAN], value=MEAN, label="Layer", info=explain("layer"), elem_id="layer", min_width=120
-            )
-            self.head = gr.Dropdown(
-                [MEAN], value=MEAN, label="Head", info=explain("head"), elem_id="head", min_width=120
-            )
-        self.heatmap = gr.HTML(elem_id="heatmap", js_on_load=(ASSETS / "heatmap.js").read_text("utf-8"))
-        with gr.Accordion("Retrieval, chunk by chunk", open=False, elem_id="timeline"):
-            self.timeline = gr.HTML(elem_id="lookups")
-        with gr.Accordion("All numbers as a table", open=False):
-            self.numbers = gr.HTML(elem_id="numbers")
-        self.download = gr.DownloadButton(
-            "Download the text with all numbers, the edit and where they come from (JSON)",
-            size="sm",
-            elem_id="download",
-        )
-
-    def _editor(self) -> None:
-        self.said = gr.HTML(
-            "<p class='caption'>Choose edit, drop or swap on a neighbor: the text is read again with the "
-            "other neighbor in its place.</p>"
-        )
-        with gr.Row():
-            self.n_text = gr.Textbox(
-                label="N: the neighbor", lines=4, max_lines=8, elem_id="edit-n", info=explain("N")
-            )
-            self.f_text = gr.Textbox(
-                label="F: its continuation", lines=4, max_lines=8, elem_id="edit-f", info=explain("F")
-            )
-        with gr.Row(elem_classes="actions"):
-            self.reread = gr.Button("Read this instead", variant="primary", elem_id="reread")
-            self.other = gr.Dropdown(
-                [],
-                label="Or another chunk of the corpus",
-                info="The nearest first; it is read at once.",
-                elem_id="swap-with",
-                min_width=260,
-            )
         self.changed = gr.HTML(elem_id="changed", js_on_load=SHOW_POSITION)
+        self.download = gr.DownloadButton("Download", size="sm", elem_id="download")
 
-    def values(self, trace: Trace | None, name: str) -> Values:
-        """The view of a trace (None: there is none yet) and its id."""
+    def fold(self) -> None:
+        """What was read, and all numbers."""
+        with gr.Accordion("Attention", open=False, elem_id="attention"):
+            gr.HTML(
+                f"<p class='caption'>Which {html_parts.term('token', 'tokens')} of each neighbor (columns: "
+                "N, a dotted line, F) the chosen chunk read while it was written (rows). Stronger color, "
+                f"more {html_parts.term('cross-attention', 'attention')}; one scale for all panels.</p>"
+            )
+            with gr.Row(elem_classes="knobs"):
+                self.layer = gr.Dropdown(
+                    [MEAN], value=MEAN, label="Layer", info=explain("layer"), elem_id="layer", min_width=120
+                )
+                self.head = gr.Dropdown(
+                    [MEAN], value=MEAN, label="Head", info=explain("head"), elem_id="head", min_width=120
+                )
+            self.heatmap = gr.HTML(elem_id="heatmap", js_on_load=(ASSETS / "heatmap.js").read_text("utf-8"))
+
+    def fold_numbers(self) -> None:
+        """Each look-up and each token in numbers, and all of it as a file."""
+        with gr.Accordion("Numbers", open=False, elem_id="all-numbers"):
+            gr.HTML("<h3>Retrieval, chunk by chunk</h3>")
+            self.timeline = gr.HTML(elem_id="lookups")
+            gr.HTML("<h3>Token by token</h3>")
+            self.numbers = gr.HTML(elem_id="numbers")
+
+    def values(self, trace: Trace | None, name: str, before: Sequence[int] | None = None) -> Values:
+        """The view of a trace (None: there is none yet) and its id; `before`: the tokens it had before an
+        edit."""
         layers = trace.layers if trace else []
         heads = trace.weights.shape[2] if trace and trace.layers else 0
         return {
             self.intro: html_parts.intro(trace, example=name.startswith(SAMPLE)),
-            self.linked: trace_views.linked(trace),
+            self.findings: first_look.findings(trace, known_off(trace)),
+            self.linked: trace_views.linked(trace, before=before),
             self.layer: gr.Dropdown([MEAN, *map(str, layers)], value=MEAN),
             self.head: gr.Dropdown([MEAN, *(str(i + 1) for i in range(heads))], value=MEAN),
             self.heatmap: trace_views.heatmap(trace),
-            self.editor: gr.Accordion(open=False),
+            self.other: gr.Dropdown(visible=False),
             self.changed: "",
             self.timeline: trace_views.timeline_html(trace),
             self.numbers: trace_views.token_table(trace),
@@ -124,8 +128,15 @@ class ExplainView:
     @property
     def outputs(self) -> list[Any]:
         """What `values` fills."""
-        chosen = [self.layer, self.head, self.heatmap, self.editor, self.changed]
-        return [self.intro, self.linked, *chosen, self.timeline, self.numbers, self.download]
+        chosen = [self.layer, self.head, self.heatmap, self.other, self.changed]
+        first = [self.intro, self.findings, self.linked]
+        return [*first, *chosen, self.timeline, self.numbers, self.download]
+
+
+def known_off(trace: Trace | None) -> list[int] | None:
+    """The tokens that the run wrote without neighbors; empty where it is still to write them, None where the
+    text was given and there are none."""
+    return trace.about.get("off", []) if trace is not None and is_written(trace) else None
 
 
 class ExplainHandlers:
@@ -133,6 +144,12 @@ class ExplainHandlers:
 
     def __init__(self, cache: ModelCache, view: ExplainView) -> None:
         self.cache, self.home, self.view = cache, cache.home, view
+        self.off: dict[str, list[int]] = {}  # what shipped examples are without neighbors
+        self.hurries = 0  # how often somebody asked for a text
+
+    def show_again(self, code: str, name: str) -> str:
+        """The text as it stood before an edit that failed."""
+        return trace_views.linked(kept_traces.shown_trace(Workspace.open(self.home, code), name)[1])
 
     def show_heatmap(self, code: str, name: str, which: str, one: str) -> str:
         """The heatmap of a layer and a head, or of their means."""
@@ -141,50 +158,110 @@ class ExplainHandlers:
         nth = chosen_index(one, trace.weights.shape[2])
         return trace_views.heatmap(trace, number, nth)
 
-    def edit_from_text(self, code: str, name: str, event: gr.EventData) -> Values:
-        """Open the editor on a neighbor; drop and swap are done at once."""
+    def edit_from_text(self, code: str, name: str, event: gr.EventData) -> Iterator[Values]:
+        """A neighbor in other words, without any, or another chunk in its place: the text is written anew."""
         trace = self._trace(code, name)
         chunk, neighbor, token = clicked(event, "neighbor of the text", "chunk", "neighbor", "token")
-        kind = getattr(event, "act", "edit")
+        kind = getattr(event, "act", "write")
         edits.check_place(trace, chunk, neighbor)
-        run = self._run_of(code, trace)
-        choices = edits.candidates(run, trace, chunk)
-        texts, made = edits.neighbor_texts(run, trace.neighbor_tokens[chunk, neighbor]), None
-        if kind == "drop":
-            made, texts = edits.rewrite(run, trace, chunk, neighbor, "", ""), ("", "")
-        elif kind == "swap":
+        at = {self.view.selection: (chunk, neighbor, token)}
+        if kind == "undo":
+            yield at | self._back(code, trace)
+            return
+        editing = Editing(code, name, self._run_of(code, trace), trace, chunk, neighbor, token)
+        if kind == "swap":
+            choices = edits.candidates(editing.run, trace, chunk)
             if not choices:
                 raise UserError("There is no other chunk of the corpus to read in its place.")
-            made = edits.swap(run, trace, chunk, neighbor, choices[0]["chunk"])
-            texts = edits.neighbor_texts(run, made.edit.after)
-        title = trace.neighbors[chunk][neighbor]["title"]
-        words = f"Neighbor {neighbor + 1} of chunk {chunk + 1}: {html_parts.isolated(title)}"
-        options = [
-            (f"{one['title'] or one['document']} · {one['score']:.2f}", one["chunk"]) for one in choices
-        ]
-        return {
-            self.view.editor: gr.Accordion(open=True),
-            self.view.selection: (chunk, neighbor, token),
-            self.view.said: html_parts.note(words),
-            self.view.other: gr.Dropdown(options, value=options[0][1] if kind == "swap" else None),
-            **self._texts(texts),
-            **self._edited(trace, made, token),
-        }
+            options = [
+                (f"{one['title'] or one['document']} · {one['score']:.2f}", one["chunk"]) for one in choices
+            ]
+            first = gr.Dropdown(options, value=options[0][1], visible=True)
+            for shown in self._swapped(editing, choices[0]):
+                yield at | shown | {self.view.other: first}
+            return
+        texts = ("", "") if kind == "drop" else _given_texts(event)
+        row, cut = edits.worded_row(editing.run, trace, chunk, neighbor, *texts)
+        for shown in self._edited(editing, row, cut):
+            yield at | shown
 
-    def read_instead(self, code: str, name: str, at: tuple[int, int, int], n: str, f: str) -> Values:
-        """Read the text again with these words in place of the neighbor in the editor."""
-        trace = self._trace(code, name)
-        made = edits.rewrite(self._run_of(code, trace), trace, at[0], at[1], n or "", f or "")
-        return self._edited(trace, made, at[2])
-
-    def read_other(self, code: str, name: str, at: tuple[int, int, int], chunk: int | None) -> Values:
-        """Read the text again with another chunk of the corpus in place of the neighbor in the editor."""
+    def read_other(
+        self, code: str, name: str, at: tuple[int, int, int], chunk: int | None
+    ) -> Iterator[Values]:
+        """Write the text anew with another chunk of the corpus in place of the neighbor that was edited."""
         if chunk is None:
-            return gr.skip()
+            return
         trace = self._trace(code, name)
+        edits.check_place(trace, at[0], at[1])
         run = self._run_of(code, trace)
-        made = edits.swap(run, trace, at[0], at[1], int(chunk))
-        return self._texts(edits.neighbor_texts(run, made.edit.after)) | self._edited(trace, made, at[2])
+        other = {one["chunk"]: one for one in edits.candidates(run, trace, at[0])}.get(int(chunk))
+        if other is None:
+            raise UserError(
+                f"Chunk {chunk} of the corpus is none of those that can be swapped in. Choose another."
+            )
+        for shown in self._swapped(Editing(code, name, run, trace, *at), other):
+            yield {one: value for one, value in shown.items() if one is not self.view.other}
+
+    def hurry(self) -> None:
+        """A text is asked for: what is written for a meter only gives way to it."""
+        self.hurries += 1
+
+    def write_off(self, code: str, name: str) -> Iterator[Values]:
+        """What the run writes without neighbors, for the meter beside that of the text that is shown."""
+        workspace = Workspace.open(self.home, code)
+        name, trace = kept_traces.shown_trace(workspace, name)
+        if trace is None or known_off(trace) != [] or not trace.neighbors:
+            return
+        if (off := self.off.get(name)) is None:
+            asked = self.hurries
+            run = self._run_of(code, trace)
+            off = rewriting.write_off(run, trace, lambda: self.hurries > asked)
+        if not off:
+            return
+        if name.startswith(SAMPLE):
+            self.off[name] = off
+        else:
+            trace.about["off"] = off
+            kept_traces.keep_trace(workspace, name, trace)
+        yield {self.view.findings: first_look.findings(trace, off)}
+
+    def _swapped(self, editing: Editing, other: dict[str, Any]) -> Iterator[Values]:
+        place = editing.chunk, editing.neighbor
+        row = edits.swapped_row(editing.run, editing.trace, *place, other["chunk"])
+        return self._edited(editing, row, [0, 0], other)
+
+    def _edited(
+        self, editing: Editing, row: np.ndarray, cut: list[int], other: dict[str, Any] | None = None
+    ) -> Iterator[Values]:
+        """A written text as it is written anew, then what the edit changed and the download with it.
+
+        A given text stays as it is: only what changed is shown.
+        """
+        view, run, trace, made = self.view, editing.run, editing.trace, None
+        place = editing.chunk, editing.neighbor
+        if rewriting.left_to_write(trace, editing.chunk):
+            for writing in rewriting.write_anew(run, trace, EditedRow(*place, row, other), lambda: False):
+                made = writing.trace
+                if made is None:
+                    yield {view.linked: html_parts.growing_text(writing)}
+        reread = edits.reread(run, trace, *place, row, cut)
+        shown: Values = {
+            view.changed: trace_views.edit_html(trace, reread, editing.token),
+            view.download: _file(made or trace, reread),
+        }
+        if made is not None:
+            workspace = Workspace.open(self.home, editing.code)
+            workspace.make()
+            made.about["edited"]["from"] = editing.name
+            kept = keep(workspace, made, trace.about.get("corpus_id", ""))
+            shown = view.values(made, kept, trace.ids) | shown | {view.trace_id: kept}
+        yield shown
+
+    def _back(self, code: str, trace: Trace) -> Values:
+        """The text that an edited one was made from."""
+        before = trace.about.get("edited", {}).get("from", "")
+        name, shown = kept_traces.shown_trace(Workspace.open(self.home, code), before)
+        return self.view.values(shown, name, trace.ids) | {self.view.trace_id: before}
 
     def _trace(self, code: str, name: str) -> Trace:
         trace = kept_traces.shown_trace(Workspace.open(self.home, code), name)[1]
@@ -200,32 +277,57 @@ class ExplainHandlers:
         folder = service.built_corpus(workspace, corpus) if corpus else None
         return self.cache.run(workspace.run(trace.about["run"]), folder, trace.about["retriever"])
 
-    def _texts(self, texts: tuple[str, str]) -> Values:
-        return dict(zip((self.view.n_text, self.view.f_text), texts, strict=True))
 
-    def _edited(self, trace: Trace, made: Rewritten | None, token: int) -> Values:
-        """What an edit changed, and the download with it (without one: as it was found)."""
-        changed = "" if made is None else trace_views.edit_html(trace, made, token)
-        return {self.view.changed: changed, self.view.download: _file(trace, made)}
+@dataclass(frozen=True)
+class Editing:
+    """Whose text is edited (its id and trace), the run that read it, and where: a neighbor of a chunk, and
+    the token that is looked at, from 0."""
+
+    code: str
+    name: str
+    run: LoadedRun
+    trace: Trace
+    chunk: int
+    neighbor: int
+    token: int
+
+
+def _given_texts(event: gr.EventData) -> tuple[str, str]:
+    """The words of N and F that came from a card of the page, or from a stranger's program."""
+    texts = [getattr(event, part, "") for part in "nf"]
+    if not all(isinstance(one, str) and len(one) <= MOST_TYPED for one in texts):
+        raise UserError(f"A neighbor is two texts of at most {MOST_TYPED:,} characters each.")
+    return texts[0], texts[1]
+
+
+def keep(workspace: Workspace, trace: Trace, other: str) -> str:
+    """Keep a text of a visitor, read from that corpus ("": that of the run's training); returns its id."""
+    trace.about["corpus_id"] = other
+    kept = time.strftime("t%Y%m%d-%H%M%S-") + secrets.token_hex(4)
+    kept_traces.keep_trace(workspace, kept, trace)
+    return kept
 
 
 def wire_explaining(on: ExplainHandlers, view: ExplainView, known: list[Any]) -> None:
     """`known`: the visitor, and the id of the text that is shown."""
-    model = PRIVATE | MODEL
-    texts, edited = [view.n_text, view.f_text], [view.changed, view.download]
-    opened = view.linked.select(
-        once_known(on.edit_from_text),
-        known,
-        [view.editor, view.selection, view.said, *texts, view.other, *edited],
-        show_progress="hidden",
-        **model,
-    )
-    opened.success(None, js=TO_EDITOR)
-    view.reread.click(shows_errors(on.read_instead), [*known, view.selection, *texts], edited, **model)
+    anew = [*view.outputs, view.trace_id]
+    quietly: dict[str, Any] = PRIVATE | MODEL | {"show_progress": "hidden"}
     other = [*known, view.selection, view.other]
-    view.other.input(shows_errors(on.read_other), other, [*texts, *edited], **model)
+    edited = [
+        view.linked.select(once_known(on.edit_from_text), known, [*anew, view.selection], **quietly),
+        view.other.input(shows_errors(on.read_other), other, anew, **quietly),
+    ]
+    gr.on([view.linked.select, view.other.input], on.hurry, None, None, **QUIET)
+    for begun in edited:
+        begun.failure(once_known(on.show_again), known, view.linked, **QUIET)
+        compare_with_off(begun, on, view, known)
     drawn = [view.layer, view.head]
     gr.on([one.input for one in drawn], once_known(on.show_heatmap), [*known, *drawn], view.heatmap, **QUIET)
+
+
+def compare_with_off(begun: Any, on: ExplainHandlers, view: ExplainView, known: list[Any]) -> None:
+    """After a text came into view let the run write it without neighbors, for the meter."""
+    begun.success(once_known(on.write_off), known, view.findings, **ON_PAGE)
 
 
 def _file(trace: Trace, made: Rewritten | None = None) -> str:

@@ -47,11 +47,12 @@ TITLE = "retro_demo: language models that look things up"
 STYLE = """<style>
 .gradio-container { overflow: clip !important; min-width: 0; max-width: 100vw; }
 .dark .gradio-container { --color-accent: var(--primary-500) !important; }
+.gradio-container > .main.app { padding-top: 0.7rem !important; }
 @media (max-width: 640px) { .gradio-container > .main.app { padding: 0.6rem 0.8rem !important; } }
 </style>"""
 LEAD = (
-    "<h1>retro_demo</h1><p class='lead'>Train a small RETRO or MARGE on your own texts, let it write, "
-    "and see what it looked up and what it read.</p>"
+    "<h1>retro_demo</h1><p class='lead'>Watch a language model look things up, and train one on your own "
+    "texts.</p>"
 )
 
 
@@ -89,7 +90,7 @@ def build_app(
     with Page(title=TITLE, delete_cache=(600, 3600), analytics_enabled=False) as demo:
         # storage key and secret are both fixed, or visitors would lose their work with each restart
         visitor = gr.BrowserState("", storage_key="retro-demo-workspace", secret=_secret(home))
-        scripts = [(ASSETS / name).read_text("utf-8") for name in ("plots.js", "direction.js")]
+        scripts = [(ASSETS / name).read_text("utf-8") for name in ("plots.js", "direction.js", "tabs.js")]
         gr.HTML(LEAD, elem_id="lead", js_on_load="\n".join(scripts))
         if warning:
             gr.HTML(html_parts.note(warning, "warning"))
@@ -110,7 +111,7 @@ def build_app(
                 evaluate_tab(tab, cache, visitor, arrival)
             with gr.Tab("Evidence", id="evidence") as tab:
                 evidence_tab(tab, cache, visitor, arrival)
-        with gr.Accordion("Words of the field, each in a sentence", open=False, elem_id="words"):
+        with gr.Accordion("Glossary", open=False, elem_id="words"):
             gr.HTML(html_parts.glossary())
         account_panel(cache, visitor, arrival)
         add_endpoints(cache)

@@ -305,9 +305,9 @@ HELPED = {"random": -0.1, "off": -0.2, "own": 0.0, "beta_0": -0.1, "shuffled": -
     ("changed", "helps", "words"),
     [
         ({}, True, "Its own evidence helps: it beats evidence drawn at random (-0.1000, 95% interval"),
-        ({"random": -0.005}, None, "not shown to help: it cannot be told from passages drawn at random"),
+        ({"random": -0.005}, None, "its own evidence did no better than passages drawn at random"),
         ({"random": 0.1}, False, "hurts: passages drawn at random do better"),
-        ({"off": 0.0}, None, "not shown to help: it cannot be told from no evidence at all"),
+        ({"off": 0.0}, None, "its own evidence did no better than none at all"),
         ({"off": 0.3}, False, "Its own evidence hurts: no evidence at all does better"),
         ({}, True, "The learned relevance matters (on minus beta 0: -0.1000"),
         ({"beta_0": 0.0}, True, "matters in part: it is worse only with that of other passages"),

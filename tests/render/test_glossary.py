@@ -20,6 +20,9 @@ Spearman, step, surprise, target, temperature, token, top p, workspace, wrong ch
 """
 """Every word of the field that the page shows."""
 SAYS_ALL = {
+    "Prompt",
+    "Run",
+    "Reads from",
     "Text",
     "Workspace code",
     "New name of the chosen corpus",

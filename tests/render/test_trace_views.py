@@ -27,7 +27,7 @@ from views_helpers import (  # noqa: F401
 
 from retro_demo.explain import tracing
 from retro_demo.explain.text import trace_values
-from retro_demo.render import html_parts, job_views, plots, trace_views
+from retro_demo.render import first_look, html_parts, job_views, plots, trace_views
 from retro_demo.render.wording import GLOSSARY
 from retro_demo.server.planned import Training
 
@@ -59,6 +59,63 @@ def test_reading_tokens_are_the_last_of_the_chunk_and_those_that_follow():
     assert list(tracing.reading_tokens(TRACE, 0)) == [3, 4, 5, 6]
     assert list(tracing.reading_tokens(TRACE, 1)) == [7, 8, 9, 10]
     assert list(tracing.reading_tokens(small_trace(8), 1)) == [7]
+
+
+def test_the_chips_are_the_figures_of_the_trace_and_the_meters_add_up():
+    page, got = first_look.findings(TRACE, TRACE.ids), tracing.summary(TRACE)
+
+    assert re.findall(r"<b>(\d+%)</b> (\w+)</span>", page) == [
+        (f"{got[kind]:.0%}", kind) for kind in ("helped", "hurt", "copied")
+    ]
+    bars = re.findall(r'aria-label="([^"]*)"', page)
+    assert [bar.split(":")[0] for bar in bars] == ["retrieval on", "retrieval off"]
+    assert all(sum(map(int, re.findall(r"(\d+)%", bar))) == 100 for bar in bars)
+    assert "being written" in first_look.findings(TRACE, [])
+    assert first_look.findings(None) == ""
+
+
+def copying_trace():
+    """As `small_trace`, but its second chunk stands in a neighbor as it was written."""
+    trace = small_trace(8, written_with={"max_new_tokens": 5, "seed": 7})
+    trace.neighbor_tokens[0, 0, 2:8] = trace.ids[2:8]
+    pieces = ["", "", "so ", "says ", "LORN ", "in ", "12", "."]
+    found = [[one | {"pieces": ["x"] * 8} for one in place] for place in trace.neighbors]
+    found[0][0]["pieces"] = pieces
+    return replace(trace, neighbors=found, pieces=["a "] * 2 + pieces[2:])
+
+
+def test_an_edit_to_try_changes_a_word_that_the_text_copied_and_its_neighbor_has():
+    offered = first_look.edit_to_try(copying_trace())
+
+    assert 'data-chunk="0" data-neighbor="0" data-old="LORN" data-new="ATLANTIS"' in offered
+    given = replace(copying_trace(), about={"given": True})
+    assert first_look.edit_to_try(given) == ""
+    assert first_look.edit_to_try(TRACE) == ""
+
+
+def test_copied_spans_carry_the_number_of_their_neighbor_once():
+    page = trace_views.linked(copying_trace())
+
+    assert re.findall(r'data-from="(\d)"', page) == ["1"]
+    assert page.count('class="copied') == 4
+
+
+def test_what_an_edit_changed_in_a_text_is_marked():
+    assert trace_views.changed_tokens([1, 2, 3, 4], [1, 2, 9, 4, 5]) == {2, 4}
+    assert trace_views.changed_tokens([1, 2], [1, 2]) == set()
+    assert "fresh" in trace_views.linked(TRACE, before=[*TRACE.ids[:-1], 99])
+    assert "fresh" not in trace_views.linked(TRACE)
+
+
+def test_the_walk_shows_the_token_that_retrieval_helped_most_with_what_it_read():
+    walk = first_look.walk_data(TRACE)
+
+    assert walk is not None
+    readers = [i for chunk in (0, 1) for i in tracing.reading_tokens(TRACE, chunk) if i + 1 < len(TRACE.ids)]
+    best = max(readers, key=lambda i: TRACE.numbers.gain[i])
+    assert walk["token"] == best + 1
+    assert [len(one["weights"]) for one in walk["neighbors"]] == [2 * C] * K
+    assert first_look.walk_data(replace(TRACE, neighbors=[], layers=[], weights=torch.zeros(0))) is None
 
 
 def data_of(page: str) -> dict:
@@ -126,23 +183,23 @@ def test_an_edit_shows_each_position_that_can_depend_on_it_and_no_other():
     [
         (0.9, "Attention agrees with"),
         (0.4, "in part"),
-        (0.1, "tells little of"),
-        (-0.29, "tells little of"),
+        (0.1, "does not predict which neighbor helped"),
+        (-0.29, "does not predict which neighbor helped"),
         (-0.38, "runs against"),
         (None, "too few neighbors"),
     ],
 )
 def test_attention_is_said_to_agree_with_effect_only_as_far_as_the_correlation_goes(rho, words):
-    said = trace_views.agreement_words(rho)
+    said = html_parts.agreement_words(rho)
 
     assert words in said
-    assert ("Attention agrees" in said) == (rho is not None and rho >= trace_views.TELLS)
+    assert ("Attention agrees" in said) == (rho is not None and rho >= html_parts.TELLS)
     assert rho is None or f"{rho:.2f}" in said
 
 
 def test_a_finding_names_what_it_compares_with():
-    assert "against the same text with retrieval off" in trace_views.finding(TRACE)
-    assert "matched baseline" in trace_views.finding(TRACE)
+    assert "against the same text with retrieval off" in first_look.findings(TRACE)
+    assert "matched baseline" in first_look.findings(TRACE)
 
 
 def test_two_texts_part_at_their_first_difference():

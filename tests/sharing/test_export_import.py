@@ -302,7 +302,7 @@ def test_the_card_shows_the_figures_with_their_intervals_and_what_is_missing(tmp
     assert (front["license"], front["library_name"]) == ("mit", "retro_demo")
     assert "| retrieval on | 0.8690 | 0.8060 to 0.9353 | 2.0577 |" in card
     assert "| matched baseline (lm) | 0.8689 | 0.8075 to 0.9343 | 2.0573 |" in card
-    assert "Retrieval is not shown to help" in card
+    assert "No measurable benefit" in card
     assert "With intervals: control, random neighbors." in card
     assert "in the public domain" in card
 

@@ -11,7 +11,7 @@ from retro_demo.explain.edits import Edit, Rewritten
 from retro_demo.explain.text import Writing
 from retro_demo.explain.tracing import Trace
 from retro_demo.jobs.lifecycle import JobStatus
-from retro_demo.render import html_parts, job_views, trace_views
+from retro_demo.render import first_look, html_parts, job_views, trace_views
 
 CANARY = "<img src=x onerror=alert(1)>{{x}}${y}"
 
@@ -135,6 +135,7 @@ WRITING = Writing([CANARY] * 6, 3, C, [Retrieved(0, [neighbor()], 1.0)], 2.0)
 
 PAGES = {
     "linked": lambda: trace_views.linked(TRACE),
+    "findings": lambda: first_look.findings(TRACE, TRACE.ids) + trace_views.linked(TRACE, before=[]),
     "heat": lambda: trace_views.heatmap(TRACE),
     "numbers": lambda: trace_views.token_table(TRACE),
     "timeline": lambda: trace_views.timeline_html(TRACE),

@@ -18,7 +18,7 @@ def test_a_new_visitor_sees_an_example_and_goes_the_whole_way(browser, url, shar
     page = visit.page
     expect(page.locator("#intro")).to_contain_text("example, made with seed 7", timeout=LONG)
     expect(page.locator("#linked .card:visible").first).to_be_visible(timeout=LONG)
-    expect(page.locator("#linked .finding")).to_contain_text("Retrieval helped")
+    expect(page.locator("#findings .finding")).to_contain_text("Retrieval helped")
     assert broken_rules(page) == []
 
     visit.tab("Corpus")
@@ -80,12 +80,14 @@ def test_a_new_visitor_sees_an_example_and_goes_the_whole_way(browser, url, shar
     visit.tab("Generate")
     visit.choose("run", "towns-run")
     visit.fill("prompt", f"In the year {CANARY}")
+    page.get_by_role("button", name="Sampling").click()
     visit.fill("knob-max_new_tokens", 24)
     page.locator("#generate").click()
     expect(page.locator("#intro")).to_contain_text("Text by towns-run", timeout=LONG)
     expect(page.locator("#linked")).to_contain_text("<img src=x onerror")
     page.locator('#linked [data-t="16"]').click()
     expect(page.locator("#linked .found:visible")).to_contain_text("Found with the text of chunk 1")
+    page.locator("#attention .label-wrap").click()
     expect(page.locator("#heatmap canvas").first).to_be_visible()
 
     page.set_viewport_size({"width": 390, "height": 844})
@@ -102,7 +104,7 @@ def test_a_new_visitor_sees_an_example_and_goes_the_whole_way(browser, url, shar
 def test_a_given_text_is_explained_and_its_tokens_neighbors_and_edits_are_linked(browser, url):
     visit = Visit(browser, url)
     page = visit.page
-    expect(page.locator("#linked .finding")).to_contain_text("Retrieval helped", timeout=LONG)
+    expect(page.locator("#findings .finding")).to_contain_text("Retrieval helped", timeout=LONG)
     page.get_by_role("tab", name="Explain a given text", exact=True).click()
     visit.choose("run", "factbook-retrofit")
     words = f"Background: {CANARY} The islands became independent in 1975. Area: total: 2,235 sq km. " * 2
@@ -127,15 +129,17 @@ def test_a_given_text_is_explained_and_its_tokens_neighbors_and_edits_are_linked
     page.locator("#linked .found:visible .name").first.click()
     assert page.locator("#linked .tokens .unused").count() > 0
 
+    page.locator("#attention .label-wrap").click()
     canvas = page.locator("#heatmap canvas").first
     canvas.click(position={"x": 200, "y": 5 * 15 + 4})
     expect(page.locator(".token-panel .which")).to_contain_text("token 38, chunk 2")
     assert page.locator("#linked .card .hit").count() > 0
 
-    page.locator('#linked .found:visible [data-act="edit"]').first.click()
-    expect(page.locator("#edit-n textarea")).not_to_have_value("", timeout=LONG)
-    page.locator("#edit-n textarea").fill("The islands became independent in 1834")
-    page.locator("#reread").click()
+    card = page.locator("#linked .found:visible .card").first
+    card.locator('[data-act="edit"]').click()
+    expect(card.locator("textarea.n")).not_to_have_value("", timeout=LONG)
+    card.locator("textarea.n").fill("The islands became independent in 1834")
+    card.locator('[data-act="write"]').click()
     expect(page.locator("#changed .proof")).to_contain_text("0 of 31 earlier positions changed", timeout=LONG)
     edit = visit.download("download")["edit"]
     assert edit["earlier_positions_changed"] == 0
@@ -143,7 +147,7 @@ def test_a_given_text_is_explained_and_its_tokens_neighbors_and_edits_are_linked
     page.locator('#changed [data-position="35"]').click()
     expect(page.locator('#changed [data-after="35"]')).to_be_visible()
     page.locator('#linked .found:visible [data-act="drop"]').nth(1).click()
-    expect(page.locator("#edit-n textarea")).to_have_value("", timeout=LONG)
+    expect(page.locator("#changed details")).to_contain_text("(nothing)", timeout=LONG)
     expect(page.locator("#changed .proof")).to_contain_text("0 of 31 earlier positions changed")
     assert page.evaluate("window.canary") is None
     assert visit.outside == []

@@ -17,6 +17,7 @@ from page_helpers import page_home
 
 from retro_demo.corpus.store import load_corpus
 from retro_demo.errors import UserError
+from retro_demo.explain import edits
 from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace, new_code, shown_trace
 from retro_demo.ui.generate_tab import GenerateHandlers, GenerateView
@@ -164,38 +165,101 @@ def test_a_marge_hides_the_runs_and_texts_of_the_others(on):
         assert shown[view.of_marge] is of_marge
 
 
-def test_a_click_on_a_neighbor_opens_the_editor_drops_or_swaps(inside, code, kept):
+def clicked(act: str, **more: Any) -> gr.EventData:
+    return gr.EventData(None, {"chunk": 0, "neighbor": 0, "token": 9, "act": act} | more)
+
+
+def text_of(on: GenerateHandlers, code: str, name: str) -> Any:
+    trace = shown_trace(Workspace.open(on.home, code), name)[1]
+    assert trace is not None
+    return trace
+
+
+def test_with_an_edited_neighbor_the_text_is_written_anew_and_can_be_taken_back(on, inside, code, kept):
+    view, before = inside.view, text_of(on, code, kept)
+    *growing, last = inside.edit_from_text(code, kept, clicked("write", n="Area of Arden: 7", f="and so on"))
+
+    assert growing
+    assert all(set(step) == {view.selection, view.linked} for step in growing)
+    anew = text_of(on, code, last[view.trace_id])
+    assert anew.ids[: before.chunk_len] == before.ids[: before.chunk_len]
+    assert anew.prompt_tokens == before.prompt_tokens
+    assert "".join(anew.neighbors[0][0]["pieces"]).startswith("Area of Arden: 7")
+    assert anew.about["edited"]["from"] == kept
+    assert anew.about["edited"]["text"].startswith("Area of Arden: 7")
+    assert "0 of" in last[view.changed]
+    assert "written with an edited neighbor" in last[view.intro]
+
+    (back,) = inside.edit_from_text(code, last[view.trace_id], clicked("undo"))
+    assert back[view.trace_id] == kept
+    assert "written with an edited neighbor" not in back[view.intro]
+
+
+def test_a_neighbor_that_is_written_as_it_stood_leaves_the_text_as_it_was(on, inside, code, kept):
+    """The rest is drawn with the numbers that were left of the seed."""
+    before = text_of(on, code, kept)
+    run = on.cache.run(Workspace.open(on.home, code).run("reader"), None, before.about["retriever"])
+    n, f = edits.neighbor_texts(run, before.neighbor_tokens[0, 0])
+    *_, last = inside.edit_from_text(code, kept, clicked("write", n=n, f=f))
+
+    assert text_of(on, code, last[inside.view.trace_id]).ids == before.ids
+
+
+def test_a_neighbor_is_dropped_or_swapped_and_another_chunk_can_be_chosen(on, inside, code, kept):
     view = inside.view
-    place = {"chunk": 0, "neighbor": 0, "token": 9}
-    edited, dropped, swapped = (
-        inside.edit_from_text(code, kept, gr.EventData(None, place | {"act": act}))
-        for act in ("edit", "drop", "swap")
-    )
+    *_, dropped = inside.edit_from_text(code, kept, clicked("drop"))
+    *_, swapped = inside.edit_from_text(code, kept, clicked("swap"))
+    choices = swapped[view.other].choices
+    *_, chosen = inside.read_other(code, kept, (0, 0, 9), choices[1][1])
 
-    assert edited[view.selection] == (0, 0, 9)
-    assert edited[view.n_text]
-    assert (edited[view.changed], edited[view.other].value) == ("", None)
-    assert (dropped[view.n_text], dropped[view.f_text]) == ("", "")
-    assert dropped[view.changed]
-    assert swapped[view.other].value == swapped[view.other].choices[0][1]
-    assert swapped[view.n_text] != edited[view.n_text]
-    with pytest.raises(UserError, match="That names no neighbor"):
-        inside.edit_from_text(code, kept, gr.EventData(None, {}))
+    assert not text_of(on, code, dropped[view.trace_id]).neighbor_tokens[0, 0].any()
+    first = text_of(on, code, swapped[view.trace_id]).neighbors[0][0]
+    assert (first["chunk"], first["edited"]) == (choices[0][1], True)
+    assert text_of(on, code, chosen[view.trace_id]).neighbors[0][0]["chunk"] == choices[1][1]
+    assert list(inside.read_other(code, kept, (0, 0, 9), None)) == []
 
 
-def test_a_neighbor_is_read_as_written_or_as_another_chunk(inside, code, kept):
-    view, place = inside.view, (0, 0, 9)
-    opened = inside.edit_from_text(
-        code, kept, gr.EventData(None, {"chunk": 0, "neighbor": 0, "token": 9, "act": "swap"})
-    )
-    other = inside.read_other(code, kept, place, opened[view.other].value)
-    written = inside.read_instead(code, kept, place, "Area of Arden", "")
+def test_what_names_no_neighbor_or_is_no_text_is_refused(inside, code, kept):
+    for event, words in (
+        (gr.EventData(None, {}), "That names no neighbor"),
+        (clicked("write", n=7, f=""), "A neighbor is two texts"),
+        (clicked("write", n="x" * 20_000, f=""), "A neighbor is two texts"),
+        (clicked("write", neighbor=9), "has no neighbor 9"),
+    ):
+        with pytest.raises(UserError, match=words):
+            list(inside.edit_from_text(code, kept, event))
+    with pytest.raises(UserError, match="none of those that can be swapped in"):
+        list(inside.read_other(code, kept, (0, 0, 9), 10**6))
 
-    assert other[view.changed] == opened[view.changed]
-    assert other[view.n_text] == opened[view.n_text]
-    assert set(written) == {view.changed, view.download}
-    assert written[view.changed] != other[view.changed]
-    assert inside.read_other(code, kept, place, None) == gr.skip()
+
+def test_an_edit_leaves_a_given_text_as_it_is_and_says_what_changed(on, inside, code):
+    view = inside.view
+    given = ended(on.explain_given(code, "reader", "", TEXT, *readings(on)), view.trace_id)
+    (shown,) = inside.edit_from_text(code, given, clicked("write", n="Area of Arden", f=""))
+
+    assert set(shown) == {view.selection, view.changed, view.download}
+    assert "earlier positions" in shown[view.changed]
+
+
+def test_the_run_writes_without_neighbors_for_the_meter_beside_the_text(on, inside, code):
+    view = inside.view
+    name = ended(on.write(code, "reader", "", "", "Area of", *form_values(on, seed=8)), view.trace_id)
+    assert "being written" in on.show(code, name)[view.findings]
+    (shown,) = inside.write_off(code, name)
+
+    assert "retrieval off:" in shown[view.findings]
+    trace = text_of(on, code, name)
+    assert trace.about["off"][: trace.prompt_tokens] == trace.ids[: trace.prompt_tokens]
+    assert "being written" not in on.show(code, name)[view.findings]
+    assert list(inside.write_off(code, name)) == []
+
+
+def test_the_button_counts_what_is_written(on, code):
+    steps = [*on.write(code, "reader", "", "", "Area of", *form_values(on))]
+    said = [step[on.view.go] for step in steps if on.view.go in step]
+
+    assert said[0] == "Writing 1/12"
+    assert said[-1] == "Writing 12/12"
 
 
 def test_the_heatmap_is_of_the_chosen_layer_and_head(inside, code, kept):

@@ -38,8 +38,10 @@ def test_a_reader_gets_its_corpus_ready_writes_from_a_prompt_and_reads_an_edit(
     expect(found).to_have_count(1, timeout=2 * LONG)  # its corpus is made ready first
     number = found.get_attribute("data-of")
     page.locator(f'#linked .chunk[data-chunk="{number}"]').click()
-    found.locator(".card [data-act=edit]").first.click()
-    page.locator("#edit-n textarea").fill("Area of Arden: 7 square km")
-    page.locator("#reread").click()
+    card = found.locator(".card").first
+    card.locator("[data-act=edit]").click()
+    card.locator("textarea.n").fill("Area of Arden: 7 square km")
+    card.locator("[data-act=write]").click()
+    expect(page.locator("#intro")).to_contain_text("written with an edited neighbor", timeout=LONG)
     expect(page.locator("#changed .proof")).to_contain_text("0 of", timeout=LONG)
     assert errors == []

@@ -132,11 +132,14 @@ def test_a_neighbor_is_edited_dropped_and_swapped(on, ready):
         trace.prompt_tokens // 8 - 1,
     )
 
-    changed = inside.read_instead(code, name, (chunk, 0, trace.prompt_tokens), "Area of Lorn: 7", "")
-    assert "0 of" in changed[inside.view.changed]
-    for act in ("drop", "swap"):
-        event = gr.EventData(None, {"act": act, "chunk": chunk, "neighbor": 0, "token": 0})
-        assert inside.edit_from_text(code, name, event)[inside.view.changed]
+    for act, words in (("write", {"n": "Area of Lorn: 7", "f": ""}), ("drop", {}), ("swap", {})):
+        event = gr.EventData(None, {"act": act, "chunk": chunk, "neighbor": 0, "token": 0} | words)
+        *_, last = inside.edit_from_text(code, name, event)
+        assert "0 of" in last[inside.view.changed]
+        anew = load_trace(ready, last[inside.view.trace_id])
+        assert anew is not None
+        assert anew.ids[: trace.prompt_tokens] == trace.ids[: trace.prompt_tokens]
+        assert anew.padding == trace.padding
 
 
 def test_the_endpoints_take_title_and_query(ready):

@@ -44,7 +44,7 @@ def test_who_waits_for_a_corpus_is_told_so_and_holds_nobody_else_up(data_folder)
 
 def test_the_page_waits_for_a_corpus_outside_the_lane_and_says_how_far_it_is(data_folder):
     waits = named(handlers(data_folder), "wait")
-    assert len(waits) == 7  # to write, twice more by a click, to explain, to compare; from evidence twice
+    assert len(waits) == 8  # to write by a button or Enter, twice by a click, explain, compare; evidence: 2
     assert all(one.concurrency_id != LANE and one.concurrency_limit is None for one in waits)
 
     with lifecycle.claim(prepare_sample(data_folder, "factbook2015")):
