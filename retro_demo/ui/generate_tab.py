@@ -357,7 +357,7 @@ def generate_tab(
 ) -> None:
     """Build the tab and wire it; `arrival` is the event after which the visitor is known."""
     view = GenerateView()
-    with view.below:
+    with view.folds:
         origins_panel(cache, visitor, view.trace_id, view.run, view.corpus)
     on = GenerateHandlers(cache, view, breadcrumb)
     wire_writing(view.inner, cache, view.evidence, visitor, arrival)
