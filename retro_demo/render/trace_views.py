@@ -60,7 +60,7 @@ def linked(trace: Trace | None, chosen: int | None = None, before: Sequence[int]
     fresh = changed_tokens(before, trace.ids) if before is not None else set()
     blocks = "".join(_chunk(trace, number, copied, fresh) for number in filled)
     found = "".join(_found(trace, number, shares) for number in numbers)
-    first = best_token(trace) if chosen is None else chosen
+    first = _first_token(trace, fresh) if chosen is None else chosen
     why = why_nothing(trace)
     return (
         f'<div class="linked" data-chosen="{first}">{note(why) if why else ""}'
@@ -82,6 +82,16 @@ def _data(values: dict[str, Any]) -> str:
     text = json.dumps(values, ensure_ascii=False)
     stamp = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
     return f'<div class="data" data-stamp="{stamp}" hidden>{esc(text)}</div>'
+
+
+def _first_token(trace: Trace, fresh: set[int]) -> int:
+    """The token to show first: what an edit changed, among those that read the edited neighbor; without an
+    edit `best_token`."""
+    if not (edited := trace.about.get("edited")):
+        return best_token(trace)
+    start = (edited["chunk"] + 1) * trace.chunk_len
+    readers = range(start, min(start + trace.chunk_len, len(trace.tokens)))
+    return next((t for t in readers if t in fresh), min(start, len(trace.tokens) - 1))
 
 
 def best_token(trace: Trace) -> int:
@@ -235,7 +245,7 @@ def token_data(trace: Trace) -> dict[str, Any]:
         "words": trace.words,
         "ids": trace.ids,
         "top": numbers.top_ids.tolist(),
-        "p": np.round(numbers.top_probabilities, 4).tolist(),
+        "p": np.round(numbers.top_probabilities.astype(float), 4).tolist(),  # of float32 17 digits stay
         "walk": walk_data(trace),
     }
 

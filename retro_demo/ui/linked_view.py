@@ -41,6 +41,7 @@ from retro_demo.ui.form import (
 
 MOST_TYPED = 10_000  # characters of N or F; a neighbor takes the first few
 HOW_IT_WORKS = (
+    "<a class='to-form' href='#form'>Write your own</a>"  # on a phone, where the form stands below
     "<button type='button' class='open'>How it works</button><dialog aria-label='How it works'></dialog>"
 )
 

@@ -1,4 +1,4 @@
-"""Before Gradio: the rate limiter, limits on request bodies, security headers.
+"""Before Gradio: the rate limiter, limits on request bodies, security headers, compression.
 
 Requests and uploads of one address are counted, and Gradio's endpoints that the page does not need are
 closed. Gradio reads a body into memory and looks at each value on the thread that answers everybody, so
@@ -21,6 +21,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -340,3 +341,21 @@ class SecurityHeaders:
             log.exception("a request to %r failed (log id %s)", scope["path"], number)
             said = f"This request cannot be answered (log id {number})."
             await JSONResponse({"error": said}, 400)(scope, receive, send_with_headers)
+
+
+WRITTEN_OUT = ("/", "/config", "/run/predict")  # how the paths of large answers that are no streams end
+
+
+class Compressed:
+    """The page and its answers as gzip, for who takes it: they are text of which 9 of 10 bytes repeat.
+
+    Streams and files pass as they are.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.packed = GZipMiddleware(app, minimum_size=10_000, compresslevel=5)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        large = scope["type"] == "http" and scope["path"].endswith(WRITTEN_OUT)
+        await (self.packed if large else self.app)(scope, receive, send)

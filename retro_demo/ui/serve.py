@@ -156,7 +156,7 @@ def launch(
     from starlette.middleware import Middleware
 
     from retro_demo.server.cleanup import never_served
-    from retro_demo.ui.middleware import RateLimiter, SecurityHeaders
+    from retro_demo.ui.middleware import Compressed, RateLimiter, SecurityHeaders
     from retro_demo.ui.page import head, theme
 
     os.environ["FORWARDED_ALLOW_IPS"] = ""  # uvicorn would believe X-Forwarded-For of all on this machine
@@ -181,7 +181,11 @@ def launch(
         css_paths=[ASSETS / "style.css"],
         blocked_paths=never_served(home),
         app_kwargs={
-            "middleware": [Middleware(SecurityHeaders), Middleware(RateLimiter, home=home, proxies=proxies)]
+            "middleware": [
+                Middleware(SecurityHeaders),
+                Middleware(RateLimiter, home=home, proxies=proxies),
+                Middleware(Compressed),
+            ]
         },
     )
     # each session, so each call of a program, would copy all values of the page for deep links, which are

@@ -1,0 +1,204 @@
+"""The first screen in a real browser: what is in view without a click, and what a click changes in view.
+
+Places are measured in a window of 1280 by 800. Which example is shown depends on whether a pretrained base is
+installed; its spans are looked at where it copies.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import pytest
+from browser_helpers import Visit, browser, url  # noqa: F401
+from browsing import LONG, broken_rules, opened
+from playwright.sync_api import Locator, Page, expect
+from random_readers import make_reader
+
+from retro_demo.server.workspace import Workspace, new_code
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+
+WIDE, HIGH = 1280, 800
+MOST_WORDS, MOST_STOPS, MOST_KB = 250, 9, 1_335
+LEAST_OF_A_CARD = 60  # pixels: its title and the first lines of its passage
+FINGER = 44
+# words of the page itself: not of its example, which is a text of others
+WORDS = """() => {
+  const theirs = [...document.querySelectorAll('#linked .tokens, #linked .card p')];
+  const count = (text) => text.split(/\\s+/).filter(Boolean).length;
+  return count(document.body.innerText) - theirs.filter(e => e.offsetParent)
+    .reduce((sum, e) => sum + count(e.innerText), 0);
+}"""
+SMALL = """least => [...document.querySelectorAll('button, summary, a[href], label:has(> input[type=radio])')]
+  .filter(e => e.offsetParent && !e.closest('footer, [aria-hidden=true]'))
+  .filter(e => e.getBoundingClientRect().height < least - 0.5)
+  .map(e => `${e.id} ${e.className} ${e.innerText}`.slice(0, 80))"""
+
+
+def first_look(browser, url: str) -> Visit:  # noqa: F811
+    visit = Visit(browser, url)
+    visit.page.set_viewport_size({"width": WIDE, "height": HIGH})
+    expect(visit.page.locator("#linked .card:visible").first).to_be_visible(timeout=LONG)
+    expect(visit.page.locator("#run input")).not_to_have_value("", timeout=LONG)
+    return visit
+
+
+def box(one: Locator) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom in the window."""
+    place = one.bounding_box()
+    assert place is not None
+    return place["x"], place["y"], place["x"] + place["width"], place["y"] + place["height"]
+
+
+def in_view(one: Locator) -> bool:
+    left, top, right, bottom = box(one)
+    return left >= 0 and top >= 0 and right <= WIDE and bottom <= HIGH
+
+
+def test_without_a_click_form_text_spans_and_a_neighbor_are_in_view(browser, url):  # noqa: F811
+    visit = first_look(browser, url)
+    page = visit.page
+
+    assert page.evaluate("scrollY") == 0
+    form, text, card = (
+        page.locator(one).first for one in ("#generate", "#linked .text", "#linked .card:visible")
+    )
+    assert in_view(form)
+    assert in_view(text)
+    assert box(form)[2] <= box(text)[0]
+    assert box(card)[1] + LEAST_OF_A_CARD <= HIGH
+    for one in page.locator("#linked .copied:visible").all()[:20]:
+        painted = one.evaluate("e => getComputedStyle(e).backgroundColor")
+        assert painted not in ("rgba(0, 0, 0, 0)", "transparent")
+    expect(page.locator('#linked [data-by="copy"]')).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#findings .chip")).to_have_text(
+        [re.compile(rf"\d+% {kind}") for kind in ("helped", "hurt", "copied")]
+    )
+    expect(page.locator("#findings .meter")).to_have_count(2)
+
+    assert page.evaluate(WORDS) < MOST_WORDS
+    assert broken_rules(page) == []
+    assert visit.outside == []
+    assert visit.errors == []
+    visit.leave()
+
+
+def test_nine_tabs_of_the_keyboard_reach_generate_and_arrows_go_along_the_tabs(browser, url):  # noqa: F811
+    visit = first_look(browser, url)
+    page = visit.page
+    stops = []
+    while "generate" not in stops and len(stops) <= MOST_STOPS:
+        page.keyboard.press("Tab")
+        stops.append(page.evaluate("document.activeElement.id || document.activeElement.innerText"))
+
+    assert stops[-1] == "generate", stops
+    page.get_by_role("tab", name="Generate", exact=True).focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("tab", name="Corpus", exact=True)).to_be_focused()
+    expect(page.locator("#build")).to_be_visible()
+    visit.leave()
+
+
+def test_a_first_visit_loads_no_more_than_before(browser, url):  # noqa: F811
+    """Gradio's files and ours, as they come over the wire."""
+    context = browser.new_context(viewport={"width": WIDE, "height": HIGH})
+    page: Page = context.new_page()
+    wire = context.new_cdp_session(page)
+    sizes: list[float] = []
+    wire.on("Network.loadingFinished", lambda done: sizes.append(done["encodedDataLength"]))
+    wire.send("Network.enable")
+    page.goto(url)
+    expect(page.locator("#linked .card:visible").first).to_be_visible(timeout=LONG)
+
+    assert sum(sizes) / 1000 <= MOST_KB
+    context.close()
+
+
+def test_what_is_written_and_what_an_edit_writes_anew_comes_into_view(
+    browser,  # noqa: F811
+    url,  # noqa: F811
+    shared_by_browsers,
+    small_folder,
+    tmp_path_factory,
+):
+    space = Workspace.open(shared_by_browsers.home, new_code()).make()
+    shutil.copytree(small_folder, space.folder / "corpora" / "places")
+    base = tmp_path_factory.mktemp("base") / "base"
+    make_reader(space.folder / "runs" / "mine", space.corpus("places"), base)
+    page = opened(browser, url, space.folder.name)
+    page.set_viewport_size({"width": WIDE, "height": HIGH})
+    expect(page.locator("#run input")).not_to_have_value("", timeout=LONG)
+    page.locator("#run input").click()
+    page.get_by_role("option", name="mine", exact=True).click()
+    expect(page.locator("#prompt textarea")).to_have_value(re.compile(":$"))
+    expect(page.locator("#stop-generating")).to_be_disabled()
+    page.locator("#generate").click()
+    expect(page.locator("#generate")).to_have_text(re.compile(r"Writing"), timeout=LONG)
+    expect(page.locator("#intro")).to_contain_text("Text by mine", timeout=2 * LONG)
+    expect(page.locator("#generate")).to_have_text("Generate")
+    assert page.evaluate("scrollY") == 0
+    assert in_view(page.locator("#linked .tokens [data-t]:not(.prompt)").first)
+
+    last = page.locator("#linked .found:has(.card)").last.get_attribute("data-of")
+    page.locator(f'#linked .chunk[data-chunk="{last}"] [data-t]').first.click()
+    expect(page.locator(".token-panel ol.likely:visible")).to_have_count(2)
+    before = page.locator("#linked .text").inner_text()
+    card = page.locator("#linked .found:visible .card").first
+    card.locator("[data-r]").nth(1).dblclick()
+    field = card.locator("textarea.n")
+    expect(field).to_be_focused()
+    assert box(field)[3] <= HIGH
+    field.fill("a word")
+    field.press("Control+Enter")
+    expect(page.locator("#intro")).to_contain_text("written with an edited neighbor", timeout=LONG)
+    expect(page.locator("#linked .card .mark:visible")).to_have_text("edited")
+    if page.locator("#linked .fresh").count():
+        assert page.locator("#linked .text").inner_text() != before
+        assert in_view(page.locator("#linked .fresh").first)
+    expect(page.locator("#changed .proof")).to_contain_text("0 of", timeout=LONG)
+    expect(page.locator("#findings .share")).to_have_count(2, timeout=LONG)
+
+    page.locator("#linked .found:visible [data-act=undo]").click()
+    expect(page.locator("#intro")).not_to_contain_text("edited", timeout=LONG)
+    expect(page.locator("#linked .text")).to_have_text(re.compile(".+"))
+    assert page.locator("#linked .text").inner_text() == before
+
+
+@pytest.mark.proof
+def test_the_walk_has_five_steps_and_rests_where_no_motion_is_wanted(browser, url):  # noqa: F811
+    visit = first_look(browser, url)
+    page = visit.page
+    page.emulate_media(reduced_motion="reduce")
+    page.locator("#walk .open").click()
+    dialog = page.locator("#walk dialog")
+    expect(dialog).to_be_visible()
+    left, top, right, bottom = box(dialog)
+    assert (left >= 0, top >= 0, right <= WIDE, bottom <= HIGH) == (True,) * 4
+    expect(dialog.locator(".play")).to_have_text("Play")
+    seen = set()
+    for step in ("1 Chunk", "2 Search", "3 Neighbors", "4 Attention", "5 Next token"):
+        expect(dialog.locator('[aria-current="step"]')).to_have_text(step)
+        seen.add(dialog.locator(".stage").inner_text())
+        assert broken_rules(page) == []
+        dialog.get_by_role("button", name="Next", exact=True).click()
+    assert len(seen) == 5
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    visit.leave()
+
+
+@pytest.mark.proof
+def test_on_a_phone_all_targets_are_large_and_a_wide_picture_says_that_it_scrolls(browser, url):  # noqa: F811
+    visit = first_look(browser, url)
+    page: Page = visit.page
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.locator("#walk .to-form").is_visible()
+    page.wait_for_function("document.documentElement.scrollWidth <= 390", timeout=LONG)
+
+    assert page.locator("#linked .text").bounding_box()["y"] < 844
+    assert page.evaluate(SMALL, FINGER) == []
+    page.locator("#attention .label-wrap").click()
+    expect(page.locator("#heatmap .cue").first).to_be_visible(timeout=LONG)
+    page.wait_for_function("document.documentElement.scrollWidth <= 390", timeout=LONG)
+    visit.leave()
