@@ -308,6 +308,14 @@ def unfinished(folder: Path, count: int = 4) -> list[str]:
     return prompts
 
 
+def openings(folder: Path, count: int = 4) -> list[str]:
+    """The first words of held-out documents of a built corpus: prompts whose texts no run has seen."""
+    documents = read_stored_documents(folder / "documents.jsonl")
+    held_out = json.loads((folder / MANIFEST).read_text("utf-8"))["held_out"]
+    shown = [one.text.split() for one, held in zip(documents, held_out, strict=True) if held]
+    return [" ".join(words[:12]) for words in shown[:: max(1, len(shown) // count)][:count] if words]
+
+
 def document_text(folder: Path, number: int) -> str:
     """The text of a document of a built corpus by its number; raises UserError where it has no such one."""
     documents = read_stored_documents(folder / "documents.jsonl") if is_built(folder) else []

@@ -20,7 +20,7 @@ from retro_demo.corpus.store import MANIFEST, is_built
 from retro_demo.documents.archives import ReadingLimits
 from retro_demo.errors import UserError
 from retro_demo.explain.marge_history import reindexes
-from retro_demo.explain.text import unfinished
+from retro_demo.explain.text import openings, unfinished
 from retro_demo.jobs import lifecycle
 from retro_demo.jobs.lifecycle import JobStatus, seconds_at_work, status
 from retro_demo.kinds import KINDS, kind_named, resolve
@@ -82,12 +82,17 @@ def corpus_to_train(workspace: Workspace, chosen: str | None) -> str | None:
 
 
 def prompts_for(workspace: Workspace, run: str) -> list[str]:
-    """Prompts whose answers stand in the corpus of a run that looks up by titles, or of the lookup world."""
+    """Prompts for a run: ones whose answers stand in its corpus where it looks up by titles, else openings.
+
+    None for a run on the Factbook, which the page has prompts for, and before the corpus is built.
+    """
     config = read_any_config(workspace.run(run))
     name = config.corpus.removeprefix(SAMPLE)
     sample = SAMPLES.get(name) if config.corpus.startswith(SAMPLE) else None
     if not config.retokenizes and not (sample and isinstance(sample.source, LookupConfig)):
-        return []
+        folder = service.corpus_of_run(workspace, run)[1]
+        ready_made = config.corpus.startswith(SAMPLE + "factbook")
+        return [] if ready_made or not is_built(folder) else openings(folder)
     if sample and sample.prompts:
         return list(sample.prompts)
     folder = service.corpus_of_run(workspace, run)[1]

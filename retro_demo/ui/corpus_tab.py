@@ -342,6 +342,7 @@ class CorpusTab:
         self.rename.click(shows_errors(self.rename_corpus), [*chosen, self.new_name], outputs, **CHEAP)
         asked = [*chosen, self.answer]
         self.delete.click(shows_errors(self.delete_corpus), asked, outputs, js=sure("corpus"), **CHEAP)
+        arrival = arrival.opening_corpus(tab, corpus)
         for begun in (arrival.then, tab.select):
             begun(once_known(self.refreshed), chosen, outputs, **QUIET)
 

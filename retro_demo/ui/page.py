@@ -111,6 +111,7 @@ def build_app(
                 evaluate_tab(tab, cache, visitor, arrival)
             with gr.Tab("Evidence", id="evidence") as tab:
                 evidence_tab(tab, cache, visitor, arrival)
+        arrival.share_choices()
         with gr.Accordion("Glossary", open=False, elem_id="words"):
             gr.HTML(html_parts.glossary())
         account_panel(cache, visitor, arrival)

@@ -6,6 +6,7 @@ that a reload brings it back, and can be saved to a file and loaded again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -349,7 +350,7 @@ class PlanForm:
         """What is planned as it stands: its size and time, its command, or what is wrong with it."""
         if not code:
             return gr.skip()
-        kept = {self.kept: self.as_text(corpus, model, preset, base, name, *values)}
+        kept = {self.kept: f"{_tag(code)} {self.as_text(corpus, model, preset, base, name, *values)}"}
         label = "Find out" if model == STUDY else "Start training"
         shown = {self.start: gr.Button(label), **kept}
         kind = planned.first_kind(model, base)
@@ -402,7 +403,8 @@ class PlanForm:
     def bring_back(self, code: str, kept: str) -> Values:
         """Fill the form as it was before a reload; what a browser kept is not believed."""
         try:
-            return self.filled(code, kept) if kept else self._untouched(code)
+            of, _, text = kept.partition(" ")
+            return self.filled(code, text) if of == _tag(code) else self._untouched(code)
         except (ValueError, KeyError, TypeError, AttributeError, UserError):
             return self._untouched(code)
 
@@ -442,6 +444,11 @@ class PlanForm:
             **{form.widgets[name]: value for name, value in known.items()},
             self.seeds: gr.Number(seeds, visible=model == STUDY),
         }
+
+
+def _tag(code: str) -> str:
+    """What tells that a kept form is of this workspace: another one has other corpora and runs."""
+    return hashlib.sha256(code.encode()).hexdigest()[:12]
 
 
 def _corpora(corpora: Sequence[str]) -> list[tuple[str, str]]:

@@ -79,7 +79,7 @@ class TrainTab:
         self.delete.click(
             shows_errors(self.delete_run), [visitor, run, self.answer], self.outputs, js=sure("run"), **CHEAP
         )
-        arrival = arrival.opening(tab, run)
+        arrival = arrival.opening(tab, run).choosing("train", plan.corpus)
         arrival.naming(tab, run)
         view.wire(visitor)
         self.study.wire(tab, visitor, arrival, view)

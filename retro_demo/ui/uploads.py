@@ -103,7 +103,12 @@ def _came_here(path: Path) -> bool:
     return path.resolve().is_relative_to(Path(get_upload_folder()).resolve())
 
 
-RELOAD = "() => window.location.reload()"
+RELOAD = """() => {
+  const at = new URL(location.href);
+  for (const name of ['tab', 'run', 'corpus']) at.searchParams.delete(name);  // of another workspace
+  history.replaceState(null, '', at);
+  location.reload();
+}"""
 SURE = (
     "(code, answer) => [code, window.confirm('Delete your whole workspace: all corpora, runs and texts under "
     "this code? This cannot be undone.') ? 'yes' : 'no']"

@@ -1,4 +1,4 @@
-"""A visit: the address that asks for a run and a tab, links to share, the breadcrumbs, and the writing lane.
+"""A visit: what is chosen for the whole page and kept in its address, links, breadcrumbs, the writing lane.
 
 In the lane one text at a time is written: others wait for it, and a visitor can stop it.
 """
@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from retro_demo.corpus.store import is_built
 from retro_demo.errors import UserError
 from retro_demo.jobs import lifecycle
 from retro_demo.paths import SAMPLE
@@ -23,10 +25,10 @@ from retro_demo.runs.checkpoint import has_weights, read_any_config
 from retro_demo.server import evaluations, service
 from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace
-from retro_demo.ui.form import QUIET, once_known, shows_errors
+from retro_demo.ui.form import PRIVATE, QUIET, named_runs, once_known, shows_errors
 
-NOWHERE = {"tab": "", "run": ""}
-TABS = ("generate", "train", "evaluate", "evidence")
+NOWHERE = {"tab": "", "run": "", "corpus": ""}
+TABS = ("generate", "corpus", "train", "evaluate", "evidence")
 COPY = """run => {
   const link = `${location.origin}${location.pathname}?run=${encodeURIComponent(run ?? '')}&tab=TAB`;
   navigator.clipboard?.writeText(link).catch(() => {});
@@ -35,6 +37,18 @@ COPY = """run => {
     : 'There is no run yet to link to. Train one first.';
   return `<p class="caption" role="status">${words}</p>`;
 }"""
+
+KEEP = """value => {
+  if (!navigator.userActivation?.hasBeenActive) return;  // what the page chooses on arrival asks for nothing
+  const at = new URL(location.href);
+  const shown = document.querySelector('#FIELD')?.offsetParent;
+  if (!shown && !SELECTED) return;
+  at.searchParams.set('tab', 'TAB');
+  if (value) at.searchParams.set('NAME', value.replace(/^sample:/, ''));
+  else at.searchParams.delete('NAME');
+  history.replaceState(history.state, '', at);
+}"""
+"""Keeps what is chosen in the address, so that a reload opens the same; SELECTED: its tab was just opened."""
 
 IN_VIEW = "(code, run) => [code, document.querySelector('#RUN')?.offsetParent ? run : null]"
 
@@ -49,12 +63,36 @@ class Arrival:
     link: gr.State
     """{"tab", "run"}, both empty where the address names none"""
     breadcrumb: gr.HTML
+    runs: list[tuple[str, gr.Dropdown]] = field(default_factory=list)
+    """where a run is chosen, by the id of its tab"""
+    corpora: list[tuple[str, gr.Dropdown]] = field(default_factory=list)
 
     def then(self, *event: Any, **how: Any) -> Any:
         return self.event.then(*event, **how)
 
     def opening(self, tab: gr.Tab, run: gr.Dropdown) -> Arrival:
         """The arrival after a link to `tab` (and the tabs around it) was followed: `run` holds its run."""
+        self.runs.append((str(tab.id), run))
+        return self._opening(tab, run, "run")
+
+    def opening_corpus(self, tab: gr.Tab, corpus: gr.Dropdown) -> Arrival:
+        """As `opening`, of a tab on which a corpus is chosen."""
+        self.corpora.append((str(tab.id), corpus))
+        return self._opening(tab, corpus, "corpus")
+
+    def choosing(self, tab: str, corpus: gr.Dropdown) -> Arrival:
+        """A corpus is chosen on this tab, too; with a link that names one it is that one."""
+        self.corpora.append((tab, corpus))
+
+        def follow(link: dict[str, str]) -> Any:
+            known = link["tab"] == tab and link["corpus"]
+            return gr.Dropdown([link["corpus"]], value=link["corpus"]) if known else gr.skip()
+
+        keep = KEEP.replace("TAB", tab).replace("NAME", "corpus").replace("FIELD", str(corpus.elem_id))
+        corpus.change(None, corpus, None, js=keep.replace("SELECTED", "false"), **PRIVATE)
+        return replace(self, event=self.event.then(follow, self.link, corpus, **QUIET))
+
+    def _opening(self, tab: gr.Tab, choice: gr.Dropdown, name: str) -> Arrival:
         around: list[tuple[Any, Any]] = []
         inner: Any = tab
         while inner is not None:
@@ -65,12 +103,38 @@ class Arrival:
         def follow(link: dict[str, str]) -> list[Any]:
             if link["tab"] != tab.id:
                 return [gr.skip()] * (1 + len(around))
-            chosen = gr.Dropdown([link["run"]], value=link["run"])
+            chosen = gr.Dropdown([link[name]], value=link[name]) if link[name] else gr.skip()
             return [chosen, *(gr.Tabs(selected=one) for _, one in around)]
 
-        outputs = [run, *(tabs for tabs, _ in around)]
+        outputs = [choice, *(tabs for tabs, _ in around)]
         event = self.event.then(follow, self.link, outputs, **QUIET)
-        return Arrival(event, self.home, self.visitor, self.link, self.breadcrumb)
+        opened = str(around[-1][1])  # the outermost tab, which the address names
+        keep = KEEP.replace("TAB", opened).replace("NAME", name).replace("FIELD", str(choice.elem_id))
+        if len(around) == 1:
+            tab.select(None, choice, None, js=keep.replace("SELECTED", "true"), **PRIVATE)
+        choice.change(None, choice, None, js=keep.replace("SELECTED", "false"), **PRIVATE)
+        return replace(self, event=event)
+
+    def share_choices(self) -> None:
+        """Let a run or corpus that is chosen on one tab be the one of all tabs that can show it."""
+        for fields, of in ((self.runs, self._run_elsewhere), (self.corpora, self._corpus_elsewhere)):
+            for _, chosen in fields:
+                others = [(name, other) for name, other in fields if other is not chosen]
+                if others:
+                    moved = once_known(partial(of, tuple(name for name, _ in others)))
+                    chosen.input(moved, [self.visitor, chosen], [other for _, other in others], **QUIET)
+
+    def _run_elsewhere(self, tabs: Sequence[str], code: str, run: str | None) -> list[Any]:
+        workspace = Workspace.open(self.home, code)
+        moves = [run and can_show(workspace, run, tab) for tab in tabs]
+        return [gr.Dropdown(named_runs([run]), value=run) if run and move else gr.skip() for move in moves]
+
+    def _corpus_elsewhere(self, tabs: Sequence[str], code: str, corpus: str | None) -> list[Any]:
+        workspace = Workspace.open(self.home, code)
+        chosen = str(corpus)
+        there = chosen in workspace.corpora() and is_built(workspace.corpus(chosen))
+        choices = [(service.corpus_title(chosen), chosen)]
+        return [gr.Dropdown(choices, value=chosen) if there else gr.skip() for _ in tabs]
 
     def naming(self, tab: gr.Tab, run: gr.Dropdown) -> None:
         """Let the line at the top name the run of this tab while it is the one in view."""
@@ -85,6 +149,19 @@ class Arrival:
         run.change(name_it, [self.visitor, run], self.breadcrumb, js=in_view, **QUIET)
 
 
+def can_show(workspace: Workspace, run: str, tab: str) -> bool:
+    """Whether a tab can show a run of a workspace; Train shows every run."""
+    if run not in workspace.runs():
+        return False
+    if tab == "train":
+        return True
+    if not has_weights(workspace.run(run)):
+        return False
+    if tab == "evaluate":
+        return run in evaluations.readers(workspace)
+    return tab in read_any_config(workspace.run(run)).kind.tabs
+
+
 def asked_for(workspace: Workspace, query: Any) -> tuple[dict[str, str], str]:
     """The tab and run that an address asks for (a stranger's query), and why another tab opens, or "".
 
@@ -92,8 +169,11 @@ def asked_for(workspace: Workspace, query: Any) -> tuple[dict[str, str], str]:
     no such run or tab.
     """
     name, tab = str(query.get("run", ""))[:200], str(query.get("tab", "train"))[:40]
-    if not name:
-        return NOWHERE, ""
+    named, corpora = str(query.get("corpus", ""))[:200], workspace.corpora()
+    corpus = next((one for one in (named, SAMPLE + named) if named and one in corpora), "")
+    if tab == "corpus" or not name:
+        opened = tab if "tab" in query and tab in TABS else ""
+        return {"tab": opened, "run": "", "corpus": corpus}, ""
     known = workspace.runs()
     run = next((one for one in (name, SAMPLE + name) if one in known), "")
     if not run or tab not in TABS:
@@ -113,8 +193,8 @@ def asked_for(workspace: Workspace, query: Any) -> tuple[dict[str, str], str]:
         unfit = "it is no MARGE, so it has no evidence"
     if unfit:
         words = f"{name} cannot be shown on the tab {tab.capitalize()}: {unfit}. It is opened on Train."
-        return {"tab": "train", "run": run}, words
-    return {"tab": tabs[0] if tab == "generate" else tab, "run": run}, ""
+        return {"tab": "train", "run": run, "corpus": corpus}, words
+    return {"tab": tabs[0] if tab == "generate" else tab, "run": run, "corpus": corpus}, ""
 
 
 def copy_link(tab: str, run: gr.Dropdown, said: gr.HTML) -> None:

@@ -116,7 +116,7 @@ def test_a_link_opens_a_tab_that_can_show_its_run_and_says_why_it_is_another(
     workspace, run, tab, opened, said
 ):
     link, words = asked_for(workspace, {"run": run, "tab": tab})
-    assert link == {"tab": opened, "run": SAMPLE + run}
+    assert link == {"tab": opened, "run": SAMPLE + run, "corpus": ""}
     assert said in words
     assert bool(said) == bool(words)
 
@@ -127,5 +127,5 @@ def test_a_link_to_a_run_without_weights_opens_on_train(workspace, small_folder,
 
     link, words = asked_for(workspace, {"run": "young", "tab": tab})
 
-    assert link == {"tab": "train", "run": "young"}
+    assert link == {"tab": "train", "run": "young", "corpus": ""}
     assert "it has no weights yet. It is opened on Train." in words

@@ -131,14 +131,16 @@ def test_saved_settings_fill_the_form_again_and_another_file_does_not(tab, code,
 
 def test_a_reload_brings_the_form_back_and_what_a_browser_forges_does_not(tab, code):
     plan = tab.plan
-    kept = plan.as_text("places", "lm", "small", "", "", *values_of(tab, steps=55))
+    kept = plan.guess_named(code, "places", "lm", "small", "", "", *values_of(tab, steps=55))[plan.kept]
+    of, _, text = kept.partition(" ")
 
-    back, forged = plan.bring_back(code, kept), plan.bring_back(code, '{"model": 7}')
+    back, forged = plan.bring_back(code, kept), plan.bring_back(code, of + ' {"model": 7}')
 
     assert (back[plan.model], back[plan.form("lm").widgets["steps"]]) == ("lm", 55)
     assert plan.model not in forged
-    away = json.loads(kept) | {"corpus": "../others", "base": "../others"}
-    assert plan.corpus not in plan.bring_back(code, json.dumps(away))
+    assert plan.model not in plan.bring_back(new_code(), kept)  # another workspace has other things
+    away = json.loads(text) | {"corpus": "../others", "base": "../others"}
+    assert plan.corpus not in plan.bring_back(code, f"{of} {json.dumps(away)}")
 
 
 def test_each_setting_stands_in_one_of_three_groups_and_long_help_is_one_line(tab):

@@ -427,7 +427,7 @@ def test_the_page_trains_while_the_visitor_stays_stops_when_they_leave_and_resum
     late = hold_looks_at_runs(page, url)
     page.get_by_role("tab", name="Train", exact=True).click()
     choose(page, "#train-corpus", "islands")
-    page.get_by_label("lm", exact=True).check()
+    page.get_by_label("Plain lm", exact=True).check()
     page.locator("#run-name textarea, #run-name input").first.fill("by hand")
     page.locator("#train").click()
     expect(page.locator("#run-status")).to_contain_text("by-hand", timeout=SOON)
