@@ -231,7 +231,8 @@ _SHARED: dict[str, Any] = {
     "presets": PRESETS,
     "recipe": READING,
     "begun": BEGUN,
-    "sizes": "Sets all knobs: tiny for minutes, small for an hour, base for a GPU.",
+    "sizes": "Sets all settings: tiny for minutes, small for an hour, base for a GPU; random is tiny with "
+    "random neighbors, a control; lookup is for the lookup world.",
     "pipeline": "text-generation",
 }
 """What the kinds with the network of RETRO have in common."""
@@ -308,7 +309,7 @@ _READER = Kind(
     place=4,
     choice="Reader of a pretrained model",
     about="reader teaches a pretrained model to read neighbors and changes nothing else of it",
-    sizes="Sets all knobs: tiny for three minutes, small for a quarter of an hour.",
+    sizes="Sets all settings: tiny for three minutes, small for a quarter of an hour.",
     base="must",
     freezes_base=True,
     trains_pretrained=True,
@@ -363,7 +364,7 @@ _MARGE = Kind(
     place=2,
     choice="MARGE",
     about="marge needs documents that say the same: it finds them, and writes one from the others",
-    sizes="Sets all knobs: tiny for about two minutes, small for about five.",
+    sizes="Sets all settings: tiny for about two minutes, small for about five.",
     base="cannot",
     chosen_evidence=True,
     # its batches follow from EvidenceConfig

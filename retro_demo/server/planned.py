@@ -115,9 +115,9 @@ def _of_corpus(workspace: Workspace, plan: Plan) -> dict[str, Any]:
     if plan.corpus not in run_actions.built_ones(workspace) or plan.kind.trains_pretrained:
         return {}
     known = service.statistics(workspace.corpus(plan.corpus)) or {}
-    if "num_neighbors" in plan.settings:
-        stored = known["stored_neighbors"]
-        check_lengths(known["chunk_len"], stored, plan.settings["seq_len"], plan.settings["num_neighbors"])
+    if "seq_len" in plan.settings:
+        read = plan.settings["num_neighbors"] if plan.kind.retrieves else 0
+        check_lengths(known["chunk_len"], known["stored_neighbors"], plan.settings["seq_len"], read)
     return {"vocab_size": known["vocabulary"]}
 
 

@@ -39,7 +39,7 @@ from retro_demo.runs.planning import extend_run, plan_run, prepare_run
 from retro_demo.runs.resuming import saved_step
 from retro_demo.server.limits import check_space, check_steps, check_training, checked_text, limits_of
 from retro_demo.server.scheduler import begin, check_can_queue
-from retro_demo.server.workspace import Workspace, note_files, noted
+from retro_demo.server.workspace import Workspace, note_files, noted, plain_name
 from retro_demo.settings import CorpusConfig
 
 
@@ -162,11 +162,29 @@ def start_build(
         raise UserError("There is nothing to build from. Choose one or more files first.")
     _check_harmless(config)
     config = replace(config, max_megabytes=checked_text(workspace.home, config.max_megabytes))
-    with workspace.filling("corpora", name or Path(files[0][0]).stem) as folder:
+    wanted = name or usual_corpus_name([given for given, _ in files])
+    _let_failed_go(workspace, wanted)
+    with workspace.filling("corpora", wanted) as folder:
         copies = keep_files(workspace, files, folder / SOURCES)
         prepare_corpus(folder, copies, config, placed=(SOURCES,))
         begin(workspace, folder, "build-corpus")
     return folder.name
+
+
+def usual_corpus_name(files: Sequence[str]) -> str:
+    """What a corpus of these files is called that nobody named."""
+    more = len(files) - 1
+    return Path(files[0]).stem[:30] + f"-and-{more}-more" * bool(more)
+
+
+def _let_failed_go(workspace: Workspace, wanted: str) -> None:
+    """Remove a corpus of this name that failed to be built: whoever builds it again begins anew."""
+    name = plain_name(wanted)
+    if name not in workspace.corpora():
+        return
+    folder = workspace.corpus(name)
+    if not is_built(folder) and lifecycle.status(folder).state == "failed":
+        workspace.delete("corpora", name)
 
 
 def _check_harmless(config: CorpusConfig) -> None:

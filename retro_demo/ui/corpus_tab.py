@@ -48,7 +48,7 @@ class CorpusView:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.corpus = gr.Dropdown(
-            [], label="Corpus", info="The shipped sample and those you built.", elem_id="corpus"
+            [], label="Corpus", info="Shipped samples and those you built.", elem_id="corpus"
         )
         self.status = gr.HTML(elem_id="build-status", min_height=60)
         with gr.Row(elem_classes="actions"):
@@ -110,7 +110,9 @@ class CorpusView:
         }
 
     def _buttons(self, state: str) -> Values:
-        return dict(zip((self.stop, self.resume), stop_and_resume(state), strict=True))
+        stop, resume = stop_and_resume(state)
+        label = "Build" if state == "new" else "Resume"
+        return {self.stop: stop, self.resume: gr.Button(label, interactive=bool(resume.interactive))}
 
 
 class SearchSection:
@@ -321,9 +323,7 @@ class CorpusTab:
             f"They may be {KIND_NAMES}; also in .zip and .gz.</p>"
         )
         self.files = documents_picker("Files", "files", 150, self.home, visitor)
-        self.name = gr.Textbox(
-            label="Name", max_lines=1, elem_id="corpus-name", info="Empty: that of the first file."
-        )
+        self.name = gr.Textbox(label="Name", max_lines=1, elem_id="corpus-name", info="Empty: by the files.")
         self.form.show(main=True)
         with gr.Accordion("All knobs", open=False):
             self.form.show(main=False, without=("max_megabytes",))

@@ -147,6 +147,7 @@ class PlanForm:
         self.forms: dict[frozenset[Any], Form] = {}  # kinds with the same settings share one
         self.tops: dict[frozenset[Any], gr.Column] = {}
         self.columns: dict[frozenset[Any], gr.Column] = {}
+        self.neighbors: dict[frozenset[Any], gr.Accordion] = {}
         kinds = sorted(KINDS.values(), key=lambda one: one.place)
         for each in kinds:
             if own_settings(each) not in self.forms:
@@ -185,10 +186,10 @@ class PlanForm:
                 names = [n for n in form.fields if n not in FIRST and group_of(kind, n) == group]
                 # the main ones first
                 names.sort(key=lambda name: not form.fields[name].metadata["main"])
-                with (
-                    gr.Accordion(f"{group} ({len(names)})", open=False, elem_classes="group"),
-                    gr.Row(elem_classes="knobs"),
-                ):
+                closed = gr.Accordion(f"{group} ({len(names)})", open=False, elem_classes="group")
+                if group == "Neighbors":
+                    self.neighbors[own_settings(kind)] = closed
+                with closed, gr.Row(elem_classes="knobs"):
                     if "edition" in names:
                         form.widgets["edition"] = self.edition = _edition(form)
                     form.show_named(names, short=True)
@@ -237,7 +238,7 @@ class PlanForm:
         guessed = [visitor, *chosen, self.name, *self.widgets]
         drawn = [self.estimate, self.command, self.start, self.kept]
         guesses = {"fn": shows_errors(self.guess_named), "inputs": guessed, "outputs": drawn} | QUIET
-        shown = [self.preset, self.seeds, *self.tops.values(), *self.columns.values()]
+        shown = [self.preset, self.seeds, *self._shown()]
         adapts = {"fn": shows_errors(self.adapt), "inputs": [self.model, self.preset, self.base]}
         adapts |= {"outputs": shown} | QUIET
 
@@ -260,12 +261,16 @@ class PlanForm:
         every = [self.corpus, self.model, self.preset, self.base, self.name, *self.widgets]
         saved = self.save.click(self.as_text, every, self.saved, **QUIET)
         saved.then(None, self.saved, None, js=SAVE)
-        shown = [*self.tops.values(), *self.columns.values()]
-        filled = [self.corpus, self.model, self.preset, self.base, self.filled_for, *shown, *self.widgets]
+        chosen = [self.corpus, self.model, self.preset, self.base, self.filled_for]
+        filled = [*chosen, *self._shown(), *self.widgets]
         loaded = self.load.upload(shows_errors(self.load_file), [visitor, self.load], filled, **QUIET)
         loaded.then(**guesses)
         back = arrival.then(once_known(self.bring_back), [visitor, self.kept], filled, **QUIET)
         return back.then(**guesses)
+
+    def _shown(self) -> list[Any]:
+        """What is there for some kinds of run only."""
+        return [*self.tops.values(), *self.columns.values(), *self.neighbors.values()]
 
     def settings(self, model: str, values: Sequence[Any], base: str | None = "") -> dict[str, Any]:
         """The settings of the model that was chosen; `values` are those of the widgets of all forms."""
@@ -296,6 +301,7 @@ class PlanForm:
         return {
             self.preset: gr.Radio(list(kind.presets), value=chosen, info=kind.sizes),
             self.seeds: gr.Number(visible=model == STUDY),
+            self.neighbors[mine]: gr.Accordion(visible=kind.retrieves),
             **{
                 column: gr.Column(visible=own == mine)
                 for columns in (self.tops, self.columns)

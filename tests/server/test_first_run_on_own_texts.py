@@ -12,6 +12,7 @@ from train_helpers import prepare
 
 from retro_demo.corpus.store import MANIFEST
 from retro_demo.errors import UserError
+from retro_demo.jobs import lifecycle
 from retro_demo.kinds import PRESETS
 from retro_demo.models.config import RetroConfig
 from retro_demo.paths import CHECKPOINTS, SAMPLE
@@ -19,7 +20,7 @@ from retro_demo.runs.checkpoint import read_run_config
 from retro_demo.runs.planning import plan_run
 from retro_demo.server import run_actions, service
 from retro_demo.server.workspace import Workspace, new_code
-from retro_demo.settings import settings_of
+from retro_demo.settings import CorpusConfig, settings_of
 from retro_demo.ui.visit import asked_for
 
 SHIPPED = "sample:factbook2015"
@@ -129,3 +130,27 @@ def test_a_link_to_a_run_without_weights_opens_on_train(workspace, small_folder,
 
     assert link == {"tab": "train", "run": "young", "corpus": ""}
     assert "it has no weights yet. It is opened on Train." in words
+
+
+def test_a_corpus_that_nobody_named_is_named_by_its_files():
+    assert service.usual_corpus_name(["notes.txt"]) == "notes"
+    assert service.usual_corpus_name(["notes.txt", "b.txt", "c.txt"]) == "notes-and-2-more"
+
+
+def test_a_build_that_failed_gives_its_name_to_the_next_one(tmp_path):
+    space = Workspace.open(tmp_path / "home", new_code())
+    empty, full = tmp_path / "notes.txt", tmp_path / "more.txt"
+    empty.write_text("x")
+    full.write_text(
+        "\n\n".join(f"Line {n} of a text that is long enough to be cut into chunks." for n in range(400))
+    )
+
+    first = service.start_build(space, [("notes.txt", empty)], "", CorpusConfig(chunk_len=16, vocab_size=300))
+    for _ in service.follow(space.corpus(first)):
+        pass
+    assert lifecycle.status(space.corpus(first)).state == "failed"
+    again = service.start_build(space, [("notes.txt", full)], "", CorpusConfig(chunk_len=16, vocab_size=300))
+
+    assert again == first == "notes"
+    assert space.corpora()[-1] == "notes"
+    lifecycle.kill(space.corpus(again))
