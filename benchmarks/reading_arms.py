@@ -21,9 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retro_demo.models.llama import Llama
-from retro_demo.models.reader import Ahead, Reader
-
-LEAST = 1e-30
+from retro_demo.models.reader import LEAST, Ahead, Reader
 
 
 class Text(NamedTuple):

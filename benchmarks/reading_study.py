@@ -234,14 +234,11 @@ def ask_knn(study: Study, questions: Sequence[Question], forms: Sequence[KnnForm
     hits, states = np.zeros((len(forms), len(questions)), bool), KnnStates(study.model)
     for place, one in enumerate(questions):
         ids = [i for i in one.prompt if i] + one.value[:-1]
-        queries = states.states(ids)[len(ids) - len(one.value) + 1 :]
+        queries, logits = states.read(ids, len(one.value))
         keys, tokens = states.neighbors(one.rows[-1])
-        logits = plain_logits(study.model.base, study.model.config.begin_id, [ids], [len(one.value)])[0]
         for number, form in enumerate(forms):
-            near = keys[:, form.layer] if len(tokens) else keys
-            hits[number, place] = hits_of(
-                knn_mix(logits, queries[:, form.layer], near, tokens, form), one.value
-            )
+            mixed = knn_mix(logits, queries[:, form.layer], keys[:, form.layer], tokens, form)
+            hits[number, place] = hits_of(mixed, one.value)
     return hits
 
 

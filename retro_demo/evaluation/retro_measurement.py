@@ -51,6 +51,7 @@ from retro_demo.evaluation.verdict import VerdictFigures, verdict
 from retro_demo.events import Event, Progress, Warned
 from retro_demo.files import file_hash
 from retro_demo.models.reader import Reader
+from retro_demo.models.reader_config import OUTPUTS
 from retro_demo.models.retro import RETRO
 from retro_demo.paths import data_home
 from retro_demo.runs.checkpoint import load_model, read_run_config
@@ -71,7 +72,6 @@ READERS = {
 
 PREPEND = ("prepend", "prepend_control")
 TRAINING_FREE = ("in_context", "knn")
-OUTPUTS_READ = ("attention", "copy", "both")
 SEARCHED_AT_ONCE = 1024
 
 
@@ -176,17 +176,18 @@ class RetroMeasurement:
             assert isinstance(baseline, RETRO)
             return read_prepended(baseline, self.study.arms, which, neighbors=wanted)
         network = self.models["run"]
-        if isinstance(network, Reader) and name in TRAINING_FREE:
-            return read_training_free(network, self.study.arms, name, which)
-        if isinstance(network, Reader) and name in OUTPUTS_READ:
-            return read_arm(network.writing_by(name), self.study.arms, "on", which)
+        if isinstance(network, Reader):
+            if name in TRAINING_FREE:
+                return read_training_free(network, self.study.arms, name, which)
+            if name in OUTPUTS:
+                return read_arm(network.writing_by(name), self.study.arms, "on", which)
         model, arm = READERS.get(name, ("run", name))
         return read_arm(self.models[model], self.study.arms, arm, which)
 
 
 def ways_to_read(model: Reader) -> tuple[str, ...]:
     """Arms that read the neighbors of "on" otherwise: a reader's other outputs, and without training."""
-    outputs = OUTPUTS_READ if model.config.cross_attention else ()
+    outputs = OUTPUTS if model.config.cross_attention else ()
     return (*(name for name in outputs if name != model.outputs), *TRAINING_FREE)
 
 

@@ -19,13 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from retro_demo.corpus.store import Corpus
 from retro_demo.evaluation.arms import Arms
 from retro_demo.models.llama import Llama
-from retro_demo.models.reader import Reader
+from retro_demo.models.reader import LEAST, Reader
 from retro_demo.tokenizer import Tokenizer
-
-LEAST = 1e-30
-
 
 STYLES = ("plain", "titles", "instruction")
 INSTRUCTION = "Below are passages from a reference work, then a text that agrees with them.\n\nPassages:\n\n"
@@ -75,7 +73,7 @@ def plain_logits(
     ids[:, 0] = begin
     for row, text in zip(ids, texts, strict=True):
         row[1 : len(text) + 1] = torch.tensor(text)
-    h = base.run_blocks(base.embed(ids), 0, base.config.depth)
+    h = base.run_blocks(base.embed(ids.to(base.norm.device)), 0, base.config.depth)
     ends = [len(text) + 1 for text in texts]
     return [
         base.logits(h[None, i, end - n : end])[0] for i, (end, n) in enumerate(zip(ends, counts, strict=True))
@@ -117,35 +115,42 @@ class KnnStates:
 
     def __init__(self, model: Reader) -> None:
         self.model, self.base = model, model.base
+        self.layers = (*model.config.match_layers, model.base.config.depth)
         self._kept: dict[bytes, Tensor] = {}
 
     @torch.inference_mode()
-    def states(self, ids: Sequence[int]) -> Tensor:
-        """ids (N,) -> (N + 1, S + 1, D): after the beginning of text and after each token."""
-        stream = self.base.embed(torch.tensor([[self.model.config.begin_id, *ids]]))
-        found = []
-        for number in range(self.base.config.depth):
-            stream = self.base.block(stream, number)
-            if number + 1 in (*self.model.config.match_layers, self.base.config.depth):
-                found.append(F.normalize(stream[0].float(), dim=-1))
-        return torch.stack(found, dim=1)
+    def read(self, ids: Sequence[int], count: int) -> tuple[Tensor, Tensor]:
+        """ids (N,) -> states (count, S + 1, D), logits (count, V) after each of the last `count` tokens."""
+        states, stream = self._states(ids)
+        return states[-count:], self.base.logits(stream[-count:])
 
+    @torch.inference_mode()
     def neighbors(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """rows (K, R) -> keys (J, S + 1, D) and tokens (J,) of what stands in the neighbors, titles aside."""
-        title_len = self.model.config.title_len
-        keys, tokens = [torch.zeros(0)], [torch.zeros(0, dtype=torch.int64)]
+        title_len, device = self.model.config.title_len, self.base.norm.device
+        count, dim = len(self.layers), self.base.config.dim
+        keys, tokens = [torch.zeros(0, count, dim, device=device)], [torch.zeros(0, dtype=torch.int64)]
         for row in rows:
             ids = row[row != 0].tolist()
-            content = row[title_len:]
-            count = int((content != 0).sum())
-            if not count:
+            there = int((row[title_len:] != 0).sum())
+            if not there:
                 continue
             name = row.tobytes()
             if name not in self._kept:
-                self._kept[name] = self.states(ids)[len(ids) - count : -1]
+                self._kept[name] = self._states(ids)[0][len(ids) - there : -1]
             keys.append(self._kept[name])
-            tokens.append(torch.tensor(ids[-count:]))
-        return torch.cat(keys[1:]) if len(keys) > 1 else keys[0], torch.cat(tokens)
+            tokens.append(torch.tensor(ids[-there:]))
+        return torch.cat(keys), torch.cat(tokens).to(device)
+
+    def _states(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """ids (N,) -> states (N + 1, S + 1, D), the stream (N + 1, D) after the beginning and each token."""
+        begun = torch.tensor([[self.model.config.begin_id, *ids]], device=self.base.norm.device)
+        stream, found = self.base.embed(begun), []
+        for number in range(self.base.config.depth):
+            stream = self.base.block(stream, number)
+            if number + 1 in self.layers:
+                found.append(F.normalize(stream[0].float(), dim=-1))
+        return torch.stack(found, dim=1), stream[0]
 
 
 # Held-out windows
@@ -160,8 +165,8 @@ def read_training_free(model: Reader, arms: Arms, name: str, which: np.ndarray) 
     """
     corpus, chunk_len = arms.corpus, arms.corpus.config.chunk_len
     tokens, titles, ids = arms.tokens(which), arms.titles(which), arms.ids("on", which)
-    shown = arms.neighbors("on", which)
-    states = KnnStates(model)
+    shown, states = arms.neighbors("on", which), KnnStates(model)
+    prompt, knn = PromptFormat(count=arms.k), KnnFormat()
     losses = np.zeros((len(which), tokens.shape[1] // chunk_len - 1, chunk_len), np.float32)
     for row, chunk in np.ndindex(*losses.shape[:2]):
         end = (chunk + 2) * chunk_len
@@ -170,28 +175,26 @@ def read_training_free(model: Reader, arms: Arms, name: str, which: np.ndarray) 
         if not count:
             continue
         if name == "in_context":
-            found = [int(one) for one in ids[row, chunk] if one >= 0]
-            near = [(_title(arms, one), _text(arms, one)) for one in found]
-            text = in_context(corpus.tokenizer, PromptFormat(), near, text)
+            text = in_context(corpus.tokenizer, prompt, titled_texts(corpus, ids[row, chunk]), text)
             logits = plain_logits(model.base, model.config.begin_id, [text[:-1]], [count])[0]
         else:
-            form = KnnFormat()
-            logits = plain_logits(model.base, model.config.begin_id, [text[:-1]], [count])[0]
+            queries, logits = states.read(text[:-1], count)
             keys, there = states.neighbors(shown[row, chunk])
-            queries = states.states(text[:-1])[-count:, form.layer]
-            logits = knn_mix(logits, queries, keys[:, form.layer] if len(keys) else keys, there, form)
+            logits = knn_mix(logits, queries[:, knn.layer], keys[:, knn.layer], there, knn)
         targets = torch.tensor(text[-count:], device=logits.device)
         losses[row, chunk, :count] = F.cross_entropy(logits.float(), targets, reduction="none").cpu().numpy()
     return losses.reshape(len(which), -1)
 
 
-def _title(arms: Arms, chunk: int) -> str:
-    return arms.corpus.documents[arms.corpus.chunks.document[chunk]].title
-
-
-def _text(arms: Arms, chunk: int) -> str:
-    tokens = arms.corpus.chunks.with_continuation(np.array(chunk))
-    return arms.corpus.tokenizer.decode(tokens[tokens != 0].tolist())
+def titled_texts(corpus: Corpus, ids: np.ndarray) -> list[tuple[str, str]]:
+    """(title, text) of each of some chunks (K,) with its continuation; ("", "") of none (-1)."""
+    chunks, documents = corpus.chunks, corpus.documents
+    return [
+        (documents[chunks.document[one]].title, corpus.tokenizer.decode(row[row != 0].tolist()))
+        if one >= 0
+        else ("", "")
+        for one, row in zip(ids.tolist(), chunks.with_continuation(ids), strict=True)
+    ]
 
 
 def tokens_read(name: str, model: Reader, neighbors: int, chunks: int) -> float:
@@ -200,5 +203,5 @@ def tokens_read(name: str, model: Reader, neighbors: int, chunks: int) -> float:
     if name == "off" or not neighbors:
         return 1.0
     if name == "in_context":  # what stands before a text is read anew with the text, at each look
-        return (neighbors * row + model.config.title_len + (chunks / 2 + 1) * chunk_len) / chunk_len
+        return (model.config.title_len + (2 * neighbors + chunks / 2 + 1) * chunk_len) / chunk_len
     return 1.0 + neighbors * row / chunk_len

@@ -17,6 +17,7 @@ from retro_demo.evaluation.arms import Arms, held_out_windows
 from retro_demo.evaluation.losses import read_arm
 from retro_demo.evaluation.training_free import read_training_free
 from retro_demo.models.reader import Reader
+from retro_demo.pretrained.bases import load_base
 from retro_demo.runs.loading import load_run
 
 BRIEF = ["--first-tokens", "100", "--max-tokens", "100", "--resamples", "200", "--json"]
@@ -56,20 +57,33 @@ def test_the_slow_ways_are_left_out_where_prepending_is_off(run, capsys):
     assert not {"in_context", "knn"} & set(arms)
 
 
-@pytest.mark.parametrize("name", ["in_context", "knn"])
-def test_without_neighbors_a_training_free_way_is_the_base_alone(run, figures, name):
+def arms_of(run: Path, neighbors: list[int]) -> tuple[Reader, Arms]:
+    """The run on its base in float32, and arms that show these chunks everywhere."""
     loaded = load_run(run, "cpu")
     assert loaded.database is not None
     assert isinstance(loaded.model, Reader)
-    corpus = loaded.database.corpus
+    model, corpus = loaded.model.attach(load_base(run.parent / "base").model), loaded.database.corpus
+    table = np.tile(neighbors, (len(corpus.chunks), 1))
     windows = held_out_windows(corpus, 4, 0)
-    nothing = np.full((len(corpus.chunks), 2), -1)
-    arms = Arms(corpus, windows, {"own": nothing}, "own", 2, 0, loaded.model.config.title_len)
+    return model, Arms(corpus, windows, {"own": table}, "own", len(neighbors), 0, model.config.title_len)
+
+
+@pytest.mark.parametrize("name", ["in_context", "knn"])
+def test_without_neighbors_a_training_free_way_is_the_base_alone(run, figures, name):
+    model, arms = arms_of(run, [-1, -1])
     which = np.arange(3)
 
-    alone = read_arm(loaded.model, arms, "off", which)
+    alone = read_arm(model, arms, "off", which)
 
     assert alone.any()
-    np.testing.assert_allclose(
-        read_training_free(loaded.model, arms, name, which), alone, atol=0.1
-    )  # the base is in few bits
+    np.testing.assert_allclose(read_training_free(model, arms, name, which), alone, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["in_context", "knn"])
+def test_each_neighbor_that_the_run_reads_is_read(run, figures, name):
+    model, first = arms_of(run, [0, 3, 6])
+    _, second = arms_of(run, [0, 3, 9])
+
+    read = [read_training_free(model, arms, name, np.arange(1)) for arms in (first, second)]
+
+    assert np.abs(read[0] - read[1]).max() > 1e-3
