@@ -25,6 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
+from retro_demo.corpus.samples import SAMPLES
 from retro_demo.corpus.sharding import ensure_sample
 from retro_demo.events import read_events
 from retro_demo.explain.text import watch_writing
@@ -83,8 +84,7 @@ LOOKUP = Shipped(
     "retro",
     corpus="sample:lookup",
     preset="lookup",
-    prompt="Klondish Sevosh: facts of the year. Main export: cloves. Klondish Sevosh on the map since: 1288. "
-    "Currency of Klondish Sevosh: Blaras. Main river:",
+    prompt=SAMPLES["lookup"].prompts[0],
     writing=GenerateConfig(max_new_tokens=96, temperature=0.0),
 )
 MARGE = Shipped("rights-marge", "marge", corpus=RIGHTS)
@@ -126,6 +126,7 @@ def ship(run: Path, out: Path) -> None:
 def write_example(shipped: Shipped) -> None:
     """Keep one text of a shipped run with its whole explanation: what the page shows before any click."""
     out, name = CHECKPOINTS / shipped.name, SAMPLE + shipped.name
+    list(ensure_sample(shipped.corpus))
     *_, last = watch_writing(load_run(out, "cpu"), name, shipped.prompt, shipped.writing, lambda: False)
     assert last.trace is not None
     last.trace.save(out / "example")

@@ -250,7 +250,7 @@ class Sample:
     config: CorpusConfig
     at_start: bool = True  # whether it is built before anybody asks
     edition: str = ""  # the sample that tells of the same things at another time
-    prompts: tuple[str, ...] = ()  # a title and lines, up to where a value stands in both editions
+    prompts: tuple[str, ...] = ()  # of held-out documents, up to where the database holds what comes next
 
 
 SAMPLES = {
@@ -277,7 +277,21 @@ SAMPLES = {
         "Human rights in 44 languages", ASSETS / "udhr44" / "udhr44.jsonl.gz", CorpusConfig(holdout=0.2)
     ),
     "lookup": Sample(
-        "Lookup world", LookupConfig(), CorpusConfig(chunk_len=32, vocab_size=4096), at_start=False
+        "Lookup world",
+        LookupConfig(),
+        CorpusConfig(chunk_len=32, vocab_size=4096),
+        at_start=False,
+        prompts=(
+            "Last month my brother and I saw Fuskix Laskath. For a room in Fuskix Laskath you pay one "
+            "Pizel. The ruler greeted us: it was Tremin in person. A stone at the port says that Fuskix "
+            "Laskath began in",
+            "Last month my brother and I saw Wetux Broketh. They count their years from 1794. The great "
+            "river of Wetux Broketh is the Nukul. We slept in the capital, Pikush, near the gate. The "
+            "language of Wetux Broketh is",
+            "Basuk Drirdus is a sovereign country. It is drained by a single river, the Hikix. Basuk Drirdus "
+            "was founded in the year 1984. The present ruler of Basuk Drirdus is Drarnesh. In its schools "
+            "and courts people speak",
+        ),
     ),
 }
 

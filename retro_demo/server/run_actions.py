@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from retro_demo.corpus.building import read_corpus_config
-from retro_demo.corpus.samples import SAMPLES, corpus_folder
+from retro_demo.corpus.samples import SAMPLES, LookupConfig, corpus_folder
 from retro_demo.corpus.store import MANIFEST, is_built
 from retro_demo.documents.archives import ReadingLimits
 from retro_demo.errors import UserError
@@ -82,13 +82,14 @@ def corpus_to_train(workspace: Workspace, chosen: str | None) -> str | None:
 
 
 def prompts_for(workspace: Workspace, run: str) -> list[str]:
-    """Prompts whose answers stand in the corpus of a run that looks up by titles; none for other runs."""
+    """Prompts whose answers stand in the corpus of a run that looks up by titles, or of the lookup world."""
     config = read_any_config(workspace.run(run))
-    if not config.retokenizes:
-        return []
     name = config.corpus.removeprefix(SAMPLE)
-    if config.corpus.startswith(SAMPLE) and name in SAMPLES and SAMPLES[name].prompts:
-        return list(SAMPLES[name].prompts)
+    sample = SAMPLES.get(name) if config.corpus.startswith(SAMPLE) else None
+    if not config.retokenizes and not (sample and isinstance(sample.source, LookupConfig)):
+        return []
+    if sample and sample.prompts:
+        return list(sample.prompts)
     folder = service.corpus_of_run(workspace, run)[1]
     return unfinished(folder) if is_built(folder) else []
 

@@ -34,8 +34,12 @@ from retro_demo.errors import UserError
 from retro_demo.evaluation.arms import Arms, held_out_windows
 from retro_demo.models.config import RetroConfig
 from retro_demo.models.retro import RETRO
+from retro_demo.paths import CHECKPOINTS
+from retro_demo.runs.checkpoint import load_model
 from retro_demo.settings import CorpusConfig
+from retro_demo.tokenizer import Tokenizer
 
+PROMPT = SAMPLES["lookup"].prompts[0]
 SMALL = LookupConfig(countries=150, held_out=30)
 
 
@@ -340,3 +344,40 @@ def test_texts_without_a_use_are_stored_as_before_there_was_one(small_folder):
     stored = [json.loads(line) for line in (small_folder / "documents.jsonl").read_text().splitlines()]
 
     assert all(list(row) == ["id", "title", "lang", "text", "group"] for row in stored)
+
+
+def test_the_shipped_prompts_end_where_the_database_holds_what_comes_next():
+    documents = list(lookup_documents(LookupConfig()))
+    held_out = [one for one in documents if one.use == "held-out"]
+    told = {one.group: one.text for one in documents if one.use == "database"}
+
+    for prompt in SAMPLES["lookup"].prompts:
+        one = next(one for one in held_out if one.text.startswith(prompt))
+        value = find_facts(one.text[len(prompt) :])[0]
+        assert value.start == 1
+        assert value.value in told[one.group]
+
+
+def test_the_shipped_run_of_the_lookup_world_says_what_its_neighbor_says():
+    run = CHECKPOINTS / "lookup-retro"
+    model, tokenizer = load_model(run), Tokenizer.load(run / "tokenizer.json")
+    chunk_len = model.config.chunk_len
+    documents = list(lookup_documents(LookupConfig()))
+    held_out = next(d for d in documents if d.use == "held-out" and d.text.startswith(PROMPT))
+    telling = next(d.text for d in documents if d.use == "database" and d.group == held_out.group)
+    fact = find_facts(held_out.text[len(PROMPT) :])[0]
+    (there,) = (one for one in find_facts(telling) if one.kind == fact.kind)
+    tokens = torch.tensor([tokenizer.encode(PROMPT)])
+    assert chunk_len <= tokens.shape[1] < 2 * chunk_len
+
+    def said(value: str) -> int:
+        before = len(tokenizer.encode(telling[: there.start].rstrip()))
+        whole = tokenizer.encode(telling[: there.start] + value + telling[there.end :])
+        row = whole[max(0, before - chunk_len) :][: 2 * chunk_len]
+        neighbors = torch.zeros(1, 1, 1, 2 * chunk_len, dtype=torch.int64)
+        neighbors[0, 0, 0, : len(row)] = torch.tensor(row)
+        with torch.no_grad():
+            return int(model(tokens, neighbors)[0, -1].argmax())
+
+    for value in (fact.value, *(one for one in values_of_kinds()[fact.kind][:4])):
+        assert said(value) == tokenizer.encode(f" {value}")[0]
