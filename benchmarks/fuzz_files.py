@@ -283,7 +283,7 @@ def _read_base(path: Path) -> object:
     """Load a base and write with it, as a run does."""
     forget_bases()
     base = load_base(path)
-    ids = base.tokenizer.encode("The harbor of 12 ships: h\u00f6her!")[:20]
+    ids = base.tokenizer.encode("The harbor of 12 ships: höher!")[:20]
     with torch.inference_mode():
         logits = base.model(torch.tensor([ids]))
     return base.tokenizer.decode(logits.argmax(-1)[0].tolist())

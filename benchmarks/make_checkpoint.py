@@ -1,12 +1,12 @@
-"""Make the shipped runs: a reader of SmolLM2; a small lm, its baseline and its retrofit; two of other worlds.
+"""Make the shipped runs: a reader of SmolLM2; a small lm, its matched baseline and its retrofit; a RETRO that
+looks things up in the lookup world; a MARGE.
 
     .venv/bin/python -m benchmarks.make_checkpoint [--runs FOLDER] [--threads 1] [--only NAME] [--example]
 
 Training resumes where it stands, so the command can be stopped and called again. Each run lands in
 checkpoints/: config, tokenizer, events and weights in float16. The baseline and the retrofit begin with the
-lm as it is shipped, so that anybody can repeat them; a retro of the lookup world and a MARGE have corpora of
-their own. Runs that read neighbors also keep one written example with its whole explanation, which the page
-shows before anybody has clicked.
+lm as it is shipped, so that anybody can repeat them; those that read neighbors also keep one written
+example with its whole explanation, which the page shows before anybody has clicked.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ LOOKUP = Shipped(
     corpus="sample:lookup",
     preset="lookup",
     prompt=SAMPLES["lookup"].prompts[0],
-    writing=GenerateConfig(max_new_tokens=60, temperature=0.0),
+    writing=GenerateConfig(max_new_tokens=96, temperature=0.0),
 )
 MARGE = Shipped("rights-marge", "marge", corpus=RIGHTS)
 

@@ -5,8 +5,8 @@
 A case is a fact that a document goes on with, asked in the words of one edition while the other is the
 database (the Factbook's held-out countries, made-up data sheets, prose of the lookup world, which has one).
 Reached: one of the neighbors that the last words of the prompt find, from the document's own entry, holds the
-value. The chunk length is also how often a reader looks (its stride): half of it with twice the neighbors
-reads as many tokens.
+value. The chunk length is also how often a reader looks (its stride): as many neighbors are as many tokens
+read for one of the text, whatever the length.
 """
 
 from __future__ import annotations

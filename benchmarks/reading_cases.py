@@ -21,6 +21,7 @@ from retro_demo.corpus.samples import LookupConfig, find_facts, lookup_documents
 from retro_demo.corpus.store import Corpus
 from retro_demo.corpus.titled_retrieval import TitledRetriever, titled_terms
 from retro_demo.documents.sources import Document
+from retro_demo.evaluation.reading_ways import titled_texts
 from retro_demo.retrieval.bm25 import LexicalIndex
 from retro_demo.settings import CorpusConfig
 from retro_demo.tokenizer import Tokenizer
@@ -69,13 +70,7 @@ class Library:
 
     def texts(self, ids: np.ndarray) -> list[tuple[str, str]]:
         """(title, text) of each of some chunks (k,) with its continuation; ("", "") of none."""
-        chunks, documents = self.corpus.chunks, self.corpus.documents
-        return [
-            (documents[chunks.document[one]].title, self.corpus.tokenizer.decode(row[row != 0].tolist()))
-            if one >= 0
-            else ("", "")
-            for one, row in zip(ids.tolist(), chunks.with_continuation(ids), strict=True)
-        ]
+        return titled_texts(self.corpus, ids)
 
 
 def library(

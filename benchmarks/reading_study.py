@@ -31,13 +31,13 @@ from retro_demo.corpus.sharding import ensure_sample
 from retro_demo.corpus.store import Corpus, load_corpus
 from retro_demo.evaluation.losses import Estimate, draws, ratio
 from retro_demo.evaluation.reading_ways import (
-    FORMATS,
     KnnFormat,
     KnnStates,
     PromptFormat,
     knn_formats,
     knn_mix,
     plain_logits,
+    prompt_formats,
 )
 from retro_demo.models.reader import Reader
 from retro_demo.paths import data_home
@@ -239,19 +239,18 @@ def ask_knn(study: Study, questions: Sequence[Question], forms: Sequence[KnnForm
         with torch.inference_mode():
             logits = study.model.base.logits(stream[None, -len(one.value) :])[0]
         for number, form in enumerate(forms):
-            near = keys[:, form.layer] if len(tokens) else keys
-            hits[number, place] = hits_of(
-                knn_mix(logits, queries[:, form.layer], near, tokens, form), one.value
-            )
+            mixed = knn_mix(logits, queries[:, form.layer], keys[:, form.layer], tokens, form)
+            hits[number, place] = hits_of(mixed, one.value)
     return hits
 
 
 def choose(study: Study, questions: Sequence[Question]) -> None:
     """The best format of in-context reading and kNN-LM on questions of training countries; printed."""
     if "in-context" in study.arms:
-        right = [int(ask_in_context(study, questions, form)[0].sum()) for form in FORMATS]
-        study.form = FORMATS[int(np.argmax(right))]
-        rows = [(str(form), f"{n} of {len(questions)}") for form, n in zip(FORMATS, right, strict=True)]
+        formats = prompt_formats(study.k)
+        right = [int(ask_in_context(study, questions, form)[0].sum()) for form in formats]
+        study.form = formats[int(np.argmax(right))]
+        rows = [(str(form), f"{n} of {len(questions)}") for form, n in zip(formats, right, strict=True)]
         title = f"In-context reading, facts of training countries; chosen: {study.form}"
         study.report.table(title, ("format", "right"), rows)
     if "knn" in study.arms:

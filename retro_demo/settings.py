@@ -377,8 +377,8 @@ class EvaluateConfig:
     prepend: str = setting(
         "on",
         "Prepend arm",
-        "on: also put the neighbors in front of the text that the matched baseline reads, or, for a reader, "
-        "its base, which is then compared with kNN-LM, too. It is slow: each chunk is read by itself.",
+        "on: also put the neighbors in front of the text that the matched baseline reads or, of a run with a "
+        "pretrained base, its base (which is read by kNN-LM, too). It is slow: each chunk is read by itself.",
         choices=("on", "off"),
     )
     database_sizes: tuple[int, ...] = setting(

@@ -61,9 +61,10 @@ class PromptFormat:
         )
 
 
-FORMATS = [
-    PromptFormat(style, count, last) for style in STYLES for count, last in ((2, True), (2, False), (1, True))
-]
+def prompt_formats(k: int) -> list[PromptFormat]:
+    """Those that are tried where k neighbors are found: each style with all of them, both ways, and one."""
+    shown = [(k, True), (k, False), (1, True)] if k > 1 else [(1, True)]
+    return [PromptFormat(style, count, last) for style in STYLES for count, last in shown]
 
 
 def before_text(tokenizer: Tokenizer, form: PromptFormat, neighbors: Sequence[tuple[str, str]]) -> list[int]:
@@ -124,7 +125,7 @@ def knn_mix(logits: Tensor, queries: Tensor, keys: Tensor, tokens: Tensor, form:
     if not len(tokens):
         return own
     near = (queries @ keys.T * form.scale).softmax(-1)
-    found = torch.zeros_like(own).index_add_(1, tokens.to(own.device), near)
+    found = torch.zeros_like(own).index_add_(1, tokens, near)
     return ((1 - form.weight) * own.exp() + form.weight * found).clamp(min=LEAST).log()
 
 
@@ -150,19 +151,21 @@ class KnnStates:
 
     def neighbors(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """rows (K, R) -> keys (J, S + 1, D) and tokens (J,) of what stands in the neighbors, titles aside."""
-        title_len = self.model.config.title_len
-        keys, tokens = [torch.zeros(0)], [torch.zeros(0, dtype=torch.int64)]
+        config, device = self.model.config, self.base.norm.device
+        title_len, count = config.title_len, len(config.match_layers) + 1
+        keys = [torch.zeros(0, count, self.base.config.dim, device=device)]
+        tokens = [torch.zeros(0, dtype=torch.int64)]
         for row in rows:
             ids = row[row != 0].tolist()
-            count = int((row[title_len:] != 0).sum())
-            if not count:
+            there = int((row[title_len:] != 0).sum())
+            if not there:
                 continue
             name = row.tobytes()
             if name not in self._kept:
-                self._kept[name] = self.read(ids)[0][len(ids) - count : -1]
+                self._kept[name] = self.read(ids)[0][len(ids) - there : -1]
             keys.append(self._kept[name])
-            tokens.append(torch.tensor(ids[-count:]))
-        return torch.cat(keys[1:]) if len(keys) > 1 else keys[0], torch.cat(tokens)
+            tokens.append(torch.tensor(ids[-there:]))
+        return torch.cat(keys), torch.cat(tokens).to(device)
 
 
 # On the windows of an evaluation
@@ -182,7 +185,7 @@ class ReadingWays:
 
     def __init__(self, model: Reader, arms: Arms) -> None:
         self.model, self.arms, self.corpus = model, arms, arms.corpus
-        self.form, self.knn = PromptFormat(), KnnFormat()
+        self.form, self.knn = PromptFormat(count=arms.k), KnnFormat()
         self.chosen = False
 
     @property
@@ -200,17 +203,17 @@ class ReadingWays:
         if self.chosen:
             return
         looks = training_looks(self.arms, finder, CHOSEN_ON)
-        formats = knn_formats(self.model)
-        total = len(FORMATS) + 1
+        prompts, mixes = prompt_formats(self.arms.k), knn_formats(self.model)
+        total = len(prompts) + 1
         nats = []
-        for done, form in enumerate(FORMATS):
+        for done, form in enumerate(prompts):
             yield Progress("how to prompt", done, total)
             nats.append(sum(float(one.sum()) for one in self._in_context(looks, form)))
-        yield Progress("how to prompt", len(FORMATS), total)
-        by_states = self._by_states(looks, formats)
+        yield Progress("how to prompt", len(prompts), total)
+        by_states = self._by_states(looks, mixes)
         if looks:
-            self.form = FORMATS[int(np.argmin(nats))]
-            self.knn = formats[int(np.argmin(sum(one.sum(axis=1) for one in by_states)))]
+            self.form = prompts[int(np.argmin(nats))]
+            self.knn = mixes[int(np.argmin(sum(one.sum(axis=1) for one in by_states)))]
         self.chosen = True
         yield Progress("how to prompt", total, total)
 
@@ -247,7 +250,7 @@ class ReadingWays:
 
     def before(self, look: OneLook, form: PromptFormat) -> list[int]:
         """The ids of its neighbors as they stand in the prompt."""
-        return before_text(self.corpus.tokenizer, form, texts_of(self.corpus, look.neighbors))
+        return before_text(self.corpus.tokenizer, form, titled_texts(self.corpus, look.neighbors))
 
     def _in_context(self, looks: Sequence[OneLook], form: PromptFormat) -> list[np.ndarray]:
         """Losses (n,) of the tokens behind each look."""
@@ -276,24 +279,21 @@ class ReadingWays:
             keys, tokens = states.neighbors(rows)
             each = []
             for form in forms:
-                near = keys[:, form.layer] if len(tokens) else keys
-                mixed = knn_mix(logits, queries[-count:, form.layer], near, tokens, form)
+                mixed = knn_mix(logits, queries[-count:, form.layer], keys[:, form.layer], tokens, form)
                 each.append(_nats(mixed, look.following))
             found.append(np.stack(each))
         return found
 
 
-def texts_of(corpus: Corpus, ids: np.ndarray) -> list[tuple[str, str]]:
-    """Title and text of each neighbor (K,), nearest first; -1 gives ("", "")."""
-    found = []
-    for chunk in ids.tolist():
-        if chunk < 0:
-            found.append(("", ""))
-            continue
-        row = corpus.chunks.with_continuation(np.array(chunk))
-        title = corpus.documents[corpus.chunks.document[chunk]].title
-        found.append((title, corpus.tokenizer.decode(row[row != 0].tolist())))
-    return found
+def titled_texts(corpus: Corpus, ids: np.ndarray) -> list[tuple[str, str]]:
+    """(title, text) of each of some chunks (K,) with its continuation; ("", "") of none (-1)."""
+    chunks, documents = corpus.chunks, corpus.documents
+    return [
+        (documents[chunks.document[one]].title, corpus.tokenizer.decode(row[row != 0].tolist()))
+        if one >= 0
+        else ("", "")
+        for one, row in zip(ids.tolist(), chunks.with_continuation(ids), strict=True)
+    ]
 
 
 def training_looks(arms: Arms, finder: Retriever, count: int) -> list[OneLook]:

@@ -151,8 +151,6 @@ def _by_states(model: Reader, look: LookToWrite, count: int, knn: KnnFormat) -> 
         keys, tokens = found[0]
         stream = read([whole[-1] if written is None else written])
         logits = base.logits(stream)[0]
-        if not len(tokens):
-            return logits[0]
         # by the last states: those of other layers cost the same
         query = torch.nn.functional.normalize(stream[0].float(), dim=-1)
         return knn_mix(logits, query, keys[:, -1], tokens, knn)[0]

@@ -18,11 +18,11 @@ from retro_demo.evaluation.arms import WAYS
 from retro_demo.evaluation.baselines import Known
 from retro_demo.evaluation.losses import read_arm
 from retro_demo.evaluation.reading_ways import (
-    FORMATS,
     KnnFormat,
     ReadingWays,
     knn_formats,
-    texts_of,
+    prompt_formats,
+    titled_texts,
     training_looks,
 )
 from retro_demo.evaluation.retro_measurement import find_neighbors, make_arms
@@ -86,10 +86,21 @@ def test_without_neighbors_the_prompt_and_the_states_give_what_the_base_gives(wa
         assert np.abs(ways.read(name, which) - off)[there].max() > 1e-3, name
 
 
+@pytest.mark.parametrize("name", ["in_context", "knn"])
+def test_each_neighbor_that_the_run_reads_is_read(ways, name):
+    def shown(chunks: list[int]) -> ReadingWays:
+        tables = {one: np.tile(chunks, (len(table), 1)) for one, table in ways.arms.tables.items()}
+        return ReadingWays(ways.model, replace(ways.arms, tables=tables, k=len(chunks)))
+
+    read = [shown([0, 3, last]).read(name, np.array([0])) for last in (6, 9)]
+
+    assert np.abs(read[0] - read[1]).max() > 1e-3
+
+
 def test_what_is_read_in_a_prompt_stands_before_the_text_and_scores_as_one_text(ways):
     looks, places = ways.looks(np.array([0]))
     look, (_, chunk) = looks[-1], places[-1]
-    form = FORMATS[-1]
+    form = prompt_formats(ways.arms.k)[-1]
     whole = [*ways.before(look, form), *look.before, *look.following]
     with torch.no_grad():
         ids = torch.tensor([[ways.model.config.begin_id, *whole]])
@@ -102,7 +113,7 @@ def test_what_is_read_in_a_prompt_stands_before_the_text_and_scores_as_one_text(
     assert read[: len(wanted)] == pytest.approx(wanted, abs=1e-3)
     assert all(
         text.strip() in ways.corpus.tokenizer.decode(whole)
-        for _, text in texts_of(ways.corpus, look.neighbors)[:1]
+        for _, text in titled_texts(ways.corpus, look.neighbors)[:1]
     )
 
 
@@ -117,7 +128,10 @@ def test_formats_are_chosen_on_documents_that_are_not_held_out_and_are_the_best_
     assert looks
     assert all(tuple(one.following) in known for one in looks)
     chosen_on = training_looks(ways.arms, finder, 16)
-    nats = {form: sum(one.sum() for one in ways._in_context(chosen_on, form)) for form in FORMATS}
+    nats = {
+        form: sum(one.sum() for one in ways._in_context(chosen_on, form))
+        for form in prompt_formats(ways.arms.k)
+    }
     assert ways.form == min(nats, key=lambda form: nats[form])
     formats = knn_formats(ways.model)
     sums: Any = sum(one.sum(axis=1) for one in ways._by_states(chosen_on, formats))
