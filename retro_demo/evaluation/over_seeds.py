@@ -17,6 +17,8 @@ from retro_demo.evaluation.verdict import VerdictFigures, verdict
 
 STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Two-sided 95% quantiles of Student's t for 1 to 9 degrees of freedom."""
+BEFORE = "baseline_before"
+"""The arm of what the baselines began from (evaluation/retro_measurement.py)."""
 MOST_SEEDS = len(STUDENT_T) + 1
 
 
@@ -57,6 +59,18 @@ def average_of(results: Sequence[Mapping[str, Any]], arm: str, other: str) -> Di
     return Difference(*parts)
 
 
+def _turned(difference: Difference | None) -> Difference | None:
+    """The difference of the same two arms, the other way round."""
+    if difference is None:
+        return None
+    parts = (difference.nats, difference.bpb)
+    return Difference(*(Estimate(-p.value, _minus(p.high), _minus(p.low)) for p in parts))
+
+
+def _minus(value: float | None) -> float | None:
+    return None if value is None else -value
+
+
 def verdict_over(results: Sequence[Mapping[str, Any]], got_worse: Sequence[str] = ()) -> dict[str, Any]:
     """Verdict, helps and next over the results of evaluations that differ in their seed alone.
 
@@ -68,6 +82,7 @@ def verdict_over(results: Sequence[Mapping[str, Any]], got_worse: Sequence[str] 
         return {name: first[name] for name in ("verdict", "helps", "next")}
     counts = first["counts"]
     match = first["match"] or {"words": "", "unfit": ""}
+    before = average_of(results, BEFORE, "on")
     baseline = [result["arms"].get("baseline", {}).get("bpb", math.nan) for result in results]
     said = verdict(
         VerdictFigures(
@@ -85,6 +100,9 @@ def verdict_over(results: Sequence[Mapping[str, Any]], got_worse: Sequence[str] 
             unfit=match["unfit"],
             leaked=counts["held_out_chunks_in_index"],
             trained_on=first["trained_on"],
+            was="what the baseline began from" if before is not None else "",
+            baseline_on_was=_turned(average_of(results, BEFORE, "baseline")),
+            on_was=_turned(before),
             got_worse=next(filter(None, got_worse), ""),
             seeds=len(results),
         )

@@ -110,9 +110,7 @@ class CorpusView:
         }
 
     def _buttons(self, state: str) -> Values:
-        stop, resume = stop_and_resume(state)
-        label = "Build" if state == "new" else "Resume"
-        return {self.stop: stop, self.resume: gr.Button(label, interactive=bool(resume.interactive))}
+        return dict(zip((self.stop, self.resume), stop_and_resume(state, new="Build"), strict=True))
 
 
 class SearchSection:

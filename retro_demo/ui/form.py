@@ -254,10 +254,14 @@ def relisted_runs(runs: Iterable[str], now: Any, chosen: Any) -> gr.Dropdown:
     return relisted(named_runs(runs), now, chosen)
 
 
-def stop_and_resume(state: str) -> list[gr.Button]:
-    """The two buttons of a job: each can be pressed where it would do something."""
+def stop_and_resume(state: str, new: str = "Resume") -> list[gr.Button]:
+    """The two buttons of a job: each can be pressed where it would do something.
+
+    `new`: what the second one is called for a job that never began.
+    """
+    label = new if state == "new" else "Resume"
     can_go_on = state in ("stopped", "failed", "interrupted", "new")
-    return [gr.Button(interactive=state in ("running", "waiting")), gr.Button(interactive=can_go_on)]
+    return [gr.Button(interactive=state in ("running", "waiting")), gr.Button(label, interactive=can_go_on)]
 
 
 def download(make: Callable[[Path], Path]) -> Path:

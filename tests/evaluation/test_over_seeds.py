@@ -61,3 +61,17 @@ def test_retrieval_helps_where_the_seeds_agree_and_is_not_shown_to_where_they_do
 
 def test_what_one_seed_did_not_measure_has_no_mean():
     assert average_of([result(-0.1), result(-0.1)], "on", "off") is None
+
+
+def test_baselines_that_got_worse_than_their_base_are_no_proof_of_a_gain():
+    def worse(seed: int) -> dict[str, Any]:
+        told = result(-0.1 + seed / 1000)
+        better = result(-0.12)["arms"]["on"]["differences"]["baseline"]  # before minus now
+        same = result(0.0)["arms"]["on"]["differences"]["baseline"]  # before minus on
+        told["arms"]["baseline_before"] = {"differences": {"baseline": better, "on": same}}
+        return told
+
+    said = verdict_over([worse(seed) for seed in range(3)])
+
+    assert said["helps"] is None
+    assert "what the baseline began from" in said["verdict"]
