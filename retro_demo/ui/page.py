@@ -38,7 +38,7 @@ from retro_demo.ui.generate_tab import generate_tab
 from retro_demo.ui.gradio_patches import Page, bound_each_address, keep_those_who_wait
 from retro_demo.ui.train_tab import train_tab
 from retro_demo.ui.uploads import account_panel
-from retro_demo.ui.visit import NOWHERE, Arrival, asked_for
+from retro_demo.ui.visit import NOWHERE, TOUCHED, Arrival, asked_for
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ LEAD = (
 
 def head() -> str:
     """What the page has in its <head>."""
-    return f"<script>{(ASSETS / 'storage.js').read_text('utf-8')}</script>{STYLE}"
+    return f"<script>{(ASSETS / 'storage.js').read_text('utf-8')}{TOUCHED}</script>{STYLE}"
 
 
 def theme() -> themes.Base:

@@ -39,7 +39,7 @@ COPY = """run => {
 }"""
 
 KEEP = """value => {
-  if (!navigator.userActivation?.hasBeenActive) return;  // what the page chooses on arrival asks for nothing
+  if (!window.retroTouched) return;  // what the page chooses on arrival is nobody's choice
   const at = new URL(location.href);
   const shown = document.querySelector('#FIELD')?.offsetParent;
   if (!shown && !SELECTED) return;
@@ -49,6 +49,12 @@ KEEP = """value => {
   history.replaceState(history.state, '', at);
 }"""
 """Keeps what is chosen in the address, so that a reload opens the same; SELECTED: its tab was just opened."""
+
+TOUCHED = "".join(
+    f"addEventListener('{kind}', () => {{ window.retroTouched = true; }}, {{ once: true, capture: true }});"
+    for kind in ("pointerdown", "keydown")
+)
+"""For the head of the page: notes that its visitor has done something."""
 
 IN_VIEW = "(code, run) => [code, document.querySelector('#RUN')?.offsetParent ? run : null]"
 
