@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from retro_demo.errors import UserError
+from retro_demo.paths import SAMPLE
 from retro_demo.render import study_views
 from retro_demo.server import studies
 from retro_demo.server.workspace import Workspace
@@ -44,6 +45,7 @@ class StudyView:
             with gr.Accordion("The command that does the same", open=False):
                 self.command = command_box("Command", "study-command")
         self.shown_before = gr.State("")
+        self.came_to = gr.State("")
         self.timer = gr.Timer(1.0, active=False)
         self.outputs = [self.inside, self.study, self.status, self.stop, self.resume, self.command]
         self.outputs += [self.shown_before, self.timer]
@@ -52,7 +54,8 @@ class StudyView:
         """`view` follows the run that the study is at, where it shows a run of that study."""
         watched = [visitor, self.study, self.shown_before]
         ticked = self.timer.tick(once_known(self.look), watched, self.outputs, **QUIET)
-        moved = ticked.then(once_known(self.go_along), [visitor, self.study, view.run], view.run, **QUIET)
+        along = [visitor, self.study, view.run, self.came_to]
+        moved = ticked.then(once_known(self.go_along), along, [view.run, self.came_to], **QUIET)
         moved.then(once_known(view.follow), view.watched(visitor), view.outputs, **QUIET)
         for begun in (arrival.then, tab.select):
             begun(once_known(self.look), watched, self.outputs, **QUIET)
@@ -66,18 +69,17 @@ class StudyView:
         """The chosen study, or the newest one."""
         return self.values(code, study, before)
 
-    def go_along(self, code: str, study: str | None, run: str | None) -> Any:
-        """The run that the study is at, for a view that shows another run of it; else nothing changes."""
+    def go_along(self, code: str, study: str | None, run: str | None, before: str) -> list[Any]:
+        """The run that the study came to since `before`, where the view shows a run of it or a shipped one."""
         workspace = Workspace.open(self.home, code)
         if study not in workspace.studies():
-            return gr.skip()
+            return [gr.skip(), gr.skip()]
         told = studies.study_status(workspace, study)
-        known = run in {part.run for part in told.parts} and told.run in workspace.runs()
-        return (
-            gr.Dropdown(named_runs(workspace.runs()), value=told.run)
-            if known and told.run != run
-            else gr.skip()
-        )
+        if told.run == before or told.run not in workspace.runs():
+            return [gr.skip(), gr.skip()]
+        follows = not run or run.startswith(SAMPLE) or run in {part.run for part in told.parts}
+        moved = gr.Dropdown(named_runs(workspace.runs()), value=told.run) if follows else gr.skip()
+        return [moved, told.run]
 
     def values(self, code: str, study: str | None, before: str) -> Values:
         """A study, drawn anew only when something changed since the mark `before`."""

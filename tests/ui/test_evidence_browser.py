@@ -37,6 +37,7 @@ def test_a_visitor_trains_a_marge_and_sees_its_reindexes_after_a_reload(browser,
     expect(page.locator("#knob-retriever")).to_have_count(0)
     expect(page.locator("#estimate")).to_contain_text("1,536 tokens", timeout=LONG)
     steps.fill("6")
+    page.locator("#groups .group button.label-wrap", has_text="Neighbors").click()
     page.locator("#marge-knob-refresh_every input").fill("3")
     page.locator("#marge-knob-passage_len input").fill("24")
     page.locator("#run-name input, #run-name textarea").first.fill("made here")

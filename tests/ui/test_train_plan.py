@@ -197,8 +197,11 @@ def test_a_study_is_drawn_anew_when_something_changed_and_the_view_goes_along_wi
 
     assert 'class="verdict' in drawn[view.status]
     assert sent(drawn[view.timer])["active"] is False
-    assert sent(view.go_along(code, study, "places-study-base"))["value"] == "places-study-retrofit"
-    assert view.go_along(code, study, "sample:factbook-lm") == gr.skip()
+    moved, at = view.go_along(code, study, "places-study-base", "places-study-base")
+    assert (sent(moved)["value"], at) == ("places-study-retrofit",) * 2
+    assert view.go_along(code, study, "places-study-base", at) == [gr.skip(), gr.skip()]  # it was shown
+    make_run(mine.folder / "runs" / "another", mine.corpus("places").resolve(), "lm")
+    assert view.go_along(code, study, "another", "") == [gr.skip(), at]
     with pytest.raises(UserError, match="not at work"):
         view.stop_study(code, study)
     assert tab.plan.refit(code, STUDY, "tiny", "", [STUDY, ""]) == gr.skip()
