@@ -70,7 +70,7 @@ class StudyView:
         return self.values(code, study, before)
 
     def go_along(self, code: str, study: str | None, run: str | None, before: str) -> list[Any]:
-        """The run that the study came to since `before`, where the view shows a run of it or a shipped one."""
+        """The run that the study came to since `before`, if the view shows a run of it or a shipped one."""
         workspace = Workspace.open(self.home, code)
         if study not in workspace.studies():
             return [gr.skip(), gr.skip()]
