@@ -25,6 +25,10 @@ from retro_demo.training.study import steps_behind
 
 STUDY = "study"
 """The choice beside the kinds of run: does retrieval help here?"""
+NO_BASELINE = (
+    "A pretrained model is compared with itself without neighbors: no matched baseline of it is trained here. "
+    "For one, choose to train an lm first."
+)
 
 
 @dataclass(frozen=True)
@@ -122,12 +126,12 @@ def _of_corpus(workspace: Workspace, plan: Plan) -> dict[str, Any]:
 
 
 def doubts(workspace: Workspace, plan: Plan) -> str:
-    """Why a study of this corpus could come to no verdict, in a sentence; "" where it can."""
+    """Why a study could come to no verdict, or to half a one, in a sentence; "" where it can come to one."""
     if plan.model != STUDY or plan.corpus not in run_actions.built_ones(workspace):
         return ""
     held = (service.statistics(workspace.corpus(plan.corpus)) or {}).get("held_out_documents", 0)
     if held >= MIN_DOCUMENTS:
-        return ""
+        return NO_BASELINE if plan.kind.trains_pretrained else ""
     return (
         f"Only {held} documents of this corpus are held out, and a verdict needs at least {MIN_DOCUMENTS}. "
         "Build it with more documents, or with a larger share held out."
