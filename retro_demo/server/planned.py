@@ -26,7 +26,7 @@ from retro_demo.training.study import steps_behind
 STUDY = "study"
 """The choice beside the kinds of run: does retrieval help here?"""
 NO_BASELINE = (
-    "A pretrained model is compared with itself without neighbors: no matched baseline of it is trained here. "
+    "A pretrained model is compared with itself without neighbors: no matched baseline of it is trained. "
     "For one, choose to train an lm first."
 )
 

@@ -266,7 +266,8 @@ class PlanForm:
         loaded = self.load.upload(shows_errors(self.load_file), [visitor, self.load], filled, **QUIET)
         loaded.then(**guesses)
         back = arrival.then(once_known(self.bring_back), [visitor, self.kept], filled, **QUIET)
-        return back.then(**guesses)
+        back.then(**guesses)
+        return back  # the lists of the tab are not to wait for more
 
     def _shown(self) -> list[Any]:
         """What is there for some kinds of run only."""

@@ -18,11 +18,12 @@ from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.planned import STUDY
 from retro_demo.server.workspace import Workspace
 from retro_demo.ui import zero_gpu
-from retro_demo.ui.form import CHEAP, QUIET, Values, once_known, relisted, shows_errors, sure
+from retro_demo.ui.form import CHEAP, PRIVATE, QUIET, Values, once_known, relisted, shows_errors, sure
 from retro_demo.ui.run_view import RunView
 from retro_demo.ui.share_section import ShareSection
 from retro_demo.ui.study_view import StudyView
 from retro_demo.ui.train_plan import PlanForm
+from retro_demo.ui.visit import FORGET_RUN
 
 
 class TrainTab:
@@ -68,6 +69,7 @@ class TrainTab:
         self.share.wire(visitor, run, self.outputs)
         asked = [visitor, plan.corpus, plan.model, plan.preset, plan.name, plan.base, *plan.widgets]
         begins = plan.start.click(shows_errors(self.start_training), asked, self.with_study, **CHEAP)
+        plan.start.click(None, None, None, js=FORGET_RUN, **PRIVATE)
         view.stop.click(shows_errors(self.stop_training), [visitor, run], None, **CHEAP)
         resumes = view.resume.click(shows_errors(self.continue_training), chosen, self.outputs, **CHEAP)
         lengthens = self.longer.click(

@@ -25,7 +25,7 @@ from retro_demo.runs.checkpoint import has_weights, read_any_config
 from retro_demo.server import evaluations, service
 from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace
-from retro_demo.ui.form import PRIVATE, QUIET, named_runs, once_known, shows_errors
+from retro_demo.ui.form import PRIVATE, QUIET, Values, named_runs, once_known, shows_errors
 
 NOWHERE = {"tab": "", "run": "", "corpus": ""}
 TABS = ("generate", "corpus", "train", "evaluate", "evidence")
@@ -50,6 +50,13 @@ KEEP = """value => {
 }"""
 """Keeps what is chosen in the address, so that a reload opens the same; SELECTED: its tab was just opened."""
 
+FORGET_RUN = """() => {
+  const at = new URL(location.href);
+  at.searchParams.delete('run');
+  history.replaceState(history.state, '', at);
+}"""
+"""A run is begun: a reload before it is shown opens the newest one, not the one that was chosen before."""
+
 TOUCHED = "".join(
     f"addEventListener('{kind}', () => {{ window.retroTouched = true; }}, {{ once: true, capture: true }});"
     for kind in ("pointerdown", "keydown")
@@ -57,6 +64,10 @@ TOUCHED = "".join(
 """For the head of the page: notes that its visitor has done something."""
 
 IN_VIEW = "(code, run) => [code, document.querySelector('#RUN')?.offsetParent ? run : null]"
+
+
+Fields = Sequence[tuple[str, gr.Dropdown]]
+"""Where a run or a corpus is chosen, each by the id of its tab."""
 
 
 @dataclass(frozen=True)
@@ -127,20 +138,21 @@ class Arrival:
             for _, chosen in fields:
                 others = [(name, other) for name, other in fields if other is not chosen]
                 if others:
-                    moved = once_known(partial(of, tuple(name for name, _ in others)))
+                    moved = once_known(partial(of, others))
                     chosen.input(moved, [self.visitor, chosen], [other for _, other in others], **QUIET)
 
-    def _run_elsewhere(self, tabs: Sequence[str], code: str, run: str | None) -> list[Any]:
+    def _run_elsewhere(self, others: Fields, code: str, run: str | None) -> Values:
         workspace = Workspace.open(self.home, code)
-        moves = [run and can_show(workspace, run, tab) for tab in tabs]
-        return [gr.Dropdown(named_runs([run]), value=run) if run and move else gr.skip() for move in moves]
+        moved = [field for tab, field in others if run and can_show(workspace, run, tab)]
+        return {field: gr.Dropdown(named_runs([str(run)]), value=run) for field in moved}
 
-    def _corpus_elsewhere(self, tabs: Sequence[str], code: str, corpus: str | None) -> list[Any]:
+    def _corpus_elsewhere(self, others: Fields, code: str, corpus: str | None) -> Values:
         workspace = Workspace.open(self.home, code)
         chosen = str(corpus)
         there = chosen in workspace.corpora() and is_built(workspace.corpus(chosen))
         choices = [(service.corpus_title(chosen), chosen)]
-        return [gr.Dropdown(choices, value=chosen) if there else gr.skip() for _ in tabs]
+        fields = [field for _, field in others] if there else []
+        return {field: gr.Dropdown(choices, value=chosen) for field in fields}
 
     def naming(self, tab: gr.Tab, run: gr.Dropdown) -> None:
         """Let the line at the top name the run of this tab while it is the one in view."""
