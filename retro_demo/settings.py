@@ -118,6 +118,10 @@ def another_retriever(*, main: bool = False) -> Any:
     return setting("", "Retriever", said, choices=("", *RETRIEVERS), main=main)
 
 
+AUTO = "auto"
+"""The embedder that a build chooses by what it measures."""
+
+
 @dataclass(frozen=True)
 class CorpusConfig(Settings):
     """How documents become chunks, vectors and neighbors."""
@@ -134,10 +138,12 @@ class CorpusConfig(Settings):
         main=True,
     )
     embedder: str = setting(
-        "static",
+        AUTO,
         "Embedder",
-        "What turns a chunk into a vector: static (a small table, fast), minilm (the frozen transformer). "
-        "The command line takes minilm:FOLDER and st:NAME (a sentence-transformers model), too.",
+        "What turns a chunk into a vector: static (a small table, fast), words (words and their parts, for "
+        "every script), minilm (the frozen transformer); auto takes static, or words where static does "
+        "not know a fifth of the text. The command line takes minilm:FOLDER and st:NAME (a "
+        "sentence-transformers model), too.",
         main=True,
     )
     tokenizer: str = setting(

@@ -228,7 +228,10 @@ def test_each_benchmark_works_at_tiny_sizes(part, tmp_path):
 
 @pytest.mark.proof
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("arguments", [["pretrained", "--quick", "--rounds", "1"], ["gpu", "--smoke"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["pretrained", "--quick", "--rounds", "1"], ["gpu", "--smoke"], ["search_by_script", "--quick"]],
+)
 def test_benchmarks_of_other_machines_work_at_tiny_sizes_here(arguments, tmp_path):
     goal = tmp_path / "figures.json"
 

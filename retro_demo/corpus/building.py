@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Collection, Generator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,13 @@ import faiss
 import numpy as np
 
 from retro_demo.corpus.chunks import Duplicates, read_text
+from retro_demo.corpus.embedder_choice import (
+    STATIC,
+    check_embedder,
+    choose_embedder,
+    fit_embedder,
+    open_embedder,
+)
 from retro_demo.corpus.embedding import (
     count_without_vector,
     doubt_of_statistics,
@@ -45,7 +53,7 @@ from retro_demo.corpus.store import (
     file_checksum,
     unchanged,
 )
-from retro_demo.devices import allowed_memory, choose_device
+from retro_demo.devices import allowed_memory
 from retro_demo.documents.sources import Document
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Finished, Progress, Started, Warned
@@ -66,9 +74,8 @@ from retro_demo.retrieval.dense import (
     read_part,
     write_part,
 )
-from retro_demo.retrieval.embedders import load_embedder
 from retro_demo.retrieval.neighbors import Neighbors
-from retro_demo.settings import CorpusConfig, from_json, to_json
+from retro_demo.settings import AUTO, CorpusConfig, from_json, to_json
 from retro_demo.tokenizer import Tokenizer
 
 INDEX = "index.faiss"
@@ -183,7 +190,10 @@ def prepare_corpus(
     anybody else.
     """
     if check_output(out, "corpus", placed=placed):
-        if read_object(out / CONFIG) == json.loads(_as_config(sources, config)):
+        there = read_object(out / CONFIG)
+        # before there was auto, static was the usual one: such a folder goes on as it was begun
+        usual = replace(config, embedder=STATIC) if config.embedder == AUTO else config
+        if any(there == json.loads(_as_config(sources, one)) for one in (config, usual)):
             return
         # where nothing could be read yet (a mistyped source, say) there is nothing to lose
         if (out / "reading.json").exists():
@@ -213,10 +223,17 @@ def build_corpus(out: Path) -> Iterator[Event]:
     begun = time.perf_counter()
     config, sources = read_corpus_config(out)
     yield Started("corpus", about=to_json(config))
-    embedder = load_embedder(config.embedder, choose_device("auto"))  # a missing one is said before any work
+    check_embedder(config.embedder)
     text = yield from read_text(out, config, sources)
     documents, chunks, held_out, tokenizer = text.documents, text.chunks, text.held_out, text.tokenizer
     duplicates, warnings, train = text.duplicates, list(text.warnings), text.train
+    name, choice = choose_embedder(config.embedder, chunks, tokenizer)
+    config = replace(config, embedder=name)
+    if choice:
+        warnings.append(choice)
+        yield Warned(choice)
+    fit_embedder(out, name, text)
+    embedder, told = open_embedder(out, name), len(warnings)
     yield from take_given(out, chunks, tokenizer, embedder)
     yield from embed_chunks(out, chunks, tokenizer, embedder)
     vectors = load_array(out / "vectors.npy", mapped=True)
@@ -272,7 +289,7 @@ def build_corpus(out: Path) -> Iterator[Event]:
         "statistics": statistics,
     }
     ending = built(manifest)
-    for sentence in ending.result["warnings"][len(text.warnings) :]:  # the others are told
+    for sentence in ending.result["warnings"][told:]:  # the others are told
         yield Warned(sentence)
     write_atomically(out / MANIFEST, json.dumps(manifest).encode())
     yield ending

@@ -30,6 +30,7 @@ import numpy as np
 
 from retro_demo.corpus.building import build_corpus, built, read_corpus_config, write_corpus_config
 from retro_demo.corpus.chunks import cut
+from retro_demo.corpus.embedder_choice import COUNTS
 from retro_demo.corpus.embedding import give_vectors
 from retro_demo.corpus.store import (
     MANIFEST,
@@ -213,6 +214,8 @@ def _carry_over(folder: Path, change: Change) -> Iterator[Event]:
     document = np.concatenate([number[chunks.document[rows]], added.document + np.int32(len(documents))])
     write_documents(folder / "documents.jsonl", [*documents, *new])
     shutil.copyfile(corpus.folder / "tokenizer.json", folder / "tokenizer.json")
+    if (corpus.folder / COUNTS).exists():
+        shutil.copyfile(corpus.folder / COUNTS, folder / COUNTS)
     save_array(folder / "chunks.npy", tokens)
     save_array(folder / "chunk_documents.npy", document)
     vectors = load_array(unchanged(corpus, "vectors.npy"), mapped=True)
@@ -360,7 +363,8 @@ def plan_retokenized(corpus: Corpus, run: Path, chunk_len: int) -> Path:
     check_current(corpus)
     if not (folder / "config.json").exists():  # else it was planned, for whichever run of this tokenizer
         folder.mkdir(parents=True, exist_ok=True)
-        for source in (*(corpus.folder / name for name in COPIED), run / "tokenizer.json"):
+        fitted = [COUNTS] if (corpus.folder / COUNTS).exists() else []
+        for source in (*(corpus.folder / name for name in (*COPIED, *fitted)), run / "tokenizer.json"):
             with beside(folder / source.name) as copy:
                 shutil.copyfile(source, copy)
         config = replace(corpus.config, tokenizer=f"of the run {run.name}", chunk_len=chunk_len)

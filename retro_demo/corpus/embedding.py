@@ -182,31 +182,17 @@ def count_without_vector(chunks: Chunks, tokenizer: Tokenizer, there: np.ndarray
     return int((~blank[chunks.tokens[~there]]).any(axis=1).sum())
 
 
-def better_embedder(embedder: str) -> str:
-    """The embedder to take for a text of which `embedder` knows too little, as --embedder takes it.
-
-    The one place that decides it: an embedder that knows every script is to be named here, and a build that
-    changes to it by itself is to ask here. minilm is no answer to static: it has the same word pieces.
-    """
-    return f"{'another ' * embedder.startswith('st:')}st:NAME, a multilingual one"
-
-
-def remedy(embedder: str) -> str:
-    """The sentence that says what to do where this embedder does not know the text.
-
-    The command line alone takes a better embedder, so its flag stands in backticks and is told as it is.
-    """
-    return (
-        "To search, train and write use --retriever bm25-words (or bm25), which needs no embedder; or build "
-        "the corpus on the command line with an embedder that knows the text "
-        f"(`--embedder` {better_embedder(embedder)})."
-    )
+BETTER = "words"  # where an embedder knows too little; minilm is none: it has the word pieces of static
+REMEDY = (
+    "To search, train and write use --retriever bm25-words (or bm25), which needs no embedder; or build the "
+    f"corpus with --embedder {BETTER}, which knows every script."
+)
 
 
 def doubt_of_statistics(statistics: Mapping[str, Any]) -> str:
     """What is unknown of a corpus and what to do, "" where that is little or was not measured."""
     facts = _facts(statistics)
-    return f"{facts} {remedy(statistics['embedder'])}" if facts else ""
+    return f"{facts} {REMEDY}" if facts else ""
 
 
 def doubt_of(corpus: Corpus, retriever: str) -> str:
@@ -312,5 +298,5 @@ def check_found(corpus: Corpus, retriever: str) -> None:
         raise UserError(
             f"The retriever {retriever} finds no neighbor for any training chunk of {corpus.name}: the "
             f"embedder {embedder} does not know this text. Train with the retriever bm25-words or bm25, "
-            f"which needs no embedder, or build the corpus with the embedder {better_embedder(embedder)}."
+            f"which needs no embedder, or build the corpus with the embedder {BETTER}."
         )

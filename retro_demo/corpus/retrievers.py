@@ -19,10 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from retro_demo.corpus.building import open_index
+from retro_demo.corpus.embedder_choice import open_embedder
 from retro_demo.corpus.embedding import doubt_of_query, doubt_of_statistics
 from retro_demo.corpus.store import Corpus, check_current, derived_folder, unchanged
 from retro_demo.corpus.titled_retrieval import TitledRetriever, titled_terms
-from retro_demo.devices import choose_device
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Progress
 from retro_demo.files import beside, load_array
@@ -37,7 +37,6 @@ from retro_demo.retrieval.bm25 import (
     word_terms,
 )
 from retro_demo.retrieval.dense import DenseRetriever, VectorIndex, gpu_available
-from retro_demo.retrieval.embedders import load_embedder
 from retro_demo.retrieval.neighbors import Neighbors, Retriever, end_of_query
 
 
@@ -128,7 +127,7 @@ def search_stored(corpus: Corpus, finder: Retriever, rows: np.ndarray, k: int) -
 
 
 def _dense(corpus: Corpus, index: VectorIndex) -> DenseRetriever:
-    embedder = load_embedder(corpus.config.embedder, choose_device("auto"))
+    embedder = open_embedder(corpus.folder, corpus.config.embedder)
     if embedder.fingerprint != corpus.manifest["embedder_fingerprint"]:
         raise UserError(
             f"The index of {corpus.name} was made by another version of the embedder {embedder.name}. "

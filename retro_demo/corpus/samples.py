@@ -257,7 +257,7 @@ SAMPLES = {
     "factbook2015": Sample(
         "World Factbook 2015",
         ASSETS / "factbook2015" / "factbook2015.jsonl.gz",
-        CorpusConfig(tokenizer="factbook", chunk_len=32),
+        CorpusConfig(tokenizer="factbook", chunk_len=32, embedder="static"),
         edition="factbook2026",
         prompts=(
             "France\n\nGovernment\n\nExecutive branch:\nchief of state:",
@@ -269,17 +269,19 @@ SAMPLES = {
     "factbook2026": Sample(
         "World Factbook 2026",
         ASSETS / "factbook2026" / "factbook2026.jsonl.gz",
-        CorpusConfig(tokenizer="factbook", chunk_len=32),
+        CorpusConfig(tokenizer="factbook", chunk_len=32, embedder="static"),
         at_start=False,
         edition="factbook2015",
     ),
     "udhr44": Sample(
-        "Human rights in 44 languages", ASSETS / "udhr44" / "udhr44.jsonl.gz", CorpusConfig(holdout=0.2)
+        "Human rights in 44 languages",
+        ASSETS / "udhr44" / "udhr44.jsonl.gz",
+        CorpusConfig(holdout=0.2, embedder="static"),
     ),
     "lookup": Sample(
         "Lookup world",
         LookupConfig(),
-        CorpusConfig(chunk_len=32, vocab_size=4096),
+        CorpusConfig(chunk_len=32, vocab_size=4096, embedder="static"),
         at_start=False,
         prompts=(
             "Last month my brother and I saw Fuskix Laskath. For a room in Fuskix Laskath you pay one "

@@ -36,18 +36,18 @@ from retro_demo.corpus.building import (
 )
 from retro_demo.corpus.changes import carry_out, is_pending
 from retro_demo.corpus.chunks import read_text
+from retro_demo.corpus.embedder_choice import check_embedder, choose_embedder, fit_embedder, open_embedder
 from retro_demo.corpus.embedding import EMBED_BLOCK, embed_chunks, npy_header, sources_of
 from retro_demo.corpus.samples import prepare_sample
 from retro_demo.corpus.store import MANIFEST, Chunks, is_built
-from retro_demo.devices import choose_device
 from retro_demo.errors import UserError, listed
-from retro_demo.events import Event, Finished, Progress, Started, Stopped, cut_back
+from retro_demo.events import Event, Finished, Progress, Started, Stopped, Warned, cut_back
 from retro_demo.files import file_hash, load_array, save_array, write_atomically
 from retro_demo.jobs.lifecycle import claim, record
 from retro_demo.paths import SAMPLE, data_home
 from retro_demo.pretrained.tokenizer import load_tokenizer
 from retro_demo.retrieval.dense import DenseRetriever, gpu_available, has_vector
-from retro_demo.retrieval.embedders import Embedder, load_embedder
+from retro_demo.retrieval.embedders import Embedder
 from retro_demo.retrieval.neighbors import excluded
 from retro_demo.tokenizer import Tokenizer
 
@@ -98,16 +98,21 @@ def build_shard(out: Path, shard: Shard) -> Iterator[Event]:
     config, sources = read_corpus_config(out)
     yield Started("corpus", about={"shard": str(shard)})
     whole = Finished({"shard": str(shard), "done": "corpus", "waits_for": []})
-    embedder = load_embedder(config.embedder, choose_device("auto"))
+    check_embedder(config.embedder)
     with claim(out, patience=-1):  # one reads and cuts the text, the others wait for it
         if (out / MANIFEST).exists():
             yield whole
             return
         if not (out / SHARDS / "split.npz").exists():
             text = yield from read_text(out, config, sources)
+            name, choice = choose_embedder(config.embedder, text.chunks, text.tokenizer)
+            if choice:
+                yield Warned(choice)
+            fit_embedder(out, name, text)
             _keep_split(out, text.duplicates.cluster, text.held_out, text.window)
         tokenizer = load_tokenizer(out / "tokenizer.json")
         chunks = Chunks(load_array(out / "chunks.npy", mapped=True), load_array(out / "chunk_documents.npy"))
+        embedder = open_embedder(out, choose_embedder(config.embedder, chunks, tokenizer)[0])
         searched = (shard.folder(out) / NEIGHBORS).exists()  # if not, nobody else can finish the corpus
         own = None if searched else _hand_out(out, shard, chunks)
     if own is not None:

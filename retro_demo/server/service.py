@@ -40,7 +40,7 @@ from retro_demo.runs.resuming import saved_step
 from retro_demo.server.limits import check_space, check_steps, check_training, checked_text, limits_of
 from retro_demo.server.scheduler import begin, check_can_queue
 from retro_demo.server.workspace import Workspace, note_files, noted, plain_name
-from retro_demo.settings import CorpusConfig
+from retro_demo.settings import AUTO, CorpusConfig
 
 
 def begin_retokenizing(workspace: Workspace, run: Path, corpus: Path, title: str) -> Path | None:
@@ -142,7 +142,10 @@ def safe_name(given: str, taken: set[str]) -> str:
     raise AssertionError("one of n + 1 names is free")
 
 
-VISITOR_CHOICES = {"embedder": ("static", "minilm"), "tokenizer": ("train", *SHIPPED_TOKENIZERS)}
+VISITOR_CHOICES = {
+    "embedder": (AUTO, "static", "words", "minilm"),
+    "tokenizer": ("train", *SHIPPED_TOKENIZERS),
+}
 LOOK_SECONDS = 0.3
 NO_BASE = (
     "A retrofit begins with a finished lm of the same corpus, and there is none yet. Choose “Does retrieval "

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from retro_demo.corpus.embedder_choice import COUNTS
 from retro_demo.documents.sources import USES, Document
 from retro_demo.errors import UserError
 from retro_demo.events import ENDINGS, PARTS, wrong_with
@@ -45,7 +46,7 @@ from retro_demo.runs.checkpoint import BEST, LAST, STATE, AnyRun, read_any_confi
 
 FORMAT = 1
 RUN = ["config.json", LAST, "tokenizer.json", "events.jsonl"]
-CORPUS = ["documents.jsonl", "reading.json", "tokenizer.json", "corpus.json", "vectors.npy"]
+CORPUS = ["documents.jsonl", "reading.json", "tokenizer.json", "corpus.json", "vectors.npy", COUNTS]
 """What an import reads of a corpus; all else is made from it."""
 MADE_ANEW = [
     "config.json",
@@ -66,6 +67,7 @@ MOST_BYTES = {
     "events.jsonl": 16_000_000,
     "corpus/tokenizer.json": 32_000_000,
     **dict.fromkeys(OF_DOCUMENTS, 64_000_000),
+    f"corpus/{COUNTS}": 4_000_000,
 }
 """Of files that are read into memory whole; tensors are bound by their own headers."""
 DOCUMENTS = "corpus/documents.jsonl"

@@ -19,6 +19,7 @@ from typing import Any
 
 import huggingface_hub  # its parts load on first use, which only who pushes waits for
 
+from retro_demo.corpus.embedder_choice import COUNTS
 from retro_demo.corpus.samples import SAMPLES
 from retro_demo.corpus.store import KEPT_FILES, Corpus, load_corpus
 from retro_demo.corpus.store import MANIFEST as CORPUS_MANIFEST
@@ -345,7 +346,7 @@ def _note(corpus: str, fingerprint: str) -> CorpusNote:
 def _copy_corpus(corpus: Corpus, out: Path) -> None:
     """The files of a built corpus, without what can be made from them in seconds; sources stay unnamed."""
     out.mkdir()
-    names = {*KEPT_FILES, "reading.json", "vectors.npy", "vectors.json", "index.json"}
+    names = {*KEPT_FILES, COUNTS, "reading.json", "vectors.npy", "vectors.json", "index.json"}
     names |= {path.name for path in corpus.folder.glob("index*.faiss")}
     for name in sorted(names):
         if (corpus.folder / name).exists():  # early corpora lack some

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from retro_demo.corpus.embedder_choice import COUNTS
 from retro_demo.corpus.embedding import GIVEN
 from retro_demo.corpus.samples import SAMPLES
 from retro_demo.corpus.sharding import run_build
@@ -37,6 +38,7 @@ from retro_demo.pretrained.bases import (
     name_of_base,
 )
 from retro_demo.pretrained.tokenizer import load_tokenizer
+from retro_demo.retrieval.words import read_counts
 from retro_demo.runs.checkpoint import (
     BEST,
     IMPORTED,
@@ -72,7 +74,7 @@ from retro_demo.sharing.export_format import (
 
 LIMITS = ReadingLimits(total_bytes=8_000_000_000)
 SAID_CHARS = 400
-EMBEDDERS = ("static", "minilm")
+EMBEDDERS = ("static", "words", "minilm")
 HEX = re.compile(r"[0-9a-f]{16}")
 
 
@@ -243,6 +245,8 @@ def _check_corpus(folder: Path, note: CorpusNote, *, retokenized: bool) -> tuple
     check_reading(folder / "reading.json", count)
     if (folder / "vectors.npy").exists():
         check_vectors(folder / "vectors.npy")
+    if (folder / COUNTS).exists():
+        read_counts(folder / COUNTS)
     return config, held
 
 
@@ -265,6 +269,8 @@ def take_corpus(export: Checked, out: Path) -> None:
         os.replace(export.folder / "corpus" / name, out / name)
     if (export.folder / "corpus" / "vectors.npy").exists():
         os.replace(export.folder / "corpus" / "vectors.npy", out / GIVEN)
+    if (export.folder / "corpus" / COUNTS).exists():
+        os.replace(export.folder / "corpus" / COUNTS, out / COUNTS)
     about = {"kind": "corpus", "sources": [], "config": asdict(config)}
     write_atomically(out / "config.json", (json.dumps(about, indent=2) + "\n").encode())
 

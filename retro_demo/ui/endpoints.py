@@ -57,8 +57,9 @@ class Endpoints:
         fields: str = "",
     ) -> Iterator[dict]:
         """Build a corpus of uploaded files and follow it. fields says of files with columns which is which,
-        as in text=body,title=name. Yields events (`waiting` with its place while it has to queue); the last
-        is `finished`, `stopped` or `failed`, with the corpus id under "corpus"."""
+        as in text=body,title=name; embedder is static, words, minilm, or auto (static or words, whichever
+        knows the text). Yields events (`waiting` with its place while it has to queue); the last is
+        `finished`, `stopped` or `failed`, with the corpus id under "corpus"."""
         config = CorpusConfig(chunk_len=_whole(chunk_len), holdout=holdout, embedder=embedder, fields=fields)
         space = Workspace.open(self.home, workspace)
         corpus = service.start_build(space, [uploaded(space, file) for file in files or []], name, config)

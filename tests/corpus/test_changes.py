@@ -195,12 +195,12 @@ def test_uploads_stay_where_nothing_is_forgotten_and_a_folder_of_ones_own_always
 def test_a_change_that_fails_late_is_kept_and_gone_on_with(tmp_path, corpus_folder, monkeypatch):
     """As where the weights of the embedder are not there today: what was asked and uploaded is not lost."""
 
-    def missing(name: str, device: str = "cpu"):
+    def missing(folder: Path, name: str):
         raise UserError("The weights are not on this machine.")
 
     fingerprint = load_corpus(corpus_folder).fingerprint
     with monkeypatch.context() as patch:
-        patch.setattr(building, "load_embedder", missing)
+        patch.setattr(building, "open_embedder", missing)
         with pytest.raises(UserError, match="The corpus stays as it was. The change is kept"):
             changed(corpus_folder, add=source(tmp_path), forget=["Arden"])
     assert load_corpus(corpus_folder).fingerprint == fingerprint

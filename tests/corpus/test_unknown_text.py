@@ -43,7 +43,7 @@ from retro_demo.settings import RETRIEVERS, AddConfig, CorpusConfig, EvaluateCon
 DATA = TESTS / "data" / "languages"
 AMHARIC = sorted(DATA.glob("amharic_*.txt"))
 CHINESE = sorted(DATA.glob("zh_*.txt"))
-PLAIN = CorpusConfig(chunk_len=16, vocab_size=400, num_neighbors=4)
+PLAIN = CorpusConfig(chunk_len=16, vocab_size=400, num_neighbors=4, embedder="static")
 
 
 def build(folder: Path, sources: list[Path], config: CorpusConfig = PLAIN) -> list[Event]:
@@ -82,14 +82,22 @@ def mixed(tmp_path_factory) -> Corpus:
     """Two English texts among three Amharic ones, none held out; do not change it."""
     folder = tmp_path_factory.mktemp("corpora") / "mixed"
     english = write_jsonl(folder.parent / "english.jsonl", records()[:2])
-    build(folder, [english, *AMHARIC], CorpusConfig(chunk_len=16, vocab_size=400, num_neighbors=4, holdout=0))
+    build(
+        folder,
+        [english, *AMHARIC],
+        CorpusConfig(chunk_len=16, vocab_size=400, num_neighbors=4, holdout=0, embedder="static"),
+    )
     return load_corpus(folder)
 
 
 @pytest.fixture(scope="module")
 def chinese(tmp_path_factory) -> Corpus:
     folder = tmp_path_factory.mktemp("corpora") / "chinese"
-    build(folder, CHINESE, CorpusConfig(chunk_len=16, vocab_size=400, num_neighbors=4, holdout=0))
+    build(
+        folder,
+        CHINESE,
+        CorpusConfig(chunk_len=16, vocab_size=400, num_neighbors=4, holdout=0, embedder="static"),
+    )
     return load_corpus(folder)
 
 
@@ -106,7 +114,7 @@ def test_a_text_in_any_script_is_built_and_what_to_use_finds_it(tmp_path, first,
     assert isinstance(events[-1], Finished)
     assert "The embedder static does not know" in told
     assert "--retriever bm25-words (or bm25)" in told
-    assert "`--embedder` st:NAME" in told
+    assert "--embedder words" in told
     corpus = load_corpus(tmp_path / "c")
     passage = corpus.tokenizer.decode(corpus.chunks.tokens[0].tolist())
     assert search(corpus, load_retriever(corpus, "bm25"), passage, 1)
@@ -162,7 +170,7 @@ def test_a_chunk_without_a_vector_is_the_neighbor_of_none_and_has_none(mixed):
 
 def test_few_chunks_without_a_vector_are_told_without_advice_on_the_whole(tmp_path):
     rows = [*records(), {"id": "am", "title": "Amharic", "text": AMHARIC[0].read_text("utf-8")[:90]}]
-    config = CorpusConfig(chunk_len=16, vocab_size=400, num_neighbors=4, holdout=0)
+    config = CorpusConfig(chunk_len=16, vocab_size=400, num_neighbors=4, holdout=0, embedder="static")
 
     events = build(tmp_path / "c", [write_jsonl(tmp_path / "rows.jsonl", rows)], config)
 

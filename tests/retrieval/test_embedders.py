@@ -96,7 +96,7 @@ def test_the_fingerprint_follows_the_weights(static, tmp_path):
 
 @pytest.mark.parametrize("name", ["", "word2vec", "minilm:", "st:", "static:x"])
 def test_an_unknown_embedder_is_refused_with_the_choices(name):
-    with pytest.raises(UserError, match='"static", "minilm", "minilm:FOLDER" or "st:NAME"'):
+    with pytest.raises(UserError, match='"static", "words", "minilm", "minilm:FOLDER" or "st:NAME"'):
         load_embedder(name)
 
 

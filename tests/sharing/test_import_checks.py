@@ -213,6 +213,10 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
         change_json("corpus/corpus.json", config__embedder="minilm:/etc"),
         "does not load for a stranger",
     ),
+    "counts of the embedder words that are none": (
+        write("corpus/words.safetensors", headed({"counts": [1]})),
+        "is not what the embedder words has counted",
+    ),
     "a corpus of another fingerprint": (change_json("corpus/corpus.json", fingerprint="0" * 16), "different"),
     "a million of nothing in corpus.json": (
         write("corpus/corpus.json", b'{"x": [' + b"{}," * 1_000_001 + b"{}]}"),

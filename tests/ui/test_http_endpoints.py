@@ -104,7 +104,7 @@ def test_every_endpoint_takes_the_workspace_code_first(client):
 @pytest.mark.parametrize(
     ("endpoint", "config"),
     [
-        ("/build_corpus", CorpusConfig()),
+        ("/build_corpus", CorpusConfig(embedder="static")),  # pinned before there was auto
         ("/generate", GenerateConfig()),
         ("/evaluate", EvaluateConfig()),
         ("/explain", ExplainConfig()),
@@ -163,7 +163,9 @@ def unknown(home, code) -> list[str]:
     for name in ("zh", "amharic"):
         folder = Workspace.open(home, code).make().folder / "corpora" / name
         sources = sorted((TESTS / "data" / "languages").glob(f"{name}_*.txt"))
-        prepare_corpus(folder, sources, CorpusConfig(chunk_len=16, vocab_size=400, holdout=0.0))
+        prepare_corpus(
+            folder, sources, CorpusConfig(chunk_len=16, vocab_size=400, holdout=0.0, embedder="static")
+        )
         list(build_corpus(folder))
     return ["zh", "amharic"]
 
