@@ -4,6 +4,7 @@ The result has what `runner.py` lists, and
 
 leakage       {"database": ..., "neighbors": ...}: bpb by overlap, see evaluation/copied_text.py
 arms          has also `reach`: the share of the looks whose neighbors hold what comes next, see arms.py
+title         the verdict in a student's words
 curves        loss by the size of the database and by k, where they were measured
 ways          of a reader: the ways to read the same neighbors on the tokens of the first verdict, with costs
 match         how run and baseline compare, in words
@@ -270,6 +271,7 @@ def make_study(arms: Arms, request: Request, loaded: LoadedRun, known: Known, wa
         overlaps=overlaps,
         was=was,
         got_worse=got_worse(request.folder("baseline")) if request.baseline else "",
+        retrofit=bool(loaded.config.base),
     )
 
 
@@ -320,6 +322,7 @@ class RetroStudy:
     overlaps: Overlaps
     was: str = ""  # what the baseline was before, where that is measured too
     got_worse: str = ""  # that the training of the baseline tells that it was better, in words
+    retrofit: bool = False  # whether the run was trained on top of a finished model
 
 
 def report(study: RetroStudy, names: list[str], count: int) -> dict[str, Any]:
@@ -360,6 +363,7 @@ def report(study: RetroStudy, names: list[str], count: int) -> dict[str, Any]:
     found = {name: leakage(sums, runs, tokens, names) for name, runs in longest.items()}
     return {
         "verdict": said.sentence,
+        "title": said.title,
         "helps": said.helps,
         "next": list(said.next),
         "counts": counts,
@@ -398,6 +402,7 @@ def _evidence(study: RetroStudy, sums: Sums, names: list[str], counts: dict[str,
         baseline_on_was=sums.difference("baseline", WAS) if WAS in names else None,
         on_was=against[WAS],
         got_worse=study.got_worse,
+        rival="training longer" if study.retrofit else VerdictFigures.rival,
     )
 
 

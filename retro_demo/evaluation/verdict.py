@@ -44,90 +44,147 @@ class VerdictFigures:
     on_was: Difference | None = None
     got_worse: str = ""  # that the training of the baseline tells so, in words
     seeds: int = 1  # trainings that the differences are averaged over
+    rival: str = "the same model without it"  # what the baseline is, in a student's words
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """helps: True, False, or None where a control is missing; the sentences; what would change them."""
+    """helps: True, False, or None where a control is missing; the sentences; what would change them.
+
+    `title` says the same in a student's words, without figures; "" = as the sentence begins.
+    """
 
     helps: bool | None
     sentence: str
     next: tuple[str, ...]
+    title: str = ""
 
 
 def verdict(evidence: VerdictFigures) -> Verdict:
     """The verdict with its intervals, what it was measured on, and which control is missing."""
-    helps, claim = _claim(evidence)
+    helps, title, claim = _claim(evidence)
     parts = (claim, _on_baseline_before(evidence), _measured_on(evidence))
-    return Verdict(helps, " ".join(filter(None, parts)), _next(evidence, helps))
+    return Verdict(helps, " ".join(filter(None, parts)), _next(evidence, helps), title)
 
 
-def _claim(e: VerdictFigures) -> tuple[bool | None, str]:
+NO_GAIN = "No measurable benefit: retrieval did no better than"
+
+
+def _claim(e: VerdictFigures) -> tuple[bool | None, str, str]:
+    """Whether retrieval helps, the title, and the claim with its figures."""
     if e.leaked:
-        return None, (
-            f"Not decided: {e.leaked:,} held-out chunks stand in the index, so retrieval can look up the "
-            "text that is measured."
+        return (
+            None,
+            "Not decided: the index holds text that is measured",
+            (
+                f"Not decided: {e.leaked:,} held-out chunks stand in the index, so retrieval can look up the "
+                "text that is measured."
+            ),
         )
     if e.documents < MIN_DOCUMENTS:
-        return None, (
-            f"Not decided: {e.documents} held-out documents are too few for an interval; "
-            f"at least {MIN_DOCUMENTS} are needed."
+        return (
+            None,
+            "Not decided: too few held-out documents",
+            (
+                f"Not decided: {e.documents} held-out documents are too few for an interval; "
+                f"at least {MIN_DOCUMENTS} are needed."
+            ),
         )
     if e.on_shuffled is None:
-        return None, "Not decided: the neighbors of another sequence (shuffled) were not measured."
+        words = "Not decided: the neighbors of another sequence (shuffled) were not measured."
+        return None, "Not decided: neighbors of another text were not measured", words
     if more(e.on_shuffled):
-        return False, (
-            "Retrieval does not help: the neighbors of another sequence do better than the right ones "
-            f"(difference {with_interval(e.on_shuffled)}), so what the neighbors say is not used."
+        return (
+            False,
+            "No benefit: neighbors of another text did better",
+            (
+                "Retrieval does not help: the neighbors of another sequence do better than the right ones "
+                f"(difference {with_interval(e.on_shuffled)}), so what the neighbors say is not used."
+            ),
         )
     hurts = e.on_baseline is not None and not e.unfit and more(e.on_baseline)
     if not less(e.on_shuffled) and not hurts:
-        return None, (
-            "No measurable benefit: the neighbors did no better than those of another sequence "
-            f"(difference {with_interval(e.on_shuffled)}, which holds 0), so it is not shown that "
-            "what they say is used."
+        return (
+            None,
+            "No measurable benefit: neighbors of another text did as well",
+            (
+                "No measurable benefit: the neighbors did no better than those of another sequence "
+                f"(difference {with_interval(e.on_shuffled)}, which holds 0), so it is not shown that "
+                "what they say is used."
+            ),
         )
     if e.on_baseline is None:
-        return None, (
-            "Not decided: no matched baseline yet. The neighbors beat those of another sequence "
-            f"({with_interval(e.on_shuffled)}), which shows that they are read, not that reading them is "
-            "better than a plain model."
+        return (
+            None,
+            "Not decided: only a matched baseline shows what retrieval is worth",
+            (
+                "Not decided: no matched baseline yet. The neighbors beat those of another sequence "
+                f"({with_interval(e.on_shuffled)}), which shows that they are read, not that reading them is "
+                "better than a plain model."
+            ),
         )
     if e.unfit:
-        return None, (f"Not decided: the baseline is no match, {e.unfit}. Against it {_against_baseline(e)}.")
+        words = f"Not decided: the baseline is no match, {e.unfit}. Against it {_against_baseline(e)}."
+        return None, "Not decided: the baseline is no match", words
+    return _beside_baseline(e, hurts=hurts)
+
+
+def _beside_baseline(e: VerdictFigures, *, hurts: bool) -> tuple[bool | None, str, str]:
+    """As `_claim`, where there is a baseline that matches and shuffled neighbors decide nothing."""
+    assert e.on_baseline is not None
+    assert e.on_shuffled is not None
     if not less(e.on_baseline):
         claim = (
             f"Retrieval does not help, it hurts: {_against_baseline(e)}."
             if hurts
-            else "No measurable benefit: retrieval did no better than training longer "
+            else f"No measurable benefit: retrieval did no better than {e.rival} "
             f"(difference {with_interval(e.on_baseline)}, which holds 0)."
         )
-        return False if hurts else None, f"{claim} {_against_shuffled(e.on_shuffled)}"
+        return (
+            False if hurts else None,
+            f"Retrieval hurts: it did worse than {e.rival}" if hurts else f"{NO_GAIN} {e.rival}",
+            f"{claim} {_against_shuffled(e.on_shuffled)}",
+        )
     if (was := _worse_than(e)) and not less(was):
         if more(was):
             told = f"does better (difference {with_interval(was)})"
-            return False, f"Retrieval does not help: {_against_baseline(e)}, but {e.was} {told}."
+            words = f"Retrieval does not help: {_against_baseline(e)}, but {e.was} {told}."
+            return False, f"No benefit: {e.was} did better", words
         told = (
             f"the run could not be told apart from {e.was} (difference {with_interval(was)}, which holds 0)"
         )
-        return None, f"No measurable benefit: {_against_baseline(e)}, but {told}."
+        words = f"No measurable benefit: {_against_baseline(e)}, but {told}."
+        return None, f"{NO_GAIN} {e.was}", words
     if e.on_control is not None and more(e.on_control):
-        return False, (
-            f"Retrieval does not help: {_against_baseline(e)}, but a run trained with random neighbors does "
-            f"better (difference {with_interval(e.on_control)}), so it is not what they say that helps."
+        return (
+            False,
+            "No benefit: a run trained with random neighbors did better",
+            (
+                f"Retrieval does not help: {_against_baseline(e)}, but a run trained with random neighbors "
+                f"does better (difference {with_interval(e.on_control)}), so it is not what they say that "
+                "helps."
+            ),
         )
     if e.on_control is not None and not less(e.on_control):
-        return None, (
-            f"No measurable benefit: {_against_baseline(e)}, but the run could not be told apart "
-            f"from one trained with random neighbors (difference {with_interval(e.on_control)}, which holds "
-            "0), so it is not shown that what they say helps."
+        return (
+            None,
+            f"{NO_GAIN} random neighbors",
+            (
+                f"No measurable benefit: {_against_baseline(e)}, but the run could not be told apart "
+                f"from one trained with random neighbors (difference {with_interval(e.on_control)}, which holds "
+                "0), so it is not shown that what they say helps."
+            ),
         )
     control = ""
     if e.on_control is not None:
         control = f", and a run trained with random neighbors ({with_interval(e.on_control)})"
-    return True, (
-        f"Retrieval helps: {_against_baseline(e)}. The neighbors also beat those of another sequence "
-        f"({with_interval(e.on_shuffled)}){control}."
+    return (
+        True,
+        f"Retrieval helps: it did better than {e.rival}",
+        (
+            f"Retrieval helps: {_against_baseline(e)}. The neighbors also beat those of another sequence "
+            f"({with_interval(e.on_shuffled)}){control}."
+        ),
     )
 
 

@@ -86,17 +86,60 @@ def verdict_html(result: Mapping[str, Any] | None, round_words: str = "") -> str
             "No verdict yet. Choose a run that reads neighbors, and its matched baseline, and press "
             "Evaluate: the first verdict takes about a minute."
         )
-    words, kind = VERDICTS[result["helps"]]
+    _, kind = VERDICTS[result["helps"]]
     claim, rest = split_claim(result["verdict"])
+    title = result.get("title") or claim
+    if "title" in result:
+        rest = result["verdict"]
     moved = "".join(
         moved_html(values, arm_name(other, names_of(result)))
         for other, values in result["tokens_moved"].items()
     )
     return (
-        f'<section class="verdict {kind}"><p class="claim">{esc(claim)}</p>'
-        f'<p class="grounds">{esc(rest)}</p>{moved}'
+        f'<section class="verdict {kind}"><p class="claim">{esc(title)}</p>{grounds_table(result)}{moved}'
+        f"<details><summary>In full</summary><p class='grounds'>{esc(rest)}</p></details>"
         f'<p class="caption">{esc(round_words)}</p></section>'
     )
+
+
+GROUNDS = {
+    "baseline": "matched baseline (lm)",
+    "baseline_before": "the baseline before",
+    "shuffled": "neighbors of another text",
+    "random": "random evidence",
+    "off": "no neighbors",
+}
+"""What a run is compared with in the verdict, in the order of the table."""
+
+
+def grounds_table(result: Mapping[str, Any]) -> str:
+    """What the verdict stands on: the run's difference to each control, and on how much text."""
+    of_marge, arms, rows = "names" in result, result["arms"], []
+    for other, words in GROUNDS.items():
+        if (found := _minus(arms, "on", other)) is None:
+            continue
+        bpb, ci = found
+        told = "cannot be told apart" if not ci or ci[0] <= 0 <= ci[1] else "better" if bpb < 0 else "worse"
+        words = words.replace("neighbors", "evidence") if of_marge else words
+        rows.append(
+            f"<tr><th>{words}</th><td>{bpb:+.4f}</td><td>{_interval(ci, '+.4f')}</td><td>{told}</td></tr>"
+        )
+    counts = result["counts"]
+    on = f"{counts['documents']:,} held-out documents, {counts['tokens']:,} tokens"
+    head = "<th>compared with</th><th>bits per byte</th><th>95% interval</th><th>this run is</th>"
+    return f"{table(head, rows)}<p class='caption'>Less is better. Measured on {on}; one seed.</p>"
+
+
+def _minus(arms: Mapping[str, Any], arm: str, other: str) -> tuple[float, list[float] | None] | None:
+    """Bits per byte of an arm minus another, with the interval; None where that was not measured."""
+    if other in arms.get(arm, {}).get("differences", {}):
+        found = arms[arm]["differences"][other]
+        return found["bpb"], found["bpb_ci"]
+    found = arms.get(other, {}).get("differences", {}).get(arm)
+    if found is None:
+        return None
+    ci = found["bpb_ci"]
+    return -found["bpb"], [-ci[1], -ci[0]] if ci else None
 
 
 def split_claim(sentence: str) -> tuple[str, str]:

@@ -57,7 +57,7 @@ class EvaluateView:
             with gr.Column(scale=3, min_width=320):
                 self._answer()
         with gr.Column(visible=False) as self.more:
-            self.ways = gr.HTML(elem_id="ways")
+            self.ways = gr.HTML(elem_id="reading-ways")
             with gr.Column(visible=False) as self.marge, gr.Row():
                 with gr.Column(min_width=320):
                     gr.HTML("<h2>Does it find other languages?</h2>")

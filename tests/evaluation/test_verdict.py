@@ -214,3 +214,14 @@ def test_what_only_the_training_of_the_baseline_tells_is_said_and_decides_nothin
     assert said.helps is True
     assert told in said.sentence
     assert any("--keep best" in step for step in said.next)
+
+
+def test_the_title_says_what_the_sentence_claims_in_a_students_words():
+    for baseline, shuffled, control in product(ANY, ANY, ANY):
+        said = verdict(replace(GOOD, on_baseline=baseline, on_shuffled=shuffled, on_control=control))
+        assert said.title.startswith("Retrieval helps") == (said.helps is True)
+        assert said.title.startswith(("No benefit", "Retrieval hurts")) == (said.helps is False)
+        assert said.title.startswith(("Not decided", "No measurable benefit")) == (said.helps is None)
+        assert not set("0123456789") & set(said.title)
+    plain = verdict(replace(GOOD, on_baseline=SAME, rival="training longer"))
+    assert plain.title == "No measurable benefit: retrieval did no better than training longer"

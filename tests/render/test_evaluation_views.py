@@ -36,10 +36,24 @@ def result(tmp_path_factory, half_held_out) -> dict[str, Any]:
 def test_the_verdict_is_shown_whole_its_claim_first(result):
     shown = evaluation_views.verdict_html(result)
     claim, rest = evaluation_views.split_claim(result["verdict"])
+    older = evaluation_views.verdict_html({name: one for name, one in result.items() if name != "title"})
 
     assert f"{claim} {rest}".strip() == result["verdict"]
     assert "(" not in claim
-    assert f'<p class="claim">{claim}</p>' in shown
+    assert f'<p class="claim">{result["title"]}</p>' in shown
+    assert f'<p class="claim">{claim}</p>' in older
+
+
+def test_the_verdict_stands_on_a_table_of_differences_to_its_controls(result):
+    shown = evaluation_views.grounds_table(result)
+    on, before = result["arms"]["on"]["differences"], {"off": 0.25, "bpb_ci": [0.1, 0.4]}
+
+    for other in ("baseline", "shuffled", "off"):
+        assert f"<td>{on[other]['bpb']:+.4f}</td>" in shown
+    assert f"{result['counts']['tokens']:,} tokens" in shown
+    far = {"on": {"differences": {}}, "baseline_before": {"differences": {"on": before | {"bpb": 0.25}}}}
+    shown = evaluation_views.grounds_table(result | {"arms": far})
+    assert "<td>-0.2500</td><td>-0.4000 to -0.1000</td><td>better</td>" in shown
 
 
 @pytest.mark.parametrize(("helps", "kind"), [(True, "yes"), (False, "no"), (None, "open")])
