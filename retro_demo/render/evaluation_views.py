@@ -106,7 +106,7 @@ GROUNDS = {
     "baseline": "matched baseline (lm)",
     "baseline_before": "the baseline before",
     "shuffled": "neighbors of another text",
-    "random": "random evidence",
+    "random": "random neighbors",
     "off": "no neighbors",
 }
 """What a run is compared with in the verdict, in the order of the table."""
@@ -116,7 +116,8 @@ def grounds_table(result: Mapping[str, Any]) -> str:
     """What the verdict stands on: the run's difference to each control, and on how much text."""
     of_marge, arms, rows = "names" in result, result["arms"], []
     for other, words in GROUNDS.items():
-        if (found := _minus(arms, "on", other)) is None:
+        found = _minus(arms, "on", other)
+        if found is None or (of_marge and other == "shuffled"):  # of relevance, there
             continue
         bpb, ci = found
         told = "cannot be told apart" if not ci or ci[0] <= 0 <= ci[1] else "better" if bpb < 0 else "worse"

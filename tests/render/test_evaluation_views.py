@@ -51,6 +51,9 @@ def test_the_verdict_stands_on_a_table_of_differences_to_its_controls(result):
     for other in ("baseline", "shuffled", "off"):
         assert f"<td>{on[other]['bpb']:+.4f}</td>" in shown
     assert f"{result['counts']['tokens']:,} tokens" in shown
+    assert "random neighbors" in shown
+    assert "evidence" not in shown
+    assert "random evidence" in evaluation_views.grounds_table(result | {"names": {}})
     far = {"on": {"differences": {}}, "baseline_before": {"differences": {"on": before | {"bpb": 0.25}}}}
     shown = evaluation_views.grounds_table(result | {"arms": far})
     assert "<td>-0.2500</td><td>-0.4000 to -0.1000</td><td>better</td>" in shown
