@@ -21,7 +21,7 @@ def next_step(options: argparse.Namespace, result: Mapping[str, Any]) -> str:
     words: list[str] = []
     if options.command in ("build-corpus", "add-documents") and "documents" in result:
         corpus = str(options.out or options.corpus)
-        words = ["train", "retro", "--corpus", corpus, "--out", f"{corpus}-retro"]
+        words = ["study", "--corpus", corpus, "--out", f"{corpus}-study"]
     elif options.command == "train":
         words = _after_training(options.out, read_any_config(options.out))
     elif options.command == "evaluate" and options.run:

@@ -171,8 +171,8 @@ def _beside_baseline(e: VerdictFigures, *, hurts: bool) -> tuple[bool | None, st
             f"{NO_GAIN} random neighbors",
             (
                 f"No measurable benefit: {_against_baseline(e)}, but the run could not be told apart "
-                f"from one trained with random neighbors (difference {with_interval(e.on_control)}, which holds "
-                "0), so it is not shown that what they say helps."
+                f"from one trained with random neighbors (difference {with_interval(e.on_control)}, which "
+                "holds 0), so it is not shown that what they say helps."
             ),
         )
     control = ""

@@ -184,11 +184,12 @@ class Reader(nn.Module):
         self.outputs = config.outputs
         self._base: list[Llama] = []  # in a list, so that its weights are no weights of this network
         self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._last: tuple[bytes, tuple[Tensor, Tensor]] | None = None
 
     def attach(self, base: Llama) -> Reader:
         """Read with this base, which is shared and stays as it is; returns itself."""
         self._base = [base]
-        self._kept = OrderedDict()
+        self._kept, self._last = OrderedDict(), None
         return self
 
     @property
@@ -238,12 +239,20 @@ class Reader(nn.Module):
         start = 1 + text.shape[1] - length - absent
         places = torch.arange(int((start + length).max()), device=tokens.device)
         moved = torch.where(places == 0, 0, (places + absent[:, None]).clamp(max=whole.shape[1] - 1))
-        if batch > 1 and tokens.stride(0) == 0 and titles is None:  # one text, read in several ways
-            states, stream = self.lower(whole[:1].gather(1, moved[:1]))
+        if (batch == 1 or tokens.stride(0) == 0) and titles is None:  # one text, read in several ways
+            states, stream = self._lower_one(whole[:1].gather(1, moved[:1]))
             states, stream = states.expand(batch, -1, -1, -1), stream.expand(batch, -1, -1)
         else:
             states, stream = self.lower(whole.gather(1, moved))
         return stream, start, self._text_of(states, start, length)
+
+    def _lower_one(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """`lower` of one text (1, N); an explanation reads the same one several times."""
+        name, last = f"{ids.device}".encode() + ids.cpu().numpy().tobytes(), self._last
+        if self.training or last is None or last[0] != name:
+            last = name, self.lower(ids)
+            self._last = None if self.training else last
+        return last[1]
 
     @torch.no_grad()
     def keys_of(self, neighbors: Tensor, *, keep: bool = True) -> Tensor:

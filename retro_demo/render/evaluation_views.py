@@ -356,6 +356,6 @@ def beta_html(result: Mapping[str, Any]) -> str:
     rows = [f"<tr><th>{number}</th><td>{one:.3f}</td></tr>" for number, one in enumerate(result["beta"], 1)]
     caption = (
         "<p class='caption'>A passage that is more relevant by 1 gets e<sup>beta</sup> times the "
-        "attention; every beta begins as 1.</p>"
+        "attention. Beta is learned.</p>"
     )
     return caption + table("<th>layer with evidence</th><th>beta</th>", rows)

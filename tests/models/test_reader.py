@@ -145,6 +145,22 @@ def test_neighbors_that_were_read_before_are_not_read_again() -> None:
     torch.testing.assert_close(model.keys_of(there), first)
 
 
+def test_a_text_that_was_read_just_now_is_not_read_again_by_the_lower_layers() -> None:
+    model, read = make(), []
+    with torch.no_grad():
+        fresh = model(text(14, 1), neighbors(batch=1))
+        lower = model.lower
+        model.lower = lambda *given: (read.append(given), lower(*given))[1]  # pyright: ignore[reportAttributeAccessIssue]
+        again = model(text(14, 1), neighbors(batch=1))
+        several = model(text(14, 1).expand(3, -1), neighbors(batch=1).expand(3, -1, -1, -1))
+        assert not read
+        other = model(text(14, 1).flip(1))
+        assert len(read) == 1
+        assert torch.equal(other, make()(text(14, 1).flip(1)))
+    assert torch.equal(fresh, again)
+    assert (several - fresh).abs().max() < 1e-4
+
+
 def test_training_moves_all_weights_of_the_reader_and_none_of_the_base() -> None:
     model = make()
     tokens = text(13)
