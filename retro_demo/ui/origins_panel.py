@@ -112,8 +112,8 @@ class OriginsHandlers:
 
     def click(self, code: str, name: str, target: tuple[str, str, bool], event: gr.EventData) -> Values:
         """Open a document, or take the selected words as the phrase."""
+        first, end = clicked(event, "place", "first", "end")  # raises for what is no click of the panel
         kind = str(getattr(event, "open", ""))
-        first, end = clicked(event, "place", "first", "end")
         workspace = Workspace.open(self.home, code)
         if kind == "phrase":
             if target[2]:
