@@ -117,7 +117,7 @@ class OriginsHandlers:
         workspace = Workspace.open(self.home, code)
         if kind == "phrase":
             if target[2]:
-                return {}  # words of a pasted text may be selected to be copied
+                return {self.view.document: gr.skip()}  # words of a pasted text may be selected to be copied
             return self._chosen(workspace, self._trace(workspace, name), first, end)
         asked = TraceTarget(*target[:2])
         shown: OpenedDocument

@@ -91,9 +91,22 @@ class RunView:
         self.curve = gr.Plot(show_label=False, container=False, elem_id="loss")
         with gr.Accordion("Lay other runs over it", open=False, elem_id="lay-over"), gr.Row():
             self.over = gr.Dropdown(
-                [], label="Runs", multiselect=True, max_choices=MOST_OVER, elem_id="over", min_width=220
+                [],
+                label="Runs",
+                info="Laid over the chosen one.",
+                multiselect=True,
+                max_choices=MOST_OVER,
+                elem_id="over",
+                min_width=220,
             )
-            self.by = gr.Radio(list(AXES), value="steps", label="By", elem_id="over-by", min_width=200)
+            self.by = gr.Radio(
+                list(AXES),
+                value="steps",
+                label="By",
+                info="What the axis counts.",
+                elem_id="over-by",
+                min_width=200,
+            )
         self.arms = gr.HTML(elem_id="arms", min_height=80)
         kept = "What it writes, is measured and exported with. Training goes on from the last."
         self.weights = gr.Radio([], label="Weights in use", info=kept, visible=False, elem_id="weights")

@@ -143,16 +143,20 @@ class Arrival:
 
     def _run_elsewhere(self, others: Fields, code: str, run: str | None) -> Values:
         workspace = Workspace.open(self.home, code)
-        moved = [field for tab, field in others if run and can_show(workspace, run, tab)]
-        return {field: gr.Dropdown(named_runs([str(run)]), value=run) for field in moved}
+
+        def moved(tab: str) -> Any:
+            if not run or not can_show(workspace, run, tab):
+                return gr.skip()
+            return gr.Dropdown(named_runs([run]), value=run)
+
+        return {field: moved(tab) for tab, field in others}
 
     def _corpus_elsewhere(self, others: Fields, code: str, corpus: str | None) -> Values:
         workspace = Workspace.open(self.home, code)
         chosen = str(corpus)
         there = chosen in workspace.corpora() and is_built(workspace.corpus(chosen))
-        choices = [(service.corpus_title(chosen), chosen)]
-        fields = [field for _, field in others] if there else []
-        return {field: gr.Dropdown(choices, value=chosen) for field in fields}
+        moved = gr.Dropdown([(service.corpus_title(chosen), chosen)], value=chosen) if there else gr.skip()
+        return {field: moved for _, field in others}
 
     def naming(self, tab: gr.Tab, run: gr.Dropdown) -> None:
         """Let the line at the top name the run of this tab while it is the one in view."""

@@ -59,7 +59,7 @@ def test_a_watched_build_ends_with_a_table_and_the_command_that_comes_next(watch
     assert "{" not in text
     (command,) = re.findall(r"^next: python -m retro_demo (.+?) *$", text, re.M)
     options = main.build_parser().parse_args(command.split())
-    assert (options.command, options.model, options.corpus) == ("train", "retro", str(tmp_path / "c"))
+    assert (options.command, options.corpus) == ("study", str(tmp_path / "c"))
 
 
 def test_what_is_not_watched_is_printed_line_by_line(capsys, tmp_path):

@@ -22,7 +22,10 @@ Spearman, step, surprise, target, temperature, token, top p, workspace, wrong ch
 SAYS_ALL = {
     "Prompt",
     "Run",
+    "Name",
     "Reads from",
+    "Search the settings",
+    "The command that does this",
     "Text",
     "Workspace code",
     "New name of the chosen corpus",

@@ -89,9 +89,9 @@ def asked(url: str, space: Workspace, **headers: str) -> tuple[str, str]:
         follow = next(
             one
             for one in config["dependencies"]
-            if box in one["outputs"] and one["queue"] is False and len(one["inputs"]) == 3
+            if box in one["outputs"] and one["queue"] is False and len(one["inputs"]) == 5
         )
-        values = [space.folder.name, "fitted", ""]
+        values = [space.folder.name, "fitted", "", [], "steps"]
         shown = http.post(
             "/gradio_api/run/predict", json={"fn_index": follow["id"], "data": values, "session_hash": "here"}
         ).json()["data"]

@@ -237,7 +237,7 @@ def test_the_page_tells_how_the_edition_comes_along_and_stop_ends_its_job(home, 
 
 def test_page_and_endpoints_begin_the_job_and_never_make_the_edition_themselves(home, visitor):
     known, code = handlers(home), visitor.folder.name
-    assert sum(len(one.inputs) == 3 for one in named(known, "wait")) == 5  # all but those of a MARGE
+    assert sum(len(one.inputs) == 3 for one in named(known, "wait")) == 6  # all but those of a MARGE
     with no_place_free(home):
         for name in ("write", "explain_given", "side_by_side"):
             handler = next(one for one in named(known, name) if one.inputs[2].elem_id == "reads-from")
