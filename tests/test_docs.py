@@ -84,6 +84,7 @@ def commands_of(paper: str) -> list[str]:
 FEW = {
     "build-corpus": "--chunk-len 8 --vocab-size 400 --num-neighbors 4",
     "train": "--steps 2 --eval-tokens 200 --batch-size 2 --seq-len 128",
+    "study": "--steps 2 --eval-tokens 200 --batch-size 2 --seq-len 128",
     "train marge": "--steps 2 --eval-tokens 200 --batch-tokens 400",
     "evaluate data/marge": "--max-tokens 400 --resamples 200",
     "evaluate": "--max-tokens 400 --resamples 200 --corruption 0 --prepend off",
@@ -105,7 +106,7 @@ def words_of(command: str, folder: Path) -> list[str]:
     ]
     goes_on = words[0] == "train" and words[1].startswith("-")
     few = FEW.get(" ".join(words[:2])) or FEW.get(words[0], "")
-    if words[0] == "train" and words[1] != "marge" and "--base" not in words:
+    if words[0] in ("train", "study") and words[1] != "marge" and "--base" not in words:
         few += SMALL_NETWORK
     return words if goes_on else [*words, *few.split()]
 

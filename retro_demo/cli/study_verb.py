@@ -6,15 +6,17 @@ import argparse
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from retro_demo.console import add_flags, given
+from retro_demo.console import add_flags
 from retro_demo.corpus.sharding import ensure_sample
 from retro_demo.errors import UserError
 from retro_demo.events import Event
-from retro_demo.kinds import KINDS, setting_types
+from retro_demo.kinds import KINDS
 from retro_demo.output_folder import check_output
 from retro_demo.training.study import Study, prepare_study, run_study, settled_study
 
 ASKED = ("corpus", "base", "preset", "seeds", "device")
+READING = (KINDS["retro"], KINDS["reader"])
+"""What reads neighbors in a study; its settings are those of the other parts, too."""
 
 
 def add_study_verb(verb: Callable[..., argparse.ArgumentParser]) -> None:
@@ -25,15 +27,21 @@ def add_study_verb(verb: Callable[..., argparse.ArgumentParser]) -> None:
     )
     study.add_argument("--out", type=Path, required=True, help="folder of the study; a second call resumes")
     study.add_argument("--base", help="run of an lm, or smollm2 (default: an lm is trained first)")
-    presets = list(dict.fromkeys(preset for kind in KINDS.values() for preset in kind.presets))
+    presets = list(dict.fromkeys(preset for kind in READING for preset in kind.presets))
     study.add_argument("--preset", choices=presets, help="named settings (default: tiny)")
     study.add_argument("--seeds", type=int, metavar="N", help="train all anew with N seeds and average")
     study.add_argument("--device", help="auto, cpu, cuda or mps (default: auto)")
-    add_flags(study, *setting_types())
+    parts = (part for kind in READING for part in reversed(kind.part_types().values()))
+    add_flags(study, *dict.fromkeys(parts), names=_settings())
+
+
+def _settings() -> list[str]:
+    """The settings of all that a study may train."""
+    return list(dict.fromkeys(name for kind in READING for name in kind.settings()))
 
 
 def _study(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
-    settings = given(options, *setting_types())
+    settings = {name: value for name in _settings() if (value := getattr(options, name)) is not None}
     asked = {name: value for name in ASKED if (value := getattr(options, name)) is not None}
     check_output(options.out, "study")  # before a sample is built for it
     if options.corpus:
