@@ -83,7 +83,7 @@ class OriginsHandlers:
     def __init__(self, cache: ModelCache, view: OriginsView) -> None:
         self.cache, self.home, self.view = cache, cache.home, view
 
-    def show(self, code: str, name: str) -> Values:
+    def trace_shown(self, code: str, name: str) -> Values:
         """Spans and citations of the text that is shown."""
         workspace = Workspace.open(self.home, code)
         trace = self._trace(workspace, name)
@@ -226,7 +226,7 @@ def origins_panel(
     view = OriginsView()
     on = OriginsHandlers(cache, view)
     known, model = [visitor, trace_id], PRIVATE | MODEL | {"show_progress": "hidden"}
-    view.panel.expand(once_known(on.show), known, on.outputs, **LOOKS)
+    view.panel.expand(once_known(on.trace_shown), known, on.outputs, **LOOKS)
     trace_id.change(on.clear, None, on.outputs, **QUIET)
     view.look.click(shows_errors(on.look_for), [visitor, run, corpus, view.pasted], on.outputs, **LOOKS)
     chosen = [view.phrase, view.place, view.cost]
