@@ -129,6 +129,8 @@ def write_example(shipped: Shipped) -> None:
     list(ensure_sample(shipped.corpus))
     *_, last = watch_writing(load_run(out, "cpu"), name, shipped.prompt, shipped.writing, lambda: False)
     assert last.trace is not None
+    told = last.trace.about["provenance"]  # its command names folders of this machine
+    told["command"] = f"python -m retro_demo {told['command'].partition(' -m retro_demo ')[2]}"
     last.trace.save(out / "example")
     print("".join(last.pieces))
 

@@ -204,3 +204,10 @@ def test_a_command_needs_pythonpath_only_where_python_would_not_find_the_code(
         assert (f"PYTHONPATH={commands.ROOT}" not in commands.command("list")) is installed
     finally:
         commands._is_installed.cache_clear()
+
+
+def test_what_ships_names_no_folder_of_the_machine_that_made_it():
+    places = re.compile(r"(?<![\w.])/(?:home|root|tmp|mnt|work|opt|Users|var)/")
+    texts = (path for path in (ROOT / "checkpoints").rglob("*.json*") if path.suffix in (".json", ".jsonl"))
+
+    assert [path.name for path in texts if places.search(path.read_text("utf-8"))] == []

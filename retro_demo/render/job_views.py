@@ -279,17 +279,17 @@ def retrieval_gain(status: JobStatus, evaluation: Mapping[str, Any] | None) -> s
     """
     if evaluation is not None:
         differences = evaluation["arms"]["on"]["differences"]
-        tokens = f"{evaluation['counts']['tokens']:,} held-out tokens measured on Evaluate"
+        tokens = f"{evaluation['counts']['tokens']:,} held-out tokens"
         if evaluation["match"] and not evaluation["match"]["unfit"]:
             bpb = differences["baseline"]["bpb"]
             return f"on minus matched baseline {bpb:+.4f} {term('bits per byte')} ({tokens})"
         nats = -differences["off"]["nats"]
-        return f"on/off {term('gap')} {nats:+.4f} nat ({tokens}, no matched baseline)"
+        return f"on/off {term('gap')} {nats:+.2f} nat ({tokens}, no matched baseline)"
     gap = gap_of(status)
     if gap is None:
         return ""
     tokens = status.of_kind("evaluated")[-1]["arms"]["on"]["tokens"]
-    return f"on/off {term('gap')} {gap:+.2f} nat ({tokens:,.0f} held-out tokens measured in training)"
+    return f"on/off {term('gap')} {gap:+.2f} nat ({tokens:,.0f} held-out tokens, in training)"
 
 
 def seconds_of(part: Training) -> float:

@@ -243,9 +243,9 @@ def test_what_a_run_is_worth_names_where_the_figure_is_from():
     beside_baseline["arms"]["on"]["differences"]["baseline"] = {"nats": 0.0004, "bpb": 0.0002}
 
     assert "+0.50 nat" in job_views.retrieval_gain(status(EVALUATED), None)
-    assert "held-out tokens measured in training" in job_views.retrieval_gain(status(EVALUATED), None)
-    assert "+0.0347 nat" in job_views.retrieval_gain(status(EVALUATED), measured)
-    assert "60,071 held-out tokens measured on Evaluate, no matched baseline" in job_views.retrieval_gain(
+    assert "held-out tokens, in training" in job_views.retrieval_gain(status(EVALUATED), None)
+    assert "+0.03 nat" in job_views.retrieval_gain(status(EVALUATED), measured)
+    assert "60,071 held-out tokens, no matched baseline" in job_views.retrieval_gain(
         status(EVALUATED), measured
     )
     assert "on minus matched baseline +0.0002" in job_views.retrieval_gain(status(EVALUATED), beside_baseline)
