@@ -26,6 +26,7 @@ ARM_TERMS = {
     "dense": "embedder",
     "bm25": "BM25",
     "bm25-words": "BM25",
+    "bm25-titles": "BM25",
     "hybrid": "hybrid",
     "n_only": "N",
     "f_only": "F",
