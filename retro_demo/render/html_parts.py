@@ -147,6 +147,14 @@ def table(head: str, rows: Sequence[str]) -> str:
     return f'<div class="scroll" tabindex="0" role="group" aria-label="{TABLE}"><table>{body}</table></div>'
 
 
+def saved_as() -> str:
+    """The buttons that save the picture around them (what has data-picture) as a file: assets/pictures.js."""
+    buttons = " ".join(
+        f'<button type="button" data-save="{kind}">{kind.upper()}</button>' for kind in ("png", "svg")
+    )
+    return f'<p class="saves">Save as {buttons}</p>'
+
+
 def found_html(neighbors: Sequence[Mapping[str, Any]], *, doubted: str = "", nothing: str = "") -> str:
     """What a search found, after why that may be unrelated; `nothing` says why there is none."""
     warned = note(doubted, "warning") if doubted else ""
