@@ -125,6 +125,15 @@ def breadcrumb(corpus: str, stats: Mapping[str, Any] | None, run: str, gain: str
     return '<nav class="trail">' + " <i>›</i> ".join(f"<span>{p}</span>" for p in parts) + "</nav>"
 
 
+def corpus_breadcrumb(corpus: str, stats: Mapping[str, Any] | None) -> str:
+    """The line at the top where a corpus alone is looked at."""
+    words = f"{term('corpus')}: <b>{esc(corpus)}</b>"
+    if stats:
+        index = f"{stats['embedder']}, {stats['index']}"
+        words += f" ({stats['documents']:,} documents) <i>›</i> {term('index')}: <b>{esc(index)}</b>"
+    return f'<nav class="trail"><span>{words}</span></nav>'
+
+
 def passage(name: str, inside: str) -> str:
     """A passage of a document behind its letter (N or F), which has no say in its direction."""
     return f'<p dir="auto"><em dir="ltr">{term(name)}</em>{inside}</p>'

@@ -101,7 +101,7 @@ class EvaluateView:
         with gr.Accordion("All knobs", open=False), gr.Row(elem_classes="knobs"):
             self.form.show(main=False)
         self.start = gr.Button("Evaluate", variant="primary", elem_id="evaluate")
-        self.status = gr.HTML(elem_id="evaluate-status", min_height=60)
+        self.status = gr.HTML(elem_id="evaluate-status")
         linked = gr.HTML()
         with gr.Row(elem_classes="actions"):
             self.stop = gr.Button("Stop", size="sm", elem_id="stop-evaluation")

@@ -263,7 +263,7 @@ class GenerateHandlers:
     def arrive(self, code: str, link: dict[str, str], *values: Any) -> Values:
         """As `refresh`; where a link opens another tab the line at the top is that one's."""
         shown = self.refresh(code, *values)
-        if link["tab"] not in ("", "generate", "corpus"):
+        if link["tab"] not in ("", "generate"):
             del shown[self.breadcrumb]
         return shown
 

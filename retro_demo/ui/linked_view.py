@@ -43,6 +43,16 @@ HOW_IT_WORKS = (
     "<button type='button' class='open'>How it works</button><dialog aria-label='How it works'></dialog>"
 )
 
+# after an edit that failed its card can be sent again: where the text is the same, nothing is drawn anew
+TAKE_BACK = """(...known) => {
+  document.querySelectorAll('#linked .card.sent').forEach(card => {
+    card.classList.remove('sent');
+    card.removeAttribute('aria-busy');
+  });
+  document.querySelectorAll('#linked [data-act="try"]').forEach(button => { button.disabled = false; });
+  return known;
+}"""
+
 # a bar of the strip shows the predictions after its position
 SHOW_POSITION = """
 element.addEventListener('click', e => {
@@ -316,7 +326,7 @@ def wire_explaining(on: ExplainHandlers, view: ExplainView, known: list[Any]) ->
     ]
     gr.on([view.linked.select, view.other.input], on.hurry, None, None, **QUIET)
     for begun in edited:
-        begun.failure(once_known(on.show_again), known, view.linked, **QUIET)
+        begun.failure(once_known(on.show_again), known, view.linked, js=TAKE_BACK, **QUIET)
         compare_with_off(begun, on, view, known)
     view.heads.select(once_known(on.show_heatmap), known, view.heatmap, **QUIET)
 
