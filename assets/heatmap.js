@@ -14,13 +14,82 @@ const weight = (u, row, k, r) => {
   return weights[((u * C + row) * K + k) * R + r] / 255;
 };
 
+// What draws on a canvas, and the same as SVG for a file: rect, frame, dotted upright line, text.
+const MONO = 'ui-monospace, Menlo, Consolas, monospace';
+const onCanvas = (pen) => ({
+  rect: (x, y, w, h, color) => { pen.fillStyle = color; pen.fillRect(x, y, w, h); },
+  frame: (x, y, w, h, color) => {
+    pen.strokeStyle = color;
+    pen.lineWidth = 1.5;
+    pen.setLineDash([]);
+    pen.strokeRect(x, y, w, h);
+  },
+  border: (x, height, color) => {
+    pen.globalAlpha = 0.45;
+    pen.strokeStyle = color;
+    pen.setLineDash([2, 3]);
+    pen.beginPath();
+    pen.moveTo(x, 0);
+    pen.lineTo(x, height);
+    pen.stroke();
+    pen.globalAlpha = 1;
+  },
+  text: (words, x, y, {color, size, alpha, bold, turned}) => {
+    pen.save();
+    pen.translate(x, y);
+    if (turned) pen.rotate(-Math.PI / 2);
+    pen.globalAlpha = alpha;
+    pen.font = `${bold ? 'bold ' : ''}${size}px ${MONO}`;
+    pen.textAlign = 'right';
+    pen.fillStyle = color;
+    pen.fillText(words, 0, 0);
+    pen.restore();
+  },
+});
+const asText = (words) => words.replace(/[&<>]/g, c => ({'&': '&amp;', '<': '&lt;', '>': '&gt;'}[c]));
+const asSvg = (parts) => ({
+  rect: (x, y, w, h, color) => parts.push(`<rect x="${x}" y="${y}" width="${w}" height="${h}" fill="${color}"/>`),
+  frame: (x, y, w, h, color) => parts.push(
+    `<rect x="${x}" y="${y}" width="${w}" height="${h}" fill="none" stroke="${color}" stroke-width="1.5"/>`),
+  border: (x, height, color) => parts.push(
+    `<path d="M${x} 0V${height}" stroke="${color}" stroke-dasharray="2 3" stroke-opacity="0.45"/>`),
+  text: (words, x, y, {color, size, alpha, bold, turned}) => parts.push(
+    `<text transform="translate(${x} ${y})${turned ? ' rotate(-90)' : ''}" text-anchor="end" fill="${color}" ` +
+    `fill-opacity="${alpha}" font-family="${MONO}" font-size="${size}"${bold ? ' font-weight="bold"' : ''}>` +
+    `${asText(words)}</text>`),
+});
+
+// One neighbor: the weights of each row, the tokens of both sides, what is chosen.
+const panel = (pen, u, k, rows, wide) => {
+  const [, C, , R] = data.shape, first = (u + 1) * C, cell = wide / R, foot = rows * CELL_HEIGHT;
+  const color = getComputedStyle(element).color;
+  for (let row = 0; row < rows; row++) {
+    const t = first + row, y = row * CELL_HEIGHT, mine = t === chosen;
+    for (let r = 0; r < R; r++) {
+      const w = weight(u, row, k, r);
+      if (w <= 0.004) continue;
+      pen.rect(LABEL + r * cell, y, Math.max(1, cell - 1), CELL_HEIGHT - 1,
+        tone(data.colors[k], (0.04 + 0.96 * w).toFixed(3)));
+    }
+    pen.text(t < data.labels.length ? short(data.labels[t], 11) : '▸ next', LABEL - 6, y + 11,
+      {color, size: 10, alpha: mine ? 1 : 0.7, bold: mine});
+    if (mine) pen.frame(LABEL - 0.5, y - 0.5, wide, CELL_HEIGHT, color);
+  }
+  if (column && column.neighbor === k) pen.frame(LABEL + column.place * cell - 0.5, 0.5, cell, foot, color);
+  pen.border(LABEL + R / 2 * cell - 0.5, foot + FOOT, color);
+  data.neighbors[u][k].tokens.forEach((word, r) =>
+    pen.text(short(word, 10), LABEL + (r + 0.5) * cell + 3, foot + 4, {color, size: 9, alpha: 0.8, turned: true}));
+};
+
 const draw = () => {
   const panels = element.querySelector('.panels');
   if (!data || !panels) return;
   const [L, C, , R] = data.shape, u = chunk();
   panels.replaceChildren();
-  const reading = element.querySelector('.reading');
-  if (u < 0 || u >= L || !data.neighbors[u].length) {
+  const reading = element.querySelector('.reading'), saves = element.querySelector('.saves');
+  const nothing = u < 0 || u >= L || !data.neighbors[u].length;
+  saves.hidden = nothing;
+  if (nothing) {
     reading.textContent = u < 0
       ? 'The first chunk reads nothing. Choose a token further on.' : 'Nothing was looked up for this chunk.';
     return;
@@ -51,54 +120,12 @@ const draw = () => {
       `Attention of ${rows} tokens to neighbor ${k + 1}, ${neighbor.title}; the table has the numbers.`);
     const pen = canvas.getContext('2d');
     pen.scale(ratio, ratio);
-    const ink = getComputedStyle(element).color;
-    pen.font = '10px ui-monospace, Menlo, Consolas, monospace';
-    for (let row = 0; row < rows; row++) {
-      const t = first + row, y = row * CELL_HEIGHT, mine = t === chosen;
-      for (let r = 0; r < R; r++) {
-        const w = weight(u, row, k, r);
-        if (w > 0.004) {
-          pen.fillStyle = tone(data.colors[k], (0.04 + 0.96 * w).toFixed(3));
-          pen.fillRect(LABEL + r * cell, y, Math.max(1, cell - 1), CELL_HEIGHT - 1);
-        }
-      }
-      pen.fillStyle = ink;
-      pen.globalAlpha = mine ? 1 : 0.7;
-      pen.font = `${mine ? 'bold ' : ''}10px ui-monospace, Menlo, Consolas, monospace`;
-      pen.textAlign = 'right';
-      pen.fillText(t < data.labels.length ? short(data.labels[t], 11) : '▸ next', LABEL - 6, y + 11);
-      pen.globalAlpha = 1;
-      if (mine) {
-        pen.strokeStyle = ink;
-        pen.lineWidth = 1.5;
-        pen.strokeRect(LABEL - 0.5, y - 0.5, wide, CELL_HEIGHT);
-      }
-    }
-    if (column && column.neighbor === k) {
-      pen.strokeStyle = ink;
-      pen.lineWidth = 1.5;
-      pen.strokeRect(LABEL + column.place * cell - 0.5, 0.5, cell, rows * CELL_HEIGHT);
-    }
-    pen.globalAlpha = 0.45;
-    pen.strokeStyle = ink;
-    pen.setLineDash([2, 3]);
-    pen.beginPath();
-    pen.moveTo(LABEL + R / 2 * cell - 0.5, 0);
-    pen.lineTo(LABEL + R / 2 * cell - 0.5, rows * CELL_HEIGHT + FOOT);
-    pen.stroke();
-    pen.setLineDash([]);
-    pen.globalAlpha = 0.8;
-    pen.font = '9px ui-monospace, Menlo, Consolas, monospace';
-    pen.textAlign = 'right';
-    neighbor.tokens.forEach((word, r) => {
-      pen.save();
-      pen.translate(LABEL + (r + 0.5) * cell + 3, rows * CELL_HEIGHT + 4);
-      pen.rotate(-Math.PI / 2);
-      pen.fillStyle = ink;
-      pen.fillText(short(word, 10), 0, 0);
-      pen.restore();
-    });
-    pen.globalAlpha = 1;
+    panel(onCanvas(pen), u, k, rows, wide);
+    canvas.picture = () => {  // for assets/pictures.js
+      const parts = [];
+      panel(asSvg(parts), u, k, rows, wide);
+      return parts.join('');
+    };
     const at = (e) => {
       const place = canvas.getBoundingClientRect();
       const r = Math.floor((e.clientX - place.left - LABEL) / cell);

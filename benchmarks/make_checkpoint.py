@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ import torch
 from retro_demo.corpus.samples import SAMPLES
 from retro_demo.corpus.sharding import ensure_sample
 from retro_demo.events import read_events
+from retro_demo.explain.rewriting import write_off
 from retro_demo.explain.text import watch_writing
 from retro_demo.paths import CHECKPOINTS, SAMPLE
 from retro_demo.runs.checkpoint import (
@@ -127,10 +129,12 @@ def write_example(shipped: Shipped) -> None:
     """Keep one text of a shipped run with its whole explanation: what the page shows before any click."""
     out, name = CHECKPOINTS / shipped.name, SAMPLE + shipped.name
     list(ensure_sample(shipped.corpus))
-    *_, last = watch_writing(load_run(out, "cpu"), name, shipped.prompt, shipped.writing, lambda: False)
+    run = load_run(out, "cpu")
+    *_, last = watch_writing(run, name, shipped.prompt, shipped.writing, lambda: False)
     assert last.trace is not None
-    told = last.trace.about["provenance"]  # its command names folders of this machine
-    told["command"] = f"python -m retro_demo {told['command'].partition(' -m retro_demo ')[2]}"
+    last.trace.about["off"] = write_off(run, last.trace, lambda: False)
+    origin = last.trace.about["provenance"]
+    origin["command"] = re.sub(r"^.*?python(?= -m )", "python", origin["command"])  # not of this machine
     last.trace.save(out / "example")
     print("".join(last.pieces))
 

@@ -1,8 +1,9 @@
 """Pictures of every tab, light and dark, 1280 and 390 pixels wide, from the running app.
 
-    .venv/bin/python -m benchmarks.screenshots FOLDER [--home DATA] [--readme]
+    .venv/bin/python -m benchmarks.screenshots FOLDER [--home DATA] [--readme] [--tutorial]
 
-The app runs on a data folder of its own (or on --home); --readme also makes assets/screenshot.png.
+The app runs on a data folder of its own (or on --home); --readme also makes assets/screenshot.png, --tutorial
+the pictures of docs/tutorial.md in docs/pictures.
 """
 
 from __future__ import annotations
@@ -37,11 +38,41 @@ def settle(page: Page) -> None:
         page.wait_for_timeout(1000)
 
 
+def picture(page: Page, path: Path, height: int) -> None:
+    """What is in view from the top of the page, as a file."""
+    page.evaluate("scrollTo(0, 0)")
+    whole = {"x": 0, "y": 0, "width": 1280, "height": height}
+    page.screenshot(path=str(path), full_page=True, clip=whole)  # pyright: ignore[reportArgumentType]
+
+
+def tutorial(page: Page, folder: Path) -> None:
+    """The pictures of the tutorial: a verdict, an edited neighbor, the overview of heads."""
+    folder.mkdir(exist_ok=True)
+    page.locator("#linked [data-act=try]").click()
+    page.locator("#intro", has_text="edited neighbor").wait_for(timeout=120_000)
+    page.locator("#findings .share").nth(1).wait_for(timeout=120_000)
+    settle(page)
+    picture(page, folder / "edit.png", 860)
+    page.get_by_role("tab", name="Evaluate", exact=True).click()
+    page.locator("#verdict .claim").wait_for(timeout=60_000)
+    settle(page)
+    picture(page, folder / "verdict.png", 520)
+    page.get_by_role("tab", name="Generate", exact=True).click()
+    page.locator("#run input").click()
+    page.get_by_role("option", name="lookup-retro", exact=True).click()
+    page.locator("#generate").click()
+    page.locator("#intro", has_text="Text by lookup-retro").wait_for(timeout=240_000)
+    page.locator("#attention .label-wrap").click()
+    settle(page)
+    page.locator("#heads").screenshot(path=str(folder / "heads.png"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--home", type=Path)
     parser.add_argument("--readme", action="store_true")
+    parser.add_argument("--tutorial", action="store_true")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
@@ -65,9 +96,11 @@ def main() -> None:
             if options.readme:
                 page = visit(browser, url, 1280, "light")
                 settle(page)
-                whole = {"x": 0, "y": 0, "width": 1280, "height": 860}  # one screen
-                path = str(ROOT / "assets" / "screenshot.png")
-                page.screenshot(path=path, full_page=True, clip=whole)  # pyright: ignore[reportArgumentType]
+                picture(page, ROOT / "assets" / "screenshot.png", 860)  # one screen
+            if options.tutorial:
+                page = visit(browser, url, 1280, "light")
+                settle(page)
+                tutorial(page, ROOT / "docs" / "pictures")
         browser.close()
 
 

@@ -149,7 +149,7 @@ class CorpusConfig(Settings):
     tokenizer: str = setting(
         "train",
         "Tokenizer",
-        "train: a byte-level BPE of this corpus' own; factbook: the one of the shipped sample; "
+        "train: a byte-level BPE of this corpus' own; factbook: the one of the World Factbook samples; "
         "or a tokenizer.json.",
     )
     vocab_size: int = setting(

@@ -125,50 +125,6 @@ def nearest_of_group(matrix: np.ndarray, sample: PassageSample, passages: Passag
     return int((asked & same[np.arange(len(group)), best]).sum()), int(asked.sum())
 
 
-@dataclass(frozen=True)
-class Plane:
-    """Two directions in the space of embeddings, fixed at the first re-index."""
-
-    mean: np.ndarray
-    """(D,)"""
-    axes: np.ndarray
-    """(2, D), orthonormal"""
-
-    def project(self, vectors: np.ndarray) -> np.ndarray:
-        """(N, D) -> (N, 2)."""
-        return (vectors - self.mean) @ self.axes.T
-
-    def share(self, vectors: np.ndarray) -> float:
-        """How much of the spread of the vectors around their own mean lies in this plane."""
-        around = vectors - vectors.mean(axis=0)
-        total = float((around**2).sum())
-        return float(((around @ self.axes.T) ** 2).sum()) / total if total else 0.0
-
-
-def first_plane(found: Reindexing) -> Plane:
-    """The principal components of all kept embeddings of a re-index."""
-    vectors = vectors_of(found, found.rows)
-    mean = vectors.mean(axis=0)
-    _, _, components = np.linalg.svd(vectors - mean, full_matrices=False)
-    axes = np.zeros((2, vectors.shape[1]), dtype=np.float32)
-    axes[: len(components[:2])] = components[:2]
-    largest = axes[np.arange(2), np.abs(axes).argmax(axis=1)]
-    return Plane(mean, axes * np.where(largest < 0, -1, 1)[:, None])  # a sign that no library decides
-
-
-def movement(first: Reindexing, now: Reindexing, sample: PassageSample) -> dict[str, Any]:
-    """Where the sample lay at the first re-index and lies now: before, after (N, 2), shares in the plane."""
-    plane = first_plane(first)
-    before, after = vectors_of(first, sample.ids), vectors_of(now, sample.ids)
-    return {
-        "before": plane.project(before),
-        "after": plane.project(after),
-        "share_before": plane.share(vectors_of(first, first.rows)),
-        "share_after": plane.share(vectors_of(now, now.rows)),
-        "moved": float(np.mean(np.linalg.norm(after - before, axis=1))),
-    }
-
-
 Series = dict[str, list[tuple[float, float]]]
 """By name: (step, value) of each measurement."""
 
@@ -260,13 +216,11 @@ def matrix_json(
     folder: Path,
     source: MargeCorpus,
     sample: PassageSample,
-    first: Reindexing,
     now: Reindexing,
     reindexes: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """The relevance matrix and the map before step `now.step`, and the figures of all re-indexes."""
+    """The relevance matrix before step `now.step`, and the figures of all re-indexes."""
     matrix = relevance_matrix(now, sample, source.passages, source.config.evidence)
-    moved = movement(first, now, sample)
     return {
         "step": now.step,
         "order": sample.order,
@@ -274,10 +228,6 @@ def matrix_json(
         "relevance": _plain(matrix),
         "ranks": _plain(ranks(matrix)),
         "centered": _plain(centered(matrix)),
-        "map": {
-            name: value.round(5).tolist() if isinstance(value, np.ndarray) else value
-            for name, value in moved.items()
-        },
         "reindexes": reindexes,
         "provenance": evidence_origin(folder, source),
     }

@@ -20,6 +20,7 @@ from retro_demo.corpus.retrievers import Database, describe_neighbors
 from retro_demo.corpus.store import MANIFEST, Corpus, is_built, read_stored_documents
 from retro_demo.errors import UserError
 from retro_demo.events import Retrieved, Token
+from retro_demo.explain.heads import head_rows
 from retro_demo.explain.tracing import Trace, as_json, trace
 from retro_demo.generation.retro import about_text, first_line, write
 from retro_demo.generation.sampling import Written
@@ -449,5 +450,6 @@ def trace_values(kept: Trace, edit: dict[str, Any] | None = None) -> dict[str, A
             }
             for layer, rows in zip(kept.layers, mean, strict=True)
         ]
+        values["heads"] = head_rows(kept)
         values["attention_shape"] = "rows: chunk by reading token; columns: neighbor by its tokens"
     return values

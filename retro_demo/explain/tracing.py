@@ -151,8 +151,9 @@ def trace(
         with torch.inference_mode():
             weights = model.attention(text, torch.from_numpy(read)[None].to(device)).cpu()
     numbers = measure(model, np.array(written.tokens), read)
+    look_up = {"look_up": model.look_up_use()} if isinstance(model, Reader) and neighbors else {}
     return Trace(
-        about=about | {"null_slot": model.config.has_null},
+        about=about | {"null_slot": model.config.has_null} | look_up,
         chunk_len=chunk_len,
         prompt_tokens=written.prompt_tokens,
         ids=written.tokens,

@@ -24,7 +24,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -200,6 +200,15 @@ class Reader(nn.Module):
     def device(self) -> torch.device:
         """Where its weights lie."""
         return self.look.mean.device
+
+    def look_up_use(self) -> dict[str, Any]:
+        """What the one look-up serves: the gate of each layer that is written into, and the copy head."""
+        gates = self.gate.tolist() if self.outputs != "copy" else []
+        layers = map(str, self.config.write_layers)
+        return {
+            "gates": {layer: round(gate / TENTH, 4) for layer, gate in zip(layers, gates, strict=False)},
+            "copy_head": self.outputs != "attention",
+        }
 
     @torch.no_grad()
     def fit(self, sample: Tensor) -> None:

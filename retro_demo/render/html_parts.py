@@ -125,6 +125,15 @@ def breadcrumb(corpus: str, stats: Mapping[str, Any] | None, run: str, gain: str
     return '<nav class="trail">' + " <i>›</i> ".join(f"<span>{p}</span>" for p in parts) + "</nav>"
 
 
+def corpus_breadcrumb(corpus: str, stats: Mapping[str, Any] | None) -> str:
+    """The line at the top where a corpus alone is looked at."""
+    words = f"{term('corpus')}: <b>{esc(corpus)}</b>"
+    if stats:
+        index = f"{stats['embedder']}, {stats['index']}"
+        words += f" ({stats['documents']:,} documents) <i>›</i> {term('index')}: <b>{esc(index)}</b>"
+    return f'<nav class="trail"><span>{words}</span></nav>'
+
+
 def passage(name: str, inside: str) -> str:
     """A passage of a document behind its letter (N or F), which has no say in its direction."""
     return f'<p dir="auto"><em dir="ltr">{term(name)}</em>{inside}</p>'
@@ -145,6 +154,14 @@ def table(head: str, rows: Sequence[str]) -> str:
     """A table that scrolls within itself; head and rows are HTML."""
     body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
     return f'<div class="scroll" tabindex="0" role="group" aria-label="{TABLE}"><table>{body}</table></div>'
+
+
+def saved_as() -> str:
+    """The buttons that save the picture around them (what has data-picture) as a file: assets/pictures.js."""
+    buttons = " ".join(
+        f'<button type="button" data-save="{kind}">{kind.upper()}</button>' for kind in ("png", "svg")
+    )
+    return f'<p class="saves">Save as {buttons}</p>'
 
 
 def found_html(neighbors: Sequence[Mapping[str, Any]], *, doubted: str = "", nothing: str = "") -> str:

@@ -18,6 +18,7 @@ from retro_demo.render.html_parts import (
     esc,
     failure,
     note,
+    saved_as,
     size,
     standing,
     table,
@@ -103,8 +104,9 @@ def corpus_statistics(stats: Mapping[str, Any] | None) -> str:
     share = held / max(stats["documents"], 1)
     return (
         f'{warnings}<div class="facts">{boxes}</div><div class="pictures">'
-        f"<figure>{histogram(stats['document_tokens'], stats.get('held_out'))}"
-        f"<figcaption>Tokens in a {term('document')}; held-out ones in strong color</figcaption></figure>"
+        f"<figure data-picture='lengths'>{histogram(stats['document_tokens'], stats.get('held_out'))}"
+        f"<figcaption>Tokens in a {term('document')}; held-out ones in strong color</figcaption>"
+        f"{saved_as()}</figure>"
         f"<figure>{split_bar(share)}<figcaption>{held:,} of {stats['documents']:,} documents are "
         f"{term('held out')}</figcaption></figure>"
         f"<figure>{duplicates(stats)}</figure></div>"

@@ -126,33 +126,6 @@ def matrix_table(
     return table(head, rows)
 
 
-def map_caption(moved: Mapping[str, Any], step: int) -> str:
-    """How to read the map, and what it hides."""
-    return (
-        f'<p class="caption">Two axes, the {term("PCA", "principal components")} of all kept embeddings at '
-        "the first re-index, and the same for every re-index, so that movement means something. They hold "
-        f"{moved['share_before']:.0%} of the spread there and {moved['share_after']:.0%} of it before step "
-        f"{step:,}: the rest is not to be seen here. A line leads from where a document lay at first to "
-        f"where it lies now (on average {moved['moved']:.2f} away, where 2 is the most). RETRO's map would "
-        "not move: its embedder is frozen.</p>"
-    )
-
-
-def map_table(moved: Mapping[str, Any], sample: PassageSample, source: MargeCorpus) -> str:
-    rows = []
-    for i, before, after in zip(sample.ids, moved["before"], moved["after"], strict=True):
-        about = source.about(int(i))
-        cells = "".join(f"<td>{value:+.3f}</td>" for value in (*before, *after))
-        rows.append(
-            f"<tr><th>{theirs(about['name'])}</th><td>{theirs(about['group'])}</td>"
-            f"<td>{esc(language_name(about['language']))}</td>{cells}</tr>"
-        )
-    head = (
-        "<th>document</th><th>group</th><th>language</th><th>first x</th><th>y</th><th>now x</th><th>y</th>"
-    )
-    return table(head, rows)
-
-
 def target_html(reading: EvidenceReading | None, source: MargeCorpus) -> str:
     """The target's text and what its evidence is worth to it."""
     if reading is None:
@@ -396,51 +369,6 @@ def curves(
         margin=MARGINS,
         xaxis_title=x_title,
         yaxis_title=y_title,
-        legend=LEGEND,
-        showlegend=True,
-    )
-
-
-def map_figure(moved: Mapping[str, Any], sample: PassageSample, source: MargeCorpus, by: str) -> go.Figure:
-    """The sample where it lies now, an arrow from where each document lay at the first re-index."""
-    before, after = moved["before"], moved["after"]
-    figure = go.Figure()
-    about = [source.about(int(i)) for i in sample.ids]
-    kinds = [one[by] for one in about]
-    if len(set(kinds)) == len(kinds):  # nothing belongs together: one color for all
-        kinds = ["documents"] * len(kinds)
-    for index, one in enumerate(dict.fromkeys(kinds)):
-        mine = [i for i, kind in enumerate(kinds) if kind == one]
-        tint = color(index)
-        arrows = np.full((3 * len(mine), 2), np.nan)  # a gap after each
-        arrows[0::3], arrows[1::3] = before[mine], after[mine]
-        title = label(language_name(one) if by == "language" else one)
-        figure.add_scatter(
-            x=arrows[:, 0],
-            y=arrows[:, 1],
-            mode="lines",
-            line={"color": tint, "width": 1},
-            opacity=0.35,
-            hoverinfo="skip",
-            showlegend=False,
-            legendgroup=title,
-        )
-        figure.add_scatter(
-            x=after[mine, 0],
-            y=after[mine, 1],
-            mode="markers",
-            name=title,
-            legendgroup=title,
-            marker={"color": tint, "size": 8, "symbol": SYMBOLS[index // 6 % len(SYMBOLS)]},
-            text=[label(about[i]["name"]) for i in mine],
-            hovertemplate="%{text}<extra></extra>",
-        )
-    return figure_layout(
-        described(figure, plots.map_words(after, moved["moved"])),
-        height=420,
-        margin=MARGINS,
-        xaxis_title="first axis",
-        yaxis_title="second axis",
         legend=LEGEND,
         showlegend=True,
     )

@@ -50,6 +50,7 @@ def figure_layout(figure: go.Figure, **more: Any) -> go.Figure:
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font=FONT,
+        modebar={"remove": ["toImage"]},  # the page has buttons for PNG and SVG below each figure
         hoverlabel={"font": {"family": "ui-monospace, monospace", "size": 12}},
         **more,
     )
@@ -168,15 +169,6 @@ def matrix_words(relevance: np.ndarray, names: Sequence[str]) -> str:
         f"Matrix of {count} targets (rows) and as many documents as evidence (columns): relevance f from "
         f"{np.nanmin(relevance):.4f} to {np.nanmax(relevance):.4f}, highest for target {names[row]} and "
         f"evidence {names[column]}."
-    )
-
-
-def map_words(after: np.ndarray, moved: float) -> str:
-    """Where documents lie now (N, 2), and how far they moved on average."""
-    (left, low), (right, high) = after.min(axis=0), after.max(axis=0)
-    return (
-        f"Map of {len(after)} documents, the first axis from {left:.2f} to {right:.2f}, the second from "
-        f"{low:.2f} to {high:.2f}; since the first re-index they moved by {moved:.2f} on average."
     )
 
 

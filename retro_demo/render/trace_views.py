@@ -35,6 +35,7 @@ from retro_demo.render.html_parts import (
     neighbor_color,
     note,
     passage,
+    saved_as,
     table,
     term,
     theirs,
@@ -286,9 +287,22 @@ def heatmap(trace: Trace | None, layer: int | None = None, head: int | None = No
         "weights": base64.b64encode(scaled.tobytes()).decode(),
     }
     return (
-        '<div class="heat"><div class="panels"></div><p class="reading caption" aria-live="polite"></p>'
-        f"{_data(data)}</div>"
+        '<div class="heat" data-picture="attention">'
+        f'<p class="shown" role="status">{_of_heads(trace, layer, head)}</p>'
+        '<div class="panels"></div><p class="reading caption" aria-live="polite"></p>'
+        f"{saved_as()}{_data(data)}</div>"
     )
+
+
+def _of_heads(trace: Trace, layer: int | None, head: int | None) -> str:
+    """Which layer and head a heatmap shows."""
+    layers, heads = len(trace.layers), trace.weights.shape[2]
+    if layers == heads == 1:
+        return "The look-up, one for all layers"
+    of = f"layer {layer}" if layer is not None else f"{layers} layers"
+    if head is None:
+        return f"Mean over the {heads} heads of {of}"
+    return f"Head {head + 1} of {of}" if layer is not None else f"Head {head + 1}, mean over {of}"
 
 
 def token_table(trace: Trace | None) -> str:
@@ -395,7 +409,7 @@ def edit_html(trace: Trace, made: Rewritten, token: int) -> str:
     return (
         f'<div class="edited" style="--own:{neighbor_color(edit.neighbor)}">{warning}'
         f"{proof(edit, trace.padding)}"
-        f"{_strip(trace, edit, shown)}{blocks}{continued}"
+        f'<div data-picture="edit">{_strip(trace, edit, shown)}</div>{blocks}{continued}'
         f"<details><summary>Old and new text of neighbor {edit.neighbor + 1}, {theirs(title)}</summary>"
         f'<div class="three two"><section><h3>old</h3>{_sample(made.before)}</section>'
         f"<section><h3>new</h3>{_sample(made.after or '(nothing)')}</section></div></details></div>"
@@ -435,7 +449,7 @@ def _strip(trace: Trace, edit: Edit, shown: int) -> str:
     return (
         f'<p class="caption">{term("KL")} of the next-token prediction, before against after the edit; '
         f"highest {most:.3f} nat. Click a bar for its predictions.</p>"
-        f'<div class="strip">{"".join(cells)}</div>'
+        f'<div class="strip">{"".join(cells)}</div>{saved_as()}'
     )
 
 

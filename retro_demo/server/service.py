@@ -467,7 +467,9 @@ def start_shipped(home: Path, run: Path, corpus: str = "") -> Iterator[lifecycle
         folder = Path(read)
     if is_built(folder) and config.retokenizes:
         twin = plan_retokenized(load_corpus(folder), run, config.chunk_len)
-        yield from follow(_start_building(twin))
+        with lifecycle.asking(folder):  # as `begin_retokenizing` does: of both only one starts it
+            _start_building(twin)
+        yield from follow(twin)
 
 
 def check_ready(workspace: Workspace, run: str, corpus: str = "") -> None:

@@ -50,7 +50,7 @@ class CorpusView:
         self.corpus = gr.Dropdown(
             [], label="Corpus", info="Shipped samples and those you built.", elem_id="corpus"
         )
-        self.status = gr.HTML(elem_id="build-status", min_height=60)
+        self.status = gr.HTML(elem_id="build-status")
         with gr.Row(elem_classes="actions"):
             self.stop = gr.Button("Stop", size="sm", elem_id="stop-building")
             self.resume = gr.Button("Resume", size="sm", elem_id="resume-building")
@@ -341,6 +341,7 @@ class CorpusTab:
         asked = [*chosen, self.answer]
         self.delete.click(shows_errors(self.delete_corpus), asked, outputs, js=sure("corpus"), **CHEAP)
         arrival = arrival.opening_corpus(tab, corpus)
+        arrival.naming_corpus(tab, corpus)
         for begun in (arrival.then, tab.select):
             begun(once_known(self.refreshed), chosen, outputs, **QUIET)
 

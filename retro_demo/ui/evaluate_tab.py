@@ -101,7 +101,7 @@ class EvaluateView:
         with gr.Accordion("All knobs", open=False), gr.Row(elem_classes="knobs"):
             self.form.show(main=False)
         self.start = gr.Button("Evaluate", variant="primary", elem_id="evaluate")
-        self.status = gr.HTML(elem_id="evaluate-status", min_height=60)
+        self.status = gr.HTML(elem_id="evaluate-status")
         linked = gr.HTML()
         with gr.Row(elem_classes="actions"):
             self.stop = gr.Button("Stop", size="sm", elem_id="stop-evaluation")
@@ -209,8 +209,12 @@ class EvaluateHandlers:
 
     def arrive(self, code: str, one: str | None, which: str) -> Values:
         """The runs to choose from, what one of them is compared with, and its evaluation."""
-        known = evaluations.readers(Workspace.open(self.home, code))
-        first = one if one in known else next(iter(known), None)
+        workspace = Workspace.open(self.home, code)
+        known = evaluations.readers(workspace)
+        first = one
+        if one not in known:  # the first with figures to show
+            judged = (name for name in known if evaluations.measured(workspace, name))
+            first = next(judged, next(iter(known), None))
         return {self.view.run: gr.Dropdown(named_runs(known), value=first)} | self.show_run(
             code, first, which
         )

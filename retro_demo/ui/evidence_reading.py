@@ -156,7 +156,8 @@ class TargetView:
         count = min(MOST_EVIDENCE, max(1, round(source.config.evidence.evidence_per_target)))
         network = source.config.network
         others = f" {targets.cut} Choose languages above to see the others." if targets.cut else ""
-        first = targets.offered[0][1] if targets.offered else None
+        english = [which for _, which in targets.offered if source.about(which)["language"] == "en"]
+        first = next(iter(english + [which for _, which in targets.offered]), None)
         return {
             self.target: gr.Dropdown(targets.offered, value=first, info=TARGETS + others),
             self.count: gr.Slider(value=count),
@@ -315,7 +316,7 @@ def _parts(reading: EvidenceReading) -> int:
 SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
 ALL = "every language"
 KINDS = [("relevant", "on"), ("drawn at random", "shuffled"), ("none", "off")]
-EXAMPLES = "Beginnings to try: a click writes on"
+EXAMPLES = "Try a beginning"
 BEGINNINGS = [["Everyone has the right to"], ["No one shall be"], ["The family is"]]
 LOADING = '<p class="speed" role="status">Loading the run and embedding its passages.</p>'
 EVIDENCE = "All passages of these documents, held out or not. Empty: found by the run itself."

@@ -20,7 +20,6 @@ from retro_demo.explain.marge_history import (
     centered,
     choose_sample,
     matrix_json,
-    movement,
     nearest_of_group,
     pair_series,
     ranks,
@@ -66,6 +65,7 @@ class EvidenceView:
 
     def __init__(self) -> None:
         self.seen = gr.State("")  # the run and how many re-indexes are shown
+        self.names = gr.State([])  # of the runs that there were at the last look
         self.timer = gr.Timer(2.0, active=False)
         gr.HTML(
             f"<h2>Evidence</h2><p class='caption'>A {html_parts.term('marge', 'MARGE')} writes "
@@ -84,9 +84,8 @@ class EvidenceView:
                     self._matrix()
                 with gr.Column(scale=2, min_width=320):
                     self._curves()
-            self._map()
             self.save = gr.Button(
-                "Download matrix, map and figures with where they come from (JSON)",
+                "Download matrix and figures with where they come from (JSON)",
                 size="sm",
                 elem_id="evidence-download",
             )
@@ -146,9 +145,9 @@ class EvidenceView:
             elem_id="evidence-at",
             interactive=True,
         )
-        self.matrix = gr.Plot(show_label=False, container=False, elem_id="evidence-matrix")
         choose_target = MATRIX.read_text("utf-8")
         self.caption = gr.HTML(elem_id="evidence-caption", js_on_load=choose_target)
+        self.matrix = gr.Plot(show_label=False, container=False, elem_id="evidence-matrix")
         with gr.Accordion("The most relevant documents as a table", open=False):
             self.matrix_table = gr.HTML(elem_id="evidence-table", js_on_load=choose_target)
 
@@ -160,29 +159,15 @@ class EvidenceView:
         with gr.Accordion("The re-indexes as a table", open=False):
             self.curves_table = gr.HTML(elem_id="evidence-reindexes")
 
-    def _map(self) -> None:
-        gr.HTML("<h2>The map of embeddings</h2>")
-        self.by = gr.Radio(
-            ["group", "language"],
-            value="group",
-            label="Color by",
-            info="What has one color.",
-            elem_id="evidence-by",
-        )
-        self.map = gr.Plot(show_label=False, container=False, elem_id="evidence-map")
-        self.map_caption = gr.HTML()
-        with gr.Accordion("The map as a table", open=False):
-            self.map_table = gr.HTML()
-
     @property
     def look(self) -> list[Any]:
         """What says how pictures are drawn: the fields of a Look."""
-        return [self.kind, self.order, self.values, self.by, self.at, self.languages]
+        return [self.kind, self.order, self.values, self.at, self.languages]
 
     @property
     def pictures(self) -> list[Any]:
         """What is drawn of one re-index."""
-        return [self.matrix, self.caption, self.matrix_table, self.map, self.map_caption, self.map_table]
+        return [self.matrix, self.caption, self.matrix_table]
 
     @property
     def everything(self) -> list[Any]:
@@ -195,14 +180,13 @@ class EvidenceView:
 class Look:
     """How the pictures of a run are drawn; the fields are in the order of `EvidenceView.look`.
 
-    `kind` of documents: held-out or training. `order` of documents and `values` in the matrix. `by`: what has
-    one color on the map. `at`: the re-index, from 0. `languages` of the documents: empty or None for all.
+    `kind` of documents: held-out or training. `order` of documents and `values` in the matrix. `at`: the
+    re-index, from 0. `languages` of the documents: empty or None for all.
     """
 
     kind: str
     order: str
     values: str
-    by: str
     at: int = sys.maxsize
     languages: Sequence[str] | None = ()
 
@@ -218,11 +202,15 @@ class EvidenceHandlers:
         self.cache, self.home, self.view = cache, cache.home, view
         self.lane = Lane(cache)
 
-    def arrive(self, code: str, now: str | None, before: str) -> Values:
-        """The runs to choose from, and the state that makes `show_run` begin: nothing is redrawn twice."""
+    def arrive(self, code: str, now: str | None, before: str, known: Sequence[str] = ()) -> Values:
+        """The runs to choose from, and the state that makes `show_run` begin: nothing is redrawn twice.
+
+        known: the runs that there were at the last look (none: it is the first); a new one is chosen.
+        """
         names = marge_runs(Workspace.open(self.home, code))
-        chosen = now if now in names else next(iter(names), None)
-        shown: Values = {self.view.run: relisted_runs(names, now, chosen)}
+        new = [name for name in names if known and name not in known]
+        chosen = next(iter(new), now if now in names else next(iter(names), None))
+        shown: Values = {self.view.run: relisted_runs(names, now, chosen), self.view.names: names}
         if chosen is None or before.rpartition(" ")[0] != chosen:
             shown[self.view.status] = "" if chosen else html_parts.note(NO_RUN)
         return shown
@@ -296,10 +284,10 @@ class EvidenceHandlers:
             raise UserError("There is no run yet. Choose one first.")
         asked, folder = Look(*look), Workspace.open(self.home, code).run(name)
         source = self.cache.marge_corpus(folder)
-        first, now = reindexing_at(folder, 0), reindexing_at(folder, asked.at)
+        now = reindexing_at(folder, asked.at)
         sample = _sample(source, now, asked)
         rows = reindexes(lifecycle.status(folder))
-        return json_file("evidence.json", matrix_json(folder, source, sample, first, now, rows))
+        return json_file("evidence.json", matrix_json(folder, source, sample, now, rows))
 
     def _nothing(self, words: str) -> Values:
         """Words in place of a run."""
@@ -355,14 +343,10 @@ class EvidenceHandlers:
         top = marge_views.full_color(centered(relevance_matrix(last, sample, passages, rules)))
         untrained = nearest_of_group(relevance_matrix(first, sample, passages, rules), sample, passages)
         nearest = nearest_of_group(relevance, sample, passages)
-        moved = movement(first, now, sample)
         return {
             view.matrix: marge_views.matrix_figure(numbers, relevance, sample, source, kind=kind, top=top),
             view.caption: marge_views.matrix_caption(nearest, untrained, now.step, len(sample.ids)),
             view.matrix_table: marge_views.matrix_table(numbers, relevance, sample, source),
-            view.map: marge_views.map_figure(moved, sample, source, look.by),
-            view.map_caption: marge_views.map_caption(moved, now.step),
-            view.map_table: marge_views.map_table(moved, sample, source),
         }
 
 
@@ -375,13 +359,14 @@ def evidence_tab(tab: gr.Tab, cache: ModelCache, visitor: gr.BrowserState, arriv
     wire_target(cache, view.reading, known, documents, pickers)
     watched = [*known, view.seen, *view.look]
     view.timer.tick(once_known(on.follow_run), watched, view.everything, **QUIET)
-    arrive, listed, lists = once_known(on.arrive), [*known, view.seen], [view.run, view.status]
+    arrive, listed = once_known(on.arrive), [*known, view.seen]
+    asked, lists = [*listed, view.names], [view.run, view.status, view.names]
     arrival = arrival.opening(tab, view.run)
     arrival.naming(tab, view.run)
-    arrival.then(arrive, listed, lists, **QUIET)
+    arrival.then(arrive, asked, lists, **QUIET)
     # figures are drawn for those who look at them
-    looked = [view.kind, view.order, view.values, view.by]  # languages of another run mean nothing here
-    begun = tab.select(arrive, listed, lists, **QUIET).then(
+    looked = [view.kind, view.order, view.values]  # languages of another run mean nothing here
+    begun = tab.select(arrive, asked, lists, **QUIET).then(
         once_known(on.show_run_once), [*listed, *looked], view.everything, **CHEAP
     )
     # a run that is chosen while another is still being opened is the one that is shown
@@ -396,7 +381,7 @@ def _wire_pictures(view: EvidenceView, on: EvidenceHandlers, looks: list[Any]) -
     """What draws the pictures, from `looks`, anew or as a file."""
     redraw, others = once_known(on.redraw), [*view.pictures, *view.reading.outputs]
     view.at.input(redraw, looks, view.pictures, trigger_mode="always_last", **LOOKS)
-    gr.on([view.order.input, view.values.input, view.by.input], redraw, looks, view.pictures, **LOOKS)
+    gr.on([view.order.input, view.values.input], redraw, looks, view.pictures, **LOOKS)
     documents = [view.kind.input, view.languages.input]
     gr.on(documents, once_known(on.show_other_documents), looks, others, **LOOKS)
     view.save.click(shows_errors(on.write_file), looks, view.file, **LOOKS).success(None, js=SAVE)

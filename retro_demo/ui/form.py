@@ -241,12 +241,12 @@ def named_runs(runs: Iterable[str]) -> list[tuple[str, str]]:
     return [(run.removeprefix(SAMPLE), run) for run in runs]
 
 
-def relisted(choices: Sequence[Any], now: Any, chosen: Any) -> gr.Dropdown:
+def relisted(choices: Sequence[Any], now: Any, chosen: Any, **more: Any) -> gr.Dropdown:
     """A dropdown with other choices. Its value is sent only where it has to change.
 
     A visitor may have chosen something else while the answer was on its way; that stays.
     """
-    return gr.Dropdown(choices) if chosen == now else gr.Dropdown(choices, value=chosen)
+    return gr.Dropdown(choices, **more) if chosen == now else gr.Dropdown(choices, value=chosen, **more)
 
 
 def relisted_runs(runs: Iterable[str], now: Any, chosen: Any) -> gr.Dropdown:

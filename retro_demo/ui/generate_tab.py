@@ -146,6 +146,7 @@ class GenerateView:
             [], label="A held-out document of the corpus", elem_id="document", info="Fills the box below."
         )
         self.given = gr.Textbox(label="Text", lines=6, max_lines=10, elem_id="given")
+        self.put_in = gr.State("")  # the document that the page chose to begin with
         with gr.Row(elem_classes="actions"):
             self.explain = gr.Button("Explain this text", variant="primary", elem_id="explain")
             self.again = gr.Button("Apply to the shown text", elem_id="again")
@@ -253,19 +254,16 @@ class GenerateHandlers:
             trace = kept_traces.shown_trace(workspace, kept)[1]
             shown_run = trace.about["run"] if trace else None
             chosen = shown_run if shown_run in runs else next(iter(runs), None)
-        corpora = list(dict.fromkeys([*built_ones(workspace), *service.editions()]))
-        reads = [(OWN_CORPUS, ""), *((service.corpus_title(c), c) for c in corpora)]
         return {
             **self.describe_run(code, chosen, other),
             self.view.run: relisted(named_runs(runs), now, chosen),
-            self.view.corpus: relisted(reads, other, other if other in corpora else ""),
             self.breadcrumb: self.name_shown_run(code, of_marge, chosen, found),
         }
 
     def arrive(self, code: str, link: dict[str, str], *values: Any) -> Values:
         """As `refresh`; where a link opens another tab the line at the top is that one's."""
         shown = self.refresh(code, *values)
-        if link["tab"] not in ("", "generate", "corpus"):
+        if link["tab"] not in ("", "generate"):
             del shown[self.breadcrumb]
         return shown
 
@@ -276,15 +274,24 @@ class GenerateHandlers:
         workspace = Workspace.open(self.home, code)
         documents = explained.held_out_documents(service.corpus_of_run(workspace, name)[1])
         prompts = self._prompts(workspace, name)
+        reads = read_any_config(workspace.run(name)).kind.retrieves
         return {
             self.breadcrumb: run_breadcrumb(workspace, name),
-            self.view.document: gr.Dropdown(documents, value=None),
+            self.view.document: gr.Dropdown(documents),
+            self.view.corpus: self._reads_from(workspace, other, reads),
+            self.view.form.widgets["retrieval"]: gr.Radio(interactive=reads),
             self.view.examples: gr.Dataset(
                 samples=[[prompt] for prompt in prompts], sample_labels=[short_prompt(one) for one in prompts]
             ),
             self.view.offered: prompts,
             self.view.swap: self._swap_button(workspace, name, other),
         }
+
+    def _reads_from(self, workspace: Workspace, other: str, reads: bool) -> gr.Dropdown:
+        """The corpora to read from; a run that reads nothing has no choice."""
+        corpora = list(dict.fromkeys([*built_ones(workspace), *service.editions()]))
+        named = [(OWN_CORPUS, ""), *((service.corpus_title(c), c) for c in corpora)]
+        return relisted(named, other, other if reads and other in corpora else "", interactive=reads)
 
     def choose_run(self, code: str, name: str | None, other: str, prompt: str, offered: list[str]) -> Values:
         """As `describe_run`; a prompt that was offered with the run before gives way to one of this run."""
@@ -338,7 +345,22 @@ class GenerateHandlers:
         if number is None or not name:
             return gr.skip()
         folder = service.corpus_of_run(Workspace.open(self.home, code), name)[1]
-        return explained.document_text(folder, int(number))
+        text = explained.document_text(folder, int(number))
+        return {self.view.given: text, self.view.put_in: text}
+
+    def begin_with_document(self, code: str, name: str | None, given: str, put_in: str) -> Any:
+        """A held-out document of the run's corpus to explain, unless the visitor gave a text of their own."""
+        if not name or given not in ("", put_in):
+            return gr.skip()
+        folder = service.corpus_of_run(Workspace.open(self.home, code), name)[1]
+        documents = explained.held_out_documents(folder)
+        if not documents:
+            return gr.skip()
+        first = documents[0][1]
+        return {
+            self.view.document: gr.Dropdown(documents, value=first),
+            **self.fill_document(code, name, first),
+        }
 
     def _load(
         self, workspace: Workspace, name: str, other: str, retriever: str
@@ -366,7 +388,7 @@ def generate_tab(
     _wire_texts(view, on, inside, visitor)
     _wire_choices(view, on, visitor)
     listed = [view.trace_id, view.run, view.corpus, view.of_marge, view.evidence.run]
-    lists = [view.run, view.corpus, breadcrumb, view.document, view.examples, view.offered, view.swap]
+    lists = [view.run, breadcrumb, *_of_run(view)]
     everything = [view.speed, *view.text.outputs, view.prompt, *view.form.inputs]
     arrival = arrival.opening(tab, view.run)
     tab.select(once_known(on.refresh), [visitor, *listed], lists, **QUIET)
@@ -444,11 +466,21 @@ def _wire_choices(view: GenerateView, on: GenerateHandlers, visitor: gr.BrowserS
         turned = way.select(lambda own=way is view.inner: on.show_form(own), None, hidden, **QUIET)
         turned.then(top_line, named, on.breadcrumb, **QUIET)
     view.evidence.run.input(top_line, named, on.breadcrumb, **QUIET)
-    described = [on.breadcrumb, view.document, view.examples, view.offered, view.swap, view.prompt]
+    described = [on.breadcrumb, *_of_run(view), view.prompt]
     chosen = [visitor, view.run, view.corpus, view.prompt, view.offered]
-    view.run.input(once_known(on.choose_run), chosen, described, **QUIET)
+    named = view.run.input(once_known(on.choose_run), chosen, described, **QUIET)
+    begun = [visitor, view.run, view.given, view.put_in], [view.document, view.given, view.put_in]
+    for event in (view.given_text.select, named.then):
+        event(once_known(on.begin_with_document), *begun, **QUIET)
     view.corpus.input(once_known(on.name_swap), [visitor, view.run, view.corpus], view.swap, **QUIET)
-    view.document.input(once_known(on.fill_document), [visitor, view.run, view.document], view.given, **QUIET)
+    filled = [view.given, view.put_in]
+    view.document.input(once_known(on.fill_document), [visitor, view.run, view.document], filled, **QUIET)
+
+
+def _of_run(view: GenerateView) -> list[Any]:
+    """What `describe_run` fills beside the line at the top."""
+    retrieval = view.form.widgets["retrieval"]
+    return [view.document, view.corpus, retrieval, view.examples, view.offered, view.swap]
 
 
 def loading(other: str) -> str:

@@ -19,20 +19,18 @@ from retro_demo.explain.text import trace_values
 from retro_demo.explain.tracing import Trace
 from retro_demo.paths import ASSETS, SAMPLE
 from retro_demo.render import first_look, html_parts, trace_views
-from retro_demo.render.wording import explain
+from retro_demo.render.heads_view import ALL, heads_html
 from retro_demo.runs.loading import LoadedRun
 from retro_demo.server import service
 from retro_demo.server import workspace as kept_traces
 from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace
 from retro_demo.ui.form import (
-    MEAN,
     MODEL,
     ON_PAGE,
     PRIVATE,
     QUIET,
     Values,
-    chosen_index,
     clicked,
     json_file,
     once_known,
@@ -44,6 +42,16 @@ HOW_IT_WORKS = (
     "<a class='to-form' href='#form'>Write your own</a>"  # on a phone, where the form stands below
     "<button type='button' class='open'>How it works</button><dialog aria-label='How it works'></dialog>"
 )
+
+# after an edit that failed its card can be sent again: where the text is the same, nothing is drawn anew
+TAKE_BACK = """(...known) => {
+  document.querySelectorAll('#linked .card.sent').forEach(card => {
+    card.classList.remove('sent');
+    card.removeAttribute('aria-busy');
+  });
+  document.querySelectorAll('#linked [data-act="try"]').forEach(button => { button.disabled = false; });
+  return known;
+}"""
 
 # a bar of the strip shows the predictions after its position
 SHOW_POSITION = """
@@ -90,13 +98,7 @@ class ExplainView:
                 "N, a dotted line, F) the chosen chunk read while it was written (rows). Stronger color, "
                 f"more {html_parts.term('cross-attention', 'attention')}; one scale for all panels.</p>"
             )
-            with gr.Row(elem_classes="knobs"):
-                self.layer = gr.Dropdown(
-                    [MEAN], value=MEAN, label="Layer", info=explain("layer"), elem_id="layer", min_width=120
-                )
-                self.head = gr.Dropdown(
-                    [MEAN], value=MEAN, label="Head", info=explain("head"), elem_id="head", min_width=120
-                )
+            self.heads = gr.HTML(elem_id="heads", js_on_load=(ASSETS / "heads.js").read_text("utf-8"))
             self.heatmap = gr.HTML(elem_id="heatmap", js_on_load=(ASSETS / "heatmap.js").read_text("utf-8"))
 
     def fold_numbers(self) -> None:
@@ -110,14 +112,11 @@ class ExplainView:
     def values(self, trace: Trace | None, name: str, before: Sequence[int] | None = None) -> Values:
         """The view of a trace (None: there is none yet) and its id; `before`: the tokens it had before an
         edit."""
-        layers = trace.layers if trace else []
-        heads = trace.weights.shape[2] if trace and trace.layers else 0
         return {
             self.intro: html_parts.intro(trace, example=name.startswith(SAMPLE)),
             self.findings: first_look.findings(trace, known_off(trace)),
             self.linked: trace_views.linked(trace, before=before),
-            self.layer: gr.Dropdown([MEAN, *map(str, layers)], value=MEAN),
-            self.head: gr.Dropdown([MEAN, *(str(i + 1) for i in range(heads))], value=MEAN),
+            self.heads: heads_html(trace),
             self.heatmap: trace_views.heatmap(trace),
             self.other: gr.Dropdown(visible=False),
             self.changed: "",
@@ -129,7 +128,7 @@ class ExplainView:
     @property
     def outputs(self) -> list[Any]:
         """What `values` fills."""
-        chosen = [self.layer, self.head, self.heatmap, self.other, self.changed]
+        chosen = [self.heads, self.heatmap, self.other, self.changed]
         first = [self.intro, self.findings, self.linked]
         return [*first, *chosen, self.timeline, self.numbers, self.download]
 
@@ -145,19 +144,22 @@ class ExplainHandlers:
 
     def __init__(self, cache: ModelCache, view: ExplainView) -> None:
         self.cache, self.home, self.view = cache, cache.home, view
-        self.off: dict[str, list[int]] = {}  # what shipped examples are without neighbors
         self.hurries = 0  # how often somebody asked for a text
 
     def show_again(self, code: str, name: str) -> str:
         """The text as it stood before an edit that failed."""
         return trace_views.linked(kept_traces.shown_trace(Workspace.open(self.home, code), name)[1])
 
-    def show_heatmap(self, code: str, name: str, which: str, one: str) -> str:
+    def show_heatmap(self, code: str, name: str, event: gr.EventData) -> str:
         """The heatmap of a layer and a head, or of their means."""
         trace = self._trace(code, name)
-        number = int(which) if (which or "").isdecimal() and int(which) in trace.layers else None
-        nth = chosen_index(one, trace.weights.shape[2])
-        return trace_views.heatmap(trace, number, nth)
+        layer, head = clicked(event, "head of this text", "layer", "head")
+        count = trace.weights.shape[2] if trace.layers else 0
+        if layer not in (ALL, *trace.layers) or not ALL <= head <= count:
+            raise UserError(
+                f"This text was read by no head {head} of layer {layer}. Choose one of the picture."
+            )
+        return trace_views.heatmap(trace, layer or None, head - 1 if head else None)
 
     def edit_from_text(self, code: str, name: str, event: gr.EventData) -> Iterator[Values]:
         """A neighbor in other words, without any, or another chunk in its place: the text is written anew."""
@@ -208,22 +210,26 @@ class ExplainHandlers:
         self.hurries += 1
 
     def write_off(self, code: str, name: str) -> Iterator[Values]:
-        """What the run writes without neighbors, for the meter beside that of the text that is shown."""
+        """What the run writes without neighbors, for the meter beside that of the text that is shown.
+
+        Nobody asked for it: where the run cannot write just now, there is no such meter, and no complaint.
+        """
         workspace = Workspace.open(self.home, code)
         name, trace = kept_traces.shown_trace(workspace, name)
-        if trace is None or known_off(trace) != [] or not trace.neighbors:
+        if trace is None or known_off(trace) != [] or not trace.neighbors or name.startswith(SAMPLE):
+            yield {self.view.findings: gr.skip()}  # the page takes nothing at all for an empty value
             return
-        if (off := self.off.get(name)) is None:
-            asked = self.hurries
-            run = self._run_of(code, trace)
-            off = rewriting.write_off(run, trace, lambda: self.hurries > asked)
+        asked = self.hurries
+        try:
+            off = rewriting.write_off(self._run_of(code, trace), trace, lambda: self.hurries > asked)
+        except UserError:
+            yield {self.view.findings: first_look.findings(trace, None)}
+            return
         if not off:
+            yield {self.view.findings: gr.skip()}
             return
-        if name.startswith(SAMPLE):
-            self.off[name] = off
-        else:
-            trace.about["off"] = off
-            kept_traces.keep_trace(workspace, name, trace)
+        trace.about["off"] = off
+        kept_traces.keep_trace(workspace, name, trace)
         yield {self.view.findings: first_look.findings(trace, off)}
 
     def _swapped(self, editing: Editing, other: dict[str, Any]) -> Iterator[Values]:
@@ -320,10 +326,9 @@ def wire_explaining(on: ExplainHandlers, view: ExplainView, known: list[Any]) ->
     ]
     gr.on([view.linked.select, view.other.input], on.hurry, None, None, **QUIET)
     for begun in edited:
-        begun.failure(once_known(on.show_again), known, view.linked, **QUIET)
+        begun.failure(once_known(on.show_again), known, view.linked, js=TAKE_BACK, **QUIET)
         compare_with_off(begun, on, view, known)
-    drawn = [view.layer, view.head]
-    gr.on([one.input for one in drawn], once_known(on.show_heatmap), [*known, *drawn], view.heatmap, **QUIET)
+    view.heads.select(once_known(on.show_heatmap), known, view.heatmap, **QUIET)
 
 
 def compare_with_off(begun: Any, on: ExplainHandlers, view: ExplainView, known: list[Any]) -> None:

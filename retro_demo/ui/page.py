@@ -90,7 +90,8 @@ def build_app(
     with Page(title=TITLE, delete_cache=(600, 3600), analytics_enabled=False) as demo:
         # storage key and secret are both fixed, or visitors would lose their work with each restart
         visitor = gr.BrowserState("", storage_key="retro-demo-workspace", secret=_secret(home))
-        scripts = [(ASSETS / name).read_text("utf-8") for name in ("plots.js", "direction.js", "tabs.js")]
+        names = ("plots.js", "pictures.js", "direction.js", "tabs.js")
+        scripts = [(ASSETS / name).read_text("utf-8") for name in names]
         gr.HTML(LEAD, elem_id="lead", js_on_load="\n".join(scripts))
         if warning:
             gr.HTML(html_parts.note(warning, "warning"))

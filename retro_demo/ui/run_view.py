@@ -81,7 +81,7 @@ class RunView:
         # a value of one's own may stand there: a late list without a run just begun would blank its name
         theirs = "Yours and the shipped ones."
         self.run = gr.Dropdown([], label="Run", info=theirs, elem_id="train-run", allow_custom_value=True)
-        self.status = gr.HTML(elem_id="run-status", min_height=64)
+        self.status = gr.HTML(elem_id="run-status")
         linked = gr.HTML()
         with gr.Row(elem_classes="actions"):
             self.stop = gr.Button("Stop", size="sm", elem_id="stop-training")

@@ -170,6 +170,17 @@ class Arrival:
         in_view = IN_VIEW.replace("RUN", str(run.elem_id))
         run.change(name_it, [self.visitor, run], self.breadcrumb, js=in_view, **QUIET)
 
+    def naming_corpus(self, tab: gr.Tab, corpus: gr.Dropdown) -> None:
+        """Let the line at the top name the corpus of this tab while it is the one in view."""
+
+        @once_known
+        def name_it(code: str, name: str | None) -> Any:
+            return corpus_breadcrumb(Workspace.open(self.home, code), name) if name else gr.skip()
+
+        tab.select(name_it, [self.visitor, corpus], self.breadcrumb, **QUIET)
+        in_view = IN_VIEW.replace("RUN", str(corpus.elem_id))
+        corpus.change(name_it, [self.visitor, corpus], self.breadcrumb, js=in_view, **QUIET)
+
 
 def can_show(workspace: Workspace, run: str, tab: str) -> bool:
     """Whether a tab can show a run of a workspace; Train shows every run."""
@@ -233,6 +244,13 @@ def run_breadcrumb(workspace: Workspace, name: str) -> str:
     )
     known = service.statistics(folder) if service.is_ready(workspace, name) else None
     return html_parts.breadcrumb(title, known, name, gain)
+
+
+def corpus_breadcrumb(workspace: Workspace, name: str) -> str:
+    """The line at the top for a corpus, whatever run reads it."""
+    there = name in workspace.corpora()
+    known = service.statistics(workspace.corpus(name)) if there else None
+    return html_parts.corpus_breadcrumb(service.corpus_title(name), known)
 
 
 MOST = 1_000  # texts that were asked for and have not ended; the queue of the page holds 256

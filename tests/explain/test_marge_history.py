@@ -15,8 +15,6 @@ from retro_demo.explain.marge_history import (
     beta_series,
     centered,
     choose_sample,
-    first_plane,
-    movement,
     nearest_of_group,
     pair_series,
     ranks,
@@ -144,25 +142,6 @@ def test_the_nearest_of_the_own_group_are_counted_among_those_that_have_one():
     np.fill_diagonal(matrix, np.nan)
 
     assert nearest_of_group(matrix, PassageSample(np.arange(5), "group"), passages) == (2, 4)
-
-
-def test_the_map_keeps_the_axes_of_the_first_reindex():
-    rng = np.random.default_rng(2)
-    start = rng.normal(size=(40, 6)) * np.array([5, 3, 1, 1, 0.5, 0.5])
-    end = start + 0.5 * rng.normal(size=start.shape)
-    first, now = found(start), found(end, step=10)
-    sample = PassageSample(np.arange(5), "group")
-    moved = movement(first, now, sample)
-
-    plane = first_plane(first)
-    np.testing.assert_allclose(plane.axes @ plane.axes.T, np.eye(2), atol=1e-5)
-    unit = now.vectors[:5].astype(float)
-    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    np.testing.assert_allclose(moved["after"], (unit - plane.mean) @ plane.axes.T, atol=1e-4)
-    still = movement(first, first, sample)
-    np.testing.assert_allclose(still["before"], still["after"])
-    assert still["moved"] == 0
-    assert 0 < moved["share_after"] < moved["share_before"] <= 1
 
 
 def test_the_lines_hold_what_the_events_say_and_the_untrained_figure_as_a_reference():

@@ -174,7 +174,7 @@ def test_a_passage_that_is_none_is_refused_in_a_sentence(run, target, words):
 
 def test_what_the_page_shows_of_a_run_escapes_all_text_and_exports_as_json(folder, run, target):
     source, reading = corpus_of(run), read_evidence(run, target, 3)
-    first, now = reindexing(folder, 0), reindexing(folder, 6)
+    now = reindexing(folder, 6)
     sample = choose_sample(source.passages, now.rows, held_out=True, order="group")
     shown = [
         marge_views.target_html(reading, source),
@@ -186,7 +186,7 @@ def test_what_the_page_shows_of_a_run_escapes_all_text_and_exports_as_json(folde
     assert not any(HOSTILE in text or "<img" in text for text in shown)
     rows = reindexes(status(folder))
     assert [row["step"] for row in rows] == [0, 3, 6]
-    kept = json.loads(json.dumps(matrix_json(folder, source, sample, first, now, rows)))
+    kept = json.loads(json.dumps(matrix_json(folder, source, sample, now, rows)))
     assert len(kept["relevance"]) == len(kept["documents"]) == len(sample.ids)
     assert kept["provenance"]["steps"] == 6
     told = json.loads(json.dumps(reading_json(folder, source, reading)))

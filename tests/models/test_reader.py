@@ -161,6 +161,16 @@ def test_a_text_that_was_read_just_now_is_not_read_again_by_the_lower_layers() -
     assert (several - fresh).abs().max() < 1e-4
 
 
+def test_a_reader_says_what_its_look_up_serves() -> None:
+    model = make("both")
+    use = model.look_up_use()
+    assert list(use["gates"]) == [str(layer) for layer in model.config.write_layers]
+    assert list(use["gates"].values()) == pytest.approx((model.gate / 0.1).tolist(), abs=1e-3)
+    assert use["copy_head"]
+    assert model.writing_by("attention").look_up_use() == use | {"copy_head": False}
+    assert model.writing_by("copy").look_up_use() == {"gates": {}, "copy_head": True}
+
+
 def test_training_moves_all_weights_of_the_reader_and_none_of_the_base() -> None:
     model = make()
     tokens = text(13)

@@ -75,12 +75,14 @@ def test_a_run_is_offered_with_the_baseline_and_the_control_that_fit(on, space):
     assert on.show_run(code, None, "database")[view.baseline].choices == []
 
 
-def test_who_arrives_sees_the_run_of_the_link_else_the_first_one(on, space):
+def test_who_arrives_sees_the_run_of_the_link_else_the_first_one_with_figures(on, space):
     view, code = on.view, space.folder.name
     runs = evaluations.readers(space)
+    judged = [run for run in runs if evaluations.measured(space, run)]
 
     assert on.arrive(code, "reader", "database")[view.run].value == "reader"
-    assert on.arrive(code, "nobody", "database")[view.run].value == runs[0]
+    assert judged
+    assert on.arrive(code, "nobody", "database")[view.run].value == judged[0]
     assert [value for _, value in on.arrive(code, None, "database")[view.run].choices] == runs
 
 

@@ -70,7 +70,7 @@ def test_a_visitor_looks_at_evidence_moves_through_reindexes_edits_and_downloads
         page.get_by_role("option", name="finder", exact=True).click()
     said = page.locator("#evidence-caption")
     expect(said).to_contain_text("Before step 6 ", timeout=LONG)
-    for plot in ("matrix", "recall", "pairs", "beta", "map"):
+    for plot in ("matrix", "recall", "pairs", "beta"):
         expect(page.locator(f"#evidence-{plot} .js-plotly-plot").first).to_be_visible(timeout=LONG)
     place = page.locator("#evidence-at input[type=number]")
     place.fill("0")

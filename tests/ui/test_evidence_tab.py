@@ -26,7 +26,7 @@ from retro_demo.ui.evidence_reading import (
 )
 from retro_demo.ui.evidence_tab import EvidenceHandlers, EvidenceView
 
-HOW = ("group", "ranks", "group")  # order, values, by: fields of a Look behind its kind
+HOW = ("group", "ranks")  # order, values: fields of a Look behind its kind
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +80,7 @@ def test_who_arrives_sees_the_first_run_and_nothing_is_drawn_twice(on, home, cod
     assert "value" not in first[view.run].constructor_args
     assert first[view.status] == ""
     assert view.status not in on.arrive(code, "finder", "finder 3")
+    assert on.arrive(code, runs[0], "", [one for one in runs if one != "finder"])[view.run].value == "finder"
 
 
 def test_a_run_opens_at_its_last_reindex_on_documents_that_it_has(on, code):

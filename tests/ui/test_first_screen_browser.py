@@ -102,6 +102,20 @@ def test_nine_tabs_of_the_keyboard_reach_generate_and_arrows_go_along_the_tabs(b
     visit.leave()
 
 
+def test_an_edit_that_is_refused_leaves_its_card_as_it_was_typed(browser, url):  # noqa: F811
+    visit = first_look(browser, url)
+    page, card = visit.page, visit.page.locator("#linked .found:visible .card").first
+    card.locator("[data-act=edit]").click()
+    typed = "word " * 3_000  # longer than a neighbor may be
+    card.locator("textarea.n").fill(typed)
+    card.locator("[data-act=write]").click()
+
+    expect(page.locator(".toast-body")).to_contain_text("A neighbor is two texts", timeout=LONG)
+    expect(page.locator("#linked .card.sent")).to_have_count(0, timeout=LONG)
+    expect(card.locator("textarea.n")).to_have_value(typed)
+    visit.leave()
+
+
 def test_a_first_visit_loads_no_more_than_before(browser, url):  # noqa: F811
     """Gradio's files and ours, as they come over the wire."""
     context = browser.new_context(viewport={"width": WIDE, "height": HIGH})

@@ -148,12 +148,35 @@ def test_a_held_out_document_of_the_runs_corpus_fills_the_box(on, code):
     _, number = documents.choices[0]
 
     assert "reader" in shown[on.breadcrumb]
-    assert documents.value is None
     corpus = load_corpus(Workspace.open(on.home, code).corpus("places"))
     assert corpus.held_out[number]
-    assert on.fill_document(code, "reader", number) == corpus.documents[number].text
+    filled = on.fill_document(code, "reader", number)
+    assert filled[on.view.given] == filled[on.view.put_in] == corpus.documents[number].text
     assert on.fill_document(code, "reader", None) == gr.skip()
     assert on.describe_run(code, None)[on.view.document].choices == []
+
+
+def test_explain_opens_on_a_held_out_document_and_leaves_a_text_of_the_visitor_alone(on, code):
+    view, corpus = on.view, load_corpus(Workspace.open(on.home, code).corpus("places"))
+    begun = on.begin_with_document(code, "reader", "", "")
+    first = begun[view.document].value
+
+    assert corpus.held_out[first]
+    assert begun[view.given] == corpus.documents[first].text
+    again = on.begin_with_document(code, "plain", begun[view.given], begun[view.put_in])
+    assert again[view.given] == begun[view.given]
+    assert on.begin_with_document(code, "reader", "My own words.", begun[view.put_in]) == gr.skip()
+    assert on.begin_with_document(code, None, "", "") == gr.skip()
+
+
+def test_what_only_retrieval_needs_is_greyed_for_a_plain_lm(on, code):
+    corpus, retrieval = on.view.corpus, on.view.form.widgets["retrieval"]
+    shown = {name: on.choose_run(code, name, "places", "", []) for name in ("reader", "plain")}
+
+    assert [shown[name][corpus].interactive for name in shown] == [True, False]
+    assert [shown[name][retrieval].interactive for name in shown] == [True, False]
+    assert shown["plain"][corpus].value == ""
+    assert "value" not in shown["reader"][corpus].constructor_args
 
 
 def test_a_marge_hides_the_runs_and_texts_of_the_others(on):
@@ -251,7 +274,20 @@ def test_the_run_writes_without_neighbors_for_the_meter_beside_the_text(on, insi
     trace = text_of(on, code, name)
     assert trace.about["off"][: trace.prompt_tokens] == trace.ids[: trace.prompt_tokens]
     assert "being written" not in on.show(code, name)[view.findings]
-    assert list(inside.write_off(code, name)) == []
+    assert list(inside.write_off(code, name)) == [{inside.view.findings: gr.skip()}]
+
+
+def test_a_run_that_cannot_write_just_now_leaves_the_meter_out_without_a_word(on, inside, code, monkeypatch):
+    name = ended(on.write(code, "reader", "", "", "Area of", *form_values(on, seed=9)), inside.view.trace_id)
+
+    def busy(*_: Any) -> Any:
+        raise UserError("Its corpus is being built first. Ask again in a minute.")
+
+    monkeypatch.setattr(inside, "_run_of", busy)
+    (shown,) = inside.write_off(code, name)
+
+    assert "retrieval on:" in shown[inside.view.findings]
+    assert "retrieval off:" not in shown[inside.view.findings]
 
 
 def test_the_button_counts_what_is_written(on, code):
@@ -262,11 +298,13 @@ def test_the_button_counts_what_is_written(on, code):
     assert said[-1] == "Writing 12/12"
 
 
-def test_the_heatmap_is_of_the_chosen_layer_and_head(inside, code, kept):
-    pictures = {
-        which: inside.show_heatmap(code, kept, *which)
-        for which in (("mean", "mean"), ("1", "mean"), ("1", "2"))
-    }
+def test_the_heatmap_is_of_the_layer_and_head_that_are_chosen_in_the_overview(inside, code, kept):
+    def drawn(**place: Any) -> str:
+        return inside.show_heatmap(code, kept, gr.EventData(None, place))
 
-    assert len(set(pictures.values())) == 3
-    assert inside.show_heatmap(code, kept, "99", "nonsense") == pictures["mean", "mean"]
+    pictures = {drawn(layer=layer, head=head) for layer, head in ((0, 0), (1, 0), (0, 2), (1, 2))}
+
+    assert len(pictures) == 4
+    for place in ({}, {"layer": 99, "head": 1}, {"layer": 1, "head": 99}, {"layer": "x", "head": 1}):
+        with pytest.raises(UserError):
+            drawn(**place)

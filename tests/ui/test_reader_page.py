@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 import pytest
+from filelock import FileLock, Timeout
 from page_helpers import page_home
 from random_readers import make_reader
 
@@ -251,3 +252,28 @@ def test_what_a_shipped_reader_reads_is_made_at_the_start(tmp_path, home, small_
     assert statuses[-1].state == "finished"
     twin = service.retokenized_folder_of_stored(home / "shipped", run, 8)
     assert is_built(twin)
+
+
+def test_the_start_and_a_visitor_do_not_both_begin_what_a_shipped_reader_reads(
+    tmp_path, home, small_folder, monkeypatch
+):
+    """Both wait for the same corpus, and go on at the same moment."""
+    monkeypatch.setattr(service, "prepare_sample", lambda home, name: home / name)
+    shutil.copytree(small_folder, home / "shared")
+    run = make_reader(tmp_path / "run", home / "shared", tmp_path / "base")
+    begun: dict[str, bool] = {}
+
+    def note(folder: Path) -> Path:
+        lock = FileLock(home / "shared" / "asking.lock", thread_local=False)
+        try:
+            with lock.acquire(timeout=0):
+                begun[folder.name] = False
+        except Timeout:
+            begun[folder.name] = True
+        return folder
+
+    monkeypatch.setattr(service, "_start_building", note)
+    list(service.start_shipped(home, run, "sample:shared"))
+
+    twin = service.retokenized_folder_of_stored(home / "shared", run, 8)
+    assert begun == {"shared": False, twin.name: True}
