@@ -6,7 +6,8 @@ looks things up in the lookup world; a MARGE.
 Training resumes where it stands, so the command can be stopped and called again. Each run lands in
 checkpoints/: config, tokenizer, events and weights in float16. The baseline and the retrofit begin with the
 lm as it is shipped, so that anybody can repeat them; those that read neighbors also keep one written
-example with its whole explanation, which the page shows before anybody has clicked.
+example with its whole explanation, which the page shows before anybody has clicked. The MARGE brings what
+its control with random evidence told, and its evaluation beside that.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import torch
 
 from retro_demo.corpus.samples import SAMPLES
 from retro_demo.corpus.sharding import ensure_sample
+from retro_demo.evaluation.runner import Request, prepare_evaluation, run_evaluation
 from retro_demo.events import read_events
 from retro_demo.explain.text import watch_writing
 from retro_demo.paths import CHECKPOINTS, SAMPLE
@@ -41,12 +43,13 @@ from retro_demo.runs.checkpoint import (
 from retro_demo.runs.loading import load_run
 from retro_demo.runs.planning import plan_run, prepare_run
 from retro_demo.runs.resuming import saved_step
-from retro_demo.settings import GenerateConfig
+from retro_demo.settings import EvaluateConfig, GenerateConfig
 from retro_demo.training.trainer import run_training
 
 CORPUS = "sample:factbook2015"
 RIGHTS = "sample:udhr44"
 SEED = 0
+WHOLE = ("started", "finished")  # of an evaluation: the rounds between say less
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ LOOKUP = Shipped(
     writing=GenerateConfig(max_new_tokens=96, temperature=0.0),
 )
 MARGE = Shipped("rights-marge", "marge", corpus=RIGHTS)
+CONTROL = Shipped("rights-marge-control", "marge", corpus=RIGHTS, settings={"evidence_source": "random"})
 
 
 def train(wanted: Shipped, run: Path, threads: int) -> None:
@@ -123,6 +127,31 @@ def ship(run: Path, out: Path) -> None:
         shutil.copytree(run / "evidence", out / "evidence", dirs_exist_ok=True)
 
 
+def ship_control(run: Path, control: Path, out: Path) -> None:
+    """Put beside a shipped MARGE what its control told at each re-index, and an evaluation of both.
+
+    The control's weights stay behind: nobody writes with them.
+    """
+    told = [event for event in read_events(control / "events.jsonl") if event["event"] == "reindexed"]
+    (out / "control").mkdir(exist_ok=True)
+    (out / "control" / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in told))
+    write_run_config(out / "control", read_any_config(control))
+    name = SAMPLE + out.name
+    request = Request(name, control=str(control), settings=EvaluateConfig(max_tokens=0))
+    folder = run.parent / f"{run.name}-evaluation"
+    prepare_evaluation(folder, request)
+    for event in run_evaluation(folder, lambda: False):
+        print(json.dumps(event.to_json())[:300], flush=True)
+    shutil.rmtree(out / "evaluation", ignore_errors=True)
+    (out / "evaluation").mkdir()
+    both = [json.dumps(one) + "\n" for one in read_events(folder / "events.jsonl") if one["event"] in WHOLE]
+    for file, text in (
+        ("config.json", (folder / "config.json").read_text("utf-8")),
+        ("events.jsonl", "".join(both)),
+    ):
+        (out / "evaluation" / file).write_text(text.replace(str(control), control.name), "utf-8")
+
+
 def write_example(shipped: Shipped) -> None:
     """Keep one text of a shipped run with its whole explanation: what the page shows before any click."""
     out, name = CHECKPOINTS / shipped.name, SAMPLE + shipped.name
@@ -147,6 +176,9 @@ def main() -> None:
             list(ensure_sample(wanted.corpus))
             train(wanted, chosen.runs / wanted.name, chosen.threads)
             ship(chosen.runs / wanted.name, CHECKPOINTS / wanted.name)
+        if chosen.only in ("", MARGE.name):
+            train(CONTROL, chosen.runs / CONTROL.name, chosen.threads)
+            ship_control(chosen.runs / MARGE.name, chosen.runs / CONTROL.name, CHECKPOINTS / MARGE.name)
     for wanted in (RETROFIT, READER, LOOKUP):
         if chosen.only in ("", wanted.name):
             write_example(wanted)

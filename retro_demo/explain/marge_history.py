@@ -1,10 +1,10 @@
 """What a MARGE run found at each re-index: samples, series over the steps, tables for download.
 
-A sample is a few dozen documents of the run: how relevant they are to each other, and where they lie on a
-map, read from what each re-index saved (evidence/reindex.py). The series come from the events: what each
-re-index found, and how beta moved. No model is needed. Downloads are plain JSON, each with its origin.
+A sample is a few dozen documents of the run and how relevant they are to each other, read from what each
+re-index saved (evidence/reindex.py), as is what each token weighs. The series come from the events: what
+each re-index found, and how beta moved. No model is needed. Downloads are plain JSON, each with its origin.
 
-Shapes: P passages, R passages whose embeddings are saved, N of the sample, D width.
+Shapes: P passages, R passages whose embeddings are saved, N of the sample, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -125,61 +125,34 @@ def nearest_of_group(matrix: np.ndarray, sample: PassageSample, passages: Passag
     return int((asked & same[np.arange(len(group)), best]).sum()), int(asked.sum())
 
 
-@dataclass(frozen=True)
-class Plane:
-    """Two directions in the space of embeddings, fixed at the first re-index."""
-
-    mean: np.ndarray
-    """(D,)"""
-    axes: np.ndarray
-    """(2, D), orthonormal"""
-
-    def project(self, vectors: np.ndarray) -> np.ndarray:
-        """(N, D) -> (N, 2)."""
-        return (vectors - self.mean) @ self.axes.T
-
-    def share(self, vectors: np.ndarray) -> float:
-        """How much of the spread of the vectors around their own mean lies in this plane."""
-        around = vectors - vectors.mean(axis=0)
-        total = float((around**2).sum())
-        return float(((around @ self.axes.T) ** 2).sum()) / total if total else 0.0
-
-
-def first_plane(found: Reindexing) -> Plane:
-    """The principal components of all kept embeddings of a re-index."""
-    vectors = vectors_of(found, found.rows)
-    mean = vectors.mean(axis=0)
-    _, _, components = np.linalg.svd(vectors - mean, full_matrices=False)
-    axes = np.zeros((2, vectors.shape[1]), dtype=np.float32)
-    axes[: len(components[:2])] = components[:2]
-    largest = axes[np.arange(2), np.abs(axes).argmax(axis=1)]
-    return Plane(mean, axes * np.where(largest < 0, -1, 1)[:, None])  # a sign that no library decides
-
-
-def movement(first: Reindexing, now: Reindexing, sample: PassageSample) -> dict[str, Any]:
-    """Where the sample lay at the first re-index and lies now: before, after (N, 2), shares in the plane."""
-    plane = first_plane(first)
-    before, after = vectors_of(first, sample.ids), vectors_of(now, sample.ids)
-    return {
-        "before": plane.project(before),
-        "after": plane.project(after),
-        "share_before": plane.share(vectors_of(first, first.rows)),
-        "share_after": plane.share(vectors_of(now, now.rows)),
-        "moved": float(np.mean(np.linalg.norm(after - before, axis=1))),
-    }
-
-
 Series = dict[str, list[tuple[float, float]]]
 """By name: (step, value) of each measurement."""
 
-FOUND = {
+MEASURED = (
+    "recall_at_1",
+    "mrr",
+    "recall_at_1_same_script",
+    "recall_at_1_other_script",
+    "chance",
+    "queries",
+)
+"""Figures of reindex.recall that stand in a row."""
+
+PAPERS = {
     "recall_at_1": "recall@1",
-    "mrr": "MRR",
     "recall_at_1_same_script": "one script",
     "recall_at_1_other_script": "two scripts",
     "chance": "chance",
 }
-"""Figures of reindex.recall that are drawn, and what they are called."""
+"""What is drawn where relevance is the paper's, and what it is called."""
+
+BY_WORDS = {
+    "recall_at_1": "recall@1",
+    "recall_at_1_learned": "learned part",
+    "recall_at_1_words": "words alone",
+    "chance": "chance",
+}
+"""What is drawn where relevance begins with words."""
 
 
 def reindexes(status: JobStatus) -> list[dict[str, Any]]:
@@ -190,18 +163,66 @@ def reindexes(status: JobStatus) -> list[dict[str, Any]]:
         across = figures.pop("recall", None) or {}
         targets = figures["targets_with_evidence"] + figures["targets_resting"]
         figures["resting"] = figures["targets_resting"] / max(1, targets)
-        recall = {key: across[key] for key in (*FOUND, "queries") if key in across}
+        recall = {key: across[key] for key in MEASURED if key in across}
+        if "pairs" in across:
+            recall["searches"] = across["pairs"]
+        for part in ("learned", "words"):
+            if alone := figures.get(f"recall_{part}"):
+                recall[f"recall_at_1_{part}"] = alone["recall_at_1"]
         rows.append({"step": event["step"]} | figures | recall)
     return rows
 
 
-def recall_series(rows: list[dict[str, Any]]) -> Series:
-    """Does the encoder find the same item in another language: over the re-indexes, and untrained."""
-    series = {FOUND[key]: _points(rows, key) for key in FOUND}
-    if untrained := series["recall@1"][:1]:
+def recall_series(rows: list[dict[str, Any]], control: list[dict[str, Any]] | None = None) -> Series:
+    """Does the encoder find the same item in another language: over the re-indexes, and untrained.
+
+    control: the re-indexes of a run whose evidence was random; its line is that of what it learned, or of
+    all where nothing stands apart.
+    """
+    learned = any("recall_at_1_learned" in row for row in rows)
+    drawn = BY_WORDS if any("recall_at_1_words" in row for row in rows) or learned else PAPERS
+    series = {name: _points(rows, key) for key, name in drawn.items()}
+    if control:
+        beside = "recall_at_1_learned" if learned else "recall_at_1"
+        series["control, learned part" if learned else "control"] = _points(control, beside)
+    if drawn is PAPERS and (untrained := series["recall@1"][:1]):
         last = rows[-1]["step"]
         series["untrained"] = [(untrained[0][0], untrained[0][1]), (last, untrained[0][1])]
     return series
+
+
+@dataclass(frozen=True)
+class MovedTokens:
+    """Tokens whose weight in relevance changed most, by what they spell: (text, weight before, now)."""
+
+    rose: list[tuple[str, float, float]]
+    fell: list[tuple[str, float, float]]
+
+
+def moved_tokens(
+    first: Reindexing, now: Reindexing, source: MargeCorpus, most: int = 12
+) -> MovedTokens | None:
+    """What learning did to the weights of tokens, by the ratio of now to the first re-index.
+
+    Tokens that no passage in training holds did not learn, and those that spell no letter or digit say
+    nothing. None where a re-index kept no weights: relevance is the paper's, or the run is of before.
+    """
+    if first.weights is None or now.weights is None:
+        return None
+    passages, tokenizer = source.passages, source.corpus.tokenizer
+    before, after = first.weights, now.weights
+    there = np.unique(passages.tokens[~passages.held_out])
+    there = there[(there > 0) & (there < min(len(after), tokenizer.vocab_size))]
+    ratio = np.log(after[there] / before[there])
+    order = np.argsort(ratio, kind="stable")
+    texts = tokenizer.token_texts(there.tolist())
+    tells = [_spells_a_word(tokenizer.token_bytes(token)) for token in there.tolist()]
+
+    def some(places: np.ndarray) -> list[tuple[str, float, float]]:
+        return [(texts[at], float(before[there[at]]), float(after[there[at]])) for at in places[:most]]
+
+    told = order[np.array(tells, dtype=bool)[order]]
+    return MovedTokens(some(told[ratio[told] > 0][::-1]), some(told[ratio[told] < 0]))
 
 
 def pair_series(rows: list[dict[str, Any]]) -> Series:
@@ -264,9 +285,9 @@ def matrix_json(
     now: Reindexing,
     reindexes: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """The relevance matrix and the map before step `now.step`, and the figures of all re-indexes."""
+    """The relevance matrix and what tokens weigh before step `now.step`; the figures of all re-indexes."""
     matrix = relevance_matrix(now, sample, source.passages, source.config.evidence)
-    moved = movement(first, now, sample)
+    moved = moved_tokens(first, now, source, most=100)
     return {
         "step": now.step,
         "order": sample.order,
@@ -274,10 +295,7 @@ def matrix_json(
         "relevance": _plain(matrix),
         "ranks": _plain(ranks(matrix)),
         "centered": _plain(centered(matrix)),
-        "map": {
-            name: value.round(5).tolist() if isinstance(value, np.ndarray) else value
-            for name, value in moved.items()
-        },
+        "weights": asdict(moved) if moved else None,
         "reindexes": reindexes,
         "provenance": evidence_origin(folder, source),
     }
@@ -305,6 +323,14 @@ def reading_json(folder: Path, source: MargeCorpus, reading: EvidenceReading) ->
         "spearman": reading.agreement(None),
         "provenance": evidence_origin(folder, source),
     }
+
+
+def _spells_a_word(raw: bytes) -> bool:
+    """Whether a token holds a letter or digit, and no half of one."""
+    try:
+        return any(map(str.isalnum, raw.decode()))
+    except UnicodeDecodeError:
+        return False
 
 
 def _plain(matrix: np.ndarray) -> list[list[float | None]]:

@@ -171,15 +171,6 @@ def matrix_words(relevance: np.ndarray, names: Sequence[str]) -> str:
     )
 
 
-def map_words(after: np.ndarray, moved: float) -> str:
-    """Where documents lie now (N, 2), and how far they moved on average."""
-    (left, low), (right, high) = after.min(axis=0), after.max(axis=0)
-    return (
-        f"Map of {len(after)} documents, the first axis from {left:.2f} to {right:.2f}, the second from "
-        f"{low:.2f} to {high:.2f}; since the first re-index they moved by {moved:.2f} on average."
-    )
-
-
 def agreement_words(relevance: np.ndarray, mass: np.ndarray, rho: float | None) -> str:
     """Relevance (M,) against the share of attention (M,) of each piece of evidence."""
     told = ", ".join(

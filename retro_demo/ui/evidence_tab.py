@@ -20,7 +20,7 @@ from retro_demo.explain.marge_history import (
     centered,
     choose_sample,
     matrix_json,
-    movement,
+    moved_tokens,
     nearest_of_group,
     pair_series,
     ranks,
@@ -31,11 +31,11 @@ from retro_demo.explain.marge_history import (
 from retro_demo.explain.marge_reading import MargeCorpus, reindexing_at, targets_of
 from retro_demo.jobs import lifecycle
 from retro_demo.paths import ASSETS
-from retro_demo.render import html_parts, job_views, marge_views
+from retro_demo.render import found_views, html_parts, job_views, marge_views
 from retro_demo.render.wording import explain
 from retro_demo.server import service
 from retro_demo.server.model_cache import ModelCache
-from retro_demo.server.workspace import Workspace, marge_runs
+from retro_demo.server.workspace import Workspace, control_of, marge_runs
 from retro_demo.ui.evidence_reading import TargetView, wire_target
 from retro_demo.ui.form import (
     CHEAP,
@@ -79,14 +79,18 @@ class EvidenceView:
         with gr.Row(elem_classes="actions"):
             copy_link("evidence", self.run, linked)
         with gr.Column(visible=False) as self.body:
+            self.finding = gr.HTML(elem_id="evidence-finding")
             with gr.Row():
                 with gr.Column(scale=3, min_width=320):
-                    self._matrix()
-                with gr.Column(scale=2, min_width=320):
-                    self._curves()
-            self._map()
+                    gr.HTML("<h2>What it finds, as it learns</h2>")
+                    self.found = gr.Plot(show_label=False, container=False, elem_id="evidence-recall")
+                with gr.Column(scale=2, min_width=320) as self.weights:
+                    gr.HTML("<h2>Tokens that came to count more, and less</h2>")
+                    self.tokens = gr.HTML(elem_id="evidence-tokens")
+            self._curves()
+            self._matrix()
             self.save = gr.Button(
-                "Download matrix, map and figures with where they come from (JSON)",
+                "Download matrix, weights and figures with where they come from (JSON)",
                 size="sm",
                 elem_id="evidence-download",
             )
@@ -153,41 +157,28 @@ class EvidenceView:
             self.matrix_table = gr.HTML(elem_id="evidence-table", js_on_load=choose_target)
 
     def _curves(self) -> None:
-        gr.HTML("<h2>Over the re-indexes</h2>")
-        self.found = gr.Plot(show_label=False, container=False, elem_id="evidence-recall")
-        self.pairs = gr.Plot(show_label=False, container=False, elem_id="evidence-pairs")
-        self.betas = gr.Plot(show_label=False, container=False, elem_id="evidence-beta")
-        with gr.Accordion("The re-indexes as a table", open=False):
+        with gr.Accordion("Its re-indexes: pairs, beta, a table", open=False, elem_id="evidence-more"):
+            with gr.Row():
+                with gr.Column(min_width=320):
+                    self.pairs = gr.Plot(show_label=False, container=False, elem_id="evidence-pairs")
+                with gr.Column(min_width=320):
+                    self.betas = gr.Plot(show_label=False, container=False, elem_id="evidence-beta")
             self.curves_table = gr.HTML(elem_id="evidence-reindexes")
-
-    def _map(self) -> None:
-        gr.HTML("<h2>The map of embeddings</h2>")
-        self.by = gr.Radio(
-            ["group", "language"],
-            value="group",
-            label="Color by",
-            info="What has one color.",
-            elem_id="evidence-by",
-        )
-        self.map = gr.Plot(show_label=False, container=False, elem_id="evidence-map")
-        self.map_caption = gr.HTML()
-        with gr.Accordion("The map as a table", open=False):
-            self.map_table = gr.HTML()
 
     @property
     def look(self) -> list[Any]:
         """What says how pictures are drawn: the fields of a Look."""
-        return [self.kind, self.order, self.values, self.by, self.at, self.languages]
+        return [self.kind, self.order, self.values, self.at, self.languages]
 
     @property
     def pictures(self) -> list[Any]:
         """What is drawn of one re-index."""
-        return [self.matrix, self.caption, self.matrix_table, self.map, self.map_caption, self.map_table]
+        return [self.matrix, self.caption, self.matrix_table, self.weights, self.tokens]
 
     @property
     def everything(self) -> list[Any]:
         states = [self.kind, self.languages, self.status, self.body, self.timer, self.seen, self.at]
-        curves = [self.found, self.pairs, self.betas, self.curves_table]
+        curves = [self.finding, self.found, self.pairs, self.betas, self.curves_table]
         return [*states, *curves, *self.pictures, *self.reading.outputs]
 
 
@@ -195,14 +186,13 @@ class EvidenceView:
 class Look:
     """How the pictures of a run are drawn; the fields are in the order of `EvidenceView.look`.
 
-    `kind` of documents: held-out or training. `order` of documents and `values` in the matrix. `by`: what has
-    one color on the map. `at`: the re-index, from 0. `languages` of the documents: empty or None for all.
+    `kind` of documents: held-out or training. `order` of documents and `values` in the matrix. `at`: the
+    re-index, from 0. `languages` of the documents: empty or None for all.
     """
 
     kind: str
     order: str
     values: str
-    by: str
     at: int = sys.maxsize
     languages: Sequence[str] | None = ()
 
@@ -246,7 +236,8 @@ class EvidenceHandlers:
         """As `show_run`; what is shown already stays, and is followed again if the run goes on."""
         if name and before.rpartition(" ")[0] == name:
             going = lifecycle.status(Workspace.open(self.home, code).run(name)).under_way
-            yield {self.view.timer: gr.Timer(active=going)}
+            # a control may have been trained since
+            yield {self.view.timer: gr.Timer(active=going)} | self._curves(code, name)
         else:
             yield from self.show_run(code, name, *look)
 
@@ -331,13 +322,18 @@ class EvidenceHandlers:
 
     def _curves(self, code: str, name: str) -> Values:
         """What is drawn of all re-indexes."""
-        view, state = self.view, lifecycle.status(Workspace.open(self.home, code).run(name))
-        rows = reindexes(state)
-        recall = recall_series(rows)
+        view, workspace = self.view, Workspace.open(self.home, code)
+        folder = workspace.run(name)
+        state, control = lifecycle.status(folder), control_of(workspace, name)
+        rows, beside = reindexes(state), reindexes(lifecycle.status(control)) if control else None
+        recall = recall_series(rows, beside)
         found = gr.Plot(visible=False)
         if any(recall.values()):
-            found = gr.Plot(marge_views.curves(recall, "step", "recall@1, MRR", name), visible=True)
+            found = gr.Plot(marge_views.curves(recall, "step", "recall@1", name), visible=True)
+        source = self.cache.marge_corpus(folder)
+        lesson = found_views.taught_by(source.groups_to_learn_from, source.config.corpus)
         return {
+            view.finding: found_views.found_html(rows, beside) + lesson,
             view.found: found,
             view.pairs: marge_views.curves(pair_series(rows), "step", "share", name),
             view.betas: marge_views.curves(beta_series(state), "step", "beta", name),
@@ -355,14 +351,13 @@ class EvidenceHandlers:
         top = marge_views.full_color(centered(relevance_matrix(last, sample, passages, rules)))
         untrained = nearest_of_group(relevance_matrix(first, sample, passages, rules), sample, passages)
         nearest = nearest_of_group(relevance, sample, passages)
-        moved = movement(first, now, sample)
+        moved = moved_tokens(first, now, source)
         return {
             view.matrix: marge_views.matrix_figure(numbers, relevance, sample, source, kind=kind, top=top),
             view.caption: marge_views.matrix_caption(nearest, untrained, now.step, len(sample.ids)),
             view.matrix_table: marge_views.matrix_table(numbers, relevance, sample, source),
-            view.map: marge_views.map_figure(moved, sample, source, look.by),
-            view.map_caption: marge_views.map_caption(moved, now.step),
-            view.map_table: marge_views.map_table(moved, sample, source),
+            view.weights: gr.Column(visible=moved is not None),
+            view.tokens: found_views.tokens_html(moved, now.step) if moved else "",
         }
 
 
@@ -380,7 +375,7 @@ def evidence_tab(tab: gr.Tab, cache: ModelCache, visitor: gr.BrowserState, arriv
     arrival.naming(tab, view.run)
     arrival.then(arrive, listed, lists, **QUIET)
     # figures are drawn for those who look at them
-    looked = [view.kind, view.order, view.values, view.by]  # languages of another run mean nothing here
+    looked = [view.kind, view.order, view.values]  # languages of another run mean nothing here
     begun = tab.select(arrive, listed, lists, **QUIET).then(
         once_known(on.show_run_once), [*listed, *looked], view.everything, **CHEAP
     )
@@ -396,7 +391,7 @@ def _wire_pictures(view: EvidenceView, on: EvidenceHandlers, looks: list[Any]) -
     """What draws the pictures, from `looks`, anew or as a file."""
     redraw, others = once_known(on.redraw), [*view.pictures, *view.reading.outputs]
     view.at.input(redraw, looks, view.pictures, trigger_mode="always_last", **LOOKS)
-    gr.on([view.order.input, view.values.input, view.by.input], redraw, looks, view.pictures, **LOOKS)
+    gr.on([view.order.input, view.values.input], redraw, looks, view.pictures, **LOOKS)
     documents = [view.kind.input, view.languages.input]
     gr.on(documents, once_known(on.show_other_documents), looks, others, **LOOKS)
     view.save.click(shows_errors(on.write_file), looks, view.file, **LOOKS).success(None, js=SAVE)

@@ -87,6 +87,8 @@ class GenerateView:
             with gr.Column(scale=2, min_width=320, elem_id="result") as self.below:
                 self.speed = gr.HTML(elem_id="speed")
                 self.text = ExplainView(self.trace_id)
+            with gr.Column(scale=2, min_width=320, visible="hidden", elem_id="marge-result") as self.beside:
+                self.evidence.show_result()
         with gr.Column(elem_id="folds") as self.folds:
             self.text.fold()
             self._side_by_side()
@@ -329,6 +331,7 @@ class GenerateHandlers:
         return {
             view.above: gr.Row(visible=visible),
             view.below: gr.Column(visible=visible),
+            view.beside: gr.Column(visible=True if of_marge else "hidden"),
             view.folds: gr.Column(visible=visible),
             view.of_marge: of_marge,
         }
@@ -440,7 +443,7 @@ def _wire_choices(view: GenerateView, on: GenerateHandlers, visitor: gr.BrowserS
     top_line = once_known(on.name_shown_run)
     named = [visitor, view.of_marge, view.run, view.evidence.run]
     for way in (view.plain, view.given_text, view.inner):
-        hidden = [view.above, view.below, view.folds, view.of_marge]
+        hidden = [view.above, view.below, view.beside, view.folds, view.of_marge]
         turned = way.select(lambda own=way is view.inner: on.show_form(own), None, hidden, **QUIET)
         turned.then(top_line, named, on.breadcrumb, **QUIET)
     view.evidence.run.input(top_line, named, on.breadcrumb, **QUIET)

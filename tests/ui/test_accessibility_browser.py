@@ -39,7 +39,7 @@ def shown_ways(page: Page) -> list[tuple[str, Callable[[], None]]]:
         return show
 
     rests = {
-        "Evidence": "#evidence-map .main-svg[role=img]",
+        "Evidence": "#evidence-matrix .main-svg[role=img]",
         "Train": "#loss .main-svg[role=img]",
         "Evaluate": "#leakage .main-svg[role=img]",
         "Corpus": "#build",
@@ -82,7 +82,7 @@ def test_no_tab_breaks_a_rule_of_wcag_or_is_too_wide_and_each_picture_says_its_f
 def test_a_row_of_the_matrix_and_a_key_on_its_table_show_what_that_target_reads(browser, url, space):  # noqa: F811
     page = opened(browser, url, space.folder.name)
     page.goto(f"{url}?run=finder&tab=evidence")
-    expect(page.locator("#evidence-map .main-svg[role=img]")).to_be_visible(timeout=LONG)
+    expect(page.locator("#evidence-matrix .main-svg[role=img]")).to_be_visible(timeout=LONG)
     chosen, said = page.locator("#evidence-target input"), page.locator("#evidence-read")
     before = chosen.input_value()
     cells = page.locator("#evidence-matrix .nsewdrag").first

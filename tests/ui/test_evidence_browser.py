@@ -70,7 +70,10 @@ def test_a_visitor_looks_at_evidence_moves_through_reindexes_edits_and_downloads
         page.get_by_role("option", name="finder", exact=True).click()
     said = page.locator("#evidence-caption")
     expect(said).to_contain_text("Before step 6 ", timeout=LONG)
-    for plot in ("matrix", "recall", "pairs", "beta", "map"):
+    expect(page.locator("#evidence-finding")).to_contain_text("untrained", timeout=LONG)
+    expect(page.locator("#evidence-tokens")).to_contain_text("Before step 6", timeout=LONG)
+    page.get_by_text("Its re-indexes: pairs, beta, a table").click()
+    for plot in ("matrix", "recall", "pairs", "beta"):
         expect(page.locator(f"#evidence-{plot} .js-plotly-plot").first).to_be_visible(timeout=LONG)
     place = page.locator("#evidence-at input[type=number]")
     place.fill("0")

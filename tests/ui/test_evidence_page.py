@@ -158,10 +158,10 @@ def test_looks_at_evidence_write_no_file_and_have_a_lane_of_their_own(space, tmp
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     known = {one.name: one for one in build_app(space.home)[0].fns.values()}
     redraw, others, write = (known[name] for name in ("redraw", "show_other_documents", "write_file"))
-    look = [space.folder.name, "finder", "training", "group", "ranks", "group", 0, []]
+    look = [space.folder.name, "finder", "training", "group", "ranks", 0, []]
 
     for place in range(3):
-        redraw.fn(*look[:6], place, [])
+        redraw.fn(*look[:5], place, [])
     others.fn(*look)
     assert not list(tmp_path.rglob("evidence.json"))
     path = write.fn(*look)
