@@ -124,7 +124,8 @@ def ship(run: Path, out: Path) -> None:
     model = load_marge(run) if isinstance(config, MargeRun) else load_model(run)
     save_weights(out, model, saved_step(run), torch.float16)
     if isinstance(config, MargeRun):  # what each re-index found is what there is to see
-        shutil.copytree(run / "evidence", out / "evidence", dirs_exist_ok=True)
+        shutil.rmtree(out / "evidence", ignore_errors=True)
+        shutil.copytree(run / "evidence", out / "evidence")
 
 
 def ship_control(run: Path, control: Path, out: Path) -> None:
@@ -132,9 +133,9 @@ def ship_control(run: Path, control: Path, out: Path) -> None:
 
     The control's weights stay behind: nobody writes with them.
     """
-    told = [event for event in read_events(control / "events.jsonl") if event["event"] == "reindexed"]
+    found = [event for event in read_events(control / "events.jsonl") if event["event"] == "reindexed"]
     (out / "control").mkdir(exist_ok=True)
-    (out / "control" / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in told))
+    (out / "control" / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in found))
     write_run_config(out / "control", read_any_config(control))
     name = SAMPLE + out.name
     request = Request(name, control=str(control), settings=EvaluateConfig(max_tokens=0))
@@ -144,11 +145,14 @@ def ship_control(run: Path, control: Path, out: Path) -> None:
         print(json.dumps(event.to_json())[:300], flush=True)
     shutil.rmtree(out / "evaluation", ignore_errors=True)
     (out / "evaluation").mkdir()
-    both = [json.dumps(one) + "\n" for one in read_events(folder / "events.jsonl") if one["event"] in WHOLE]
-    for file, text in (
-        ("config.json", (folder / "config.json").read_text("utf-8")),
-        ("events.jsonl", "".join(both)),
-    ):
+    told = []
+    for event in read_events(folder / "events.jsonl"):
+        if event["event"] in WHOLE:
+            if origin := event.get("provenance"):  # no path of the machine that measured
+                origin["command"] = "python " + origin["command"][origin["command"].index("-m retro_demo") :]
+            told.append(json.dumps(event) + "\n")
+    config = (folder / "config.json").read_text("utf-8")
+    for file, text in (("config.json", config), ("events.jsonl", "".join(told))):
         (out / "evaluation" / file).write_text(text.replace(str(control), control.name), "utf-8")
 
 

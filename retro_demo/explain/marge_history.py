@@ -150,7 +150,6 @@ BY_WORDS = {
     "recall_at_1": "recall@1",
     "recall_at_1_learned": "learned part",
     "recall_at_1_words": "words alone",
-    "chance": "chance",
 }
 """What is drawn where relevance begins with words."""
 

@@ -354,8 +354,8 @@ KINDS = [("relevant", "on"), ("drawn at random", "shuffled"), ("none", "off")]
 EXAMPLES = "Beginnings to try: a click writes on"
 BEGINNINGS = [["Everyone has the right to"], ["No one shall be"], ["The family is"]]
 CAN_WRITE = (
-    "So small a model knows set phrases of its training texts, and spells the rest. It does not translate: "
-    "what it takes from its evidence are names and numbers at best."
+    "So small a model writes set phrases of its training texts, and repeats itself. It does not translate: "
+    "at best it takes names and numbers from its evidence."
 )
 LOADING = '<p class="speed" role="status">Loading the run and embedding its passages.</p>'
 EVIDENCE = "All passages of these documents, held out or not. Empty: found by the run itself."

@@ -15,6 +15,9 @@ from evidence_helpers import LANGUAGES, build_translated, train_marge_run
 from page_helpers import page_home
 
 from retro_demo.errors import UserError
+from retro_demo.explain.marge_history import recall_series, reindexes
+from retro_demo.jobs import lifecycle
+from retro_demo.runs.checkpoint import read_marge_config
 from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace, control_of, marge_runs, new_code
 from retro_demo.ui.evidence_reading import (
@@ -149,6 +152,19 @@ def test_a_run_with_random_evidence_is_the_control_of_one_that_is_else_the_same(
     assert "control" in [line.name for line in drawn_lines(shown[on.view.found])][-1]
     for other in ("astray", "wider"):
         space.delete("runs", other)
+
+
+def test_the_shipped_run_brings_its_control_and_its_lines_begin_with_words(on, home):
+    space = Workspace.open(home, new_code())
+    control = control_of(space, "sample:rights-marge")
+    assert control is not None
+    assert read_marge_config(control).evidence.evidence_source == "random"
+    rows, beside = (reindexes(lifecycle.status(one)) for one in (space.run("sample:rights-marge"), control))
+
+    series = recall_series(rows, beside)
+    assert len(series["words alone"]) == len(series["control, learned part"]) == len(rows)
+    assert series["learned part"][0] == series["control, learned part"][0]  # both begin alike
+    assert series["learned part"][-1][1] > series["control, learned part"][-1][1]
 
 
 @pytest.mark.parametrize(
