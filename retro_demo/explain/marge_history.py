@@ -211,7 +211,7 @@ def moved_tokens(
     passages, tokenizer = source.passages, source.corpus.tokenizer
     before, after = first.weights, now.weights
     there = np.unique(passages.tokens[~passages.held_out])
-    there = there[(there > 0) & (there < min(len(after), tokenizer.vocab_size))]
+    there = there[(there > 0) & (there < min(len(before), len(after), tokenizer.vocab_size))]
     ratio = np.log(after[there] / before[there])
     order = np.argsort(ratio, kind="stable")
     texts = tokenizer.token_texts(there.tolist())

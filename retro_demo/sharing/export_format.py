@@ -388,6 +388,9 @@ def check_evidence(path: Path) -> None:
     ids = (found.pairs.target, found.pairs.evidence, found.rows)
     if any(each.size and each.min() < 0 for each in ids) or not np.isfinite(found.pairs.relevance).all():
         raise UserError(f"evidence/{path.name} names passages that cannot be. Export anew.")
+    weights = found.weights
+    if weights is not None and not (np.isfinite(weights) & (weights > 0)).all():
+        raise UserError(f"evidence/{path.name} holds weights of tokens that cannot be. Export anew.")
 
 
 def check_vectors(path: Path) -> None:
