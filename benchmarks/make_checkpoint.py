@@ -6,7 +6,8 @@ looks things up in the lookup world; a MARGE.
 Training resumes where it stands, so the command can be stopped and called again. Each run lands in
 checkpoints/: config, tokenizer, events and weights in float16. The baseline and the retrofit begin with the
 lm as it is shipped, so that anybody can repeat them; those that read neighbors also keep one written
-example with its whole explanation, which the page shows before anybody has clicked.
+example with its whole explanation, which the page shows before anybody has clicked. The MARGE brings what
+its control with random evidence told, and its evaluation beside that.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import torch
 
 from retro_demo.corpus.samples import SAMPLES
 from retro_demo.corpus.sharding import ensure_sample
+from retro_demo.evaluation.runner import Request, prepare_evaluation, run_evaluation
 from retro_demo.events import read_events
 from retro_demo.explain.rewriting import write_off
 from retro_demo.explain.text import watch_writing
@@ -43,12 +45,13 @@ from retro_demo.runs.checkpoint import (
 from retro_demo.runs.loading import load_run
 from retro_demo.runs.planning import plan_run, prepare_run
 from retro_demo.runs.resuming import saved_step
-from retro_demo.settings import GenerateConfig
+from retro_demo.settings import EvaluateConfig, GenerateConfig
 from retro_demo.training.trainer import run_training
 
 CORPUS = "sample:factbook2015"
 RIGHTS = "sample:udhr44"
 SEED = 0
+WHOLE = ("started", "finished")  # of an evaluation: the rounds between say less
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ LOOKUP = Shipped(
     writing=GenerateConfig(max_new_tokens=96, temperature=0.0),
 )
 MARGE = Shipped("rights-marge", "marge", corpus=RIGHTS)
+CONTROL = Shipped("rights-marge-control", "marge", corpus=RIGHTS, settings={"evidence_source": "random"})
 
 
 def train(wanted: Shipped, run: Path, threads: int) -> None:
@@ -122,7 +126,36 @@ def ship(run: Path, out: Path) -> None:
     model = load_marge(run) if isinstance(config, MargeRun) else load_model(run)
     save_weights(out, model, saved_step(run), torch.float16)
     if isinstance(config, MargeRun):  # what each re-index found is what there is to see
-        shutil.copytree(run / "evidence", out / "evidence", dirs_exist_ok=True)
+        shutil.rmtree(out / "evidence", ignore_errors=True)
+        shutil.copytree(run / "evidence", out / "evidence")
+
+
+def ship_control(run: Path, control: Path, out: Path) -> None:
+    """Put beside a shipped MARGE what its control told at each re-index, and an evaluation of both.
+
+    The control's weights stay behind: nobody writes with them.
+    """
+    found = [event for event in read_events(control / "events.jsonl") if event["event"] == "reindexed"]
+    (out / "control").mkdir(exist_ok=True)
+    (out / "control" / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in found))
+    write_run_config(out / "control", read_any_config(control))
+    name = SAMPLE + out.name
+    request = Request(name, control=str(control), settings=EvaluateConfig(max_tokens=0))
+    folder = run.parent / f"{run.name}-evaluation"
+    prepare_evaluation(folder, request)
+    for event in run_evaluation(folder, lambda: False):
+        print(json.dumps(event.to_json())[:300], flush=True)
+    shutil.rmtree(out / "evaluation", ignore_errors=True)
+    (out / "evaluation").mkdir()
+    told = []
+    for event in read_events(folder / "events.jsonl"):
+        if event["event"] in WHOLE:
+            if origin := event.get("provenance"):  # no path of the machine that measured
+                origin["command"] = "python " + origin["command"][origin["command"].index("-m retro_demo") :]
+            told.append(json.dumps(event) + "\n")
+    config = (folder / "config.json").read_text("utf-8")
+    for file, text in (("config.json", config), ("events.jsonl", "".join(told))):
+        (out / "evaluation" / file).write_text(text.replace(str(control), control.name), "utf-8")
 
 
 def write_example(shipped: Shipped) -> None:
@@ -153,6 +186,9 @@ def main() -> None:
             list(ensure_sample(wanted.corpus))
             train(wanted, chosen.runs / wanted.name, chosen.threads)
             ship(chosen.runs / wanted.name, CHECKPOINTS / wanted.name)
+        if chosen.only in ("", MARGE.name):
+            train(CONTROL, chosen.runs / CONTROL.name, chosen.threads)
+            ship_control(chosen.runs / MARGE.name, chosen.runs / CONTROL.name, CHECKPOINTS / MARGE.name)
     for wanted in (RETROFIT, READER, LOOKUP):
         if chosen.only in ("", wanted.name):
             write_example(wanted)

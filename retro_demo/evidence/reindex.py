@@ -46,6 +46,7 @@ class Reindexing:
     """One re-index: pairs, embeddings (R, D) of length 1 of the passages `rows` (R,), and its figures.
 
     `matrix` (languages, languages) is the recall from each language to each other, where there is any.
+    `weights` float32 (V,): what each token weighs in relevance by words, None where it is the paper's.
     """
 
     step: int
@@ -54,6 +55,7 @@ class Reindexing:
     vectors: np.ndarray
     figures: dict[str, Any]
     matrix: np.ndarray | None = None
+    weights: np.ndarray | None = None
 
 
 def reindex(
@@ -131,8 +133,9 @@ def save_reindexing(folder: Path, found: Reindexing) -> None:
         "rows": found.rows,
         "vectors": found.vectors.astype(np.float16),
     }
-    if found.matrix is not None:
-        tensors["matrix"] = found.matrix
+    for name, extra in (("matrix", found.matrix), ("weights", found.weights)):
+        if extra is not None:
+            tensors[name] = extra
     with beside(path) as unfinished:
         save_file(
             {name: np.ascontiguousarray(array) for name, array in tensors.items()},
@@ -154,7 +157,8 @@ def load_reindexing(folder: Path, step: int) -> Reindexing | None:
         pairs = Pairs(target, evidence, tensors["relevance"])
         figures = json.loads(meta["figures"])
         rows, vectors = tensors["rows"], tensors["vectors"]
-        return Reindexing(int(meta["step"]), pairs, rows, vectors, figures, tensors.get("matrix"))
+        extra = tensors.get("matrix"), tensors.get("weights")
+        return Reindexing(int(meta["step"]), pairs, rows, vectors, figures, *extra)
     except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
         raise UserError(
             f"{path.name} of the run {folder.name} is damaged ({error}). Train it anew."
@@ -178,6 +182,13 @@ def begin_words(model: MARGE, passages: Passages, tokenizer: Tokenizer, seed: in
     if model.words is not None:
         told = ~passages.held_out
         model.words.begin(passages.tokens[told], passages.language[told], tokenizer, seed)
+
+
+def weights_of_tokens(model: MARGE) -> np.ndarray | None:
+    """float32 (V,): what each token weighs in the model's relevance, None where words have no part in it."""
+    if model.words is None:
+        return None
+    return model.words.log_weights.detach().exp().float().cpu().numpy()
 
 
 def embed_passages(

@@ -1,10 +1,10 @@
 """What a MARGE run found at each re-index: samples, series over the steps, tables for download.
 
-A sample is a few dozen documents of the run: how relevant they are to each other, and where they lie on a
-map, read from what each re-index saved (evidence/reindex.py). The series come from the events: what each
-re-index found, and how beta moved. No model is needed. Downloads are plain JSON, each with its origin.
+A sample is a few dozen documents of the run and how relevant they are to each other, read from what each
+re-index saved (evidence/reindex.py), as is what each token weighs. The series come from the events: what
+each re-index found, and how beta moved. No model is needed. Downloads are plain JSON, each with its origin.
 
-Shapes: P passages, R passages whose embeddings are saved, N of the sample, D width.
+Shapes: P passages, R passages whose embeddings are saved, N of the sample, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -128,14 +128,30 @@ def nearest_of_group(matrix: np.ndarray, sample: PassageSample, passages: Passag
 Series = dict[str, list[tuple[float, float]]]
 """By name: (step, value) of each measurement."""
 
-FOUND = {
+MEASURED = (
+    "recall_at_1",
+    "mrr",
+    "recall_at_1_same_script",
+    "recall_at_1_other_script",
+    "chance",
+    "queries",
+)
+"""Figures of reindex.recall that stand in a row."""
+
+PAPERS = {
     "recall_at_1": "recall@1",
-    "mrr": "MRR",
     "recall_at_1_same_script": "one script",
     "recall_at_1_other_script": "two scripts",
     "chance": "chance",
 }
-"""Figures of reindex.recall that are drawn, and what they are called."""
+"""What is drawn where relevance is the paper's, and what it is called."""
+
+BY_WORDS = {
+    "recall_at_1": "recall@1",
+    "recall_at_1_learned": "learned part",
+    "recall_at_1_words": "words alone",
+}
+"""What is drawn where relevance begins with words."""
 
 
 def reindexes(status: JobStatus) -> list[dict[str, Any]]:
@@ -146,18 +162,66 @@ def reindexes(status: JobStatus) -> list[dict[str, Any]]:
         across = figures.pop("recall", None) or {}
         targets = figures["targets_with_evidence"] + figures["targets_resting"]
         figures["resting"] = figures["targets_resting"] / max(1, targets)
-        recall = {key: across[key] for key in (*FOUND, "queries") if key in across}
+        recall = {key: across[key] for key in MEASURED if key in across}
+        if "pairs" in across:
+            recall["searches"] = across["pairs"]
+        for part in ("learned", "words"):
+            if alone := figures.get(f"recall_{part}"):
+                recall[f"recall_at_1_{part}"] = alone["recall_at_1"]
         rows.append({"step": event["step"]} | figures | recall)
     return rows
 
 
-def recall_series(rows: list[dict[str, Any]]) -> Series:
-    """Does the encoder find the same item in another language: over the re-indexes, and untrained."""
-    series = {FOUND[key]: _points(rows, key) for key in FOUND}
-    if untrained := series["recall@1"][:1]:
+def recall_series(rows: list[dict[str, Any]], control: list[dict[str, Any]] | None = None) -> Series:
+    """Does the encoder find the same item in another language: over the re-indexes, and untrained.
+
+    control: the re-indexes of a run whose evidence was random; its line is that of what it learned, or of
+    all where nothing stands apart.
+    """
+    learned = any("recall_at_1_learned" in row for row in rows)
+    drawn = BY_WORDS if any("recall_at_1_words" in row for row in rows) or learned else PAPERS
+    series = {name: _points(rows, key) for key, name in drawn.items()}
+    if control:
+        beside = "recall_at_1_learned" if learned else "recall_at_1"
+        series["control, learned part" if learned else "control"] = _points(control, beside)
+    if drawn is PAPERS and (untrained := series["recall@1"][:1]):
         last = rows[-1]["step"]
         series["untrained"] = [(untrained[0][0], untrained[0][1]), (last, untrained[0][1])]
     return series
+
+
+@dataclass(frozen=True)
+class MovedTokens:
+    """Tokens whose weight in relevance changed most, by what they spell: (text, weight before, now)."""
+
+    rose: list[tuple[str, float, float]]
+    fell: list[tuple[str, float, float]]
+
+
+def moved_tokens(
+    first: Reindexing, now: Reindexing, source: MargeCorpus, most: int = 12
+) -> MovedTokens | None:
+    """What learning did to the weights of tokens, by the ratio of now to the first re-index.
+
+    Tokens that no passage in training holds did not learn, and those that spell no letter or digit say
+    nothing. None where a re-index kept no weights: relevance is the paper's, or the run is of before.
+    """
+    if first.weights is None or now.weights is None:
+        return None
+    passages, tokenizer = source.passages, source.corpus.tokenizer
+    before, after = first.weights, now.weights
+    there = np.unique(passages.tokens[~passages.held_out])
+    there = there[(there > 0) & (there < min(len(before), len(after), tokenizer.vocab_size))]
+    ratio = np.log(after[there] / before[there])
+    order = np.argsort(ratio, kind="stable")
+    texts = tokenizer.token_texts(there.tolist())
+    tells = [_spells_a_word(tokenizer.token_bytes(token)) for token in there.tolist()]
+
+    def some(places: np.ndarray) -> list[tuple[str, float, float]]:
+        return [(texts[at], float(before[there[at]]), float(after[there[at]])) for at in places[:most]]
+
+    told = order[np.array(tells, dtype=bool)[order]]
+    return MovedTokens(some(told[ratio[told] > 0][::-1]), some(told[ratio[told] < 0]))
 
 
 def pair_series(rows: list[dict[str, Any]]) -> Series:
@@ -216,11 +280,13 @@ def matrix_json(
     folder: Path,
     source: MargeCorpus,
     sample: PassageSample,
+    first: Reindexing,
     now: Reindexing,
     reindexes: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """The relevance matrix before step `now.step`, and the figures of all re-indexes."""
+    """The relevance matrix and what tokens weigh before step `now.step`; the figures of all re-indexes."""
     matrix = relevance_matrix(now, sample, source.passages, source.config.evidence)
+    moved = moved_tokens(first, now, source, most=100)
     return {
         "step": now.step,
         "order": sample.order,
@@ -228,6 +294,7 @@ def matrix_json(
         "relevance": _plain(matrix),
         "ranks": _plain(ranks(matrix)),
         "centered": _plain(centered(matrix)),
+        "weights": asdict(moved) if moved else None,
         "reindexes": reindexes,
         "provenance": evidence_origin(folder, source),
     }
@@ -255,6 +322,14 @@ def reading_json(folder: Path, source: MargeCorpus, reading: EvidenceReading) ->
         "spearman": reading.agreement(None),
         "provenance": evidence_origin(folder, source),
     }
+
+
+def _spells_a_word(raw: bytes) -> bool:
+    """Whether a token holds a letter or digit, and no half of one."""
+    try:
+        return any(map(str.isalnum, raw.decode()))
+    except UnicodeDecodeError:
+        return False
 
 
 def _plain(matrix: np.ndarray) -> list[list[float | None]]:

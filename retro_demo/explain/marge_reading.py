@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,31 @@ class MargeCorpus:
             else tokenizer.token_texts([token])[0]
             for token in tokens.tolist()
         ]
+
+    @cached_property
+    def groups_to_learn_from(self) -> int:
+        """How many groups of training documents stand in two languages or more."""
+        told = ~self.passages.held_out
+        pairs = np.unique(np.stack([self.passages.group, self.passages.language])[:, told], axis=1)
+        _, languages = np.unique(pairs[0], return_counts=True)
+        return int((languages > 1).sum())
+
+    def in_language(self, passage: int, language: str) -> int | None:
+        """The passage of the same group in a language: of the same number in its document, or the last.
+
+        None where the group has none, or the passage itself is in that language.
+        """
+        passages = self.passages
+        if language not in passages.languages:
+            return None
+        number = passages.languages.index(language)
+        if passages.language[passage] == number:
+            return None
+        same = np.flatnonzero((passages.group == passages.group[passage]) & (passages.language == number))
+        if not len(same):
+            return None
+        same = same[passages.document[same] == passages.document[same[0]]]
+        return int(same[min(int(passages.position[passage]), len(same) - 1)])
 
     def about(self, passage: int) -> dict[str, str]:
         """Id, title, language and group of a passage's document; `name` tells its passages apart."""

@@ -142,11 +142,12 @@ class WordRelevance(nn.Module):
         """What each term (T,) of the texts weighs, its bag of length 1."""
         device = self.log_weights.device
         terms, rows = (torch.from_numpy(one).to(device) for one in (counted.terms, counted.rows))
-        weights = torch.cat([self.log_weights.exp(), self.gram_weights])[terms]
+        # not weights[terms]: several threads would add up its gradient in any order
+        weights = torch.cat([self.log_weights.exp(), self.gram_weights]).index_select(0, terms)
         values = weights * torch.from_numpy(counted.counts).to(device).log1p()
         bag = 2 * rows + (terms >= self.vocab_size)
         squares = values.new_zeros(2 * (len(counted.starts) - 1)).index_add(0, bag, values**2)
-        return values / squares.clamp(min=LEAST**2).sqrt()[bag]
+        return values / squares.clamp(min=LEAST**2).sqrt().index_select(0, bag)
 
     def sum_table(self, counted: WordCounts, values: Tensor) -> Tensor:
         """The table's part (N, E) of the texts, as long as it comes."""
@@ -157,7 +158,7 @@ class WordRelevance(nn.Module):
             for one in (counted.rows[own], counted.terms[own], np.flatnonzero(own))
         )
         summed = values.new_zeros(len(counted.starts) - 1, self.table.shape[1])
-        return summed.index_add(0, rows, values[which, None] * self.table[terms])
+        return summed.index_add(0, rows, values[which, None] * F.embedding(terms, self.table))
 
     def languages_of(self, tokens: Tensor) -> Tensor:
         """tokens (N, S) -> the row of `centers` of each text (N,)."""

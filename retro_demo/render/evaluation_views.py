@@ -349,7 +349,35 @@ def across_html(result: Mapping[str, Any]) -> str:
         f"language, held out or not: {found['pairs']:,} pairs, {found['pool']:.1f} candidates on average. By "
         f"chance the first would be right in {found['chance']:.1%}.</p>"
     )
-    return caption + table("<th>languages</th><th>recall@1</th><th>mean reciprocal rank</th>", rows)
+    shown = table("<th>languages</th><th>recall@1</th><th>mean reciprocal rank</th>", rows)
+    return caption + shown + _ways_html(found)
+
+
+WAYS = {
+    "untrained": "untrained",
+    "words": "words alone",
+    "learned": "learned part",
+    "trained": "trained",
+    "control": "control (random evidence)",
+}
+
+
+def _ways_html(found: Mapping[str, Any]) -> str:
+    """The same by what the run chooses evidence by: untrained, by its parts, trained and by its control."""
+    ways = {words: found[name] for name, words in WAYS.items() if name in found}
+    if not ways:  # an evaluation of before
+        return ""
+    rows = [
+        f"<tr><th>{words}</th><td>{_share(way['same_script'])}</td><td>{_share(way['all'])}</td></tr>"
+        for words, way in ways.items()
+    ]
+    by = next(iter(ways.values()))["by"]
+    caption = f"<p class='caption'>recall@1 by the {by} by which it chooses evidence.</p>"
+    return caption + table("<th>found by</th><th>of one script</th><th>all pairs</th>", rows)
+
+
+def _share(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
 
 
 def beta_html(result: Mapping[str, Any]) -> str:

@@ -27,10 +27,15 @@ from retro_demo.render.html_parts import (
     theirs,
 )
 from retro_demo.render.plots import GRAY, described, figure_layout
+from retro_demo.render.wording import GLOSSARY
+from retro_demo.tokenizer import WORD
 
-WORDS = 400  # characters of a piece of evidence in the list
+WORDS = 160  # characters of a piece of evidence in the list
+BESIDE = 3  # pieces of evidence that stand beside the target
 TABLE_COLUMNS = (
     ("recall@1", "recall_at_1"),
+    ("words alone", "recall_at_1_words"),
+    ("learned part", "recall_at_1_learned"),
     ("one script", "recall_at_1_same_script"),
     ("two scripts", "recall_at_1_other_script"),
     ("MRR", "mrr"),
@@ -61,7 +66,7 @@ def reindex_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _word(title: str) -> str:
-    return term(title) if title in ("recall@1", "churn", "resting", "MRR") else esc(title)
+    return term(title) if title in GLOSSARY else esc(title)
 
 
 def _share(value: float | None) -> str:
@@ -126,19 +131,40 @@ def matrix_table(
     return table(head, rows)
 
 
-def target_html(reading: EvidenceReading | None, source: MargeCorpus) -> str:
-    """The target's text and what its evidence is worth to it."""
+def target_html(reading: EvidenceReading | None, source: MargeCorpus, tongue: str = "") -> str:
+    """What its evidence is worth to the target, and both side by side, in a language ("": as they are)."""
     if reading is None:
         return note("Choose a target: its evidence is found with the weights of the last save, and read.")
-    about = source.about(reading.target)
     betas = ", ".join(f"{beta:.3f}" for beta in reading.betas)
+    group = source.about(reading.target)["group"]
+    evidence = "".join(
+        _beside(source, int(one), tongue, f"{place} ", group)
+        for place, one in enumerate(reading.ids[:BESIDE], start=1)
+    )
     return (
         f'<p class="finding">{_gain_of_evidence(reading)}</p>'
         f'<p class="caption">One target only: <b>Evaluate</b> tells whether it is so over all held-out ones. '
         f"{term('beta')} by layer: {betas}.</p>"
-        f'<article class="card"><header><b>{theirs(about["title"])}</b>'
-        f"<span>{esc(language_name(about['language']))}</span><span>{theirs(about['name'])}</span></header>"
-        f'<p dir="auto">{esc(source.text(reading.target))}</p></article>'
+        f'<div class="beside"><section><h3>{term("target", "Target")}</h3>'
+        f"{_beside(source, reading.target, tongue)}</section>"
+        f"<section><h3>{term('evidence', 'Evidence')}, the nearest first</h3>{evidence}</section></div>"
+    )
+
+
+def _beside(source: MargeCorpus, passage: int, tongue: str, before: str = "", group: str = "") -> str:
+    """A passage as a card, in the language that is wished where its group has it, its own words behind."""
+    about, text = source.about(passage), source.text(passage)
+    same = "<span>same group</span>" if group == about["group"] else ""
+    other = source.in_language(passage, tongue)
+    shown, own = esc(text), ""
+    if other is not None:
+        shown = esc(source.text(other))
+        name = esc(language_name(about["language"]))
+        own = f'<details><summary>as it stands, in {name}</summary><p dir="auto">{esc(text)}</p></details>'
+    return (
+        f'<article class="card"><header><b>{before}{theirs(about["title"])}</b>'
+        f"<span>{esc(language_name(about['language']))}</span><span>{theirs(about['name'])}</span>{same}"
+        f'</header><p dir="auto">{shown}</p>{own}</article>'
     )
 
 
@@ -246,11 +272,26 @@ def _relevance(score: float | None) -> str:
     return "not computed: there is no beginning to compare" if score is None else f"{score:+.3f}"
 
 
-def written_html(prompt: str, text: str, tokens: int | None = None) -> str:
-    """What was given and what a MARGE wrote; with the number of tokens once it is done."""
-    done = "" if tokens is None else f'<p class="caption">{tokens} tokens written.</p>'
+def written_html(prompt: str, text: str, evidence: Sequence[str], tokens: int | None = None) -> str:
+    """What was given and what a MARGE wrote, the words that stand in its evidence marked.
+
+    `tokens`: how many it wrote, once it is done.
+    """
+    there = {word.lower() for one in evidence for word in WORD.findall(one)}
+    parts, at, words, found = [], 0, 0, 0
+    for word in WORD.finditer(text):
+        words += 1
+        if word[0].lower() in there:
+            found += 1
+            parts += [esc(text[at : word.start()]), f"<mark>{esc(word[0])}</mark>"]
+            at = word.end()
+    shown = "".join([*parts, esc(text[at:])])
+    done = "" if tokens is None else f"{tokens} tokens written. "
+    if tokens is not None and evidence:
+        done += f"<mark>Marked</mark>: {found} of {words} words stand in its evidence."
     given = f'<span class="prompt">{esc(prompt)}</span>' if prompt else ""
-    return f'<div class="sample" dir="auto"><span class="tokens">{given}</span>{esc(text)}</div>{done}'
+    said = f'<p class="caption">{done}</p>' if done else ""
+    return f'<div class="sample" dir="auto"><span class="tokens">{given}</span>{shown}</div>{said}'
 
 
 BLUE = [[0.0, "rgba(47,111,190,.03)"], [0.35, "rgba(47,111,190,.28)"], [1.0, "rgba(47,111,190,1)"]]
@@ -339,7 +380,7 @@ def curves(
     for name, points in series.items():
         if not points:
             continue
-        plain = "chance" in name or name.startswith("untrained")
+        plain = "chance" in name or name.startswith(("untrained", "words alone"))
         x, y = np.array(points, dtype=np.float32).T
         figure.add_scatter(
             x=x,

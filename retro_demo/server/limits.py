@@ -196,6 +196,8 @@ A variable of the request's own context, because between the page and the queue 
 SITS_HERE = "x-retro-demo-here"
 """The header by which the middleware says that the visitor sits at this machine; dropped from outside."""
 HERE: ContextVar[bool] = ContextVar("here", default=False)
+READS: ContextVar[str] = ContextVar("reads", default="")
+"""The languages that whoever asks reads, as their browser tells them (Accept-Language)."""
 """Whether the request comes from this machine and the page is not for strangers: who asks may see folders."""
 
 

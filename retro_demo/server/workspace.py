@@ -36,7 +36,7 @@ from retro_demo.explain.tracing import Trace
 from retro_demo.files import append_line, replacing
 from retro_demo.jobs.lifecycle import is_at_work
 from retro_demo.paths import CHECKPOINTS, CODE, SAMPLE
-from retro_demo.runs.checkpoint import read_any_config
+from retro_demo.runs.checkpoint import MargeRun, read_any_config
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,60}")
 WORDS = {"corpora": "corpus", "runs": "run", "studies": "study"}
@@ -217,6 +217,26 @@ def disk_use(folder: Path) -> int:
 def marge_runs(workspace: Workspace) -> list[str]:
     """Ids of the runs of MARGE, shipped ones first, then the newest."""
     return [run for run in workspace.runs() if "evidence" in read_any_config(workspace.run(run)).kind.tabs]
+
+
+def control_of(workspace: Workspace, run: str) -> Path | None:
+    """The run to hold a MARGE against: trained as it was, but with random evidence; None where there is none.
+
+    A shipped run brings its own, in its folder `control`, with what it told and without weights. Of several,
+    one of the same seed is taken before others.
+    """
+    folder = workspace.run(run)
+    ours = read_any_config(folder)
+    assert isinstance(ours, MargeRun)
+    if ours.evidence.evidence_source == "random":
+        return None
+    fit = []
+    for other in [folder / "control", *map(workspace.run, marge_runs(workspace))]:
+        config = read_any_config(other) if (other / "config.json").exists() else None
+        if isinstance(config, MargeRun) and config.evidence.evidence_source == "random":
+            same = (config.corpus_fingerprint, config.network) == (ours.corpus_fingerprint, ours.network)
+            fit += [(config.training.seed != ours.training.seed, len(fit), other)] * same
+    return min(fit)[2] if fit else None
 
 
 KEPT_TRACES = 30

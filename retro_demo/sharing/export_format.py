@@ -308,6 +308,8 @@ EVIDENCE_KINDS = {
     "rows": ("I64", 1),
     "vectors": ("F16", 2),
 }
+MORE_EVIDENCE = {"matrix": (("F32", 2), ("F64", 2)), "weights": (("F32", 1),)}
+"""What a file of evidence may hold beside these."""
 
 
 def check_config(folder: Path) -> AnyRun:
@@ -371,9 +373,8 @@ def check_evidence(path: Path) -> None:
     """Raise UserError where a file of evidence/ is not what a re-index leaves."""
     header = read_header(path)
     for name, (dtype, shape) in header.tensors.items():
-        wanted = EVIDENCE_KINDS.get(name, (dtype if dtype in ("F32", "F64") else "F32", 2))
-        known = name in (*EVIDENCE_KINDS, "matrix") and (dtype, len(shape)) == wanted
-        if not known or max(shape) >= MOST_NUMBER:
+        wanted = (EVIDENCE_KINDS[name],) if name in EVIDENCE_KINDS else MORE_EVIDENCE.get(name, ())
+        if (dtype, len(shape)) not in wanted or max(shape) >= MOST_NUMBER:
             raise UserError(
                 f"evidence/{path.name} holds {name[:80]!r} as {dtype} {list(shape)}. Export anew."
             )
@@ -387,6 +388,9 @@ def check_evidence(path: Path) -> None:
     ids = (found.pairs.target, found.pairs.evidence, found.rows)
     if any(each.size and each.min() < 0 for each in ids) or not np.isfinite(found.pairs.relevance).all():
         raise UserError(f"evidence/{path.name} names passages that cannot be. Export anew.")
+    weights = found.weights
+    if weights is not None and not (np.isfinite(weights) & (weights > 0)).all():
+        raise UserError(f"evidence/{path.name} holds weights of tokens that cannot be. Export anew.")
 
 
 def check_vectors(path: Path) -> None:

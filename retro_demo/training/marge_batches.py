@@ -35,6 +35,7 @@ from retro_demo.evidence.reindex import (
     reindex,
     save_reindexing,
     scripts_of,
+    weights_of_tokens,
 )
 from retro_demo.evidence.shared_words import shared_tokens, without
 from retro_demo.evidence.vectors import Vectors
@@ -325,7 +326,7 @@ class MargeBatches:
                 if step < self.steps:  # the one behind the last step is only looked at
                     self.found = found
                     figures["batches"] = self._size_of(0)
-                save_reindexing(folder, found)
+                save_reindexing(folder, replace(found, weights=weights_of_tokens(model)))
         if not world.is_main and step < self.steps:
             self.found = load_reindexing(folder, step)
         return Reindexed(step, figures)

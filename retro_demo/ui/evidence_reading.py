@@ -5,6 +5,7 @@ A passage is written from documents that the visitor chooses or that the encoder
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,7 +29,7 @@ from retro_demo.models.memory import MOST_EVIDENCE
 from retro_demo.render import html_parts, marge_views
 from retro_demo.render.wording import explain
 from retro_demo.server import service
-from retro_demo.server.limits import checked_writing
+from retro_demo.server.limits import READS, checked_writing
 from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace, marge_runs
 from retro_demo.settings import GenerateConfig
@@ -52,6 +53,7 @@ from retro_demo.ui.form import (
 from retro_demo.ui.visit import Lane
 
 TARGETS = "First passages of documents."
+AS_IT_IS = "as it stands"
 TO_TARGET = "() => document.querySelector('#evidence-target')?.scrollIntoView({block: 'start'})"
 SEARCHING = '<p class="speed" role="status">Embedding all passages, finding and reading the evidence.</p>'
 ROWS = 48  # tokens of the target in one heatmap
@@ -73,6 +75,13 @@ class TargetView:
                 label="Pieces of evidence",
                 info="How many it reads.",
                 elem_id="evidence-count",
+            )
+            self.tongue = gr.Dropdown(
+                [],
+                label="Read it in",
+                info="The same texts in a language of yours.",
+                elem_id="evidence-tongue",
+                min_width=160,
             )
             self.read = gr.Button("Find and read its evidence", variant="primary", elem_id="read-evidence")
         self.said = gr.HTML(elem_id="evidence-read", min_height=60)
@@ -145,7 +154,7 @@ class TargetView:
     @property
     def outputs(self) -> list[Any]:
         """What `fresh` fills."""
-        return [self.target, self.count, self.layer, self.head, self.said, self.inside]
+        return [self.target, self.count, self.tongue, self.layer, self.head, self.said, self.inside]
 
     @property
     def pictures(self) -> list[Any]:
@@ -158,9 +167,12 @@ class TargetView:
         others = f" {targets.cut} Choose languages above to see the others." if targets.cut else ""
         english = [which for _, which in targets.offered if source.about(which)["language"] == "en"]
         first = next(iter(english + [which for _, which in targets.offered]), None)
+        tongues = [(name, name) for name in source.passages.languages if name]
+        read_in = liked_language(READS.get(), source.passages.languages)
         return {
             self.target: gr.Dropdown(targets.offered, value=first, info=TARGETS + others),
             self.count: gr.Slider(value=count),
+            self.tongue: gr.Dropdown([(AS_IT_IS, ""), *tongues], value=read_in),
             self.layer: gr.Dropdown([MEAN, *map(str, range(1, network.dec_depth + 1))], value=MEAN),
             self.head: gr.Dropdown([MEAN, *map(str, range(1, network.num_heads + 1))], value=MEAN),
             self.said: marge_views.target_html(None, source),
@@ -203,8 +215,13 @@ class TargetHandlers:
             offered = [(source.about(which)["name"], which), *offered]
         return gr.Dropdown(offered, value=which)
 
+    def show_in(self, code: str, name: str | None, which: int | None, many: int, tongue: str | None) -> str:
+        """The target and its evidence in another language."""
+        source, reading = self._reading(code, name, which, many)
+        return marge_views.target_html(reading, source, tongue or "")
+
     def read_evidence(
-        self, code: str, name: str | None, which: int | None, many: int, *look: Any
+        self, code: str, name: str | None, which: int | None, many: int, tongue: str | None, *look: Any
     ) -> Iterator[Values]:
         """Find and read the evidence of a target, and show the first piece of it."""
         view = self.view
@@ -214,7 +231,7 @@ class TargetHandlers:
         pieces = [(f"{n} {source.about(int(i))['name']}", n - 1) for n, i in enumerate(reading.ids, 1)]
         parts = _parts(reading)
         yield {
-            view.said: marge_views.target_html(reading, source),
+            view.said: marge_views.target_html(reading, source, tongue or ""),
             view.inside: gr.Column(visible=True),
             view.listing: marge_views.evidence_table(reading, source),
             view.piece: gr.Dropdown(pieces, value=0),
@@ -294,8 +311,9 @@ def wire_target(
     ]
     scrolled = [picked.success(None, js=TO_TARGET).then for picked in picks]
     for begun in (view.read.click, view.target.input, view.count.release, *scrolled):
-        reading = begun(look_up, [*asked, view.layer, view.head], shown, **ON_PAGE)
+        reading = begun(look_up, [*asked, view.tongue, view.layer, view.head], shown, **ON_PAGE)
         reading.failure(lambda: "", None, view.said, **PRIVATE)
+    view.tongue.input(once_known(on.show_in), [*asked, view.tongue], view.said, **ON_PAGE)
     looks = [*asked, view.layer, view.head, view.piece, view.part]
     gr.on([view.layer.input, view.head.input, view.part.input], draw, looks, view.pictures, **ON_PAGE)
     view.piece.input(once_known(on.show_piece), looks, edited, **ON_PAGE)
@@ -313,11 +331,33 @@ def _parts(reading: EvidenceReading) -> int:
     return -(-(len(reading.tokens) - 1) // ROWS)
 
 
+def liked_language(accepted: str, known: Sequence[str]) -> str:
+    """The first language of an Accept-Language header that is known, else English, else "" (none of them).
+
+    "pt-BR" is also found as "pt".
+    """
+    wishes = []
+    for place, part in enumerate(accepted.split(",")):
+        name, _, weight = part.strip().partition(";q=")
+        share = float(weight) if re.fullmatch(r"[01](\.[0-9]{1,3})?", weight) else 1.0
+        wishes.append((-share, place, name.lower()))
+    by_lower = {one.lower(): one for one in known if one}
+    for _, _, name in [*sorted(wishes), (0, 0, "en")]:
+        for one in (name, name.partition("-")[0]):
+            if one in by_lower:
+                return by_lower[one]
+    return ""
+
+
 SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
 ALL = "every language"
 KINDS = [("relevant", "on"), ("drawn at random", "shuffled"), ("none", "off")]
 EXAMPLES = "Try a beginning"
 BEGINNINGS = [["Everyone has the right to"], ["No one shall be"], ["The family is"]]
+CAN_WRITE = (
+    "So small a model writes set phrases of its training texts, and repeats itself. It does not translate: "
+    "at best it takes names and numbers from its evidence."
+)
 LOADING = '<p class="speed" role="status">Loading the run and embedding its passages.</p>'
 EVIDENCE = "All passages of these documents, held out or not. Empty: found by the run itself."
 
@@ -351,9 +391,13 @@ class WritingView:
         with gr.Row(elem_classes="actions"):
             self.go = gr.Button("Write from evidence", variant="primary", elem_id="marge-write")
             self.stop = gr.Button("Stop", elem_id="marge-write-stop")
-        self.said = gr.HTML(elem_id="marge-written")
-        self.found = gr.HTML(elem_id="marge-write-evidence")
         self.token = gr.State("")  # of the text that this page asked for last
+
+    def show_result(self) -> None:
+        """What is written, and from what; it stands beside the form."""
+        self.said = gr.HTML(elem_id="marge-written")
+        gr.HTML(f"<p class='caption'>{CAN_WRITE}</p>")
+        self.found = gr.HTML(elem_id="marge-write-evidence")
 
     def _evidence(self) -> None:
         with gr.Row(elem_classes="knobs"):
@@ -438,16 +482,17 @@ class WritingHandlers:
         service.check_ready(workspace, name)
         with self.lane.text(code, token) as stopped:
             yield {said: LOADING}
-            loaded, text = self.cache.marge(workspace.run(name)), ""
+            loaded, text, read = self.cache.marge(workspace.run(name)), "", list[str]()
             asked = {"language": tongue or "", "documents": chosen}
             for step in self.write_from_evidence(loaded, words or "", config, **asked):
                 if isinstance(step, Retrieved):
+                    read = [str(one["text"]) for one in step.neighbors]
                     yield {found: marge_views.found_evidence(step.neighbors, step.ms)}
                 elif isinstance(step, Token):
                     text += step.text
-                    yield {said: marge_views.written_html(words or "", text)}
+                    yield {said: marge_views.written_html(words or "", text, read)}
                 elif isinstance(step, Written):
-                    yield {said: marge_views.written_html(words or "", text, len(step.probabilities))}
+                    yield {said: marge_views.written_html(words or "", text, read, len(step.probabilities))}
                 if stopped():
                     return
 

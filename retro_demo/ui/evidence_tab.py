@@ -20,6 +20,7 @@ from retro_demo.explain.marge_history import (
     centered,
     choose_sample,
     matrix_json,
+    moved_tokens,
     nearest_of_group,
     pair_series,
     ranks,
@@ -30,11 +31,11 @@ from retro_demo.explain.marge_history import (
 from retro_demo.explain.marge_reading import MargeCorpus, reindexing_at, targets_of
 from retro_demo.jobs import lifecycle
 from retro_demo.paths import ASSETS
-from retro_demo.render import html_parts, job_views, marge_views
+from retro_demo.render import found_views, html_parts, job_views, marge_views
 from retro_demo.render.wording import explain
 from retro_demo.server import service
 from retro_demo.server.model_cache import ModelCache
-from retro_demo.server.workspace import Workspace, marge_runs
+from retro_demo.server.workspace import Workspace, control_of, marge_runs
 from retro_demo.ui.evidence_reading import TargetView, wire_target
 from retro_demo.ui.form import (
     CHEAP,
@@ -79,13 +80,18 @@ class EvidenceView:
         with gr.Row(elem_classes="actions"):
             copy_link("evidence", self.run, linked)
         with gr.Column(visible=False) as self.body:
+            self.finding = gr.HTML(elem_id="evidence-finding")
             with gr.Row():
                 with gr.Column(scale=3, min_width=320):
-                    self._matrix()
-                with gr.Column(scale=2, min_width=320):
-                    self._curves()
+                    gr.HTML("<h2>What it finds, as it learns</h2>")
+                    self.found = gr.Plot(show_label=False, container=False, elem_id="evidence-recall")
+                with gr.Column(scale=2, min_width=320) as self.weights:
+                    gr.HTML("<h2>Tokens that came to count more, and less</h2>")
+                    self.tokens = gr.HTML(elem_id="evidence-tokens")
+            self._curves()
+            self._matrix()
             self.save = gr.Button(
-                "Download matrix and figures with where they come from (JSON)",
+                "Download matrix, weights and figures with where they come from (JSON)",
                 size="sm",
                 elem_id="evidence-download",
             )
@@ -152,11 +158,12 @@ class EvidenceView:
             self.matrix_table = gr.HTML(elem_id="evidence-table", js_on_load=choose_target)
 
     def _curves(self) -> None:
-        gr.HTML("<h2>Over the re-indexes</h2>")
-        self.found = gr.Plot(show_label=False, container=False, elem_id="evidence-recall")
-        self.pairs = gr.Plot(show_label=False, container=False, elem_id="evidence-pairs")
-        self.betas = gr.Plot(show_label=False, container=False, elem_id="evidence-beta")
-        with gr.Accordion("The re-indexes as a table", open=False):
+        with gr.Accordion("Its re-indexes: pairs, beta, a table", open=False, elem_id="evidence-more"):
+            with gr.Row():
+                with gr.Column(min_width=320):
+                    self.pairs = gr.Plot(show_label=False, container=False, elem_id="evidence-pairs")
+                with gr.Column(min_width=320):
+                    self.betas = gr.Plot(show_label=False, container=False, elem_id="evidence-beta")
             self.curves_table = gr.HTML(elem_id="evidence-reindexes")
 
     @property
@@ -167,12 +174,12 @@ class EvidenceView:
     @property
     def pictures(self) -> list[Any]:
         """What is drawn of one re-index."""
-        return [self.matrix, self.caption, self.matrix_table]
+        return [self.matrix, self.caption, self.matrix_table, self.weights, self.tokens]
 
     @property
     def everything(self) -> list[Any]:
         states = [self.kind, self.languages, self.status, self.body, self.timer, self.seen, self.at]
-        curves = [self.found, self.pairs, self.betas, self.curves_table]
+        curves = [self.finding, self.found, self.pairs, self.betas, self.curves_table]
         return [*states, *curves, *self.pictures, *self.reading.outputs]
 
 
@@ -234,7 +241,8 @@ class EvidenceHandlers:
         """As `show_run`; what is shown already stays, and is followed again if the run goes on."""
         if name and before.rpartition(" ")[0] == name:
             going = lifecycle.status(Workspace.open(self.home, code).run(name)).under_way
-            yield {self.view.timer: gr.Timer(active=going)}
+            # a control may have been trained since
+            yield {self.view.timer: gr.Timer(active=going)} | self._curves(code, name)
         else:
             yield from self.show_run(code, name, *look)
 
@@ -284,10 +292,10 @@ class EvidenceHandlers:
             raise UserError("There is no run yet. Choose one first.")
         asked, folder = Look(*look), Workspace.open(self.home, code).run(name)
         source = self.cache.marge_corpus(folder)
-        now = reindexing_at(folder, asked.at)
+        first, now = reindexing_at(folder, 0), reindexing_at(folder, asked.at)
         sample = _sample(source, now, asked)
         rows = reindexes(lifecycle.status(folder))
-        return json_file("evidence.json", matrix_json(folder, source, sample, now, rows))
+        return json_file("evidence.json", matrix_json(folder, source, sample, first, now, rows))
 
     def _nothing(self, words: str) -> Values:
         """Words in place of a run."""
@@ -319,13 +327,18 @@ class EvidenceHandlers:
 
     def _curves(self, code: str, name: str) -> Values:
         """What is drawn of all re-indexes."""
-        view, state = self.view, lifecycle.status(Workspace.open(self.home, code).run(name))
-        rows = reindexes(state)
-        recall = recall_series(rows)
+        view, workspace = self.view, Workspace.open(self.home, code)
+        folder = workspace.run(name)
+        state, control = lifecycle.status(folder), control_of(workspace, name)
+        rows, beside = reindexes(state), reindexes(lifecycle.status(control)) if control else None
+        recall = recall_series(rows, beside)
         found = gr.Plot(visible=False)
         if any(recall.values()):
-            found = gr.Plot(marge_views.curves(recall, "step", "recall@1, MRR", name), visible=True)
+            found = gr.Plot(marge_views.curves(recall, "step", "recall@1", name), visible=True)
+        source = self.cache.marge_corpus(folder)
+        lesson = found_views.taught_by(source.groups_to_learn_from, source.config.corpus)
         return {
+            view.finding: found_views.found_html(rows, beside) + lesson,
             view.found: found,
             view.pairs: marge_views.curves(pair_series(rows), "step", "share", name),
             view.betas: marge_views.curves(beta_series(state), "step", "beta", name),
@@ -343,10 +356,13 @@ class EvidenceHandlers:
         top = marge_views.full_color(centered(relevance_matrix(last, sample, passages, rules)))
         untrained = nearest_of_group(relevance_matrix(first, sample, passages, rules), sample, passages)
         nearest = nearest_of_group(relevance, sample, passages)
+        moved = moved_tokens(first, now, source)
         return {
             view.matrix: marge_views.matrix_figure(numbers, relevance, sample, source, kind=kind, top=top),
             view.caption: marge_views.matrix_caption(nearest, untrained, now.step, len(sample.ids)),
             view.matrix_table: marge_views.matrix_table(numbers, relevance, sample, source),
+            view.weights: gr.Column(visible=moved is not None),
+            view.tokens: found_views.tokens_html(moved, now.step) if moved else "",
         }
 
 

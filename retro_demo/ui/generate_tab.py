@@ -64,6 +64,7 @@ TO_RESULT = """() => {
   result.scrollIntoView({block: 'start', behavior: calm ? 'auto' : 'smooth'});
 }"""
 SHUFFLED = "Shuffled: neighbors of other chunks, as a control."
+AWAY = ["away"]  # a hidden column would keep its place (assets/style.css)
 MOST_SHOWN = 48  # characters of a prompt on its button
 READING = '<p class="speed" role="status">Reading the text with and without neighbors.</p>'
 
@@ -87,6 +88,8 @@ class GenerateView:
             with gr.Column(scale=2, min_width=320, elem_id="result") as self.below:
                 self.speed = gr.HTML(elem_id="speed")
                 self.text = ExplainView(self.trace_id)
+            with gr.Column(scale=2, min_width=320, elem_id="marge-result", elem_classes=AWAY) as self.beside:
+                self.evidence.show_result()
         with gr.Column(elem_id="folds") as self.folds:
             self.text.fold()
             self._side_by_side()
@@ -335,7 +338,8 @@ class GenerateHandlers:
         view, visible = self.view, "hidden" if of_marge else True
         return {
             view.above: gr.Row(visible=visible),
-            view.below: gr.Column(visible=visible),
+            view.below: gr.Column(visible=visible, elem_classes=AWAY if of_marge else []),
+            view.beside: gr.Column(elem_classes=[] if of_marge else AWAY),
             view.folds: gr.Column(visible=visible),
             view.of_marge: of_marge,
         }
@@ -462,7 +466,7 @@ def _wire_choices(view: GenerateView, on: GenerateHandlers, visitor: gr.BrowserS
     top_line = once_known(on.name_shown_run)
     named = [visitor, view.of_marge, view.run, view.evidence.run]
     for way in (view.plain, view.given_text, view.inner):
-        hidden = [view.above, view.below, view.folds, view.of_marge]
+        hidden = [view.above, view.below, view.beside, view.folds, view.of_marge]
         turned = way.select(lambda own=way is view.inner: on.show_form(own), None, hidden, **QUIET)
         turned.then(top_line, named, on.breadcrumb, **QUIET)
     view.evidence.run.input(top_line, named, on.breadcrumb, **QUIET)

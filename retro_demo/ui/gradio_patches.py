@@ -25,7 +25,7 @@ from gradio.utils import LRUCache
 
 from retro_demo.errors import UserError
 from retro_demo.render.wording import to_program
-from retro_demo.server.limits import ADDRESS, HERE, SITS_HERE, VISITOR, limits_of
+from retro_demo.server.limits import ADDRESS, HERE, READS, SITS_HERE, VISITOR, limits_of
 from retro_demo.settings import seen
 from retro_demo.ui.form import shows_errors
 
@@ -66,15 +66,18 @@ class Page(gr.Blocks):
             ) from None
 
     async def process_api(self, *values: Any, **named: Any) -> dict[str, Any]:
-        """As Gradio's; the rate limiter says which address it counts for, and whether the asker sits here."""
+        """As Gradio's; the rate limiter says which address it counts for, whether the asker sits here, and in
+        what languages the asker reads."""
         request = named.get("request")
         headers = request.headers if isinstance(request, gr.Request) else {}
         asker, here = ADDRESS.set(headers.get(VISITOR, "")), HERE.set(SITS_HERE in headers)
+        reads = READS.set(str(headers.get("accept-language", ""))[:200])
         try:
             return await super().process_api(*values, **named)
         finally:
             ADDRESS.reset(asker)
             HERE.reset(here)
+            READS.reset(reads)
 
     async def postprocess_data(
         self, block_fn: Any, predictions: Any, state: SessionState | None

@@ -20,7 +20,7 @@ from retro_demo.render import html_parts, job_views, marge_views, plots
 from retro_demo.render.run_curves import AXES, Curve, curves_over
 from retro_demo.runs.checkpoint import BEST, read_any_config, told_by
 from retro_demo.server import run_actions
-from retro_demo.server.workspace import Workspace
+from retro_demo.server.workspace import Workspace, control_of
 from retro_demo.ui.form import (
     QUIET,
     Values,
@@ -44,8 +44,9 @@ class MargeProgress:
         with gr.Column(visible=False, elem_id="marge-live") as self.inside:
             gr.HTML(
                 f"<h3>What its {html_parts.term('re-index', 're-indexes')} found</h3><p class='caption'>"
-                f"{html_parts.term('recall@1')} and {html_parts.term('MRR')} of held-out documents in other "
-                "languages; the Evidence tab shows the documents.</p>"
+                f"{html_parts.term('recall@1')} of held-out documents in other languages, beside "
+                f"{html_parts.term('words alone')} and a {html_parts.term('control')} where there is one; "
+                "the Evidence tab shows the documents.</p>"
             )
             with gr.Column(visible=False) as self.pictures:
                 self.recall = gr.Plot(show_label=False, container=False, elem_id="train-recall")
@@ -59,10 +60,10 @@ class MargeProgress:
         """For runs of other models."""
         return {self.inside: gr.Column(visible=False)}
 
-    def values(self, status: JobStatus, run: str) -> Values:
+    def values(self, status: JobStatus, run: str, control: Path | None) -> Values:
         rows = reindexes(status)  # none yet: there is nothing to draw
-        found = recall_series(rows)
-        drawn = marge_views.curves(found, "step", "recall@1, MRR", run)
+        found = recall_series(rows, reindexes(lifecycle.status(control)) if control else None)
+        drawn = marge_views.curves(found, "step", "recall@1", run)
         return {
             self.inside: gr.Column(visible=True),
             self.pictures: gr.Column(visible=bool(rows)),
@@ -156,7 +157,7 @@ class RunView:
         followed = {self.timer: gr.Timer(active=now.under_way), self.shown_before: mark}
         if mark == before:
             return followed
-        drawn = self._drawn(folder, run, now)
+        drawn = self._drawn(workspace, run, now)
         others = [one for one in over or () if one in workspace.runs() and one != run][:MOST_OVER]
         if (others or by != "steps") and now.of_kind("step"):
             drawn[self.curve] = gr.Plot(_laid_over(workspace, [run, *others], by), visible=True)
@@ -178,7 +179,8 @@ class RunView:
             self.shown_before: "",
         }
 
-    def _drawn(self, folder: Path, run: str, now: JobStatus) -> Values:
+    def _drawn(self, workspace: Workspace, run: str, now: JobStatus) -> Values:
+        folder = workspace.run(run)
         config, shipped = read_any_config(folder), run.startswith(SAMPLE)
         trained_by = run_actions.command_of(folder, config, self.home)
         left = run_actions.seconds_left(folder, config, now)
@@ -186,13 +188,16 @@ class RunView:
         choices = [] if shipped else run_actions.weights_choices(folder, now)
         begun, evidence = now.of_kind("step"), self.reindexing
         curve = gr.Plot(plots.loss_curve(now, run), visible=True) if begun else gr.Plot(visible=False)
+        told = evidence.hidden()
+        if "evidence" in config.kind.tabs:
+            told = evidence.values(now, run, control_of(workspace, run))
         return {
             self.status: job_views.run_status(shown, run, config.training.steps, left),
             self.alarms: job_views.alarms_html(now, config, told_by(folder / BEST)),
             self.curve: curve,
             self.arms: job_views.arms_html(now),
             self.weights: gr.Radio(choices, value=config.training.keep, visible=bool(choices)),
-            **(evidence.values(now, run) if "evidence" in config.kind.tabs else evidence.hidden()),
+            **told,
             self.command: shown_command(trained_by),
             self.download: _download(folder, now, trained_by),
             **self._buttons("" if shipped else now.state),

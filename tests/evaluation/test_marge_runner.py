@@ -384,6 +384,10 @@ def test_recall_across_languages_is_shown_beside_pool_and_chance_and_beta_by_lay
 
     assert f"{result['across_languages']['recall_at_1']:.1%}" in shown
     assert "24.0 candidates" in shown
+    for name, words in (("untrained", "untrained"), ("words", "words alone"), ("trained", "trained")):
+        assert f"<th>{words}</th>" in shown
+        assert f"<td>{result['across_languages'][name]['all']:.1%}</td>" in shown
+    assert "control" not in shown
     assert "4.2%" in shown
     assert evaluation_views.beta_html(result).count("<td>20.000</td>") == 2
     assert "no recall across languages" in evaluation_views.across_html(result | {"across_languages": {}})

@@ -1,6 +1,8 @@
-"""What the Evidence tab draws: samples, ranks, centered values, the map and the lines, against plain code."""
+"""What the Evidence tab draws: samples, ranks, centered values and the lines, against plain code."""
 
 from __future__ import annotations
+
+import re
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from retro_demo.explain.marge_history import (
 )
 from retro_demo.jobs.lifecycle import JobStatus
 from retro_demo.models.config import EvidenceConfig
+from retro_demo.render.found_views import NO_CONTROL, UNCOUNTED, found_html
 from retro_demo.render.marge_views import curves
 
 
@@ -172,6 +175,48 @@ def test_a_run_without_groups_in_two_languages_has_no_recall_and_still_its_pairs
 
     assert not any(recall_series(rows).values())
     assert pair_series(rows)["resting"] == [(0, 0.25)]
+
+
+def by_words(step: int, whole: float, learned: float) -> dict:
+    parts = {"recall": whole, "recall_learned": learned, "recall_words": 0.5}
+    told = {name: {"recall_at_1": value, "chance": 0.1, "pairs": 40} for name, value in parts.items()}
+    figures = {"pairs": 20, "targets_with_evidence": 6, "targets_resting": 2}
+    return {"event": "reindexed", "step": step, "figures": figures | told}
+
+
+def test_where_relevance_begins_with_words_the_lines_are_what_is_learned_words_alone_and_the_control():
+    rows = reindexes(JobStatus("finished", [by_words(0, 0.4, 0.2), by_words(5, 0.6, 0.3)], ""))
+    control = reindexes(JobStatus("finished", [by_words(0, 0.4, 0.2), by_words(5, 0.3, 0.15)], ""))
+    series = recall_series(rows, control)
+
+    assert series["recall@1"] == [(0, 0.4), (5, 0.6)]
+    assert series["learned part"] == [(0, 0.2), (5, 0.3)]
+    assert series["words alone"] == [(0, 0.5), (5, 0.5)]
+    assert series["control, learned part"] == [(0, 0.2), (5, 0.15)]
+    assert "untrained" not in series  # it is where each line begins
+    assert "control, learned part" not in recall_series(rows)
+
+
+def test_the_control_of_the_papers_relevance_is_held_against_all_of_it():
+    def row(step, recall):
+        return {"step": step, "recall_at_1": recall, "chance": 0.1}
+
+    series = recall_series([row(0, 0.1), row(5, 0.4)], [row(0, 0.1), row(5, 0.05)])
+    assert series["control"] == [(0, 0.1), (5, 0.05)]
+    assert "learned part" not in series
+
+
+def test_the_finding_counts_searches_now_and_untrained_and_tells_what_it_is_to_be_held_against():
+    rows = reindexes(JobStatus("finished", [by_words(0, 0.4, 0.2), by_words(5, 0.6, 0.3)], ""))
+    said = found_html(rows, None)
+
+    assert [int(n) for n in re.findall(r"<b>(\d+)</b>", said)] == [24, 40, 16]
+    assert "20.0% → 30.0%" in said
+    assert NO_CONTROL in said
+    assert NO_CONTROL not in found_html(rows, rows[:1])
+    assert [int(n) for n in re.findall(r"<b>(\d+)</b>", found_html(rows[:1], None))] == [16, 40]
+    assert UNCOUNTED in found_html([{"step": 0, "pairs": 3}], None)
+    assert found_html([], None) == ""
 
 
 def test_lines_to_compare_with_are_named_at_themselves_and_told_apart_without_color():

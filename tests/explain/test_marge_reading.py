@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from evidence_helpers import HOSTILE, build_translated, train_marge_run
 
 from retro_demo.errors import UserError
 from retro_demo.evidence.reindex import embed_passages
-from retro_demo.explain.marge_history import choose_sample, matrix_json, reading_json, reindexes
+from retro_demo.explain.marge_history import choose_sample, matrix_json, moved_tokens, reading_json, reindexes
 from retro_demo.explain.marge_reading import (
     corpus_of,
     documents_of,
@@ -26,7 +27,7 @@ from retro_demo.explain.marge_reading import (
 from retro_demo.generation.marge import LoadedMarge, load_marge_run, write_from_evidence
 from retro_demo.generation.sampling import Written
 from retro_demo.jobs.lifecycle import status
-from retro_demo.render import marge_views
+from retro_demo.render import found_views, marge_views
 from retro_demo.settings import GenerateConfig
 
 
@@ -174,21 +175,84 @@ def test_a_passage_that_is_none_is_refused_in_a_sentence(run, target, words):
 
 def test_what_the_page_shows_of_a_run_escapes_all_text_and_exports_as_json(folder, run, target):
     source, reading = corpus_of(run), read_evidence(run, target, 3)
-    now = reindexing(folder, 6)
+    first, now = reindexing(folder, 0), reindexing(folder, 6)
     sample = choose_sample(source.passages, now.rows, held_out=True, order="group")
+    moved = moved_tokens(first, now, source)
+    assert moved is not None
     shown = [
         marge_views.target_html(reading, source),
         marge_views.evidence_table(reading, source),
+        marge_views.target_html(reading, source, "ka"),
         marge_views.reindex_log(status(folder)),
+        found_views.found_html(reindexes(status(folder)), None),
+        found_views.tokens_html(moved, 6),
         marge_views.agreement_figure(reading, source, None).to_json() or "",
     ]
 
     assert not any(HOSTILE in text or "<img" in text for text in shown)
     rows = reindexes(status(folder))
     assert [row["step"] for row in rows] == [0, 3, 6]
-    kept = json.loads(json.dumps(matrix_json(folder, source, sample, now, rows)))
+    kept = json.loads(json.dumps(matrix_json(folder, source, sample, first, now, rows)))
     assert len(kept["relevance"]) == len(kept["documents"]) == len(sample.ids)
     assert kept["provenance"]["steps"] == 6
     told = json.loads(json.dumps(reading_json(folder, source, reading)))
     assert [one["relevance"] for one in told["evidence"]] == reading.relevance.tolist()
     assert str(folder.parent) not in json.dumps([kept, told])
+
+
+def test_a_reindex_keeps_what_tokens_weigh_and_those_of_training_texts_that_moved_are_told(folder, run):
+    source, first = corpus_of(run), reindexing(folder, 0)
+    passages, tokenizer = source.passages, source.corpus.tokenizer
+    there = np.unique(passages.tokens[~passages.held_out])
+    there = [int(i) for i in there if 0 < i < tokenizer.vocab_size]
+    up, down = [i for i in there if tokenizer.token_texts([i])[0].isalnum()][:2]
+    absent = next(i for i in range(1, tokenizer.vocab_size) if i not in there)
+    lone = tokenizer.eos_id  # it spells nothing
+
+    assert first.weights is not None
+    assert first.weights.shape == (run.config.network.vocab_size,)
+    weights = first.weights.copy()
+    weights[[up, absent, lone]] *= 2
+    weights[down] /= 2
+    moved = moved_tokens(first, replace(first, weights=weights), source)
+    assert moved is not None
+    (rose,), (fell,) = moved.rose, moved.fell
+    assert (rose[0], fell[0]) == tuple(tokenizer.token_texts([up, down]))
+    assert rose[2] == pytest.approx(2 * rose[1])
+    assert fell[2] == pytest.approx(fell[1] / 2)
+    trained = moved_tokens(first, reindexing(folder, 6), source)
+    assert trained is not None
+    assert trained.rose
+    assert moved_tokens(replace(first, weights=None), first, source) is None
+
+
+def test_the_same_text_in_another_language_is_of_the_group_and_stands_in_what_is_shown(run, target):
+    source = corpus_of(run)
+    about = source.about(target)
+    for language in source.passages.languages:
+        other = source.in_language(target, language)
+        if language == about["language"]:
+            assert other is None
+        else:
+            assert other is not None
+            shown = source.about(other)
+            assert (shown["group"], shown["language"]) == (about["group"], language)
+            reading = read_evidence(run, target, 3)
+            assert source.text(other) in marge_views.target_html(reading, source, language)
+    assert source.in_language(target, "xx") is None
+    assert source.groups_to_learn_from == len(
+        {
+            one.group
+            for one, held in zip(source.corpus.documents, source.corpus.held_out, strict=True)
+            if not held
+        }
+    )
+
+
+def test_the_words_of_a_written_text_that_stand_in_its_evidence_are_marked_and_counted():
+    said = marge_views.written_html("In", "the Rights of 1948 <b>", ["all rights, 1948"], 9)
+
+    assert re.findall("<mark>(.*?)</mark>", said) == ["Rights", "1948", "Marked"]
+    assert "2 of 5 words" in said
+    assert "<b>" not in said
+    assert "mark" not in marge_views.written_html("", "the rights", [], 2)

@@ -12,11 +12,12 @@ FIELD = """
 attention, batch, beta, bits per byte, BM25, centered, checkpoint, chunk, churn, continuation, control,
 copied, corpus, cross-attention, decoder, document, effect, embedder, embedding, encoder, entropy,
 evidence, F, fingerprint, gain, gap, group, head, heatmap, held out, hot swap, hybrid, index, interval,
-KL, layer, learning rate, lm, loss, marge, mass, matched baseline, MRR, N, nat, near-duplicate, neighbor,
-no evidence, oracle, overfitting, overlap, parameters, passage, PCA, prepend, preset, prompt, random
-chunks, random evidence, rank, reader, re-index, recall@1, relevance, resting, resume, retrieval,
-retrieval off, retrieval on, retriever, retro, retrofit, run, score, seed, shuffled, shuffled control,
-Spearman, step, surprise, target, temperature, token, top p, workspace, wrong chunk order
+KL, layer, learned part, learning rate, lm, loss, marge, mass, matched baseline, MRR, N, nat,
+near-duplicate, neighbor, no evidence, oracle, overfitting, overlap, parameters, passage, prepend,
+preset, prompt, random chunks, random evidence, rank, reader, re-index, recall@1, relevance, resting,
+resume, retrieval, retrieval off, retrieval on, retriever, retro, retrofit, run, score, seed, shuffled,
+shuffled control, Spearman, step, surprise, target, temperature, token, top p, words alone, workspace,
+wrong chunk order
 """
 """Every word of the field that the page shows."""
 SAYS_ALL = {

@@ -143,6 +143,13 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
         ),
         "holds 'vectors'",
     ),
+    "evidence whose weights of tokens are a table": (
+        write(
+            "evidence/000001.safetensors",
+            headed({"weights": {"dtype": "F32", "shape": [1, 1], "data_offsets": [0, 4]}}, 4),
+        ),
+        "holds 'weights'",
+    ),
     "tensors that overlap": (
         write(
             "model.safetensors",

@@ -70,6 +70,9 @@ def test_a_visitor_looks_at_evidence_moves_through_reindexes_edits_and_downloads
         page.get_by_role("option", name="finder", exact=True).click()
     said = page.locator("#evidence-caption")
     expect(said).to_contain_text("Before step 6 ", timeout=LONG)
+    expect(page.locator("#evidence-finding")).to_contain_text("untrained", timeout=LONG)
+    expect(page.locator("#evidence-tokens")).to_contain_text("Before step 6", timeout=LONG)
+    page.get_by_text("Its re-indexes: pairs, beta, a table").click()
     for plot in ("matrix", "recall", "pairs", "beta"):
         expect(page.locator(f"#evidence-{plot} .js-plotly-plot").first).to_be_visible(timeout=LONG)
     place = page.locator("#evidence-at input[type=number]")
@@ -84,6 +87,13 @@ def test_a_visitor_looks_at_evidence_moves_through_reindexes_edits_and_downloads
     expect(pieces).to_have_count(round(TINY["evidence_per_target"]), timeout=LONG)
     expect(page.locator("#evidence-heat .js-plotly-plot").first).to_be_visible(timeout=LONG)
     assert broken_rules(page) == []
+    beside = page.locator("#evidence-read .beside .card")
+    expect(beside).to_have_count(1 + round(TINY["evidence_per_target"]))  # the target, and its evidence
+    before = beside.first.locator("p").first.inner_text()
+    page.locator("#evidence-tongue input").click()
+    page.get_by_role("option", name="mi", exact=True).click()
+    expect(beside.first.locator("p").first).not_to_have_text(before, timeout=LONG)
+    expect(beside.first.locator("details p")).to_have_text(before)
     box = page.locator("#evidence-text textarea")
     expect(box).not_to_have_value("", timeout=LONG)
     page.locator("#edit-evidence").click()
@@ -133,6 +143,7 @@ def test_a_visitor_writes_from_chosen_evidence_in_another_language(browser, url,
     page.locator("#marge-write").click()
     cards = page.locator("#marge-write-evidence .card")
     expect(cards.first).to_contain_text("g1/lo", timeout=LONG)
+    expect(page.locator("#marge-written .caption")).to_contain_text("words stand in its evidence")
     expect(page.locator("#marge-written")).to_contain_text("tokens written", timeout=LONG)
     assert broken_rules(page) == []
     tab(page, "Write a text")

@@ -15,14 +15,18 @@ from evidence_helpers import LANGUAGES, build_translated, train_marge_run
 from page_helpers import page_home
 
 from retro_demo.errors import UserError
+from retro_demo.explain.marge_history import recall_series, reindexes
+from retro_demo.jobs import lifecycle
+from retro_demo.runs.checkpoint import read_marge_config
 from retro_demo.server.model_cache import ModelCache
-from retro_demo.server.workspace import Workspace, marge_runs, new_code
+from retro_demo.server.workspace import Workspace, control_of, marge_runs, new_code
 from retro_demo.ui.evidence_reading import (
     ALL,
     TargetHandlers,
     TargetView,
     WritingHandlers,
     WritingView,
+    liked_language,
 )
 from retro_demo.ui.evidence_tab import EvidenceHandlers, EvidenceView
 
@@ -64,7 +68,14 @@ def target(cache) -> TargetHandlers:
 @pytest.fixture(scope="module")
 def writing(cache) -> WritingHandlers:
     with gr.Blocks():
-        return WritingHandlers(cache, WritingView())
+        view = WritingView()
+        view.show_result()
+        return WritingHandlers(cache, view)
+
+
+def drawn_lines(plot: gr.Plot) -> list:
+    """The lines of a figure that a plot was given."""
+    return list(plot.constructor_args["value"].data)
 
 
 def passages(target: TargetHandlers, code: str, *, held_out: bool) -> list[int]:
@@ -101,7 +112,8 @@ def test_a_run_that_is_shown_already_is_only_followed_again(on, code):
     view = on.view
 
     (shown,) = on.show_run_once(code, "finder", "finder 3", "held-out", *HOW)
-    assert list(shown) == [view.timer]
+    assert view.found in shown  # a control may have been trained since
+    assert view.matrix not in shown
     *_, other = on.show_run_once(code, "finder", "another 3", "held-out", *HOW)
     assert view.matrix in other
 
@@ -127,6 +139,48 @@ def test_a_new_reindex_is_drawn_where_the_latest_was_looked_at(on, code):
     assert latest[view.seen] == earlier[view.seen] == "finder 3"
     assert view.reading.target in on.follow_run(code, "finder", "finder 0", *how, 0, [])
     assert not on.follow_run(code, "gone", "gone 3", *how, 2, [])[view.body].visible
+
+
+def test_a_run_with_random_evidence_is_the_control_of_one_that_is_else_the_same(on, home, code):
+    space = Workspace.open(home, code)
+    assert control_of(space, "finder") is None
+    train_marge_run(space.folder / "runs" / "astray", space.corpus("three"), evidence_source="random")
+    train_marge_run(space.folder / "runs" / "wider", space.corpus("three"), evidence_source="random", dim=32)
+
+    assert control_of(space, "finder") == space.run("astray")
+    assert control_of(space, "astray") is None
+    *_, shown = on.show_run(code, "finder", "held-out", *HOW)
+    assert "control" in [line.name for line in drawn_lines(shown[on.view.found])][-1]
+    for other in ("astray", "wider"):
+        space.delete("runs", other)
+
+
+def test_the_shipped_run_brings_its_control_and_its_lines_begin_with_words(on, home):
+    space = Workspace.open(home, new_code())
+    control = control_of(space, "sample:rights-marge")
+    assert control is not None
+    assert read_marge_config(control).evidence.evidence_source == "random"
+    rows, beside = (reindexes(lifecycle.status(one)) for one in (space.run("sample:rights-marge"), control))
+
+    series = recall_series(rows, beside)
+    assert len(series["words alone"]) == len(series["control, learned part"]) == len(rows)
+    assert series["learned part"][0] == series["control, learned part"][0]  # both begin alike
+    assert series["learned part"][-1][1] > series["control, learned part"][-1][1]
+
+
+@pytest.mark.parametrize(
+    ("accepted", "liked"),
+    [
+        ("de-CH,de;q=0.9,fr;q=0.5", "de"),
+        ("fr;q=0.3,pt-br", "pt-BR"),
+        ("xx,yy", "en"),
+        ("", "en"),
+        ("ka;q=x, *", "en"),
+    ],
+)
+def test_texts_are_shown_in_the_language_that_the_browser_names_else_english(accepted, liked):
+    assert liked_language(accepted, ("de", "en", "fr", "pt-BR")) == liked
+    assert liked_language("ka", ("", "lo")) == ""
 
 
 def test_the_pictures_are_of_the_chosen_reindex_and_the_targets_of_the_chosen_documents(on, code):
@@ -155,7 +209,7 @@ def test_a_target_that_is_not_listed_is_picked_by_its_row(target, code):
 
 def test_the_evidence_of_a_target_is_read_and_drawn_as_one_asks(target, code):
     view, which = target.view, passages(target, code, held_out=True)[0]
-    *_, shown = target.read_evidence(code, "finder", which, 3, "mean", "mean")
+    *_, shown = target.read_evidence(code, "finder", which, 3, "", "mean", "mean")
 
     assert [value for _, value in shown[view.piece].choices] == [0, 1, 2]
     assert shown[view.inside].visible
