@@ -10,6 +10,7 @@ import torch
 from conftest import write_jsonl
 from marge_helpers import LANGUAGES, built, translated
 from marge_training_helpers import rows
+from torch import Tensor
 from torch.nn import functional as F
 
 from retro_demo.corpus.building import build_corpus, prepare_corpus
@@ -20,6 +21,7 @@ from retro_demo.evidence.reindex import begin_words, center_anew, embed_passages
 from retro_demo.evidence.vectors import WordVectors, cosines
 from retro_demo.models.config import MargeConfig
 from retro_demo.models.marge import MARGE, MargeBatch
+from retro_demo.models.words import BUCKETS, WordCounts, WordRelevance
 from retro_demo.settings import CorpusConfig
 
 SHARES = {"relevance_words": 0.3, "relevance_ngrams": 0.5, "relevance_table": 8, "center": True}
@@ -141,3 +143,26 @@ def test_a_text_without_words_has_length_one_too(corpus):
 
     assert isinstance(alone, WordVectors)
     assert np.linalg.norm(alone.written_out(np.zeros(1, dtype=int))) == pytest.approx(1, abs=1e-4)
+
+
+def test_the_gradient_is_the_same_to_the_last_bit_however_threads_divide_it() -> None:
+    rng, threads = np.random.default_rng(0), torch.get_num_threads()
+    words = WordRelevance(
+        MargeConfig(vocab_size=4000, relevance_words=0.3, relevance_ngrams=0.6, relevance_table=64)
+    )
+    rows = [np.unique(rng.integers(1, 4000 + BUCKETS, 3000)) for _ in range(40)]
+    starts, terms = np.cumsum([0, *map(len, rows)]), np.concatenate(rows)
+    counted = WordCounts(starts, terms, np.ones(len(terms), np.float32))
+
+    def gradients() -> list[Tensor]:
+        values = words.values(counted)
+        loss = (words.sum_table(counted, values) * torch.linspace(0, 1, 64)).square().sum()
+        return list(torch.autograd.grad(loss, words.learned_weights()))
+
+    torch.set_num_threads(4)
+    try:
+        first, *others = [gradients() for _ in range(8)]
+    finally:
+        torch.set_num_threads(threads)
+
+    assert all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True))
