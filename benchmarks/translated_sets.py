@@ -110,7 +110,7 @@ def untranslated(text: str) -> bool:
 
 def gnome_pages(folder: Path) -> Iterator[Page]:
     """The pages of GNOME Help below an unpacked package."""
-    for language in GNOME_LANGUAGES.split():
+    for language in GNOME_LANGUAGES:
         for path in sorted((folder / "usr/share/help" / language / "gnome-help").glob("*.page")):
             try:
                 root = ElementTree.parse(path).getroot()
@@ -128,7 +128,7 @@ def _said(element: ElementTree.Element | None) -> str:
 def man_pages(folder: Path) -> Iterator[Page]:
     """What manual pages are for and how their descriptions begin, below unpacked packages."""
     base = folder / "usr/share/man"
-    for language in MAN_LANGUAGES.split():
+    for language in MAN_LANGUAGES:
         for section in "12345678":
             own = base / f"man{section}" if language == "C" else base / language / f"man{section}"
             for path in sorted(own.glob("*")):

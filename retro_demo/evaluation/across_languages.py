@@ -87,18 +87,29 @@ def recall_across_languages(
 
 
 def check_control(run: Path, control: Path) -> None:
-    """Raise UserError where a run is no MARGE of random evidence with the corpus and shape of another."""
-    ours, theirs = read_marge_config(run), read_marge_config(control)
+    """Raise UserError where a run is no MARGE that was trained as another, but with random evidence."""
+    if unfit := unfit_control(read_marge_config(run), read_marge_config(control)):
+        raise UserError(
+            f"The control {control.name} {unfit}. Name a run that was trained as this one, but with "
+            "--evidence-source random."
+        )
+
+
+def unfit_control(ours: MargeRun, theirs: MargeRun) -> str:
+    """Why a MARGE is no control of another one; "" where it is. Their seeds may differ."""
     if theirs.evidence.evidence_source != "random":
-        raise UserError(
-            f"The control {control.name} was trained with the evidence that it found. Name a run that was "
-            "trained as this one, but with --evidence-source random."
-        )
-    if theirs.corpus_fingerprint != ours.corpus_fingerprint or theirs.network != ours.network:
-        raise UserError(
-            f"The control {control.name} has another corpus or network than the run. Name a run that was "
-            "trained as this one, but with --evidence-source random."
-        )
+        return "was trained with the evidence that it found"
+    alike = {
+        "corpus": (ours.corpus_fingerprint, theirs.corpus_fingerprint),
+        "network": (ours.network, theirs.network),
+        "training": (
+            ours.training,
+            replace(theirs.training, seed=ours.training.seed, keep=ours.training.keep),
+        ),
+        "rules of evidence": (ours.evidence, replace(theirs.evidence, evidence_source="retrieved")),
+    }
+    other = next((word for word, (one, another) in alike.items() if one != another), "")
+    return f"has another {other} than the run" if other else ""
 
 
 def _short(found: dict[str, Any]) -> dict[str, Any]:

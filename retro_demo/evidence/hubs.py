@@ -39,7 +39,7 @@ def nearness(vectors: Vectors, language: np.ndarray, count: int, who: np.ndarray
     return out
 
 
-def search_exactly(
+def search_by_margin(
     vectors: Vectors,
     own: np.ndarray,
     among: np.ndarray,
@@ -51,6 +51,8 @@ def search_exactly(
 ) -> tuple[Neighbors, np.ndarray]:
     """The k candidates `among` (C,) with the largest margin of each passage `own` (Q,), and relevance (Q, K).
 
+    Word vectors are searched by their sketch, MORE candidates than are wanted, and these are scored exactly:
+    one that the sketch ranks far too low is missed. Relevance is a whole number of SCORE_STEP.
     forbidden(ids (q,), candidates (1, C)) says which may not be found; near: `nearness`, None: the margin is
     the relevance itself. Written out at once are SCORES_AT_ONCE scores, never those of all pairs.
     """

@@ -20,7 +20,7 @@ import numpy as np
 
 from retro_demo.corpus.store import Corpus
 from retro_demo.errors import UserError
-from retro_demo.evidence.hubs import nearness, search_exactly
+from retro_demo.evidence.hubs import nearness, search_by_margin
 from retro_demo.evidence.vectors import Vectors
 from retro_demo.models.config import EvidenceConfig
 from retro_demo.retrieval.dense import VectorIndex, search_allowed
@@ -339,7 +339,7 @@ class _Search:
         """The best k candidates (ids) of each target (ids), and their relevance (Q, K), -inf = none."""
         passages, config = self.passages, self.config
         if not self.plain or self.near is not None:
-            return search_exactly(
+            return search_by_margin(
                 self.vectors,
                 targets,
                 candidates,

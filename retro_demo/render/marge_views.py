@@ -93,8 +93,16 @@ def reindex_log(status: JobStatus) -> str:
     return f'<p class="finding">{esc(sentence)}.</p>{reindex_table(rows)}'
 
 
-def matrix_caption(nearest: tuple[int, int], first: tuple[int, int], step: int, count: int) -> str:
-    """The finding of the matrix, beside that of the untrained encoder."""
+SKETCHED = (
+    " Relevance by words is drawn from kept sketches of the embeddings, right to about 0.07; what a target "
+    "reads, below, is exact."
+)
+
+
+def matrix_caption(
+    nearest: tuple[int, int], first: tuple[int, int], step: int, count: int, *, sketched: bool = False
+) -> str:
+    """The finding of the matrix, beside that of the untrained encoder; sketched: its vectors are sketches."""
     if not nearest[1]:
         return note(
             f"Before step {step:,}. No two of these {count} documents are of one group, so there is no right "
@@ -106,7 +114,8 @@ def matrix_caption(nearest: tuple[int, int], first: tuple[int, int], step: int, 
         f"<b>{first[0]} of {first[1]}</b>.</p>"
         '<p class="caption">A row is a target, a column a document as evidence for it, lines are the borders '
         "between groups or languages. Blank: what may not be its evidence, such as the target itself. A "
-        "click on a row, or on a target in the table below, shows what that target reads.</p>"
+        "click on a row, or on a target in the table below, shows what that target reads."
+        f"{SKETCHED * sketched}</p>"
     )
 
 
@@ -122,7 +131,7 @@ def matrix_table(
     for row, name in enumerate(names):
         order = np.argsort(np.where(np.isnan(relevance[row]), np.inf, -relevance[row]), kind="stable")[:3]
         cells = "".join(
-            f"<td>{theirs(names[at])}</td><td>{relevance[row, at]:.4f}</td><td>{values[row, at]:.4g}</td>"
+            f"<td>{theirs(names[at])}</td><td>{relevance[row, at]:.2f}</td><td>{values[row, at]:.2g}</td>"
             for at in order
             if not np.isnan(relevance[row, at])
         )

@@ -28,7 +28,7 @@ from retro_demo.runs.checkpoint import (
 from retro_demo.server import service
 from retro_demo.server.limits import check_space
 from retro_demo.server.scheduler import begin
-from retro_demo.server.studies import study_of_run, tell_studies_of_move
+from retro_demo.server.studies import tell_studies_of_move
 from retro_demo.server.workspace import Workspace
 from retro_demo.settings import EvaluateConfig
 
@@ -195,10 +195,7 @@ def delete_run(workspace: Workspace, run: str) -> None:
 def _check_unneeded(workspace: Workspace, run: str) -> None:
     """Raise UserError where the evaluation of another run measures this one, or a training begins from it."""
     folder = workspace.owned("runs", run)
-    if study := study_of_run(workspace, folder):
-        raise UserError(
-            f"{run} belongs to the study {study}, which is at work. Wait for its end, or stop it."
-        )
+    service.check_no_study_needs(workspace, folder)
     for request in _under_way(workspace):
         if any(request.folder(name) == folder for name in request.runs):
             told = f"The evaluation of {request.folder('run').name} measures {run} too"

@@ -41,6 +41,7 @@ from retro_demo.server.limits import check_space, check_steps, check_training, c
 from retro_demo.server.scheduler import begin, check_can_queue
 from retro_demo.server.workspace import Workspace, note_files, noted, plain_name
 from retro_demo.settings import AUTO, CorpusConfig
+from retro_demo.training.study import read_study
 
 
 def begin_retokenizing(workspace: Workspace, run: Path, corpus: Path, title: str) -> Path | None:
@@ -364,6 +365,7 @@ def resume_run(workspace: Workspace, run: str) -> None:
     if saved_step(folder) >= config.training.steps:
         raise UserError(f"{run} is finished. To go on, train it longer.")
     check_space(workspace)
+    check_no_study_needs(workspace, folder)
     _check_unchanging(workspace, run)
     check_training(limits_of(workspace.home), config)
     begin(workspace, folder, "train")
@@ -382,6 +384,7 @@ def lengthen_run(workspace: Workspace, run: str, steps: int) -> None:
     if lifecycle.is_at_work(folder):
         raise UserError(f"{run} is running or waits to. Stop it first, or wait for its end.")
     check_space(workspace)
+    check_no_study_needs(workspace, folder)
     _check_unchanging(workspace, run)
     config = read_any_config(folder)
     check_training(limits_of(workspace.home), config, steps)
@@ -392,7 +395,21 @@ def lengthen_run(workspace: Workspace, run: str, steps: int) -> None:
 
 def keep_weights(workspace: Workspace, run: str, keep: str) -> None:
     """Choose which weights a run is used with: those of its last save, or of its best one."""
-    planning.keep_weights(own_run(workspace, run), keep)
+    folder = own_run(workspace, run)
+    check_no_study_needs(workspace, folder)
+    planning.keep_weights(folder, keep)
+
+
+def check_no_study_needs(workspace: Workspace, run: Path) -> None:
+    """Raise UserError while a study is at work that trains, measures or begins from the run in `run`."""
+    for study in workspace.studies():
+        folder = workspace.folder / "studies" / study
+        asked = read_study(folder)
+        needed = {asked.base, *(str(part.folder) for part in asked.parts(folder))}
+        if str(run.resolve()) in needed and lifecycle.is_at_work(folder):
+            raise UserError(
+                f"{run.name} belongs to the study {study}, which is at work. Wait for its end, or stop it."
+            )
 
 
 def stop_run(workspace: Workspace, run: str) -> bool:

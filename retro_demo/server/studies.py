@@ -159,16 +159,6 @@ def command_of_study(workspace: Workspace, study: str) -> str:
     return commands.command("study", "--out", str(study_folder(workspace, study).resolve()))
 
 
-def study_of_run(workspace: Workspace, run: Path) -> str:
-    """The study that is at work and needs a run, "" where none is."""
-    for study in workspace.studies():
-        folder = workspace.folder / STUDIES / study
-        needed = {read_study(folder).base, *(str(part.folder) for part in read_study(folder).parts(folder))}
-        if str(run.resolve()) in needed and lifecycle.is_at_work(folder):
-            return study
-    return ""
-
-
 def studies_reading(workspace: Workspace, corpus: Path) -> list[str]:
     """The studies that are at work on a corpus."""
     folders = [workspace.folder / STUDIES / study for study in workspace.studies()]

@@ -249,13 +249,39 @@ def _told(title: str, work: Iterator[Event]) -> Generator[Event, None, dict[str,
 
 
 def _trained(study: Study, part: StudyPart, runs: Trained, stop: Callable[[], bool]) -> Iterator[Event]:
-    """The training of a part, from wherever it stands."""
+    """The training of a part, from wherever it stands.
+
+    Raises UserError where another run lies in its place.
+    """
+    wanted = plan_part(study, part.name, part.seed, runs)
     if not (part.folder / CONFIG).exists():
-        prepare_run(part.folder, plan_part(study, part.name, part.seed, runs))
+        prepare_run(part.folder, wanted)
+    elif differs := _differs(read_any_config(part.folder), wanted):
+        raise UserError(
+            f"{part.folder.name} is not the {part.name} that this study would train: its {differs} is "
+            "another. Rename that run, or begin a study of another name."
+        )
     elif saved_step(part.folder) >= read_any_config(part.folder).training.steps:
         yield Finished()
         return
     yield from run_training(part.folder, stop)
+
+
+def _differs(there: AnyRun, wanted: AnyRun) -> str:
+    """In what a run differs from a planned one, in a word; "" where it is the same training."""
+    words = {
+        "model": "kind",
+        "corpus_fingerprint": "corpus",
+        "network": "network",
+        "base_weights": "base",
+        "lessons": "lessons",
+        "training": "training",
+    }
+    there = replace(there, training=replace(there.training, keep=wanted.training.keep))  # which may be chosen
+    for name, word in words.items():
+        if getattr(there, name, None) != getattr(wanted, name, None):
+            return word
+    return ""
 
 
 def _measured(

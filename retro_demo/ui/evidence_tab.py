@@ -357,9 +357,13 @@ class EvidenceHandlers:
         untrained = nearest_of_group(relevance_matrix(first, sample, passages, rules), sample, passages)
         nearest = nearest_of_group(relevance, sample, passages)
         moved = moved_tokens(first, now, source)
+        network = source.config.network
+        sketched = bool(network.relevance_words or network.relevance_ngrams)
         return {
             view.matrix: marge_views.matrix_figure(numbers, relevance, sample, source, kind=kind, top=top),
-            view.caption: marge_views.matrix_caption(nearest, untrained, now.step, len(sample.ids)),
+            view.caption: marge_views.matrix_caption(
+                nearest, untrained, now.step, len(sample.ids), sketched=sketched
+            ),
             view.matrix_table: marge_views.matrix_table(numbers, relevance, sample, source),
             view.weights: gr.Column(visible=moved is not None),
             view.tokens: found_views.tokens_html(moved, now.step) if moved else "",

@@ -13,6 +13,7 @@ from conftest import records, write_jsonl
 
 from retro_demo.cli import main
 from retro_demo.cli.terminal import Terminal
+from retro_demo.evaluation.baselines import match
 from retro_demo.events import Evaluated, Finished, Progress, Saved, Started, Step, Stopped, Token
 from retro_demo.jobs import job_queue
 from retro_demo.kinds import KINDS
@@ -134,6 +135,8 @@ def test_after_a_training_comes_what_shows_its_worth(watched, made, tmp_path, me
     (command,) = re.findall(r"^next: python -m retro_demo (.+?) *$", shown(watched), re.M)
     options = main.build_parser().parse_args(command.split())
     assert (options.model, options.base, options.steps) == ("lm", base[1] if base else None, 2)
+    assert main.main([*command.split(), "--out", str(tmp_path / "b")]) == 0
+    assert match(tmp_path / "r", tmp_path / "b").unfit == ""
 
 
 @pytest.mark.parametrize(

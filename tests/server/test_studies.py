@@ -11,7 +11,7 @@ from study_helpers import QUICK
 
 from retro_demo.errors import UserError
 from retro_demo.jobs import lifecycle
-from retro_demo.server import cleanup, corpus_changes, evaluations, studies
+from retro_demo.server import cleanup, corpus_changes, evaluations, service, studies
 from retro_demo.server.limits import Limits, keep_limits
 from retro_demo.server.workspace import Workspace, new_code
 
@@ -74,6 +74,10 @@ def test_what_a_study_at_work_needs_is_neither_renamed_nor_deleted_nor_changed(w
 
     with pytest.raises(UserError, match="at work|worked on"):
         evaluations.delete_run(workspace, f"{study}-base")
+    with pytest.raises(UserError, match=f"belongs to the study {study}"):
+        service.keep_weights(workspace, f"{study}-base", "last")
+    with pytest.raises(UserError, match="at work|running|belongs to"):
+        service.lengthen_run(workspace, f"{study}-base", 4000)
     with pytest.raises(UserError, match="places"):
         corpus_changes.rename_corpus(workspace, "places", "others")
     with pytest.raises(UserError, match="worked on"):

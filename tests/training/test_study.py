@@ -117,6 +117,17 @@ def test_runs_may_lie_beside_a_study_under_its_name(tmp_path, half_held_out):
     ]
 
 
+@pytest.mark.parametrize(("changes", "word"), [({"steps": 6}, "training"), ({"depth": 3}, "network")])
+def test_a_run_that_is_none_of_the_studys_is_not_taken_for_one(tmp_path, half_held_out, changes, word):
+    other = prepare(tmp_path / "first", half_held_out.folder, runs="../runs", **changes)
+    advance(other, stop_at="retrofit")
+    out = prepare(tmp_path / "second", half_held_out.folder, runs="../runs")
+    (tmp_path / "runs" / "first-base").rename(tmp_path / "runs" / "second-base")
+
+    with pytest.raises(UserError, match=f"second-base is not the base .* its {word} is another"):
+        advance(out)
+
+
 def test_a_study_is_refused_before_anything_is_written(tmp_path, half_held_out):
     nothing_held = tmp_path / "whole"
     source = half_held_out.folder.parent / "places.jsonl"

@@ -15,6 +15,7 @@ from evidence_helpers import LANGUAGES, build_translated, train_marge_run
 from page_helpers import page_home
 
 from retro_demo.errors import UserError
+from retro_demo.evaluation.across_languages import check_control
 from retro_demo.explain.marge_history import recall_series, reindexes
 from retro_demo.jobs import lifecycle
 from retro_demo.runs.checkpoint import read_marge_config
@@ -146,12 +147,18 @@ def test_a_run_with_random_evidence_is_the_control_of_one_that_is_else_the_same(
     assert control_of(space, "finder") is None
     train_marge_run(space.folder / "runs" / "astray", space.corpus("three"), evidence_source="random")
     train_marge_run(space.folder / "runs" / "wider", space.corpus("three"), evidence_source="random", dim=32)
+    train_marge_run(
+        space.folder / "runs" / "quicker", space.corpus("three"), evidence_source="random", lr=0.1
+    )
+    for other, why in (("wider", "network"), ("quicker", "training"), ("finder", "evidence that it found")):
+        with pytest.raises(UserError, match=why):
+            check_control(space.run("finder"), space.run(other))
 
     assert control_of(space, "finder") == space.run("astray")
     assert control_of(space, "astray") is None
     *_, shown = on.show_run(code, "finder", "held-out", *HOW)
     assert "control" in [line.name for line in drawn_lines(shown[on.view.found])][-1]
-    for other in ("astray", "wider"):
+    for other in ("astray", "wider", "quicker"):
         space.delete("runs", other)
 
 
