@@ -31,10 +31,7 @@ const tint = (t) => {
     if (g === null) return '';
     return `rgba(${g > 0 ? BLUE : ORANGE}, ${(0.62 * Math.min(1, Math.abs(g) / scale)).toFixed(3)})`;
   }
-  if (by === 'copy') {
-    const n = data.copied[t], place = data.from[t];
-    return '';  // the style sheet fills what is copied
-  }
+  if (by === 'copy') return '';  // the style sheet fills what is copied
   const value = by === 'surprise' ? data.on[t] : data.entropy[t];
   if (value === null) return '';
   return `rgba(${by === 'surprise' ? VIOLET : TEAL}, ${(0.6 * Math.min(1, value / scale)).toFixed(3)})`;

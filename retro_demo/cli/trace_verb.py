@@ -44,14 +44,20 @@ def add_trace_verb(verb: Callable[..., argparse.ArgumentParser]) -> None:
 def _trace(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
     config = OriginsConfig(**given(options, OriginsConfig))
     reading = ExplainConfig(**given(options, ExplainConfig))
+    if options.prompt_tokens and not options.tokens:
+        raise UserError(
+            "--prompt-tokens says how many of --tokens were the prompt: give those, or leave it out."
+        )
+    if options.occurrence != 1 and not options.phrase:
+        raise UserError("--occurrence says which time the text holds --phrase: give that, or leave it out.")
     if options.run is None:
         yield from _without_run(options, config, stop)
         return
     trained = read_any_config(options.run)
     if trained.kind.chosen_evidence or not trained.retrieves:
         why = f"{options.run.name} is a {trained.model}: it reads no neighbors of chunks that could be cited."
-        if options.phrase or options.tokens:
-            raise UserError(why)
+        if options.phrase or options.tokens or given(options, ExplainConfig):
+            raise UserError(f"{why[:-1]}; leave out tokens, a phrase and how the text is read.")
         yield Warned(why)
         yield from _spans_alone(options.corpus or trained.corpus, options.text, config, stop)
         return

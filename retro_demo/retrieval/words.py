@@ -8,9 +8,10 @@ too, and only how often terms occur is fitted. docs/science.md has the figures a
 
 Terms, of the text in lower case:
 
-words      runs of letters, digits and signs of scripts that put spaces between words
+words      runs of letters, digits and signs of scripts that put spaces between words, but for Korean
 parts      3-grams and 4-grams of their characters, the blank before and after a word included
-signs      of scripts without spaces: one and two characters (Chinese, Japanese, Korean), two and three (Thai)
+signs      one and two characters of Chinese, Japanese and Korean (whose spaces no sign crosses), where one
+           holds a syllable or more; two and three of other scripts without spaces, such as Thai
 
 Shapes: N texts, L characters of all texts, T terms.
 """
@@ -44,6 +45,7 @@ WORDS, PARTS, SIGNS = range(3)
 BREAK, LETTER, SYLLABLE, UNSPACED = range(4)
 GRAMS = {LETTER: (3, 4), SYLLABLE: (1, 2), UNSPACED: (2, 3)}
 KIND_BITS, HASH_BITS = 2, 50  # of a key; the text takes the rest
+MOST_TEXTS = 1 << (64 - KIND_BITS - HASH_BITS)
 SYLLABLES = ((0x2E80, 0xA000), (0xAC00, 0xD7B0), (0xF900, 0xFB00), (0x20000, 0x40000))
 WITHOUT_SPACES = ((0x0E00, 0x1000), (0x1000, 0x10A0), (0x1780, 0x1800), (0x1950, 0x19E0))
 _ODD = 0x9E3779B97F4A7C15
@@ -71,7 +73,12 @@ class WordsEmbedder:
         return out
 
     def weigh_terms(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The terms of at most 4,096 texts: number of the text, hash and weight of each (T,)."""
+        """The terms of at most MOST_TEXTS texts: number of the text, hash and weight of each (T,).
+
+        Raises ValueError for more.
+        """
+        if len(texts) > MOST_TEXTS:
+            raise ValueError(f"{len(texts):,} texts; a key has room for {MOST_TEXTS:,}")
         # in the order of keys the terms of a text come in the same order in every batch, so sums are the same
         keys, counts = np.unique(_keys(texts), return_counts=True)
         row, kind, hashed = _parts_of(keys)

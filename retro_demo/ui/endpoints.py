@@ -53,7 +53,7 @@ class Endpoints:
         name: str = "",
         chunk_len: int = 64,
         holdout: float = 0.15,
-        embedder: str = "static",
+        embedder: str = "static",  # not auto: pinned before there was one (docs/http.md)
         fields: str = "",
     ) -> Iterator[dict]:
         """Build a corpus of uploaded files and follow it. fields says of files with columns which is which,

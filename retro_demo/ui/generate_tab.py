@@ -407,10 +407,11 @@ def _wire_texts(
     """What writes or reads a text; a corpus is waited for outside of the lane of models."""
     speed, trace_id, text, buttons = view.speed, view.trace_id, view.text, [view.go, view.stop]
     wait, write = on.lane.waiting(), shows_errors(on.write)
+    in_turn = ON_PAGE | {"trigger_mode": "multiple"}  # Enter while a text is written asks for the next one
 
     def waits(begun: Callable[..., Any]) -> Any:
         waiting = begun(wait, [visitor, view.run, view.corpus], [speed, view.token], **CHEAP)
-        waiting.failure(lambda: ["", *at_rest()], None, [speed, *buttons], **QUIET)
+        _fails(waiting, view)
         return waiting
 
     asked = [visitor, view.run, view.corpus, view.token, view.prompt, *view.form.inputs]
@@ -420,34 +421,50 @@ def _wire_texts(
     picked = view.examples.click(first_of, view.examples, view.prompt, **QUIET)
     swaps = [visitor, view.run, view.corpus]
     swapped = view.swap.click(shows_errors(on.swap_edition), swaps, [view.corpus, view.swap], **QUIET)
+    swapped.failure(at_rest, None, buttons, **QUIET)
     pressed = [view.go.click, view.prompt.submit, view.examples.click, view.swap.click, view.compare.click]
     gr.on(pressed, lambda: begins(inside), None, buttons, **QUIET)
     texts = [
-        waits(view.go.click).success(write, asked, written, **ON_PAGE),
-        waits(view.prompt.submit).success(write, asked, written, **ON_PAGE),
-        waits(picked.then).success(write, asked, written, **ON_PAGE),
-        waits(swapped.success).success(write, asked, written, **ON_PAGE),
-        waits(view.explain.click).success(shows_errors(on.explain_given), given, read, **ON_PAGE),
+        waits(view.go.click).success(write, asked, written, **in_turn),
+        waits(view.prompt.submit).success(write, asked, written, **in_turn),
+        waits(picked.then).success(write, asked, written, **in_turn),
+        waits(swapped.success).success(write, asked, written, **in_turn),
+    ]
+    # Stop is not for them: the text that is written meanwhile stays the one that this page asked for
+    follows = view.explain.click(wait, [visitor, view.run, view.corpus], [speed, gr.State("")], **CHEAP)
+    readings = [
+        follows.success(shows_errors(on.explain_given), given, read, **ON_PAGE),
         view.again.click(shows_errors(on.explain_shown), shown, read, **ON_PAGE),
     ]
+    for event in (follows, *readings):
+        event.failure(lambda: "", None, speed, **QUIET)
     for button in (view.go, view.swap, view.explain, view.again):
         button.click(None, js=TO_RESULT)
     show, everything = shows_errors(on.show), [speed, *text.outputs]
-    for begun in texts:
+    for begun in (*texts, *readings):
         seen = begun.success(show, [visitor, trace_id], everything, **CHEAP)
         compare_with_off(seen, inside, text, [visitor, trace_id])
-        _rests(begun, view)
     sides = waits(view.compare.click).success(
-        shows_errors(on.side_by_side), asked, [speed, view.sides], **ON_PAGE
+        shows_errors(on.side_by_side), asked, [speed, view.sides], **in_turn
     )
-    _rests(sides, view)
+    for begun in (*texts, sides):
+        _fails(begun, view)
+        begun.success(resting(on.lane), view.token, buttons, **QUIET)
     view.stop.click(on.lane.stopping(), [visitor, view.token], None, **QUIET)
 
 
-def _rests(event: Any, view: GenerateView) -> None:
-    """Let the buttons rest when a text is over, however it ended."""
-    event.failure(lambda: "", None, view.speed, **QUIET)
-    event.then(at_rest, None, [view.go, view.stop], **QUIET)
+def _fails(event: Any, view: GenerateView) -> None:
+    """Let the buttons rest where a text comes to nothing, whatever has failed."""
+    event.failure(lambda: ["", *at_rest()], None, [view.speed, view.go, view.stop], **QUIET)
+
+
+def resting(lane: Lane) -> Callable[[str], list[Any]]:
+    """A handler that lets the buttons rest at the end of a text, unless the page asked for another since."""
+
+    def rest(token: str) -> list[Any]:
+        return [gr.skip(), gr.skip()] if lane.expects(token) else at_rest()
+
+    return rest
 
 
 def begins(inside: ExplainHandlers) -> list[gr.Button]:

@@ -212,7 +212,8 @@ class ExplainHandlers:
     def write_off(self, code: str, name: str) -> Iterator[Values]:
         """What the run writes without neighbors, for the meter beside that of the text that is shown.
 
-        Nobody asked for it: where the run cannot write just now, there is no such meter, and no complaint.
+        Nobody asked for it: where the run cannot write just now, or a text of anybody is asked for meanwhile,
+        there is no such meter, and no complaint.
         """
         workspace = Workspace.open(self.home, code)
         name, trace = kept_traces.shown_trace(workspace, name)
@@ -223,10 +224,9 @@ class ExplainHandlers:
         try:
             off = rewriting.write_off(self._run_of(code, trace), trace, lambda: self.hurries > asked)
         except UserError:
+            off = []
+        if not off:  # it cannot, or gave way to somebody's text: nobody waits for a meter that will not come
             yield {self.view.findings: first_look.findings(trace, None)}
-            return
-        if not off:
-            yield {self.view.findings: gr.skip()}
             return
         trace.about["off"] = off
         kept_traces.keep_trace(workspace, name, trace)

@@ -218,11 +218,8 @@ def origins_panel(
     trace_id: gr.BrowserState,
     run: gr.Dropdown,
     corpus: gr.Dropdown,
-) -> OriginsHandlers:
-    """Build the panel where it is called and wire it; it follows the text, run and corpus of the page.
-
-    What it returns opens documents for other parts of the page, too (`click`, with {"open": "chunk"}).
-    """
+) -> None:
+    """Build the panel where it is called and wire it; it follows the text, run and corpus of the page."""
     view = OriginsView()
     on = OriginsHandlers(cache, view)
     known, model = [visitor, trace_id], PRIVATE | MODEL | {"show_progress": "hidden"}
@@ -236,4 +233,3 @@ def origins_panel(
     view.phrase.submit(shows_errors(on.choose_words), typed, chosen, **QUIET)
     asked = view.ask.click(shows_errors(on.choose_words), typed, chosen, **QUIET)
     asked.success(shows_errors(on.attribute), [*known, view.place], view.causes, **model)
-    return on

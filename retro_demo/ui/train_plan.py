@@ -48,6 +48,8 @@ OF_NEIGHBORS = (
 )
 GROUPS = ("Neighbors", "Optimizer", "Architecture")
 LARGEST_FILE = 100_000  # bytes of saved settings
+NO_SETTINGS = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What reading a form raises from JSON that is none."""
 
 SEARCH = """async (text) => {
   const words = text.trim().toLowerCase();
@@ -262,7 +264,7 @@ class PlanForm:
         saved = self.save.click(self.as_text, every, self.saved, **QUIET)
         saved.then(None, self.saved, None, js=SAVE)
         chosen = [self.corpus, self.model, self.preset, self.base, self.filled_for]
-        filled = [*chosen, *self._shown(), *self.widgets]
+        filled = [*chosen, self.name, *self._shown(), *self.widgets]
         loaded = self.load.upload(shows_errors(self.load_file), [visitor, self.load], filled, **QUIET)
         loaded.then(**guesses)
         back = arrival.then(once_known(self.bring_back), [visitor, self.kept], filled, **QUIET)
@@ -396,13 +398,13 @@ class PlanForm:
         return json.dumps(chosen | {"seeds": values[-1], "settings": settings}, indent=1)
 
     def load_file(self, code: str, path: str | None) -> Values:
-        """Fill the form with saved settings; raises UserError for a file that is none."""
+        """Fill the form with saved settings; raises UserError for a file that is none, or not for here."""
         try:
             text = Path(path or "").read_bytes()
             if len(text) > LARGEST_FILE:
                 raise ValueError
-            return self.filled(code, text.decode("utf-8"))
-        except (OSError, ValueError, KeyError, TypeError):
+            return self.filled(code, text.decode("utf-8"), all_here=True)
+        except (OSError, *NO_SETTINGS):
             raise UserError(
                 "This is no file of saved settings. Choose one that Save settings made."
             ) from None
@@ -412,7 +414,7 @@ class PlanForm:
         try:
             of, _, text = kept.partition(" ")
             return self.filled(code, text) if of == _tag(code) else self._untouched(code)
-        except (ValueError, KeyError, TypeError, AttributeError, UserError):
+        except (*NO_SETTINGS, UserError):
             return self._untouched(code)
 
     def _untouched(self, code: str) -> Values:
@@ -422,8 +424,11 @@ class PlanForm:
         )
         return {**self.adapt(model, "tiny", base), **self.fill_for(code, model, "tiny", base)}
 
-    def filled(self, code: str, text: str) -> Values:
-        """The values of the widgets for a form as JSON; of corpus and base only those that are here."""
+    def filled(self, code: str, text: str, *, all_here: bool = False) -> Values:
+        """The values of the widgets for a form as JSON; of corpus and base only those that are here.
+
+        all_here: raises UserError where the corpus or the base that it names is not.
+        """
         kept: Mapping[str, Any] = json.loads(text)
         workspace, model, given = Workspace.open(self.home, code), kept["model"], dict(kept["settings"])
         offered_models = [value for _, value in self.model.choices]
@@ -432,21 +437,23 @@ class PlanForm:
         corpora = run_actions.built_ones(workspace)
         corpus = kept["corpus"] if kept["corpus"] in corpora else None
         offered = planned.base_choices(workspace, corpus, model)
-        base = (
-            kept["base"]
-            if kept["base"] in [value for _, value in offered]
-            else next(iter(offered), ("", ""))[1]
-        )
+        cannot = model != STUDY and kind_named(model).base == "cannot"
+        bases = [value for _, value in offered]
+        if all_here and kept["corpus"] and not corpus:
+            raise UserError(_not_here("corpus", kept["corpus"]))
+        if all_here and kept["base"] and kept["base"] not in bases and not cannot:
+            raise UserError(_not_here("base", kept["base"]))
+        base = kept["base"] if kept["base"] in bases else next(iter(bases), "")
         form = self.form(model, base)
         known = {name: value for name, value in given.items() if name in form.widgets}
         form.read([known.get(name, widget.value) for name, widget in form.widgets.items()])  # or refuses
         seeds = min(max(int(kept.get("seeds") or 1), 1), MOST_SEEDS)
-        cannot = model != STUDY and kind_named(model).base == "cannot"
         return {
             **({self.corpus: gr.Dropdown(_corpora(corpora), value=corpus)} if corpus else {}),
             self.model: model,
             self.filled_for: [model, base],
             self.base: gr.Dropdown(offered, value=base, visible=not cannot),
+            self.name: str(kept.get("name") or ""),
             **self.adapt(model, str(kept["preset"]), base),
             **{form.widgets[name]: value for name, value in known.items()},
             self.seeds: gr.Number(seeds, visible=model == STUDY),
@@ -456,6 +463,13 @@ class PlanForm:
 def _tag(code: str) -> str:
     """What tells that a kept form is of this workspace: another one has other corpora and runs."""
     return hashlib.sha256(code.encode()).hexdigest()[:12]
+
+
+def _not_here(what: str, name: Any) -> str:
+    return (
+        f"The file was saved with the {what} {str(name)[:200]!r}, which this workspace cannot offer. "
+        f"Make or import that {what} first, or name another one in the file."
+    )
 
 
 def _corpora(corpora: Sequence[str]) -> list[tuple[str, str]]:

@@ -316,6 +316,10 @@ class Lane:
 
         return shows_errors(stop)
 
+    def expects(self, token: str) -> bool:
+        """Whether the text of a token was asked for and has not ended."""
+        return token in self._asked
+
     @contextmanager
     def text(self, code: str, token: str) -> Iterator[Callable[[], bool]]:
         """While a text is written: what says whether its visitor wants it to end."""

@@ -26,7 +26,7 @@ from retro_demo.corpus.sharding import Shard, run_shard
 from retro_demo.corpus.store import Corpus, load_corpus
 from retro_demo.errors import UserError
 from retro_demo.events import Event, Finished
-from retro_demo.retrieval.words import BUCKETS, WordsEmbedder, fit_words
+from retro_demo.retrieval.words import BUCKETS, MOST_TEXTS, WordsEmbedder, fit_words
 from retro_demo.settings import CorpusConfig
 
 DATA = TESTS / "data" / "languages"
@@ -114,6 +114,14 @@ def test_a_part_of_a_text_is_nearest_to_it_in_every_script(tmp_path, first, last
     near = embedder.embed([text[30:90] for text in passages]) @ embedder.embed(passages).T
 
     assert (near.argmax(axis=1) == np.arange(30)).all()
+
+
+def test_terms_of_more_texts_than_a_key_can_tell_apart_are_refused(fitted):
+    row, _, _ = fitted.weigh_terms(["mill"] * MOST_TEXTS)
+
+    assert set(row.tolist()) == set(range(MOST_TEXTS))
+    with pytest.raises(ValueError, match="4,097"):
+        fitted.weigh_terms(["mill"] * (MOST_TEXTS + 1))
 
 
 def test_rare_words_weigh_more_than_frequent_ones(tmp_path):

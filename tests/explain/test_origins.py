@@ -136,10 +136,15 @@ def test_the_command_tells_the_same_as_the_library(runs, small_folder, capsys):
             "phrase",
         ),
         (["RUN", "--text", "Area of Arden: 100 square km. Exports: fish.", "--page", "9"], "page"),
+        (["RUN", "--text", "Area of Arden", "--prompt-tokens", "3"], "--tokens"),
+        (["--corpus", "CORPUS", "--text", "Area of Arden", "--occurrence", "2"], "--phrase"),
+        (["PLAIN", "--text", "Area of Arden", "--retrieval", "off"], "how the text is read"),
     ],
 )
 def test_what_cannot_be_traced_is_refused_in_a_sentence(runs, small_folder, capsys, more, words):
-    given = [{"CORPUS": small_folder, "RUN": runs / "retro"}.get(one, one) for one in more]
+    given = [
+        {"CORPUS": small_folder, "RUN": runs / "retro", "PLAIN": runs / "plain"}.get(one, one) for one in more
+    ]
 
     code, _, said = told(capsys, "trace", *given)
 

@@ -290,6 +290,22 @@ def test_a_run_that_cannot_write_just_now_leaves_the_meter_out_without_a_word(on
     assert "retrieval off:" not in shown[inside.view.findings]
 
 
+def test_a_text_that_anybody_asks_for_takes_the_place_of_the_meter(on, inside, code, monkeypatch):
+    name = ended(on.write(code, "reader", "", "", "Area of", *form_values(on, seed=10)), inside.view.trace_id)
+    load = inside._run_of
+
+    def hurried(*known: Any) -> Any:
+        inside.hurry()  # by another visitor, while the run is loaded
+        return load(*known)
+
+    monkeypatch.setattr(inside, "_run_of", hurried)
+    (shown,) = inside.write_off(code, name)
+
+    assert "retrieval on:" in shown[inside.view.findings]
+    assert "retrieval off:" not in shown[inside.view.findings]
+    assert "off" not in text_of(on, code, name).about  # the next look writes it
+
+
 def test_the_button_counts_what_is_written(on, code):
     steps = [*on.write(code, "reader", "", "", "Area of", *form_values(on))]
     said = [step[on.view.go] for step in steps if on.view.go in step]

@@ -85,7 +85,7 @@ def test_the_command_is_shown_before_the_start_and_parses(tab, code, model, verb
     assert verb in words
     assert options.out == Path("my run")
     assert Path(options.corpus).name == "places"
-    assert options.steps == (None if model == "marge" else 7) or model == "marge"
+    assert options.steps == (None if model == "marge" else 7)  # the settings of a MARGE are its own
 
 
 def test_the_estimate_of_a_study_names_its_parts_and_grows_with_the_seeds(tab, code):
@@ -123,9 +123,30 @@ def test_saved_settings_fill_the_form_again_and_another_file_does_not(tab, code,
     assert sent(filled[plan.preset])["value"] == "lookup"
     assert filled[plan.form("retro").widgets["steps"]] == 77
     assert sent(filled[plan.seeds])["value"] == 3
+    assert filled[plan.name] == "x"
+    good = json.loads(file.read_text())
+    endless = json.dumps(good | {"seeds": float("inf")})
     for text in ("", "[]", "{}", '{"model": "nothing", "settings": {}}', '{"model": "lm", "settings": 3}'):
         file.write_text(text)
         with pytest.raises(UserError, match="no file of saved settings"):
+            plan.load_file(code, str(file))
+    for text in (endless.replace("Infinity", "1e999"), "[" * 50_000):
+        file.write_text(text)
+        with pytest.raises(UserError, match="no file of saved settings"):
+            plan.load_file(code, str(file))
+
+
+def test_saved_settings_of_a_corpus_or_base_that_is_not_here_change_nothing(tab, code, mine, tmp_path):
+    plan = tab.plan
+    make_run(mine.folder / "runs" / "plain", mine.corpus("places").resolve(), "lm")
+    file = tmp_path / "saved.json"
+    file.write_text(plan.as_text("places", "retrofit", "tiny", "plain", "", *values_of(tab)))
+    good = json.loads(file.read_text())
+
+    assert sent(plan.load_file(code, str(file))[plan.base])["value"] == "plain"
+    for what, name in (("corpus", "elsewhere"), ("base", "gone")):
+        file.write_text(json.dumps(good | {what: name}))
+        with pytest.raises(UserError, match=f"{what} '{name}'"):
             plan.load_file(code, str(file))
 
 

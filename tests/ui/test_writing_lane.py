@@ -17,10 +17,12 @@ from retro_demo.server.limits import PUBLIC, checked_writing
 from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import new_code
 from retro_demo.ui import visit
+from retro_demo.ui.generate_tab import resting
 from retro_demo.ui.visit import FOLLOWERS, Lane
 
 RUN = f"sample:{sorted(path.parent.name for path in CHECKPOINTS.glob('*retro*/config.json'))[0]}"
 LANE = "model"
+STOP = "stop-generating"
 
 
 def values_for(handler: Any, code: str) -> list[Any]:
@@ -96,6 +98,39 @@ def test_stop_on_one_page_of_a_visitor_ends_no_text_of_another_one(data_folder):
         assert not stopped()
     with lane.text(code, second) as stopped:  # the end of the first did not forget it
         assert stopped()
+
+
+def test_the_end_of_a_text_leaves_the_buttons_to_one_that_the_page_asked_for_since(data_folder):
+    lane, code = Lane(ModelCache(data_folder)), new_code()
+    rest = resting(lane)
+    first, second = asked_for(lane, code), asked_for(lane, code)
+
+    with lane.text(code, first):
+        pass
+    assert rest(second) == [gr.skip(), gr.skip()]  # of the page: it waits, or is written
+    with lane.text(code, second):
+        assert rest(second) == [gr.skip(), gr.skip()]
+    assert [button.interactive for button in rest(second)] == [True, False]  # Generate, Stop
+
+
+def test_each_text_lets_the_buttons_rest_however_it_ends_and_a_reading_never_does(data_folder):
+    known = handlers(data_folder)
+    on_tab = [one for one in named(known, "write") if one.outputs[-1].elem_id == "generate"]
+    assert len(on_tab) == 4  # by a button, Enter, an example, the other edition
+
+    def after(one: Any, *, failed: bool) -> list[Any]:
+        wanted = "trigger_only_on_failure" if failed else "trigger_only_on_success"
+        follow = [each for each in known if each.trigger_after == one._id and getattr(each, wanted)]
+        return [each for each in follow if STOP in [out.elem_id for out in each.outputs]]
+
+    (swap,) = named(known, "swap_edition")
+    assert len(after(swap, failed=True)) == 1
+    for one in (*on_tab, *named(known, "side_by_side")):
+        assert one.trigger_mode == "multiple"  # what was asked for is written: nothing waits for it in vain
+        assert len(after(one, failed=True)) == 1
+        assert [each.fn.__name__ for each in after(one, failed=False)] == ["rest"]
+    for one in (*named(known, "explain_given"), *named(known, "explain_shown")):
+        assert not after(one, failed=True) + after(one, failed=False)
 
 
 def test_a_page_keeps_the_token_of_its_own_text(data_folder):
