@@ -98,7 +98,9 @@ class Printer:
             if "parameters" in values:  # a training: what was warned of may be long ago, or be mended
                 said += "".join(f"\nwarned: {words}" for words in values.pop("warnings", []))
             values = {
-                name: value for name, value in values.items() if name not in ("document_tokens", "text")
+                name: value
+                for name, value in values.items()
+                if name not in ("document_tokens", "text") and value not in ("", None)
             }
         return self.ended(type(event).__name__.lower(), values, said)
 

@@ -282,6 +282,9 @@ def retrieval_gain(status: JobStatus, evaluation: Mapping[str, Any] | None) -> s
     if evaluation is not None:
         differences = evaluation["arms"]["on"]["differences"]
         tokens = f"{evaluation['counts']['tokens']:,} held-out tokens"
+        if "references" in evaluation:  # of a MARGE, whose matched baseline is itself without evidence
+            nats = -differences["off"]["nats"]
+            return f"own {term('evidence')} or none: {nats:+.2f} nat ({tokens})"
         if evaluation["match"] and not evaluation["match"]["unfit"]:
             bpb = differences["baseline"]["bpb"]
             return f"on minus matched baseline {bpb:+.4f} {term('bits per byte')} ({tokens})"

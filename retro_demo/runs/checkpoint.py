@@ -47,7 +47,7 @@ from retro_demo.models.reader import Reader
 from retro_demo.models.reader_config import LessonConfig, ReaderConfig
 from retro_demo.models.retro import RETRO
 from retro_demo.output_folder import CONFIG, make_output
-from retro_demo.paths import MISSING, data_home
+from retro_demo.paths import CHECKPOINTS, MISSING, data_home
 from retro_demo.pretrained.bases import (
     Base,
     base_fingerprint,
@@ -331,7 +331,13 @@ def read_any_config(folder: Path) -> AnyRun:
     """The config of a run; raises UserError where there is none or it is not one of ours."""
     path = folder / "config.json"
     if not os.path.isfile(path):  # a name that is too long is none
-        raise NotFound("run", folder, f"Train one with: train retro --corpus DIR --out {folder}")
+        shipped = folder.parent == CHECKPOINTS  # where nobody should train one
+        advice = (
+            "The verb list names what ships."
+            if shipped
+            else f"Train one with: train retro --corpus DIR --out {folder}"
+        )
+        raise NotFound("run", folder, advice)
     try:
         values = json.loads(path.read_text("utf-8"))
         if values["format"] != FORMAT:

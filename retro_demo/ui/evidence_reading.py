@@ -354,6 +354,13 @@ ALL = "every language"
 KINDS = [("relevant", "on"), ("drawn at random", "shuffled"), ("none", "off")]
 EXAMPLES = "Try a beginning"
 BEGINNINGS = [["Everyone has the right to"], ["No one shall be"], ["The family is"]]
+TO_WRITTEN = """() => {
+  const written = document.querySelector('#marge-written');
+  const top = written?.getBoundingClientRect().top ?? 0;
+  if (top >= 0 && top < innerHeight * 0.6) return;
+  const calm = matchMedia('(prefers-reduced-motion: reduce)').matches;
+  written?.scrollIntoView({block: 'center', behavior: calm ? 'auto' : 'smooth'});
+}"""
 CAN_WRITE = (
     "So small a model writes set phrases of its training texts, and repeats itself. It does not translate: "
     "at best it takes names and numbers from its evidence."
@@ -390,7 +397,7 @@ class WritingView:
         self._settings()
         with gr.Row(elem_classes="actions"):
             self.go = gr.Button("Write from evidence", variant="primary", elem_id="marge-write")
-            self.stop = gr.Button("Stop", elem_id="marge-write-stop")
+            self.stop = gr.Button("Stop", elem_id="marge-write-stop", interactive=False)
         self.token = gr.State("")  # of the text that this page asked for last
 
     def show_result(self) -> None:
@@ -412,7 +419,7 @@ class WritingView:
                 [ALL],
                 value=ALL,
                 label="Look among",
-                info="Which documents the list beside this offers.",
+                info="Which documents the list offers.",
                 elem_id="marge-write-among",
                 scale=1,
                 min_width=180,
@@ -555,7 +562,10 @@ def wire_writing(
         asked = [*known, *given, *view.form.inputs]
         writes = waits.success(write, asked, [view.said, view.found], **ON_PAGE)
         for stage in (waits, writes):
-            stage.failure(lambda: "", None, view.said, **QUIET)
+            stage.failure(lambda: ["", gr.Button(interactive=False)], None, [view.said, view.stop], **QUIET)
+        writes.success(lambda: gr.Button(interactive=False), None, view.stop, **QUIET)
+    pressed = [view.go.click, view.examples.click]
+    gr.on(pressed, lambda: gr.Button(interactive=True), None, view.stop, js=TO_WRITTEN, **QUIET)
     view.stop.click(on.lane.stopping(), [visitor, view.token], None, **QUIET)
     offered = [view.language, view.among, view.documents]
     arrival = arrival.opening(tab, view.run)

@@ -27,6 +27,8 @@ from views_helpers import (  # noqa: F401
 
 from retro_demo.explain import tracing
 from retro_demo.explain.text import trace_values
+from retro_demo.jobs import lifecycle
+from retro_demo.paths import CHECKPOINTS
 from retro_demo.render import first_look, html_parts, job_views, plots, trace_views
 from retro_demo.render.wording import GLOSSARY
 from retro_demo.server.planned import Training
@@ -307,3 +309,13 @@ def test_a_label_of_a_figure_is_short_and_holds_neither_tags_nor_templates():
     assert "<" not in shown
     assert "{" not in shown
     assert len(html.unescape(shown)) <= html_parts.MOST_LABEL + 1
+
+
+@pytest.mark.parametrize("name", [path.parent.name for path in sorted(CHECKPOINTS.glob("*/evaluation"))])
+def test_the_evaluation_of_each_shipped_run_can_be_named_at_the_top(name):
+    folder = CHECKPOINTS / name
+    measured = json.loads((folder / "evaluation" / "events.jsonl").read_text("utf-8").splitlines()[-1])
+
+    assert f"{measured['counts']['tokens']:,} held-out tokens" in job_views.retrieval_gain(
+        lifecycle.status(folder), measured
+    )
