@@ -75,6 +75,7 @@ class OriginsView:
                 self.look = gr.Button("Look for this text", elem_id="origins-look")
         self.target = gr.State(("", "", False))  # run and corpus of what is shown here; whether it was pasted
         self.place = gr.State((0, 0))  # the phrase in it
+        self.opened = gr.State(False)
 
 
 class OriginsHandlers:
@@ -107,8 +108,11 @@ class OriginsHandlers:
 
     def clear(self) -> Values:
         """Another text is shown: what was found belongs to it no longer."""
-        said = html_parts.note("Close and open this again for the text that is shown now.")
-        return self._emptied() | {self.view.found: said}
+        return self._emptied() | {self.view.found: ""}
+
+    def trace_if_open(self, code: str, name: str, opened: bool) -> Values:
+        """As `trace_shown`, for somebody who looks at the panel."""
+        return self.trace_shown(code, name) if opened else {self.view.found: gr.skip()}
 
     def click(self, code: str, name: str, target: tuple[str, str, bool], event: gr.EventData) -> Values:
         """Open a document, or take the selected words as the phrase."""
@@ -224,7 +228,10 @@ def origins_panel(
     on = OriginsHandlers(cache, view)
     known, model = [visitor, trace_id], PRIVATE | MODEL | {"show_progress": "hidden"}
     view.panel.expand(once_known(on.trace_shown), known, on.outputs, **LOOKS)
-    trace_id.change(on.clear, None, on.outputs, **QUIET)
+    view.panel.expand(lambda: True, None, view.opened, **QUIET)
+    view.panel.collapse(lambda: False, None, view.opened, **QUIET)
+    cleared = trace_id.change(on.clear, None, on.outputs, **QUIET)
+    cleared.then(once_known(on.trace_if_open), [*known, view.opened], on.outputs, **LOOKS)
     view.look.click(shows_errors(on.look_for), [visitor, run, corpus, view.pasted], on.outputs, **LOOKS)
     chosen = [view.phrase, view.place, view.cost]
     for shown in (view.found, view.causes):

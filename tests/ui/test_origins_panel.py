@@ -123,11 +123,13 @@ def test_a_pasted_text_is_looked_for_in_the_corpus_of_the_chosen_run(on, code, s
             on.look_for(code, run, "", words)
 
 
-def test_another_text_empties_the_panel(on):
+def test_another_text_empties_the_panel_and_is_looked_for_where_it_is_open(on, code):
     cleared = on.clear()
 
-    assert cleared[on.view.causes] == cleared[on.view.document] == ""
+    assert cleared[on.view.causes] == cleared[on.view.document] == cleared[on.view.found] == ""
     assert cleared[on.view.place] == (0, 0)
+    assert on.trace_if_open(code, "t1", False) == {on.view.found: gr.skip()}
+    assert on.trace_if_open(code, "t1", True) == on.trace_shown(code, "t1")
 
 
 def test_text_of_others_is_never_html():
