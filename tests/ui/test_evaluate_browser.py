@@ -41,6 +41,7 @@ def choose(page: Page, run: str) -> None:
     expect(page.locator("#evaluate-baseline input")).to_have_value("plain", timeout=LONG)
 
 
+@pytest.mark.proof
 def test_a_visitor_measures_reloads_stops_goes_on_and_downloads(browser, url, space):  # noqa: F811
     page = opened(browser, url, space.folder.name)
     choose(page, "reader")

@@ -58,6 +58,7 @@ def test_a_visitor_trains_a_marge_and_sees_its_reindexes_after_a_reload(browser,
     assert read_marge_config(folder).evidence.passage_len == 24
 
 
+@pytest.mark.proof
 def test_a_visitor_looks_at_evidence_moves_through_reindexes_edits_and_downloads(browser, url, space):  # noqa: F811
     page = opened(browser, url, space.folder.name)
     wrong: list[str] = []

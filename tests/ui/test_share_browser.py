@@ -24,6 +24,7 @@ def space(shared_by_browsers) -> Workspace:
     return Workspace.open(shared_by_browsers.home, new_code())
 
 
+@pytest.mark.proof
 def test_a_visitor_imports_a_run_exports_it_and_a_push_forgets_the_token(tmp_path, browser, url, space):  # noqa: F811
     write_zip(TINY, tmp_path / "tiny.zip")
     page = opened(browser, url, space.folder.name)

@@ -79,6 +79,7 @@ def test_settings_are_found_by_a_word_and_the_button_stays_in_view_among_them(br
     assert bottom(page, "#train") <= 800
 
 
+@pytest.mark.proof
 def test_what_is_chosen_stands_in_the_address_and_is_the_choice_of_the_other_tabs(browser, url, mine):  # noqa: F811
     page = opened(browser, url, mine.folder.name)
     tab(page, "Train")
