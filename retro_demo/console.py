@@ -183,9 +183,10 @@ def truth(text: str) -> bool:
     return text.lower() == "true"
 
 
-def given(options: argparse.Namespace, *configs: type) -> dict[str, Any]:
-    """The settings of configs that were set on the command line."""
-    values = {
-        setting.name: getattr(options, setting.name) for config in configs for setting in settings_of(config)
-    }
+def given(
+    options: argparse.Namespace, *configs: type, names: Collection[str] | None = None
+) -> dict[str, Any]:
+    """The settings of configs that were set on the command line; `names` as in `add_flags`."""
+    settings = (setting.name for config in configs for setting in settings_of(config))
+    values = {name: getattr(options, name) for name in settings if names is None or name in names}
     return {name: value for name, value in values.items() if value is not None}

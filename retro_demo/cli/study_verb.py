@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from retro_demo.console import add_flags
+from retro_demo.console import add_flags, given
 from retro_demo.corpus.sharding import ensure_sample
 from retro_demo.errors import UserError
 from retro_demo.events import Event
@@ -31,17 +31,21 @@ def add_study_verb(verb: Callable[..., argparse.ArgumentParser]) -> None:
     study.add_argument("--preset", choices=presets, help="named settings (default: tiny)")
     study.add_argument("--seeds", type=int, metavar="N", help="train all anew with N seeds and average")
     study.add_argument("--device", help="auto, cpu, cuda or mps (default: auto)")
-    parts = (part for kind in READING for part in reversed(kind.part_types().values()))
-    add_flags(study, *dict.fromkeys(parts), names=_settings())
+    add_flags(study, *_types(), names=_settings())
 
 
-def _settings() -> list[str]:
-    """The settings of all that a study may train."""
-    return list(dict.fromkeys(name for kind in READING for name in kind.settings()))
+def _types() -> list[type]:
+    """The dataclasses of the settings of all that a study may train, those of training first."""
+    return list(dict.fromkeys(part for kind in READING for part in reversed(kind.part_types().values())))
+
+
+def _settings() -> set[str]:
+    """Their names; the dataclasses have settings of other kinds, too."""
+    return {name for kind in READING for name in kind.settings()}
 
 
 def _study(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
-    settings = {name: value for name in _settings() if (value := getattr(options, name)) is not None}
+    settings = given(options, *_types(), names=_settings())
     asked = {name: value for name in ASKED if (value := getattr(options, name)) is not None}
     check_output(options.out, "study")  # before a sample is built for it
     if options.corpus:

@@ -42,8 +42,9 @@ def heads(trace: Trace) -> list[list[Head]]:
     layers, _, count, *_ = weights.shape
     bins = FINE if layers * count <= MANY else COARSE
     at = reads[None, :, None, :, None, None]
-    by_place = np.where(at, weights, 0).sum(axis=1) / np.maximum(reads.sum(axis=0), 1)[:, None, None]
-    shares = np.where(at, weights, 0).sum(axis=(1, 3, 5)) / reads.sum()  # (layers, H, K)
+    read = np.where(at, weights, 0)
+    by_place = read.sum(axis=1) / np.maximum(reads.sum(axis=0), 1)[:, None, None]
+    shares = read.sum(axis=(1, 3, 5)) / reads.sum()  # (layers, H, K)
     null = 1 - shares.sum(axis=-1) if trace.about.get("null_slot") else None
     small = _pooled(by_place, bins)  # (layers, H, rows, K, columns)
     return [

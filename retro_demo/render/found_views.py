@@ -29,15 +29,12 @@ def found_html(rows: Sequence[Mapping[str, Any]], control: Sequence[Mapping[str,
         return note(UNCOUNTED)
     searches = last.get("searches", 0)
     held_out = f"{last['queries']:,} held-out documents" if "queries" in last else "held-out documents"
-    begun = f"untrained <b>{_count(first, searches)}</b>"
-    if len(rows) == 1:
-        said = f"Untrained, it finds the same item in another language in <b>{_count(first, searches)}</b>"
-        begun = ""
-    else:
-        said = f"It finds the same item in another language in <b>{_count(last, searches)}</b>"
-    of = f" of <b>{searches:,}</b> {term('recall@1', 'searches')}" if searches else " of the searches"
-    tail = f" by {held_out}{'; ' + begun if begun else ''}"
-    return f'<p class="finding">{said}{of}{tail}.</p><p class="caption">{_beside(rows, control)}</p>'
+    trained = len(rows) > 1
+    said = f"{'It' if trained else 'Untrained, it'} finds the same item in another language in "
+    said += f"<b>{_count(last, searches)}</b>"
+    said += f" of <b>{searches:,}</b> {term('recall@1', 'searches')}" if searches else " of the searches"
+    said += f" by {held_out}" + f"; untrained <b>{_count(first, searches)}</b>" * trained
+    return f'<p class="finding">{said}.</p><p class="caption">{_beside(rows, control)}</p>'
 
 
 def _count(row: Mapping[str, Any], searches: int) -> str:

@@ -402,13 +402,13 @@ def keep_weights(workspace: Workspace, run: str, keep: str) -> None:
 
 def check_no_study_needs(workspace: Workspace, run: Path) -> None:
     """Raise UserError while a study is at work that trains, measures or begins from the run in `run`."""
-    for study in workspace.studies():
-        folder = workspace.folder / "studies" / study
+    for folder in workspace.study_folders():
         asked = read_study(folder)
         needed = {asked.base, *(str(part.folder) for part in asked.parts(folder))}
         if str(run.resolve()) in needed and lifecycle.is_at_work(folder):
             raise UserError(
-                f"{run.name} belongs to the study {study}, which is at work. Wait for its end, or stop it."
+                f"{run.name} belongs to the study {folder.name}, which is at work. Wait for its end, or stop "
+                "it."
             )
 
 

@@ -22,11 +22,10 @@ from retro_demo.runs import commands
 from retro_demo.server import service
 from retro_demo.server.limits import check_space, check_steps, check_training, limits_of
 from retro_demo.server.scheduler import begin
-from retro_demo.server.workspace import Workspace, plain_name
+from retro_demo.server.workspace import STUDIES, Workspace, plain_name
 from retro_demo.training.study import Study, plan_part, prepare_study, read_study, write_study
 
 RUNS = "../../runs"  # seen from the folder of a study
-STUDIES = "studies"
 
 
 @dataclass(frozen=True)
@@ -161,14 +160,13 @@ def command_of_study(workspace: Workspace, study: str) -> str:
 
 def studies_reading(workspace: Workspace, corpus: Path) -> list[str]:
     """The studies that are at work on a corpus."""
-    folders = [workspace.folder / STUDIES / study for study in workspace.studies()]
+    folders = workspace.study_folders()
     return [f.name for f in folders if read_study(f).corpus == str(corpus) and lifecycle.is_at_work(f)]
 
 
 def tell_studies_of_move(workspace: Workspace, before: Path, now: Path) -> None:
     """Let the studies of a workspace name a run or a corpus that was renamed by its new place."""
-    for study in workspace.studies():
-        folder = workspace.folder / STUDIES / study
+    for folder in workspace.study_folders():
         asked = read_study(folder)
         moved = {name: str(now) for name in ("corpus", "base") if getattr(asked, name) == str(before)}
         if moved:

@@ -40,7 +40,8 @@ from retro_demo.paths import CHECKPOINTS, CODE, SAMPLE
 from retro_demo.runs.checkpoint import MargeRun, read_any_config
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,60}")
-WORDS = {"corpora": "corpus", "runs": "run", "studies": "study"}
+STUDIES = "studies"
+WORDS = {"corpora": "corpus", "runs": "run", STUDIES: "study"}
 
 
 def new_code() -> str:
@@ -101,7 +102,11 @@ class Workspace:
 
     def studies(self) -> list[str]:
         """Ids of the visitor's studies, the newest first."""
-        return self._names("studies")
+        return self._names(STUDIES)
+
+    def study_folders(self) -> list[Path]:
+        """Their folders."""
+        return [self.folder / STUDIES / study for study in self.studies()]
 
     def _names(self, kind: str) -> list[str]:
         folders = [path for path in (self.folder / kind).glob("*") if (path / "config.json").exists()]

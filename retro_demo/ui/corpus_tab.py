@@ -40,6 +40,7 @@ from retro_demo.ui.form import (
     sure,
 )
 from retro_demo.ui.uploads import chosen_files, documents_picker
+from retro_demo.ui.visit import corpus_breadcrumb
 
 
 class CorpusView:
@@ -341,7 +342,7 @@ class CorpusTab:
         asked = [*chosen, self.answer]
         self.delete.click(shows_errors(self.delete_corpus), asked, outputs, js=sure("corpus"), **CHEAP)
         arrival = arrival.opening_corpus(tab, corpus)
-        arrival.naming_corpus(tab, corpus)
+        arrival.naming(tab, corpus, corpus_breadcrumb)
         for begun in (arrival.then, tab.select):
             begun(once_known(self.refreshed), chosen, outputs, **QUIET)
 

@@ -31,7 +31,7 @@ from retro_demo.ui.form import (
     shows_errors,
     stop_and_resume,
 )
-from retro_demo.ui.visit import copy_link
+from retro_demo.ui.visit import copy_link, run_breadcrumb
 
 OWN_CORPUS = "the corpus of its training"
 AGAINST = [("the whole database", "database"), ("its stored neighbors", "neighbors")]
@@ -362,6 +362,6 @@ def evaluate_tab(tab: gr.Tab, cache: ModelCache, visitor: gr.BrowserState, arriv
     view.against.input(follow, [*chosen, gr.State("")], view.followed, **QUIET)
     view.timer.tick(follow, [*chosen, view.shown_before], view.followed, **QUIET)
     arrival = arrival.opening(tab, view.run)
-    arrival.naming(tab, view.run)
+    arrival.naming(tab, view.run, run_breadcrumb)
     arrival.then(once_known(on.arrive), chosen, everything, **QUIET)
     tab.select(once_known(on.refresh), [*chosen, view.shown_before], everything, **QUIET)

@@ -45,6 +45,7 @@ from retro_demo.ui.form import (
     chosen_index,
     clicked,
     first_of,
+    into_view,
     json_file,
     once_known,
     relisted_runs,
@@ -354,13 +355,7 @@ ALL = "every language"
 KINDS = [("relevant", "on"), ("drawn at random", "shuffled"), ("none", "off")]
 EXAMPLES = "Try a beginning"
 BEGINNINGS = [["Everyone has the right to"], ["No one shall be"], ["The family is"]]
-TO_WRITTEN = """() => {
-  const written = document.querySelector('#marge-written');
-  const top = written?.getBoundingClientRect().top ?? 0;
-  if (top >= 0 && top < innerHeight * 0.6) return;
-  const calm = matchMedia('(prefers-reduced-motion: reduce)').matches;
-  written?.scrollIntoView({block: 'center', behavior: calm ? 'auto' : 'smooth'});
-}"""
+TO_WRITTEN = into_view("#marge-written", "center")
 CAN_WRITE = (
     "So small a model writes set phrases of its training texts, and repeats itself. It does not translate: "
     "at best it takes names and numbers from its evidence."

@@ -47,7 +47,7 @@ from retro_demo.ui.form import (
     relisted_runs,
     shows_errors,
 )
-from retro_demo.ui.visit import Asked, Lane, copy_link
+from retro_demo.ui.visit import Asked, Lane, copy_link, run_breadcrumb
 
 # a moment after the file has its address in the page
 SAVE = "() => { setTimeout(() => document.querySelector('#evidence-file').click(), 300); }"
@@ -357,8 +357,7 @@ class EvidenceHandlers:
         untrained = nearest_of_group(relevance_matrix(first, sample, passages, rules), sample, passages)
         nearest = nearest_of_group(relevance, sample, passages)
         moved = moved_tokens(first, now, source)
-        network = source.config.network
-        sketched = bool(network.relevance_words or network.relevance_ngrams)
+        sketched = source.config.network.by_words
         return {
             view.matrix: marge_views.matrix_figure(numbers, relevance, sample, source, kind=kind, top=top),
             view.caption: marge_views.matrix_caption(
@@ -382,7 +381,7 @@ def evidence_tab(tab: gr.Tab, cache: ModelCache, visitor: gr.BrowserState, arriv
     arrive, listed = once_known(on.arrive), [*known, view.seen]
     asked, lists = [*listed, view.names], [view.run, view.status, view.names]
     arrival = arrival.opening(tab, view.run)
-    arrival.naming(tab, view.run)
+    arrival.naming(tab, view.run, run_breadcrumb)
     arrival.then(arrive, asked, lists, **QUIET)
     # figures are drawn for those who look at them
     looked = [view.kind, view.order, view.values]  # languages of another run mean nothing here

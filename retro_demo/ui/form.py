@@ -228,6 +228,20 @@ def chosen_index(chosen: str | None, most: int) -> int | None:
     return number - 1 if 0 < number <= most else None
 
 
+def into_view(shown: str, block: str) -> str:
+    """A script that scrolls to what a selector names, where it stands under what was pressed.
+
+    block: where in the window it comes to stand, as in scrollIntoView.
+    """
+    return f"""() => {{
+  const shown = document.querySelector('{shown}');
+  const top = shown?.getBoundingClientRect().top ?? 0;
+  if (top >= 0 && top < innerHeight * 0.6) return;
+  const calm = matchMedia('(prefers-reduced-motion: reduce)').matches;
+  shown?.scrollIntoView({{block: '{block}', behavior: calm ? 'auto' : 'smooth'}});
+}}"""
+
+
 def clicked(event: gr.EventData, what: str, *names: str) -> list[int]:
     """The numbers by which a script of the page names what was clicked, or a stranger's program for it."""
     try:

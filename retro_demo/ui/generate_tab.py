@@ -30,6 +30,7 @@ from retro_demo.ui.form import (
     Form,
     Values,
     first_of,
+    into_view,
     named_runs,
     once_known,
     relisted,
@@ -55,14 +56,7 @@ EXAMPLES = [
     ["Government type: parliamentary democracy"],
 ]
 GO, BUSY = "Generate", "Writing"
-# where the text stands under the form it comes into view
-TO_RESULT = """() => {
-  const result = document.querySelector('#result');
-  const top = result?.getBoundingClientRect().top ?? 0;
-  if (top >= 0 && top < innerHeight * 0.6) return;
-  const calm = matchMedia('(prefers-reduced-motion: reduce)').matches;
-  result.scrollIntoView({block: 'start', behavior: calm ? 'auto' : 'smooth'});
-}"""
+TO_RESULT = into_view("#result", "start")
 SHUFFLED = "Shuffled: neighbors of other chunks, as a control."
 AWAY = ["away"]  # a hidden column would keep its place (assets/style.css)
 MOST_SHOWN = 48  # characters of a prompt on its button

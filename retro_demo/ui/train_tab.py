@@ -23,7 +23,7 @@ from retro_demo.ui.run_view import RunView
 from retro_demo.ui.share_section import ShareSection
 from retro_demo.ui.study_view import StudyView
 from retro_demo.ui.train_plan import PlanForm
-from retro_demo.ui.visit import FORGET_RUN
+from retro_demo.ui.visit import FORGET_RUN, run_breadcrumb
 
 
 class TrainTab:
@@ -82,7 +82,7 @@ class TrainTab:
             shows_errors(self.delete_run), [visitor, run, self.answer], self.outputs, js=sure("run"), **CHEAP
         )
         arrival = arrival.opening(tab, run).choosing("train", plan.corpus)
-        arrival.naming(tab, run)
+        arrival.naming(tab, run, run_breadcrumb)
         view.wire(visitor)
         self.study.wire(tab, visitor, arrival, view)
         arrival = plan.wire(visitor, arrival)

@@ -63,7 +63,7 @@ TOUCHED = "".join(
 )
 """For the head of the page: notes that its visitor has done something."""
 
-IN_VIEW = "(code, run) => [code, document.querySelector('#RUN')?.offsetParent ? run : null]"
+IN_VIEW = "(code, name) => [code, document.querySelector('#CHOICE')?.offsetParent ? name : null]"
 
 
 Fields = Sequence[tuple[str, gr.Dropdown]]
@@ -158,28 +158,17 @@ class Arrival:
         moved = gr.Dropdown([(service.corpus_title(chosen), chosen)], value=chosen) if there else gr.skip()
         return {field: moved for _, field in others}
 
-    def naming(self, tab: gr.Tab, run: gr.Dropdown) -> None:
-        """Let the line at the top name the run of this tab while it is the one in view."""
+    def naming(self, tab: gr.Tab, choice: gr.Dropdown, line: Callable[[Workspace, str], str]) -> None:
+        """Let the line at the top name the run or corpus of this tab while it is the one in view."""
 
         @once_known
         def name_it(code: str, name: str | None) -> Any:
-            return run_breadcrumb(Workspace.open(self.home, code), name) if name else gr.skip()
+            return line(Workspace.open(self.home, code), name) if name else gr.skip()
 
-        tab.select(name_it, [self.visitor, run], self.breadcrumb, **QUIET)
-        # a run begun or found by a look is chosen by no hand; the tabs out of view change theirs, too
-        in_view = IN_VIEW.replace("RUN", str(run.elem_id))
-        run.change(name_it, [self.visitor, run], self.breadcrumb, js=in_view, **QUIET)
-
-    def naming_corpus(self, tab: gr.Tab, corpus: gr.Dropdown) -> None:
-        """Let the line at the top name the corpus of this tab while it is the one in view."""
-
-        @once_known
-        def name_it(code: str, name: str | None) -> Any:
-            return corpus_breadcrumb(Workspace.open(self.home, code), name) if name else gr.skip()
-
-        tab.select(name_it, [self.visitor, corpus], self.breadcrumb, **QUIET)
-        in_view = IN_VIEW.replace("RUN", str(corpus.elem_id))
-        corpus.change(name_it, [self.visitor, corpus], self.breadcrumb, js=in_view, **QUIET)
+        tab.select(name_it, [self.visitor, choice], self.breadcrumb, **QUIET)
+        # what is begun or found by a look is chosen by no hand; the tabs out of view change theirs, too
+        in_view = IN_VIEW.replace("CHOICE", str(choice.elem_id))
+        choice.change(name_it, [self.visitor, choice], self.breadcrumb, js=in_view, **QUIET)
 
 
 def can_show(workspace: Workspace, run: str, tab: str) -> bool:
