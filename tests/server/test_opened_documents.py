@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import write_jsonl
-from evaluation_helpers import make_run
+from evaluation_helpers import visitor_with_runs
 from page_helpers import page_home
 
 from retro_demo.corpus.building import build_corpus, prepare_corpus
@@ -35,12 +34,7 @@ def home(tmp_path_factory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def mine(home, small_folder) -> Workspace:
-    space = Workspace.open(home, new_code()).make()
-    corpus = space.folder / "corpora" / "places"
-    shutil.copytree(small_folder, corpus)
-    make_run(space.folder / "runs" / "reader", corpus, "retro", seq_len=64)
-    make_run(space.folder / "runs" / "plain", corpus, "lm", seq_len=64)
-    return space
+    return visitor_with_runs(home, small_folder)
 
 
 @pytest.fixture(scope="module")

@@ -5,21 +5,20 @@ Waiting for a corpus, Stop, and texts whose workspace goes stand in test_writing
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import pytest
-from evaluation_helpers import make_run
+from evaluation_helpers import visitor_with_runs
 from page_helpers import page_home
 
 from retro_demo.corpus.store import load_corpus
 from retro_demo.errors import UserError
 from retro_demo.explain import edits
 from retro_demo.server.model_cache import ModelCache
-from retro_demo.server.workspace import Workspace, new_code, shown_trace
+from retro_demo.server.workspace import Workspace, shown_trace
 from retro_demo.ui.generate_tab import GenerateHandlers, GenerateView
 from retro_demo.ui.linked_view import ExplainHandlers
 
@@ -35,12 +34,7 @@ def home(tmp_path_factory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def code(home, small_folder) -> str:
     """The code of a workspace with a run that reads neighbors and one that does not."""
-    space = Workspace.open(home, new_code()).make()
-    corpus = space.folder / "corpora" / "places"
-    shutil.copytree(small_folder, corpus)
-    make_run(space.folder / "runs" / "reader", corpus, "retro", seq_len=64)
-    make_run(space.folder / "runs" / "plain", corpus, "lm", seq_len=64)
-    return space.folder.name
+    return visitor_with_runs(home, small_folder).folder.name
 
 
 @pytest.fixture(scope="module")
