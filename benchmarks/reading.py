@@ -10,6 +10,7 @@ RUN is a run of kind `reader` on sample:factbook2015. The parts:
 - edits: another country's value written into the neighbors.
 - bits: bits per byte of held-out windows with neighbors of other documents, of either edition, of another
   window.
+- stride: the same windows with more looks than one a chunk.
 - corpora: documents that no training saw: made-up data sheets and recipes in two editions, prose of the
   lookup world, and a machine's package records (--packages); half of the prompts under each edition.
 - prose: bits per byte of the repository's own documents, and of --prose files, reading against off.
@@ -31,7 +32,7 @@ from pathlib import Path
 
 from benchmarks.measuring import torch
 from benchmarks.reading_arms import fine_tuned, with_base
-from benchmarks.reading_bits import bits_part, prose_part, training_windows
+from benchmarks.reading_bits import bits_part, prose_part, stride_part, training_windows
 from benchmarks.reading_cases import (
     Case,
     Library,
@@ -224,6 +225,9 @@ def main() -> None:
     if "bits" in options.parts:
         bits_part(study, databases, options)
         told("bits")
+    if "stride" in options.parts:
+        stride_part(study, databases, options)
+        told("stride")
     if "corpora" in options.parts:
         corpora_part(study, options)
         told("corpora")

@@ -62,17 +62,18 @@ def reader_logits(
     places: Tensor,
     arms: Sequence[str],
     off: Tensor | None = None,
+    every: int | None = None,
 ) -> dict[str, Tensor]:
     """Arm ("attention", "copy", "both") -> (B, n, V), as `Reader.forward`, for the places alone.
 
-    neighbors (B, L, K, R); `off`: the logits of the base, where they are known.
+    neighbors (B, L, K, R); `off`: the logits of the base, where they are known; `every` as in `looks`.
     """
     rows = torch.from_numpy(neighbors)
     keys = model.keys_of(rows)
     log_weights, found, read_at = model.looks(
-        text.tokens, Ahead(text.stream, text.start, text.queries, keys), rows
+        text.tokens, Ahead(text.stream, text.start, text.queries, keys), rows, every=every
     )
-    batch, chunk_len = len(rows), model.config.chunk_len
+    batch, first = len(rows), model.config.chunk_len - 1
     real = (read_at < text.tokens.shape[1]).flatten()
     out = {}
     if {"attention", "both"} & set(arms):
@@ -84,13 +85,13 @@ def reader_logits(
         out["attention"] = model.base.logits(pick(model.upper(text.stream, read), text.start, places))
     if "copy" in arms:
         out["copy"] = off_logits(model, text, places) if off is None else off
-    # the mixture of the copy head where it is asked for: a look's readers begin at its chunk's last token
+    # the mixture of the copy head where it is asked for: a look's readers begin at the token that it comes at
     weights = log_weights.reshape(batch, -1, log_weights.shape[-1])
-    which = (places - (chunk_len - 1)).clamp(min=0)
+    which = (places - first).clamp(min=0)
     mine = weights.gather(1, which[..., None].expand(-1, -1, weights.shape[-1]))
     tokens = found.tokens.reshape(batch, -1, found.tokens.shape[-1])
-    tokens = tokens.gather(1, (which // chunk_len)[..., None].expand(-1, -1, tokens.shape[-1]))
-    reads = (places >= chunk_len - 1)[..., None]
+    tokens = tokens.gather(1, (which // read_at.shape[1])[..., None].expand(-1, -1, tokens.shape[-1]))
+    reads = (places >= first)[..., None]
     for arm, by in (("both", "attention"), ("copy", "copy")):
         if arm in arms:
             logits = out[by].float()

@@ -51,21 +51,37 @@ def windows_of(study: Study, corpus: Corpus, count: int) -> Windowed:
     return Windowed(tokens, titles, rows[:, 0], documents)
 
 
-def found_for(study: Study, windows: Windowed, corpus: Corpus, database: Library, *, own: bool) -> np.ndarray:
-    """The neighbors (W, L, K, R) of each look; `own`: the window's own document is excluded."""
+def found_for(
+    study: Study,
+    windows: Windowed,
+    corpus: Corpus,
+    database: Library,
+    *,
+    own: bool,
+    every: int | None = None,
+) -> np.ndarray:
+    """The neighbors (W, L, K, R) of each look, of which one comes `every` so many tokens (None: a chunk);
+    `own`: the window's own document is excluded."""
     chunk_len = study.config.chunk_len
     rows = []
     for tokens, first, document in zip(windows.tokens, windows.first, windows.documents, strict=True):
-        looked = tokens[: (len(tokens) - 1) // chunk_len * chunk_len].tolist()
-        title = corpus.documents[document].title
-        rows.append(database.rows(database.look(looked, title, study.k, int(first) if own else None)))
+        title, excluded = corpus.documents[document].title, int(first) if own else None
+        ends = range(chunk_len, len(tokens), every or chunk_len)
+        ids = [
+            database.look(tokens[end - chunk_len : end].tolist(), title, study.k, excluded) for end in ends
+        ]
+        rows.append(database.rows(np.concatenate(ids)))
     return np.stack(rows)
 
 
 def bits_of(
-    study: Study, windows: Windowed, neighbors: dict[str, np.ndarray], widths: np.ndarray
+    study: Study,
+    windows: Windowed,
+    neighbors: dict[str, np.ndarray],
+    widths: np.ndarray,
+    every: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """Arm -> nats (W,) of the tokens behind the first look; "bytes" beside them."""
+    """Arm -> nats (W,) of the tokens behind the first look; "bytes" beside them. `every`: see `found_for`."""
     chunk_len = study.config.chunk_len
     sums: dict[str, list[float]] = {}
     models = {"": study.model} | ({"tuned, ": study.tuned} if study.tuned is not None else {})
@@ -89,13 +105,19 @@ def bits_of(
             for name, rows in neighbors.items():
                 arms = study.readers if not mark else [study.model.outputs]
                 for arm in arms:  # one at a time: logits are large
-                    read = reader_logits(model, text, rows[which], places, [arm], off)[arm]
+                    read = reader_logits(model, text, rows[which], places, [arm], off, every)[arm]
                     sums.setdefault(f"{mark}{arm}, {name}", []).extend(nats(read))
     return {name: np.array(values) for name, values in sums.items()}
 
 
-def show_bits(study: Study, name: str, documents: np.ndarray, sums: dict[str, np.ndarray]) -> None:
-    """The table of bits per byte with differences to off, and to the fine-tuned base where there is one."""
+def show_bits(
+    study: Study,
+    name: str,
+    documents: np.ndarray,
+    sums: dict[str, np.ndarray],
+    against: Sequence[str] = ("off", "tuned, off"),
+) -> None:
+    """The table of bits per byte with differences to those of `against` that are there."""
     _, place = np.unique(documents, return_inverse=True)
     drawn_ones = draws(place.max() + 1, RESAMPLES, 0)
 
@@ -103,7 +125,7 @@ def show_bits(study: Study, name: str, documents: np.ndarray, sums: dict[str, np
         return np.bincount(place, weights=values)
 
     size = by_document(sums["bytes"])
-    references = [one for one in ("off", "tuned, off") if one in sums]
+    references = [one for one in against if one in sums]
     rows, figures = [], {}
     for arm, nats in sums.items():
         if arm == "bytes":
@@ -137,6 +159,23 @@ def bits_part(study: Study, databases: Sequence[Library], options: argparse.Name
     }
     sums = bits_of(study, windows, neighbors, study.own.bytes_of_tokens())
     show_bits(study, "bits", windows.documents, sums)
+
+
+def stride_part(study: Study, databases: Sequence[Library], options: argparse.Namespace) -> None:
+    """The same windows with a look at each chunk, half chunk, quarter and eighth (Ram et al. 2023)."""
+    windows = windows_of(study, study.own, options.windows)
+    others = study.library(study.own, everything=False)
+    chunk_len, widths = study.config.chunk_len, study.own.bytes_of_tokens()
+    for name, database, own in (
+        ("other documents", others, True),
+        ("the other edition", databases[1], False),
+    ):
+        sums: dict[str, np.ndarray] = {}
+        for every in (chunk_len // part for part in (1, 2, 4, 8)):
+            found = {f"every {every}": found_for(study, windows, study.own, database, own=own, every=every)}
+            sums |= bits_of(replace(study, tuned=None), windows, found, widths, every)
+        against = ("off", f"{study.model.outputs}, every {chunk_len}")
+        show_bits(study, f"stride, {name}", windows.documents, sums, against)
 
 
 def training_windows(study: Study) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:

@@ -48,7 +48,7 @@ from retro_demo.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 EDITIONS = ("sample:factbook2015", "sample:factbook2026")
-PARTS = ("facts", "edits", "bits", "corpora", "prose", "cost")
+PARTS = ("facts", "edits", "bits", "stride", "corpora", "prose", "cost")
 READERS = ("attention", "copy", "both")
 ARMS = ("off", *READERS, "shuffled", "in-context", "knn")
 BATCH = 8

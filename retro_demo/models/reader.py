@@ -356,16 +356,22 @@ class Reader(nn.Module):
         return F.pad(tokens, (RUN - 1, 0), value=-1).unfold(1, RUN, 1).flip(-1)
 
     def looks(
-        self, tokens: Tensor, ahead: Ahead, neighbors: Tensor, titles: Tensor | None = None
+        self,
+        tokens: Tensor,
+        ahead: Ahead,
+        neighbors: Tensor,
+        titles: Tensor | None = None,
+        every: int | None = None,
     ) -> tuple[Tensor, Findable, Tensor]:
         """Log weights (B L, C, 1 + J) of each look, what it found, and the places (L, C) of its readers.
 
-        Readers past the end of the text stand at its last token.
+        Readers past the end of the text stand at its last token. `every`: tokens between two looks, the first
+        of which comes at the end of the first chunk; None: a chunk, as in all else here.
         """
-        batch, count = neighbors.shape[:2]
-        chunk_len, length = self.config.chunk_len, tokens.shape[1]
-        places = torch.arange(count * chunk_len, device=tokens.device).reshape(count, chunk_len)
-        places = places + chunk_len - 1
+        count, length = neighbors.shape[1], tokens.shape[1]
+        stride = every or self.config.chunk_len
+        places = torch.arange(count * stride, device=tokens.device).reshape(count, stride)
+        places = places + self.config.chunk_len - 1
         held = places.clamp(max=length - 1)
         text = tokens if titles is None else torch.cat([titles, tokens], 1)
         ends = places[:, :1] + text.shape[1] - length  # the last token before each look

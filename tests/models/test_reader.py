@@ -119,6 +119,18 @@ def test_attention_and_the_null_key_share_the_whole() -> None:
     assert (weights[0, 0, 0, :, 1, CHUNK:] == 0).all()  # nothing stands there
 
 
+def test_looks_that_come_more_often_are_read_by_fewer_tokens_and_the_first_as_far_as_it_goes_alike() -> None:
+    model, tokens, there = make(), text(), neighbors(5)
+    with torch.no_grad():
+        ahead = model.read_ahead(tokens, None, there)
+        often, _, places = model.looks(tokens, ahead, there, every=2)
+        usual, _, _ = model.looks(tokens, ahead, there)
+    assert places.tolist() == [[CHUNK - 1 + 2 * look, CHUNK + 2 * look] for look in range(5)]
+    often, usual = often.unflatten(0, (2, 5)), usual.unflatten(0, (2, 5))
+    torch.testing.assert_close(often[:, 0], usual[:, 0, :2])
+    assert (often[:, 1, 0] - usual[:, 1, 0]).abs().max() > 1e-4  # it comes two tokens earlier
+
+
 def test_an_untrained_look_up_finds_what_followed_the_same_words() -> None:
     torch.manual_seed(0)
     base = Llama(BASE)
