@@ -18,8 +18,9 @@ RUN is a run of kind `reader` on sample:factbook2015. The parts:
 
 In-context reading puts the same neighbors of the last look into the base's prompt, in the best of nine
 formats; kNN-LM looks the next token up among their states. The choices of both are made on facts of training
-countries, and printed. --baseline SECONDS fine-tunes the base's upper blocks for so long (give the reader's
-own training time) and measures it with and without the reader. Intervals: 95%, over documents.
+countries, and printed. --baseline SECONDS fine-tunes the base's upper blocks for so many seconds of processor
+time (give what the reader's own training took, as `time` tells it) and measures it with and without the
+reader. Intervals: 95%, over documents.
 """
 
 from __future__ import annotations
@@ -184,7 +185,7 @@ def parser() -> argparse.ArgumentParser:
         "--prose", type=Path, nargs="*", default=[], help="files of prose to try beside our own"
     )
     found.add_argument(
-        "--baseline", type=float, default=0.0, help="seconds to fine-tune the base for, 0 = not"
+        "--baseline", type=float, default=0.0, help="processor seconds to fine-tune the base for"
     )
     found.add_argument("--precision", default="float32")
     found.add_argument("--seed", type=int, default=0)
@@ -210,7 +211,7 @@ def main() -> None:
         tuned = fine_tuned(study.model, training_windows(study), options.baseline)
         study.tuned = with_base(study.model, tuned.base)
         print(
-            f"\nfine-tuned for {tuned.steps} steps, {tuned.seconds:.0f} s: "
+            f"\nfine-tuned for {tuned.steps} steps, {tuned.seconds:.0f} s of processor time: "
             f"{tuned.before:.3f} -> {tuned.after:.3f} nats a token of training countries that it did not see"
         )
         told("fine-tuning")
