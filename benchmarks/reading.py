@@ -100,7 +100,7 @@ def edits_part(study: Study, questions: Sequence[Question], most: int) -> None:
                 content[:] = 0
                 content[: len(ids)] = ids
         edited.append(replace(one, rows=rows))
-        planted.append(study.tokenizer.encode(f" {other}"))
+        planted.append(study.tokenizer.encode(f" {other}")[: study.config.chunk_len])
         true.append(one.value)
     if not edited:
         return

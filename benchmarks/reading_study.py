@@ -57,7 +57,10 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Question:
-    """A case under one database: ids of prompt and value, and what is read at each look of the prompt."""
+    """A case under one database: ids of prompt and value, and what is read at each look of the prompt.
+
+    Of a value of more than a chunk its first chunk: behind it the next look would come.
+    """
 
     case: Case
     database: int
@@ -106,9 +109,8 @@ class Study:
         value = case.values[which]
         own = database.corpus.documents[_entry(database, case)].title
         reach = reached(last, own, value.strip("\n"))
-        return Question(
-            case, which, prompt, self.tokenizer.encode(f" {value}"), database.rows(ids), last, reach
-        )
+        written = self.tokenizer.encode(f" {value}")[: self.config.chunk_len]
+        return Question(case, which, prompt, written, database.rows(ids), last, reach)
 
 
 def _entry(database: Library, case: Case) -> int:
