@@ -20,7 +20,7 @@ In-context reading puts the same neighbors of the last look into the base's prom
 formats; kNN-LM looks the next token up among their states. The choices of both are made on facts of training
 countries, and printed. --baseline SECONDS fine-tunes the base's upper blocks for so many seconds of processor
 time (give what the reader's own training took, as `time` tells it) and measures it with and without the
-reader. Intervals: 95%, over documents.
+reader; --teach SECONDS first gives the reader lessons with that base. Intervals: 95%, over documents.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pathlib import Path
 
 from benchmarks.measuring import torch
 from benchmarks.reading_arms import fine_tuned, with_base
-from benchmarks.reading_bits import bits_part, prose_part, stride_part, training_windows
+from benchmarks.reading_bits import bits_part, prose_part, stride_part, taught_on, training_windows
 from benchmarks.reading_cases import (
     Case,
     Library,
@@ -187,6 +187,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--baseline", type=float, default=0.0, help="processor seconds to fine-tune the base for"
     )
+    found.add_argument(
+        "--teach", type=float, default=0.0, help="processor seconds to teach the reader on with that base"
+    )
     found.add_argument("--precision", default="float32")
     found.add_argument("--seed", type=int, default=0)
     found.add_argument("--json", help="where the figures go (default: build/benchmarks/reading.json)")
@@ -215,6 +218,9 @@ def main() -> None:
             f"{tuned.before:.3f} -> {tuned.after:.3f} nats a token of training countries that it did not see"
         )
         told("fine-tuning")
+        if options.teach:
+            study.tuned = taught_on(study, study.tuned, corpora[1], options.teach)
+            told("lessons with the fine-tuned base")
     questions = facts_part(study, databases, options)
     told("choices")
     if "facts" in options.parts:

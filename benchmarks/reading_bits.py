@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,10 +26,14 @@ from benchmarks.reading_cases import (
     corpus_in_memory,
 )
 from benchmarks.reading_study import RESAMPLES, ROOT, Study
+from retro_demo.corpus.retrievers import load_retriever
 from retro_demo.corpus.store import Corpus
 from retro_demo.documents.sources import Document, read_documents
 from retro_demo.evaluation.arms import held_out_windows
 from retro_demo.evaluation.losses import draws, ratio
+from retro_demo.models.reader import Reader
+from retro_demo.training.lessons import Lessons, ReaderBatches
+from retro_demo.training.reader_training import by_titles
 
 
 @dataclass(frozen=True)
@@ -199,6 +204,42 @@ def training_windows(study: Study) -> Callable[[int], tuple[np.ndarray, np.ndarr
         return tokens, titles[documents]
 
     return batch
+
+
+def taught_on(study: Study, tuned: Reader, edition: Corpus, seconds: float) -> Reader:
+    """The reader with a fine-tuned base, after lessons with that base for so many processor seconds.
+
+    What the null key and the gates learned of the base as it was is of no use to one that knows more.
+    """
+    config, training = study.config, study.config.training
+    model = Reader(config.network).attach(tuned.base)
+    model.load_state_dict(study.model.state_dict())
+    sides = [by_titles(load_retriever(one, training.retriever, 0)) for one in (study.own, edition)]
+    lessons = Lessons(
+        study.own,
+        sides[0],
+        seq_len=training.seq_len,
+        num_neighbors=training.num_neighbors,
+        title_len=config.network.title_len,
+        seed=study.seed + 100,  # other lessons than those that it had
+        edition=(edition, sides[1]),
+        query_tokens=training.query_tokens or config.chunk_len,
+    )
+    batches = ReaderBatches(
+        lessons, model, count=config.lessons.lessons, batch_size=training.batch_size, room=0
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=training.lr / 2, weight_decay=0.0)
+    begun, steps = time.process_time(), 0
+    while (spent := time.process_time() - begun) < seconds:
+        for group in optimizer.param_groups:
+            group["lr"] = training.lr / 2 * min(1.0, (steps + 1) / 10) * max(0.05, 1 - spent / seconds)
+        optimizer.zero_grad()
+        model.loss(batches.train_batch(steps))[0].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip)
+        optimizer.step()
+        steps += 1
+    print(f"\ntaught on with the fine-tuned base: {steps} steps, {spent:.0f} s of processor time")
+    return model.eval()
 
 
 def prose_part(study: Study, options: argparse.Namespace) -> None:
