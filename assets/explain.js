@@ -224,6 +224,10 @@ const unedit = (card) => {
 };
 const typed = (card) => ({n: card.querySelector('textarea.n').value, f: card.querySelector('textarea.f').value});
 const send = (card, act, texts = {}) => {
+  if (element.querySelector('.card.sent')) return;  // one at a time
+  const waits = make('p', 'Waiting for its turn.', 'waits');  // ui/linked_view.py says there what for
+  waits.setAttribute('role', 'status');
+  card.append(waits);
   card.classList.add('sent');
   card.setAttribute('aria-busy', 'true');
   trigger('select', {act, chunk: Number(card.dataset.chunk), neighbor: Number(card.dataset.neighbor), token: chosen,

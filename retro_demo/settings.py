@@ -310,7 +310,14 @@ class GenerateConfig(Settings):
         within=(0.0, 1.0),
         main=True,
     )
-    seed: int = setting(7, "Seed", "The same seed writes the same text.", within=SEEDS, main=True)
+    seed: int = setting(
+        7,
+        "Seed",
+        "The same seed writes the same text. Where nothing else was changed, Generate on the page takes the "
+        "next one.",
+        within=SEEDS,
+        main=True,
+    )
     retrieval: str = setting(
         "on",
         "Retrieval",

@@ -27,7 +27,7 @@ from retro_demo.runs.loading import LoadedRun
 from retro_demo.settings import GenerateConfig
 
 OF_THE_READING = ("tokens", "pieces")  # of a neighbor, which a trace adds to what was found
-STALE = ("off", "provenance", "seconds", "search_times", "search_ms", "tokens_per_second", "edited")
+STALE = ("off", "provenance", "seconds", "search_times", "search_ms", "tokens_per_second", "edited", "again")
 
 
 @dataclass(frozen=True)

@@ -284,6 +284,9 @@ def trace_speed(trace: Trace) -> str:
     return speed(tokens, about.get("seconds", 0), about.get("search_ms"), len(trace.neighbors), False)
 
 
+AGAIN = "Temperature 0 always takes the likeliest token: raise it for another text."
+
+
 def intro(trace: Trace | None, *, example: bool) -> str:
     """One sentence that says what is being looked at."""
     if trace is None:
@@ -297,6 +300,8 @@ def intro(trace: Trace | None, *, example: bool) -> str:
     mark = f'<span class="mark">example, made with seed {esc(seed)}</span> ' if example else ""
     if about.get("edited"):
         mark = '<span class="mark">written with an edited neighbor</span> '
+    elif about.get("again"):
+        mark = f'<span class="mark">the same text again</span> {AGAIN} '
     whose = f"A given text, read by <b>{run}</b>" if about.get("given") else f"Text by <b>{run}</b>"
     if about.get("pages", 1) > 1:
         whose += f", page {esc(about['page'])} of {esc(about['pages'])}"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 
 from retro_demo.errors import UserError
+from retro_demo.explain import rewriting
 from retro_demo.explain import text as explained
 from retro_demo.explain.text import write_sides
-from retro_demo.paths import SAMPLE
+from retro_demo.explain.tracing import Trace
 from retro_demo.render import html_parts
 from retro_demo.runs.checkpoint import read_any_config
 from retro_demo.runs.loading import LoadedRun
@@ -20,7 +22,7 @@ from retro_demo.server.limits import checked_writing
 from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.run_actions import built_ones, prompts_for
 from retro_demo.server.workspace import Workspace
-from retro_demo.settings import MOST_NEIGHBORS, ExplainConfig, GenerateConfig
+from retro_demo.settings import MOST_NEIGHBORS, SEEDS, ExplainConfig, GenerateConfig
 from retro_demo.ui import zero_gpu
 from retro_demo.ui.evidence_reading import WritingView, wire_writing
 from retro_demo.ui.form import (
@@ -40,6 +42,7 @@ from retro_demo.ui.linked_view import (
     ExplainHandlers,
     ExplainView,
     compare_with_off,
+    growing,
     keep,
     wire_explaining,
 )
@@ -81,7 +84,7 @@ class GenerateView:
                 self._form()
             with gr.Column(scale=2, min_width=320, elem_id="result") as self.below:
                 self.speed = gr.HTML(elem_id="speed")
-                self.text = ExplainView(self.trace_id)
+                self.text = ExplainView(self.trace_id, self.token, self.speed, self.go)
             with gr.Column(scale=2, min_width=320, elem_id="marge-result", elem_classes=AWAY) as self.beside:
                 self.evidence.show_result()
         with gr.Column(elem_id="folds") as self.folds:
@@ -175,37 +178,39 @@ class GenerateHandlers:
         return {self.view.speed: ""} | self.view.text.values(trace, name)
 
     def restore(self, code: str, name: str) -> Values:
-        """As `show`, with prompt and settings as they made it; those of an example write another text."""
+        """As `show`, with prompt and settings as they made it."""
         workspace = Workspace.open(self.home, code)
-        shown_id, trace = kept_traces.shown_trace(workspace, name)
+        trace = kept_traces.shown_trace(workspace, name)[1]
         if trace is None:
             first = next(iter(service.readable_runs(workspace)), "")
             return self.show(code, name) | {self.view.prompt: self._prompts(workspace, first)[0]}
         if trace.about.get("given"):
             return self.show(code, name)
         made_with = trace.about.get("written_with", trace.about["config"])
-        if shown_id.startswith(SAMPLE):  # it stands there already: a first click is to write a new one
-            made_with = made_with | {"seed": made_with["seed"] + 1}
         form = self.view.form
         settings = dict(zip(form.inputs, form.fill(made_with), strict=True))
         return self.show(code, name) | {self.view.prompt: trace.about["prompt"]} | settings
 
     def write(
-        self, code: str, name: str, other: str, token: str, words: str, *values: Any
+        self, code: str, name: str, other: str, token: str, before: str, words: str, *values: Any
     ) -> Iterator[Values]:
+        """`before`: the id of the text that is shown. Asked for once more, it gets the next seed; where no
+        seed changes it, it is written as it was, and that is said."""
         view, config = self.view, checked_writing(self.home, **self.view.form.read(values))
         workspace = Workspace.open(self.home, code)
+        shown = kept_traces.shown_trace(workspace, before)[1]
+        if again := shown is not None and is_made_with(shown, name, other, words, config):
+            config = replace(config, seed=next_seed(config))
         with self.lane.text(code, token) as stopped:
             loaded = yield from self._load(workspace, name, other, config.retriever)
+            yield {view.form.widgets["seed"]: config.seed}
             for writing in self.watch(loaded, name, words, config, stopped):
-                shown: Values = {
-                    view.text.linked: html_parts.growing_text(writing),
-                    view.speed: html_parts.writing_speed(writing),
-                    view.go: f"Writing {writing.new_tokens}/{config.max_new_tokens}",
-                }
+                step = growing(view.text.linked, view.speed, view.go, writing)
                 if writing.trace is not None:
-                    shown[view.trace_id] = keep(workspace, writing.trace, other)
-                yield shown
+                    if again and shown is not None and writing.trace.ids == shown.ids:
+                        writing.trace.about["again"] = True
+                    step[view.trace_id] = keep(workspace, writing.trace, other)
+                yield step
 
     def side_by_side(
         self, code: str, name: str, other: str, token: str, words: str, *values: Any
@@ -372,6 +377,23 @@ class GenerateHandlers:
         return self.cache.run(workspace.run(name), swap, retriever)
 
 
+def is_made_with(shown: Trace, name: str, other: str, prompt: str, config: GenerateConfig) -> bool:
+    """Whether the run wrote the text from this prompt with these settings, reading `other` ("": its own)."""
+    about = shown.about
+    asked = name, other, prompt
+    return (
+        rewriting.is_written(shown)
+        and "edited" not in about
+        and (about["run"], about.get("corpus_id", ""), about["prompt"]) == asked
+        and rewriting.settings_of_text(shown) == config
+    )
+
+
+def next_seed(config: GenerateConfig) -> int:
+    """Another seed where chance has a say, after the largest one the first."""
+    return (config.seed + 1) % (SEEDS[1] + 1) if config.temperature else config.seed
+
+
 def generate_tab(
     tab: gr.Tab, cache: ModelCache, visitor: gr.BrowserState, arrival: Any, breadcrumb: gr.HTML
 ) -> None:
@@ -381,8 +403,7 @@ def generate_tab(
         origins_panel(cache, visitor, view.trace_id, view.run, view.corpus)
     on = GenerateHandlers(cache, view, breadcrumb)
     wire_writing(view.inner, cache, view.evidence, visitor, arrival)
-    inside = ExplainHandlers(cache, view.text)
-    wire_explaining(inside, view.text, [visitor, view.trace_id])
+    inside = ExplainHandlers(cache, view.text, on.lane)
     _wire_texts(view, on, inside, visitor)
     _wire_choices(view, on, visitor)
     listed = [view.trace_id, view.run, view.corpus, view.of_marge, view.evidence.run]
@@ -409,9 +430,10 @@ def _wire_texts(
         return waiting
 
     asked = [visitor, view.run, view.corpus, view.token, view.prompt, *view.form.inputs]
+    anew = [*asked[:4], trace_id, *asked[4:]]
     given = [visitor, view.run, view.corpus, view.given, *view.reading.inputs]
     shown = [visitor, trace_id, view.corpus, *view.reading.inputs]
-    written, read = [text.linked, speed, trace_id, view.go], [speed, trace_id]
+    written, read = [view.form.widgets["seed"], text.linked, speed, trace_id, view.go], [speed, trace_id]
     picked = view.examples.click(first_of, view.examples, view.prompt, **QUIET)
     swaps = [visitor, view.run, view.corpus]
     swapped = view.swap.click(shows_errors(on.swap_edition), swaps, [view.corpus, view.swap], **QUIET)
@@ -419,10 +441,10 @@ def _wire_texts(
     pressed = [view.go.click, view.prompt.submit, view.examples.click, view.swap.click, view.compare.click]
     gr.on(pressed, lambda: begins(inside), None, buttons, **QUIET)
     texts = [
-        waits(view.go.click).success(write, asked, written, **in_turn),
-        waits(view.prompt.submit).success(write, asked, written, **in_turn),
-        waits(picked.then).success(write, asked, written, **in_turn),
-        waits(swapped.success).success(write, asked, written, **in_turn),
+        waits(view.go.click).success(write, anew, written, **in_turn),
+        waits(view.prompt.submit).success(write, anew, written, **in_turn),
+        waits(picked.then).success(write, anew, written, **in_turn),
+        waits(swapped.success).success(write, anew, written, **in_turn),
     ]
     # Stop is not for them: the text that is written meanwhile stays the one that this page asked for
     follows = view.explain.click(wait, [visitor, view.run, view.corpus], [speed, gr.State("")], **CHEAP)
@@ -441,8 +463,11 @@ def _wire_texts(
     sides = waits(view.compare.click).success(
         shows_errors(on.side_by_side), asked, [speed, view.sides], **in_turn
     )
-    for begun in (*texts, sides):
+    waits, edited = wire_explaining(inside, text, [visitor, trace_id])
+    gr.on([text.linked.select, text.other.input], lambda: begins(inside), None, buttons, **QUIET)
+    for begun in (*texts, sides, *waits, *edited):
         _fails(begun, view)
+    for begun in (*texts, sides, *edited):
         begun.success(resting(on.lane), view.token, buttons, **QUIET)
     view.stop.click(on.lane.stopping(), [visitor, view.token], None, **QUIET)
 

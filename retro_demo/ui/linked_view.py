@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from retro_demo.errors import UserError
 from retro_demo.explain import edits, rewriting
 from retro_demo.explain.edits import Rewritten, edit_json
 from retro_demo.explain.rewriting import EditedRow, is_written
-from retro_demo.explain.text import trace_values
+from retro_demo.explain.text import Writing, trace_values
 from retro_demo.explain.tracing import Trace
 from retro_demo.paths import ASSETS, SAMPLE
 from retro_demo.render import first_look, html_parts, trace_views
@@ -26,9 +26,8 @@ from retro_demo.server import workspace as kept_traces
 from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace
 from retro_demo.ui.form import (
-    MODEL,
+    CHEAP,
     ON_PAGE,
-    PRIVATE,
     QUIET,
     Values,
     clicked,
@@ -36,6 +35,7 @@ from retro_demo.ui.form import (
     once_known,
     shows_errors,
 )
+from retro_demo.ui.visit import Lane
 
 MOST_TYPED = 10_000  # characters of N or F; a neighbor takes the first few
 HOW_IT_WORKS = (
@@ -48,9 +48,17 @@ TAKE_BACK = """(...known) => {
   document.querySelectorAll('#linked .card.sent').forEach(card => {
     card.classList.remove('sent');
     card.removeAttribute('aria-busy');
+    card.querySelector('.waits')?.remove();
   });
   document.querySelectorAll('#linked [data-act="try"]').forEach(button => { button.disabled = false; });
   return known;
+}"""
+
+# while an edit waits, its card says what for in the words of the line above the text
+IN_CARD = """html => {
+  const says = document.querySelector('#linked .card.sent .waits');
+  const words = new DOMParser().parseFromString(html ?? '', 'text/html').body.textContent;
+  if (says && words) says.textContent = words;
 }"""
 
 # a bar of the strip shows the predictions after its position
@@ -71,15 +79,17 @@ class ExplainView:
     To make one builds what stands beside the form; `fold` builds the rest, below both.
     """
 
-    def __init__(self, trace_id: gr.BrowserState) -> None:
-        """trace_id: the id of the text that is shown."""
-        self.trace_id = trace_id
+    def __init__(self, trace_id: gr.BrowserState, token: gr.State, speed: gr.HTML, go: gr.Button) -> None:
+        """trace_id: the id of the text that is shown; token: that of the text that the page asked for last;
+        speed and go: the line and the button that say how far it is."""
+        self.trace_id, self.token, self.speed, self.go = trace_id, token, speed, go
         with gr.Row(elem_classes="headline"):
             self.intro = gr.HTML(elem_id="intro")
             gr.HTML(HOW_IT_WORKS, elem_id="walk", js_on_load=(ASSETS / "walk.js").read_text("utf-8"))
         self.findings = gr.HTML(elem_id="findings")
         self.linked = gr.HTML(elem_id="linked", js_on_load=(ASSETS / "explain.js").read_text("utf-8"))
         self.selection = gr.State((0, 0, 0))  # chunk, neighbor, token
+        self.wish = gr.State(None)  # the edit that the page asked for last
         self.other = gr.Dropdown(
             [],
             label="Or another chunk of the corpus",
@@ -142,8 +152,9 @@ def known_off(trace: Trace | None) -> list[int] | None:
 class ExplainHandlers:
     """What happens inside the linked view."""
 
-    def __init__(self, cache: ModelCache, view: ExplainView) -> None:
-        self.cache, self.home, self.view = cache, cache.home, view
+    def __init__(self, cache: ModelCache, view: ExplainView, lane: Lane) -> None:
+        """lane: that of the texts of this page, so that Stop ends what an edit writes, too."""
+        self.cache, self.home, self.view, self.lane = cache, cache.home, view, lane
         self.hurries = 0  # how often somebody asked for a text
 
     def show_again(self, code: str, name: str) -> str:
@@ -161,49 +172,48 @@ class ExplainHandlers:
             )
         return trace_views.heatmap(trace, layer or None, head - 1 if head else None)
 
-    def edit_from_text(self, code: str, name: str, event: gr.EventData) -> Iterator[Values]:
-        """A neighbor in other words, without any, or another chunk in its place: the text is written anew."""
+    def ask_edit(self, code: str, name: str, event: gr.EventData) -> Iterator[Values]:
+        """A neighbor in other words, without any, or another chunk in its place: wait until all is made that
+        the run reads, outside of the lane."""
         trace = self._trace(code, name)
         chunk, neighbor, token = clicked(event, "neighbor of the text", "chunk", "neighbor", "token")
-        kind = getattr(event, "act", "write")
         edits.check_place(trace, chunk, neighbor)
-        at = {self.view.selection: (chunk, neighbor, token)}
-        if kind == "undo":
-            yield at | self._back(code, trace)
-            return
-        editing = Editing(code, name, self._run_of(code, trace), trace, chunk, neighbor, token)
-        if kind == "swap":
-            choices = edits.candidates(editing.run, trace, chunk)
-            if not choices:
-                raise UserError("There is no other chunk of the corpus to read in its place.")
-            options = [
-                (f"{one['title'] or one['document']} · {one['score']:.2f}", one["chunk"]) for one in choices
-            ]
-            first = gr.Dropdown(options, value=options[0][1], visible=True)
-            for shown in self._swapped(editing, choices[0]):
-                yield at | shown | {self.view.other: first}
-            return
-        texts = ("", "") if kind == "drop" else _given_texts(event)
-        row, cut = edits.worded_row(editing.run, trace, chunk, neighbor, *texts)
-        for shown in self._edited(editing, row, cut):
-            yield at | shown
+        act = getattr(event, "act", "write")
+        texts = _given_texts(event) if act == "write" else ("", "")
+        yield from self._asked(code, trace, Wish(name, (chunk, neighbor, token), act, texts))
 
-    def read_other(
+    def ask_other(
         self, code: str, name: str, at: tuple[int, int, int], chunk: int | None
     ) -> Iterator[Values]:
-        """Write the text anew with another chunk of the corpus in place of the neighbor that was edited."""
-        if chunk is None:
-            return
+        """As `ask_edit`: another chunk of the corpus in place of the neighbor that was edited."""
         trace = self._trace(code, name)
         edits.check_place(trace, at[0], at[1])
-        run = self._run_of(code, trace)
-        other = {one["chunk"]: one for one in edits.candidates(run, trace, at[0])}.get(int(chunk))
-        if other is None:
-            raise UserError(
-                f"Chunk {chunk} of the corpus is none of those that can be swapped in. Choose another."
-            )
-        for shown in self._swapped(Editing(code, name, run, trace, *at), other):
-            yield {one: value for one, value in shown.items() if one is not self.view.other}
+        yield from self._asked(code, trace, Wish(name, at, "other", other=chunk))
+
+    def _asked(self, code: str, trace: Trace, wish: Wish) -> Iterator[Values]:
+        view, token = self.view, self.lane.ask(code)
+        yield {view.wish: wish, view.token: token, view.selection: wish.at}
+        if wish.act == "undo":  # what is kept is shown
+            return
+        run, corpus = trace.about["run"], trace.about.get("corpus_id", "")
+        for said in self.lane.until_ready(code, token, run, corpus):
+            yield {view.speed: said}
+
+    def edit(self, code: str, wish: Wish | None, token: str) -> Iterator[Values]:
+        """Write the text anew with what was asked for."""
+        if wish is None:
+            return
+        trace = self._trace(code, wish.name)
+        with self.lane.text(code, token) as stopped:
+            if wish.act == "undo":
+                yield self._back(code, trace)
+                return
+            editing = Editing(code, wish.name, self._run_of(code, trace), trace, *wish.at, stopped)
+            if wish.act in ("swap", "other"):
+                yield from self._swapped(editing, wish)
+                return
+            row, cut = edits.worded_row(editing.run, trace, *wish.at[:2], *wish.texts)
+            yield from self._edited(editing, row, cut)
 
     def hurry(self) -> None:
         """A text is asked for: what is written for a meter only gives way to it."""
@@ -232,10 +242,25 @@ class ExplainHandlers:
         kept_traces.keep_trace(workspace, name, trace)
         yield {self.view.findings: first_look.findings(trace, off)}
 
-    def _swapped(self, editing: Editing, other: dict[str, Any]) -> Iterator[Values]:
+    def _swapped(self, editing: Editing, wish: Wish) -> Iterator[Values]:
+        """With the nearest other chunk in place of the neighbor, or the one that was chosen."""
+        choices = edits.candidates(editing.run, editing.trace, editing.chunk)
+        if not choices:
+            raise UserError("There is no other chunk of the corpus to read in its place.")
+        chosen = choices[0]["chunk"] if wish.act == "swap" else wish.other
+        other = next((one for one in choices if one["chunk"] == chosen), None)
+        if other is None:
+            raise UserError(
+                f"Chunk {chosen} of the corpus is none of those that can be swapped in. Choose another."
+            )
+        options = [
+            (f"{one['title'] or one['document']} · {one['score']:.2f}", one["chunk"]) for one in choices
+        ]
+        offered = gr.Dropdown(options, value=chosen, visible=True)
         place = editing.chunk, editing.neighbor
         row = edits.swapped_row(editing.run, editing.trace, *place, other["chunk"])
-        return self._edited(editing, row, [0, 0], other)
+        for shown in self._edited(editing, row, [0, 0], other):
+            yield shown | {self.view.other: offered}
 
     def _edited(
         self, editing: Editing, row: np.ndarray, cut: list[int], other: dict[str, Any] | None = None
@@ -247,12 +272,13 @@ class ExplainHandlers:
         view, run, trace, made = self.view, editing.run, editing.trace, None
         place = editing.chunk, editing.neighbor
         if rewriting.left_to_write(trace, editing.chunk):
-            for writing in rewriting.write_anew(run, trace, EditedRow(*place, row, other), lambda: False):
+            for writing in rewriting.write_anew(run, trace, EditedRow(*place, row, other), editing.stopped):
                 made = writing.trace
                 if made is None:
-                    yield {view.linked: html_parts.growing_text(writing)}
+                    yield growing(view.linked, view.speed, view.go, writing)
         reread = edits.reread(run, trace, *place, row, cut)
         shown: Values = {
+            view.speed: "",
             view.changed: trace_views.edit_html(trace, reread, editing.token),
             view.download: _file(made or trace, reread),
         }
@@ -268,7 +294,7 @@ class ExplainHandlers:
         """The text that an edited one was made from."""
         before = trace.about.get("edited", {}).get("from", "")
         name, shown = kept_traces.shown_trace(Workspace.open(self.home, code), before)
-        return self.view.values(shown, name, trace.ids) | {self.view.trace_id: before}
+        return {self.view.speed: ""} | self.view.values(shown, name, trace.ids) | {self.view.trace_id: before}
 
     def _trace(self, code: str, name: str) -> Trace:
         trace = kept_traces.shown_trace(Workspace.open(self.home, code), name)[1]
@@ -286,9 +312,21 @@ class ExplainHandlers:
 
 
 @dataclass(frozen=True)
+class Wish:
+    """An edit that a visitor asked for: the id of the text, where (chunk, neighbor, token that is looked at,
+    from 0), what (write, drop, swap, other, undo), the words of N and F, or a chunk of the corpus."""
+
+    name: str
+    at: tuple[int, int, int]
+    act: str
+    texts: tuple[str, str] = ("", "")
+    other: int | None = None
+
+
+@dataclass(frozen=True)
 class Editing:
-    """Whose text is edited (its id and trace), the run that read it, and where: a neighbor of a chunk, and
-    the token that is looked at, from 0."""
+    """Whose text is edited (its id and trace), the run that read it, where (as in `Wish`), and what says
+    whether its visitor wants it to end."""
 
     code: str
     name: str
@@ -297,6 +335,16 @@ class Editing:
     chunk: int
     neighbor: int
     token: int
+    stopped: Callable[[], bool]
+
+
+def growing(text: gr.HTML, speed: gr.HTML, go: gr.Button, writing: Writing) -> Values:
+    """A text while it is written, and how far it is."""
+    return {
+        text: html_parts.growing_text(writing),
+        speed: html_parts.writing_speed(writing),
+        go: f"Writing {writing.new_tokens}/{writing.most}",
+    }
 
 
 def _given_texts(event: gr.EventData) -> tuple[str, str]:
@@ -315,20 +363,27 @@ def keep(workspace: Workspace, trace: Trace, other: str) -> str:
     return kept
 
 
-def wire_explaining(on: ExplainHandlers, view: ExplainView, known: list[Any]) -> None:
-    """`known`: the visitor, and the id of the text that is shown."""
-    anew = [*view.outputs, view.trace_id]
-    quietly: dict[str, Any] = PRIVATE | MODEL | {"show_progress": "hidden"}
-    other = [*known, view.selection, view.other]
-    edited = [
-        view.linked.select(once_known(on.edit_from_text), known, [*anew, view.selection], **quietly),
-        view.other.input(shows_errors(on.read_other), other, anew, **quietly),
+def wire_explaining(on: ExplainHandlers, view: ExplainView, known: list[Any]) -> tuple[list[Any], list[Any]]:
+    """`known`: the visitor, and the id of the text that is shown. Returns the events that wait until an edit
+    can be written, and those that write it."""
+    visitor = known[0]
+    asked = [view.wish, view.token, view.selection, view.speed]
+    anew = [*view.outputs, view.trace_id, view.speed, view.go]
+    waits = [
+        view.linked.select(once_known(on.ask_edit), known, asked, **CHEAP),
+        view.other.input(shows_errors(on.ask_other), [*known, view.selection, view.other], asked, **CHEAP),
     ]
-    gr.on([view.linked.select, view.other.input], on.hurry, None, None, **QUIET)
-    for begun in edited:
+    written = [
+        begun.success(once_known(on.edit), [visitor, view.wish, view.token], anew, **ON_PAGE)
+        for begun in waits
+    ]
+    for begun in (*waits, *written):
         begun.failure(once_known(on.show_again), known, view.linked, js=TAKE_BACK, **QUIET)
+    for begun in written:
         compare_with_off(begun, on, view, known)
+    view.speed.change(None, view.speed, None, js=IN_CARD, **QUIET)
     view.heads.select(once_known(on.show_heatmap), known, view.heatmap, **QUIET)
+    return waits, written
 
 
 def compare_with_off(begun: Any, on: ExplainHandlers, view: ExplainView, known: list[Any]) -> None:

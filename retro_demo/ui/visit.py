@@ -281,18 +281,33 @@ class Lane:
         """
 
         def wait(code: str, name: str | None, other: str = "") -> Iterator[list[Any]]:
-            workspace, token = Workspace.open(self.home, code), secrets.token_hex(8)
-            asked = self._expect(token, code)
+            token = self.ask(code)
             yield [gr.skip(), token]
-            with self.follower(asked):
-                for build in service.wait_for_corpus(workspace, name, other) if name else ():
-                    if name and other and asked.end == STOPPED:
-                        service.stop_retokenizing(workspace, workspace.run(name), workspace.corpus(other))
-                    if asked.end:
-                        raise UserError(asked.end)
-                    yield [job_views.waiting(build, "The corpus is being prepared"), gr.skip()]
+            for said in self.until_ready(code, token, name, other):
+                yield [said, gr.skip()]
 
         return shows_errors(wait)
+
+    def ask(self, code: str) -> str:
+        """Note that a text is asked for; returns its token."""
+        token = secrets.token_hex(8)
+        self._expect(token, code)
+        return token
+
+    def until_ready(self, code: str, token: str, name: str | None, other: str = "") -> Iterator[str]:
+        """What is said while that is made which a run reads for the text of a token, and whoever asked for it
+        waits; nothing where all is there. Raises UserError where the text is stopped meanwhile."""
+        workspace, asked = (
+            Workspace.open(self.home, code),
+            self._asked.get(token) or self._expect(token, code),
+        )
+        with self.follower(asked):
+            for build in service.wait_for_corpus(workspace, name, other) if name else ():
+                if name and other and asked.end == STOPPED:
+                    service.stop_retokenizing(workspace, workspace.run(name), workspace.corpus(other))
+                if asked.end:
+                    raise UserError(asked.end)
+                yield job_views.waiting(build, "The corpus is being prepared")
 
     def stopping(self) -> Callable[[Any, str], None]:
         """A handler that ends the text of a token, also one that waits for its turn."""

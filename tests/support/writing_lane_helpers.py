@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from inspect import isgenerator
 from typing import Any
 
@@ -12,6 +12,7 @@ from held_back import PATIENCE
 
 from retro_demo.errors import UserError
 from retro_demo.server.limits import PRIVATE, Limits
+from retro_demo.ui.linked_view import ExplainHandlers
 from retro_demo.ui.page import build_app
 
 
@@ -40,3 +41,14 @@ def answer(fn: Callable[..., Any], *values: Any) -> list[Any]:
     thread.start()
     thread.join(PATIENCE)
     return said
+
+
+def edited(inside: ExplainHandlers, code: str, name: str, event: gr.EventData) -> Iterator[dict[Any, Any]]:
+    """The steps of an edit, once its run has all that it reads."""
+    return going_on(inside, code, inside.ask_edit(code, name, event))
+
+
+def going_on(inside: ExplainHandlers, code: str, waits: Iterator[dict[Any, Any]]) -> Iterator[dict[Any, Any]]:
+    """The steps of what was asked for in an edited text."""
+    asked, *_ = waits
+    return inside.edit(code, asked[inside.view.wish], asked[inside.view.token])

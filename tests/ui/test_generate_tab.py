@@ -13,6 +13,7 @@ import gradio as gr
 import pytest
 from evaluation_helpers import visitor_with_runs
 from page_helpers import page_home
+from writing_lane_helpers import edited, going_on
 
 from retro_demo.corpus.store import load_corpus
 from retro_demo.errors import UserError
@@ -45,7 +46,7 @@ def on(home) -> GenerateHandlers:
 
 @pytest.fixture(scope="module")
 def inside(on) -> ExplainHandlers:
-    return ExplainHandlers(on.cache, on.view.text)
+    return ExplainHandlers(on.cache, on.view.text, on.lane)
 
 
 def form_values(on: GenerateHandlers, **settings: Any) -> list[Any]:
@@ -65,7 +66,7 @@ def ended(steps: Iterator[dict[Any, Any]], component: Any) -> Any:
 @pytest.fixture(scope="module")
 def kept(on, code) -> str:
     """The id of a text that was written with the reader."""
-    return ended(on.write(code, "reader", "", "", "Area of", *form_values(on, seed=7)), on.view.trace_id)
+    return ended(on.write(code, "reader", "", "", "", "Area of", *form_values(on, seed=7)), on.view.trace_id)
 
 
 def test_a_text_is_written_kept_and_shown_with_what_it_was_asked_with(on, code, kept):
@@ -78,19 +79,41 @@ def test_a_text_is_written_kept_and_shown_with_what_it_was_asked_with(on, code, 
     assert on.show(code, kept)[view.text.linked] == shown[view.text.linked]
 
 
-def test_the_example_that_ships_stands_there_at_first_and_a_click_would_write_another(on, code, kept):
+def test_the_example_that_ships_stands_there_at_first_with_what_made_it(on, code, kept):
     view, (_, example) = on.view, shown_trace(Workspace.open(on.home, code), "")
     assert example is not None
     shown = on.restore(code, "")
 
     assert shown[view.prompt] == example.about["prompt"]
-    assert shown[view.form.widgets["seed"]] == example.about["config"]["seed"] + 1
+    assert shown[view.form.widgets["seed"]] == example.about["config"]["seed"]
     assert shown[view.text.linked] != on.show(code, kept)[view.text.linked]
+
+
+def test_generate_with_nothing_changed_takes_the_next_seed_and_shows_it(on, code, kept):
+    view, values = on.view, form_values(on, seed=7)
+    again = [*on.write(code, "reader", "", "", kept, "Area of", *values)]
+    other = [*on.write(code, "reader", "", "", kept, "Area of Arden", *values)]
+
+    seed = view.form.widgets["seed"]
+    assert ended(iter(again), seed) == 8
+    assert text_of(on, code, again[-1][view.trace_id]).about["written_with"]["seed"] == 8
+    assert ended(iter(other), seed) == 7
+
+
+def test_at_temperature_0_the_same_text_is_written_again_and_that_is_said(on, code):
+    view, values = on.view, form_values(on, temperature=0.0)
+    once = ended(on.write(code, "reader", "", "", "", "Area of", *values), view.trace_id)
+    steps = [*on.write(code, "reader", "", "", once, "Area of", *values)]
+
+    twice = steps[-1][view.trace_id]
+    assert text_of(on, code, twice).ids == text_of(on, code, once).ids
+    assert "the same text again" in on.show(code, twice)[view.text.intro]
+    assert "the same text again" not in on.show(code, once)[view.text.intro]
 
 
 def test_what_cannot_be_written_is_refused_in_a_sentence(on, code):
     with pytest.raises(UserError, match="There is no run yet"):
-        list(on.write(code, "", "", "", "Area of", *form_values(on)))
+        list(on.write(code, "", "", "", "", "Area of", *form_values(on)))
     with pytest.raises(UserError, match="it has no retrieval to compare"):
         list(on.side_by_side(code, "plain", "", "", "Area of", *form_values(on)))
 
@@ -194,10 +217,10 @@ def text_of(on: GenerateHandlers, code: str, name: str) -> Any:
 
 def test_with_an_edited_neighbor_the_text_is_written_anew_and_can_be_taken_back(on, inside, code, kept):
     view, before = inside.view, text_of(on, code, kept)
-    *growing, last = inside.edit_from_text(code, kept, clicked("write", n="Area of Arden: 7", f="and so on"))
+    *growing, last = edited(inside, code, kept, clicked("write", n="Area of Arden: 7", f="and so on"))
 
     assert growing
-    assert all(set(step) == {view.selection, view.linked} for step in growing)
+    assert all(set(step) == {view.linked, view.speed, view.go} for step in growing)
     anew = text_of(on, code, last[view.trace_id])
     assert anew.ids[: before.chunk_len] == before.ids[: before.chunk_len]
     assert anew.prompt_tokens == before.prompt_tokens
@@ -207,7 +230,7 @@ def test_with_an_edited_neighbor_the_text_is_written_anew_and_can_be_taken_back(
     assert "0 of" in last[view.changed]
     assert "written with an edited neighbor" in last[view.intro]
 
-    (back,) = inside.edit_from_text(code, last[view.trace_id], clicked("undo"))
+    (back,) = edited(inside, code, last[view.trace_id], clicked("undo"))
     assert back[view.trace_id] == kept
     assert "written with an edited neighbor" not in back[view.intro]
 
@@ -217,23 +240,35 @@ def test_a_neighbor_that_is_written_as_it_stood_leaves_the_text_as_it_was(on, in
     before = text_of(on, code, kept)
     run = on.cache.run(Workspace.open(on.home, code).run("reader"), None, before.about["retriever"])
     n, f = edits.neighbor_texts(run, before.neighbor_tokens[0, 0])
-    *_, last = inside.edit_from_text(code, kept, clicked("write", n=n, f=f))
+    *_, last = edited(inside, code, kept, clicked("write", n=n, f=f))
 
     assert text_of(on, code, last[inside.view.trace_id]).ids == before.ids
 
 
 def test_a_neighbor_is_dropped_or_swapped_and_another_chunk_can_be_chosen(on, inside, code, kept):
     view = inside.view
-    *_, dropped = inside.edit_from_text(code, kept, clicked("drop"))
-    *_, swapped = inside.edit_from_text(code, kept, clicked("swap"))
+    *_, dropped = edited(inside, code, kept, clicked("drop"))
+    *_, swapped = edited(inside, code, kept, clicked("swap"))
     choices = swapped[view.other].choices
-    *_, chosen = inside.read_other(code, kept, (0, 0, 9), choices[1][1])
+    *_, chosen = going_on(inside, code, inside.ask_other(code, kept, (0, 0, 9), choices[1][1]))
 
     assert not text_of(on, code, dropped[view.trace_id]).neighbor_tokens[0, 0].any()
     first = text_of(on, code, swapped[view.trace_id]).neighbors[0][0]
     assert (first["chunk"], first["edited"]) == (choices[0][1], True)
     assert text_of(on, code, chosen[view.trace_id]).neighbors[0][0]["chunk"] == choices[1][1]
-    assert list(inside.read_other(code, kept, (0, 0, 9), None)) == []
+
+
+def test_stop_ends_what_an_edit_writes(on, inside, code, kept):
+    view = inside.view
+    (asked,) = inside.ask_edit(code, kept, clicked("drop"))
+    steps = inside.edit(code, asked[view.wish], asked[view.token])
+    next(steps)
+    on.lane.stopping()(code, asked[view.token])
+    *_, last = steps
+
+    whole, ended_early = text_of(on, code, kept), text_of(on, code, last[view.trace_id])
+    assert len(ended_early.ids) < len(whole.ids)
+    assert not on.lane.expects(asked[view.token])
 
 
 def test_what_names_no_neighbor_or_is_no_text_is_refused(inside, code, kept):
@@ -244,23 +279,23 @@ def test_what_names_no_neighbor_or_is_no_text_is_refused(inside, code, kept):
         (clicked("write", neighbor=9), "has no neighbor 9"),
     ):
         with pytest.raises(UserError, match=words):
-            list(inside.edit_from_text(code, kept, event))
+            list(edited(inside, code, kept, event))
     with pytest.raises(UserError, match="none of those that can be swapped in"):
-        list(inside.read_other(code, kept, (0, 0, 9), 10**6))
+        list(going_on(inside, code, inside.ask_other(code, kept, (0, 0, 9), 10**6)))
 
 
 def test_an_edit_leaves_a_given_text_as_it_is_and_says_what_changed(on, inside, code):
     view = inside.view
     given = ended(on.explain_given(code, "reader", "", TEXT, *readings(on)), view.trace_id)
-    (shown,) = inside.edit_from_text(code, given, clicked("write", n="Area of Arden", f=""))
+    (shown,) = edited(inside, code, given, clicked("write", n="Area of Arden", f=""))
 
-    assert set(shown) == {view.selection, view.changed, view.download}
+    assert set(shown) == {view.speed, view.changed, view.download}
     assert "earlier positions" in shown[view.changed]
 
 
 def test_the_run_writes_without_neighbors_for_the_meter_beside_the_text(on, inside, code):
     view = inside.view
-    name = ended(on.write(code, "reader", "", "", "Area of", *form_values(on, seed=8)), view.trace_id)
+    name = ended(on.write(code, "reader", "", "", "", "Area of", *form_values(on, seed=8)), view.trace_id)
     assert "being written" in on.show(code, name)[view.findings]
     (shown,) = inside.write_off(code, name)
 
@@ -272,7 +307,9 @@ def test_the_run_writes_without_neighbors_for_the_meter_beside_the_text(on, insi
 
 
 def test_a_run_that_cannot_write_just_now_leaves_the_meter_out_without_a_word(on, inside, code, monkeypatch):
-    name = ended(on.write(code, "reader", "", "", "Area of", *form_values(on, seed=9)), inside.view.trace_id)
+    name = ended(
+        on.write(code, "reader", "", "", "", "Area of", *form_values(on, seed=9)), inside.view.trace_id
+    )
 
     def busy(*_: Any) -> Any:
         raise UserError("Its corpus is being built first. Ask again in a minute.")
@@ -285,7 +322,9 @@ def test_a_run_that_cannot_write_just_now_leaves_the_meter_out_without_a_word(on
 
 
 def test_a_text_that_anybody_asks_for_takes_the_place_of_the_meter(on, inside, code, monkeypatch):
-    name = ended(on.write(code, "reader", "", "", "Area of", *form_values(on, seed=10)), inside.view.trace_id)
+    name = ended(
+        on.write(code, "reader", "", "", "", "Area of", *form_values(on, seed=10)), inside.view.trace_id
+    )
     load = inside._run_of
 
     def hurried(*known: Any) -> Any:
@@ -301,7 +340,7 @@ def test_a_text_that_anybody_asks_for_takes_the_place_of_the_meter(on, inside, c
 
 
 def test_the_button_counts_what_is_written(on, code):
-    steps = [*on.write(code, "reader", "", "", "Area of", *form_values(on))]
+    steps = [*on.write(code, "reader", "", "", "", "Area of", *form_values(on))]
     said = [step[on.view.go] for step in steps if on.view.go in step]
 
     assert said[0] == "Writing 1/12"

@@ -12,6 +12,7 @@ import pytest
 from filelock import FileLock, Timeout
 from page_helpers import page_home
 from random_readers import make_reader
+from writing_lane_helpers import edited
 
 from retro_demo.corpus.samples import SAMPLES
 from retro_demo.corpus.store import is_built
@@ -63,7 +64,7 @@ def ready(space) -> Workspace:
 def written(on: GenerateHandlers, space: Workspace, **settings: Any) -> Any:
     chosen = {"max_new_tokens": 10, "temperature": 0.0, "stop": ""} | settings
     values = [chosen.get(name, widget.value) for name, widget in on.view.form.widgets.items()]
-    steps = [*on.write(space.folder.name, "mine", "", "", PROMPT, *values)]
+    steps = [*on.write(space.folder.name, "mine", "", "", "", PROMPT, *values)]
     name = [step[on.view.trace_id] for step in steps if on.view.trace_id in step][-1]
     trace = load_trace(space, name)
     assert trace is not None
@@ -128,14 +129,14 @@ def test_title_and_query_of_the_form_change_what_is_looked_up(on, ready):
 def test_a_neighbor_is_edited_dropped_and_swapped(on, ready):
     name, trace = written(on, ready)
     inside, code, chunk = (
-        ExplainHandlers(on.cache, on.view.text),
+        ExplainHandlers(on.cache, on.view.text, on.lane),
         ready.folder.name,
         trace.prompt_tokens // 8 - 1,
     )
 
     for act, words in (("write", {"n": "Area of Lorn: 7", "f": ""}), ("drop", {}), ("swap", {})):
         event = gr.EventData(None, {"act": act, "chunk": chunk, "neighbor": 0, "token": 0} | words)
-        *_, last = inside.edit_from_text(code, name, event)
+        *_, last = edited(inside, code, name, event)
         assert "0 of" in last[inside.view.changed]
         anew = load_trace(ready, last[inside.view.trace_id])
         assert anew is not None

@@ -17,7 +17,8 @@ from retro_demo.server.limits import PUBLIC, checked_writing
 from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import new_code
 from retro_demo.ui import visit
-from retro_demo.ui.generate_tab import resting
+from retro_demo.ui.generate_tab import GenerateHandlers, GenerateView, resting
+from retro_demo.ui.linked_view import ExplainHandlers
 from retro_demo.ui.visit import FOLLOWERS, Lane
 
 RUN = f"sample:{sorted(path.parent.name for path in CHECKPOINTS.glob('*retro*/config.json'))[0]}"
@@ -53,6 +54,20 @@ def test_the_page_waits_for_a_corpus_outside_the_lane_and_says_how_far_it_is(dat
         steps = waits[0].fn(new_code(), RUN)
         next(steps)
         assert "The corpus is being prepared" in next(steps)[0]
+
+
+def test_an_edit_waits_for_a_corpus_that_is_being_prepared_and_says_so(data_folder):
+    with gr.Blocks():
+        on = GenerateHandlers(ModelCache(data_folder), GenerateView(), gr.HTML())
+    inside, code = ExplainHandlers(on.cache, on.view.text, on.lane), new_code()
+    event = gr.EventData(None, {"act": "drop", "chunk": 0, "neighbor": 0, "token": 9})
+    with lifecycle.claim(prepare_sample(data_folder, "factbook2015")):  # as its build would
+        steps = inside.ask_edit(code, RUN, event)
+        asked = next(steps)
+        assert "The corpus is being prepared" in next(steps)[on.view.speed]
+        on.lane.stopping()(code, asked[on.view.token])
+        with pytest.raises(UserError, match="You stopped it"):
+            list(steps)
 
 
 def test_stop_takes_the_code_of_a_workspace_and_nothing_else(data_folder):
