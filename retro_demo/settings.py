@@ -79,6 +79,15 @@ def seen(value: Any) -> str:
     return shown if len(shown) <= 80 else shown[:77] + "..."
 
 
+def whole(value: Any, name: str) -> int:
+    """A whole number from a form or from JSON, where 8.0 means 8; raises UserError for anything else."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if type(value) is not int:
+        raise UserError(f"{name} is {seen(value)}, but it must be a whole number.")
+    return value
+
+
 def _same_kind(value: Any, default: Any) -> bool:
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(value, bool) and isinstance(default, bool)

@@ -17,7 +17,7 @@ from retro_demo.cli.listing import add_list_verbs
 from retro_demo.cli.study_verb import add_study_verb
 from retro_demo.cli.trace_verb import add_trace_verb
 from retro_demo.cli.training_flags import add_training_flags
-from retro_demo.console import add_flags, given, numbers, words
+from retro_demo.console import add_flags, did_you_mean, given, numbers, words
 from retro_demo.corpus.building import prepare_corpus
 from retro_demo.corpus.changes import prepare_change
 from retro_demo.corpus.embedding import nothing_found
@@ -401,7 +401,12 @@ def add_answer_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     find.add_argument("-k", type=int, default=4, help="how many chunks (default 4)")
     find.add_argument("--retriever", choices=RETRIEVERS, default="dense")
 
-    verb("prepare", _prepare, "build the sample corpora that ship with the code, where they are not yet")
+    ready = verb(
+        "prepare", _prepare, "build the sample corpora that ship with the code, where they are not yet"
+    )
+    ready.add_argument(
+        "samples", nargs="*", metavar="sample:NAME", help="build these (default: what the page opens with)"
+    )
 
     measure = verb("evaluate", _evaluate, "measure whether retrieval helps, against its controls")
     measure.add_argument("run", nargs="?", metavar="RUN", help="run that retrieves; none: go on with --out")
@@ -446,11 +451,19 @@ def _serve(options: argparse.Namespace, _stop: Callable[[], bool]) -> Iterable[E
     return ()
 
 
-def _prepare(_options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
-    wanted = [name for name, sample in SAMPLES.items() if sample.at_start]
+def _prepare(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
+    for name in options.samples:
+        if not _is_sample(name):
+            known = ", ".join(SAMPLE + one for one in SAMPLES)
+            raise UserError(
+                f"{name!r} is no sample; there are {known}.{did_you_mean(name, known.split(', '))}"
+            )
+    wanted = [name.removeprefix(SAMPLE) for name in options.samples]
+    wanted = wanted or [name for name, sample in SAMPLES.items() if sample.at_start]
     for name in wanted:
         yield from ensure_sample(SAMPLE + name, stop)
-    yield from prepare_shipped()
+    if not options.samples:
+        yield from prepare_shipped()
     yield Finished({"samples": wanted})
 
 

@@ -139,14 +139,19 @@ def passage(name: str, inside: str) -> str:
     return f'<p dir="auto"><em dir="ltr">{term(name)}</em>{inside}</p>'
 
 
+DOCUMENT_ENDS = "(the document ends here)"
+ONLY_THE_END = "(no words: this chunk holds only the end mark of its document)"
+
+
 def neighbor_card(neighbor: Mapping[str, Any], index: int) -> str:
     """One neighbor as a search found it: N, F and score."""
-    after = neighbor["continuation"] or "(the document ends here)"
+    text = neighbor["text"] or ONLY_THE_END
+    after = neighbor["continuation"] or DOCUMENT_ENDS
     return (
         f'<article class="card" style="--own:{neighbor_color(index)}"><header><b>{index + 1} '
         f"{theirs(neighbor['title'] or neighbor['document'])}</b><span>{term('score')} "
         f"{neighbor['score']:.2f}</span></header>"
-        f"{passage('N', esc(neighbor['text']))}{passage('F', esc(after))}</article>"
+        f"{passage('N', esc(text))}{passage('F', esc(after))}</article>"
     )
 
 

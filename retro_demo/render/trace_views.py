@@ -30,6 +30,8 @@ from retro_demo.explain.tracing import (
 )
 from retro_demo.render.first_look import edit_to_try, walk_data
 from retro_demo.render.html_parts import (
+    DOCUMENT_ENDS,
+    ONLY_THE_END,
     esc,
     is_gap,
     neighbor_color,
@@ -200,8 +202,10 @@ def _card(trace: Trace, chunk: int, index: int, shares: np.ndarray) -> str:
         for start in (0, half)
     ]
     edited = neighbor.get("edited")
-    nothing = "(dropped)" if edited and not neighbor["text"] else ""
-    after = parts[1] if neighbor["continuation"] else "" if nothing else "(the document ends here)"
+    empty = not neighbor["text"] and not neighbor["continuation"]
+    nothing = "(dropped)" if edited and empty else ""
+    before = nothing or (parts[0] if edited or neighbor["text"] else ONLY_THE_END)
+    after = parts[1] if neighbor["continuation"] else "" if nothing else DOCUMENT_ENDS
     acts = ACTS | ({"undo": "Back to the text before this edit"} if edited else {})
     buttons = "".join(
         f'<button type="button" data-act="{act}" title="{words}">{act}</button>'
@@ -215,7 +219,7 @@ def _card(trace: Trace, chunk: int, index: int, shares: np.ndarray) -> str:
         '<button type="button" class="name" data-act="used" aria-pressed="false" '
         f'title="Dim the tokens that did not use it">{title}</button>{mark}'
         f'<span class="acts">{buttons}</span></header>'
-        f'<div class="passages">{passage("N", nothing or parts[0])}{passage("F", after)}</div>'
+        f'<div class="passages">{passage("N", before)}{passage("F", after)}</div>'
         f"<footer><span>{term('score')} {neighbor['score']:.2f}</span>"
         f'<span class="mass">{term("mass")} {share:.0%} '
         f'<span class="bar"><i style="width:{100 * min(1, share):.0f}%"></i></span></span>'

@@ -238,10 +238,10 @@ def search_json(
 def build_command(folder: Path, corpus: str) -> str:
     """The command line of a corpus: it goes on with its build, or says that it is done.
 
-    A sample is built when it is used. Sources are named where the corpus is what they make.
+    Sources are named where the corpus is what they make.
     """
     if corpus.startswith(SAMPLE):
-        return commands.command("search", corpus, "coast")
+        return commands.command("prepare", corpus)
     config, sources = read_corpus_config(folder)
     manifest = folder / MANIFEST
     changed = manifest.exists() and json.loads(manifest.read_text("utf-8")).get("history")

@@ -23,7 +23,7 @@ from retro_demo.render.wording import on_page
 from retro_demo.server import corpus_changes, run_actions, service
 from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace, disk_use
-from retro_demo.settings import RETRIEVERS, AddConfig, CorpusConfig
+from retro_demo.settings import RETRIEVERS, AddConfig, CorpusConfig, whole
 from retro_demo.ui.form import (
     CHEAP,
     MODEL,
@@ -143,9 +143,7 @@ class SearchSection:
                 elem_id="finder",
                 min_width=110,
             )
-            self.count = gr.Number(
-                4, label="How many", info="At most.", precision=0, elem_id="count", min_width=90
-            )
+            self.count = gr.Number(4, label="How many", info="At most.", elem_id="count", min_width=90)
             self.find = gr.Button("Search", elem_id="search", min_width=90)
         self.found = gr.HTML(elem_id="found")
         self.found_file = gr.DownloadButton(
@@ -162,7 +160,7 @@ class SearchSection:
         gr.on(begun, shows_errors(self.search_corpus), asked, found, concurrency_limit=2, **PRIVATE)
 
     def search_corpus(self, code: str, corpus: str, text: str, retriever: str, count: float | None) -> Values:
-        workspace, k = Workspace.open(self.cache.home, code), int(count or 0)
+        workspace, k = Workspace.open(self.cache.home, code), whole(count, "How many")
         folder = service.built_corpus(workspace, corpus)
         database = self.cache.corpus(folder, retriever)
         begun = time.perf_counter()

@@ -31,7 +31,14 @@ from retro_demo.server.limits import checked_writing
 from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.run_actions import weights_kept
 from retro_demo.server.workspace import Workspace
-from retro_demo.settings import AddConfig, CorpusConfig, EvaluateConfig, ExplainConfig, OriginsConfig
+from retro_demo.settings import (
+    AddConfig,
+    CorpusConfig,
+    EvaluateConfig,
+    ExplainConfig,
+    OriginsConfig,
+    whole,
+)
 from retro_demo.ui import zero_gpu
 from retro_demo.ui.form import MODEL, SHARE
 from retro_demo.ui.gradio_patches import public
@@ -60,7 +67,9 @@ class Endpoints:
         as in text=body,title=name; embedder is static, words, minilm, or auto (static or words, whichever
         knows the text). Yields events (`waiting` with its place while it has to queue); the last is
         `finished`, `stopped` or `failed`, with the corpus id under "corpus"."""
-        config = CorpusConfig(chunk_len=_whole(chunk_len), holdout=holdout, embedder=embedder, fields=fields)
+        config = CorpusConfig(
+            chunk_len=whole(chunk_len, "chunk_len"), holdout=holdout, embedder=embedder, fields=fields
+        )
         space = Workspace.open(self.home, workspace)
         corpus = service.start_build(space, [uploaded(space, file) for file in files or []], name, config)
         yield from followed(space.corpus(corpus), "build", corpus=corpus)
@@ -74,7 +83,7 @@ class Endpoints:
         nothing is found the call fails, and says why and what to try."""
         folder = service.built_corpus(Workspace.open(self.home, workspace), corpus)
         database = self.cache.corpus(folder, retriever)
-        found = search_corpus(database.corpus, database.retriever, text, _whole(k))
+        found = search_corpus(database.corpus, database.retriever, text, whole(k, "k"))
         if not found:  # an empty list has no room for a word
             raise UserError(nothing_found(retriever, database.corpus.manifest["statistics"]))
         doubted = to_program(search_doubt(database.corpus, database.retriever, text))
@@ -99,8 +108,8 @@ class Endpoints:
         edition is for a reader another corpus, which tells of the same documents with other values.
         retriever is dense, bm25, bm25-words or hybrid; empty: that of the preset. keep says which
         of its saves it will be used with, the last or the best."""
-        settings: dict[str, Any] = {"seed": _whole(seed), "keep": keep}
-        settings |= {"steps": _whole(steps)} if steps else {}
+        settings: dict[str, Any] = {"seed": whole(seed, "seed"), "keep": keep}
+        settings |= {"steps": whole(steps, "steps")} if steps else {}
         settings |= {"retriever": retriever} if retriever else {}
         settings |= {"edition": edition} if edition else {}
         run = service.start_run(
@@ -199,15 +208,15 @@ class Endpoints:
         space = Workspace.open(self.home, workspace)
         config = checked_writing(
             self.home,
-            max_new_tokens=_whole(max_new_tokens),
+            max_new_tokens=whole(max_new_tokens, "max_new_tokens"),
             temperature=temperature,
-            top_k=_whole(top_k),
+            top_k=whole(top_k, "top_k"),
             top_p=top_p,
-            seed=_whole(seed),
+            seed=whole(seed, "seed"),
             retrieval=retrieval,
             retriever=retriever,
             title=title,
-            query_tokens=_whole(query_tokens),
+            query_tokens=whole(query_tokens, "query_tokens"),
         )
         folder = space.run(run)
         service.check_ready(space, run, corpus)
@@ -238,7 +247,7 @@ class Endpoints:
         `finished` with arms, verdict, counts, leakage and provenance. A MARGE needs neither: its arms are
         other evidence and relevance. It goes on if you leave."""
         space = Workspace.open(self.home, workspace)
-        config = EvaluateConfig(max_tokens=_whole(max_tokens), seed=_whole(seed))
+        config = EvaluateConfig(max_tokens=whole(max_tokens, "max_tokens"), seed=whole(seed, "seed"))
         folder = evaluations.start_evaluation(
             space, run, config, baseline=baseline, control=control, corpus=corpus
         )
@@ -263,7 +272,10 @@ class Endpoints:
         read page by page."""
         space = Workspace.open(self.home, workspace)
         config = ExplainConfig(
-            retrieval=retrieval, retriever=retriever, num_neighbors=_whole(num_neighbors), page=_whole(page)
+            retrieval=retrieval,
+            retriever=retriever,
+            num_neighbors=whole(num_neighbors, "num_neighbors"),
+            page=whole(page, "page"),
         )
         folder = space.run(run)
         service.check_ready(space, run, corpus)
@@ -344,11 +356,13 @@ class OriginEndpoints:
         "done": true. Offsets count characters (code points); those of citations and phrase are of
         "read_text", the page that the run read."""
         config = OriginsConfig(
-            least_words=_whole(least_words),
-            max_frequency=_whole(max_frequency),
-            max_documents=_whole(max_documents),
+            least_words=whole(least_words, "least_words"),
+            max_frequency=whole(max_frequency, "max_frequency"),
+            max_documents=whole(max_documents, "max_documents"),
         )
-        reading = ExplainConfig(page=_whole(page), retriever=retriever, num_neighbors=_whole(num_neighbors))
+        reading = ExplainConfig(
+            page=whole(page, "page"), retriever=retriever, num_neighbors=whole(num_neighbors, "num_neighbors")
+        )
         space, asked = Workspace.open(self.home, workspace), origins.TraceTarget(run, corpus)
         steps = origins.trace(
             self.cache,
@@ -356,7 +370,7 @@ class OriginEndpoints:
             asked,
             text,
             phrase=phrase,
-            occurrence=_whole(occurrence),
+            occurrence=whole(occurrence, "occurrence"),
             explain=reading,
             config=config,
         )
@@ -384,9 +398,11 @@ class OriginEndpoints:
         if bool(document) == (chunk >= 0):
             raise UserError("Name either a document (id or title) or a chunk (its number, from 0).")
         if document:
-            shown = origins.open_at(self.cache, space, asked, document, _whole(start), _whole(end))
+            shown = origins.open_at(
+                self.cache, space, asked, document, whole(start, "start"), whole(end, "end")
+            )
         else:
-            shown = origins.open_chunk(self.cache, space, asked, _whole(chunk))
+            shown = origins.open_chunk(self.cache, space, asked, whole(chunk, "chunk"))
         return asdict(shown)
 
 
@@ -457,11 +473,6 @@ def add_share_endpoints(cache: ModelCache) -> None:
 
 def _publish(endpoint: Callable[..., Any], **lane: Any) -> None:
     gr.api(public(endpoint), api_name=endpoint.__name__, **lane)  # pyright: ignore[reportPrivateImportUsage]
-
-
-def _whole(value: Any) -> Any:
-    """8.0 as 8, which is what JSON may have meant; all else as it is, for the config to judge."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _written(loaded: LoadedRun, name: str, writings: Iterable[Writing]) -> Iterator[dict[str, Any]]:

@@ -21,7 +21,7 @@ from retro_demo.errors import UserError, describe_error
 from retro_demo.paths import SAMPLE
 from retro_demo.render.wording import on_page, told, values_to_program
 from retro_demo.server.limits import HERE
-from retro_demo.settings import settings_of
+from retro_demo.settings import settings_of, whole
 
 log = logging.getLogger(__name__)
 ONE_LINE = 30  # characters of help
@@ -92,9 +92,8 @@ def _widget(
         return gr.Radio([(name or "as in training", name) for name in choices], value=value, **said)
     if isinstance(setting.default, bool):
         return gr.Checkbox(value=value, min_width=240, **said)
-    if isinstance(setting.default, int):
-        return gr.Number(value=value, precision=0, min_width=120, **said)
-    if isinstance(setting.default, float):
+    if isinstance(setting.default, (int, float)):
+        # also for whole numbers no precision: Gradio would round what is none, and say nothing
         return gr.Number(value=value, min_width=120, **said)
     return gr.Textbox(value=_shown(value), max_lines=1, min_width=120, **said)
 
@@ -116,11 +115,7 @@ def _cast(setting: dataclasses.Field[Any], value: Any) -> Any:
         return bool(value)
     if value is None or isinstance(value, (str, bool)):
         raise UserError(f"{label} is {value!r}. Give a number such as {default}.")
-    if isinstance(default, int):
-        if value != int(value):
-            raise UserError(f"{label} is {value}; it must be a whole number.")
-        return int(value)
-    return float(value)
+    return whole(value, label) if isinstance(default, int) else float(value)
 
 
 def shows_errors(

@@ -25,7 +25,7 @@ from retro_demo.server import planned, run_actions, service
 from retro_demo.server.limits import limits_of
 from retro_demo.server.planned import STUDY, Plan
 from retro_demo.server.workspace import Workspace
-from retro_demo.settings import TrainConfig
+from retro_demo.settings import TrainConfig, whole
 from retro_demo.ui.form import (
     BRIEF,
     QUIET,
@@ -129,7 +129,6 @@ class PlanForm:
             self.seeds = gr.Number(
                 1,
                 label="Seeds",
-                precision=0,
                 minimum=1,
                 maximum=MOST_SEEDS,
                 elem_id="seeds",
@@ -294,8 +293,9 @@ class PlanForm:
         seeds = values[-1]
         if model == STUDY and (not isinstance(seeds, (int, float)) or not 1 <= seeds <= MOST_SEEDS):
             raise UserError(f"Seeds is {seeds!r}; give a number from 1 to {MOST_SEEDS}.")
+        many = whole(seeds, "Seeds") if model == STUDY else 1
         settings = self.settings(model, values, begun)
-        return Plan(corpus or "", model, preset, begun, settings, int(seeds or 1), name or "")
+        return Plan(corpus or "", model, preset, begun, settings, many, name or "")
 
     def adapt(self, model: str, preset: str, base: str | None = "") -> Values:
         """Each model has its own presets and settings."""

@@ -17,6 +17,7 @@ from retro_demo.server import evaluations, planned, run_actions, service, studie
 from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.planned import STUDY
 from retro_demo.server.workspace import Workspace
+from retro_demo.settings import whole
 from retro_demo.ui import zero_gpu
 from retro_demo.ui.form import CHEAP, PRIVATE, QUIET, Values, once_known, relisted, shows_errors, sure
 from retro_demo.ui.run_view import RunView
@@ -44,7 +45,6 @@ class TrainTab:
                     600,
                     label="Steps in all",
                     info="Those that are done count.",
-                    precision=0,
                     elem_id="more-steps",
                     min_width=100,
                 )
@@ -161,7 +161,7 @@ class TrainTab:
         return self.refreshed(code, run, corpus)
 
     def lengthen(self, code: str, run: str | None, corpus: str | None, steps: float | None) -> Values:
-        service.lengthen_run(Workspace.open(self.home, code), run or "", int(steps or 0))
+        service.lengthen_run(Workspace.open(self.home, code), run or "", whole(steps, "Steps in all"))
         return self.refreshed(code, run, corpus)
 
     def choose_weights(self, code: str, run: str | None, corpus: str | None, keep: str) -> Values:

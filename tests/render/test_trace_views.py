@@ -319,3 +319,12 @@ def test_the_evaluation_of_each_shipped_run_can_be_named_at_the_top(name):
     assert f"{measured['counts']['tokens']:,} held-out tokens" in job_views.retrieval_gain(
         lifecycle.status(folder), measured
     )
+
+
+def test_a_card_says_why_its_neighbor_has_no_words():
+    trace = copy.deepcopy(small_trace())
+    trace.neighbors[0][0] |= {"text": "", "continuation": ""}
+    page = trace_views.linked(trace)
+
+    assert html_parts.ONLY_THE_END in page
+    assert html_parts.ONLY_THE_END not in trace_views.linked(TRACE)

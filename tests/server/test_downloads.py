@@ -67,7 +67,7 @@ def test_statistics_carry_the_fingerprint_and_the_command_that_builds_the_same_c
 def test_a_sample_is_named_and_not_built_of_files(small_folder):
     command = build_command(small_folder, "sample:factbook2015")
 
-    assert words_of(command)[:2] == ["search", "sample:factbook2015"]
+    assert words_of(command)[:2] == ["prepare", "sample:factbook2015"]
 
 
 @pytest.mark.parametrize("text", ["Coastline of Kestrel", "--exports: fish"])
