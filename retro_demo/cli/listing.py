@@ -51,7 +51,9 @@ def _status(options: argparse.Namespace, _stop: Callable[[], bool]) -> Iterable[
     made = [kind for _, kind in _made_below(folder, home)]
     jobs = [_job(path, kind_of(path)) for path in _under_way(folder)]
     in_order = sorted(jobs, key=lambda job: (job["state"] == "waiting", job["place"], job["name"]))
-    yield Finished({"jobs": in_order, "corpora": made.count("corpus"), "runs": made.count("run")})
+    own = {"corpora": made.count("corpus"), "runs": made.count("run")}
+    samples = {"sample_corpora": len(SAMPLES), "sample_runs": len(shipped_runs())}
+    yield Finished({"jobs": in_order, **own, **samples})
 
 
 def _looked_into(options: argparse.Namespace) -> tuple[Path, Path]:

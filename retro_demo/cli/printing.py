@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,7 +66,7 @@ class Printer:
             found = "; ".join(f"{n['title']} ({score})" for n, score in named) or "none"
             return f"  [chunk {event.chunk + 1}: {found}]"
         if isinstance(event, Refined):
-            return f"round {event.round} of {event.rounds}: {event.result['verdict']}"
+            return f"round {event.round} of {event.rounds} is read"  # the verdict stands at the end, once
         values = {name: value for name, value in event.to_json().items() if name != "event"}
         if isinstance(event, Finished) and "spans" in values and "citations" in values:
             return traced(values)
@@ -111,6 +112,7 @@ class Printer:
 
 def table(listed: list[dict[str, Any]]) -> str:
     """Corpora, runs and exports, one a line: kind, name, state, size."""
+    listed = [one | {"name": short_place(one["name"])} for one in listed]
     widest = max(len(one["name"]) for one in listed)
     lines = [f"{'kind':10} {'name':{widest}} {'state':11} {'MB':>8}"]
     for one in listed:
@@ -120,7 +122,7 @@ def table(listed: list[dict[str, Any]]) -> str:
 
 def jobs_table(values: dict[str, Any]) -> str:
     """Jobs, one a line: kind, name, state, how far; then how many corpora and runs there are."""
-    jobs = values["jobs"]
+    jobs = [job | {"name": short_place(job["name"])} for job in values["jobs"]]
     widest = max((len(job["name"]) for job in jobs), default=4)
     lines = [f"{'kind':10} {'name':{widest}} {'state':14} progress"] if jobs else ["No job runs or waits."]
     for job in jobs:
@@ -129,8 +131,29 @@ def jobs_table(values: dict[str, Any]) -> str:
         lines.append(f"{job['kind']:10} {job['name']:{widest}} {state:14} {far}".rstrip())
         lines += [f"  {job['why']}"] if job["why"] else []
     if "runs" in values:
-        lines.append(f"{values['corpora']} corpora, {values['runs']} runs (list shows them)")
+        own, samples = (
+            counted(values[f"{of}corpora"], "corpus", "corpora") + ", " + counted(values[f"{of}runs"], "run")
+            for of in ("", "sample_")
+        )
+        lines.append(f"{own} of yours; {samples} that ship (list shows them)")
     return "\n".join(lines)
+
+
+def counted(number: int, one: str, more: str = "") -> str:
+    """ "1 run" or "2 runs"."""
+    return f"{number} {one if number == 1 else more or one + 's'}"
+
+
+def short_place(name: str) -> str:
+    """A path as a shell of this folder takes it at its shortest; anything else as it is."""
+    if not os.path.isabs(name):
+        return name
+    ways, home = [name], os.path.expanduser("~")
+    if (here := os.path.relpath(name)) and not here.startswith(os.pardir):
+        ways.append(here)
+    if home != "/" and name.startswith(home + os.sep):
+        ways.append("~" + name[len(home) :])
+    return min(ways, key=len)
 
 
 def explained(values: dict[str, Any]) -> str:
@@ -138,8 +161,27 @@ def explained(values: dict[str, Any]) -> str:
     rows = [row for row in values["tokens"] if row["gain"] is not None]
     told = sorted(rows, key=lambda row: -abs(row["gain"]))[:10]
     lines = [f"{row['gain']:+.2f} nat  token {row['token'] + 1} {row['text']!r}" for row in told]
-    figures = {name: value for name, value in values["summary"].items() if value is not None}
-    return "\n".join([*lines, ", ".join(f"{name} {value:.4g}" for name, value in figures.items())])
+    found = values["summary"]
+    rows_of_text = [(words, found.get(name), how) for name, (words, how) in FIGURES.items()]
+    widest = max(len(words) for words, _, _ in rows_of_text)
+    figures = [f"{words:{widest}}  {value:{how}}" for words, value, how in rows_of_text if value is not None]
+    return "\n".join([*lines, "", *figures])
+
+
+FIGURES = {
+    "loss_on": ("loss with the neighbors (nats a token)", ".4f"),
+    "loss_off": ("loss without them", ".4f"),
+    "loss_n_only": ("loss with N alone", ".4f"),
+    "loss_f_only": ("loss with F alone", ".4f"),
+    "mean_gain": ("mean gain", "+.4f"),
+    "helped": ("tokens that retrieval helped", ".1%"),
+    "hurt": ("tokens that it hurt", ".1%"),
+    "copied": ("copied from a neighbor", ".1%"),
+    "distinct_2": ("pairs of tokens that differ", ".1%"),
+    "agreement": ("agreement of attention and effect (Spearman)", ".2f"),
+    "shapley_permutations": ("orders drawn for the effects (0: all subsets)", "d"),
+}
+"""What an explanation says of the whole text: the words, and how each figure is written."""
 
 
 def traced(result: dict[str, Any]) -> str:

@@ -331,7 +331,8 @@ class CorpusTab:
         chosen = [visitor, corpus]
         self.changes.wire(visitor, corpus, outputs)
         given = [visitor, self.files, self.name, *self.form.inputs]
-        self.build.click(shows_errors(self.start_build), given, outputs, **CHEAP)
+        began = self.build.click(shows_errors(self.start_build), given, outputs, **CHEAP)
+        began.success(lambda corpus: corpus, corpus, arrival.built, **QUIET)
         self.view.resume.click(shows_errors(self.continue_build), chosen, outputs, **CHEAP)
         self.view.stop.click(shows_errors(self.stop_build), chosen, None, **CHEAP)
         self.view.wire(visitor)
@@ -340,7 +341,7 @@ class CorpusTab:
         asked = [*chosen, self.answer]
         self.delete.click(shows_errors(self.delete_corpus), asked, outputs, js=sure("corpus"), **CHEAP)
         arrival = arrival.opening_corpus(tab, corpus)
-        arrival.naming(tab, corpus, corpus_breadcrumb)
+        arrival.naming(tab, corpus, corpus_breadcrumb, when=[self.view.stats.change])
         for begun in (arrival.then, tab.select):
             begun(once_known(self.refreshed), chosen, outputs, **QUIET)
 

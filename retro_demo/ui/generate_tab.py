@@ -463,9 +463,9 @@ def _wire_texts(
     sides = waits(view.compare.click).success(
         shows_errors(on.side_by_side), asked, [speed, view.sides], **in_turn
     )
-    waits, edited = wire_explaining(inside, text, [visitor, trace_id])
+    held, edited = wire_explaining(inside, text, [visitor, trace_id])
     gr.on([text.linked.select, text.other.input], lambda: begins(inside), None, buttons, **QUIET)
-    for begun in (*texts, sides, *waits, *edited):
+    for begun in (*texts, sides, *held, *edited):
         _fails(begun, view)
     for begun in (*texts, sides, *edited):
         begun.success(resting(on.lane), view.token, buttons, **QUIET)

@@ -100,7 +100,7 @@ def build_app(
         link = gr.State(NOWHERE)
         known = demo.load(_arrive, visitor, visitor, **QUIET)
         asked = known.then(_asked(home), visitor, [link, astray], **QUIET)
-        arrival = Arrival(asked, home, visitor, link, breadcrumb)
+        arrival = Arrival(asked, home, visitor, link, breadcrumb, gr.State(""))
         with gr.Tabs():
             with gr.Tab("Generate", id="generate") as tab:
                 generate_tab(tab, cache, visitor, arrival, breadcrumb)

@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from retro_demo.paths import SAMPLE
-from retro_demo.render import job_views
+from retro_demo.render import html_parts, job_views
 from retro_demo.server import evaluations, planned, run_actions, service, studies
 from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.planned import STUDY
@@ -24,7 +24,9 @@ from retro_demo.ui.run_view import RunView
 from retro_demo.ui.share_section import ShareSection
 from retro_demo.ui.study_view import StudyView
 from retro_demo.ui.train_plan import PlanForm
-from retro_demo.ui.visit import FORGET_RUN, run_breadcrumb
+from retro_demo.ui.visit import FORGET_RUN, belongs, train_breadcrumb
+
+OTHERS = ["others"]  # of another corpus than the chosen one: grey (assets/style.css)
 
 
 class TrainTab:
@@ -37,7 +39,9 @@ class TrainTab:
                 self.plan = PlanForm(home)
             with gr.Column(scale=3, min_width=320):
                 self.study = StudyView(home)
-                self.view = RunView(home)
+                with gr.Column(elem_id="run-view") as self.shown:
+                    self.elsewhere = gr.HTML(elem_id="elsewhere")
+                    self.view = RunView(home)
         with gr.Accordion("All runs, disk use, train longer, rename, delete", open=False):
             self.listing = gr.HTML(elem_id="runs")
             with gr.Row(elem_classes="actions"):
@@ -82,14 +86,42 @@ class TrainTab:
             shows_errors(self.delete_run), [visitor, run, self.answer], self.outputs, js=sure("run"), **CHEAP
         )
         arrival = arrival.opening(tab, run).choosing("train", plan.corpus)
-        arrival.naming(tab, run, run_breadcrumb)
+        arrival.naming(tab, run, train_breadcrumb, beside=[plan.corpus])
         view.wire(visitor)
+        self._wire_greying(visitor)
         self.study.wire(tab, visitor, arrival, view)
-        arrival = plan.wire(visitor, arrival)
-        for begun, look in ((arrival.then, self.refresh), (tab.select, self.look_again)):
-            looked = begun(once_known(look), chosen, self.lists, **QUIET)
+        built, arrival = arrival.built, plan.wire(visitor, arrival)
+        arrived = arrival.then(once_known(self.refresh), chosen, self.lists, **QUIET)
+        came = tab.select(once_known(self.look_again), [*chosen, built], self.lists, **QUIET)
+        came.then(once_known(self.still_building), [visitor, built], built, **QUIET)
+        for looked in (arrived, came):
             for _ in range(2):  # the second time for a first that came late, see RunView.wire
                 looked = looked.then(once_known(view.follow), view.watched(visitor), view.outputs, **QUIET)
+
+    def _wire_greying(self, visitor: gr.BrowserState) -> None:
+        plan, study, run = self.plan, self.study, self.view.run
+        shown = [visitor, plan.corpus, run, study.study]
+        changes = [plan.corpus.change, run.change, study.study.change]
+        greyed = [self.shown, self.elsewhere, study.inside]
+        gr.on(changes, once_known(self.grey_others), shown, greyed, **QUIET)
+
+    def grey_others(self, code: str, corpus: str | None, run: str | None, study: str | None) -> Values:
+        """Grey the run and the study that are of another corpus than the chosen one."""
+        workspace = Workspace.open(self.home, code)
+        other_run = run in workspace.runs() and not belongs(workspace, str(run), corpus)
+        of = studies.study_status(workspace, str(study)).corpus if study in workspace.studies() else None
+        said = ""
+        if other_run:
+            title = service.corpus_of_run(workspace, str(run))[0]
+            name = str(run).removeprefix(SAMPLE)
+            said = html_parts.note(
+                f"{name} was trained on {title}, not on {service.corpus_title(str(corpus))}."
+            )
+        return {
+            self.shown: gr.Column(elem_classes=OTHERS if other_run else []),
+            self.elsewhere: said,
+            self.study.inside: gr.Column(elem_classes=OTHERS if corpus and of not in (None, corpus) else []),
+        }
 
     def _lists(
         self, code: str, run: str | None, corpus: str | None
@@ -116,9 +148,11 @@ class TrainTab:
             **self.view.values(code, chosen, ""),
         }
 
-    def refresh(self, code: str, run: str | None, corpus: str | None) -> Values:
-        """The lists; a corpus or run that was chosen, or begun, meanwhile stays."""
-        wanted = run_actions.corpus_to_train(Workspace.open(self.home, code), corpus)
+    def refresh(self, code: str, run: str | None, corpus: str | None, built: str = "") -> Values:
+        """The lists; a corpus or run that was chosen, or begun, meanwhile stays, but for one just `built`."""
+        workspace = Workspace.open(self.home, code)
+        wanted = built if built in run_actions.built_ones(workspace) else None
+        wanted = wanted or run_actions.corpus_to_train(workspace, corpus)
         corpora, place, runs, chosen, table = self._lists(code, run, wanted)
         return {
             self.plan.corpus: relisted(corpora, corpus, place),
@@ -126,9 +160,13 @@ class TrainTab:
             self.listing: table,
         }
 
-    def look_again(self, code: str, run: str | None, corpus: str | None) -> Values:
+    def look_again(self, code: str, run: str | None, corpus: str | None, built: str = "") -> Values:
         """As `refresh`; the look on arrival is the first that chooses, and there is always a shipped run."""
-        return self.refresh(code, run, corpus) if run else gr.skip()
+        return self.refresh(code, run, corpus, built) if run else gr.skip()
+
+    def still_building(self, code: str, built: str) -> str:
+        """The corpus to choose at the next look: none once it was there to be chosen."""
+        return "" if built in run_actions.built_ones(Workspace.open(self.home, code)) else built
 
     def start_training(
         self, code: str, corpus: str, model: str, preset: str, name: str, base: str | None, *values: Any

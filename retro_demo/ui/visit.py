@@ -63,7 +63,10 @@ TOUCHED = "".join(
 )
 """For the head of the page: notes that its visitor has done something."""
 
-IN_VIEW = "(code, name) => [code, document.querySelector('#CHOICE')?.offsetParent ? name : null]"
+IN_VIEW = """(code, name, ...more) => {
+  const shown = document.querySelector('#CHOICE')?.offsetParent;
+  return [code, shown ? name : null, ...more];
+}"""
 
 
 Fields = Sequence[tuple[str, gr.Dropdown]]
@@ -80,6 +83,8 @@ class Arrival:
     link: gr.State
     """{"tab", "run"}, both empty where the address names none"""
     breadcrumb: gr.HTML
+    built: gr.State
+    """the corpus whose build was begun on this page since Train was looked at"""
     runs: list[tuple[str, gr.Dropdown]] = field(default_factory=list)
     """where a run is chosen, by the id of its tab"""
     corpora: list[tuple[str, gr.Dropdown]] = field(default_factory=list)
@@ -158,17 +163,30 @@ class Arrival:
         moved = gr.Dropdown([(service.corpus_title(chosen), chosen)], value=chosen) if there else gr.skip()
         return {field: moved for _, field in others}
 
-    def naming(self, tab: gr.Tab, choice: gr.Dropdown, line: Callable[[Workspace, str], str]) -> None:
-        """Let the line at the top name the run or corpus of this tab while it is the one in view."""
+    def naming(
+        self,
+        tab: gr.Tab,
+        choice: gr.Dropdown,
+        line: Callable[..., str],
+        beside: Sequence[gr.Dropdown] = (),
+        when: Sequence[Any] = (),
+    ) -> None:
+        """Let the line at the top name the run or corpus of this tab while it is the one in view.
+
+        line: what makes it of a workspace, the choice and the choices `beside` it; `when`: events after which
+        there may be more to say.
+        """
 
         @once_known
-        def name_it(code: str, name: str | None) -> Any:
-            return line(Workspace.open(self.home, code), name) if name else gr.skip()
+        def name_it(code: str, name: str | None, *more: Any) -> Any:
+            return line(Workspace.open(self.home, code), name, *more) if name else gr.skip()
 
-        tab.select(name_it, [self.visitor, choice], self.breadcrumb, **QUIET)
+        known = [self.visitor, choice, *beside]
+        tab.select(name_it, known, self.breadcrumb, **QUIET)
         # what is begun or found by a look is chosen by no hand; the tabs out of view change theirs, too
         in_view = IN_VIEW.replace("CHOICE", str(choice.elem_id))
-        choice.change(name_it, [self.visitor, choice], self.breadcrumb, js=in_view, **QUIET)
+        changes = [*(one.change for one in (choice, *beside)), *when]
+        gr.on(changes, name_it, known, self.breadcrumb, js=in_view, **QUIET)
 
 
 def can_show(workspace: Workspace, run: str, tab: str) -> bool:
@@ -219,6 +237,13 @@ def asked_for(workspace: Workspace, query: Any) -> tuple[dict[str, str], str]:
     return {"tab": tabs[0] if tab == "generate" else tab, "run": run, "corpus": corpus}, ""
 
 
+def belongs(workspace: Workspace, run: str, corpus: str | None) -> bool:
+    """Whether a run was trained on that corpus; so does every run where none is chosen."""
+    if not corpus or corpus not in workspace.corpora():
+        return True
+    return service.corpus_of_run(workspace, run)[1].resolve() == workspace.corpus(corpus).resolve()
+
+
 def copy_link(tab: str, run: gr.Dropdown, said: gr.HTML) -> None:
     """A button that copies a link to the chosen run on this tab; it holds no workspace code."""
     button = gr.Button("Copy a link to this run", size="sm", elem_id=f"link-{tab}")
@@ -233,6 +258,13 @@ def run_breadcrumb(workspace: Workspace, name: str) -> str:
     )
     known = service.statistics(folder) if service.is_ready(workspace, name) else None
     return html_parts.breadcrumb(title, known, name, gain)
+
+
+def train_breadcrumb(workspace: Workspace, run: str, corpus: str | None) -> str:
+    """The line at the top where a corpus is trained on: it names a run only of that corpus."""
+    if run in workspace.runs() and not belongs(workspace, run, corpus):
+        return corpus_breadcrumb(workspace, str(corpus))
+    return run_breadcrumb(workspace, run)
 
 
 def corpus_breadcrumb(workspace: Workspace, name: str) -> str:

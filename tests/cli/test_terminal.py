@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 from cli_helpers import run
 from conftest import records, write_jsonl
 
-from retro_demo.cli import main
+from retro_demo.cli import main, printing
+from retro_demo.cli.next_step import next_step
 from retro_demo.cli.terminal import Terminal
 from retro_demo.evaluation.baselines import match
 from retro_demo.events import Evaluated, Finished, Progress, Saved, Started, Step, Stopped, Token
@@ -207,4 +209,44 @@ def test_status_tells_what_runs_and_what_waits_and_how_one_run_stands(capsys, ma
     assert (job["state"], job["doing"], job["done"], job["total"]) == ("finished", "step", 2, 2)
 
     assert main.main(["status", os.fspath(made)]) == 0
-    assert capsys.readouterr().out == "No job runs or waits.\n1 corpora, 1 runs (list shows them)\n"
+    said = capsys.readouterr().out
+    assert "1 corpus, 1 run of yours" in said
+    assert main.main(["list", os.fspath(made)]) == 0
+    listed = capsys.readouterr().out.splitlines()[1:]
+    kinds = [line.split()[0] for line in listed if line.split()[1].startswith("sample:")]
+    assert f"{kinds.count('corpus')} corpora, {kinds.count('run')} runs that ship" in said
+
+
+def test_a_text_is_followed_by_what_explains_it_and_that_by_where_it_came_from(watched, made, tmp_path):
+    words = ["train", "retro", "--corpus", str(made / "mine"), "--out", str(tmp_path / "r"), "--steps", "2"]
+    assert main.main([*words, "--eval-tokens", "200", *NETWORK]) == 0
+    wanted = ["explain", "trace"]
+    command = ["generate", str(tmp_path / "r"), "--prompt", "Area of Arden: 100 square km. Exports: fish."]
+    command += ["--max-new-tokens", "4"]
+    shown(watched)
+    for verb in wanted:
+        assert main.main(command) == 0
+        text = shown(watched)
+        (said,) = re.findall(r"^next: python -m retro_demo (.+?) *$", text, re.M)
+        command = shlex.split(said)
+        assert command[0] == verb
+    assert "loss with the neighbors" in text
+    assert main.build_parser().parse_args(command).run == tmp_path / "r"
+
+
+@pytest.mark.parametrize("known", [["prepare"], ["export", "r", "--out", "e.zip"], ["import", "e.zip"]])
+def test_what_comes_after_a_verb_is_a_command(known):
+    parser = main.build_parser()
+    result = {"out": "e.zip", "name": "r", "run": "r", "corpus": "c"}
+    said = next_step(parser.parse_args(known), result)
+
+    assert parser.parse_args(shlex.split(said)).command in ("serve", "import", "generate")
+
+
+def test_a_path_is_shown_as_a_shell_of_this_folder_takes_it(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+
+    assert printing.short_place(str(tmp_path / "runs" / "mine")) == os.path.join("runs", "mine")
+    assert printing.short_place(str(tmp_path.parent / "mine")) == "~/mine"
+    assert printing.short_place("sample:lookup") == "sample:lookup"

@@ -45,8 +45,14 @@ def test_a_new_visitor_sees_an_example_and_goes_the_whole_way(browser, url, shar
     visit.tab("Train")
     expect(page.locator("#train-corpus input")).to_have_value("towns", timeout=LONG)
     expect(page.locator("#estimate")).to_contain_text("then the verdict", timeout=LONG)
+    expect(page.locator("#trail")).to_contain_text("towns")  # and not of the run of another corpus below
+    expect(page.locator("#elsewhere")).to_contain_text("not on towns")
+    expect(page.locator("#run-view")).to_have_class(re.compile("others"))
+    assert broken_rules(page) == []
     page.locator("#model").get_by_text("One quick RETRO").click()
     expect(page.locator("#train")).to_have_text("Start training", timeout=LONG)
+    visit.fill("knob-steps", 1.5)
+    expect(page.locator("#estimate")).to_contain_text("it must be a whole number", timeout=LONG)
     visit.open_settings()
     small = {"steps": 100_000, "dim": 32, "depth": 2, "num_heads": 2, "cca_layers": "2", "enc_dim": 32}
     more = {"seq_len": 64, "batch_size": 2, "eval_tokens": 500, "save_every": 20, "eval_every": 20}
@@ -56,6 +62,7 @@ def test_a_new_visitor_sees_an_example_and_goes_the_whole_way(browser, url, shar
     visit.fill("run-name", "towns-run")
     page.locator("#train").click()
     expect(page.locator("#run-status")).to_contain_text("towns-run", timeout=LONG)
+    expect(page.locator("#elsewhere")).to_be_empty()
     expect(page.locator("#run-status")).to_contain_text("loss", timeout=LONG)
     expect(page.locator("#loss .js-plotly-plot").first).to_be_visible()
 

@@ -215,6 +215,21 @@ def test_on_a_phone_all_targets_are_large_and_a_wide_picture_says_that_it_scroll
 
     assert page.locator("#linked .text").bounding_box()["y"] < 844
     assert page.evaluate(SMALL, FINGER) == []
+    page.get_by_role("tab", name="Explain a given text", exact=True).click()
+    page.locator(".label-wrap", has_text="How it is read").click()
+    expect(page.locator("#knob-read-neighbors .reset-button")).to_be_visible(timeout=LONG)
+    assert page.evaluate(SMALL, FINGER) == []
+    assert page.locator("#knob-read-neighbors .reset-button").bounding_box()["width"] >= FINGER
+    page.get_by_role("tab", name="Train", exact=True).click()
+    expect(page.locator("#train-corpus input")).not_to_have_value("", timeout=LONG)
+    assert (
+        page.locator("#model .has-info").evaluate(
+            "e => Math.min(...['width', 'height'].map(w => parseFloat(getComputedStyle(e, '::after')[w])))"
+        )
+        >= FINGER
+    )
+    page.wait_for_function("document.documentElement.scrollWidth <= 390", timeout=LONG)
+    page.get_by_role("tab", name="Generate", exact=True).click()
     page.locator("#attention .label-wrap").click()
     expect(page.locator("#heatmap .cue").first).to_be_visible(timeout=LONG)
     page.wait_for_function("document.documentElement.scrollWidth <= 390", timeout=LONG)

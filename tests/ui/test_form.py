@@ -75,6 +75,10 @@ def test_a_number_that_is_none_is_refused_by_name(junk):
         form.read(values)
 
 
+def test_a_fraction_reaches_the_form_as_it_was_typed():
+    assert whole_form(TrainConfig).widgets["steps"].preprocess(1.5) == 1.5
+
+
 def test_a_list_of_layers_that_is_none_is_refused():
     form = whole_form(RetroConfig)
     values = [widget.value for widget in form.inputs]

@@ -19,6 +19,7 @@ from retro_demo.runs.checkpoint import read_run_config
 from retro_demo.server import run_actions
 from retro_demo.server.workspace import Workspace, new_code
 from retro_demo.ui.train_tab import TrainTab
+from retro_demo.ui.visit import train_breadcrumb
 
 MARGE = "sample:rights-marge"
 
@@ -228,3 +229,25 @@ def test_the_page_keeps_no_token_whether_a_push_ends_well_or_not(tab, code, monk
     assert given["with_corpus"] is False
     with pytest.raises(UserError, match="no token of the Hub"):
         next(refused)
+
+
+def test_what_is_of_another_corpus_than_the_chosen_one_is_greyed_and_not_named_at_the_top(tab, mine, code):
+    greyed = tab.grey_others(code, "places", MARGE, None)
+    own = tab.grey_others(code, "places", "first", None)
+
+    assert sent(greyed[tab.shown])["elem_classes"] == ["others"]
+    assert "not on places" in greyed[tab.elsewhere]
+    assert (sent(own[tab.shown])["elem_classes"], own[tab.elsewhere]) == ([], "")
+    assert "rights-marge" not in train_breadcrumb(mine, MARGE, "places")
+    assert "places" in train_breadcrumb(mine, MARGE, "places")
+    assert "first" in train_breadcrumb(mine, "first", "places")
+
+
+def test_a_corpus_just_built_takes_the_place_of_the_chosen_one_once(tab, mine, code):
+    shutil.copytree(mine.corpus("places"), mine.folder / "corpora" / "towns")
+    looked = tab.look_again(code, "first", "places", "towns")
+    later = tab.look_again(code, "first", "places", "")
+
+    assert sent(looked[tab.plan.corpus])["value"] == "towns"
+    assert "value" not in sent(later[tab.plan.corpus])
+    assert (tab.still_building(code, "towns"), tab.still_building(code, "coming")) == ("", "coming")
