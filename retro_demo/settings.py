@@ -32,7 +32,7 @@ def setting(
 ) -> Any:
     """A dataclass field that people can set; of numbers `within` is the lowest and the highest.
 
-    `main` settings stand in view on a form, the others under "All knobs"; a `derived` one follows from
+    `main` settings stand in view on a form, the others under "All settings"; a `derived` one follows from
     something else (the vocabulary from the tokenizer, say) and is offered nowhere.
     """
     low, high = within or (None, None)

@@ -1,6 +1,6 @@
 """The command line: one verb is parsed and run, its events are printed for people or as JSON lines.
 
-Exit codes: 0 done, 1 a bug, 2 the user's mistake (one sentence on stderr), 130 stopped.
+Exit codes: 0 done, 1 a bug, 2 user error (a sentence on stderr says how to fix it), 130 stopped.
 """
 
 from __future__ import annotations

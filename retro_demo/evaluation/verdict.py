@@ -150,9 +150,7 @@ def _beside_baseline(e: VerdictFigures, *, hurts: bool) -> tuple[bool | None, st
             told = f"does better (difference {with_interval(was)})"
             words = f"Retrieval does not help: {_against_baseline(e)}, but {e.was} {told}."
             return False, f"No benefit: {e.was} did better", words
-        told = (
-            f"the run could not be told apart from {e.was} (difference {with_interval(was)}, which holds 0)"
-        )
+        told = f"the run did no better than {e.was} (difference {with_interval(was)}, which holds 0)"
         words = f"No measurable benefit: {_against_baseline(e)}, but {told}."
         return None, f"{NO_GAIN} {e.was}", words
     if e.on_control is not None and more(e.on_control):
@@ -170,8 +168,8 @@ def _beside_baseline(e: VerdictFigures, *, hurts: bool) -> tuple[bool | None, st
             None,
             f"{NO_GAIN} random neighbors",
             (
-                f"No measurable benefit: {_against_baseline(e)}, but the run could not be told apart "
-                f"from one trained with random neighbors (difference {with_interval(e.on_control)}, which "
+                f"No measurable benefit: {_against_baseline(e)}, but the run did no better "
+                f"than one trained with random neighbors (difference {with_interval(e.on_control)}, which "
                 "holds 0), so it is not shown that what they say helps."
             ),
         )
@@ -212,7 +210,7 @@ def _against_baseline(e: VerdictFigures) -> str:
         words = f"the run needs {abs(share):.1%} {'fewer' if share < 0 else 'more'} bits per byte than"
         return f"{words} the baseline ({with_interval(e.on_baseline)})"
     return (
-        f"the run cannot be told from the baseline (difference {with_interval(e.on_baseline)}, which holds 0)"
+        f"the run did no better than the baseline (difference {with_interval(e.on_baseline)}, which holds 0)"
     )
 
 
@@ -253,7 +251,7 @@ def _against_shuffled(difference: Difference) -> str:
         beaten = f"The neighbors do beat those of another sequence ({with_interval(difference)})"
         return f"{beaten}, but that alone is no gain."
     return (
-        f"The neighbors could not be told apart from those of another sequence ({with_interval(difference)}, "
+        f"The neighbors did no better than those of another sequence ({with_interval(difference)}, "
         "which holds 0)."
     )
 

@@ -121,7 +121,9 @@ def grounds_table(result: Mapping[str, Any]) -> str:
         if found is None or (of_marge and other == "shuffled"):  # of relevance, there
             continue
         bpb, ci = found
-        told = "cannot be told apart" if not ci or ci[0] <= 0 <= ci[1] else "better" if bpb < 0 else "worse"
+        told = (
+            "not measurably different" if not ci or ci[0] <= 0 <= ci[1] else "better" if bpb < 0 else "worse"
+        )
         words = words.replace("neighbors", "evidence") if of_marge else words
         rows.append(
             f"<tr><th>{words}</th><td>{bpb:+.4f}</td><td>{_interval(ci, '+.4f')}</td><td>{told}</td></tr>"

@@ -322,7 +322,7 @@ class CorpusTab:
         self.files = documents_picker("Files", "files", 150, self.home, visitor)
         self.name = gr.Textbox(label="Name", max_lines=1, elem_id="corpus-name", info="Empty: by the files.")
         self.form.show(main=True)
-        with gr.Accordion("All knobs", open=False):
+        with gr.Accordion("All settings", open=False):
             self.form.show(main=False, without=("max_megabytes",))
         self.build = gr.Button("Build", variant="primary", elem_id="build")
 

@@ -98,7 +98,7 @@ class EvaluateView:
         )
         with gr.Row(elem_classes="knobs"):
             self.form.show(main=True)
-        with gr.Accordion("All knobs", open=False), gr.Row(elem_classes="knobs"):
+        with gr.Accordion("All settings", open=False), gr.Row(elem_classes="knobs"):
             self.form.show(main=False)
         self.start = gr.Button("Evaluate", variant="primary", elem_id="evaluate")
         self.status = gr.HTML(elem_id="evaluate-status")

@@ -47,7 +47,7 @@ def test_a_visitor_measures_reloads_stops_goes_on_and_downloads(browser, url, sp
     choose(page, "reader")
     page.locator("#knob-max_tokens input").fill("0")
     page.locator("#knob-database_sizes input, #knob-database_sizes textarea").first.fill("30, 100")
-    page.locator("button:visible", has_text="All knobs").click()
+    page.locator("button:visible", has_text="All settings").click()
     page.locator("#knob-corruption input, #knob-corruption textarea").first.fill("0, 30")
     page.locator("#evaluate").click()
     wait_until(lambda: evaluations.shown_evaluation(space, "reader"))

@@ -32,6 +32,12 @@ WORDS = """() => {
   return count(document.body.innerText) - theirs.filter(e => e.offsetParent)
     .reduce((sum, e) => sum + count(e.innerText), 0);
 }"""
+WATCH_BUTTONS = """() => {
+  const [go, stop] = ['generate', 'stop-generating'].map(id => document.getElementById(id));
+  window.seen = [];
+  new MutationObserver(() => seen.push([go.disabled, stop.disabled, go.innerText.split(' ')[0]].join())).observe(
+    document.querySelector('#form'), {subtree: true, childList: true, attributes: true, characterData: true});
+}"""
 SMALL = """least => [...document.querySelectorAll('button, summary, a[href], label:has(> input[type=radio])')]
   .filter(e => e.offsetParent && !e.closest('footer, [aria-hidden=true]'))
   .filter(e => e.getBoundingClientRect().height < least - 0.5)
@@ -167,9 +173,15 @@ def test_what_is_written_and_what_an_edit_writes_anew_comes_into_view(
     expect(field).to_be_focused()
     expect(field).to_be_in_viewport(ratio=1)
     field.fill("a word")
+    page.evaluate(WATCH_BUTTONS)
     field.press("Control+Enter")
     expect(page.locator("#intro")).to_contain_text("written with an edited neighbor", timeout=LONG)
     expect(page.locator("#linked .card .mark:visible")).to_have_text("edited")
+    expect(page.locator("#generate")).to_have_text("Generate")
+    expect(page.locator("#stop-generating")).to_be_disabled()
+    assert "true,false,Writing" in page.evaluate(
+        "seen"
+    )  # Stop for what an edit writes, and nothing beside it
     if page.locator("#linked .fresh").count():
         assert page.locator("#linked .text").inner_text() != before
         assert in_view(page.locator("#linked .fresh").first)
@@ -220,6 +232,7 @@ def test_on_a_phone_all_targets_are_large_and_a_wide_picture_says_that_it_scroll
     expect(page.locator("#knob-read-neighbors .reset-button")).to_be_visible(timeout=LONG)
     assert page.evaluate(SMALL, FINGER) == []
     assert page.locator("#knob-read-neighbors .reset-button").bounding_box()["width"] >= FINGER
+    assert page.locator("#knob-read-neighbors .tab-like-container").bounding_box()["height"] >= FINGER
     page.get_by_role("tab", name="Train", exact=True).click()
     expect(page.locator("#train-corpus input")).not_to_have_value("", timeout=LONG)
     assert (
