@@ -35,7 +35,8 @@ WORDS = """() => {
 WATCH_BUTTONS = """() => {
   const [go, stop] = ['generate', 'stop-generating'].map(id => document.getElementById(id));
   window.seen = [];
-  new MutationObserver(() => seen.push([go.disabled, stop.disabled, go.innerText.split(' ')[0]].join())).observe(
+  const note = () => seen.push([go.disabled, stop.disabled, go.innerText.split(' ')[0]].join());
+  new MutationObserver(note).observe(
     document.querySelector('#form'), {subtree: true, childList: true, attributes: true, characterData: true});
 }"""
 SMALL = """least => [...document.querySelectorAll('button, summary, a[href], label:has(> input[type=radio])')]
