@@ -439,6 +439,7 @@ def _wire_texts(
     swapped = view.swap.click(shows_errors(on.swap_edition), swaps, [view.corpus, view.swap], **QUIET)
     swapped.failure(at_rest, None, buttons, **QUIET)
     pressed = [view.go.click, view.prompt.submit, view.examples.click, view.swap.click, view.compare.click]
+    pressed += [text.linked.select, text.other.input]
     gr.on(pressed, lambda: begins(inside), None, buttons, **QUIET)
     texts = [
         waits(view.go.click).success(write, anew, written, **in_turn),
@@ -464,7 +465,6 @@ def _wire_texts(
         shows_errors(on.side_by_side), asked, [speed, view.sides], **in_turn
     )
     held, edited = wire_explaining(inside, text, [visitor, trace_id])
-    gr.on([text.linked.select, text.other.input], lambda: begins(inside), None, buttons, **QUIET)
     for begun in (*texts, sides, *held, *edited):
         _fails(begun, view)
     for begun in (*texts, sides, *edited):
