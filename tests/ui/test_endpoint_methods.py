@@ -64,3 +64,5 @@ def test_whole_numbers_that_a_program_wrote_with_a_point_are_whole_numbers(ends,
     assert ends.run_status(mine.folder.name, run)["steps"] == 9
     with pytest.raises(UserError, match="steps is 9.5"):
         ends.train(mine.folder.name, "places", "lm", steps=9.5)  # pyright: ignore
+    with pytest.raises(UserError, match="k is 1.5, but it must be a whole number"):
+        ends.search(mine.folder.name, "places", "fish", k=1.5)  # pyright: ignore
