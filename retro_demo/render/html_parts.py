@@ -290,6 +290,7 @@ def trace_speed(trace: Trace) -> str:
 
 
 AGAIN = "Temperature 0 always takes the likeliest token: raise it for another text."
+AGAIN_BY_CHANCE = "Another seed drew the same tokens: raise the temperature for another text."
 
 
 def intro(trace: Trace | None, *, example: bool) -> str:
@@ -306,7 +307,8 @@ def intro(trace: Trace | None, *, example: bool) -> str:
     if about.get("edited"):
         mark = '<span class="mark">written with an edited neighbor</span> '
     elif about.get("again"):
-        mark = f'<span class="mark">the same text again</span> {AGAIN} '
+        why = AGAIN_BY_CHANCE if about["config"]["temperature"] else AGAIN
+        mark = f'<span class="mark">the same text again</span> {why} '
     whose = f"A given text, read by <b>{run}</b>" if about.get("given") else f"Text by <b>{run}</b>"
     if about.get("pages", 1) > 1:
         whose += f", page {esc(about['page'])} of {esc(about['pages'])}"

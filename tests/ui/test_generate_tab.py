@@ -18,6 +18,7 @@ from writing_lane_helpers import edited, going_on
 from retro_demo.corpus.store import load_corpus
 from retro_demo.errors import UserError
 from retro_demo.explain import edits
+from retro_demo.render import html_parts
 from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace, shown_trace
 from retro_demo.ui.generate_tab import GenerateHandlers, GenerateView
@@ -107,8 +108,16 @@ def test_at_temperature_0_the_same_text_is_written_again_and_that_is_said(on, co
 
     twice = steps[-1][view.trace_id]
     assert text_of(on, code, twice).ids == text_of(on, code, once).ids
-    assert "the same text again" in on.show(code, twice)[view.text.intro]
+    assert html_parts.AGAIN in on.show(code, twice)[view.text.intro]
     assert "the same text again" not in on.show(code, once)[view.text.intro]
+
+
+def test_where_another_seed_writes_the_same_text_that_is_said(on, code):
+    view, values = on.view, form_values(on, seed=1, top_k=1)  # the likeliest token, whatever is drawn
+    once = ended(on.write(code, "reader", "", "", "", "Area of", *values), view.trace_id)
+    twice = ended(on.write(code, "reader", "", "", once, "Area of", *values), view.trace_id)
+
+    assert html_parts.AGAIN_BY_CHANCE in on.show(code, twice)[view.text.intro]
 
 
 def test_what_cannot_be_written_is_refused_in_a_sentence(on, code):
