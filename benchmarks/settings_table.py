@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from retro_demo.kinds import KINDS, MARGE_PRESETS, READER_PRESETS
+from retro_demo.kinds import KINDS, MARGE_PRESETS, READER_PRESETS, TUNED_PRESETS
 from retro_demo.models.config import EvidenceConfig, MargeConfig, RetroConfig
-from retro_demo.models.reader_config import LessonConfig, ReaderConfig
+from retro_demo.models.reader_config import LessonConfig, ReaderConfig, TunedConfig
 from retro_demo.server.limits import PUBLIC, Limits
 from retro_demo.settings import (
     AddConfig,
@@ -35,6 +35,7 @@ VERBS = [
     (EvidenceConfig, "train marge", "The evidence of a MARGE"),
     (ReaderConfig, "train retrofit --base smollm2", "The shape of a reader"),
     (LessonConfig, "train retrofit --base smollm2", "The lessons of a reader"),
+    (TunedConfig, "train lm --base smollm2", "The shape of a fine-tuned base"),
     (GenerateConfig, "generate", "How text is written"),
     (EvaluateConfig, "evaluate", "How a run is measured"),
     (ExplainConfig, "explain", "How a text is read to explain it"),
@@ -95,6 +96,8 @@ def page() -> str:
         lines += preset_table(presets, [RetroConfig, TrainConfig], begun)
     lines += ["", "## Presets of `train retrofit --base smollm2` (`--preset`)", ""]
     lines += preset_table(READER_PRESETS, [ReaderConfig, LessonConfig, TrainConfig], False)
+    lines += ["", "## Presets of `train lm --base smollm2` (`--preset`)", ""]
+    lines += preset_table(TUNED_PRESETS, [TunedConfig, TrainConfig], False)
     lines += ["", "## Presets of `train marge` (`--preset`)", ""]
     lines += preset_table(MARGE_PRESETS, [TrainConfig, EvidenceConfig, MargeConfig], False)
     lines += ["", "## The limits of a public page (`app.py --public`)", ""]

@@ -112,6 +112,16 @@ READER_PRESETS: dict[str, dict[str, Any]] = {
 }
 """The same for a pretrained base: docs/science.md has the trials."""
 
+TUNED: dict[str, Any] = {
+    name: READER[name] for name in ("seq_len", "batch_size", "weight_decay", "eval_tokens")
+} | {"lr": 2e-3}
+
+TUNED_PRESETS: dict[str, dict[str, Any]] = {
+    preset: TUNED | {name: reader[name] for name in ("steps", "warmup", "eval_every", "save_every")}
+    for preset, reader in READER_PRESETS.items()
+}
+"""Of its fine-tuning: as many steps as a reader has, at a learning rate of its own."""
+
 RETROFIT_LR = {"tiny": 6e-3, "random": 6e-3, "small": 4e-3, "base": 2e-3, "lookup": 6e-3}
 """Learning rates of a retrofit: what it trains is new, and the rest is frozen."""
 
@@ -167,6 +177,7 @@ class Kind:
     trained_by: tuple[str, ...] = ()  # settings of TrainConfig that it knows; none named: all
     base: str = "may"  # whether it "may", "must" or "cannot" begin with the weights of another run
     freezes_base: bool = False
+    baseline: str = ""  # the kind of its matched baseline
     of_pretrained: str = ""  # the kind of run that it is where its base is a pretrained one
     trains_pretrained: bool = False
     width: tuple[str, ...] = ("dim",)  # settings of the network that cost memory in training
@@ -228,6 +239,7 @@ _SHARED: dict[str, Any] = {
     "context": "seq_len",
     "claims": ("on", "off", "shuffled", "baseline", "control_random"),
     "own_controls": False,
+    "baseline": "lm",
     "presets": PRESETS,
     "recipe": READING,
     "begun": BEGUN,
@@ -249,6 +261,8 @@ _LM = Kind(
         "retrieves": False,
         "tabs": ("generate",),
         "claims": (),
+        "baseline": "",
+        "of_pretrained": "tuned",
         "recipe": {},
         # the same decoder, without cross-attention and encoder
         "always": {"cca_layers": ()},
@@ -303,8 +317,9 @@ _READER = Kind(
     batch=("batch_size", "seq_len"),
     even_batches=True,
     context="seq_len",
-    claims=("on", "off", "shuffled"),
+    claims=("on", "off", "shuffled", "baseline"),
     own_controls=False,
+    baseline="tuned",
     presets=READER_PRESETS,
     place=4,
     choice="Reader of a pretrained model",
@@ -324,6 +339,58 @@ _READER = Kind(
         "num_neighbors",
         "retriever",
         "query_tokens",
+        "lr",
+        "warmup",
+        "weight_decay",
+        "clip",
+        "seed",
+        "eval_every",
+        "eval_tokens",
+        "save_every",
+        "keep",
+    ),
+)
+
+_TUNED = Kind(
+    name="tuned",
+    title="pretrained language model, fine-tuned (LoRA, Hu et al. 2021): the matched baseline of a reader",
+    tag="lora",
+    config="retro_demo.runs.checkpoint:TunedRun",
+    parts={
+        "network": "retro_demo.models.reader_config:TunedConfig",
+        "training": "retro_demo.settings:TrainConfig",
+    },
+    network="retro_demo.models.tuned:Tuned",
+    planner="retro_demo.runs.planning:TunedPlanner",
+    work="retro_demo.training.tuning:TunedWork",
+    writer="retro_demo.generation.retro:begin_writing",
+    measurement="retro_demo.evaluation.retro_measurement:RetroMeasurement",
+    arm_names="retro_demo.evaluation.arms:ARM_NAMES",
+    memory="retro_demo.models.memory:tuned_megabytes",
+    passes="retro_demo.training.tuning:tuned_passes",
+    tabs=("generate",),
+    batch=("batch_size", "seq_len"),
+    even_batches=True,
+    context="seq_len",
+    claims=(),
+    own_controls=False,
+    presets=TUNED_PRESETS,
+    place=5,
+    choice="Fine-tuned pretrained model",
+    about="tuned trains a pretrained model on the texts themselves, without neighbors",
+    sizes="Sets all settings: tiny for three minutes, small for a quarter of an hour.",
+    retrieves=False,
+    base="must",
+    freezes_base=True,
+    trains_pretrained=True,
+    of_pretrained="tuned",
+    width=("rank",),
+    smaller="Choose a smaller --rank.",
+    pipeline="text-generation",
+    trained_by=(
+        "steps",
+        "batch_size",
+        "seq_len",
         "lr",
         "warmup",
         "weight_decay",
@@ -386,7 +453,7 @@ _MARGE = Kind(
     ),
 )
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (_LM, _RETRO, _RETROFIT, _READER, _MARGE)}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (_LM, _RETRO, _RETROFIT, _READER, _TUNED, _MARGE)}
 
 
 def kind_named(name: Any) -> Kind:

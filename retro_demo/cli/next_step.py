@@ -116,16 +116,16 @@ def _beside(run: str) -> str:
 
 def _baseline_of(run: str, result: Mapping[str, Any]) -> list[str]:
     config = read_any_config(run_folder(run))
-    if "baseline" in result["arms"] or config.kind.own_controls or config.model not in ("retro", "retrofit"):
+    if "baseline" in result["arms"] or not config.kind.baseline:
         return []
-    folder, kind = Path(run_folder(run)), KINDS["lm"]
+    folder, kind = Path(run_folder(run)), KINDS[config.kind.baseline]
     out = f"{_beside(run)}-baseline"
     words = ["train", kind.name, "--corpus", config.corpus, "--out", out, "--preset", config.preset]
     words += ["--base", config.base] if config.base else []
     usual = kind.preset_settings(config.preset, begun=bool(config.base))
     types = kind.settings()
     wanted = baseline_settings(folder)
-    if config.base:  # which has the shape of the decoder
+    if config.base and not kind.trains_pretrained:  # which has the shape of the decoder
         wanted = {name: value for name, value in wanted.items() if types.get(name) is TrainConfig}
     other = [
         (name, value)

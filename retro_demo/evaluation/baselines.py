@@ -1,8 +1,8 @@
 """What a run is compared with: matched baselines, what it was trained on, smaller databases.
 
 A plain `lm` is a fair baseline where it has the same text and tokens and no less training or size: one that
-had less would make retrieval look good. Differences are reported; where the two cannot be compared token by
-token, the comparison is refused.
+had less would make retrieval look good. That of a reader is its pretrained base, fine-tuned. Differences are
+reported; where the two cannot be compared token by token, the comparison is refused.
 
 A run must not be measured on documents that it was trained on. Its own corpus holds its held-out documents
 out of all batches. Those of another corpus (hot swap), or of a corpus that its base was not trained on, may
@@ -41,7 +41,9 @@ from retro_demo.retrieval.neighbors import end_of_query
 from retro_demo.runs.alarms import best_of, has_risen, held_out
 from retro_demo.runs.checkpoint import (
     BEST,
+    ReaderRun,
     RunConfig,
+    TunedRun,
     read_any_config,
     read_run_config,
     step_of,
@@ -49,7 +51,7 @@ from retro_demo.runs.checkpoint import (
     weights_with,
 )
 from retro_demo.runs.planning import READER_SETTINGS
-from retro_demo.runs.provenance import folder_name, weights_of
+from retro_demo.runs.provenance import base_name, folder_name, training_seconds, weights_of
 from retro_demo.settings import TrainConfig, settings_of
 
 DECODER = ("dim", "depth", "ff_mult")
@@ -72,6 +74,10 @@ class EarlierBaseline:
     words: str
 
 
+AS_IT_IS = "the pretrained model as it is"
+"""What the baseline of a reader was before, in words: what the reader is, too, with retrieval off."""
+
+
 def match(run: Path, baseline: Path) -> Match:
     """Compare a baseline with a run; raises UserError where no comparison makes sense."""
     ours, theirs = read_run_config(run), read_run_config(baseline)
@@ -80,6 +86,7 @@ def match(run: Path, baseline: Path) -> Match:
             f"The baseline {baseline.name} is a {theirs.model}, which retrieves too. Name an lm "
             "that was trained on the same corpus."
         )
+    _check_same_family(ours, theirs, run, baseline)
     check_same_tokens(run, baseline)
     steps, parameters = weights_of(run)
     their_steps, their_parameters = weights_of(baseline)
@@ -89,7 +96,37 @@ def match(run: Path, baseline: Path) -> Match:
         f"parameters), the baseline {_count(their_seen)} ({_steps(theirs, their_steps)}, "
         f"{their_parameters / 1e6:.2f} M)"
     )
+    if ours.kind.trains_pretrained:
+        words += _times(run, ours, steps, baseline, theirs, their_steps)
     return Match(words, _unfit(ours, theirs, seen, their_seen))
+
+
+def _check_same_family(ours: RunConfig, theirs: RunConfig, run: Path, baseline: Path) -> None:
+    """Raise UserError where one of a run and its baseline has a pretrained base and the other has none."""
+    if ours.kind.trains_pretrained and not theirs.kind.trains_pretrained:
+        raise UserError(
+            f"The baseline {baseline.name} is an lm without a pretrained base, but {run.name} reads with "
+            f"{base_name(ours)}: name that base, fine-tuned (train lm --base {base_name(ours)})."
+        )
+    if theirs.kind.trains_pretrained and not ours.kind.trains_pretrained:
+        raise UserError(
+            f"The baseline {baseline.name} is the pretrained base {base_name(theirs)}, fine-tuned, which "
+            f"{run.name} has not. Name an lm that was trained on the same corpus."
+        )
+
+
+def _times(
+    run: Path, ours: RunConfig, steps: int, baseline: Path, theirs: RunConfig, their_steps: int
+) -> str:
+    """How long the steps of both took, in words: tokens are matched, and time is not."""
+    seconds = training_seconds(run, ours, steps), training_seconds(baseline, theirs, their_steps)
+    if None in seconds:
+        return "; tokens are matched, time is not"
+    own, other = (f"{(one or 0) / 60:.1f}" for one in seconds)
+    return (
+        f"; tokens are matched, time is not: their steps took {own} and {other} minutes, and the lessons of "
+        "the run were prepared before"
+    )
 
 
 def earlier_baseline(baseline: Path) -> EarlierBaseline | None:
@@ -98,6 +135,8 @@ def earlier_baseline(baseline: Path) -> EarlierBaseline | None:
     Trained for too long it is an easy opponent, and a frozen retrofit would look good beside it.
     """
     config = read_run_config(baseline)
+    if config.kind.trains_pretrained:
+        return None  # it began as what its reader is with retrieval off
     if config.base and (weights := weights_with(run_folder(config.base), config.base_weights)):
         return EarlierBaseline(run_folder(config.base), weights, "what the baseline began from")
     best = baseline / BEST
@@ -152,7 +191,15 @@ def _unfit(ours: RunConfig, theirs: RunConfig, seen: int | None, their_seen: int
         return "it was trained on another corpus"
     if theirs.training.seq_len < ours.training.seq_len:
         return f"it was trained on {theirs.training.seq_len} tokens of context, not {ours.training.seq_len}"
-    for name in DECODER:
+    if isinstance(ours, ReaderRun) and isinstance(theirs, TunedRun):
+        if theirs.base_weights != ours.base_weights:
+            return "it began with another base"
+        if theirs.network.first_tuned > ours.network.first_written:
+            return (
+                f"only the layers above {theirs.network.first_tuned} were trained, and the run writes above "
+                f"{ours.network.first_written}"
+            )
+    for name in () if ours.kind.trains_pretrained else DECODER:
         one, other = getattr(ours.network, name), getattr(theirs.network, name)
         if other < one:
             return f"its decoder is smaller ({name} {other}, not {one})"
@@ -166,11 +213,12 @@ def _unfit(ours: RunConfig, theirs: RunConfig, seen: int | None, their_seen: int
 def tokens_seen(run: Path) -> int | None:
     """Tokens read in training up to the saved weights, those of the base run included; None = unknown.
 
+    What a pretrained base has read does not count: it is the same for all that are compared.
     Of a run that is used with its best save all of the training counts: it was chosen from all of it.
     """
     config = read_run_config(run)
     own = _trained_steps(run) * config.training.batch_size * config.training.seq_len
-    if not config.base:
+    if not config.base or config.kind.trains_pretrained:
         return own
     base = run_folder(config.base)
     before = tokens_seen(base) if (base / "config.json").exists() else None
@@ -193,12 +241,21 @@ def _count(tokens: int | None) -> str:
 
 
 def baseline_settings(run: Path) -> dict[str, Any]:
-    """The settings of an lm that would match a run, for `planning.plan_run` with the run's base.
+    """The settings of the baseline (`Kind.baseline`) that would match a run, for `planning.plan_run` with the
+    run's base.
 
     From scratch it is the same decoder trained the same way. For a retrofit it is the base trained on
     for as many steps, at the learning rate of its preset for that: the retrofit's is for fresh weights.
+    So it is for a reader, from the layer on which it writes into.
     """
     config = read_run_config(run)
+    if isinstance(config, ReaderRun):
+        tuned = KINDS[config.kind.baseline]
+        known = tuned.settings()
+        settings = {name: getattr(config.training, name) for name in known if known[name] is TrainConfig}
+        settings |= {name: getattr(config.network, name) for name in ("chunk_len", "title_len")}
+        usual = tuned.preset_settings(config.preset if config.preset in tuned.presets else "tiny")
+        return settings | {"first_tuned": config.network.first_written, "lr": usual["lr"]}
     shape = {setting.name for setting in settings_of(RetroConfig)} - READER_SETTINGS
     settings = {name: getattr(config.network, name) for name in sorted(shape)}
     settings |= {setting.name: getattr(config.training, setting.name) for setting in settings_of(TrainConfig)}

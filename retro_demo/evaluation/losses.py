@@ -29,6 +29,7 @@ from retro_demo.evaluation.arms import Arms, Windows
 from retro_demo.files import replacing
 from retro_demo.models.reader import Reader
 from retro_demo.models.retro import RETRO
+from retro_demo.models.tuned import Tuned
 
 LOSS = "loss:"  # before an arm's name in the file
 
@@ -97,7 +98,7 @@ class LossTable:
 
 
 @torch.inference_mode()
-def read_arm(model: RETRO | Reader, arms: Arms, name: str, which: np.ndarray) -> np.ndarray:
+def read_arm(model: RETRO | Reader | Tuned, arms: Arms, name: str, which: np.ndarray) -> np.ndarray:
     """Losses (w, P) of the windows `which` with the neighbors of arm `name`, in nats.
 
     A baseline is read with the arm "off".
@@ -107,7 +108,7 @@ def read_arm(model: RETRO | Reader, arms: Arms, name: str, which: np.ndarray) ->
     if name != "off":
         neighbors = torch.from_numpy(arms.neighbors(name, which)).to(device)
     tokens = torch.from_numpy(arms.tokens(which)).to(device)
-    if isinstance(model, Reader):
+    if isinstance(model, (Reader, Tuned)):
         titles = torch.from_numpy(arms.titles(which)).to(device)
         losses = model.token_losses(tokens, neighbors, titles)
     else:

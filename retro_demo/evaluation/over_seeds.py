@@ -12,6 +12,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from retro_demo.errors import UserError
+from retro_demo.evaluation.baselines import AS_IT_IS
 from retro_demo.evaluation.losses import Difference, Estimate
 from retro_demo.evaluation.verdict import VerdictFigures, verdict
 
@@ -82,7 +83,11 @@ def verdict_over(results: Sequence[Mapping[str, Any]], got_worse: Sequence[str] 
         return {name: first[name] for name in ("verdict", "helps", "next")}
     counts = first["counts"]
     match = first["match"] or {"words": "", "unfit": ""}
-    before = average_of(results, BEFORE, "on")
+    if match.get("before") == "off":  # a pretrained model as it is, which the run is, too, with retrieval off
+        was, on, base = AS_IT_IS, average_of(results, "on", "off"), average_of(results, "baseline", "off")
+    else:
+        was = "what the baseline began from"
+        on, base = (_turned(average_of(results, BEFORE, arm)) for arm in ("on", "baseline"))
     baseline = [result["arms"].get("baseline", {}).get("bpb", math.nan) for result in results]
     said = verdict(
         VerdictFigures(
@@ -100,9 +105,9 @@ def verdict_over(results: Sequence[Mapping[str, Any]], got_worse: Sequence[str] 
             unfit=match["unfit"],
             leaked=counts["held_out_chunks_in_index"],
             trained_on=first["trained_on"],
-            was="what the baseline began from" if before is not None else "",
-            baseline_on_was=_turned(average_of(results, BEFORE, "baseline")),
-            on_was=_turned(before),
+            was=was if on is not None else "",
+            baseline_on_was=base,
+            on_was=on,
             got_worse=next(filter(None, got_worse), ""),
             seeds=len(results),
         )

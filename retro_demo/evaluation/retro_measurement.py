@@ -13,7 +13,7 @@ match         how run and baseline compare, in words
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from retro_demo.devices import choose_device
 from retro_demo.errors import UserError
 from retro_demo.evaluation.arms import NOT_SEARCHED, WAYS, Arms, held_out_windows, neighbors_missing, reach
 from retro_demo.evaluation.baselines import (
+    AS_IT_IS,
     EarlierBaseline,
     Known,
     Match,
@@ -127,7 +128,7 @@ class RetroMeasurement:
         if known.words:
             yield Warned(known.words)
         arms = make_arms(loaded, corpus, request.settings, known)
-        study = make_study(arms, request, loaded, known, was.words if was else "")
+        study = make_study(arms, request, loaded, known, was)
         inside = corpus.held_out[corpus.chunks.document[study.database]].sum()
         if inside:
             yield Warned(
@@ -250,7 +251,9 @@ def search_parts(arms: Arms, one: Pass, config: EvaluateConfig) -> dict[str, Sma
     return parts
 
 
-def make_study(arms: Arms, request: Request, loaded: LoadedRun, known: Known, was: str) -> RetroStudy:
+def make_study(
+    arms: Arms, request: Request, loaded: LoadedRun, known: Known, was: EarlierBaseline | None
+) -> RetroStudy:
     """The table to fill, the database as it is, how the baseline compares, and what it `was` before."""
     windows, corpus = arms.windows, arms.corpus
     table = LossTable(windows, arms.tokens(np.arange(len(windows))), corpus.bytes_of_tokens())
@@ -260,6 +263,8 @@ def make_study(arms: Arms, request: Request, loaded: LoadedRun, known: Known, wa
     most = table.windows_for(request.settings.rounds(int(table.there.sum()))[-1])
     overlaps = Overlaps(corpus.chunks, windows.rows[:most, 1:], database)
     compared = match(request.folder("run"), request.folder("baseline")) if request.baseline else None
+    pretrained = loaded.config.kind.trains_pretrained
+    rival = "training longer" if loaded.config.base else VerdictFigures.rival
     return RetroStudy(
         arms=arms,
         table=table,
@@ -269,9 +274,10 @@ def make_study(arms: Arms, request: Request, loaded: LoadedRun, known: Known, wa
         swapped=loaded.swapped,
         known=known,
         overlaps=overlaps,
-        was=was,
+        before="off" if pretrained else WAS if was else "",
+        was=AS_IT_IS if pretrained else was.words if was else "",
         got_worse=got_worse(request.folder("baseline")) if request.baseline else "",
-        retrofit=bool(loaded.config.base),
+        rival="fine-tuning without neighbors" if pretrained else rival,
     )
 
 
@@ -294,7 +300,7 @@ def plan(
     core += [name for name in config.retriever_names() if name != own]
     slow: list[str] = []
     fits = prepended_neighbors(k, table.windows.rows.shape[1])
-    if request.baseline and config.prepend == "on" and fits:
+    if request.baseline and config.prepend == "on" and fits and not ways:
         slow = list(PREPEND)
     rounds = [table.windows_for(tokens) for tokens in config.rounds(int(table.there.sum()))]
     passes = [Pass(1, names, rounds[0]), Pass(1, core, rounds[0])]
@@ -320,9 +326,10 @@ class RetroStudy:
     swapped: str
     known: Known
     overlaps: Overlaps
-    was: str = ""  # what the baseline was before, where that is measured too
+    before: str = ""  # the arm of what the baseline was before, where that is measured too
+    was: str = ""  # what that is, in words
     got_worse: str = ""  # that the training of the baseline tells that it was better, in words
-    retrofit: bool = False  # whether the run was trained on top of a finished model
+    rival: str = VerdictFigures.rival  # what the baseline is, in a student's words
 
 
 def report(study: RetroStudy, names: list[str], count: int) -> dict[str, Any]:
@@ -373,15 +380,16 @@ def report(study: RetroStudy, names: list[str], count: int) -> dict[str, Any]:
         "curves": {},
         "ways": {},
         "trained_on": study.known.words,
-        "match": {"words": study.match.words, "unfit": study.match.unfit} if study.match else None,
+        "match": asdict(study.match) | {"before": study.before} if study.match else None,
     }
 
 
 def _evidence(study: RetroStudy, sums: Sums, names: list[str], counts: dict[str, Any]) -> VerdictFigures:
     against = {
         other: sums.difference("on", other) if other in names else None
-        for other in ("baseline", "shuffled", "control_random", WAS)
+        for other in ("baseline", "shuffled", "control_random", study.before)
     }
+    known = "baseline" in names and study.before in names
     return VerdictFigures(
         on_baseline=against["baseline"],
         on_shuffled=against["shuffled"],
@@ -399,10 +407,10 @@ def _evidence(study: RetroStudy, sums: Sums, names: list[str], counts: dict[str,
         leaked=counts["held_out_chunks_in_index"],
         trained_on=study.known.words,
         was=study.was,
-        baseline_on_was=sums.difference("baseline", WAS) if WAS in names else None,
-        on_was=against[WAS],
+        baseline_on_was=sums.difference("baseline", study.before) if known else None,
+        on_was=against[study.before] if known else None,
         got_worse=study.got_worse,
-        rival="training longer" if study.retrofit else VerdictFigures.rival,
+        rival=study.rival,
     )
 
 

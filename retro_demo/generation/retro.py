@@ -24,6 +24,7 @@ from retro_demo.events import Event, Retrieved
 from retro_demo.generation.sampling import Continuation, Written, write_tokens
 from retro_demo.models.reader import Reader
 from retro_demo.models.retro import RETRO
+from retro_demo.models.tuned import Tuned
 from retro_demo.retrieval.neighbors import end_of_query
 from retro_demo.runs.loading import LoadedRun, ready_run, why_none_found
 from retro_demo.settings import GenerateConfig
@@ -31,7 +32,7 @@ from retro_demo.tokenizer import Tokenizer
 
 
 def generate(
-    model: RETRO | Reader,
+    model: RETRO | Reader | Tuned,
     tokenizer: Tokenizer,
     prompt: str,
     config: GenerateConfig,
@@ -115,7 +116,7 @@ class _Writer:
 
     def __init__(
         self,
-        model: RETRO | Reader,
+        model: RETRO | Reader | Tuned,
         database: Database | None,
         num_neighbors: int,
         shuffle: np.random.Generator | None,

@@ -16,7 +16,7 @@ from retro_demo.devices import allowed_memory
 from retro_demo.errors import UserError
 from retro_demo.kinds import kind_of_shape, resolve
 from retro_demo.models.config import MargeConfig, NetworkConfig, RetroConfig
-from retro_demo.models.reader_config import RUN, ReaderConfig
+from retro_demo.models.reader_config import RUN, BesideBase, ReaderConfig
 
 TRAINING_BYTES = 12  # of a parameter: a save holds the weight and both its moments in memory
 
@@ -92,12 +92,17 @@ def retro_numbers(network: RetroConfig, tokens: int, neighbors: int) -> int:
 
 def reader_numbers(network: ReaderConfig, tokens: int, neighbors: int) -> int:
     """The same for a reader: its base reads text and neighbors, a look-up compares them."""
-    width = _width(network.dim, 4, 0)
     read = 2 * neighbors * tokens  # tokens of all neighbors
     kept = len(network.match_layers) * network.dim
     looked = tokens * 2 * neighbors * network.chunk_len * (RUN + 4)
-    heads = network.num_heads * (tokens**2 + read * network.neighbor_len)
-    return tokens * width + read * (width + 2 * kept) + looked + heads + LOGITS * tokens * network.vocab_size
+    heads = network.num_heads * read * network.neighbor_len
+    return base_numbers(network, tokens) + read * (_width(network.dim, 4, 0) + 2 * kept) + looked + heads
+
+
+def base_numbers(network: BesideBase, tokens: int) -> int:
+    """The same for a pretrained base that reads a text alone."""
+    heads = network.num_heads * tokens**2
+    return tokens * _width(network.dim, 4, 0) + heads + LOGITS * tokens * network.vocab_size
 
 
 def reader_megabytes(network: ReaderConfig, tokens: int, neighbors: int) -> float:
@@ -105,10 +110,18 @@ def reader_megabytes(network: ReaderConfig, tokens: int, neighbors: int) -> floa
     return NUMBER * reader_numbers(network, tokens, neighbors) / 1e6
 
 
-def numbers_held(network: RetroConfig | ReaderConfig, tokens: int, neighbors: int) -> int:
-    """Numbers that one sequence of a forward of either network holds."""
-    count = reader_numbers if isinstance(network, ReaderConfig) else retro_numbers
-    return count(network, tokens, neighbors)  # pyright: ignore[reportArgumentType]
+def tuned_megabytes(network: BesideBase, tokens: int, _neighbors: int) -> float:
+    """What explaining T tokens takes of a base that reads no neighbors, its own weights aside."""
+    return NUMBER * base_numbers(network, tokens) / 1e6
+
+
+def numbers_held(network: RetroConfig | BesideBase, tokens: int, neighbors: int) -> int:
+    """Numbers that one sequence of a forward of such a network holds."""
+    if isinstance(network, RetroConfig):
+        return retro_numbers(network, tokens, neighbors)
+    if isinstance(network, ReaderConfig):
+        return reader_numbers(network, tokens, neighbors)
+    return base_numbers(network, tokens)
 
 
 def retro_megabytes(network: RetroConfig, tokens: int, neighbors: int) -> float:

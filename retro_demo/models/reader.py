@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retro_demo.models.llama import KVCache, Llama
-from retro_demo.models.reader_config import RUN, ReaderConfig
+from retro_demo.models.reader_config import RUN, BesideBase, ReaderConfig
 
 NOTHING = -1e9  # the score of a token that is not there
 LEAST = 1e-30  # a probability that stands for none
@@ -239,21 +239,16 @@ class Reader(nn.Module):
     def lower_text(self, tokens: Tensor, titles: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """tokens (B, T), titles (B, P) -> stream (B, N, D), start (B,), queries (B, T, S, D).
 
-        Padding before the first token is left out; its states are those of the beginning of text.
+        The states of padding before the first token are those of the beginning of text.
         """
         batch, length = tokens.shape
-        text = tokens if titles is None else torch.cat([titles, tokens], 1)
-        absent = (text == self.config.pad_id).int().cumprod(1).sum(1)  # before the first token
-        whole = torch.cat([tokens.new_full((batch, 1), self.config.begin_id), text], 1)
-        start = 1 + text.shape[1] - length - absent
-        places = torch.arange(int((start + length).max()), device=tokens.device)
-        moved = torch.where(places == 0, 0, (places + absent[:, None]).clamp(max=whole.shape[1] - 1))
+        ids, start = begun(tokens, titles, self.config)
         if (batch == 1 or tokens.stride(0) == 0) and titles is None:  # one text, read in several ways
-            states, stream = self._lower_one(whole[:1].gather(1, moved[:1]))
+            states, stream = self._lower_one(ids[:1])
             states, stream = states.expand(batch, -1, -1, -1), stream.expand(batch, -1, -1)
         else:
-            states, stream = self.lower(whole.gather(1, moved))
-        return stream, start, self._text_of(states, start, length)
+            states, stream = self.lower(ids)
+        return stream, start, text_of(states, start, length)
 
     def _lower_one(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """`lower` of one text (1, N); an explanation reads the same one several times."""
@@ -412,13 +407,13 @@ class Reader(nn.Module):
             neighbors = neighbors[:, :, None] if neighbors.ndim == 3 else neighbors
         if neighbors is None or not neighbors.numel():
             stream, start, _ = self.lower_text(tokens, titles)
-            return self.base.logits(self._text_of(self.upper(stream, None), start, length))
+            return self.base.logits(text_of(self.upper(stream, None), start, length))
         ahead = self.read_ahead(tokens, titles, neighbors)
         log_weights, found, places = self.looks(tokens, ahead, neighbors, titles)
         real = (places < length).flatten()
         here = places.flatten()[real]
         read = None if self.outputs == "copy" else self._read_there(log_weights, found, ahead, here)
-        logits = self.base.logits(self._text_of(self.upper(ahead.stream, read), ahead.start, length))
+        logits = self.base.logits(text_of(self.upper(ahead.stream, read), ahead.start, length))
         if self.outputs == "attention":
             return logits
         null, copied = log_weights[..., :1], log_weights[..., 1:].exp()
@@ -428,12 +423,6 @@ class Reader(nn.Module):
         kept = null.reshape(batch, -1, 1)[:, real] + logits[:, here].float().log_softmax(-1)
         mixed = torch.logaddexp(kept, of_looks.clamp(min=LEAST).log())
         return logits.float().index_copy(1, here, mixed)
-
-    @staticmethod
-    def _text_of(stream: Tensor, start: Tensor, length: int) -> Tensor:
-        """What stands at the tokens of the text (B, length, ...) in a stream (B, N, ...)."""
-        rows = torch.arange(len(stream), device=stream.device)[:, None]
-        return stream[rows, (start[:, None] + torch.arange(length, device=stream.device)).clamp(min=0)]
 
     def attention(self, tokens: Tensor, neighbors: Tensor, titles: Tensor | None = None) -> Tensor:
         """The weights (1, L, 1, C, K, 2 C) of one text tokens (1, T), as those of a layer with one head."""
@@ -505,7 +494,7 @@ class Reader(nn.Module):
         titles: Tensor | None = None,
     ) -> Tensor:
         """tokens (B, T + 1) -> loss of each token after the first (B, T), in nats; padding costs 0."""
-        return _losses(self(tokens[:, :-1], neighbors, titles), tokens[:, 1:], self.config.pad_id)
+        return token_nats(self(tokens[:, :-1], neighbors, titles), tokens[:, 1:], self.config.pad_id)
 
     def loss(self, batch: ReaderBatch) -> tuple[Tensor, dict[str, float]]:
         """Mean loss of the tokens that read, by their weights, in nats.
@@ -522,9 +511,9 @@ class Reader(nn.Module):
         here = places.flatten()[real]
         writes = self.config.cross_attention
         read = self._read_there(log_weights, found, ahead, here) if writes else None
-        stream = self._text_of(self.upper(ahead.stream, read), ahead.start, length)[:, here]
+        stream = text_of(self.upper(ahead.stream, read), ahead.start, length)[:, here]
         target, weights = targets[:, here], batch.weights[:, here]
-        nats = _losses(self.base.logits(stream), target, self.config.pad_id)
+        nats = token_nats(self.base.logits(stream), target, self.config.pad_id)
         parts = []
         if self.config.cross_attention:
             parts.append((nats * weights).sum() / total)
@@ -540,7 +529,28 @@ class Reader(nn.Module):
         return torch.stack(parts).mean(), {}
 
 
-def _losses(logits: Tensor, targets: Tensor, pad_id: int) -> Tensor:
+def begun(tokens: Tensor, titles: Tensor | None, config: BesideBase) -> tuple[Tensor, Tensor]:
+    """tokens (B, T), titles (B, P) -> ids (B, N) as a base reads them, and where the text begins (B,).
+
+    The beginning of text and the title stand first. Padding before the first token is left out.
+    """
+    batch, length = tokens.shape
+    text = tokens if titles is None else torch.cat([titles, tokens], 1)
+    absent = (text == config.pad_id).int().cumprod(1).sum(1)  # before the first token
+    whole = torch.cat([tokens.new_full((batch, 1), config.begin_id), text], 1)
+    start = 1 + text.shape[1] - length - absent
+    places = torch.arange(int((start + length).max()), device=tokens.device)
+    moved = torch.where(places == 0, 0, (places + absent[:, None]).clamp(max=whole.shape[1] - 1))
+    return whole.gather(1, moved), start
+
+
+def text_of(stream: Tensor, start: Tensor, length: int) -> Tensor:
+    """What stands at the tokens of the text (B, length, ...) in a stream (B, N, ...)."""
+    rows = torch.arange(len(stream), device=stream.device)[:, None]
+    return stream[rows, (start[:, None] + torch.arange(length, device=stream.device)).clamp(min=0)]
+
+
+def token_nats(logits: Tensor, targets: Tensor, pad_id: int) -> Tensor:
     """logits (B, T, V), targets (B, T) -> (B, T) in nats, 0 where the target is padding."""
     flat = F.cross_entropy(
         logits.float().flatten(0, 1), targets.flatten(), ignore_index=pad_id, reduction="none"

@@ -1,4 +1,4 @@
-"""The shape of a reader: which layers of its base it matches and writes into, and how it looks up."""
+"""The shapes of what is trained beside a pretrained base: a reader of neighbors, or the base fine-tuned."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ OUTPUTS = ("attention", "copy", "both")
 
 
 @dataclass(frozen=True)
-class ReaderConfig(Settings):
-    """The shape of a retrofit of a pretrained base. Layers count from 1; 0 blocks lie below the first."""
+class BesideBase(Settings):
+    """What is known of the base, and how a text is cut and begun; layers count from 1."""
 
     vocab_size: int = setting(49_152, "Vocabulary", "Tokens.", within=(4, 1_000_000), derived=True)
     dim: int = setting(576, "Width", "Width of the base.", within=(1, 65_536), derived=True)
@@ -29,8 +29,27 @@ class ReaderConfig(Settings):
         within=(4, 512),
     )
     title_len: int = setting(
-        12, "Title", "Tokens of its document's title that stand before a neighbor.", within=(0, 64)
+        12,
+        "Title",
+        "Tokens of its document's title that stand before a text, and before a neighbor.",
+        within=(0, 64),
     )
+
+    @property
+    def unwritten(self) -> tuple[int, ...]:
+        """Tokens that no text holds: none, since padding ends a text, too."""
+        return ()
+
+    @property
+    def neighbor_len(self) -> int:
+        """Tokens of a neighbor with its title (R)."""
+        return self.title_len + 2 * self.chunk_len
+
+
+@dataclass(frozen=True)
+class ReaderConfig(BesideBase):
+    """The shape of a retrofit of a pretrained base: which layers it matches and writes into."""
+
     match_layers: tuple[int, ...] = setting(
         (12, 18),
         "Layers matched",
@@ -100,15 +119,57 @@ class ReaderConfig(Settings):
         """The layers whose attention to neighbors is shown: one look-up serves all that are written into."""
         return [self.first_written]
 
+
+@dataclass(frozen=True)
+class TunedConfig(BesideBase):
+    """The shape of low-rank updates of a pretrained base (models/tuned.py)."""
+
+    num_kv_heads: int = setting(3, "Key heads", "Of keys and values.", within=(1, 512), derived=True)
+    head_dim: int = setting(64, "Head width", "Width of a head.", within=(1, 65_536), derived=True)
+    ff_dim: int = setting(1536, "Inner width", "Of the feed-forward.", within=(1, 1_000_000), derived=True)
+    first_tuned: int = setting(
+        18,
+        "Layers as they are",
+        "So many layers of the base stay as they are; those above are fine-tuned.",
+        within=(0, 511),
+    )
+    rank: int = setting(8, "Rank", "Rank of the update of each matrix (r of LoRA).", within=(1, 1024))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.first_tuned >= self.depth:
+            raise UserError(
+                f"first_tuned is {self.first_tuned}, but the base has {self.depth} layers, so none would be "
+                "fine-tuned: choose a smaller one.",
+                first_tuned="",
+            )
+
     @property
-    def unwritten(self) -> tuple[int, ...]:
-        """Tokens that no text holds: none, since padding ends a text, too."""
+    def cca_layers(self) -> tuple[int, ...]:
+        """Where it reads neighbors: nowhere."""
         return ()
 
     @property
-    def neighbor_len(self) -> int:
-        """Tokens of a neighbor with its title (R)."""
-        return self.title_len + 2 * self.chunk_len
+    def has_null(self) -> bool:
+        """Whether it may turn away from what was found: nothing is found for it."""
+        return False
+
+    @property
+    def attention_layers(self) -> list[int]:
+        """The layers whose attention to neighbors is shown: none."""
+        return []
+
+    @property
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """Name -> (in, out) of each matrix of a block."""
+        inner = self.num_heads * self.head_dim
+        both = inner + 2 * self.num_kv_heads * self.head_dim
+        return {
+            "qkv": (self.dim, both),
+            "out": (inner, self.dim),
+            "gate_up": (self.dim, 2 * self.ff_dim),
+            "down": (self.ff_dim, self.dim),
+        }
 
 
 @dataclass(frozen=True)

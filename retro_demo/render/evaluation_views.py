@@ -19,7 +19,7 @@ VERDICTS = {True: ("helps", "yes"), False: ("does not help", "no"), None: ("not 
 
 
 ARM_TERMS = {
-    "baseline": "lm",
+    "baseline": "matched baseline",
     "baseline_before": "baseline before",
     "off": "retrieval off",
     "on": "retrieval on",

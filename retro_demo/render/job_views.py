@@ -32,7 +32,7 @@ from retro_demo.runs.checkpoint import AnyRun
 from retro_demo.server.planned import Training
 
 OPERATIONS = 6  # of a parameter for each token, forward and backward
-READER_TOKENS_A_SECOND = 300  # with SmolLM2-135M on two cores
+PRETRAINED_TOKENS_A_SECOND = 300  # with SmolLM2-135M on two cores
 OPERATIONS_A_SECOND = 40e9  # one core: 47e9 for both shipped sizes of RETRO, 44e9 for MARGE, 30e9 for tiny
 STAGES = {
     "read": "kB read",
@@ -301,7 +301,7 @@ def seconds_of(part: Training) -> float:
     """About how long one training takes on one CPU core (a pretrained base: on two)."""
     tokens = part.tokens * part.steps
     if kind_named(part.model).trains_pretrained:  # nearly all is the work of the frozen base
-        return tokens / READER_TOKENS_A_SECOND
+        return tokens / PRETRAINED_TOKENS_A_SECOND
     return OPERATIONS * part.parameters * tokens / OPERATIONS_A_SECOND
 
 

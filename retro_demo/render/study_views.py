@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from retro_demo.evaluation.losses import LEVEL
-from retro_demo.render.html_parts import badge, bar, esc, failure, note, standing, table, term
+from retro_demo.render.html_parts import badge, bar, esc, failure, standing, table, term
 from retro_demo.server.studies import StudyStatus
 
 PARTS = {
@@ -53,12 +53,6 @@ def verdict_html(result: Mapping[str, Any]) -> str:
         f"<p class='caption'>Differences in {term('bits per byte')}, with {LEVEL}% intervals: below 0 "
         "neighbors help. Evaluate has all figures of each run.</p>"
     )
-    alone = ""
-    if result["against"] == "off":
-        alone = note(
-            "A reader is compared with the same pretrained model without neighbors. Its matched baseline "
-            "would be that model, trained on these texts for as long without neighbors: none is trained here."
-        )
     steps = "".join(f"<li>{esc(step)}</li>" for step in result["next"])
     more = (
         f"<details><summary>What would change this verdict?</summary><ul>{steps}</ul></details>"
@@ -68,7 +62,7 @@ def verdict_html(result: Mapping[str, Any]) -> str:
     claim, measured, on = result["verdict"].partition(" Measured on")
     kind = {True: "yes", False: "no"}.get(result["helps"], "")
     said = f'<p class="claim">{esc(claim)}</p><p class="caption">{esc((measured + on).strip())}</p>'
-    return f'<div class="verdict {kind}">{said}</div>{alone}{table(head, rows)}{unit}{more}'
+    return f'<div class="verdict {kind}">{said}</div>{table(head, rows)}{unit}{more}'
 
 
 def _difference(difference: Mapping[str, Any] | None) -> str:

@@ -163,6 +163,7 @@ GLOSSARY: dict[str, str] = {
     "retro": "A decoder that reads neighbors by chunked cross-attention (Borgeaud et al. 2022).",
     "retrofit": "A finished lm, frozen, that learns to read neighbors: without them it stays what it was.",
     "reader": "A pretrained model, frozen, that learns to read neighbors: without them it stays what it was.",
+    "tuned": "A pretrained model trained on the texts, by small updates beside its weights (LoRA).",
     "look-up": "How a reader finds what to read: the text is compared with each token of the neighbors.",
     "copy head": "The weights of a look-up as a prediction: the tokens found, mixed with the model's own.",
     "null key": "What a look-up turns to where no neighbor helps: its share of the attention reads nothing.",

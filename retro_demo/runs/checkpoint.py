@@ -44,8 +44,9 @@ from retro_demo.models.layers import lay_out_for_writing
 from retro_demo.models.marge import MARGE
 from retro_demo.models.memory import shapes_of
 from retro_demo.models.reader import Reader
-from retro_demo.models.reader_config import LessonConfig, ReaderConfig
+from retro_demo.models.reader_config import BesideBase, LessonConfig, ReaderConfig, TunedConfig
 from retro_demo.models.retro import RETRO
+from retro_demo.models.tuned import Tuned
 from retro_demo.output_folder import CONFIG, make_output
 from retro_demo.paths import CHECKPOINTS, MISSING, data_home
 from retro_demo.pretrained.bases import (
@@ -69,6 +70,7 @@ MOST_STEPS = 1_000_000_000
 MOST_PAGE = 1024  # tokens: explaining more takes gigabytes and minutes
 HASH = re.compile(r"[0-9a-f]{64}")
 FLOATS = ("F32", "F16", "BF16")  # what weights are kept in
+Beside = TypeVar("Beside", Reader, Tuned)  # what reads with a pretrained base
 DEVICES = ("cpu", "cuda", "mps")
 
 
@@ -185,21 +187,17 @@ class RunConfig(AnyRun):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReaderRun(RunConfig):
-    """A pretrained base that was taught to read neighbors; `base` names it, `base_weights` is its hash.
+class PretrainedRun(RunConfig):
+    """A run that stands on a pretrained base; `base` names it, `base_weights` is its hash."""
 
-    `base_context`: tokens that it reads at most. `edition_fingerprint`: of the corpus `lessons.edition`.
-    """
-
-    network: ReaderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
-    lessons: LessonConfig
+    network: BesideBase  # pyright: ignore[reportIncompatibleVariableOverride]
     base_context: int = 2048  # tokens that the base reads at most
-    edition_fingerprint: str = ""
 
     def __post_init__(self) -> None:
         if not self.base or not HASH.fullmatch(self.base_weights):
             raise UserError(
-                f"A reader names its base and the hash of its weights, not {seen(self.base_weights)}."
+                f"A {self.model} run names its base and the hash of its weights, not "
+                f"{seen(self.base_weights)}."
             )
         if not 2 <= self.context <= MOST_STEPS:
             raise UserError(
@@ -212,7 +210,7 @@ class ReaderRun(RunConfig):
         # a title stands before a text, and its beginning
         return self.base_context - self.network.title_len - 1
 
-    def with_context(self, tokens: int) -> ReaderRun:
+    def with_context(self, tokens: int) -> PretrainedRun:
         """The same run, which reads so many tokens at a time."""
         return replace(self, base_context=tokens + self.network.title_len + 1)
 
@@ -252,13 +250,14 @@ class ReaderRun(RunConfig):
             )
         return path
 
-    def with_base(self, network: Reader, folder: Path, precision: str = "") -> Reader:
+    def with_base(self, network: Beside, folder: Path, precision: str = "") -> Beside:
         """Attach the base. Raises UserError where it is gone, another one, or has another tokenizer."""
         self.found_base()
         fastest = fastest_precision(data_home()[0]) if network.device.type == "cpu" else "bfloat16"
         base = load_base(self.base, precision or fastest, device=str(network.device))
         self._check_fits(base, folder)
-        return network.attach(base.model)
+        network.attach(base.model)
+        return network
 
     def _check_fits(self, base: Base, folder: Path) -> None:
         """Raise UserError where a base of the right weights is read otherwise than when the run was made."""
@@ -279,6 +278,25 @@ class ReaderRun(RunConfig):
                 f"The base {name_of_base(self.base)} has another tokenizer than {folder.name} was trained "
                 "with. Put that one back, or train a new run."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaderRun(PretrainedRun):
+    """A pretrained base that was taught to read neighbors.
+
+    `edition_fingerprint`: of the corpus `lessons.edition`.
+    """
+
+    network: ReaderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    lessons: LessonConfig
+    edition_fingerprint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunedRun(PretrainedRun):
+    """A pretrained base that was fine-tuned."""
+
+    network: TunedConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 @dataclass(frozen=True, kw_only=True)

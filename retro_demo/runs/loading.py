@@ -23,7 +23,14 @@ from retro_demo.models.retro import RETRO
 from retro_demo.paths import CHECKPOINTS, data_home
 from retro_demo.pretrained.tokenizer import load_tokenizer
 from retro_demo.retrieval.bm25 import LexicalRetriever
-from retro_demo.runs.checkpoint import AnyRun, RunConfig, load_model, read_any_config, read_run_config
+from retro_demo.runs.checkpoint import (
+    AnyRun,
+    PretrainedRun,
+    RunConfig,
+    load_model,
+    read_any_config,
+    read_run_config,
+)
 from retro_demo.tokenizer import Tokenizer
 
 
@@ -42,24 +49,24 @@ def load_trained_on(config: AnyRun) -> Corpus:
 def load_own_corpus(folder: Path, config: AnyRun) -> Corpus:
     """The same as the run in a folder reads it, which may be in other tokens."""
     corpus = load_trained_on(config)
-    return as_read(corpus, folder, config) if config.retokenizes else corpus
+    return as_read(corpus, folder, config) if isinstance(config, PretrainedRun) else corpus
 
 
-def as_read(corpus: Corpus, folder: Path, config: AnyRun) -> Corpus:
+def as_read(corpus: Corpus, folder: Path, config: RunConfig) -> Corpus:
     """A corpus in the tokens and chunks of the run in a folder; UserError where it is not made ready for it.
 
     Ids that a base has room for and its vocabulary does not name are known, too.
     """
-    there = load_retokenized(corpus, folder, config.chunk_len)
+    there = load_retokenized(corpus, folder, config.network.chunk_len)
     if not config.retokenizes:
         return there
     return replace(there, tokenizer=load_tokenizer(folder / "tokenizer.json", config.network.vocab_size))
 
 
-def make_ready(corpus: str, folder: Path, config: AnyRun) -> Iterator[Event]:
+def make_ready(corpus: str, folder: Path, config: RunConfig) -> Iterator[Event]:
     """Make what the run in a folder reads of a corpus that is built, where that is not there yet."""
     read = load_corpus(corpus_folder(data_home()[0], corpus))
-    yield from prepare_retokenized(read, folder, config.chunk_len)
+    yield from prepare_retokenized(read, folder, config.network.chunk_len)
 
 
 def load_database(folder: Path, config: RunConfig, retriever: str = "") -> Database:
@@ -151,7 +158,7 @@ def ready_run(
     if corpus:
         yield from ensure_sample(corpus, stop)
         other = corpus_folder(data_home()[0], corpus)
-    if corpus or trained.retokenizes:
+    if corpus or (trained.retokenizes and trained.retrieves):
         for event in make_ready(corpus or trained.corpus, folder, trained):
             yield event
             if stop():

@@ -27,7 +27,7 @@ from retro_demo.runs.checkpoint import (
     BEST,
     AnyRun,
     MargeRun,
-    ReaderRun,
+    PretrainedRun,
     RunConfig,
     config_bytes,
     differences,
@@ -60,6 +60,8 @@ READER_SETTINGS = frozenset(
     }
 )
 """What a run that begins with an lm's weights may choose of its network; the rest is the base's."""
+FIRST_WRITTEN = 0.6
+"""Share of the depth of a pretrained base below which nothing is trained."""
 
 
 def fitting_layers(layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
@@ -83,8 +85,9 @@ def plan_run(
     `corpus` is a folder or "sample:NAME", `base` too: the run whose weights this one begins with, or a
     pretrained base (`hub`: one of the Hub may be fetched). An
     `lm` or `retro` trains all of them on; a `retrofit` freezes them and trains encoder and
-    cross-attention alone (RETRO section 4.2). Raises UserError for unknown names and bad values, and for a
-    MARGE where there are no two documents to be each other's evidence.
+    cross-attention alone (RETRO section 4.2). Of a pretrained base an `lm` is a fine-tuning, a `retrofit` a
+    reader. Raises UserError for unknown names and bad values, and for a MARGE where there are no two
+    documents to be each other's evidence.
     """
     kind, given = _kind_of_run(model, base, hub), dict(settings or {})
     pretrained = bool(base) and kind.trains_pretrained
@@ -134,7 +137,9 @@ def _kind_of_run(model: str, base: str, hub: bool) -> Kind:
             )
         return kind_named(kind.of_pretrained)
     if kind.trains_pretrained:
-        raise UserError("A reader needs a pretrained base: name it with --base smollm2, or a folder.")
+        raise UserError(
+            f"The model {kind.name} needs a pretrained base: name it with --base smollm2, or a folder."
+        )
     if kind.base == "must" and not base:
         raise UserError(
             "A retrofit teaches a trained lm to read neighbors: name it with --base RUN. "
@@ -245,33 +250,27 @@ class MargePlanner(Planner):
         return Planner.usual(config, preset) | _of_languages(config.network.languages)
 
 
-class ReaderPlanner(Planner):
-    """The same for a pretrained base that learns to read neighbors."""
+class PretrainedPlanner(Planner):
+    """The same for what is trained beside a pretrained base."""
 
     @staticmethod
-    def network(shape: dict[str, Any], corpus: Corpus, base: BaseShape | None = None) -> dict[str, Any]:
-        """Layers lie where those of a base of 30 layers were tried: at 40 to 90% of its depth."""
+    def of_base(base: BaseShape | None) -> dict[str, Any]:
+        """The part of its shape that is the base's."""
         assert base is not None
         if base.tokenizer.token_bytes(0):  # and no special token is there to take its place
             raise UserError(
                 f"The first token of the base {base.place} stands for text, and corpora are filled up with "
                 "it. Choose a base whose tokenizer has a special token."
             )
-        depth = base.config.depth
-        usual = {
-            "match_layers": layers_at((0.4, 0.6), depth),
-            "write_layers": layers_at((0.6, 0.73, 0.87), depth),
-        }
         tokens = {"vocab_size": base.config.vocab_size, "pad_id": 0, "begin_id": base.begin_id}
-        heads = {"num_heads": base.config.num_heads}
-        return usual | shape | tokens | heads | {"dim": base.config.dim, "depth": depth}
+        return tokens | {name: getattr(base.config, name) for name in ("num_heads", "dim", "depth")}
 
     @staticmethod
-    def tokenizer(config: ReaderRun, corpus: Corpus) -> Tokenizer:
+    def tokenizer(config: PretrainedRun, corpus: Corpus) -> Tokenizer:
         return describe_base(config.base).tokenizer
 
     @staticmethod
-    def check(config: ReaderRun, corpus: Corpus) -> None:
+    def check(config: PretrainedRun, corpus: Corpus) -> None:
         length, chunk_len = config.training.seq_len, config.network.chunk_len
         if length % chunk_len or length < 2 * chunk_len:
             raise UserError(
@@ -285,6 +284,31 @@ class ReaderPlanner(Planner):
             )
         if not (~(corpus.held_out | corpus.database_only)).any():
             raise UserError("No document of this corpus is for training. Build it with some that are.")
+
+
+class ReaderPlanner(PretrainedPlanner):
+    """The same for a pretrained base that learns to read neighbors."""
+
+    @staticmethod
+    def network(shape: dict[str, Any], corpus: Corpus, base: BaseShape | None = None) -> dict[str, Any]:
+        """Layers lie where those of a base of 30 layers were tried: at 40 to 90% of its depth."""
+        own = PretrainedPlanner.of_base(base)
+        usual = {
+            "match_layers": layers_at((0.4, FIRST_WRITTEN), own["depth"]),
+            "write_layers": layers_at((FIRST_WRITTEN, 0.73, 0.87), own["depth"]),
+        }
+        return usual | shape | own
+
+
+class TunedPlanner(PretrainedPlanner):
+    """The same for one that is fine-tuned: above the layer at which a reader would begin to write."""
+
+    @staticmethod
+    def network(shape: dict[str, Any], corpus: Corpus, base: BaseShape | None = None) -> dict[str, Any]:
+        own = PretrainedPlanner.of_base(base)
+        assert base is not None
+        widths = {name: getattr(base.config, name) for name in ("num_kv_heads", "head_dim", "ff_dim")}
+        return {"first_tuned": layers_at((FIRST_WRITTEN,), own["depth"])[0]} | shape | own | widths
 
 
 def layers_at(shares: Sequence[float], depth: int) -> tuple[int, ...]:

@@ -259,14 +259,16 @@ def _with_weights(workspace: Workspace) -> list[tuple[str, AnyRun]]:
 
 
 def train_baseline(workspace: Workspace, run: str) -> str:
-    """Start the training of the lm that would match a run; returns its id."""
+    """Start the training of the baseline that would match a run; returns its id."""
     folder = workspace.run(run)
     config = read_run_config(folder)
+    if not config.kind.baseline:
+        raise UserError(f"{folder.name} reads no neighbors, so it needs no baseline. Choose a run that does.")
     corpus = config.corpus if config.corpus.startswith(SAMPLE) else Path(config.corpus).name
     return service.start_run(
         workspace,
         corpus,
-        "lm",
+        config.kind.baseline,
         config.preset,
         baseline_settings(folder),
         f"{folder.name}-baseline",

@@ -270,7 +270,7 @@ def served_context(limits: Limits, config: AnyRun) -> int:
     most = min(config.context, limits.context or config.context)
     if not limits.reading_megabytes:
         return most
-    neighbors = limits.neighbors or config.settings["num_neighbors"]
+    neighbors = limits.neighbors or config.settings.get("num_neighbors", 0)
     megabytes = resolve(config.kind.memory)
     fits = bisect_right(
         range(1, most + 1), limits.reading_megabytes, key=lambda n: megabytes(config.network, n, neighbors)

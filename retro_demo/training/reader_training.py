@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from retro_demo.evaluation.arms import Arms, held_out_windows
 from retro_demo.evaluation.losses import read_arm
 from retro_demo.events import MEASURING, Evaluated, Event, Progress
 from retro_demo.models.reader import Reader
+from retro_demo.models.tuned import Tuned
 from retro_demo.paths import data_home
 from retro_demo.pretrained.precision import training_precision
 from retro_demo.retrieval.neighbors import EndOfQuery, Retriever
@@ -119,7 +120,7 @@ class ReaderWork(Work):
         yield Progress(MEASURING, 0, tokens)
         database = Database(self.corpus, self.retriever)
         figures = measure_reader(model.eval(), self.config, database, self.widths, tokens)
-        yield Evaluated(step, figures, write_sample(model, self.config, database))
+        yield Evaluated(step, figures, write_sample(model, self.config, self.corpus, database))
 
 
 def by_titles(retriever: Retriever) -> TitledRetriever:
@@ -133,7 +134,7 @@ def by_titles(retriever: Retriever) -> TitledRetriever:
 def measure_reader(
     model: Reader, config: ReaderRun, database: Database, widths: np.ndarray, max_tokens: int
 ) -> dict[str, dict[str, float]]:
-    """Loss of "on" and "off" on held-out windows, as `measure_arms`; empty where none is held out."""
+    """Loss of "on" and "off" on held-out windows, as `measure_windows`."""
     corpus, training = database.corpus, config.training
     windows = held_out_windows(corpus, training.seq_len // config.chunk_len, 0)
     which = np.arange(min(len(windows), max(1, max_tokens // training.seq_len)))
@@ -144,10 +145,17 @@ def measure_reader(
     table = np.full((len(corpus.chunks), training.num_neighbors), -1, np.int64)
     table[rows] = database.retriever.search(corpus.chunks.tokens[rows], training.num_neighbors, own=rows).ids
     arms = Arms(corpus, windows, {"own": table}, "own", training.num_neighbors, 0, config.network.title_len)
-    targets = arms.tokens(which)[:, config.chunk_len :]
+    return measure_windows(model, arms, ("on", "off"), widths, which)
+
+
+def measure_windows(
+    model: Reader | Tuned, arms: Arms, names: Sequence[str], widths: np.ndarray, which: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """Loss of some arms on the windows `which`, as `measure_arms`."""
+    targets = arms.tokens(which)[:, arms.corpus.config.chunk_len :]
     count, size = int((targets != 0).sum()), float(widths[targets].sum())
     figures = {}
-    for name in ("on", "off"):
+    for name in names:
         nats = sum(
             float(read_arm(model, arms, name, which[i : i + 4]).sum()) for i in range(0, len(which), 4)
         )

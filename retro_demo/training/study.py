@@ -5,8 +5,8 @@
 
 For each seed a plain model is trained (the base). A retrofit freezes it and learns to read neighbors; the
 matched baseline trains it on for as many steps without neighbors. What the one is better than the other is
-what retrieval is worth. A pretrained base is there already and becomes a reader; no model of it is trained on
-without neighbors, so a reader is compared with itself, reading nothing.
+what retrieval is worth. A pretrained base is there already: it becomes a reader, and its matched baseline is
+the same base, fine-tuned for as many steps.
 
 Each part is a job in a folder of its own and goes on where it stood, so a study that was stopped or killed
 does, too. The runs are used with their best save, so that a training that is too long makes no easy opponent.
@@ -75,9 +75,13 @@ class Study:
     @property
     def trained(self) -> tuple[str, ...]:
         """What is trained for each seed, in its order."""
-        if self.pretrained:
-            return ("reader",)
-        return ("retrofit", "baseline") if self.base else ("base", "retrofit", "baseline")
+        reader = self.reading.name
+        return (reader, "baseline") if self.base else ("base", reader, "baseline")
+
+    @property
+    def reading(self) -> Kind:
+        """The kind of run that learns to read neighbors."""
+        return KINDS["reader" if self.pretrained else "retrofit"]
 
     @property
     def first_seed(self) -> int:
@@ -93,7 +97,7 @@ class Study:
         ]
 
     def _place(self, out: Path, name: str, seed: int) -> Path:
-        name = self.trained[-1 if self.pretrained else -2] if name == VERDICT else name
+        name = self.reading.name if name == VERDICT else name
         own = name if self.seeds == 1 else f"{name}-seed{seed}"
         return (out / self.runs).resolve() / f"{out.name}-{own}" if self.runs else out / own
 
@@ -165,8 +169,8 @@ def plan_part(study: Study, name: str, seed: int, runs: Trained) -> AnyRun:
     base = str(runs.get(("base", seed), study.base))
     common: dict[str, Any] = {"preset": study.preset, "device": study.device}
     if name == "baseline":
-        settings = baseline_settings(runs["retrofit", seed])
-        return plan_run("lm", study.corpus, settings=settings, base=base, **common)
+        settings = baseline_settings(runs[study.reading.name, seed])
+        return plan_run(study.reading.baseline, study.corpus, settings=settings, base=base, **common)
     given = _known(study.settings, KINDS["reader" if study.pretrained else "retro"])
     given |= {"seed": seed, "keep": given.get("keep", "best")}
     if name == "base":
@@ -298,19 +302,18 @@ def study_result(
     study: Study, parts: list[StudyPart], results: list[dict[str, Any]], worse: list[str]
 ) -> dict[str, Any]:
     """What a study finishes with: the verdict over all seeds, and the figures of each one."""
-    against = "off" if study.pretrained else "baseline"
     seeds = [
         {
             "seed": part.seed,
             "run": part.folder.name,
             "verdict": result["verdict"],
             "helps": result["helps"],
-            "difference": result["arms"]["on"]["differences"].get(against),
+            "difference": result["arms"]["on"]["differences"].get("baseline"),
             "shuffled": result["arms"]["on"]["differences"].get("shuffled"),
         }
         for part, result in zip((part for part in parts if part.name == VERDICT), results, strict=True)
     ]
-    return {"study": study.corpus, "against": against, **verdict_over(results, worse), "seeds": seeds}
+    return {"study": study.corpus, "against": "baseline", **verdict_over(results, worse), "seeds": seeds}
 
 
 def settled_study(study: Study) -> Study:

@@ -41,6 +41,7 @@ from retro_demo.kinds import resolve
 from retro_demo.models.marge import MARGE
 from retro_demo.models.reader import Reader
 from retro_demo.models.retro import RETRO
+from retro_demo.models.tuned import Tuned
 from retro_demo.paths import run_folder
 from retro_demo.runs.alarms import Watch, passes_of
 from retro_demo.runs.checkpoint import (
@@ -256,12 +257,13 @@ class RetroWork(Work):
         tokens = self.config.training.eval_tokens
         yield Progress(MEASURING, 0, tokens)
         arms = measure_arms(model, self.batches, self.widths, tokens)
-        yield Evaluated(step, arms, write_sample(model, self.config, self.database))
+        yield Evaluated(step, arms, write_sample(model, self.config, self.corpus, self.database))
 
 
-def write_sample(model: RETRO | Reader, config: RunConfig, database: Database) -> str:
+def write_sample(
+    model: RETRO | Reader | Tuned, config: RunConfig, corpus: Corpus, database: Database | None
+) -> str:
     """What the model writes after the first words of a held-out (else the first) document."""
-    corpus = database.corpus
     document = int(corpus.held_out.argmax())
     first = corpus.chunks.tokens[corpus.chunks.document == document].reshape(-1)[:SAMPLE_PROMPT_TOKENS]
     prompt = corpus.tokenizer.decode(first.tolist())

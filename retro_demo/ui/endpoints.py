@@ -103,8 +103,9 @@ class Endpoints:
         edition: str = "",
     ) -> dict:
         """Start training and return at once: {"run": id}. steps 0 means as many as the preset says;
-        base is the run whose weights it begins with (a retrofit needs one), or for a reader the name of a
-        pretrained model of this server, such as smollm2. model is lm, retro, retrofit, reader or marge;
+        base is the run whose weights it begins with (a retrofit needs one), or for a reader or tuned the name
+        of a pretrained model of this server, such as smollm2. model is lm, retro, retrofit, reader, tuned
+        (that model, fine-tuned) or marge;
         edition is for a reader another corpus, which tells of the same documents with other values.
         retriever is dense, bm25, bm25-words or hybrid; empty: that of the preset. keep says which
         of its saves it will be used with, the last or the best."""

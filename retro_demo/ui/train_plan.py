@@ -123,8 +123,9 @@ class PlanForm:
                 elem_id="base",
                 elem_classes=BRIEF,
                 min_width=200,
-                info="What to begin with. Of a reader a pretrained model, else an lm. A reader and a "
-                "retrofit freeze it; an lm that trains on from it for as many steps is the matched baseline.",
+                info="What to begin with. Of a reader, and of a fine-tuned model, a pretrained one, else an "
+                "lm. A reader and a retrofit freeze it; an lm that trains on from it for as many steps is "
+                "the matched baseline.",
             )
             self.seeds = gr.Number(
                 1,
@@ -477,9 +478,7 @@ def _corpora(corpora: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _about(kinds: Sequence[Kind], with_study: bool) -> str:
-    study = (
-        "The first trains a base, a retrofit of it and a matched baseline, and compares them. " * with_study
-    )
+    study = "The first trains what reads neighbors and its matched baseline, and compares them. " * with_study
     return study + "; ".join(kind.about for kind in kinds) + "."
 
 

@@ -124,7 +124,6 @@ def test_layers_that_are_matched_lie_at_the_same_shares_of_any_depth(depth, expe
 @pytest.mark.parametrize(
     ("model", "base_of", "settings", "match"),
     [
-        ("lm", "base", {}, "retrofit"),
         ("retro", "base", {}, "retrofit"),
         ("marge", "base", {}, "retrofit"),
         ("reader", "", {}, "pretrained base"),
@@ -157,7 +156,7 @@ def test_a_base_of_the_hub_is_asked_for_only_where_that_is_allowed(corpus, monke
     with pytest.raises(UserError, match="No run|no run|There is"):
         plan_run("retrofit", str(corpus), base="some/base", device="cpu")
     with pytest.raises(UserError):
-        plan_run("lm", str(corpus), base="some/base", device="cpu", hub=True)
+        plan_run("retro", str(corpus), base="some/base", device="cpu", hub=True)
     assert not asked
     with pytest.raises(UserError, match="fetched"):
         plan_run("retrofit", str(corpus), base="some/base", device="cpu", hub=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -94,17 +95,28 @@ def test_a_base_of_ones_own_is_not_trained_again(tmp_path, half_held_out, finish
     assert read_run_config(out / "baseline").base == base
 
 
-def test_a_pretrained_base_becomes_a_reader_that_is_compared_with_itself(tmp_path, small_folder):
+def test_a_pretrained_base_becomes_a_reader_that_is_compared_with_that_base_fine_tuned(
+    tmp_path, half_held_out
+):
     base = make_base(tmp_path / "base")
+    corpus = shutil.copytree(half_held_out.folder, tmp_path / "half")
     settings = SHAPE | TRAINING | {"steps": 2, "eval_every": 2, "save_every": 2, "eval_tokens": 100}
+    settings |= {"chunk_len": 8, "query_tokens": 8}
     out = tmp_path / "mine"
-    prepare_study(out, Study(str(small_folder), base=str(base), settings=settings, device="cpu"))
+    prepare_study(out, Study(str(corpus), base=str(base), settings=settings, device="cpu"))
 
     told = advance(out)
 
-    assert told[0]["about"]["parts"] == ["reader", "verdict"]
-    assert told[-1]["against"] == "off"
-    assert set(told[-1]["seeds"][0]["difference"]) == {"nats", "nats_ci", "bpb", "bpb_ci"}
+    assert told[0]["about"]["parts"] == ["reader", "baseline", "verdict"]
+    assert told[-1]["against"] == "baseline"
+    assert told[-1]["seeds"][0]["run"] == "reader"
+    difference = told[-1]["seeds"][0]["difference"]
+    assert difference["bpb_ci"][0] < difference["bpb_ci"][1]
+    assert "Not decided" not in told[-1]["verdict"]
+    reader, tuned = (read_run_config(out / name) for name in ("reader", "baseline"))
+    assert (tuned.model, tuned.base_weights) == ("tuned", reader.base_weights)
+    assert tuned.training.steps == reader.training.steps
+    assert [one.training.keep for one in (reader, tuned)] == ["best"] * 2
 
 
 def test_runs_may_lie_beside_a_study_under_its_name(tmp_path, half_held_out):
