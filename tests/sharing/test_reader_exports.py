@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from sharing_helpers import told
-from small_readers import changed_base, prepare_reader, small_base
+from small_readers import changed_base, prepare_reader, prepare_tuned, small_base
 from test_export_import import refused, texts_of
 from test_import_checks import change_json, refusal, seal
 from train_helpers import advance, same_weights
@@ -75,6 +75,34 @@ def test_a_reader_comes_back_without_its_base_and_writes_the_same(
     asked = ("--prompt", "Area of Arden", "--max-new-tokens", 12)
     written = [told(capsys, "generate", run, *asked)[-1]["text"] for run in (reader, mine)]
     assert written[0] == written[1]
+
+
+def test_a_fine_tuned_base_comes_back_without_it_writes_the_same_and_trains_on(
+    tmp_path, capsys, base, small_folder
+):
+    run = prepare_tuned(tmp_path / "tuned", small_folder, base)
+    advance(run)
+    told(capsys, "export", run, "--out", tmp_path / "out", "--with-corpus", "--with-state")
+
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "fine-tuned" in card
+    assert base_fingerprint(base) in card
+    assert not set(load_file(tmp_path / "out" / "model.safetensors")) & set(
+        load_file(base / "model.safetensors")
+    )
+    told(capsys, "import", tmp_path / "out", "--as", tmp_path / "gone")
+    assert "--base" in refused(capsys, "generate", tmp_path / "gone", "--prompt", "Area of Arden")
+    mine = tmp_path / "mine"
+    told(capsys, "import", tmp_path / "out", "--as", mine, "--base", base)
+    asked = ("--prompt", "Area of Arden", "--max-new-tokens", 12)
+    assert (
+        told(capsys, "generate", run, *asked)[-1]["text"]
+        == told(capsys, "generate", mine, *asked)[-1]["text"]
+    )
+    for each in (run, mine):
+        extend_run(each, 8)
+        advance(each)
+    assert same_weights(run, mine)
 
 
 def test_no_weight_of_the_base_and_no_path_of_this_machine_leaves_with_a_reader(

@@ -27,6 +27,11 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+TUNED = {
+    name: value for name, value in SETTINGS.items() if name not in ("lessons", "match_dim", "query_tokens")
+}
+
+
 def small_base(folder: Path, **more: Any) -> Path:
     """A folder of a random base with five layers."""
     write_base(folder, DEEP_ENOUGH | more)
@@ -44,4 +49,11 @@ def prepare_reader(out: Path, corpus: Path, base: Path, **changes: Any) -> Path:
     """A reader of this base set up in the folder `out`; nothing is trained yet."""
     settings = SETTINGS | changes
     prepare_run(out, plan_run("retrofit", str(corpus), settings=settings, device="cpu", base=str(base)))
+    return out
+
+
+def prepare_tuned(out: Path, corpus: Path, base: Path, **changes: Any) -> Path:
+    """This base set up to be fine-tuned in the folder `out`, as the matched baseline of such a reader."""
+    settings = TUNED | changes
+    prepare_run(out, plan_run("lm", str(corpus), settings=settings, device="cpu", base=str(base)))
     return out

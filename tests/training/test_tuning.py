@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_readers import SETTINGS, changed_base, prepare_reader, small_base
+from small_readers import TUNED, changed_base, prepare_reader, prepare_tuned, small_base
 from train_helpers import advance, same_weights, steps
 
 from retro_demo.cli.main import build_parser
@@ -31,11 +31,6 @@ from retro_demo.server.run_actions import command_of, passes_ahead
 from retro_demo.settings import EvaluateConfig, GenerateConfig
 from retro_demo.training.tuning import TextWindows
 
-TUNED = {
-    name: value
-    for name, value in SETTINGS.items()
-    if name not in ("lessons", "match_dim", "query_tokens", "num_neighbors")
-}
 QUICK = EvaluateConfig(first_tokens=200, max_tokens=200, resamples=200, prepend="off", retrievers="")
 
 
@@ -66,12 +61,6 @@ def reader(tmp_path_factory, corpus, base) -> Path:
     """A trained reader; do not change it."""
     out = prepare_reader(tmp_path_factory.mktemp("runs") / "reader", corpus, base)
     advance(out)
-    return out
-
-
-def prepare_tuned(out: Path, corpus: Path, base: Path, **changes: object) -> Path:
-    wanted = plan_run("lm", str(corpus), settings=TUNED | changes, device="cpu", base=str(base))
-    prepare_run(out, wanted)
     return out
 
 
