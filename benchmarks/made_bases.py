@@ -124,7 +124,7 @@ def write_gguf(
     tokens += [f"[unused{n}]" for n in range(told["vocab_size"] - len(tokens))]
     writer = gguf.GGUFWriter(str(path), architecture)
     writer.add_block_count(3)
-    writer.add_context_length(128)
+    writer.add_context_length(told["max_position_embeddings"])
     writer.add_embedding_length(32)
     writer.add_feed_forward_length(48)
     writer.add_head_count(4)

@@ -7,10 +7,14 @@ import time
 from collections.abc import Callable
 
 import pytest
+from held_back import no_place_free
+from small_readers import SETTINGS
 from study_helpers import QUICK
 
+from benchmarks.made_bases import SHAPE, write_gguf
 from retro_demo.errors import UserError
 from retro_demo.jobs import lifecycle
+from retro_demo.runs.checkpoint import read_any_config
 from retro_demo.server import cleanup, corpus_changes, evaluations, service, studies
 from retro_demo.server.limits import Limits, keep_limits
 from retro_demo.server.workspace import Workspace, new_code
@@ -49,6 +53,31 @@ def test_a_study_on_a_corpus_just_built_comes_to_a_verdict_with_its_runs_among_t
     shown = evaluations.measured(workspace, "places-study-retrofit")
     assert shown is not None
     assert shown["verdict"] == told.result["verdict"]
+
+
+def test_a_study_with_a_pretrained_base_trains_its_baseline_and_so_does_a_button(
+    workspace, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(SHAPE, "max_position_embeddings", 400)
+    write_gguf(tmp_path / "smollm2.gguf")
+    monkeypatch.setenv("RETRO_DEMO_SMOLLM2", str(tmp_path / "smollm2.gguf"))
+    small = {name: value for name, value in SETTINGS.items() if name != "num_neighbors"} | {"steps": 2}
+
+    study = studies.start_study(workspace, "places", settings=small, base="smollm2")
+
+    assert ended(workspace, study) == "finished"
+    told = studies.study_status(workspace, study)
+    assert [part.title for part in told.parts] == ["reader", "baseline", "verdict"]
+    assert "Not decided" not in told.result["verdict"]
+    with no_place_free(workspace.home):
+        again = evaluations.train_baseline(workspace, f"{study}-reader")
+        config = read_any_config(workspace.run(again))
+        with pytest.raises(UserError, match="needs no baseline"):
+            evaluations.train_baseline(workspace, again)
+    assert config.model == "tuned"
+    assert config.training == read_any_config(workspace.run(f"{study}-baseline")).training
+    offered = dict(evaluations.baselines(workspace, f"{study}-reader"))
+    assert offered == {f"{study}-baseline": ""}
 
 
 def test_a_killed_study_keeps_what_is_done_and_goes_on(workspace):
