@@ -330,9 +330,10 @@ def check_base(config: RunConfig, base: str, corpus: Corpus, settings: Mapping[s
     """Raise UserError where a run cannot begin with the weights of this one."""
     if not has_weights(run_folder(base)):
         raise UserError(f"The base run {base} has no weights yet. Let it train until its first save.")
-    if config.network.cca_layers:
+    if config.network.cca_layers or config.kind.trains_pretrained:
         raise UserError(
-            f"The base run {base} is a {config.model}; begin with an lm, which reads no neighbors."
+            f"The base run {base} is a {config.model}; begin with an lm, which reads no neighbors and has no "
+            "base of its own, or with a pretrained base."
         )
     ours = Tokenizer.load(run_folder(base) / "tokenizer.json")
     if ours.fingerprint != corpus.tokenizer.fingerprint:

@@ -305,15 +305,15 @@ def bases(workspace: Workspace, corpus: str) -> list[str]:
     if not tokenizer.exists():
         return []
     folders = {run: workspace.run(run) for run in workspace.runs()}
+    configs = {run: read_any_config(folder) for run, folder in folders.items() if has_weights(folder)}
     known = [
         run
-        for run, folder in folders.items()
-        if has_weights(folder)
-        and not read_any_config(folder).retrieves
-        and file_hash(folder / "tokenizer.json") == file_hash(tokenizer)
+        for run, config in configs.items()
+        if not (config.retrieves or config.kind.trains_pretrained)
+        and file_hash(folders[run] / "tokenizer.json") == file_hash(tokenizer)
     ]
     # a matched baseline was trained on from a base: the base itself comes first
-    return sorted(known, key=lambda run: bool(read_any_config(folders[run]).base))
+    return sorted(known, key=lambda run: bool(configs[run].base))
 
 
 def base_choices(workspace: Workspace, corpus: str | None, model: str) -> list[tuple[str, str]]:

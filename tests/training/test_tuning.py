@@ -112,6 +112,11 @@ def test_what_does_not_fit_is_refused_with_a_sentence(corpus, base, model, named
         plan_run(model, str(corpus), base=str(base) if named else "", settings=settings, device="cpu")
 
 
+def test_nothing_begins_with_a_base_that_was_fine_tuned(tuned, corpus):
+    with pytest.raises(UserError, match="begin with an lm"):
+        plan_run("retrofit", str(corpus), base=str(tuned), device="cpu")
+
+
 def test_a_context_of_one_chunk_is_refused(tmp_path, corpus, base):
     with pytest.raises(UserError, match="multiple of 8"):
         prepare_tuned(tmp_path / "run", corpus, base, seq_len=8)
