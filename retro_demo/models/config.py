@@ -328,6 +328,13 @@ class MargeConfig:
         "that a document gets by its content.",
         choices=("scores", "mass"),
     )
+    soft_labels: float = setting(
+        0.0,
+        "Soft labels",
+        "Weight of a loss by which relevance follows how likely a target is after each of four passages, "
+        "read alone (0: none, as in the paper).",
+        within=(0.0, 1000.0),
+    )
     beta_start: float = setting(
         1.0,
         "First beta",

@@ -5,7 +5,7 @@ distillation of attention. Nothing here knows text, files, indexes or training. 
 and evidence: after its first layers the state of its first token is the embedding of the document, after
 all of them the states are what the decoder reads. The relevance of evidence z for a target x is the cosine
 of their embeddings, in the loss as in the index. With distillation it also follows how much attention the
-decoder gives the evidence.
+decoder gives the evidence, with soft labels how well the target is written from each alone.
 
 By choice relevance is that of words, too, and what is learned of them (models/words.py).
 
@@ -54,12 +54,14 @@ class BatchPart(NamedTuple):
 class MargeBatch(NamedTuple):
     """What one step reads: targets (B, T) and the evidence (M, S) of all of them, padded with pad_id.
 
-    `part` says what part of a batch it is, None: all of it. All parts hold all evidence.
+    `part` says what part of a batch it is, None: all of it. All parts hold all evidence. `compared`: among
+    how much of the evidence, from the first on, soft labels choose; 0: this step has none.
     """
 
     targets: Tensor
     evidence: Tensor
     part: BatchPart | None = None
+    compared: int = 0
 
     @property
     def tokens(self) -> Tensor:
@@ -81,7 +83,7 @@ class MargeBatch(NamedTuple):
         if not len(own):
             own = self.targets[:1].clone()
             own[:, 1:] = pad_id
-        return MargeBatch(own, self.evidence, BatchPart(rank, size, share, predicted))
+        return self._replace(targets=own, part=BatchPart(rank, size, share, predicted))
 
 
 def mean_scores(scores: Tensor, present: Tensor, rows: Tensor, eps: float) -> Tensor:
@@ -131,6 +133,8 @@ def distillation(looks: Tensor, relevance: Tensor, visible: Tensor | None) -> Te
     return F.kl_div(student, teacher, reduction="batchmean")
 
 
+SOFT_CANDIDATES = 4  # of a target, each read alone: what a soft label costs
+SOFT_TEMPERATURE = 0.1  # nats a token: so much better evidence weighs e times as much
 EPS = 1e-5  # where a mean of scores is over what masks leave: they may leave nothing
 
 
@@ -424,13 +428,43 @@ class MARGE(nn.Module):
 
     def loss(self, batch: MargeBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss of the batch's tokens in nats, with that of distillation; figures to report beside it."""
-        encoded = None if batch.part is None else self._encode_together(batch.evidence, batch.part)
+        if batch.part is None:
+            encoded = self.encode_evidence(batch.evidence)
+        else:
+            encoded = self._encode_together(batch.evidence, batch.part)
         out = self(batch.targets, batch.evidence, encoded=encoded)
         losses = self._token_losses(batch.targets, out.logits)
         if batch.part is None:
             loss, share = losses.sum() / (batch.targets[:, 1:] != self.config.pad_id).sum().clamp(min=1), 1.0
         else:
             loss, share = losses.sum() / max(1, batch.part.predicted), batch.part.share
-        if out.distill_loss is None:
-            return loss, {}
-        return loss + share * self.config.distill * out.distill_loss, {"distill": out.distill_loss.detach()}
+        told: dict[str, Tensor] = {}
+        if out.distill_loss is not None:
+            loss = loss + share * self.config.distill * out.distill_loss
+            told["distill"] = out.distill_loss.detach()
+        if self.config.soft_labels and batch.compared > 1:
+            soft = self.soft_label_loss(batch, encoded, out.relevance)
+            loss = loss + share * self.config.soft_labels * soft
+            told["soft_labels"] = soft.detach()
+        return loss, told
+
+    def soft_label_loss(self, batch: MargeBatch, encoded: Evidence, relevance: Tensor) -> Tensor:
+        """KL from which evidence explains a target to its relevance (B, M); in nats a target.
+
+        The SOFT_CANDIDATES most relevant passages of the evidence are read one by one, all as if they were as
+        relevant as the best; how likely a token of the target is after each, on average, gives the shares
+        that relevance times beta has to have. Only relevance gets a gradient.
+        Source: Sachan et al. 2023, "Questions are all you need to train a dense passage retriever".
+        """
+        count = min(SOFT_CANDIDATES, batch.compared)
+        best = relevance.detach()[:, : batch.compared].topk(count, dim=1)
+        with torch.no_grad():
+            each = best.indices.flatten()  # (B * K,)
+            alone = Evidence(*(part[0].detach()[each][:, None] for part in encoded))
+            targets = batch.targets.repeat_interleave(count, dim=0)
+            equal = best.values[:, :1].repeat_interleave(count, dim=0)  # (B * K, 1)
+            losses = self.token_losses(targets, None, encoded=alone, relevance=equal)
+            written = (targets[:, 1:] != self.config.pad_id).sum(dim=1).clamp(min=1)
+            likely = -rearrange(losses.sum(dim=1) / written, "(b k) -> 1 b k", k=count)
+        sharp = sum(self.betas()) / len(self.layers)
+        return distillation(likely / SOFT_TEMPERATURE, relevance.gather(1, best.indices) * sharp, None)

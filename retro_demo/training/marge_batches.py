@@ -359,6 +359,8 @@ class MargeBatches:
             epoch += 1
         graph = self._subgraphs(self.found.pairs, epoch)[number]
         batch = self._batch_of(graph, step)
+        if step >= round(self.config.relevance_from * self.steps):  # the decoder must read first
+            batch = batch._replace(compared=len(batch.evidence))
         share = curriculum_share(step, self.reading_steps, self.lessons_kept)
         return self._with_target_copies(batch, share, step) if share else batch
 
@@ -385,7 +387,7 @@ class MargeBatches:
         width = max(copies.shape[1], batch.evidence.shape[1])
         parts = [batch.evidence, torch.from_numpy(copies)]
         wide = [torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts]
-        return MargeBatch(batch.targets, torch.cat(wide))
+        return batch._replace(evidence=torch.cat(wide))
 
     def _size_of(self, epoch: int) -> int:
         """How many batches an epoch of the last re-index has; counted once."""

@@ -314,6 +314,44 @@ def test_distillation_draws_relevance_to_where_the_attention_looks():
     torch.testing.assert_close(both, plain.loss(MargeBatch(TARGETS, EVIDENCE))[0] + out.distill_loss)
 
 
+COPIER = replace(CONFIG, copying_start=True, shifted_keys=True, soft_labels=1.0)
+
+
+def test_a_soft_label_draws_relevance_to_the_passage_that_a_target_is_written_from():
+    torch.manual_seed(0)
+    model = MARGE(COPIER).eval()
+    evidence = draw(M, T, seed=4)
+    evidence[3] = TARGETS[1]  # the one that explains the second target
+    batch = MargeBatch(TARGETS[1:2], evidence, compared=M)
+    relevance = torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.0]], requires_grad=True)  # the last is not compared
+    loss = model.soft_label_loss(batch, model.encode_evidence(evidence), relevance)
+    (pull,) = torch.autograd.grad(loss, relevance)
+
+    assert loss > 0
+    assert pull[0, 3] < 0
+    assert (pull[0, :3] > 0).all()
+    assert pull[0, 4] == 0
+    after = model.soft_label_loss(batch, model.encode_evidence(evidence), relevance - pull)
+    assert after < loss
+
+
+def test_a_soft_label_teaches_relevance_and_nothing_else():
+    model = make_model(replace(CONFIG, soft_labels=1.0))
+    batch, encoded = MargeBatch(TARGETS, EVIDENCE, compared=M), model.encode_evidence(EVIDENCE)
+    model.soft_label_loss(batch, encoded, torch.rand(B, M, requires_grad=True)).backward()
+
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+@pytest.mark.parametrize(("weight", "compared"), [(0.0, M), (1.0, 0), (1.0, 1)])
+def test_without_soft_labels_the_loss_is_the_same_to_the_last_bit(weight: float, compared: int):
+    model = make_model(replace(CONFIG, soft_labels=weight))
+    loss, told = model.loss(MargeBatch(TARGETS, EVIDENCE, compared=compared))
+
+    assert torch.equal(loss, MODEL.loss(MargeBatch(TARGETS, EVIDENCE))[0])
+    assert told == {}
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_an_untrained_encoder_finds_copies_with_three_of_ten_tokens_replaced(seed: int):
     torch.manual_seed(seed)

@@ -104,6 +104,38 @@ def test_a_stopped_run_goes_on_to_the_weights_of_one_never_stopped(tmp_path, fol
     assert told[0] == told[1]
 
 
+def test_a_run_with_soft_labels_is_the_same_each_time_and_goes_on_bit_for_bit(tmp_path, folder):
+    for name, weight in (("whole", 0.5), ("cut", 0.5), ("without", 0.0)):
+        prepare(tmp_path / name, folder, reading=0.5, soft_labels=weight)
+    for name in ("whole", "without"):
+        advance(tmp_path / name)
+    advance(tmp_path / "cut", stop_after=7)
+    advance(tmp_path / "cut")
+
+    assert same_weights(tmp_path / "whole", tmp_path / "cut")
+    losses = {
+        name: [e["loss"] for e in of(read_events(tmp_path / name / "events.jsonl"), "step")]
+        for name in ("whole", "without")
+    }
+    alike = [one == other for one, other in zip(losses["whole"], losses["without"], strict=True)]
+    assert alike == [True, True] + [False] * 8  # the decoder reads first: relevance_from of the steps
+
+
+def test_soft_labels_compare_evidence_and_no_copies_of_targets(tmp_path, folder):
+    batches, model = make_batches(folder, reading=0.5)
+    batches.reading_steps, batches.lessons_kept = 10, 0.5
+    batches.refresh(0, model, prepare(tmp_path / "run", folder))
+    compared = []
+    for step in range(4):
+        batch = batches.train_batch(step)
+        graph = batches._subgraphs(batches.found.pairs, 0)[step]  # pyright: ignore
+        compared.append(batch.compared)
+        assert batch.compared in (0, len(graph.evidence))
+        assert len(batch.evidence) > len(graph.evidence)
+
+    assert [bool(one) for one in compared] == [False, False, True, True]
+
+
 def test_a_run_killed_with_kill_9_goes_on_across_a_re_index_bit_for_bit(tmp_path, folder):
     changes = {"steps": 40, "refresh_every": 7, "save_every": 4}
     for name in ("whole", "cut"):
