@@ -62,11 +62,14 @@ def search_by_margin(
     margins, relevance = (np.full((len(own), k), -np.inf, dtype=np.float32) for _ in range(2))
     size = max(1, SCORES_AT_ONCE // max(1, len(among)))
     wanted = min(len(among), k if isinstance(vectors, np.ndarray) else k + MORE)
+    near_others = None if near is None else np.ascontiguousarray(near[among].T)  # (L, C)
     for start in range(0, len(own), size):
         rows = own[start : start + size]
         scores = (torch.from_numpy(small[rows]) @ columns.T).numpy()
-        if near is not None:
-            scores = 2 * scores - near[rows][:, language[among]] - near[among][:, language[rows]].T
+        if near is not None and near_others is not None:
+            scores *= 2
+            scores -= near[rows].take(language[among], axis=1)
+            scores -= near_others[language[rows]]
         scores[forbidden(rows, among[None])] = -np.inf
         best = torch.from_numpy(scores).topk(wanted, dim=1)
         found = np.where(best.values.isfinite().numpy(), among[best.indices.numpy()], -1)

@@ -39,6 +39,7 @@ from retro_demo.models.words import WordCounts
 from retro_demo.tokenizer import Tokenizer
 
 SHOWN = 2048
+MOST_ASKED = 2000  # documents that each re-index asks for: an evaluation asks for all
 
 
 @dataclass(frozen=True)
@@ -86,15 +87,25 @@ def reindex(
     figures["same_group_by_chance"] = chance_of_group(
         pairs, passages, config, candidates=candidates, shard_seed=seed
     )
-    across = recall(vectors, passages, passages.held_out, scripts)
+    asking = some_that_ask(passages)
+    across = recall(vectors, passages, asking, scripts)
     across.pop("languages", None)
     cells = across.pop("matrix", None)
     if across and isinstance(vectors, WordVectors):
-        who = (passages, passages.held_out, scripts)
+        who = (passages, asking, scripts)
         figures |= parts_alone(vectors, who, with_words=step == 0)
     matrix = None if cells is None else np.array(cells, dtype=np.float32)  # NaN where there is no pair
     rows = shown_rows(passages.position)
     return Reindexing(step, pairs, rows, narrow(vectors)[rows], figures | {"recall": across}, matrix)
+
+
+def some_that_ask(passages: Passages) -> np.ndarray:
+    """bool (P,): first passages of held-out documents, MOST_ASKED of them at most, spread evenly."""
+    ids = np.flatnonzero(passages.held_out & (passages.position == 0))
+    out = np.zeros(len(passages), dtype=bool)
+    if len(ids):
+        out[ids[np.unique(np.linspace(0, len(ids) - 1, min(len(ids), MOST_ASKED)).astype(np.int64))]] = True
+    return out
 
 
 def parts_alone(
@@ -254,7 +265,7 @@ def first_tokens(model: MARGE, tokens: np.ndarray, world: World = SINGLE_PROCESS
 
 
 EMBED_TOKENS = 16_384  # in one forward of the encoder
-QUERY_BLOCK = 1024
+QUERY_BLOCK = 256
 CJK = ("CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO")  # written together, so they count as one
 
 
@@ -342,11 +353,18 @@ def ranks_by(
     """
     firsts = np.flatnonzero(passages.position == 0)
     asking = firsts[queries[firsts]]
-    found = [
-        _ranks(scores, passages, asking, firsts[passages.language[firsts] == language])
-        for language in np.unique(passages.language[firsts])
-    ]
-    return np.concatenate(found, axis=1) if found else np.zeros((5, 0))
+    found = [np.zeros((5, 0))]
+    for start in range(0, len(asking), QUERY_BLOCK):
+        own = asking[start : start + QUERY_BLOCK]
+        values = scores(own, firsts)
+        for language in np.unique(passages.language[firsts]):
+            there = np.flatnonzero(passages.language[firsts] == language)
+            candidates = firsts[there]
+            away = passages.language[own] != language
+            away &= np.isin(passages.group[own], passages.group[candidates])
+            found.append(_ranks(values[np.ix_(away, there)], passages, own[away], candidates))
+    columns = np.concatenate(found, axis=1)
+    return columns[:, np.argsort(columns[1], kind="stable")]
 
 
 def script_of(text: str) -> str:
@@ -366,26 +384,17 @@ def scripts_of(corpus: Corpus, languages: Sequence[str]) -> list[str]:
     return [_most(signs[language]) for language in languages]
 
 
-def _ranks(
-    scores: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    passages: Passages,
-    asking: np.ndarray,
-    candidates: np.ndarray,
-) -> np.ndarray:
-    """Columns (5, n) as `ranks_by` gives them, for one language: that of all candidates."""
-    language = passages.language[candidates[0]]
-    away = asking[passages.language[asking] != language]
-    away = away[np.isin(passages.group[away], passages.group[candidates])]
-    columns = [np.zeros((5, 0))]
-    for start in range(0, len(away), QUERY_BLOCK):
-        own = away[start : start + QUERY_BLOCK]
-        values = scores(own, candidates)
-        same = passages.group[own][:, None] == passages.group[candidates]
-        best = np.where(same, values, -np.inf).max(axis=1, keepdims=True)
-        rank = 1 + ((values >= best) & ~same).sum(axis=1)
-        size = np.full(len(own), len(candidates))
-        columns.append(np.stack([own, np.full(len(own), language), rank, size, same.mean(axis=1)]))
-    return np.concatenate(columns, axis=1)
+def _ranks(values: np.ndarray, passages: Passages, own: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """Columns (5, Q) as `ranks_by` gives them: passages own (Q,) search the language of all candidates.
+
+    values (Q, C): how near each candidate is.
+    """
+    same = passages.group[own][:, None] == passages.group[candidates]
+    best = np.where(same, values, -np.inf).max(axis=1, keepdims=True)
+    rank = 1 + ((values >= best) & ~same).sum(axis=1)
+    size = np.full(len(own), len(candidates))
+    language = np.full(len(own), passages.language[candidates[0]])
+    return np.stack([own, language, rank, size, same.mean(axis=1)])
 
 
 def _most(signs: Counter[str]) -> str:

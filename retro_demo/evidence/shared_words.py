@@ -32,7 +32,7 @@ def shared_tokens(passages: Passages, tokenizer: Tokenizer) -> np.ndarray:
         return out
     size = tokenizer.vocab_size
     spelled = [tokenizer.token_bytes(token) for token in range(size)]
-    raw = [[spelled[one] if one < size else b"" for one in row] for row in passages.tokens.tolist()]
+    raw = [[spelled[one] if one < size else b"" for one in row.tolist()] for row in passages.tokens]
     texts = [b"".join(row).decode("utf-8", errors="surrogateescape") for row in raw]
     seen: dict[str, set[int]] = {}
     for text, language, held_out in zip(texts, passages.language, passages.held_out, strict=True):

@@ -11,7 +11,7 @@ parts, W width of the bags of words among them, E width of what is learned.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -34,7 +34,7 @@ class WordVectors:
     starts: np.ndarray
     """int64 (P + 1,): where the terms of each passage begin"""
     columns: np.ndarray
-    """int64 (T,), below W"""
+    """int32 (T,), below W"""
     values: np.ndarray
     """float32 (T,): each bag of length 1"""
     learned: np.ndarray
@@ -67,28 +67,39 @@ class WordVectors:
         """(P, parts): root of the share over the length around the mean."""
         out = np.zeros((len(self), len(self.widths)), dtype=np.float32)
         there = np.zeros_like(out)
-        squares = self.means**2
-        rows = np.repeat(np.arange(len(self)), np.diff(self.starts))
-        crossed = self.values * self.means[self.language[rows], self.columns]
-        for part, (own, share) in enumerate(zip(self._bounds, self.shares, strict=True)):
-            pure = squares[:, own].sum(axis=1)[self.language]
-            if part == len(self.widths) - 1:
-                length = ((self.learned - self.means[self.language, own]) ** 2).sum(axis=1)
-            else:
-                inside = (self.columns >= own.start) & (self.columns < own.stop)
-                of_own = np.bincount(rows[inside], self.values[inside] ** 2, len(self))
-                length = of_own - 2 * np.bincount(rows[inside], crossed[inside], len(self)) + pure
-            there[:, part] = share * (length > LEAST_AROUND**2)
-            out[:, part] = share**0.5 / np.sqrt(np.maximum(length, LEAST_AROUND**2))
+        squares = np.stack([(self.means[:, own] ** 2).sum(axis=1) for own in self._bounds], axis=1)
+        for ids, which, rows in self._blocks():
+            language, columns, values = self.language[ids], self.columns[which], self.values[which]
+            crossed = values * self.means[language[rows], columns]
+            for part, (own, share) in enumerate(zip(self._bounds, self.shares, strict=True)):
+                if part == len(self.widths) - 1:
+                    length = ((self.learned[ids] - self.means[language, own]) ** 2).sum(axis=1)
+                else:
+                    inside = (columns >= own.start) & (columns < own.stop)
+                    of_own = np.bincount(rows[inside], values[inside] ** 2, len(language))
+                    both = np.bincount(rows[inside], crossed[inside], len(language))
+                    length = of_own - 2 * both + squares[language, part]
+                there[ids, part] = share * (length > LEAST_AROUND**2)
+                out[ids, part] = share**0.5 / np.sqrt(np.maximum(length, LEAST_AROUND**2))
         # a text in which a part is empty, say one without words, has length 1 too
         return out / np.sqrt(np.maximum(there.sum(axis=1, keepdims=True), LEAST))
 
     @cached_property
     def _scaled(self) -> np.ndarray:
         """(T,): the values times the scales of their parts."""
-        part = np.searchsorted(np.cumsum(self.widths), self.columns, side="right")
-        rows = np.repeat(np.arange(len(self)), np.diff(self.starts))
-        return self.values * self._scales[rows, part]
+        out, ends = np.empty_like(self.values), np.cumsum(self.widths)
+        for ids, which, rows in self._blocks():
+            part = np.searchsorted(ends, self.columns[which], side="right")
+            out[which] = self.values[which] * self._scales[ids][rows, part]
+        return out
+
+    def _blocks(self) -> Iterator[tuple[slice, slice, np.ndarray]]:
+        """AT_ONCE passages at a time, their terms, and the row of each term among these passages."""
+        for start in range(0, len(self), AT_ONCE):
+            ids = slice(start, min(start + AT_ONCE, len(self)))
+            which = slice(int(self.starts[ids.start]), int(self.starts[ids.stop]))
+            sizes = np.diff(self.starts[ids.start : ids.stop + 1])
+            yield ids, which, np.repeat(np.arange(len(sizes)), sizes)
 
     def written_out(self, ids: np.ndarray) -> np.ndarray:
         """Embeddings float32 (Q, R) of passages (Q,)."""
@@ -135,24 +146,44 @@ class WordVectors:
         for part, own in enumerate(self._bounds[:-1]):
             means[:, part] = self.means[:, own] @ signs[own]
         out = np.zeros((len(self), SKETCH + self.widths[-1]), dtype=np.float32)
-        around = self.learned - self.means[self.language][:, self._bounds[-1]]
-        out[:, SKETCH:] = around * self._scales[:, -1:]
-        for start in range(0, len(self), AT_ONCE):
-            ids = np.arange(start, min(start + AT_ONCE, len(self)))
-            which, _ = _terms_of(self.starts, ids)
-            weights = self._scaled[which]
-            offsets = self.starts[ids] - self.starts[start]
-            summed = torch.nn.functional.embedding_bag(
-                torch.from_numpy(self.columns[which]),
-                table,
-                torch.from_numpy(offsets),
-                mode="sum",
-                per_sample_weights=torch.from_numpy(weights),
-            ).numpy()
+        for ids, which, _ in self._blocks():
+            language = self.language[ids]
+            summed = self._summed(which, self.starts[ids] - which.start, table)
             for part in range(len(self.widths) - 1):
-                summed = summed - means[self.language[ids], part] * self._scales[ids, part : part + 1]
+                summed = summed - means[language, part] * self._scales[ids, part : part + 1]
             out[ids, :SKETCH] = summed
-        return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), LEAST)
+            around = self.learned[ids] - self.means[:, self._bounds[-1]][language]
+            out[ids, SKETCH:] = around * self._scales[ids, -1:]
+            out[ids] /= np.maximum(np.linalg.norm(out[ids], axis=1, keepdims=True), LEAST)
+        return out
+
+    def _summed(self, which: slice | np.ndarray, starts: np.ndarray, table: torch.Tensor) -> np.ndarray:
+        """Rows of a table (W, X) of some terms, times their scaled values, added up by passage: (n, X)."""
+        return torch.nn.functional.embedding_bag(
+            torch.from_numpy(self.columns[which]).long(),
+            table,
+            torch.from_numpy(starts),
+            mode="sum",
+            per_sample_weights=torch.from_numpy(self._scaled[which]),
+        ).numpy()
+
+    def cosines(self, own: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """float32 (Q, C): of passages (Q,), written out, with (C,), as they are kept."""
+        written = self.written_out(own)
+        size = self.width - self.widths[-1]
+        table = torch.from_numpy(np.ascontiguousarray(written[:, :size].T))
+        to_means = np.stack([written[:, part] @ self.means[:, part].T for part in self._bounds])
+        out, tail = np.empty((len(own), len(others)), dtype=np.float32), self._bounds[-1]
+        for start in range(0, len(others), AT_ONCE):
+            ids = others[start : start + AT_ONCE]
+            which, _ = _terms_of(self.starts, ids)
+            sizes = np.diff(self.starts)[ids]
+            block = self._summed(which, np.cumsum(sizes) - sizes, table).T
+            block = block + written[:, tail] @ (self.learned[ids] * self._scales[ids, -1:]).T
+            for part, of_part in enumerate(to_means):
+                block -= of_part[:, self.language[ids]] * self._scales[ids, part]
+            out[:, start : start + AT_ONCE] = block
+        return out
 
     def take(self, ids: np.ndarray) -> WordVectors:
         """Those of passages (Q,), in this order."""
@@ -169,8 +200,7 @@ class WordVectors:
 
     def learned_alone(self) -> np.ndarray:
         """float32 (P, E), of length 1: what is learned beside the words, around the means of languages."""
-        tail = self._bounds[-1]
-        around = self.learned - self.means[self.language][:, tail]
+        around = self.learned - self.means[:, self._bounds[-1]][self.language]
         return around / np.maximum(np.linalg.norm(around, axis=1, keepdims=True), LEAST)
 
     def part(self, which: Sequence[int]) -> WordVectors:
@@ -196,7 +226,7 @@ def cosines(vectors: Vectors, own: np.ndarray, others: np.ndarray) -> np.ndarray
     """Relevance (Q, C) of passages (Q,) and (C,) to each other."""
     if isinstance(vectors, np.ndarray):
         return vectors[own] @ vectors[others].T
-    return vectors.written_out(own) @ vectors.written_out(others).T
+    return vectors.cosines(own, others)
 
 
 def relevance_of_text(vectors: Vectors, text: Vectors) -> np.ndarray:
@@ -239,15 +269,17 @@ def word_vectors(
     size = len(counted.starts) - 1
     if first is not None and words.widths[2]:
         learned = [first]
-    terms, begins, ends = counted.terms, np.array([0, words.vocab_size]), words.vocab_size
-    kept = np.where(terms < ends, words.widths[0] > 0, words.widths[1] > 0)
-    # where one bag has no share it has no columns
-    columns = terms if words.widths[0] else terms - begins[1]
-    before = np.concatenate([[0], np.cumsum(kept)])
+    starts, columns = counted.starts, counted.terms
+    weights = np.concatenate([np.zeros(0, np.float32), *values])
+    if not all(words.widths[:2]):  # where one bag has no share it has no columns
+        kept = np.where(columns < words.vocab_size, words.widths[0] > 0, words.widths[1] > 0)
+        starts = np.concatenate([[0], np.cumsum(kept)])[starts]
+        columns = (columns if words.widths[0] else columns - words.vocab_size)[kept]
+        weights = weights[kept]
     return WordVectors(
-        starts=before[counted.starts],
-        columns=columns[kept],
-        values=np.concatenate([np.zeros(0, np.float32), *values])[kept],
+        starts=starts,
+        columns=columns,
+        values=weights,
         learned=np.concatenate([np.zeros((0, words.widths[2]), np.float32), *learned])
         if words.widths[2]
         else np.zeros((size, 0), np.float32),

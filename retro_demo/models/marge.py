@@ -463,7 +463,7 @@ class MARGE(nn.Module):
             alone = Evidence(*(part[0].detach()[each][:, None] for part in encoded))
             targets = batch.targets.repeat_interleave(count, dim=0)
             equal = best.values[:, :1].repeat_interleave(count, dim=0)  # (B * K, 1)
-            losses = self.token_losses(targets, None, encoded=alone, relevance=equal)
+            losses = self._token_losses(targets, self(targets, None, encoded=alone, relevance=equal).logits)
             written = (targets[:, 1:] != self.config.pad_id).sum(dim=1).clamp(min=1)
             likely = -rearrange(losses.sum(dim=1) / written, "(b k) -> 1 b k", k=count)
         sharp = sum(self.betas()) / len(self.layers)

@@ -46,7 +46,7 @@ class WordCounts:
     starts: np.ndarray
     """int64 (N + 1,): where the terms of each text begin"""
     terms: np.ndarray
-    """int64 (T,)"""
+    """int32 (T,)"""
     counts: np.ndarray
     """float32 (T,)"""
 
@@ -110,8 +110,8 @@ class WordRelevance(nn.Module):
             self._spelled = [row.tobytes().rstrip(b"\0") for row in spelling]
         spelled, size = self._spelled, self.vocab_size
         return [
-            b"".join([spelled[one] for one in row if one < size]).decode("utf-8", errors="replace")
-            for row in tokens.tolist()
+            b"".join([spelled[one] for one in row.tolist() if one < size]).decode("utf-8", errors="replace")
+            for row in tokens
         ]
 
     def count(self, tokens: np.ndarray) -> WordCounts:
@@ -122,13 +122,13 @@ class WordRelevance(nn.Module):
             grams = [self.vocab_size + self._grams_of(word) for word in WORD.findall(text.lower())]
             found, often = np.unique(np.concatenate([own, *grams]), return_counts=True)
             starts.append(starts[-1] + len(found))
-            terms.append(found)
-            counts.append(often)
-        none = np.zeros(0, dtype=np.int64)
+            terms.append(found.astype(np.int32))
+            counts.append(often.astype(np.float32))
+        none = np.zeros(0, dtype=np.int32)
         return WordCounts(
             np.array(starts),
-            np.concatenate([none, *terms]).astype(np.int64),
-            np.concatenate([none, *counts]).astype(np.float32),
+            np.concatenate([none, *terms]),
+            np.concatenate([none.astype(np.float32), *counts]),
         )
 
     def _grams_of(self, word: str) -> np.ndarray:
@@ -141,7 +141,7 @@ class WordRelevance(nn.Module):
     def values(self, counted: WordCounts) -> Tensor:
         """What each term (T,) of the texts weighs, its bag of length 1."""
         device = self.log_weights.device
-        terms, rows = (torch.from_numpy(one).to(device) for one in (counted.terms, counted.rows))
+        terms, rows = (torch.from_numpy(one).to(device).long() for one in (counted.terms, counted.rows))
         # not weights[terms]: several threads would add up its gradient in any order
         weights = torch.cat([self.log_weights.exp(), self.gram_weights]).index_select(0, terms)
         values = weights * torch.from_numpy(counted.counts).to(device).log1p()
@@ -154,7 +154,7 @@ class WordRelevance(nn.Module):
         assert self.table is not None
         own = counted.terms < self.vocab_size
         rows, terms, which = (
-            torch.from_numpy(one).to(values.device)
+            torch.from_numpy(one).to(values.device).long()
             for one in (counted.rows[own], counted.terms[own], np.flatnonzero(own))
         )
         summed = values.new_zeros(len(counted.starts) - 1, self.table.shape[1])
@@ -179,7 +179,9 @@ class WordRelevance(nn.Module):
     def scattered(self, counted: WordCounts, values: Tensor) -> list[Tensor]:
         """The bags that have a share, written out: (N, V), (N, G)."""
         bags, begins = [], (0, self.vocab_size)
-        terms, rows = (torch.from_numpy(one).to(values.device) for one in (counted.terms, counted.rows))
+        terms, rows = (
+            torch.from_numpy(one).to(values.device).long() for one in (counted.terms, counted.rows)
+        )
         for begin, width in zip(begins, self.widths[:2], strict=True):
             if width:
                 own = (terms >= begin) & (terms < begin + width)

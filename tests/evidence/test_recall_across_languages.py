@@ -9,6 +9,7 @@ from passage_helpers import made
 
 from retro_demo.corpus.building import build_corpus, prepare_corpus
 from retro_demo.corpus.store import load_corpus
+from retro_demo.evidence import reindex as module
 from retro_demo.evidence.reindex import recall, recall_by, script_of, scripts_of
 from retro_demo.settings import CorpusConfig
 
@@ -110,6 +111,18 @@ def test_only_those_asked_for_are_queries_while_all_are_candidates():
     assert figures["queries"] == (few & (passages.position == 0)).sum()
     firsts = passages.language[passages.position == 0]
     assert np.bincount(firsts).min() <= figures["pool"] <= np.bincount(firsts).max()
+
+
+@pytest.mark.parametrize("most", [1, 5, 1000])
+def test_a_re_index_asks_for_so_many_held_out_documents_at_most(monkeypatch, most):
+    monkeypatch.setattr(module, "MOST_ASKED", most)
+    passages, _ = translations()
+    all_of_them = np.flatnonzero(passages.held_out & (passages.position == 0))
+
+    asked = np.flatnonzero(module.some_that_ask(passages))
+
+    assert len(asked) == min(most, len(all_of_them))
+    assert np.isin(asked, all_of_them).all()
 
 
 def test_any_other_score_is_measured_on_the_same_task():
