@@ -25,12 +25,14 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import numpy as np
 import torch
 
 from retro_demo.corpus.samples import SAMPLES
 from retro_demo.corpus.sharding import ensure_sample
 from retro_demo.evaluation.runner import Request, prepare_evaluation, run_evaluation
 from retro_demo.events import read_events
+from retro_demo.evidence.reindex import load_reindexing, reindexed_steps, save_reindexing
 from retro_demo.explain.rewriting import write_off
 from retro_demo.explain.text import watch_writing
 from retro_demo.paths import CHECKPOINTS, SAMPLE
@@ -51,6 +53,7 @@ from retro_demo.training.trainer import run_training
 CORPUS = "sample:factbook2015"
 RIGHTS = "sample:udhr44"
 SEED = 0
+FINE = 256  # parts of 1 that shown embeddings are rounded to: they pack to half, and cosines move by 0.001
 WHOLE = ("started", "finished")  # of an evaluation: the rounds between say less
 
 
@@ -92,8 +95,11 @@ LOOKUP = Shipped(
     prompt=SAMPLES["lookup"].prompts[0],
     writing=GenerateConfig(max_new_tokens=96, temperature=0.0),
 )
-MARGE = Shipped("rights-marge", "marge", corpus=RIGHTS)
-CONTROL = Shipped("rights-marge-control", "marge", corpus=RIGHTS, settings={"evidence_source": "random"})
+LONGER = {"steps": 4500, "refresh_every": 1500, "eval_every": 1500}  # three times as long as the preset
+MARGE = Shipped("rights-marge", "marge", corpus=RIGHTS, settings=LONGER)
+CONTROL = Shipped(
+    "rights-marge-control", "marge", corpus=RIGHTS, settings={**LONGER, "evidence_source": "random"}
+)
 
 
 def train(wanted: Shipped, run: Path, threads: int) -> None:
@@ -127,7 +133,10 @@ def ship(run: Path, out: Path) -> None:
     save_weights(out, model, saved_step(run), torch.float16)
     if isinstance(config, MargeRun):  # what each re-index found is what there is to see
         shutil.rmtree(out / "evidence", ignore_errors=True)
-        shutil.copytree(run / "evidence", out / "evidence")
+        for step in reindexed_steps(run):
+            if found := load_reindexing(run, step):
+                rounded = np.rint(found.vectors.astype(np.float32) * FINE) / FINE
+                save_reindexing(out, replace(found, vectors=rounded))
 
 
 def ship_control(run: Path, control: Path, out: Path) -> None:

@@ -88,14 +88,14 @@ def recall_across_languages(
 
 def check_control(run: Path, control: Path) -> None:
     """Raise UserError where a run is no MARGE that was trained as another, but with random evidence."""
-    if unfit := unfit_control(read_marge_config(run), read_marge_config(control)):
+    if unfit := unfit_marge_control(read_marge_config(run), read_marge_config(control)):
         raise UserError(
             f"The control {control.name} {unfit}. Name a run that was trained as this one, but with "
             "--evidence-source random."
         )
 
 
-def unfit_control(ours: MargeRun, theirs: MargeRun) -> str:
+def unfit_marge_control(ours: MargeRun, theirs: MargeRun) -> str:
     """Why a MARGE is no control of another one; "" where it is. Their seeds may differ."""
     if theirs.evidence.evidence_source != "random":
         return "was trained with the evidence that it found"

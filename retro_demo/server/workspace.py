@@ -32,7 +32,7 @@ from pathlib import Path
 from retro_demo.corpus.changes import RETOKENIZED
 from retro_demo.corpus.samples import SAMPLES, sample_folder
 from retro_demo.errors import UserError
-from retro_demo.evaluation.across_languages import unfit_control
+from retro_demo.evaluation.across_languages import unfit_marge_control
 from retro_demo.explain.tracing import Trace
 from retro_demo.files import append_line, replacing
 from retro_demo.jobs.lifecycle import is_at_work
@@ -239,7 +239,7 @@ def control_of(workspace: Workspace, run: str) -> Path | None:
     fit = []
     for other in [folder / "control", *map(workspace.run, marge_runs(workspace))]:
         config = read_any_config(other) if (other / "config.json").exists() else None
-        if isinstance(config, MargeRun) and not unfit_control(ours, config):
+        if isinstance(config, MargeRun) and not unfit_marge_control(ours, config):
             fit.append((config.training.seed != ours.training.seed, len(fit), other))
     return min(fit)[2] if fit else None
 
