@@ -144,7 +144,7 @@ def unpacked(tmp_path_factory) -> Path:
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = folder.glob("*.whl")
     assert wheel.name.startswith(f"retro_demo-{retro_demo.__version__}-")
-    assert wheel.stat().st_size < 60_000_000
+    assert wheel.stat().st_size < 55_000_000
     with zipfile.ZipFile(wheel) as packed:
         packed.extractall(folder / "site")
     return folder / "site"
