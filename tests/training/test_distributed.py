@@ -78,7 +78,7 @@ def test_a_base_and_its_retrofit_too(tmp_path, small_folder):
 
 @pytest.mark.proof
 def test_three_processes_have_the_curve_and_the_evidence_of_one_in_marge(tmp_path, two_languages):  # noqa: F811
-    changes = {"distill": 0.5, "soft_labels": 0.5, "reading": 0.5}
+    changes = {"distill": 0.5, "reading": 0.5}
     one, three = (prepare(tmp_path / name, two_languages, "marge", **changes) for name in ("one", "three"))
 
     assert_same_run(one, three, 3)
