@@ -43,7 +43,7 @@ HOW_IT_WORKS = (
     "<button type='button' class='open'>How it works</button><dialog aria-label='How it works'></dialog>"
 )
 
-# after an edit that failed its card can be sent again: where the text is the same, nothing is drawn anew
+# behind an edit its card can be sent again: where the text stays, or the edit failed, nothing is drawn anew
 TAKE_BACK = """(...known) => {
   document.querySelectorAll('#linked .card.sent').forEach(card => {
     card.classList.remove('sent');
@@ -380,6 +380,7 @@ def wire_explaining(on: ExplainHandlers, view: ExplainView, known: list[Any]) ->
     for begun in (*waits, *written):
         begun.failure(once_known(on.show_again), known, view.linked, js=TAKE_BACK, **QUIET)
     for begun in written:
+        begun.success(None, None, None, js=TAKE_BACK, **QUIET)  # a given text is not drawn anew
         compare_with_off(begun, on, view, known)
     view.speed.change(None, view.speed, None, js=IN_CARD, **QUIET)
     view.heads.select(once_known(on.show_heatmap), known, view.heatmap, **QUIET)
