@@ -30,6 +30,7 @@ from benchmarks.measuring import Report, options
 from benchmarks.serving import served_app
 from retro_demo.corpus.sharding import ensure_sample
 from retro_demo.jobs.job_queue import read_queue
+from retro_demo.runs.loading import prepare_shipped
 from retro_demo.server.limits import PREFIX, PUBLIC
 
 LOOK_SECONDS = 2.0
@@ -211,6 +212,7 @@ def main() -> int:
             shutil.copytree(chosen.samples / "samples", home / "samples")
         for name in ("factbook2015", "udhr44"):  # what the page would build at its start
             list(ensure_sample(f"sample:{name}"))
+        list(prepare_shipped())
         rate = PUBLIC.requests_per_minute * visitors
         flags = ("--public", "--requests-per-minute", str(rate), "--waiting-per-address", "0")
         flags += ("--calls-per-address", "0", "--upload-megabytes-per-hour", "0")

@@ -19,13 +19,15 @@ from typing import Any
 
 import httpx
 
+from retro_demo.pretrained.bases import available_bases
 from retro_demo.server.workspace import new_code
 
 POLL_SECONDS = 2.0
 PATIENCE = 15.0  # seconds until a visitor who was refused asks again
 SECONDS = 180.0  # without a word, after which a request counts as a fault
 BUILD_SECONDS = 600.0  # of a build: it keeps its place in the queue while others take their turns
-SHIPPED_RUN = "sample:factbook-retrofit"
+SHIPPED_RUN = "sample:factbook-smollm2" if available_bases() else "sample:factbook-retrofit"
+"""That on which the page opens here."""
 REFUSALS = (
     r"The queue is full",
     r"There were more than \d+ requests in a minute",
