@@ -146,7 +146,8 @@ class GenerateView:
             [], label="A held-out document of the corpus", elem_id="document", info="Fills the box below."
         )
         self.given = gr.Textbox(label="Text", lines=6, max_lines=10, elem_id="given")
-        self.put_in = gr.State("")  # the document that the page chose to begin with
+        # the document that is to stand in the box; it is kept in the page, whose script moves it there
+        self.put_in = gr.Textbox(visible="hidden")
         with gr.Row(elem_classes="actions"):
             self.explain = gr.Button("Explain this text", variant="primary", elem_id="explain")
             self.again = gr.Button("Apply to the shown text", elem_id="again")
@@ -349,7 +350,7 @@ class GenerateHandlers:
             return gr.skip()
         folder = service.corpus_of_run(Workspace.open(self.home, code), name)[1]
         text = explained.document_text(folder, int(number))
-        return {self.view.given: text, self.view.put_in: text}
+        return {self.view.put_in: text}
 
     def begin_with_document(self, code: str, name: str | None, given: str, put_in: str) -> Any:
         """A held-out document of the run's corpus to explain, unless the visitor gave a text of their own."""
@@ -509,18 +510,32 @@ def _wire_choices(view: GenerateView, on: GenerateHandlers, visitor: gr.BrowserS
     described = [on.breadcrumb, *_of_run(view), view.prompt]
     chosen = [visitor, view.run, view.corpus, view.prompt, view.offered]
     named = view.run.input(once_known(on.choose_run), chosen, described, **QUIET)
-    begun = [visitor, view.run, view.given, view.put_in], [view.document, view.given, view.put_in]
+    begun = [visitor, view.run, view.given, view.put_in], [view.document, view.put_in]
+    moved = [view.given, view.put_in], view.given
     for event in (view.given_text.select, named.then):
-        event(once_known(on.begin_with_document), *begun, **QUIET)
+        found = event(once_known(on.begin_with_document), *begun, **QUIET)
+        found.success(None, *moved, js=put_in(over=False), **QUIET)
     view.corpus.input(once_known(on.name_swap), [visitor, view.run, view.corpus], view.swap, **QUIET)
-    filled = [view.given, view.put_in]
-    view.document.input(once_known(on.fill_document), [visitor, view.run, view.document], filled, **QUIET)
+    chosen = [visitor, view.run, view.document], view.put_in
+    found = view.document.input(once_known(on.fill_document), *chosen, **QUIET)
+    found.success(None, *moved, js=put_in(over=True), **QUIET)
 
 
 def _of_run(view: GenerateView) -> list[Any]:
     """What `describe_run` fills beside the line at the top."""
     retrieval = view.form.widgets["retrieval"]
     return [view.document, view.corpus, retrieval, view.examples, view.offered, view.swap]
+
+
+def put_in(*, over: bool) -> str:
+    """A script that puts a document into the box of given texts: `over` what stands there, or only where that
+    is nothing, or the document of before. What was typed while the document came is the visitor's."""
+    return f"""(given, text) => {{
+  const box = document.getElementById('given');
+  const ours = {"true" if over else "!given || given === box.dataset.putIn"};
+  if (ours) box.dataset.putIn = text;
+  return ours ? text : given;
+}}"""
 
 
 def loading(other: str) -> str:

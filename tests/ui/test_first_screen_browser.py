@@ -156,6 +156,7 @@ def test_what_is_written_and_what_an_edit_writes_anew_comes_into_view(
     page.get_by_role("option", name="mine", exact=True).click()
     expect(page.locator("#prompt textarea")).to_have_value(re.compile(":$"))
     expect(page.locator("#stop-generating")).to_be_disabled()
+    page.evaluate("scrollTo(0, 0)")  # the list of runs may have been scrolled to
     page.locator("#generate").click()
     expect(page.locator("#generate")).to_have_text(re.compile(r"Writing"), timeout=LONG)
     expect(page.locator("#intro")).to_contain_text("Text by mine", timeout=2 * LONG)

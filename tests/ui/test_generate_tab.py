@@ -177,7 +177,7 @@ def test_a_held_out_document_of_the_runs_corpus_fills_the_box(on, code):
     corpus = load_corpus(Workspace.open(on.home, code).corpus("places"))
     assert corpus.held_out[number]
     filled = on.fill_document(code, "reader", number)
-    assert filled[on.view.given] == filled[on.view.put_in] == corpus.documents[number].text
+    assert filled == {on.view.put_in: corpus.documents[number].text}
     assert on.fill_document(code, "reader", None) == gr.skip()
     assert on.describe_run(code, None)[on.view.document].choices == []
 
@@ -188,9 +188,9 @@ def test_explain_opens_on_a_held_out_document_and_leaves_a_text_of_the_visitor_a
     first = begun[view.document].value
 
     assert corpus.held_out[first]
-    assert begun[view.given] == corpus.documents[first].text
-    again = on.begin_with_document(code, "plain", begun[view.given], begun[view.put_in])
-    assert again[view.given] == begun[view.given]
+    assert begun[view.put_in] == corpus.documents[first].text
+    again = on.begin_with_document(code, "plain", begun[view.put_in], begun[view.put_in])
+    assert again[view.put_in] == begun[view.put_in]
     assert on.begin_with_document(code, "reader", "My own words.", begun[view.put_in]) == gr.skip()
     assert on.begin_with_document(code, None, "", "") == gr.skip()
 
