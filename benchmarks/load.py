@@ -25,7 +25,7 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.load_visitor import Tally, Visitor
+from benchmarks.load_visitor import PageEvent, Tally, Visitor
 from benchmarks.measuring import Report, options
 from benchmarks.serving import served_app
 from retro_demo.corpus.sharding import ensure_sample
@@ -108,8 +108,8 @@ def watch(pid: int, home: Path, begun: float, over: threading.Event, samples: li
             return
 
 
-def handlers_of_the_page(url: str) -> tuple[int, int]:
-    """Numbers of two events of the Train tab: opening it, which lists the runs, and its timer's look at one.
+def handlers_of_the_page(url: str) -> tuple[PageEvent, PageEvent]:
+    """Two events of the Train tab: opening it, which lists the runs, and its timer's look at one.
 
     A session may only look at a run that its list holds.
     """
@@ -121,9 +121,9 @@ def handlers_of_the_page(url: str) -> tuple[int, int]:
         for target, event in handler["targets"]:
             kind = (kinds.get(target), event)
             if kind == ("tabitem", "select") and {run, ids["runs"]} <= set(handler["outputs"]):
-                found["open"] = handler["id"]
+                found["open"] = PageEvent(handler["id"], len(handler["inputs"]))
             if kind == ("timer", "tick") and run in handler["inputs"] and ids["loss"] in handler["outputs"]:
-                found["look"] = handler["id"]
+                found["look"] = PageEvent(handler["id"], len(handler["inputs"]))
     if len(found) != 2:
         raise SystemExit(f"The page has changed: of the two events of its Train tab there is {found}.")
     return found["open"], found["look"]

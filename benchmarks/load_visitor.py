@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
@@ -114,10 +114,19 @@ def a_document(rng: random.Random, sentences: int = 240) -> str:
     return "\n\n".join(" ".join(lines[at : at + 8]) for at in range(0, sentences, 8))
 
 
+class PageEvent(NamedTuple):
+    """An event of the page: its number, and how many values it takes."""
+
+    number: int
+    inputs: int
+
+
 class Visitor:
     """One who comes again and again until `over`; all that they do follows from the seed."""
 
-    def __init__(self, url: str, tally: Tally, seed: str, ends: float, handlers: tuple[int, int]) -> None:
+    def __init__(
+        self, url: str, tally: Tally, seed: str, ends: float, handlers: tuple[PageEvent, PageEvent]
+    ) -> None:
         self.url, self.tally, self.ends = url, tally, ends
         self.opening, self.looking = handlers
         self.rng = random.Random(seed)
@@ -160,7 +169,7 @@ class Visitor:
         self.tally.count(f"trainings {state}")
         if state == "left":
             return
-        self._call("search", code, corpus, "copper", 3, "bm25")
+        self._call("search", code, corpus, "copper", 3, "bm25-words")
         if self.rng.random() < 0.7:
             self._delete(code)
             self.tally.count("visits to their end")
@@ -191,12 +200,10 @@ class Visitor:
     def _follow(self, code: str, run: str, leaves: float) -> str:
         """Look at a run every two seconds until it ends; its last state, or "left"."""
         looks = 0
-        self._patiently(
-            lambda: self.tally.ask("opening the tab", lambda: self._page(self.opening, code, None, None))
-        )
+        self._patiently(lambda: self.tally.ask("opening the tab", lambda: self._page(self.opening, code)))
         while True:
             self._sleep(POLL_SECONDS)
-            self.tally.ask("look of the page", lambda: self._page(self.looking, code, run, None))
+            self.tally.ask("look of the page", lambda: self._page(self.looking, code, run))
             status = self._call("run_status", code, run)
             looks += 1
             if status["state"] in ("failed", "interrupted"):
@@ -210,9 +217,10 @@ class Visitor:
                 if asked and status["state"] == "waiting":
                     return "stopped"  # it left the queue before it began
 
-    def _page(self, handler: int, *values: Any) -> None:
-        """An event of the page by its number, outside Gradio's queue."""
-        asked = {"fn_index": handler, "data": list(values), "session_hash": self.session}
+    def _page(self, event: PageEvent, *values: Any) -> None:
+        """An event of the page with its first values, outside Gradio's queue."""
+        data = [*values, *[None] * (event.inputs - len(values))]
+        asked = {"fn_index": event.number, "data": data, "session_hash": self.session}
         answer = self.http.post("gradio_api/run/predict", json=asked)
         if answer.status_code == 500:
             refuse(str(answer.json().get("error") or ""))

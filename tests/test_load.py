@@ -23,7 +23,7 @@ from starlette.testclient import TestClient
 
 from benchmarks import load_visitor
 from benchmarks.load import Sample, percentile, sampled, tell, thirds, workers
-from benchmarks.load_visitor import Fault, Refused, Tally, Visitor, a_document, checked, refuse
+from benchmarks.load_visitor import Fault, PageEvent, Refused, Tally, Visitor, a_document, checked, refuse
 from benchmarks.measuring import Report
 from retro_demo.errors import UserError
 from retro_demo.jobs.job_queue import QueueEntry
@@ -141,7 +141,7 @@ def test_a_call_that_is_answered_by_heartbeats_alone_is_a_fault_and_ends(stuck, 
     monkeypatch.setattr(load_visitor, "SECONDS", 0.2)
     monkeypatch.setattr(load_visitor, "BUILD_SECONDS", 0.2)
     tally = Tally()
-    visitor = Visitor(stuck, tally, "0", time.monotonic() + left, (0, 0))
+    visitor = Visitor(stuck, tally, "0", time.monotonic() + left, (PageEvent(0, 1), PageEvent(0, 2)))
 
     with (
         httpx.Client(base_url=stuck, timeout=PATIENCE) as visitor.http,
