@@ -50,9 +50,9 @@ def _text_by(run: str) -> list[str]:
     return ["generate", run, "--prompt", "Once upon a time"]
 
 
-def _after_study(_options: argparse.Namespace, result: Mapping[str, Any]) -> list[str]:
+def _after_study(options: argparse.Namespace, result: Mapping[str, Any]) -> list[str]:
     """A text by the run that was judged."""
-    return _text_by(str(result["seeds"][0]["run"]))
+    return _text_by(str(options.out / result["seeds"][0]["run"]))
 
 
 def _after_writing(options: argparse.Namespace, result: Mapping[str, Any]) -> list[str]:
@@ -60,9 +60,11 @@ def _after_writing(options: argparse.Namespace, result: Mapping[str, Any]) -> li
     config = read_any_config(options.run)
     if not config.retrieves or config.kind.chosen_evidence:
         return []
+    if "\n" in options.prompt:  # its first line is its title, and no command of one line says so
+        return []
     letters = (one if one.isprintable() else " " for one in str(result["text"]))
     text = " ".join("".join(letters).split())[:MOST_TEXT]
-    return ["explain", named_run(options.run), *_same_corpus(options), "--text", text]
+    return ["explain", named_run(options.run), *_same_corpus(options), f"--text={text}"]
 
 
 def _after_explaining(options: argparse.Namespace, _result: Mapping[str, Any]) -> list[str]:

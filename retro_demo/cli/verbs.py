@@ -410,7 +410,12 @@ def add_answer_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
 
     measure = verb("evaluate", _evaluate, "measure whether retrieval helps, against its controls")
     measure.add_argument("run", nargs="?", metavar="RUN", help="run that retrieves; none: go on with --out")
-    measure.add_argument("--baseline", default="", metavar="RUN", help="matched lm to compare with")
+    measure.add_argument(
+        "--baseline",
+        default="",
+        metavar="RUN",
+        help="matched baseline to compare with: an lm, or the fine-tuned base of a reader",
+    )
     measure.add_argument("--control", default="", metavar="RUN", help="run trained with random neighbors")
     measure.add_argument("--corpus", default="", metavar="DIR", help="measure on another corpus (hot swap)")
     measure.add_argument("--out", type=Path, help="folder of the evaluation (default: with the run)")

@@ -289,7 +289,7 @@ def reach(arms: Arms, name: str, which: np.ndarray) -> tuple[int, int]:
 
 
 ARM_NAMES = {
-    "baseline": "matched baseline (lm)",
+    "baseline": "matched baseline",
     "baseline_before": "the baseline before",
     "off": "retrieval off",
     "on": "retrieval on",

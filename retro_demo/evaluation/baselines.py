@@ -33,6 +33,7 @@ from retro_demo.events import read_events
 from retro_demo.files import load_array
 from retro_demo.kinds import KINDS
 from retro_demo.models.config import RetroConfig
+from retro_demo.models.reader_config import TunedConfig
 from retro_demo.paths import data_home, run_folder
 from retro_demo.pretrained.tokenizer import load_tokenizer
 from retro_demo.retrieval.bm25 import LexicalIndex
@@ -82,9 +83,10 @@ def match(run: Path, baseline: Path) -> Match:
     """Compare a baseline with a run; raises UserError where no comparison makes sense."""
     ours, theirs = read_run_config(run), read_run_config(baseline)
     if theirs.retrieves:
+        wanted = "its base, fine-tuned" if ours.kind.trains_pretrained else "an lm"
         raise UserError(
-            f"The baseline {baseline.name} is a {theirs.model}, which retrieves too. Name an lm "
-            "that was trained on the same corpus."
+            f"The baseline {baseline.name} is a {theirs.model}, which retrieves too. Name {wanted}, that was "
+            "trained on the same corpus."
         )
     _check_same_family(ours, theirs, run, baseline)
     check_same_tokens(run, baseline)
@@ -97,7 +99,7 @@ def match(run: Path, baseline: Path) -> Match:
         f"{their_parameters / 1e6:.2f} M)"
     )
     if ours.kind.trains_pretrained:
-        words += _times(run, ours, steps, baseline, theirs, their_steps)
+        words += _times(run, ours, steps, baseline, theirs, their_steps, alike=seen == their_seen)
     return Match(words, _unfit(ours, theirs, seen, their_seen))
 
 
@@ -116,16 +118,24 @@ def _check_same_family(ours: RunConfig, theirs: RunConfig, run: Path, baseline: 
 
 
 def _times(
-    run: Path, ours: RunConfig, steps: int, baseline: Path, theirs: RunConfig, their_steps: int
+    run: Path,
+    ours: RunConfig,
+    steps: int,
+    baseline: Path,
+    theirs: RunConfig,
+    their_steps: int,
+    *,
+    alike: bool,
 ) -> str:
-    """How long the steps of both took, in words: tokens are matched, and time is not."""
+    """How long the steps of both took, in words; `alike`: whether both saw as many tokens."""
+    matched = "tokens are matched, time is not" if alike else "neither tokens nor time are matched"
     seconds = training_seconds(run, ours, steps), training_seconds(baseline, theirs, their_steps)
     if None in seconds:
-        return "; tokens are matched, time is not"
+        return f"; {matched}"
     own, other = (f"{(one or 0) / 60:.1f}" for one in seconds)
     return (
-        f"; tokens are matched, time is not: their steps took {own} and {other} minutes, and the lessons of "
-        "the run were prepared before"
+        f"; {matched}: their steps took {own} and {other} minutes, and the lessons of the run were prepared "
+        "before"
     )
 
 
@@ -199,6 +209,8 @@ def _unfit(ours: RunConfig, theirs: RunConfig, seen: int | None, their_seen: int
                 f"only the layers above {theirs.network.first_tuned} were trained, and the run writes above "
                 f"{ours.network.first_written}"
             )
+        if theirs.network.rank < TunedConfig.rank:
+            return f"its updates have rank {theirs.network.rank}, not {TunedConfig.rank}"
     for name in () if ours.kind.trains_pretrained else DECODER:
         one, other = getattr(ours.network, name), getattr(theirs.network, name)
         if other < one:

@@ -109,6 +109,7 @@ def verdict_over(results: Sequence[Mapping[str, Any]], got_worse: Sequence[str] 
             baseline_on_was=base,
             on_was=on,
             got_worse=next(filter(None, got_worse), ""),
+            rival=match.get("rival", VerdictFigures.rival),
             seeds=len(results),
         )
     )

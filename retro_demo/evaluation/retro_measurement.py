@@ -380,7 +380,9 @@ def report(study: RetroStudy, names: list[str], count: int) -> dict[str, Any]:
         "curves": {},
         "ways": {},
         "trained_on": study.known.words,
-        "match": asdict(study.match) | {"before": study.before} if study.match else None,
+        "match": asdict(study.match) | {"before": study.before, "rival": study.rival}
+        if study.match
+        else None,
     }
 
 

@@ -133,8 +133,9 @@ def check_request(request: Request) -> None:
     if config.kind.own_controls:
         check_marge_request(request)
     if not config.retrieves:
+        what = config.kind.choice[:1].lower() + config.kind.choice[1:]
         raise UserError(
-            f"{run.name} is a plain lm: it reads no neighbors, so there is nothing to judge. "
+            f"{run.name} is a {what}: it reads no neighbors, so there is nothing to judge. "
             f"Evaluate a run that retrieves, with --baseline {run.name}."
         )
     for name in request.runs:

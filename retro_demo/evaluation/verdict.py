@@ -280,7 +280,8 @@ def _next(e: VerdictFigures, helps: bool | None) -> tuple[str, ...]:
         steps.append("A clean index: build the corpus anew.")
     if e.on_baseline is None:
         steps.append(
-            "A matched baseline: train the same decoder as an lm, on the same corpus for as many steps."
+            "A matched baseline: train the same decoder, or fine-tune the same pretrained base, without "
+            "neighbors on the same corpus for as many steps."
         )
     elif e.unfit:
         steps.append(f"A baseline that matches: this one does not, {e.unfit}.")

@@ -104,7 +104,7 @@ def verdict_html(result: Mapping[str, Any] | None, round_words: str = "") -> str
 
 
 GROUNDS = {
-    "baseline": "matched baseline (lm)",
+    "baseline": "matched baseline",
     "baseline_before": "the baseline before",
     "shuffled": "neighbors of another text",
     "random": "random neighbors",

@@ -32,7 +32,7 @@ from retro_demo.runs.checkpoint import AnyRun
 from retro_demo.server.planned import Training
 
 OPERATIONS = 6  # of a parameter for each token, forward and backward
-PRETRAINED_TOKENS_A_SECOND = 300  # with SmolLM2-135M on two cores
+PRETRAINED_TOKENS_A_SECOND = 450  # with SmolLM2-135M on two cores
 OPERATIONS_A_SECOND = 40e9  # one core: 47e9 for both shipped sizes of RETRO, 44e9 for MARGE, 30e9 for tiny
 STAGES = {
     "read": "kB read",

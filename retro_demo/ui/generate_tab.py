@@ -204,7 +204,8 @@ class GenerateHandlers:
             config = replace(config, seed=next_seed(config))
         with self.lane.text(code, token) as stopped:
             loaded = yield from self._load(workspace, name, other, config.retriever)
-            yield {view.form.widgets["seed"]: config.seed}
+            if again and config.temperature:
+                yield {view.form.widgets["seed"]: config.seed}
             for writing in self.watch(loaded, name, words, config, stopped):
                 step = growing(view.text.linked, view.speed, view.go, writing)
                 if writing.trace is not None:

@@ -37,6 +37,7 @@ from retro_demo.ui.form import (
 )
 from retro_demo.ui.visit import Lane
 
+REREADING = '<p class="speed" role="status">Reading the text with the edited neighbor.</p>'
 MOST_TYPED = 10_000  # characters of N or F; a neighbor takes the first few
 HOW_IT_WORKS = (
     "<a class='to-form' href='#form'>Write your own</a>"  # on a phone, where the form stands below
@@ -276,6 +277,8 @@ class ExplainHandlers:
                 made = writing.trace
                 if made is None:
                     yield growing(view.linked, view.speed, view.go, writing)
+        else:
+            yield {view.speed: REREADING}
         reread = edits.reread(run, trace, *place, row, cut)
         shown: Values = {
             view.speed: "",

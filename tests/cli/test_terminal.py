@@ -234,6 +234,14 @@ def test_a_text_is_followed_by_what_explains_it_and_that_by_where_it_came_from(w
     assert main.build_parser().parse_args(command).run == tmp_path / "r"
 
 
+def test_a_study_is_followed_by_a_text_of_the_run_that_it_judged(tmp_path):
+    options = main.build_parser().parse_args(["study", "--corpus", "c", "--out", str(tmp_path / "s")])
+
+    said = next_step(options, {"seeds": [{"run": "retrofit"}]})
+
+    assert main.build_parser().parse_args(shlex.split(said)).run == tmp_path / "s" / "retrofit"
+
+
 @pytest.mark.parametrize("known", [["prepare"], ["export", "r", "--out", "e.zip"], ["import", "e.zip"]])
 def test_what_comes_after_a_verb_is_a_command(known):
     parser = main.build_parser()

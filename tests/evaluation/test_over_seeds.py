@@ -59,6 +59,14 @@ def test_retrieval_helps_where_the_seeds_agree_and_is_not_shown_to_where_they_do
     assert not any("seeds" in step for step in agreed["next"])
 
 
+def test_the_rival_of_several_seeds_is_that_of_each():
+    match = {"words": "", "unfit": "", "rival": "fine-tuning without neighbors"}
+    told = result(0.001, match=match)
+    told["arms"]["on"]["differences"]["shuffled"] = result(-0.1)["arms"]["on"]["differences"]["shuffled"]
+
+    assert "no better than fine-tuning without neighbors" in verdict_over([told] * 2)["verdict"]
+
+
 def test_what_one_seed_did_not_measure_has_no_mean():
     assert average_of([result(-0.1), result(-0.1)], "on", "off") is None
 

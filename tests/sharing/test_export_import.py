@@ -301,7 +301,7 @@ def test_the_card_shows_the_figures_with_their_intervals_and_what_is_missing(tmp
     front = yaml.safe_load(card.split("---")[1])
     assert (front["license"], front["library_name"]) == ("mit", "retro_demo")
     assert "| retrieval on | 0.8690 | 0.8060 to 0.9353 | 2.0577 |" in card
-    assert "| matched baseline (lm) | 0.8689 | 0.8075 to 0.9343 | 2.0573 |" in card
+    assert "| matched baseline | 0.8689 | 0.8075 to 0.9343 | 2.0573 |" in card
     assert "No measurable benefit" in card
     assert "With intervals: control, random neighbors." in card
     assert "in the public domain" in card
@@ -313,7 +313,7 @@ def test_the_card_of_a_run_that_was_not_evaluated_says_so(trained, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
 
     assert "without intervals and without a matched baseline" in card
-    missing = "retrieval on, retrieval off, shuffled, matched baseline (lm), control, random neighbors"
+    missing = "retrieval on, retrieval off, shuffled, matched baseline, control, random neighbors"
     assert f"With intervals: {missing}." in card
     assert "license is not known" in card.replace("\n", " ")
     assert not (tmp_path / "out" / "evaluation.json").exists()

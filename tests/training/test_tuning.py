@@ -237,7 +237,7 @@ def test_the_settings_of_a_readers_baseline_make_one_that_matches(tmp_path, read
     assert theirs.network.first_tuned == ours.network.first_written  # type: ignore[attr-defined]
     found = match(reader, out)
     assert found.unfit == ""
-    assert "time is not" in found.words
+    assert "tokens are matched, time is not" in found.words
 
 
 @pytest.mark.parametrize(
@@ -246,13 +246,16 @@ def test_the_settings_of_a_readers_baseline_make_one_that_matches(tmp_path, read
         ({"steps": 3}, "it saw only"),
         ({"seq_len": 16}, "16 tokens of context"),
         ({"first_tuned": 4}, "layers above 4"),
+        ({"rank": 1}, "rank 1, not 8"),
     ],
 )
 def test_one_that_had_less_is_no_match(tmp_path, reader, corpus, base, changes, said):
     out = prepare_tuned(tmp_path / "less", corpus, base, **changes)
     advance(out)
 
-    assert said in match(reader, out).unfit
+    found = match(reader, out)
+    assert said in found.unfit
+    assert ("tokens are matched" in found.words) == (not {"steps", "seq_len"} & set(changes))
 
 
 def test_one_of_another_base_is_no_match_and_one_of_no_base_is_refused(tmp_path, reader, corpus, base):

@@ -98,7 +98,7 @@ def test_generate_with_nothing_changed_takes_the_next_seed_and_shows_it(on, code
     seed = view.form.widgets["seed"]
     assert ended(iter(again), seed) == 8
     assert text_of(on, code, again[-1][view.trace_id]).about["written_with"]["seed"] == 8
-    assert ended(iter(other), seed) == 7
+    assert all(seed not in step for step in other)  # what is typed there meanwhile stays
 
 
 def test_at_temperature_0_the_same_text_is_written_again_and_that_is_said(on, code):
@@ -296,8 +296,9 @@ def test_what_names_no_neighbor_or_is_no_text_is_refused(inside, code, kept):
 def test_an_edit_leaves_a_given_text_as_it_is_and_says_what_changed(on, inside, code):
     view = inside.view
     given = ended(on.explain_given(code, "reader", "", TEXT, *readings(on)), view.trace_id)
-    (shown,) = edited(inside, code, given, clicked("write", n="Area of Arden", f=""))
+    said, shown = edited(inside, code, given, clicked("write", n="Area of Arden", f=""))
 
+    assert "Reading the text" in said[view.speed]
     assert set(shown) == {view.speed, view.changed, view.download}
     assert "earlier positions" in shown[view.changed]
 
