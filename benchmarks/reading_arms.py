@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from retro_demo.evaluation.reading_ways import LEAST, PromptFormat, before_text
 from retro_demo.models.llama import Llama
 from retro_demo.models.reader import Ahead, Reader
+from retro_demo.models.tuned import twin_of
 from retro_demo.tokenizer import Tokenizer
 
 
@@ -139,8 +140,7 @@ def fine_tuned(
     states by them is kept. The lower blocks are shared, so a reader reads with either base.
     """
     base = model.base
-    twin = copy.copy(base)
-    twin._modules = dict(base._modules)
+    twin = twin_of(base)
     first = model.config.first_written
     upper = [copy.deepcopy(block) for block in list(base.blocks)[first:]]
     twin.blocks = nn.ModuleList([*list(base.blocks)[:first], *upper])

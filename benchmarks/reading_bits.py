@@ -32,7 +32,7 @@ from retro_demo.documents.sources import Document, read_documents
 from retro_demo.evaluation.arms import held_out_windows
 from retro_demo.evaluation.losses import draws, ratio
 from retro_demo.models.reader import Reader
-from retro_demo.training.lessons import Lessons, ReaderBatches
+from retro_demo.training.lessons import Lessons, ReaderBatches, Texts
 from retro_demo.training.reader_training import by_titles
 
 
@@ -185,7 +185,7 @@ def stride_part(study: Study, databases: Sequence[Library], options: argparse.Na
 
 def training_windows(study: Study) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
     """Batches of windows of training documents by step; of a twentieth of them at negative steps."""
-    corpus, length = study.own, study.config.training.seq_len
+    corpus, texts = study.own, Texts(study.own)
     trained = np.flatnonzero(~(corpus.held_out | corpus.database_only))
     trained = np.random.default_rng([study.seed, 14]).permutation(trained)
     cut = max(1, len(trained) // 20)
@@ -194,13 +194,7 @@ def training_windows(study: Study) -> Callable[[int], tuple[np.ndarray, np.ndarr
     def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng([study.seed, 15, step + 10])
         documents = rng.choice(trained[:cut] if step < 0 else trained[cut:], study.config.training.batch_size)
-        tokens = np.zeros((len(documents), length + 1), np.int64)
-        for row, document in zip(tokens, documents, strict=True):
-            text = corpus.chunks.tokens[corpus.chunks.document == document].reshape(-1)
-            text = text[text != 0]
-            start = int(rng.integers(0, max(1, len(text) - length)))
-            part = text[start : start + length + 1]
-            row[: len(part)] = part
+        tokens = texts.windows(documents.tolist(), study.config.training.seq_len, rng)
         return tokens, titles[documents]
 
     return batch

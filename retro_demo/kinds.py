@@ -295,7 +295,37 @@ _RETROFIT = Kind(
     }
 )
 
+_BESIDE_BASE: dict[str, Any] = {
+    name: _SHARED[name]
+    for name in (
+        *("writer", "measurement", "arm_names", "batch", "even_batches", "context", "own_controls"),
+        "pipeline",
+    )
+} | {
+    "sizes": "Sets all settings: tiny for three minutes, small for a quarter of an hour.",
+    "base": "must",
+    "freezes_base": True,
+    "trains_pretrained": True,
+}
+"""What the kinds that stand on a pretrained base have in common."""
+
+_TUNED_BY = (
+    "steps",
+    "batch_size",
+    "seq_len",
+    "lr",
+    "warmup",
+    "weight_decay",
+    "clip",
+    "seed",
+    "eval_every",
+    "eval_tokens",
+    "save_every",
+    "keep",
+)
+
 _READER = Kind(
+    **_BESIDE_BASE,
     name="reader",
     title="pretrained language model that was taught to read neighbors "
     "(RETRO's retrofit, Borgeaud et al. 2022)",
@@ -309,50 +339,23 @@ _READER = Kind(
     network="retro_demo.models.reader:Reader",
     planner="retro_demo.runs.planning:ReaderPlanner",
     work="retro_demo.training.reader_training:ReaderWork",
-    writer="retro_demo.generation.retro:begin_writing",
-    measurement="retro_demo.evaluation.retro_measurement:RetroMeasurement",
-    arm_names="retro_demo.evaluation.arms:ARM_NAMES",
     memory="retro_demo.models.memory:reader_megabytes",
     passes="retro_demo.training.lessons:reader_passes",
     tabs=("generate", "evaluate"),
-    batch=("batch_size", "seq_len"),
-    even_batches=True,
-    context="seq_len",
     claims=("on", "off", "shuffled", "baseline"),
-    own_controls=False,
     baseline="tuned",
     presets=READER_PRESETS,
     place=4,
     choice="Reader of a pretrained model",
     about="reader teaches a pretrained model to read neighbors and changes nothing else of it",
-    sizes="Sets all settings: tiny for three minutes, small for a quarter of an hour.",
-    base="must",
-    freezes_base=True,
-    trains_pretrained=True,
     of_pretrained="reader",
     width=("match_dim",),
     smaller="Choose a smaller --match-dim.",
-    pipeline="text-generation",
-    trained_by=(
-        "steps",
-        "batch_size",
-        "seq_len",
-        "num_neighbors",
-        "retriever",
-        "query_tokens",
-        "lr",
-        "warmup",
-        "weight_decay",
-        "clip",
-        "seed",
-        "eval_every",
-        "eval_tokens",
-        "save_every",
-        "keep",
-    ),
+    trained_by=(*_TUNED_BY, "num_neighbors", "retriever", "query_tokens"),
 )
 
 _TUNED = Kind(
+    **_BESIDE_BASE,
     name="tuned",
     title="pretrained language model, fine-tuned (LoRA, Hu et al. 2021): the matched baseline of a reader",
     tag="lora",
@@ -364,44 +367,19 @@ _TUNED = Kind(
     network="retro_demo.models.tuned:Tuned",
     planner="retro_demo.runs.planning:TunedPlanner",
     work="retro_demo.training.tuning:TunedWork",
-    writer="retro_demo.generation.retro:begin_writing",
-    measurement="retro_demo.evaluation.retro_measurement:RetroMeasurement",
-    arm_names="retro_demo.evaluation.arms:ARM_NAMES",
     memory="retro_demo.models.memory:tuned_megabytes",
     passes="retro_demo.training.tuning:tuned_passes",
     tabs=("generate",),
-    batch=("batch_size", "seq_len"),
-    even_batches=True,
-    context="seq_len",
     claims=(),
-    own_controls=False,
     presets=TUNED_PRESETS,
     place=5,
     choice="Fine-tuned pretrained model",
     about="tuned trains a pretrained model on the texts themselves, without neighbors",
-    sizes="Sets all settings: tiny for three minutes, small for a quarter of an hour.",
     retrieves=False,
-    base="must",
-    freezes_base=True,
-    trains_pretrained=True,
     of_pretrained="tuned",
     width=("rank",),
     smaller="Choose a smaller --rank.",
-    pipeline="text-generation",
-    trained_by=(
-        "steps",
-        "batch_size",
-        "seq_len",
-        "lr",
-        "warmup",
-        "weight_decay",
-        "clip",
-        "seed",
-        "eval_every",
-        "eval_tokens",
-        "save_every",
-        "keep",
-    ),
+    trained_by=_TUNED_BY,
 )
 
 _MARGE = Kind(

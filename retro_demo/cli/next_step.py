@@ -69,7 +69,7 @@ def _after_writing(options: argparse.Namespace, result: Mapping[str, Any]) -> li
 
 def _after_explaining(options: argparse.Namespace, _result: Mapping[str, Any]) -> list[str]:
     """Which of it stands in the corpus word for word."""
-    given = ["--text", options.text] if options.text else ["--tokens", ",".join(map(str, options.tokens))]
+    given = [f"--text={options.text}"] if options.text else ["--tokens", ",".join(map(str, options.tokens))]
     return ["trace", named_run(options.run), *_same_corpus(options), *given]
 
 

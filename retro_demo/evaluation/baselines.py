@@ -99,7 +99,8 @@ def match(run: Path, baseline: Path) -> Match:
         f"{their_parameters / 1e6:.2f} M)"
     )
     if ours.kind.trains_pretrained:
-        words += _times(run, ours, steps, baseline, theirs, their_steps, alike=seen == their_seen)
+        seconds = training_seconds(run, ours, steps), training_seconds(baseline, theirs, their_steps)
+        words += _times(*seconds, alike=seen == their_seen)
     return Match(words, _unfit(ours, theirs, seen, their_seen))
 
 
@@ -117,25 +118,14 @@ def _check_same_family(ours: RunConfig, theirs: RunConfig, run: Path, baseline: 
         )
 
 
-def _times(
-    run: Path,
-    ours: RunConfig,
-    steps: int,
-    baseline: Path,
-    theirs: RunConfig,
-    their_steps: int,
-    *,
-    alike: bool,
-) -> str:
-    """How long the steps of both took, in words; `alike`: whether both saw as many tokens."""
+def _times(ours: float | None, theirs: float | None, *, alike: bool) -> str:
+    """How many seconds the steps of both took, in words; `alike`: whether both saw as many tokens."""
     matched = "tokens are matched, time is not" if alike else "neither tokens nor time are matched"
-    seconds = training_seconds(run, ours, steps), training_seconds(baseline, theirs, their_steps)
-    if None in seconds:
+    if ours is None or theirs is None:
         return f"; {matched}"
-    own, other = (f"{(one or 0) / 60:.1f}" for one in seconds)
     return (
-        f"; {matched}: their steps took {own} and {other} minutes, and the lessons of the run were prepared "
-        "before"
+        f"; {matched}: their steps took {ours / 60:.1f} and {theirs / 60:.1f} minutes, and the lessons of "
+        "the run were prepared before"
     )
 
 

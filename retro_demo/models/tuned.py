@@ -65,10 +65,10 @@ class _Updated(nn.Module):
 
 def _updated(base: Llama, updates: nn.ModuleList) -> Llama:
     """A twin of the base that shares all its weights, with updates (one of each of its last blocks)."""
-    twin = _twin(base)
+    twin = twin_of(base)
     blocks, first = list(base.blocks), len(base.blocks) - len(updates)
     for place, update in enumerate(updates, start=first):
-        block = _twin(blocks[place])
+        block = twin_of(blocks[place])
         for name, one in update.named_children():
             setattr(block, name, _Updated(getattr(block, name), one))
         blocks[place] = block
@@ -76,7 +76,7 @@ def _updated(base: Llama, updates: nn.ModuleList) -> Llama:
     return twin
 
 
-def _twin(module: Part) -> Part:
+def twin_of(module: Part) -> Part:
     """The same module, whose parts can be exchanged without changing the original."""
     twin = copy.copy(module)
     twin._modules = dict(module._modules)

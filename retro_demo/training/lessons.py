@@ -153,6 +153,17 @@ class Texts:
         sizes = np.array(list(long.values()), float)
         return np.array(list(long), np.int64), sizes / sizes.sum()
 
+    def windows(self, documents: Sequence[int], length: int, rng: np.random.Generator) -> np.ndarray:
+        """A window of each document with the token behind it (n, length + 1), begun anywhere; 0 behind its
+        end."""
+        rows = np.zeros((len(documents), length + 1), np.int64)
+        for row, document in zip(rows, documents, strict=True):
+            text = self.tokens[document]
+            start = int(rng.integers(0, max(1, len(text) - length)))
+            part = text[start : start + length + 1]
+            row[: len(part)] = part
+        return rows
+
     def whole(self, document: int) -> Edited:
         """The document as it is."""
         tokens = self.tokens[document]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from retro_demo.models.tuned import Tuned
 from retro_demo.paths import data_home
 from retro_demo.pretrained.precision import training_precision
 from retro_demo.retrieval.neighbors import EndOfQuery, Retriever
-from retro_demo.runs.alarms import Watch, passes_of
+from retro_demo.runs.alarms import passes_of
 from retro_demo.runs.checkpoint import ReaderRun
 from retro_demo.runs.loading import as_read, load_own_corpus, make_ready
 from retro_demo.training.lessons import Lessons, ReaderBatches
@@ -76,9 +75,6 @@ class ReaderWork(Work):
                 f"is {corpus.fingerprint}). Put the old one back, or train a new run."
             )
         return as_read(corpus, self.out, self.config)
-
-    def started_facts(self, watch: Watch) -> dict[str, Any]:
-        return {"passes": round(watch.passes(self.config.training.steps), 3)}
 
     def prepare_steps(self, start: int, model: Reader) -> Iterator[Event]:
         model.attach(model.base.to(model.device))

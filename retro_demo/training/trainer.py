@@ -173,8 +173,8 @@ class Work:
         raise NotImplementedError
 
     def started_facts(self, watch: Watch) -> dict[str, Any]:
-        """What else is known of the run before it starts."""
-        return {}
+        """What else is known of the run before it starts: how often it will read its text."""
+        return {"passes": round(watch.passes(self.config.training.steps), 3)}
 
     def prepare_steps(self, start: int, model: Any) -> Iterator[Event]:
         """Make ready to go on from step `start`."""
@@ -242,9 +242,6 @@ class RetroWork(Work):
         self.batches = make_batches(self.config, self.corpus)
         check_share(training, self.world)
         self.passes_a_step = passes_of(1, training.batch_size, self.batches.windows_per_epoch)
-
-    def started_facts(self, watch: Watch) -> dict[str, Any]:
-        return {"passes": round(watch.passes(self.config.training.steps), 3)}
 
     def prepare_steps(self, start: int, model: RETRO) -> Iterator[Event]:
         if self.config.retrieves and (doubted := doubt_of(self.corpus, self.config.training.retriever)):

@@ -22,7 +22,7 @@ from retro_demo.evaluation.arms import Arms, held_out_windows
 from retro_demo.events import MEASURING, Evaluated, Event, Progress
 from retro_demo.models.tuned import TextBatch, Tuned
 from retro_demo.pretrained.precision import training_precision
-from retro_demo.runs.alarms import Watch, passes_of
+from retro_demo.runs.alarms import passes_of
 from retro_demo.runs.checkpoint import TunedRun
 from retro_demo.runs.loading import load_own_corpus, make_ready
 from retro_demo.training.lessons import Texts
@@ -35,22 +35,16 @@ class TextWindows:
     """Batches of windows of training documents, each drawn by the seed and the step."""
 
     def __init__(self, corpus: Corpus, *, seq_len: int, batch_size: int, title_len: int, seed: int) -> None:
-        texts = Texts(corpus)
-        self.documents, self.weights = texts.to_learn_from()
-        self.tokens, self.titles = texts.tokens, corpus.title_rows(title_len)
+        self.texts, self.titles = Texts(corpus), corpus.title_rows(title_len)
+        self.documents, self.weights = self.texts.to_learn_from()
         self.seq_len, self.batch_size, self.seed = seq_len, batch_size, seed
-        self.windows_per_epoch = sum(len(self.tokens[d]) for d in self.documents.tolist()) / seq_len
+        self.windows_per_epoch = sum(len(self.texts.tokens[d]) for d in self.documents.tolist()) / seq_len
 
     def train_batch(self, step: int) -> TextBatch:
         """The batch of optimizer step `step`: tokens (B, T + 1), titles (B, P)."""
         rng = np.random.default_rng([self.seed, 10, step])
         documents = rng.choice(self.documents, self.batch_size, p=self.weights)
-        tokens = np.zeros((self.batch_size, self.seq_len + 1), np.int64)
-        for row, document in zip(tokens, documents.tolist(), strict=True):
-            text = self.tokens[document]
-            start = int(rng.integers(0, max(1, len(text) - self.seq_len)))
-            part = text[start : start + self.seq_len + 1]
-            row[: len(part)] = part
+        tokens = self.texts.windows(documents.tolist(), self.seq_len, rng)
         return TextBatch(torch.from_numpy(tokens), torch.from_numpy(self.titles[documents]))
 
 
@@ -76,9 +70,6 @@ class TunedWork(Work):
             seed=training.seed,
         )
         self.passes_a_step = passes_of(1, training.batch_size, self.batches.windows_per_epoch)
-
-    def started_facts(self, watch: Watch) -> dict[str, Any]:
-        return {"passes": round(watch.passes(self.config.training.steps), 3)}
 
     def prepare_steps(self, start: int, model: Tuned) -> Iterator[Event]:
         model.attach(model.base.to(model.device))

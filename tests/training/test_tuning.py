@@ -138,7 +138,7 @@ def test_windows_are_of_training_documents_with_their_titles_and_new_in_each_ste
     for row, title in zip(first.tokens.numpy(), first.titles.numpy(), strict=True):
         there = [d for d in windows.documents.tolist() if (corpus.title_rows(4)[d] == title).all()]
         part = row[row != 0].tobytes()
-        assert any(part in windows.tokens[d].astype(np.int64).tobytes() for d in there)
+        assert any(part in windows.texts.tokens[d].astype(np.int64).tobytes() for d in there)
 
 
 def test_held_out_loss_is_told_and_that_in_training_falls(tmp_path, corpus, base):
