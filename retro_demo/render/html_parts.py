@@ -266,12 +266,17 @@ def is_gap(pieces: Sequence[str], i: int, start: int) -> bool:
     return i > start and pieces[i] == "\n" and pieces[i - 1].endswith("\n")
 
 
+def status_line(words: str) -> str:
+    """How far something is, in HTML words, as a line that is read out when it changes."""
+    return f'<p class="speed" role="status">{words}</p>'
+
+
 def speed(tokens: int, seconds: float, search_ms: float | None, chunks: int, going: bool) -> str:
     """What a generation costs, in a line."""
     rate = f"{tokens / seconds:.0f} tokens/s" if seconds > 0 and tokens else "starting"
     found = f" · search {search_ms:.1f} ms a chunk, {chunks} chunks" if search_ms is not None else ""
     words = f"{'Writing: ' if going else ''}{tokens} tokens · {rate}{found}"
-    return f'<p class="speed" role="status">{words}</p>'
+    return status_line(words)
 
 
 def writing_speed(writing: Writing) -> str:
@@ -284,7 +289,7 @@ def trace_speed(trace: Trace) -> str:
     about = trace.about
     if about.get("given"):
         took = f"Read and explained in {about.get('seconds', 0):.1f} s: {len(trace.tokens)} tokens"
-        return f'<p class="speed" role="status">{took}</p>'
+        return status_line(took)
     tokens = len(trace.probabilities)
     return speed(tokens, about.get("seconds", 0), about.get("search_ms"), len(trace.neighbors), False)
 

@@ -21,6 +21,7 @@ from retro_demo.render.html_parts import (
     saved_as,
     size,
     standing,
+    status_line,
     table,
     term,
     theirs,
@@ -67,12 +68,12 @@ def waiting(status: JobStatus, title: str) -> str:
     """A build in one line, for those who wait for it."""
     if status.queue_position:
         turn = f"it waits for its turn, place {status.queue_position} of {status.waiting} in the queue"
-        return f'<p class="speed" role="status">{esc(title)}: {turn}. The text begins after that.</p>'
+        return status_line(f"{esc(title)}: {turn}. The text begins after that.")
     last = (status.of_kind("progress") or [{"stage": "read", "done": 0, "total": 0}])[-1]
     count = (
         f": {last['done']:,} of {last['total']:,} {STAGES.get(last['stage'], '')}" if last["total"] else ""
     )
-    return f'<p class="speed" role="status">{esc(title)}{esc(count)}. The text begins after that.</p>'
+    return status_line(f"{esc(title)}{esc(count)}. The text begins after that.")
 
 
 def _is_next(index: int, last: Mapping[str, Any], state: str) -> bool:

@@ -56,7 +56,7 @@ from retro_demo.ui.visit import Lane
 TARGETS = "First passages of documents."
 AS_IT_IS = "as it stands"
 TO_TARGET = "() => document.querySelector('#evidence-target')?.scrollIntoView({block: 'start'})"
-SEARCHING = '<p class="speed" role="status">Embedding all passages, finding and reading the evidence.</p>'
+SEARCHING = html_parts.status_line("Embedding all passages, finding and reading the evidence.")
 ROWS = 48  # tokens of the target in one heatmap
 
 
@@ -360,7 +360,7 @@ CAN_WRITE = (
     "So small a model writes set phrases of its training texts, and repeats itself. It does not translate: "
     "at best it takes names and numbers from its evidence."
 )
-LOADING = '<p class="speed" role="status">Loading the run and embedding its passages.</p>'
+LOADING = html_parts.status_line("Loading the run and embedding its passages.")
 EVIDENCE = "All passages of these documents, held out or not. Empty: found by the run itself."
 
 

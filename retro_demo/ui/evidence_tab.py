@@ -58,7 +58,7 @@ NO_RUN = (
 )
 NO_REINDEX = "This run has not re-indexed yet. Its first re-index comes before its first step: wait a moment."
 NEVER_REINDEXED = "This run has kept no re-index. Train it further."
-READING = '<p class="speed" role="status">Reading the passages of the corpus.</p>'
+READING = html_parts.status_line("Reading the passages of the corpus.")
 
 
 class EvidenceView:

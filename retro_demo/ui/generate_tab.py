@@ -63,7 +63,7 @@ TO_RESULT = into_view("#result", "start")
 SHUFFLED = "Shuffled: neighbors of other chunks, as a control."
 AWAY = ["away"]  # a hidden column would keep its place (assets/style.css)
 MOST_SHOWN = 48  # characters of a prompt on its button
-READING = '<p class="speed" role="status">Reading the text with and without neighbors.</p>'
+READING = html_parts.status_line("Reading the text with and without neighbors.")
 
 
 class GenerateView:
@@ -542,7 +542,7 @@ def put_in(*, over: bool) -> str:
 def loading(other: str) -> str:
     """What is said while a run is loaded, with another corpus or that of its training."""
     longer = "; the first reading of another corpus takes longer" if other else ""
-    return f'<p class="speed" role="status">Loading the run{longer}.</p>'
+    return html_parts.status_line(f"Loading the run{longer}.")
 
 
 def _slider(reading: Form) -> gr.Slider:

@@ -37,7 +37,7 @@ from retro_demo.ui.form import (
 )
 from retro_demo.ui.visit import Lane
 
-REREADING = '<p class="speed" role="status">Reading the text with the edited neighbor.</p>'
+REREADING = html_parts.status_line("Reading the text with the edited neighbor.")
 MOST_TYPED = 10_000  # characters of N or F; a neighbor takes the first few
 HOW_IT_WORKS = (
     "<a class='to-form' href='#form'>Write your own</a>"  # on a phone, where the form stands below
