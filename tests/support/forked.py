@@ -81,6 +81,7 @@ class Forked:
 
 def serve(asking: socket.socket) -> None:
     """Fork a job for each request, until nobody can ask any more."""
+    import retro_demo.cli.main  # noqa: F401  (with it torch, faiss and all that a job reads)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which close this
     while True:
