@@ -194,9 +194,12 @@ Values = dict[Any, Any]
 """What a handler gives: new values by component; one that is not in it stays as it is."""
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
-QUIET: dict[str, Any] = PRIVATE | {"queue": False, "show_progress": "hidden"}
+HIDDEN: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": []}
+"""For what shows no progress: by default Gradio's page looks up each output of each event in its whole tree
+to tell it how far the event is, also where that is hidden, whenever any event begins or ends."""
+QUIET: dict[str, Any] = PRIVATE | HIDDEN | {"queue": False}
 """For polls and looks: not queued, so that a full queue cannot blank them, and nothing flickers."""
-CHEAP: dict[str, Any] = PRIVATE | {"concurrency_limit": None, "show_progress": "hidden"}
+CHEAP: dict[str, Any] = PRIVATE | HIDDEN | {"concurrency_limit": None}
 """For handlers that cost little: visitors need not wait for each other."""
 LOOKS: dict[str, Any] = CHEAP | {"concurrency_id": "looks", "concurrency_limit": 2}
 """For looks that compute: strangers who look at much wait for each other, and nobody else does."""

@@ -34,7 +34,7 @@ from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.origins import TraceTarget
 from retro_demo.server.workspace import Workspace
 from retro_demo.settings import OriginsConfig
-from retro_demo.ui.form import LOOKS, MODEL, PRIVATE, QUIET, Values, clicked, once_known, shows_errors
+from retro_demo.ui.form import HIDDEN, LOOKS, MODEL, PRIVATE, QUIET, Values, clicked, once_known, shows_errors
 
 PASTED = (
     "These words are of a pasted text, which no run has read. Read it under “Explain a given text”, then "
@@ -226,7 +226,7 @@ def origins_panel(
     """Build the panel where it is called and wire it; it follows the text, run and corpus of the page."""
     view = OriginsView()
     on = OriginsHandlers(cache, view)
-    known, model = [visitor, trace_id], PRIVATE | MODEL | {"show_progress": "hidden"}
+    known, model = [visitor, trace_id], PRIVATE | MODEL | HIDDEN
     view.panel.expand(once_known(on.trace_shown), known, on.outputs, **LOOKS)
     view.panel.expand(lambda: True, None, view.opened, **QUIET)
     view.panel.collapse(lambda: False, None, view.opened, **QUIET)
