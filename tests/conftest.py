@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("RETRO_DEMO_SMOLLM2", "none")  # tests are the same with the base and without
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # files of tests run side by side; their tensors are tiny
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the app does: tests may run on a busy machine
 
 import numpy as np
