@@ -106,21 +106,17 @@ def test_no_verb_touches_a_folder_of_somebodys_own_files(tmp_path, capsys, small
     assert marks(tmp_path) == before
 
 
-@pytest.mark.parametrize(
-    "verb", ["build", "build a shard", "train", "forget", "add", "export a run", "import"]
+NO_FOLDER = (
+    *("file", "file/below", "link to nowhere", "/proc/retro/demo", "a" * 300, "long"),
+    *("nul\0byte", "not UTF-8 \udcff"),
 )
+OTHER_VERBS = ("build a shard", "train", "forget", "add", "export a run", "import")
+
+
 @pytest.mark.parametrize(
-    "place",
-    [
-        "file",
-        "file/below",
-        "link to nowhere",
-        "/proc/retro/demo",
-        "a" * 300,
-        "long",
-        "nul\0byte",
-        "not UTF-8 \udcff",
-    ],
+    ("verb", "place"),
+    [("build", place) for place in NO_FOLDER]
+    + [(verb, place) for verb in OTHER_VERBS for place in ("file/below", "nul\0byte")],
 )
 def test_a_place_where_no_folder_can_be_is_refused_in_a_sentence(tmp_path, capsys, small_folder, verb, place):
     write_jsonl(tmp_path / "new.jsonl", ADDITION)
