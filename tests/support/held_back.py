@@ -127,17 +127,10 @@ def leaving(folder: Path) -> Iterator[None]:
             thread.join()
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from retro_demo.training.trainer import run_training
-for event in run_training(Path(sys.argv[1]), lambda: False):
-    if (told := event.to_json())["event"] == sys.argv[2] and told["step"] == int(sys.argv[3]):
-        os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
 def train_and_kill(run: Path, event: str, step: int) -> None:
     """Train in a process of its own, which is killed (-9) where it tells this event of this step."""
-    ended = subprocess.run([sys.executable, "-c", KILLED, str(run), event, str(step)], timeout=PATIENCE)
-    assert ended.returncode == -signal.SIGKILL
+    command = [sys.executable, "-m", "killed_training", str(run), event, str(step)]
+    with open(os.devnull, "wb") as nowhere:
+        path = {"PYTHONPATH": os.pathsep.join(sys.path)}
+        process = lifecycle.subprocess.Popen(command, stderr=nowhere, env=os.environ | path)
+        assert process.wait() == -signal.SIGKILL
