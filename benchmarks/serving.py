@@ -44,16 +44,18 @@ def free_port() -> int:
             return port
 
 
-def start_app(home: Path, *flags: str, told: IO[bytes] | None = None) -> tuple[str, subprocess.Popen[bytes]]:
+def start_app(
+    home: Path, *flags: str, told: IO[bytes] | None = None, program: Path = ROOT / "app.py"
+) -> tuple[str, subprocess.Popen[bytes]]:
     """Start app.py on a free port; its address and process, once it answers. Its words go to `told`, or its
-    errors alone to where ours go.
+    errors alone to where ours go. Another `program` may stand for app.py.
 
     Raises RuntimeError where it ends, or does not answer in time.
     """
     port = free_port()
     url = f"http://127.0.0.1:{port}/"
     server = subprocess.Popen(
-        [sys.executable, str(ROOT / "app.py"), "--host", "127.0.0.1", "--port", str(port), *flags],
+        [sys.executable, str(program), "--host", "127.0.0.1", "--port", str(port), *flags],
         env=os.environ | {"RETRO_DEMO_HOME": str(home), "GRADIO_TEMP_DIR": str(home / "uploads")},
         cwd=ROOT,
         stdout=told or subprocess.DEVNULL,
@@ -73,10 +75,10 @@ def start_app(home: Path, *flags: str, told: IO[bytes] | None = None) -> tuple[s
 
 @contextmanager
 def served_app(
-    home: Path, *flags: str, told: IO[bytes] | None = None
+    home: Path, *flags: str, told: IO[bytes] | None = None, program: Path = ROOT / "app.py"
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """The same within a block, at whose end the server is told to end."""
-    url, server = start_app(home, *flags, told=told)
+    url, server = start_app(home, *flags, told=told, program=program)
     try:
         yield url, server
     finally:

@@ -118,10 +118,11 @@ def pytest_runtest_teardown(item, nextitem) -> Iterator[None]:
 SHARED = pytest.StashKey[Any]()
 SLOW = (
     *("browser", "evaluate_browser", "evidence_browser", "accessibility_browser", "share_browser"),
-    *("reader_browser", "zero_gpu", "distributed", "lifecycle", "job_queue", "faults", "evaluate_page"),
+    *("first_screen_browser", "train_browser", "pictures_browser"),
+    *("zero_gpu", "distributed", "lifecycle", "job_queue", "faults", "evaluate_page", "studies"),
     *("page", "hosting", "compiling", "trainer", "sharding", "marge_training", "reader_runs", "contributing"),
     *("hostile_requests", "corpus_changes", "docs", "hub", "evidence_page", "visitors_apart", "changes"),
-    *("writing_lane", "hot_swaps", "shares", "attribution", "text", "retokenized"),
+    *("writing_lane", "hot_swaps", "shares", "attribution", "text", "retokenized", "http_endpoints", "study"),
 )
 """Files of tests that take longest, which begin first: so no process waits for another one in the end."""
 

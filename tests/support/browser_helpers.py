@@ -56,6 +56,11 @@ class Visit:
         self.page.on("request", self._note_request)
         self.page.on("pageerror", lambda error: self._note_error(str(error)))
         self.page.on("console", self._note_console)
+        self.received: list[float] = []
+        """bytes as they come over the wire, for each file"""
+        wire = self.page.context.new_cdp_session(self.page)
+        wire.on("Network.loadingFinished", lambda done: self.received.append(done["encodedDataLength"]))
+        wire.send("Network.enable")
         self.page.set_default_timeout(LONG)
         self.page.goto(url)
 

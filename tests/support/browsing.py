@@ -20,6 +20,8 @@ from playwright.sync_api import Browser, Error, Page, TimeoutError, expect, sync
 LONG = 180_000  # milliseconds: other work may use the cores
 expect.set_options(timeout=LONG)
 
+FORKING = Path(__file__).with_name("forking_app.py")
+
 AUDIT = """async () => {
   const found = await axe.run(document, {
     runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa'], resultTypes: ['violations']});
@@ -65,7 +67,7 @@ class Shared:
 
     def url(self) -> str:
         if not self._url:
-            self._url = self._open.enter_context(served_app(self.home))
+            self._url = self._open.enter_context(served_app(self.home, FORKING))
         return self._url
 
     def close(self) -> None:
@@ -121,6 +123,6 @@ def opened(browser: Browser, url: str, code: str) -> Page:
     while box.input_value() != code:  # what the page still had to tell may write over it
         box.fill(code)
         page.wait_for_timeout(300)
-    with page.expect_navigation():
+    with page.expect_event("load"):  # a new address alone is a navigation, too, and comes at any time
         page.locator("#open-workspace").click()
     return page

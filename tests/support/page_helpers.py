@@ -79,8 +79,8 @@ def _linked(source: str, place: str) -> str:
 
 
 @contextmanager
-def served_app(home: Path) -> Iterator[str]:
-    """The address of app.py, started on a free port as a process of its own."""
+def served_app(home: Path, program: Path = serving.ROOT / "app.py") -> Iterator[str]:
+    """The address of app.py, or what stands for it, on a free port as a process of its own."""
     lend_samples(home)
-    with serving.served_app(home) as (address, _):
+    with serving.served_app(home, program=program) as (address, _):
         yield address

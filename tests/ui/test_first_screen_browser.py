@@ -7,7 +7,6 @@ installed; its spans are looked at where it copies.
 from __future__ import annotations
 
 import re
-import shutil
 
 import pytest
 from browser_helpers import Visit, browser, url  # noqa: F401
@@ -53,6 +52,15 @@ def first_look(browser, url: str) -> Visit:  # noqa: F811
     return visit
 
 
+@pytest.fixture(scope="module")
+def arrived(browser, url):  # noqa: F811
+    """A page as it comes, and the kilobytes until its first card was there; to load one takes seconds."""
+    visit = first_look(browser, url)
+    kilobytes = sum(visit.received) / 1000
+    yield visit, kilobytes
+    visit.leave()
+
+
 def box(one: Locator) -> tuple[float, float, float, float]:
     """Left, top, right, bottom in the window."""
     place = one.bounding_box()
@@ -65,8 +73,8 @@ def in_view(one: Locator) -> bool:
     return left >= 0 and top >= 0 and right <= WIDE and bottom <= HIGH
 
 
-def test_without_a_click_form_text_spans_and_a_neighbor_are_in_view(browser, url):  # noqa: F811
-    visit = first_look(browser, url)
+def test_without_a_click_form_text_spans_and_a_neighbor_are_in_view(arrived):
+    visit, kilobytes = arrived
     page = visit.page
 
     assert page.evaluate("scrollY") == 0
@@ -87,15 +95,14 @@ def test_without_a_click_form_text_spans_and_a_neighbor_are_in_view(browser, url
     expect(page.locator("#findings .meter")).to_have_count(2)
 
     assert page.evaluate(WORDS) < MOST_WORDS
+    assert kilobytes <= MOST_KB  # Gradio's files and ours
     assert broken_rules(page) == []
     assert visit.outside == []
     assert visit.errors == []
-    visit.leave()
 
 
-def test_nine_tabs_of_the_keyboard_reach_generate_and_arrows_go_along_the_tabs(browser, url):  # noqa: F811
-    visit = first_look(browser, url)
-    page = visit.page
+def test_nine_tabs_of_the_keyboard_reach_generate_and_arrows_go_along_the_tabs(arrived):
+    page = arrived[0].page
     stops = []
     while "generate" not in stops and len(stops) <= MOST_STOPS:
         page.keyboard.press("Tab")
@@ -106,12 +113,12 @@ def test_nine_tabs_of_the_keyboard_reach_generate_and_arrows_go_along_the_tabs(b
     page.keyboard.press("ArrowRight")
     expect(page.get_by_role("tab", name="Corpus", exact=True)).to_be_focused()
     expect(page.locator("#build")).to_be_visible()
-    visit.leave()
 
 
-def test_an_edit_that_is_refused_leaves_its_card_as_it_was_typed(browser, url):  # noqa: F811
-    visit = first_look(browser, url)
-    page, card = visit.page, visit.page.locator("#linked .found:visible .card").first
+def test_an_edit_that_is_refused_leaves_its_card_as_it_was_typed(arrived):
+    page = arrived[0].page
+    page.get_by_role("tab", name="Generate", exact=True).click()
+    card = page.locator("#linked .found:visible .card").first
     card.locator("[data-act=edit]").click()
     typed = "word " * 3_000  # longer than a neighbor may be
     card.locator("textarea.n").fill(typed)
@@ -120,25 +127,9 @@ def test_an_edit_that_is_refused_leaves_its_card_as_it_was_typed(browser, url): 
     expect(page.locator(".toast-body")).to_contain_text("A neighbor is two texts", timeout=LONG)
     expect(page.locator("#linked .card.sent")).to_have_count(0, timeout=LONG)
     expect(card.locator("textarea.n")).to_have_value(typed)
-    visit.leave()
 
 
-def test_a_first_visit_loads_no_more_than_before(browser, url):  # noqa: F811
-    """Gradio's files and ours, as they come over the wire."""
-    context = browser.new_context(viewport={"width": WIDE, "height": HIGH})
-    page: Page = context.new_page()
-    wire = context.new_cdp_session(page)
-    sizes: list[float] = []
-    wire.on("Network.loadingFinished", lambda done: sizes.append(done["encodedDataLength"]))
-    wire.send("Network.enable")
-    page.goto(url)
-    expect(page.locator("#linked .card:visible").first).to_be_visible(timeout=LONG)
-
-    assert sum(sizes) / 1000 <= MOST_KB
-    context.close()
-
-
-def test_what_is_written_and_what_an_edit_writes_anew_comes_into_view(
+def test_a_reader_gets_its_corpus_ready_and_what_it_and_an_edit_write_comes_into_view(
     browser,  # noqa: F811
     url,  # noqa: F811
     shared_by_browsers,
@@ -146,19 +137,21 @@ def test_what_is_written_and_what_an_edit_writes_anew_comes_into_view(
     tmp_path_factory,
 ):
     space = Workspace.open(shared_by_browsers.home, new_code()).make()
-    shutil.copytree(small_folder, space.folder / "corpora" / "places")
-    base = tmp_path_factory.mktemp("base") / "base"
-    make_reader(space.folder / "runs" / "mine", space.corpus("places"), base)
+    make_reader(space.folder / "runs" / "mine", small_folder, tmp_path_factory.mktemp("base") / "base")
     page = opened(browser, url, space.folder.name)
     page.set_viewport_size({"width": WIDE, "height": HIGH})
+    errors: list[str] = []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
     expect(page.locator("#run input")).not_to_have_value("", timeout=LONG)
     page.locator("#run input").click()
     page.get_by_role("option", name="mine", exact=True).click()
-    expect(page.locator("#prompt textarea")).to_have_value(re.compile(":$"))
+    expect(page.locator("#prompt textarea")).to_have_value(re.compile("Roadways of Arden:$"))
     expect(page.locator("#stop-generating")).to_be_disabled()
     page.evaluate("scrollTo(0, 0)")  # the list of runs may have been scrolled to
     page.locator("#generate").click()
     expect(page.locator("#generate")).to_have_text(re.compile(r"Writing"), timeout=LONG)
+    # its corpus is made ready first
     expect(page.locator("#intro")).to_contain_text("Text by mine", timeout=2 * LONG)
     expect(page.locator("#generate")).to_have_text("Generate")
     assert page.evaluate("scrollY") == 0
@@ -194,6 +187,7 @@ def test_what_is_written_and_what_an_edit_writes_anew_comes_into_view(
     expect(page.locator("#intro")).not_to_contain_text("edited", timeout=LONG)
     expect(page.locator("#linked .text")).to_have_text(re.compile(".+"))
     assert page.locator("#linked .text").inner_text() == before
+    assert errors == []
 
 
 @pytest.mark.proof

@@ -17,10 +17,12 @@ PNG = b"\x89PNG\r\n\x1a\n"
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def visit(browser, url):  # noqa: F811
+    """A page with the pictures of attention open; to load one takes longer than to look at it."""
     made = Visit(browser, url)
     expect(made.page.locator("#linked .card:visible").first).to_be_visible(timeout=LONG)
+    made.page.locator("#attention .label-wrap").click()
     yield made
     made.leave()
 
@@ -32,9 +34,30 @@ def saved(picture: Locator, kind: str) -> Path:
     return waited.value.path()
 
 
+def test_each_picture_is_saved_as_png_and_as_svg(visit):
+    page = visit.page
+    visit.tab("Generate")
+    expect(page.locator("#heatmap canvas").first).to_be_visible(timeout=LONG)
+    for picture in (page.locator("#heads .heads"), page.locator("#heatmap .heat")):
+        drawn = ElementTree.fromstring(saved(picture, "svg").read_text("utf-8"))
+        words = " ".join(one.text or "" for one in drawn.iter(f"{SVG}text"))
+        assert len(drawn.findall(f".//{SVG}rect")) > 20
+        assert "Save as" not in words
+        assert saved(picture, "png").read_bytes().startswith(PNG)
+    assert "Mean over the" in words
+
+    visit.tab("Train")
+    expect(page.locator("#loss .main-svg[role=img]")).to_be_visible(timeout=LONG)
+    plot = page.locator("#loss")
+    assert ElementTree.fromstring(saved(plot, "svg").read_text("utf-8")).tag == f"{SVG}svg"
+    assert saved(plot, "png").read_bytes().startswith(PNG)
+    assert visit.errors == []
+    assert visit.outside == []
+
+
 def test_a_head_that_is_chosen_by_key_or_click_opens_its_heatmap(visit):
     page = visit.page
-    page.locator("#attention .label-wrap").click()
+    visit.tab("Generate")
     shown = page.locator("#heatmap .shown")
     expect(shown).to_have_text(re.compile("Mean over the"), timeout=LONG)
     all_of_them = page.locator('#heads [data-layer="0"][data-head="0"]')
@@ -55,26 +78,5 @@ def test_a_head_that_is_chosen_by_key_or_click_opens_its_heatmap(visit):
     expect(shown).to_have_text(re.compile(r"^Head [2-9] of layer \d+$"), timeout=LONG)
     expect(page.locator("#heatmap canvas").first).to_be_visible()
     assert broken_rules(page) == []
-    assert visit.errors == []
-    assert visit.outside == []
-
-
-def test_each_picture_is_saved_as_png_and_as_svg(visit):
-    page = visit.page
-    page.locator("#attention .label-wrap").click()
-    expect(page.locator("#heatmap canvas").first).to_be_visible(timeout=LONG)
-    for picture in (page.locator("#heads .heads"), page.locator("#heatmap .heat")):
-        drawn = ElementTree.fromstring(saved(picture, "svg").read_text("utf-8"))
-        words = " ".join(one.text or "" for one in drawn.iter(f"{SVG}text"))
-        assert len(drawn.findall(f".//{SVG}rect")) > 20
-        assert "Save as" not in words
-        assert saved(picture, "png").read_bytes().startswith(PNG)
-    assert "Mean over the" in words
-
-    visit.tab("Train")
-    expect(page.locator("#loss .main-svg[role=img]")).to_be_visible(timeout=LONG)
-    plot = page.locator("#loss")
-    assert ElementTree.fromstring(saved(plot, "svg").read_text("utf-8")).tag == f"{SVG}svg"
-    assert saved(plot, "png").read_bytes().startswith(PNG)
     assert visit.errors == []
     assert visit.outside == []

@@ -16,11 +16,21 @@ from retro_demo.server.workspace import Workspace, new_code
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def mine(shared_by_browsers, half_held_out) -> Workspace:
     opened_one = Workspace.open(shared_by_browsers.home, new_code())
     shutil.copytree(half_held_out.folder, opened_one.folder / "corpora" / "places")
     return opened_one
+
+
+@pytest.fixture(scope="module")
+def page(browser, url, mine) -> Page:  # noqa: F811
+    """The Train tab of a visitor with a corpus just built; to come there takes seconds."""
+    page = opened(browser, url, mine.folder.name)
+    page.set_viewport_size({"width": 1280, "height": 800})
+    tab(page, "Train")
+    expect(page.locator("#train-corpus input")).to_have_value("places", timeout=LONG)
+    return page
 
 
 def tab(page: Page, name: str) -> None:
@@ -39,11 +49,7 @@ def bottom(page: Page, selector: str) -> float:
     return box["y"] + box["height"]
 
 
-def test_a_click_on_a_corpus_just_built_comes_to_a_verdict_and_a_reload_loses_nothing(browser, url, mine):  # noqa: F811
-    page = opened(browser, url, mine.folder.name)
-    page.set_viewport_size({"width": 1280, "height": 800})
-    tab(page, "Train")
-    expect(page.locator("#train-corpus input")).to_have_value("places", timeout=LONG)
+def test_a_click_on_a_corpus_just_built_comes_to_a_verdict_and_a_reload_loses_nothing(page, mine):
     expect(page.locator("#estimate")).to_contain_text("then the verdict", timeout=LONG)
     expect(page.locator("#train")).to_have_text("Find out")
     expect(page.locator("#plan-command input, #plan-command textarea")).to_have_value(
@@ -62,10 +68,7 @@ def test_a_click_on_a_corpus_just_built_comes_to_a_verdict_and_a_reload_loses_no
     assert studies.study_status(mine, "places-study").result["verdict"]
 
 
-def test_settings_are_found_by_a_word_and_the_button_stays_in_view_among_them(browser, url, mine):  # noqa: F811
-    page = opened(browser, url, mine.folder.name)
-    page.set_viewport_size({"width": 1280, "height": 800})
-    tab(page, "Train")
+def test_settings_are_found_by_a_word_and_the_button_stays_in_view_among_them(page):
     page.locator('#model input[value="retro"]').check()
     expect(page.locator("#train")).to_have_text("Start training", timeout=LONG)
 
