@@ -87,7 +87,7 @@ def test_a_list_for_people_has_a_line_for_each_and_a_folder_of_ones_own_can_be_n
 
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + len(SAMPLES) + len(list(CHECKPOINTS.glob("*/config.json"))) + 1
-    assert str(home / "places") in lines[-1].split()
+    assert "places" in lines[-1].split(), "its short name, which verbs take"
     assert main.main(["list", str(home / "nowhere")]) == 2
 
 

@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: a busy neig
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # likewise: fresh memory in huge pages costs a tenth
 
 from retro_demo import __version__
-from retro_demo.cli.listing import near_to
+from retro_demo.cli.listing import near_to, resolve_names
 from retro_demo.cli.next_step import next_step
 from retro_demo.cli.printing import Printer, print_json
 from retro_demo.cli.verbs import add_verbs
@@ -59,6 +59,7 @@ def main(arguments: list[str] | None = None, *, stop: Callable[[], bool] = lambd
         check_shipped()
         if warning := settle_data_home()[1]:
             print(warning, file=sys.stderr)
+        resolve_names(options)
         ending: Event | None = None
         with ExitStack() as close:
             show = (lambda _event: None) if rank else _shower(options, close)

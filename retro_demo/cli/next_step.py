@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from retro_demo.cli.listing import shortened
 from retro_demo.evaluation.baselines import baseline_settings
 from retro_demo.kinds import KINDS
-from retro_demo.paths import SAMPLE, run_folder
+from retro_demo.paths import SAMPLE, data_home, run_folder
 from retro_demo.runs.checkpoint import read_any_config
 from retro_demo.runs.commands import flags, name_for_command
 from retro_demo.settings import TrainConfig
@@ -24,7 +25,7 @@ def next_step(options: argparse.Namespace, result: Mapping[str, Any]) -> str:
     result: what the `finished` of the command holds.
     """
     after = AFTER.get(options.command)
-    return shlex.join(after(options, result)) if after else ""
+    return shlex.join(shortened(after(options, result))) if after else ""
 
 
 def _after_building(options: argparse.Namespace, result: Mapping[str, Any]) -> list[str]:
@@ -34,7 +35,8 @@ def _after_building(options: argparse.Namespace, result: Mapping[str, Any]) -> l
 
 
 def _study_of(corpus: str) -> list[str]:
-    return ["study", "--corpus", corpus, "--out", f"{corpus.removeprefix(SAMPLE)}-study"]
+    out = corpus.removeprefix(SAMPLE) if corpus.startswith(SAMPLE) else _beside(corpus)
+    return ["study", "--corpus", corpus, "--out", f"{out}-study"]
 
 
 def _after_training(options: argparse.Namespace, _result: Mapping[str, Any]) -> list[str]:
@@ -111,9 +113,13 @@ def _after_measuring(options: argparse.Namespace, result: Mapping[str, Any]) -> 
 
 
 def _beside(run: str) -> str:
-    """A place for what is made of a run: beside it, of one that ships in the folder one is in."""
+    """A place for what is made of a run or corpus: beside it, or in the folder one is in.
+
+    The latter of what ships, and of what lies in the data folder, which the page keeps in order.
+    """
     folder = Path(run_folder(run))
-    return str(folder.name if folder != Path(run) else folder)
+    kept = folder != Path(run) or folder.resolve().is_relative_to(data_home()[0])
+    return str(folder.name if kept else folder)
 
 
 def _baseline_of(run: str, result: Mapping[str, Any]) -> list[str]:

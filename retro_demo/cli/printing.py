@@ -112,7 +112,7 @@ class Printer:
 
 def table(listed: list[dict[str, Any]]) -> str:
     """Corpora, runs and exports, one a line: kind, name, state, size."""
-    listed = [one | {"name": short_place(one["name"])} for one in listed]
+    listed = [one | {"name": short_place(one["short"])} for one in listed]
     widest = max(len(one["name"]) for one in listed)
     lines = [f"{'kind':10} {'name':{widest}} {'state':11} {'MB':>8}"]
     for one in listed:
