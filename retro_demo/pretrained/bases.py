@@ -7,6 +7,7 @@ import json
 import os
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePath
 from threading import Lock
 
@@ -106,6 +107,18 @@ class BaseShape:
     def begin_id(self) -> int:
         """The token that stands before a text."""
         return self.tokenizer.prefix_ids[0] if self.tokenizer.prefix_ids else self.tokenizer.eos_id
+
+
+def base_config(name_or_path: str | Path) -> LlamaConfig:
+    """The shape of a base alone, read once as long as its file stays as it is. Raises UserError as
+    `find_base`, and where it is of a kind that is not read."""
+    path = find_base(name_or_path)
+    return _config_of(path, (path if path.is_file() else path / "config.json").stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _config_of(path: Path, _changed: int) -> LlamaConfig:
+    return gguf_config(read_gguf(path)) if path.is_file() else read_config(path)
 
 
 def is_pretrained(name_or_path: str | Path, *, hub: bool = False) -> bool:

@@ -19,6 +19,7 @@ from retro_demo.files import file_hash, replacing
 from retro_demo.jobs.lifecycle import is_running
 from retro_demo.kinds import Kind, kind_named, resolve
 from retro_demo.models.config import RetroConfig
+from retro_demo.models.llama import LlamaConfig
 from retro_demo.models.memory import check_memory
 from retro_demo.output_folder import CONFIG, check_output, make_output
 from retro_demo.paths import SAMPLE, data_home, run_folder
@@ -63,6 +64,9 @@ READER_SETTINGS = frozenset(
 FIRST_WRITTEN = 0.6
 """Share of the depth of a pretrained base below which nothing is trained."""
 
+OF_BASE = ("vocab_size", "num_heads", "dim", "depth")
+"""What the shape of a network beside a pretrained base takes from that base."""
+
 
 def fitting_layers(layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
     """Those of the usual layers with cross-attention (default: of RetroConfig) that a decoder so deep has."""
@@ -96,7 +100,7 @@ def plan_run(
     preset = preset or (begun_from.preset if begun_from else "tiny")
     if preset not in kind.presets:
         raise UserError(
-            f"The model {model} has no preset {preset!r}; choose one of " + ", ".join(kind.presets)
+            f"The model {kind.name} has no preset {preset!r}; choose one of {', '.join(kind.presets)}."
         )
     if edition := given.get("edition", ""):
         given["edition"] = edition = _from_anywhere(edition)
@@ -255,15 +259,14 @@ class PretrainedPlanner(Planner):
 
     @staticmethod
     def of_base(base: BaseShape | None) -> dict[str, Any]:
-        """The part of its shape that is the base's."""
+        """The tokens that are the base's."""
         assert base is not None
         if base.tokenizer.token_bytes(0):  # and no special token is there to take its place
             raise UserError(
                 f"The first token of the base {base.place} stands for text, and corpora are filled up with "
                 "it. Choose a base whose tokenizer has a special token."
             )
-        tokens = {"vocab_size": base.config.vocab_size, "pad_id": 0, "begin_id": base.begin_id}
-        return tokens | {name: getattr(base.config, name) for name in ("num_heads", "dim", "depth")}
+        return {"pad_id": 0, "begin_id": base.begin_id}
 
     @staticmethod
     def tokenizer(config: PretrainedRun, corpus: Corpus) -> Tokenizer:
@@ -290,25 +293,39 @@ class ReaderPlanner(PretrainedPlanner):
     """The same for a pretrained base that learns to read neighbors."""
 
     @staticmethod
-    def network(shape: dict[str, Any], corpus: Corpus, base: BaseShape | None = None) -> dict[str, Any]:
-        """Layers lie where those of a base of 30 layers were tried: at 40 to 90% of its depth."""
-        own = PretrainedPlanner.of_base(base)
+    def beside(shape: dict[str, Any], base: LlamaConfig) -> dict[str, Any]:
+        """The shape of the network beside a base, from what was chosen of it.
+
+        Layers lie where those of a base of 30 layers were tried: at 40 to 90% of its depth.
+        """
         usual = {
-            "match_layers": layers_at((0.4, FIRST_WRITTEN), own["depth"]),
-            "write_layers": layers_at((FIRST_WRITTEN, 0.73, 0.87), own["depth"]),
+            "match_layers": layers_at((0.4, FIRST_WRITTEN), base.depth),
+            "write_layers": layers_at((FIRST_WRITTEN, 0.73, 0.87), base.depth),
         }
-        return usual | shape | own
+        return usual | shape | {name: getattr(base, name) for name in OF_BASE}
+
+    @staticmethod
+    def network(shape: dict[str, Any], corpus: Corpus, base: BaseShape | None = None) -> dict[str, Any]:
+        own = PretrainedPlanner.of_base(base)
+        assert base is not None
+        return ReaderPlanner.beside(shape, base.config) | own
 
 
 class TunedPlanner(PretrainedPlanner):
     """The same for one that is fine-tuned: above the layer at which a reader would begin to write."""
 
     @staticmethod
+    def beside(shape: dict[str, Any], base: LlamaConfig) -> dict[str, Any]:
+        """As `ReaderPlanner.beside`."""
+        usual = {"first_tuned": layers_at((FIRST_WRITTEN,), base.depth)[0]}
+        widths = ("num_kv_heads", "head_dim", "ff_dim")
+        return usual | shape | {name: getattr(base, name) for name in (*OF_BASE, *widths)}
+
+    @staticmethod
     def network(shape: dict[str, Any], corpus: Corpus, base: BaseShape | None = None) -> dict[str, Any]:
         own = PretrainedPlanner.of_base(base)
         assert base is not None
-        widths = {name: getattr(base.config, name) for name in ("num_kv_heads", "head_dim", "ff_dim")}
-        return {"first_tuned": layers_at((FIRST_WRITTEN,), own["depth"])[0]} | shape | own | widths
+        return TunedPlanner.beside(shape, base.config) | own
 
 
 def layers_at(shares: Sequence[float], depth: int) -> tuple[int, ...]:

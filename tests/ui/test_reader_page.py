@@ -14,13 +14,14 @@ from page_helpers import page_home
 from random_readers import make_reader
 from writing_lane_helpers import edited
 
+from benchmarks.made_bases import write_gguf
 from retro_demo.corpus.samples import SAMPLES
 from retro_demo.corpus.store import is_built
 from retro_demo.errors import UserError
 from retro_demo.kinds import KINDS
 from retro_demo.render import trace_views
 from retro_demo.runs.checkpoint import read_any_config
-from retro_demo.server import planned, run_actions, service
+from retro_demo.server import run_actions, service
 from retro_demo.server import workspace as workspaces
 from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace, load_trace, new_code
@@ -211,9 +212,10 @@ def test_where_no_base_is_installed_a_sentence_says_what_to_do(home, ready, monk
         service.start_run(ready, "places", "reader", "tiny", {})
 
 
-def test_the_form_of_a_reader_has_its_presets_its_editions_and_an_estimate(home, ready, monkeypatch):
-    for module in (service, planned):
-        monkeypatch.setattr(module, "available_bases", lambda: ["smollm2"])
+def test_the_form_of_a_reader_has_its_presets_its_editions_and_an_estimate(
+    home, ready, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("RETRO_DEMO_SMOLLM2", str(write_gguf(tmp_path / "base.gguf")))
     with gr.Blocks():
         plan = PlanForm(home)
     code, values = ready.folder.name, [widget.value for widget in plan.widgets]

@@ -14,11 +14,13 @@ from evaluation_helpers import make_run
 from held_back import no_place_free
 from study_helpers import QUICK, advance
 
+from benchmarks.made_bases import write_gguf
 from retro_demo.cli.main import build_parser
 from retro_demo.errors import UserError
 from retro_demo.jobs.lifecycle import JobStatus
-from retro_demo.kinds import KINDS
+from retro_demo.kinds import KINDS, resolve
 from retro_demo.render.run_curves import Curve, curves_over, places
+from retro_demo.runs.planning import plan_run
 from retro_demo.server import planned, service, studies
 from retro_demo.server.planned import STUDY
 from retro_demo.server.workspace import Workspace, new_code
@@ -188,9 +190,8 @@ def test_a_matched_baseline_does_not_become_the_default_base(tab, mine, code):
     assert [value for _, value in of_study["choices"]] == ["", "plain", "plain-baseline"]
 
 
-def test_a_study_on_a_machine_with_a_pretrained_base_begins_with_it(tab, code, monkeypatch):
-    for module in (planned, service):
-        monkeypatch.setattr(module, "available_bases", lambda: ["smollm2"])
+def test_a_study_on_a_machine_with_a_pretrained_base_begins_with_it(tab, code, tmp_path, monkeypatch):
+    monkeypatch.setenv("RETRO_DEMO_SMOLLM2", str(write_gguf(tmp_path / "base.gguf")))
 
     offered = sent(tab.plan.offer_bases(code, "places", STUDY, None)[tab.plan.base])
 
@@ -198,6 +199,20 @@ def test_a_study_on_a_machine_with_a_pretrained_base_begins_with_it(tab, code, m
     assert planned.first_kind(STUDY, "smollm2").name == "reader"
     guess = tab.plan.guess(code, "places", STUDY, "tiny", "smollm2", *values_of(tab))
     assert all(name in guess[tab.plan.estimate] for name in ("reader", "tuned", "verdict"))
+
+
+def test_what_is_trained_beside_a_base_is_counted_in_the_shape_of_that_base(mine, tmp_path, monkeypatch):
+    monkeypatch.setenv("RETRO_DEMO_SMOLLM2", str(write_gguf(tmp_path / "base.gguf")))
+    settings = {name: getattr(part, name) for name, part in KINDS["reader"].settings().items()}
+    settings |= KINDS["reader"].preset_settings("tiny")
+
+    plan = planned.Plan("places", STUDY, "tiny", "smollm2", settings)
+    counted = {one.model: one.parameters for one in planned.trainings(mine, plan)}
+
+    for model, name in (("reader", "retrofit"), ("tuned", "lm")):
+        config = plan_run(name, str(mine.corpus("places")), base="smollm2", device="cpu")
+        network = resolve(KINDS[model].network)(config.network)
+        assert counted[model] == sum(one.numel() for one in network.parameters())
 
 
 def test_a_run_that_trains_its_base_on_says_so_in_its_name(mine):
