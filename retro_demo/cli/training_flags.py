@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from retro_demo.console import CommandParser, add_flags
-from retro_demo.kinds import KINDS, setting_types
+from retro_demo.errors import UserError
+from retro_demo.kinds import KINDS, Kind, resolve, setting_types
+from retro_demo.pretrained.bases import base_config, is_pretrained
 
 OUT = "folder of the run; a second call resumes"
 
@@ -20,13 +24,14 @@ def add_training_flags(train: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help=f"{', '.join(KINDS)}; none: go on with --out. train MODEL --help shows what that one has",
     )
-    _add_common(train)
+    presets = [preset for kind in KINDS.values() for preset in kind.presets]
+    _add_common(train, list(dict.fromkeys(presets)))
     add_flags(train, *setting_types())
     if isinstance(train, CommandParser):
         train.narrowed = lambda options: _of_model(train, options)
 
 
-def _add_common(train: argparse.ArgumentParser) -> None:
+def _add_common(train: argparse.ArgumentParser, presets: list[str]) -> None:
     train.add_argument("--corpus", metavar="DIR", help='folder of a corpus, or "sample:factbook2015"')
     train.add_argument("--out", type=Path, required=True, metavar="RUN", help=OUT)
     train.add_argument(
@@ -34,7 +39,6 @@ def _add_common(train: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="run (or sample:NAME) whose weights to begin with; a retrofit freezes them, the others train on",
     )
-    presets = list(dict.fromkeys(preset for kind in KINDS.values() for preset in kind.presets))
     train.add_argument(
         "--preset", choices=presets, help="named settings (default: those of the base, else tiny)"
     )
@@ -56,20 +60,37 @@ def _of_model(train: argparse.ArgumentParser, options: argparse.Namespace) -> ar
     """The parser whose help shows the settings of one kind of run, with the defaults of its preset."""
     if options.model is None:
         return train
-    kind = KINDS[options.model]
+    kind = _kind_of(options)
     preset = options.preset if options.preset in kind.presets else "tiny"
-    begun = options.base is not None
-    begins = " where it begins with the weights of another run" if begun else ""
+    begun, defaults = options.base is not None, _defaults(kind, preset, options.base)
+    becomes = f" On this base it is a run of kind {kind.name}." if kind.name != options.model else ""
+    begins = " where it begins with the weights of another run" if begun and kind.begun else ""
     parser = CommandParser(
-        prog=f"{train.prog} {kind.name}",
-        description=f"Train a {kind.title}. The defaults are those of --preset {preset}{begins}.",
+        prog=f"{train.prog} {options.model}",
+        description=f"Train a {kind.title}.{becomes} The defaults are those of --preset {preset}{begins}.",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
-    _add_common(parser)
+    _add_common(parser, list(kind.presets))
     add_flags(
         parser,
         *reversed(kind.part_types().values()),
         names=set(kind.settings()) - set(kind.always),
-        defaults=kind.preset_settings(preset, begun=begun),
+        defaults=defaults,
     )
     return parser
+
+
+def _defaults(kind: Kind, preset: str, base: str | None) -> dict[str, Any]:
+    """What is taken for a setting that nobody gives; of a pretrained base that is not here, as on SmolLM2."""
+    defaults = kind.preset_settings(preset, begun=base is not None)
+    if kind.trains_pretrained and base:
+        with suppress(UserError):
+            defaults |= resolve(kind.planner).beside({}, base_config(base))
+    return defaults
+
+
+def _kind_of(options: argparse.Namespace) -> Kind:
+    """The kind that the named model becomes by its base."""
+    kind = KINDS[options.model]
+    becomes = options.base and kind.of_pretrained and is_pretrained(options.base, hub=True)
+    return KINDS[kind.of_pretrained] if becomes else kind

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from cli_helpers import run
 from conftest import records, write_jsonl
+from small_readers import small_base
 
 from retro_demo.cli import main, printing
 from retro_demo.cli.next_step import next_step
@@ -181,6 +182,35 @@ def test_the_help_of_a_model_shows_its_settings_with_the_defaults_of_its_preset(
     assert ("passage-len" in named) == (model == "marge")
     steps = kind.preset_settings("small")["steps"]
     assert f"Optimizer steps of the whole run. Default: {steps}." in text
+
+
+@pytest.mark.parametrize(("model", "becomes"), [("lm", "tuned"), ("retrofit", "reader")])
+def test_the_help_of_a_model_on_a_pretrained_base_is_that_of_the_run_it_becomes(
+    capsys, tmp_path, model, becomes
+):
+    base = small_base(tmp_path / "base")
+    with pytest.raises(SystemExit, match="0"):
+        main.main(["train", model, "--base", str(base), "--help"])
+
+    text = " ".join(capsys.readouterr().out.split())
+    kind = KINDS[becomes]
+    named = set(re.findall(r"--([a-z-]+) ", text))
+    assert {name.replace("_", "-") for name in set(kind.settings()) - set(kind.always)} <= named
+    assert f"run of kind {becomes}" in text
+    assert "{tiny,small}" in text
+    layers = {"tuned": "Default: 3.", "reader": "Default: 2,3."}[becomes]  # of five
+    assert layers in text
+
+
+def test_a_preset_that_the_kind_lacks_is_refused_by_the_name_of_the_kind(capsys, made, tmp_path):
+    base = small_base(tmp_path / "base")
+    words = ["--corpus", made / "mine", "--base", base, "--preset", "lookup"]
+
+    code, _, err = run(capsys, "train", "lm", *words, "--out", tmp_path / "r")
+
+    assert code == 2
+    assert "tuned" in err
+    assert "tiny, small" in err
 
 
 def test_a_default_of_nothing_is_told_apart_from_zero_and_false(capsys):
