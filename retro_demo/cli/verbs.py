@@ -463,7 +463,7 @@ def _prepare(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[
             raise UserError(
                 f"{name!r} is no sample; there are {known}.{did_you_mean(name, known.split(', '))}"
             )
-    wanted = [name.removeprefix(SAMPLE) for name in options.samples]
+    wanted = [name.removeprefix(SAMPLE) for name in dict.fromkeys(options.samples)]
     wanted = wanted or [name for name, sample in SAMPLES.items() if sample.at_start]
     for name in wanted:
         yield from ensure_sample(SAMPLE + name, stop)

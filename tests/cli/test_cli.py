@@ -182,6 +182,8 @@ def test_the_sample_corpora_are_built_once(capsys, data_folder, tmp_path, monkey
 
     again = run(capsys, "prepare", "--json")[1]
     assert [event["event"] for event in again] == ["finished"]
+    twice = run(capsys, "prepare", "sample:udhr44", "sample:udhr44", "--json")[1]
+    assert twice[-1]["samples"] == ["udhr44"]
 
 
 def test_a_shipped_run_writes_with_the_sample_that_was_prepared(capsys, data_folder):
