@@ -280,7 +280,7 @@ def speed(tokens: int, seconds: float, search_ms: float | None, chunks: int, goi
 
 
 def writing_speed(writing: Writing) -> str:
-    times = [event.ms for event in writing.retrieved]
+    times = [event.ms for event in writing.retrieved if event.ms]  # what an edit keeps was not searched again
     mean = sum(times) / len(times) if times else None
     return speed(writing.new_tokens, writing.seconds, mean, len(times), writing.trace is None)
 

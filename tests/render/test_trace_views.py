@@ -18,6 +18,7 @@ from views_helpers import (  # noqa: F401
     EVALUATED,
     PAGES,
     TRACE,
+    WRITING,
     C,
     K,
     small_trace,
@@ -25,6 +26,7 @@ from views_helpers import (  # noqa: F401
     step,
 )
 
+from retro_demo.events import Retrieved
 from retro_demo.explain import tracing
 from retro_demo.explain.text import trace_values
 from retro_demo.jobs import lifecycle
@@ -49,6 +51,14 @@ def test_labels_of_a_loss_curve_hold_no_markup():
     layout["layout"].pop("uirevision", None)
 
     assert "<img" not in json.dumps(layout, default=lambda a: getattr(a, "tolist", str)())
+
+
+def test_the_line_above_a_growing_text_tells_of_searches_that_were_made_and_of_no_others():
+    kept = replace(WRITING, retrieved=[Retrieved(0, [], 0.0)])  # by an edit, from the text before
+    both = replace(WRITING, retrieved=[Retrieved(0, [], 0.0), Retrieved(1, [], 3.0)])
+
+    assert "search" not in html_parts.writing_speed(kept)
+    assert "search 3.0 ms a chunk, 1 chunks" in html_parts.writing_speed(both)
 
 
 def test_a_layer_and_a_head_are_those_of_the_trace():
