@@ -8,7 +8,7 @@ Shapes: T tokens, L chunks, C chunk length, K neighbors, R = 2 C neighbor length
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from retro_demo.models.reader import Reader
 from retro_demo.models.retro import RETRO
 from retro_demo.runs.loading import LoadedRun
 
+STOPPED = "You stopped it: the text stays as it was."
 MOVED = 1e-5  # a logarithm of a probability that differs by less has not moved
 
 
@@ -65,6 +66,17 @@ def replaced(neighbors: np.ndarray, chunk: int, neighbor: int, after: np.ndarray
     return changed
 
 
+def never() -> bool:
+    """Nobody wants an end."""
+    return False
+
+
+def check_wanted(stop: Callable[[], bool]) -> None:
+    """Raise UserError where whoever asked for a reading wants it to end."""
+    if stop():
+        raise UserError(STOPPED)
+
+
 def edit_neighbor(
     model: RETRO | Reader,
     tokens: np.ndarray,
@@ -72,12 +84,19 @@ def edit_neighbor(
     chunk: int,
     neighbor: int,
     after: np.ndarray,
+    stop: Callable[[], bool] = never,
 ) -> Edit:
-    """Read the text twice more: tokens (T,), neighbors (L, K, R), after (R,), padding where deleted."""
+    """Read the text twice more: tokens (T,), neighbors (L, K, R), after (R,), padding where deleted.
+
+    `stop` is asked before each reading; raises UserError where it says so.
+    """
     changed = replaced(neighbors, chunk, neighbor, after)
-    # one forward each, of equal shape: equal inputs then give equal bits
-    reads = (neighbors[None], changed[None], None)
-    old, new, off = (log_probabilities(model, tokens, read)[0] for read in reads)
+    read = []
+    for rows in (neighbors[None], changed[None], None):
+        check_wanted(stop)
+        # one forward each, of equal shape: equal inputs then give equal bits
+        read.append(log_probabilities(model, tokens, rows)[0])
+    old, new, off = read
     first = (chunk + 1) * model.config.chunk_len - 1
     apart = (old - new)[:first].abs().amax(dim=-1).cpu().numpy()
     tops = [one.exp().topk(min(TOP, one.shape[-1])) for one in (old, new, off)]
@@ -97,12 +116,19 @@ def edit_neighbor(
 
 @torch.inference_mode()
 def write_on(
-    model: RETRO | Reader, tokens: np.ndarray, versions: np.ndarray, chunk: int, count: int, eos: int
+    model: RETRO | Reader,
+    tokens: np.ndarray,
+    versions: np.ndarray,
+    chunk: int,
+    count: int,
+    eos: int,
+    stop: Callable[[], bool] = never,
 ) -> list[list[int]]:
     """How the text would go on after `chunk`, for each version of the neighbors (B, L, K, R).
 
     The likeliest tokens, at most `count` and at most as many as read this chunk's neighbors
-    (C), up to an end of text. What the versions read before the chunk should be the same.
+    (C), up to an end of text. What the versions read before the chunk should be the same. `stop` as for
+    `edit_neighbor`.
     """
     device = next(model.parameters()).device
     chunk_len, end = model.config.chunk_len, (chunk + 1) * model.config.chunk_len
@@ -111,6 +137,7 @@ def write_on(
     cache: Any = model.new_cache(end + chunk_len, len(versions))
     logits = torch.empty(0)
     for start in range(-1, end - 1, chunk_len):  # one attending chunk at a time
+        check_wanted(stop)
         part = text[:, max(0, start) : start + chunk_len]
         if part.shape[1]:
             seen = read[:, start // chunk_len] if start >= 0 else None
@@ -118,6 +145,7 @@ def write_on(
     logits = model.next_logits(text[:, -1:], cache, read[:, chunk])
     written: list[list[int]] = [[] for _ in versions]
     for step in range(min(count, chunk_len)):
+        check_wanted(stop)
         logits[:, list(model.config.unwritten)] = float("-inf")
         chosen = logits.argmax(dim=-1)
         for one, token in zip(written, chosen.tolist(), strict=True):
@@ -214,14 +242,24 @@ def swap(run: LoadedRun, trace: Trace, chunk: int, neighbor: int, other: int) ->
 
 
 def reread(
-    run: LoadedRun, trace: Trace, chunk: int, neighbor: int, row: np.ndarray, cut: list[int]
+    run: LoadedRun,
+    trace: Trace,
+    chunk: int,
+    neighbor: int,
+    row: np.ndarray,
+    cut: list[int],
+    stop: Callable[[], bool] = never,
 ) -> Rewritten:
-    """Read a text once more with a row (R,) in place of a neighbor; `cut` tokens of it did not fit."""
+    """Read a text once more with a row (R,) in place of a neighbor; `cut` tokens of it did not fit.
+
+    `stop` as for `edit_neighbor`.
+    """
     tokens = np.array(trace.ids)
     titles = trace.rows.shape[-1] - trace.neighbor_tokens.shape[-1]
-    edit = edit_neighbor(run.model, tokens, trace.rows, chunk, neighbor, row)
+    edit = edit_neighbor(run.model, tokens, trace.rows, chunk, neighbor, row, stop)
     versions = np.stack([trace.rows, replaced(trace.rows, chunk, neighbor, row)])
-    written = write_on(run.model, tokens, versions, chunk, trace.chunk_len, run.tokenizer.eos_id)
+    eos = run.tokenizer.eos_id
+    written = write_on(run.model, tokens, versions, chunk, trace.chunk_len, eos, stop)
     texts = (neighbor_texts(run, one[titles:]) for one in (edit.before, edit.after))
     before, after = ("\n".join(one).strip() for one in texts)
     goes_on = [run.tokenizer.decode(one) for one in written]

@@ -268,18 +268,21 @@ class ExplainHandlers:
     ) -> Iterator[Values]:
         """A written text as it is written anew, then what the edit changed and the download with it.
 
-        A given text stays as it is: only what changed is shown.
+        A given text stays as it is: only what changed is shown. Stop ends its reading, and what was written
+        until then is read to its end.
         """
         view, run, trace, made = self.view, editing.run, editing.trace, None
+        stop = editing.stopped
         place = editing.chunk, editing.neighbor
         if rewriting.left_to_write(trace, editing.chunk):
             for writing in rewriting.write_anew(run, trace, EditedRow(*place, row, other), editing.stopped):
                 made = writing.trace
                 if made is None:
                     yield growing(view.linked, view.speed, view.go, writing)
+            stop = edits.never
         else:
             yield {view.speed: REREADING}
-        reread = edits.reread(run, trace, *place, row, cut)
+        reread = edits.reread(run, trace, *place, row, cut, stop)
         shown: Values = {
             view.speed: "",
             view.changed: trace_views.edit_html(trace, reread, editing.token),

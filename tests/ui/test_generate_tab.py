@@ -303,6 +303,22 @@ def test_an_edit_leaves_a_given_text_as_it_is_and_says_what_changed(on, inside, 
     assert "earlier positions" in shown[view.changed]
 
 
+def test_stop_ends_the_edit_of_a_given_text_and_leaves_the_text(on, inside, code):
+    view = inside.view
+    given = ended(on.explain_given(code, "reader", "", TEXT, *readings(on)), view.trace_id)
+    before = on.show(code, given)[view.linked]
+    (asked,) = inside.ask_edit(code, given, clicked("write", n="Area of Arden", f=""))
+    steps = inside.edit(code, asked[view.wish], asked[view.token])
+    assert "Reading the text" in next(steps)[view.speed]
+
+    on.lane.stopping()(code, asked[view.token])
+
+    with pytest.raises(UserError, match=r"You stopped it: the text stays"):
+        next(steps)
+    assert on.show(code, given)[view.linked] == before
+    assert not on.lane.expects(asked[view.token])
+
+
 def test_the_run_writes_without_neighbors_for_the_meter_beside_the_text(on, inside, code):
     view = inside.view
     name = ended(on.write(code, "reader", "", "", "", "Area of", *form_values(on, seed=8)), view.trace_id)
