@@ -132,7 +132,7 @@ def _trace(run: LoadedRun, shown: Trace, so_far: Written, edit: EditedRow, rows:
 
 def write_off(run: LoadedRun, shown: Trace, stop: Callable[[], bool]) -> list[int]:
     """What the run writes from the same prompt and seed with retrieval off: token ids, the prompt first."""
-    config = replace(settings_of_text(shown), retrieval="off", retriever="")
+    config = replace(settings_of_text(shown), retrieval="off", retriever="", title="")
     run = replace(run, database=None)
     for event in write(run, str(shown.about["prompt"]), config):
         if isinstance(event, Written):

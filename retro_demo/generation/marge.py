@@ -237,7 +237,7 @@ def begin_writing(
     `language` "" is the likely one, `evidence` are ids of documents with commas between, "" for what it
     finds. Raises UserError where another corpus or retriever is named.
     """
-    refuse_retriever(corpus or "", config.retriever)
+    refuse_retriever(corpus or "", config)
     yield from ensure_sample(read_marge_config(folder).corpus, stop)
     run = load_marge_run(folder, device)
     documents = ids_of(run, evidence)
@@ -246,11 +246,12 @@ def begin_writing(
     return Continuation(events, run.tokenizer, {"language": language})
 
 
-def refuse_retriever(corpus: str, retriever: str) -> None:
-    """Raise UserError where another corpus or retriever is named for a MARGE."""
-    if corpus or retriever:
+def refuse_retriever(corpus: str, config: GenerateConfig) -> None:
+    """Raise UserError where another corpus or retriever, or a title to search for, is named for a MARGE."""
+    if corpus or config.retriever or config.title:
         raise UserError(
-            "A MARGE finds evidence in its own corpus by itself. Leave the corpus and the retriever out."
+            "A MARGE finds evidence in its own corpus by itself. Leave the corpus, the retriever and the "
+            "title out."
         )
 
 

@@ -189,9 +189,13 @@ class _Writer:
 
 
 def write(run: LoadedRun, prompt: str, config: GenerateConfig) -> Iterator[Event | Written]:
-    """`generate` for a loaded run, whose retriever must be the one that config names, if it does."""
+    """`generate` for a loaded run, whose retriever must be the one that config names, if it does.
+
+    Raises UserError for a title that nothing searches for.
+    """
     if config.retriever not in ("", run.retriever):
         raise ValueError(f"the run was loaded with retriever {run.retriever!r}, not {config.retriever!r}")
+    refuse_title(run, config.title)
     return generate(
         run.model,
         run.tokenizer,
@@ -201,6 +205,21 @@ def write(run: LoadedRun, prompt: str, config: GenerateConfig) -> Iterator[Event
         num_neighbors=run.config.training.num_neighbors,
         database=run.database,
     )
+
+
+def refuse_title(run: LoadedRun, title: str) -> None:
+    """Raise UserError where a title is named for a run that looks nothing up by one.
+
+    What is trained beside a pretrained base reads titles in training alone: in writing, the prompt is all
+    that its network reads.
+    """
+    if title and run.database is None:
+        raise UserError(f"{run.folder.name} reads no neighbors, so no title is searched for. Leave it out.")
+    if title and run.retriever != "bm25-titles":
+        raise UserError(
+            f"{run.folder.name} looks up by {run.retriever}, which searches for no title. Leave the title "
+            "out, or choose the retriever bm25-titles."
+        )
 
 
 def begin_writing(

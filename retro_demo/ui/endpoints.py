@@ -223,7 +223,7 @@ class Endpoints:
         service.check_ready(space, run, corpus)
         if read_any_config(folder).kind.chosen_evidence:
             marge = self.cache.marge(folder)
-            refuse_retriever(corpus, retriever)
+            refuse_retriever(corpus, config)
             chosen = {"language": language, "documents": ids_of(marge, evidence)}
             events = self.write_from_evidence(marge, prompt, config, **chosen)
             yield from grown(marge, prompt, events, run)

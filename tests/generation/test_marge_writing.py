@@ -139,6 +139,11 @@ def test_the_command_line_writes_from_chosen_evidence_in_a_language(run, capsys)
     assert main(["generate", "sample:factbook-lm", "--prompt", "N7", "--language", "yy", *flags]) == 2
 
 
+def test_the_command_line_refuses_a_title_which_no_evidence_is_found_by(run, capsys):
+    assert main(["generate", str(Path(run.folder)), "--prompt", "N7", "--title", "x"]) == 2
+    assert "and the title" in capsys.readouterr().err
+
+
 def test_a_text_ends_where_its_passage_is_full(run):
     _, last = written(run, "N7", replace(GREEDY, max_new_tokens=128), language="xx")
     assert len(last.tokens) <= run.config.evidence.passage_len - 1

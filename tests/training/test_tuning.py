@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +212,17 @@ def test_another_corpus_or_retriever_is_refused(tuned, corpus):
         load_run(tuned, "cpu", corpus)
     with pytest.raises(UserError, match="reads no neighbors"):
         load_run(tuned, "cpu", retriever="bm25")
+
+
+def test_a_title_is_refused_where_nothing_is_searched_for_by_it(tuned, reader):
+    titled = GenerateConfig(max_new_tokens=2, title="Arden")
+    with pytest.raises(UserError, match="no title is searched for"):
+        write(load_run(tuned, "cpu"), "Area", titled)
+    with pytest.raises(UserError, match="looks up by bm25"):
+        write(load_run(reader, "cpu", retriever="bm25"), "Area", replace(titled, retriever="bm25"))
+
+    *_, last = write(load_run(reader, "cpu"), "Area", titled)  # by titles, as it was trained
+    assert isinstance(last, Written)
 
 
 def test_its_command_trains_it_again(tuned, base, data_folder):
