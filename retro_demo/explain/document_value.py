@@ -53,7 +53,9 @@ def weigh(run: LoadedRun, documents: Sequence[str], config: WeighConfig, text: s
     """
     begun = time.perf_counter()
     if run.database is None:
-        raise UserError(f"{run.folder.name} is a plain language model (lm): it reads no documents.")
+        raise UserError(
+            f"{run.folder.name} ({run.config.model}) reads no documents. Name a run that retrieves."
+        )
     if not documents:
         raise UserError("No document is named. Name those to weigh.")
     corpus = run.database.corpus

@@ -117,7 +117,7 @@ def trace_run(
 def unable_to_cite(run: LoadedRun, written: str | Sequence[int]) -> str:
     """Why a run can cite nothing for a text; "" where it can."""
     if run.database is None:
-        return f"{run.folder.name} is a plain language model (lm): it reads no neighbors that could be cited."
+        return f"{run.folder.name} ({run.config.model}) reads no neighbors that could be cited."
     ids = run.tokenizer.encode(written) if isinstance(written, str) else written
     chunk_len = run.model.config.chunk_len
     if len(ids) <= chunk_len:

@@ -238,8 +238,7 @@ def why_nothing(trace: Trace, chunk: int = 0) -> str:
         kind = KINDS.get(trace.about.get("model", ""))
         if kind and not kind.retrieves:
             return (
-                "This run is a plain language model (lm): it has no way to read neighbors. "
-                "Choose a retro run to see some."
+                f"This run ({kind.name}) has no way to read neighbors. Choose one that retrieves to see some."
             )
         if trace.about.get("config", {}).get("retrieval") == "off":
             return (

@@ -119,8 +119,8 @@ def load_run(
     if not config.retrieves:
         if corpus is not None or retriever:
             raise UserError(
-                f"{folder.name} is a plain language model (lm): it reads no neighbors, so neither another "
-                "corpus nor a retriever changes what it writes. Choose a run that retrieves."
+                f"{folder.name} ({config.model}) reads no neighbors, so neither another corpus nor a "
+                "retriever changes what it writes. Choose a run that retrieves."
             )
         database, name, swapped = None, "", ""
     else:

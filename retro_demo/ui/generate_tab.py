@@ -223,7 +223,9 @@ class GenerateHandlers:
         with self.lane.text(code, token) as stopped:
             loaded = yield from self._load(workspace, name, other, config.retriever)
             if not loaded.database:
-                raise UserError("This run is a plain language model (lm): it has no retrieval to compare.")
+                raise UserError(
+                    f"This run ({loaded.config.model}) reads no neighbors: there is no retrieval to compare."
+                )
             for written in write_sides(loaded, name, words, config, stopped):
                 last = list(written.values())[-1]
                 yield {view.speed: html_parts.writing_speed(last), view.sides: html_parts.sides_html(written)}

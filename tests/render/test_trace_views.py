@@ -221,7 +221,7 @@ def test_two_texts_part_at_their_first_difference():
 
 @pytest.mark.parametrize(
     ("about", "said"),
-    [({"model": "lm"}, "plain language model"), ({"config": {"retrieval": "off"}}, "off")],
+    [({"model": "tuned"}, "(tuned) has no way"), ({"config": {"retrieval": "off"}}, "off")],
 )
 def test_text_without_neighbors_says_why(about, said):
     bare = replace(small_trace(9, **about), neighbors=[], layers=[], weights=torch.zeros(0))

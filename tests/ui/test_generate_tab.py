@@ -123,7 +123,7 @@ def test_where_another_seed_writes_the_same_text_that_is_said(on, code):
 def test_what_cannot_be_written_is_refused_in_a_sentence(on, code):
     with pytest.raises(UserError, match="There is no run yet"):
         list(on.write(code, "", "", "", "", "Area of", *form_values(on)))
-    with pytest.raises(UserError, match="it has no retrieval to compare"):
+    with pytest.raises(UserError, match="there is no retrieval to compare"):
         list(on.side_by_side(code, "plain", "", "", "Area of", *form_values(on)))
 
 
