@@ -141,7 +141,7 @@ const panel = (t) => {
 const sourceTokens = (t) => {
   const from = t < data.labels.length ? data.from[t] : null;
   if (!from) return [];
-  const card = element.querySelector(`.card[data-chunk="${chunkOf(t) - 1}"][data-neighbor="${from[0]}"]`);
+  const card = found(chunkOf(t) - 1, from[0]);
   const last = from[2] + (from[1] === 'F' ? data.chunkLen : 0);
   return card ? [...Array(data.copied[t]).keys()].map(i => card.querySelector(`[data-r="${last - i}"]`))
     .filter(Boolean) : [];
@@ -149,12 +149,12 @@ const sourceTokens = (t) => {
 // Scroll within the neighbors' own boxes only, unless asked to go there: the page must not jump.
 const mark = (t, go) => {
   all('.card .hit').forEach(span => span.classList.remove('hit'));
-  const found = sourceTokens(t);
-  found.forEach(span => span.classList.add('hit'));
-  if (!found.length) return;
-  const box = found[0].closest('p');
-  box.scrollTop = found[0].offsetTop - box.clientHeight / 2;
-  if (go) found[0].scrollIntoView({block: 'center', behavior: calm.matches ? 'auto' : 'smooth'});
+  const hits = sourceTokens(t);
+  hits.forEach(span => span.classList.add('hit'));
+  if (!hits.length) return;
+  const box = hits[0].closest('p');
+  box.scrollTop = hits[0].offsetTop - box.clientHeight / 2;
+  if (go) hits[0].scrollIntoView({block: 'center', behavior: calm.matches ? 'auto' : 'smooth'});
 };
 const keepIn = (box, span) => {  // a long text scrolls within its box
   const place = span.getBoundingClientRect(), frame = box.getBoundingClientRect();
@@ -183,15 +183,28 @@ const choose = (t, {focus = false, tell = true, byHand = true} = {}) => {
 const words = (card, part) => [...card.querySelectorAll('[data-r]')]
   .filter(s => (Number(s.dataset.r) < data.chunkLen) === (part === 'n')).map(s => s.textContent).join('');
 const grow = (area) => { area.style.height = 'auto'; area.style.height = `${area.scrollHeight + 2}px`; };
-const edit = (card, word, go = true) => {
-  if (card.querySelector('.editing')) return;
+// What was typed and is not written yet, by place: a text that is drawn anew, by another edit, gets it back.
+const drafts = new Map();
+let sent = null, drawn;
+const keyOf = (card) => `${card.dataset.chunk} ${card.dataset.neighbor}`;
+const found = (chunk, neighbor) => element.querySelector(`.card[data-chunk="${chunk}"][data-neighbor="${neighbor}"]`);
+const whole = (card) => JSON.stringify([words(card, 'n'), words(card, 'f')]);
+const typed = (card) => ({n: card.querySelector('textarea.n').value, f: card.querySelector('textarea.f').value});
+const keepDraft = (card) => drafts.set(keyOf(card), {...typed(card), of: whole(card)});
+const say = (card, sentence, kind) => {
+  card.querySelector('.told')?.remove();
+  const told = make('p', sentence, `told ${kind}`);
+  told.setAttribute('role', 'status');
+  card.append(told);
+};
+const open = (card, texts) => {
   const box = make('div', undefined, 'editing'), fields = {};
   for (const [part, name] of [['n', 'N: the neighbor'], ['f', 'F: what follows it']]) {
     const label = make('label', name), area = make('textarea');
     area.className = part;
     area.dir = 'auto';
-    area.value = words(card, part);
-    area.addEventListener('input', () => grow(area));
+    area.value = texts[part];
+    area.addEventListener('input', () => { grow(area); keepDraft(card); });
     area.addEventListener('keydown', e => {
       if (e.key === 'Escape') { e.stopPropagation(); unedit(card); }
       if (e.key === 'Enter' && (e.ctrlKey || e.metaKey)) send(card, 'write', typed(card));
@@ -211,32 +224,61 @@ const edit = (card, word, go = true) => {
   card.classList.add('open');
   card.querySelector('.passages').after(box);
   Object.values(fields).forEach(grow);
+  return fields;
+};
+const edit = (card, word, go = true) => {
+  if (card.querySelector('.editing')) return;
+  const fields = open(card, {n: words(card, 'n'), f: words(card, 'f')});
   const field = word && !fields.n.value.includes(word) ? fields.f : fields.n, from = word ? field.value.indexOf(word) : -1;
   field.focus({preventScroll: true});
   if (from >= 0) field.setSelectionRange(from, from + word.length);
   else field.setSelectionRange(0, 0);
+  const box = card.querySelector('.editing');
   if (go) box.scrollIntoView({block: 'nearest', behavior: calm.matches ? 'auto' : 'smooth'});
 };
 const unedit = (card) => {
+  drafts.delete(keyOf(card));
+  card.querySelector('.told')?.remove();
   card.querySelector('.editing').remove();
   card.classList.remove('open');
   card.querySelector('[data-act="edit"]').focus({preventScroll: true});
 };
-const typed = (card) => ({n: card.querySelector('textarea.n').value, f: card.querySelector('textarea.f').value});
 const send = (card, act, texts = {}) => {
-  if (element.querySelector('.card.sent')) return;  // one at a time
+  if (card.classList.contains('sent')) return;
+  if (element.querySelector('.card.sent')) {  // one at a time
+    say(card, 'Another edit is under way. Send this one when it has come: what you typed stays here.', 'busy');
+    return;
+  }
+  card.querySelector('.told')?.remove();
+  sent = act === 'write' ? keyOf(card) : null;
+  if (sent) keepDraft(card);
   const waits = make('p', 'Waiting for its turn.', 'waits');  // ui/linked_view.py says there what for
   waits.setAttribute('role', 'status');
   card.append(waits);
   card.classList.add('sent');
   card.setAttribute('aria-busy', 'true');
+  card.querySelectorAll('textarea').forEach(area => { area.readOnly = true; });
   trigger('select', {act, chunk: Number(card.dataset.chunk), neighbor: Number(card.dataset.neighbor), token: chosen,
     ...texts});
+};
+const reopen = () => {
+  if (seen !== drawn) {
+    if (!('edited' in element.querySelector('.linked').dataset)) drafts.clear();  // another text was asked for
+    else if (sent) drafts.delete(sent);  // its words are the neighbor's now
+  }
+  drawn = seen;
+  sent = null;
+  for (const [key, draft] of drafts) {
+    const card = found(...key.split(' '));
+    if (!card || card.querySelector('.editing')) continue;
+    open(card, draft);
+    if (whole(card) !== draft.of) say(card, 'You typed this for the neighbor that stood here before.', 'kept');
+  }
 };
 const tryIt = (button) => {
   const {chunk, neighbor, old, new: other} = button.dataset;
   choose((Number(chunk) + 1) * data.chunkLen, {byHand: false});
-  const card = element.querySelector(`.card[data-chunk="${chunk}"][data-neighbor="${neighbor}"]`);
+  const card = found(chunk, neighbor);
   edit(card, old, false);
   for (const area of card.querySelectorAll('textarea')) area.value = area.value.replaceAll(old, other);
   button.disabled = true;
@@ -278,8 +320,7 @@ document.addEventListener('retro-cell', e => {
   if (!data || !element.isConnected) return;
   choose(e.detail.token);
   all('.card .hit').forEach(span => span.classList.remove('hit'));
-  const card = element.querySelector(
-    `.card[data-chunk="${chunkOf(e.detail.token) - 1}"][data-neighbor="${e.detail.neighbor}"]`);
+  const card = found(chunkOf(e.detail.token) - 1, e.detail.neighbor);
   const there = card && card.querySelector(`[data-r="${e.detail.place}"]`);
   if (there) {
     there.classList.add('hit');
@@ -302,6 +343,7 @@ const fresh = () => {
   paint();
   asked = false;
   choose(Number(element.querySelector('.linked').dataset.chosen), {byHand: false});
+  reopen();
 };
 new MutationObserver(fresh).observe(
   element, {childList: true, subtree: true, attributes: true, attributeFilter: ['data-stamp']});

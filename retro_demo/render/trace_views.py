@@ -65,8 +65,9 @@ def linked(trace: Trace | None, chosen: int | None = None, before: Sequence[int]
     found = "".join(_found(trace, number, shares) for number in numbers)
     first = _first_token(trace, fresh) if chosen is None else chosen
     why = why_nothing(trace)
+    edited = "" if before is None else " data-edited"  # what was typed for the text before is kept
     return (
-        f'<div class="linked" data-chosen="{first}">{note(why) if why else ""}'
+        f'<div class="linked" data-chosen="{first}"{edited}>{note(why) if why else ""}'
         f'<div class="text by-copy">{blocks}</div>'
         f'<div class="under">{_tools(trace)}{edit_to_try(trace)}</div>'
         f'<div class="token-panel" aria-live="polite"></div>{found}'

@@ -50,7 +50,9 @@ TAKE_BACK = """(...known) => {
     card.classList.remove('sent');
     card.removeAttribute('aria-busy');
     card.querySelector('.waits')?.remove();
+    card.querySelectorAll('textarea').forEach(area => { area.readOnly = false; });
   });
+  document.querySelectorAll('#linked .told.busy').forEach(told => told.remove());
   document.querySelectorAll('#linked [data-act="try"]').forEach(button => { button.disabled = false; });
   return known;
 }"""
@@ -379,8 +381,11 @@ def wire_explaining(on: ExplainHandlers, view: ExplainView, known: list[Any]) ->
         view.linked.select(once_known(on.ask_edit), known, asked, **CHEAP),
         view.other.input(shows_errors(on.ask_other), [*known, view.selection, view.other], asked, **CHEAP),
     ]
+    in_turn = ON_PAGE | {
+        "trigger_mode": "multiple"
+    }  # what is chosen while an edit is written comes behind it
     written = [
-        begun.success(once_known(on.edit), [visitor, view.wish, view.token], anew, **ON_PAGE)
+        begun.success(once_known(on.edit), [visitor, view.wish, view.token], anew, **in_turn)
         for begun in waits
     ]
     for begun in (*waits, *written):

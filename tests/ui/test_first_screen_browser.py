@@ -11,7 +11,7 @@ import re
 import pytest
 from browser_helpers import Visit, browser, url  # noqa: F401
 from browsing import LONG, broken_rules, opened
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 from random_readers import make_reader
 
 from retro_demo.server.workspace import Workspace, new_code
@@ -127,6 +127,34 @@ def test_an_edit_that_is_refused_leaves_its_card_as_it_was_typed(arrived):
     expect(page.locator(".toast-body")).to_contain_text("A neighbor is two texts", timeout=LONG)
     expect(page.locator("#linked .card.sent")).to_have_count(0, timeout=LONG)
     expect(card.locator("textarea.n")).to_have_value(typed)
+
+
+def test_an_edit_that_is_sent_while_another_is_under_way_is_told_so_and_stays_as_it_was_typed(browser, url):  # noqa: F811
+    visit = first_look(browser, url)
+    page, cards = visit.page, visit.page.locator("#linked .found:visible .card")
+    late: list[Route] = []
+    holding = True
+    page.route("**/queue/join*", lambda route: late.append(route) if holding else route.continue_())
+    for place in (0, 1):
+        cards.nth(place).locator("[data-act=edit]").click()
+        cards.nth(place).locator("textarea.n").fill(f"typed {place}")
+        cards.nth(place).locator("[data-act=write]").click()
+
+    expect(cards.nth(1).locator(".told")).to_contain_text("Another edit is under way")
+    expect(page.locator("#linked .card.sent")).to_have_count(1)
+    holding = False
+    for route in late:
+        route.continue_()
+
+    expect(page.locator("#intro")).to_contain_text("written with an edited neighbor", timeout=LONG)
+    expect(page.locator("#linked .editing")).to_have_count(1)
+    expect(cards.nth(0).locator(".mark")).to_have_text("edited")
+    expect(cards.nth(1).locator("textarea.n")).to_have_value("typed 1")
+    expect(cards.nth(1).locator("textarea.n")).to_be_editable()
+    expect(page.locator("#linked .told.busy")).to_have_count(0)
+    page.locator("#linked .editing [data-act=cancel]").click()
+    expect(page.locator("#linked .editing")).to_have_count(0)
+    visit.leave()
 
 
 def test_a_reader_gets_its_corpus_ready_and_what_it_and_an_edit_write_comes_into_view(
