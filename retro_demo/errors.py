@@ -29,15 +29,20 @@ class UserError(Exception):
 
 
 class NotFound(UserError):
-    """There is no run, or no corpus (`kind`), at a place that the user named; `advice` says what to do."""
+    """There is no run, or no corpus (`kind`), at a place that the user named; `advice` says what to do.
 
-    def __init__(self, kind: str, place: Path, advice: str) -> None:
+    `named` is the name of what would ship with the code; `found` what of ours lies at the place instead.
+    """
+
+    def __init__(self, kind: str, place: Path, advice: str, *, named: str = "", found: str = "") -> None:
         self.kind, self.place, self.advice = kind, place, advice
+        self.where = named or f"at {place}"
+        self.instead = f" What lies there is a{'n' * found.startswith('e')} {found}." if found else ""
         super().__init__(self.guessing(""))
 
     def guessing(self, guess: str) -> str:
         """The sentence with a guess at what was meant."""
-        return f"There is no {self.kind} at {self.place}.{guess} {self.advice}"
+        return f"There is no {self.kind} {self.where}.{self.instead}{guess} {self.advice}"
 
 
 FULL = {errno.ENOSPC: "The disk is full", errno.EDQUOT: "The disk quota is used up"}

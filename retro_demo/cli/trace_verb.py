@@ -44,10 +44,7 @@ def add_trace_verb(verb: Callable[..., argparse.ArgumentParser]) -> None:
 def _trace(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
     config = OriginsConfig(**given(options, OriginsConfig))
     reading = ExplainConfig(**given(options, ExplainConfig))
-    if options.prompt_tokens and not options.tokens:
-        raise UserError(
-            "--prompt-tokens says how many of --tokens were the prompt: give those, or leave it out."
-        )
+    check_prompt_tokens(options)
     if options.occurrence != 1 and not options.phrase:
         raise UserError("--occurrence says which time the text holds --phrase: give that, or leave it out.")
     if options.run is None:
@@ -55,7 +52,7 @@ def _trace(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Ev
         return
     trained = read_any_config(options.run)
     if trained.kind.chosen_evidence or not trained.retrieves:
-        why = f"{options.run.name} is a {trained.model}: it reads no neighbors of chunks that could be cited."
+        why = f"{options.run.name} ({trained.model}) reads no neighbors of chunks that could be cited."
         if options.phrase or options.tokens or given(options, ExplainConfig):
             raise UserError(f"{why[:-1]}; leave out tokens, a phrase and how the text is read.")
         yield Warned(why)
@@ -78,6 +75,14 @@ def _trace(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Ev
         occurrence=options.occurrence,
     ):
         yield Finished(step) if isinstance(step, dict) else step
+
+
+def check_prompt_tokens(options: argparse.Namespace) -> None:
+    """Raise UserError where a count of the prompt's tokens is given without tokens."""
+    if options.prompt_tokens and not options.tokens:
+        raise UserError(
+            "--prompt-tokens says how many of --tokens were the prompt: give those, or leave it out."
+        )
 
 
 def _without_run(

@@ -15,7 +15,7 @@ from typing import Any
 
 from retro_demo.cli.listing import add_list_verbs
 from retro_demo.cli.study_verb import add_study_verb
-from retro_demo.cli.trace_verb import add_trace_verb
+from retro_demo.cli.trace_verb import add_trace_verb, check_prompt_tokens
 from retro_demo.cli.training_flags import add_training_flags
 from retro_demo.console import add_flags, did_you_mean, given, numbers, words
 from retro_demo.corpus.building import prepare_corpus
@@ -549,6 +549,7 @@ def _events_of(writing: Continuation, stop: Callable[[], bool]) -> Iterable[Even
 
 def _explain(options: argparse.Namespace, stop: Callable[[], bool]) -> Iterable[Event]:
     config = ExplainConfig(**given(options, ExplainConfig))
+    check_prompt_tokens(options)
     run = yield from ready_run(options.run, options.device, options.corpus, config.retriever, stop)
     if run is not None:
         name, ids, prompt = options.run.name, options.tokens, options.prompt_tokens

@@ -27,6 +27,7 @@ import numpy as np
 from retro_demo.documents.sources import Document
 from retro_demo.errors import NotFound, UserError
 from retro_demo.files import file_hash, load_array, write_atomically
+from retro_demo.output_folder import kind_of
 from retro_demo.pretrained.tokenizer import load_tokenizer
 from retro_demo.retrieval.neighbors import excluded
 from retro_demo.settings import CorpusConfig, from_json
@@ -361,6 +362,8 @@ def load_corpus(folder: Path) -> Corpus:
     if not os.path.isdir(folder):  # a name that is too long is none
         raise NotFound("corpus", folder, "Build one with build-corpus, or name another.")
     if not (folder / MANIFEST).is_file():
+        if (found := kind_of(folder)) != "corpus":
+            raise NotFound("corpus", folder, "Build one with build-corpus, or name another.", found=found)
         raise UserError(f"The corpus at {folder} is not built to its end. Go on: build-corpus --out {folder}")
     written = (folder / MANIFEST).read_bytes()
     manifest = read_manifest(folder / MANIFEST, written)

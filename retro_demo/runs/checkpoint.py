@@ -47,8 +47,8 @@ from retro_demo.models.reader import Reader
 from retro_demo.models.reader_config import BesideBase, LessonConfig, ReaderConfig, TunedConfig
 from retro_demo.models.retro import RETRO
 from retro_demo.models.tuned import Tuned
-from retro_demo.output_folder import CONFIG, make_output
-from retro_demo.paths import CHECKPOINTS, MISSING, data_home
+from retro_demo.output_folder import CONFIG, kind_of, make_output
+from retro_demo.paths import CHECKPOINTS, MISSING, SAMPLE, data_home
 from retro_demo.pretrained.bases import (
     Base,
     base_fingerprint,
@@ -345,17 +345,18 @@ def read_marge_config(folder: Path) -> MargeRun:
     return config
 
 
+NAME_A_RUN = "Name the folder of a run; the verb list shows what there is."
+
+
 def read_any_config(folder: Path) -> AnyRun:
     """The config of a run; raises UserError where there is none or it is not one of ours."""
     path = folder / "config.json"
     if not os.path.isfile(path):  # a name that is too long is none
-        shipped = folder.parent == CHECKPOINTS  # where nobody should train one
-        advice = (
-            "The verb list names what ships."
-            if shipped
-            else f"Train one with: train retro --corpus DIR --out {folder}"
-        )
-        raise NotFound("run", folder, advice)
+        if folder.parent == CHECKPOINTS:  # where nobody should train one
+            raise NotFound("run", folder, "The verb list names what ships.", named=SAMPLE + folder.name)
+        if os.path.isdir(folder):  # that of somebody's own
+            raise NotFound("run", folder, NAME_A_RUN)
+        raise NotFound("run", folder, f"Train one with: train retro --corpus DIR --out {folder}")
     try:
         values = json.loads(path.read_text("utf-8"))
         if values["format"] != FORMAT:
@@ -368,6 +369,8 @@ def read_any_config(folder: Path) -> AnyRun:
         _check_types(config)
         return config
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if (found := kind_of(folder)) not in ("", "run", "export"):  # an export of one has its config
+            raise NotFound("run", folder, NAME_A_RUN, found=found) from error
         raise UserError(
             f"{path} is not the config of a run ({error}). Was it edited? Train the run anew."
         ) from error

@@ -152,8 +152,17 @@ def _unpack(
     return there
 
 
+def _no_export(source: Path) -> UserError:
+    return UserError(
+        f"{source.name} holds neither {EXPORT} nor config.json: it is no export. Export a run, and give what "
+        "comes of that."
+    )
+
+
 def _check_folder(source: Path) -> None:
     """Refuse links, and files that no export has, before any file is opened."""
+    if not any((source / name).exists() for name in (EXPORT, "config.json")):
+        raise _no_export(source)
     for root, folders, files in os.walk(source):
         folders[:] = [name for name in folders if not is_hidden(name)]
         for name in [*folders, *files]:
@@ -196,10 +205,7 @@ def _check(source: Path, folder: Path, there: dict[str, tuple[int, str]]) -> Che
 def _manifest_of_old(source: Path, folder: Path) -> Manifest:
     """What a plain run folder, as every release leaves it, would have as its manifest."""
     if not (folder / "config.json").exists():
-        raise UserError(
-            f"{source.name} holds neither {EXPORT} nor config.json: it is no export. "
-            "Export a run, and give what comes of that."
-        )
+        raise _no_export(source)
     shutil.rmtree(folder / "corpus", ignore_errors=True)  # none of ours
     config = check_config(folder)
     name = config.corpus.removeprefix(SAMPLE)

@@ -106,9 +106,13 @@ def serve_page(options: argparse.Namespace) -> None:
         local_url = launch(
             demo, home, options.host, options.port, mcp=options.mcp, proxies=options.behind_proxy
         )
-    except (OSError, OverflowError) as error:
+    except OverflowError as error:
+        raise UserError(f"--port is {options.port}; it must lie between 0 and 65535.") from error
+    except OSError as error:
+        host, port = options.host or DEFAULT_HOST, options.port or DEFAULT_PORT
         raise UserError(
-            f"The page cannot be served there ({error}). Choose another --port or --host."
+            f"The page cannot be served at {host}, port {port}: another program has that port, or the "
+            "address is none of this machine's. Choose another --port or --host."
         ) from error
     print(f"retro_demo is at {local_url} and keeps its data in {home}", flush=True)
     if options.mcp:

@@ -98,3 +98,30 @@ def test_what_is_neither_corpus_nor_run_has_no_short_name(tmp_path):
     made = [(tmp_path / "a", "study"), (tmp_path / "b", "run"), (tmp_path / "c" / "b", "corpus")]
     assert short_names(made) == {}
     assert list(short_names(made[:2]).values()) == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["search", "texts", "x"], "There is no corpus at texts. Build"),
+        (["search", "plain", "x", "here"], "What lies there is a run."),
+        (["train", "lm", "--corpus", "texts", "--out", "r"], "There is no corpus at texts."),
+        (["generate", "texts", "--prompt", "x"], "There is no run at texts. Name"),
+        (["generate", "places", "--prompt", "x", "here"], "What lies there is a corpus."),
+        (["generate", "sample:udhr44", "--prompt", "x"], "There is no run sample:udhr44."),
+        (["explain", "sample:factbook-lm", "--text", "a b c", "--prompt-tokens", "2"], "give those"),
+        (["import", "texts"], "it is no export"),
+    ],
+)
+def test_a_place_that_holds_something_else_is_said_to(capsys, kept, words, said):
+    Path("texts").mkdir()
+    Path("texts", "a.txt").write_text("Some words.", encoding="utf-8")
+    if words[-1] == "here":  # another kind than the verb takes, by a path
+        (path,) = kept.glob(f"*/{words[1]}")
+        words = [words[0], path, *words[2:-1]]
+
+    code, _, err = run(capsys, *words)
+
+    assert code == 2
+    assert said in err
+    assert len(err.splitlines()) == 1
