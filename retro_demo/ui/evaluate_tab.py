@@ -97,9 +97,9 @@ class EvaluateView:
             info="Another corpus is a hot swap: its held-out text, with its database to read.",
         )
         with gr.Row(elem_classes="knobs"):
-            self.form.show(main=True)
+            self.form.show(main=True, short=True)
         with gr.Accordion("All settings", open=False), gr.Row(elem_classes="knobs"):
-            self.form.show(main=False)
+            self.form.show(main=False, short=True)
         self.start = gr.Button("Evaluate", variant="primary", elem_id="evaluate")
         self.status = gr.HTML(elem_id="evaluate-status")
         linked = gr.HTML()

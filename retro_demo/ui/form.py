@@ -52,10 +52,11 @@ class Form:
         self.choices: dict[str, Sequence[str]] = dict(choices or {})
         self.widgets: dict[str, Any] = {}
 
-    def show(self, *, main: bool, without: Sequence[str] = ()) -> None:
-        """Make the widgets of the main settings, or of the others."""
+    def show(self, *, main: bool, without: Sequence[str] = (), short: bool = False) -> None:
+        """Make the widgets of the main settings, or of the others; `short` as for `show_named`."""
         fields = self.fields.items()
-        self.show_named(n for n, f in fields if f.metadata["main"] == main and n not in without)
+        names = [n for n, f in fields if f.metadata["main"] == main and n not in without]
+        self.show_named(names, short=short)
 
     def show_named(self, names: Iterable[str], *, short: bool = False) -> None:
         """Make the widgets of these settings; `short`: help is one line, the rest behind "?"."""
