@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from retro_demo.evaluation.reading_ways import LEAST, PromptFormat, before_text
 from retro_demo.models.llama import Llama
+from retro_demo.models.low_rank import twin_of
 from retro_demo.models.reader import Ahead, Reader
-from retro_demo.models.tuned import twin_of
 from retro_demo.tokenizer import Tokenizer
 
 
@@ -147,7 +147,7 @@ def fine_tuned(
     weights = [part.requires_grad_(True) for block in upper for part in block.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
     trained = copy.copy(model)
-    trained._base, trained._kept = [twin], model._kept
+    trained._bases, trained._kept = [twin], model._kept
 
     def loss(step: int) -> Tensor:
         tokens, titles = windows(step)
@@ -189,5 +189,5 @@ def fine_tuned(
 def with_base(model: Reader, base: Llama) -> Reader:
     """The reader with another base of the same lower blocks; what it made of neighbors is shared."""
     twin = copy.copy(model)
-    twin._base, twin._kept = [base], model._kept
+    twin._bases, twin._kept = [base], model._kept
     return twin

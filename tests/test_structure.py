@@ -159,7 +159,7 @@ def test_every_module_says_what_it_is_and_is_short():
     assert not wrong
 
 
-def test_no_function_is_over_80_lines_and_there_are_169_modules_at_most():
+def test_no_function_is_over_80_lines_and_there_are_170_modules_at_most():
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     long = [
         f"{path.stem}.{node.name}"
@@ -170,7 +170,7 @@ def test_no_function_is_over_80_lines_and_there_are_169_modules_at_most():
 
     assert not long
     assert (
-        len([path for path in modules() if not path.stem.startswith("__")]) <= 169
+        len([path for path in modules() if not path.stem.startswith("__")]) <= 170
     )  # 14 are of pretrained bases and readers
 
 

@@ -37,7 +37,8 @@ def _add_common(train: argparse.ArgumentParser, presets: list[str]) -> None:
     train.add_argument(
         "--base",
         metavar="RUN",
-        help="run (or sample:NAME) whose weights to begin with; a retrofit freezes them, the others train on",
+        help="run (or sample:NAME) whose weights to begin with; a retrofit freezes them, the others train "
+        "on; or a pretrained base: smollm2, a folder, a .gguf file, OWNER/NAME of the Hub",
     )
     train.add_argument(
         "--preset", choices=presets, help="named settings (default: those of the base, else tiny)"

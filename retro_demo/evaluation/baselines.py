@@ -79,6 +79,11 @@ AS_IT_IS = "the pretrained model as it is"
 """What the baseline of a reader was before, in words: what the reader is, too, with retrieval off."""
 
 
+def before_reading(config: RunConfig) -> str:
+    """The same of a reader whose base may have been fine-tuned."""
+    return "that model, fine-tuned for less" if _begun_from(config) else AS_IT_IS
+
+
 def match(run: Path, baseline: Path) -> Match:
     """Compare a baseline with a run; raises UserError where no comparison makes sense."""
     ours, theirs = read_run_config(run), read_run_config(baseline)
@@ -199,8 +204,9 @@ def _unfit(ours: RunConfig, theirs: RunConfig, seen: int | None, their_seen: int
                 f"only the layers above {theirs.network.first_tuned} were trained, and the run writes above "
                 f"{ours.network.first_written}"
             )
-        if theirs.network.rank < TunedConfig.rank:
-            return f"its updates have rank {theirs.network.rank}, not {TunedConfig.rank}"
+        least = ours.network.rank or TunedConfig.rank
+        if theirs.network.rank < least:
+            return f"its updates have rank {theirs.network.rank}, not {least}"
     for name in () if ours.kind.trains_pretrained else DECODER:
         one, other = getattr(ours.network, name), getattr(theirs.network, name)
         if other < one:
@@ -215,16 +221,23 @@ def _unfit(ours: RunConfig, theirs: RunConfig, seen: int | None, their_seen: int
 def tokens_seen(run: Path) -> int | None:
     """Tokens read in training up to the saved weights, those of the base run included; None = unknown.
 
-    What a pretrained base has read does not count: it is the same for all that are compared.
+    What a pretrained base has read does not count: it is the same for all that are compared. Its
+    fine-tuning does.
     Of a run that is used with its best save all of the training counts: it was chosen from all of it.
     """
     config = read_run_config(run)
     own = _trained_steps(run) * config.training.batch_size * config.training.seq_len
-    if not config.base or config.kind.trains_pretrained:
+    if not (before_it := _begun_from(config)):
         return own
-    base = run_folder(config.base)
+    base = run_folder(before_it)
     before = tokens_seen(base) if (base / "config.json").exists() else None
     return None if before is None else before + own
+
+
+def _begun_from(config: RunConfig) -> str:
+    """The run that one began with, "" where it began with none: a pretrained base is no run."""
+    pretrained = config.kind.trains_pretrained and config.begins_with == config.base
+    return "" if pretrained else config.begins_with
 
 
 def _trained_steps(run: Path) -> int:
@@ -235,7 +248,7 @@ def _trained_steps(run: Path) -> int:
 
 
 def _steps(config: RunConfig, steps: int) -> str:
-    return f"{steps:,} steps" + (" after those of its base" if config.base else "")
+    return f"{steps:,} steps" + (" after those of its base" if _begun_from(config) else "")
 
 
 def _count(tokens: int | None) -> str:
@@ -248,7 +261,8 @@ def baseline_settings(run: Path) -> dict[str, Any]:
 
     From scratch it is the same decoder trained the same way. For a retrofit it is the base trained on
     for as many steps, at the learning rate of its preset for that: the retrofit's is for fresh weights.
-    So it is for a reader, from the layer on which it writes into.
+    So it is for a reader, from the layer on which it writes into. One that reads with a fine-tuned base has
+    that base, fine-tuned for as many steps more. Raises UserError where that run is gone.
     """
     config = read_run_config(run)
     if isinstance(config, ReaderRun):
@@ -257,13 +271,25 @@ def baseline_settings(run: Path) -> dict[str, Any]:
         settings = {name: getattr(config.training, name) for name in known if known[name] is TrainConfig}
         settings |= {name: getattr(config.network, name) for name in ("chunk_len", "title_len")}
         usual = tuned.preset_settings(config.preset if config.preset in tuned.presets else "tiny")
-        return settings | {"first_tuned": config.network.first_written, "lr": usual["lr"]}
+        settings |= {"first_tuned": config.network.first_written, "lr": usual["lr"]}
+        return settings | (_updates_of(config) if config.tuned else {})
     shape = {setting.name for setting in settings_of(RetroConfig)} - READER_SETTINGS
     settings = {name: getattr(config.network, name) for name in sorted(shape)}
     settings |= {setting.name: getattr(config.training, setting.name) for setting in settings_of(TrainConfig)}
     if config.base:
         settings["lr"] = KINDS["lm"].preset_settings(config.preset, begun=True)["lr"]
     return settings
+
+
+def _updates_of(config: ReaderRun) -> dict[str, Any]:
+    """What the baseline of a reader has from the run that fine-tuned its base."""
+    tuned = read_run_config(run_folder(config.tuned)).training
+    return {
+        "first_tuned": config.network.first_tuned,
+        "rank": config.network.rank,
+        "lr": tuned.lr,
+        "steps": tuned.steps + config.training.steps,
+    }
 
 
 @dataclass(frozen=True)
@@ -301,16 +327,15 @@ def trainings(runs: Iterable[Path]) -> tuple[dict[str, str], list[str]]:
     for run in runs:
         config = read_any_config(run)
         places[config.corpus_fingerprint] = config.corpus
-        while config.base:
-            if config.kind.trains_pretrained:
-                gone.append(f"What the pretrained base {folder_name(config.base)} has read is not known.")
-                break
-            base = run_folder(config.base)
+        while isinstance(config, RunConfig) and (before := _begun_from(config)):
+            base = run_folder(before)
             if not (base / "config.json").exists():
                 gone.append(f"The base run {base.name} is gone.")
                 break
             config = read_run_config(base)
             places[config.corpus_fingerprint] = config.corpus
+        if config.kind.trains_pretrained:
+            gone.append(f"What the pretrained base {folder_name(config.base)} has read is not known.")
     return places, gone
 
 

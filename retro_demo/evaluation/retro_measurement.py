@@ -27,11 +27,11 @@ from retro_demo.devices import choose_device
 from retro_demo.errors import UserError
 from retro_demo.evaluation.arms import NOT_SEARCHED, WAYS, Arms, held_out_windows, neighbors_missing, reach
 from retro_demo.evaluation.baselines import (
-    AS_IT_IS,
     EarlierBaseline,
     Known,
     Match,
     SmallerDatabase,
+    before_reading,
     earlier_baseline,
     got_worse,
     known_documents,
@@ -275,7 +275,7 @@ def make_study(
         known=known,
         overlaps=overlaps,
         before="off" if pretrained else WAS if was else "",
-        was=AS_IT_IS if pretrained else was.words if was else "",
+        was=before_reading(loaded.config) if pretrained else was.words if was else "",
         got_worse=got_worse(request.folder("baseline")) if request.baseline else "",
         rival="fine-tuning without neighbors" if pretrained else rival,
     )

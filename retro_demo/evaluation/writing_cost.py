@@ -106,7 +106,7 @@ Step = Callable[[int | None], Tensor]
 
 def _by_reader(model: Reader, look: LookToWrite, name: str, count: int) -> Step:
     twin = model if name == "off" else model.writing_by(name)
-    twin = twin.writing_by(twin.outputs).attach(model.base)  # neighbors are read anew
+    twin = twin.writing_by(twin.outputs).attach(model.pretrained)  # neighbors are read anew
     text = torch.tensor([[*model.before_prompt(len(look.text)), *look.text]], device=model.device)
     rows = None if name == "off" else torch.from_numpy(look.rows)[None].to(model.device)
     cache = twin.new_cache(text.shape[1] + count)

@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retro_demo.models.llama import KVCache, Llama
+from retro_demo.models.low_rank import OnBase
 from retro_demo.models.reader_config import RUN, BesideBase, ReaderConfig
 
 NOTHING = -1e9  # the score of a token that is not there
@@ -168,11 +169,11 @@ class LookUp(nn.Module):
         return torch.cat([null, torch.stack(rows, 1)], -1).log_softmax(-1), looks
 
 
-class Reader(nn.Module):
+class Reader(OnBase):
     """`Reader(config)` has the weights that are trained; `attach` gives it the base that it reads with."""
 
     def __init__(self, config: ReaderConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         self.config = config
         dim = config.dim
         self.look = LookUp(config)
@@ -182,24 +183,12 @@ class Reader(nn.Module):
             self.out = nn.ParameterList(nn.Parameter(torch.eye(dim)) for _ in config.write_layers)
             self.gate = nn.Parameter(torch.full((len(config.write_layers),), TENTH * config.gate))
         self.outputs = config.outputs
-        self._base: list[Llama] = []  # in a list, so that its weights are no weights of this network
         self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
         self._last: tuple[bytes, tuple[Tensor, Tensor]] | None = None
 
     def attach(self, base: Llama) -> Reader:
-        """Read with this base, which is shared and stays as it is; returns itself."""
-        self._base = [base]
         self._kept, self._last = OrderedDict(), None
-        return self
-
-    @property
-    def base(self) -> Llama:
-        return self._base[0]
-
-    @property
-    def device(self) -> torch.device:
-        """Where its weights lie."""
-        return self.look.mean.device
+        return super().attach(base)
 
     def look_up_use(self) -> dict[str, Any]:
         """What the one look-up serves: the gate of each layer that is written into, and the copy head."""

@@ -13,12 +13,15 @@ OUTPUTS = ("attention", "copy", "both")
 
 @dataclass(frozen=True)
 class BesideBase(Settings):
-    """What is known of the base, and how a text is cut and begun; layers count from 1."""
+    """What is known of the base and of its updates, and how a text is cut and begun; layers count from 1."""
 
     vocab_size: int = setting(49_152, "Vocabulary", "Tokens.", within=(4, 1_000_000), derived=True)
     dim: int = setting(576, "Width", "Width of the base.", within=(1, 65_536), derived=True)
     depth: int = setting(30, "Layers", "Layers of the base.", within=(1, 512), derived=True)
     num_heads: int = setting(9, "Heads", "Heads of the base.", within=(1, 512), derived=True)
+    num_kv_heads: int = setting(3, "Key heads", "Of keys and values.", within=(1, 512), derived=True)
+    head_dim: int = setting(64, "Head width", "Width of a head.", within=(1, 65_536), derived=True)
+    ff_dim: int = setting(1536, "Inner width", "Of the feed-forward.", within=(1, 1_000_000), derived=True)
     pad_id: int = setting(0, "Padding", "Token that stands for nothing.", within=(0, 1_000_000), derived=True)
     begin_id: int = setting(0, "Beginning", "Token before a text.", within=(0, 1_000_000), derived=True)
     chunk_len: int = setting(
@@ -34,6 +37,19 @@ class BesideBase(Settings):
         "Tokens of its document's title that stand before a text, and before a neighbor.",
         within=(0, 64),
     )
+    first_tuned: int = setting(
+        18, "Layers as they are", "Layers below those that are fine-tuned.", within=(0, 511), derived=True
+    )
+    rank: int = setting(0, "Rank", "Of the updates; 0: there are none.", within=(0, 1024), derived=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rank and self.first_tuned >= self.depth:
+            raise UserError(
+                f"first_tuned is {self.first_tuned}, but the base has {self.depth} layers, so none would be "
+                "fine-tuned: choose a smaller one.",
+                first_tuned="",
+            )
 
     @property
     def unwritten(self) -> tuple[int, ...]:
@@ -44,6 +60,37 @@ class BesideBase(Settings):
     def neighbor_len(self) -> int:
         """Tokens of a neighbor with its title (R)."""
         return self.title_len + 2 * self.chunk_len
+
+    @property
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """Name -> (in, out) of each matrix of a block."""
+        inner = self.num_heads * self.head_dim
+        both = inner + 2 * self.num_kv_heads * self.head_dim
+        return {
+            "qkv": (self.dim, both),
+            "out": (inner, self.dim),
+            "gate_up": (self.dim, 2 * self.ff_dim),
+            "down": (self.ff_dim, self.dim),
+        }
+
+
+@dataclass(frozen=True)
+class LessonConfig(Settings):
+    """What a reader is taught with; see training/lessons.py."""
+
+    lessons: int = setting(
+        120,
+        "Lessons",
+        "Different windows of text with their neighbors; more teach more, and take longer to prepare.",
+        within=(1, 1_000_000),
+        main=True,
+    )
+    edition: str = setting(
+        "",
+        "Other edition",
+        "Another corpus of the same documents (same titles) with other values, from which some lessons take "
+        "their neighbors: the words of one edition, the values of the other. Empty: none.",
+    )
 
 
 @dataclass(frozen=True)
@@ -124,9 +171,6 @@ class ReaderConfig(BesideBase):
 class TunedConfig(BesideBase):
     """The shape of low-rank updates of a pretrained base (models/tuned.py)."""
 
-    num_kv_heads: int = setting(3, "Key heads", "Of keys and values.", within=(1, 512), derived=True)
-    head_dim: int = setting(64, "Head width", "Width of a head.", within=(1, 65_536), derived=True)
-    ff_dim: int = setting(1536, "Inner width", "Of the feed-forward.", within=(1, 1_000_000), derived=True)
     first_tuned: int = setting(
         18,
         "Layers as they are",
@@ -134,15 +178,6 @@ class TunedConfig(BesideBase):
         within=(0, 511),
     )
     rank: int = setting(8, "Rank", "Rank of the update of each matrix (r of LoRA).", within=(1, 1024))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.first_tuned >= self.depth:
-            raise UserError(
-                f"first_tuned is {self.first_tuned}, but the base has {self.depth} layers, so none would be "
-                "fine-tuned: choose a smaller one.",
-                first_tuned="",
-            )
 
     @property
     def cca_layers(self) -> tuple[int, ...]:
@@ -158,34 +193,3 @@ class TunedConfig(BesideBase):
     def attention_layers(self) -> list[int]:
         """The layers whose attention to neighbors is shown: none."""
         return []
-
-    @property
-    def matrices(self) -> dict[str, tuple[int, int]]:
-        """Name -> (in, out) of each matrix of a block."""
-        inner = self.num_heads * self.head_dim
-        both = inner + 2 * self.num_kv_heads * self.head_dim
-        return {
-            "qkv": (self.dim, both),
-            "out": (inner, self.dim),
-            "gate_up": (self.dim, 2 * self.ff_dim),
-            "down": (self.ff_dim, self.dim),
-        }
-
-
-@dataclass(frozen=True)
-class LessonConfig(Settings):
-    """What a reader is taught with; see training/lessons.py."""
-
-    lessons: int = setting(
-        120,
-        "Lessons",
-        "Different windows of text with their neighbors; more teach more, and take longer to prepare.",
-        within=(1, 1_000_000),
-        main=True,
-    )
-    edition: str = setting(
-        "",
-        "Other edition",
-        "Another corpus of the same documents (same titles) with other values, from which some lessons take "
-        "their neighbors: the words of one edition, the values of the other. Empty: none.",
-    )

@@ -1,9 +1,6 @@
 """A pretrained base, fine-tuned by low-rank updates: the matched baseline of a reader (models/reader.py).
 
-The base stays as it is, in any precision, and is shared with all who read with it. Beside the product W x
-of each matrix of its upper blocks stands a second one, U (D x): D begins at random and U at zero, so that
-nothing is changed before the first step, and only D and U are trained (LoRA, Hu et al. 2021, section 4.1;
-their factor alpha / r is 1 here). It reads no neighbors.
+It reads no neighbors; all that it has are the updates of models/low_rank.py.
 
 Shapes: B batch, T tokens of the text, P tokens of a title, N of both with the beginning of text, r rank, D
 width, V vocabulary.
@@ -11,19 +8,16 @@ width, V vocabulary.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from retro_demo.models.llama import KVCache, Llama
+from retro_demo.models.llama import KVCache
+from retro_demo.models.low_rank import OnBase
 from retro_demo.models.reader import begun, text_of, token_nats
 from retro_demo.models.reader_config import TunedConfig
-
-Part = TypeVar("Part", bound=nn.Module)
 
 
 class TextBatch(NamedTuple):
@@ -40,49 +34,6 @@ class TextBatch(NamedTuple):
         return TextBatch(*(part[rank::size] for part in self))
 
 
-class LowRank(nn.Module):
-    """x (..., in) -> (..., out) by way of r numbers; 0 before it is trained."""
-
-    def __init__(self, width: int, out: int, rank: int) -> None:
-        super().__init__()
-        self.down = nn.Parameter(torch.randn(rank, width) * width**-0.5)
-        self.up = nn.Parameter(torch.zeros(out, rank))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(F.linear(x, self.down), self.up)
-
-
-class _Updated(nn.Module):
-    """A frozen product and its update."""
-
-    def __init__(self, frozen: nn.Module, update: nn.Module) -> None:
-        super().__init__()
-        self.frozen, self.update = frozen, update
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.frozen(x) + self.update(x)
-
-
-def _updated(base: Llama, updates: nn.ModuleList) -> Llama:
-    """A twin of the base that shares all its weights, with updates (one of each of its last blocks)."""
-    twin = twin_of(base)
-    blocks, first = list(base.blocks), len(base.blocks) - len(updates)
-    for place, update in enumerate(updates, start=first):
-        block = twin_of(blocks[place])
-        for name, one in update.named_children():
-            setattr(block, name, _Updated(getattr(block, name), one))
-        blocks[place] = block
-    twin.blocks = nn.ModuleList(blocks)
-    return twin
-
-
-def twin_of(module: Part) -> Part:
-    """The same module, whose parts can be exchanged without changing the original."""
-    twin = copy.copy(module)
-    twin._modules = dict(module._modules)
-    return twin
-
-
 @dataclass
 class TextCache:
     """What the tokens so far leave behind for the next one; filled by `Tuned.next_logits`."""
@@ -95,36 +46,16 @@ class TextCache:
         return max(0, self.memory.lengths[0] - 1)
 
 
-class Tuned(nn.Module):
+class Tuned(OnBase):
     """`Tuned(config)` has the weights that are trained; `attach` gives it the base that they update."""
 
     def __init__(self, config: TunedConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         self.config = config
-        self.blocks = nn.ModuleList(
-            nn.ModuleDict({name: LowRank(*shape, config.rank) for name, shape in config.matrices.items()})
-            for _ in range(config.first_tuned, config.depth)
-        )
-        self._base: list[Llama] = []  # as it is, and updated; in a list, since its weights are none of these
-
-    def attach(self, base: Llama) -> Tuned:
-        """Update this base, which is shared and stays as it is; returns itself."""
-        self._base = [base, _updated(base, self.blocks)]
-        return self
-
-    @property
-    def base(self) -> Llama:
-        """The base as it is."""
-        return self._base[0]
-
-    @property
-    def device(self) -> torch.device:
-        """Where its weights lie."""
-        return next(self.parameters()).device
 
     def _stream(self, ids: Tensor, memory: KVCache | None = None) -> Tensor:
         """ids (B, N) -> the stream after the last block (B, N, D)."""
-        model, first = self._base[1], self.config.first_tuned
+        model, first = self.base, self.config.first_tuned
         with torch.no_grad():
             stream = model.run_blocks(model.embed(ids), 0, first, memory)
         return model.run_blocks(stream, first, self.config.depth, memory)

@@ -106,6 +106,11 @@ class AnyRun:
         return ""
 
     @property
+    def begins_with(self) -> str:
+        """What `--base` names to train such a run: its base, or the fine-tuning of it that it reads with."""
+        return self.base
+
+    @property
     def retrieves(self) -> bool:
         """Whether the network reads anything that is retrieved."""
         return self.kind.retrieves
@@ -284,12 +289,20 @@ class PretrainedRun(RunConfig):
 class ReaderRun(PretrainedRun):
     """A pretrained base that was taught to read neighbors.
 
-    `edition_fingerprint`: of the corpus `lessons.edition`.
+    `edition_fingerprint`: of the corpus `lessons.edition`. `tuned` is the run that the base was fine-tuned in
+    before, a folder or "sample:NAME" ("": it is as it was), `tuned_weights` the hash of what that had come
+    to. Its updates are kept with the weights of this run, which do without it from then on.
     """
 
     network: ReaderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     lessons: LessonConfig
     edition_fingerprint: str = ""
+    tuned: str = ""
+    tuned_weights: str = ""
+
+    @property
+    def begins_with(self) -> str:
+        return self.tuned or self.base
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -465,12 +478,7 @@ def begin_from(model: RETRO, base: Path, expected: str) -> None:
     then like what the decoder makes of the text. Raises UserError where the base is gone, or is not
     the one that was meant (by its hash).
     """
-    path = weights_with(base, expected)
-    if path is None:
-        raise UserError(
-            f"The weights of the base run at {base} have changed or are gone since this run was set up. "
-            "Put them back, or set up a new run."
-        )
+    path = _meant(base, expected)
     tensors = _weights(path, read_run_config(base).network)
     missing, strange = model.load_state_dict(tensors, strict=False)
     if strange or any(not is_of_reader(name) for name in missing):
@@ -478,6 +486,25 @@ def begin_from(model: RETRO, base: Path, expected: str) -> None:
     config = model.config
     if config.cca_layers and config.copying_start and config.enc_dim == config.dim:
         model.begin_encoder_as_decoder()
+
+
+def begin_with_updates(model: Reader, tuned: Path, expected: str) -> None:
+    """Copy the updates of the run `tuned` into a fresh reader. Raises UserError as `begin_from`."""
+    path = _meant(tuned, expected)
+    missing, strange = model.load_state_dict(_weights(path, read_run_config(tuned).network), strict=False)
+    if strange or any(name.startswith("blocks.") for name in missing):
+        raise UserError(f"The weights in {path} do not fit the reader that they should begin.")
+
+
+def _meant(base: Path, expected: str) -> Path:
+    """The weights of a base run that have this hash; raises UserError where they changed or are gone."""
+    path = weights_with(base, expected)
+    if path is None:
+        raise UserError(
+            f"The weights of the base run at {base} have changed or are gone since this run was set up. "
+            "Put them back, or set up a new run."
+        )
+    return path
 
 
 def is_of_reader(name: str) -> bool:

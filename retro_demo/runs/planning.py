@@ -17,7 +17,7 @@ from retro_demo.errors import UserError
 from retro_demo.evidence.passages import languages_of
 from retro_demo.files import file_hash, replacing
 from retro_demo.jobs.lifecycle import is_running
-from retro_demo.kinds import Kind, kind_named, resolve
+from retro_demo.kinds import KINDS, Kind, kind_named, resolve
 from retro_demo.models.config import RetroConfig
 from retro_demo.models.llama import LlamaConfig
 from retro_demo.models.memory import check_memory
@@ -30,6 +30,7 @@ from retro_demo.runs.checkpoint import (
     MargeRun,
     PretrainedRun,
     RunConfig,
+    TunedRun,
     config_bytes,
     differences,
     has_weights,
@@ -61,10 +62,12 @@ READER_SETTINGS = frozenset(
     }
 )
 """What a run that begins with an lm's weights may choose of its network; the rest is the base's."""
+UPDATES = ("first_tuned", "rank")
+"""What a reader takes of the shape of a base that was fine-tuned."""
 FIRST_WRITTEN = 0.6
 """Share of the depth of a pretrained base below which nothing is trained."""
 
-OF_BASE = ("vocab_size", "num_heads", "dim", "depth")
+OF_BASE = ("vocab_size", "num_heads", "num_kv_heads", "head_dim", "ff_dim", "dim", "depth")
 """What the shape of a network beside a pretrained base takes from that base."""
 
 
@@ -87,16 +90,19 @@ def plan_run(
     """The config of a new run: its preset, then `settings`.
 
     `corpus` is a folder or "sample:NAME", `base` too: the run whose weights this one begins with, or a
-    pretrained base (`hub`: one of the Hub may be fetched). An
-    `lm` or `retro` trains all of them on; a `retrofit` freezes them and trains encoder and
-    cross-attention alone (RETRO section 4.2). Of a pretrained base an `lm` is a fine-tuning, a `retrofit` a
-    reader. Raises UserError for unknown names and bad values, and for a MARGE where there are no two
+    pretrained base (`hub`: one of the Hub may be fetched). An `lm` or `retro` trains all of them on; a
+    `retrofit` freezes them and trains encoder and cross-attention alone (RETRO section 4.2). Of a pretrained
+    base an `lm` is a fine-tuning, a `retrofit` a reader; this may begin with such a fine-tuning, too. Raises
+    UserError for unknown names and bad values, and for a MARGE where there are no two
     documents to be each other's evidence.
     """
     kind, given = _kind_of_run(model, base, hub), dict(settings or {})
     pretrained = bool(base) and kind.trains_pretrained
+    tuned = _fine_tuned(base, hub) if pretrained else None
     begun_from = read_run_config(run_folder(base)) if base and not pretrained else None
-    shape = describe_base(base, hub=hub) if pretrained else begun_from.network if begun_from else None
+    shape = begun_from.network if begun_from else None
+    if pretrained:
+        shape = describe_base(tuned.base if tuned else base, hub=hub)
     preset = preset or (begun_from.preset if begun_from else "tiny")
     if preset not in kind.presets:
         raise UserError(
@@ -115,6 +121,8 @@ def plan_run(
     chosen = usual | planner.of_corpus(built) | given | dict(kind.always)
     values = {name: kind.settings_of_part(name, chosen) for name in kind.parts}
     values["network"] = planner.network(values["network"], built, shape)
+    if tuned:
+        values["network"] |= {name: getattr(tuned.network, name) for name in UPDATES}
     parts = {name: part(**values[name]) for name, part in kind.part_types().items()}
     return resolve(kind.config)(
         model=kind.name,
@@ -126,7 +134,7 @@ def plan_run(
         device=choose_device(device),
         versions=versions(),
         **parts,
-        **_beginning(base, shape, edition),
+        **_beginning(base, shape, edition, tuned),
     )
 
 
@@ -140,6 +148,9 @@ def _kind_of_run(model: str, base: str, hub: bool) -> Kind:
                 f"train retrofit --base {base}"
             )
         return kind_named(kind.of_pretrained)
+    of_pretrained = KINDS.get(kind.of_pretrained)
+    if base and of_pretrained and of_pretrained.retrieves and _fine_tuned(base, hub):
+        return of_pretrained
     if kind.trains_pretrained:
         raise UserError(
             f"The model {kind.name} needs a pretrained base: name it with --base smollm2, or a folder."
@@ -154,7 +165,24 @@ def _kind_of_run(model: str, base: str, hub: bool) -> Kind:
     return kind
 
 
-def _beginning(base: str, shape: BaseShape | RetroConfig | None, edition: str) -> dict[str, Any]:
+def _fine_tuned(base: str, hub: bool) -> TunedRun | None:
+    """The run of this name, where it fine-tuned a pretrained base; None where it is such a base, or another
+    run. Raises UserError where it has no weights yet, or its base is gone or another one."""
+    if is_pretrained(base, hub=hub):
+        return None
+    folder = run_folder(base)
+    config = read_any_config(folder)
+    if not isinstance(config, TunedRun):
+        return None
+    if not has_weights(folder):
+        raise UserError(f"The base run {base} has no weights yet. Let it train until its first save.")
+    config.found_base()
+    return config
+
+
+def _beginning(
+    base: str, shape: BaseShape | RetroConfig | None, edition: str, tuned: TunedRun | None
+) -> dict[str, Any]:
     """What a config keeps of what the run begins with."""
     if not base:
         return {}
@@ -162,6 +190,9 @@ def _beginning(base: str, shape: BaseShape | RetroConfig | None, edition: str) -
         weights = file_hash(weights_file(run_folder(base)))
         return {"base": _from_anywhere(base), "base_weights": weights}
     known = {"base": shape.place, "base_weights": shape.fingerprint, "base_context": shape.config.max_len}
+    if tuned:
+        weights = file_hash(weights_file(run_folder(base)))
+        known |= {"base": tuned.base, "tuned": _from_anywhere(base), "tuned_weights": weights}
     if edition:
         other = load_corpus(corpus_folder(data_home()[0], edition))
         known["edition_fingerprint"] = other.fingerprint
@@ -318,8 +349,7 @@ class TunedPlanner(PretrainedPlanner):
     def beside(shape: dict[str, Any], base: LlamaConfig) -> dict[str, Any]:
         """As `ReaderPlanner.beside`."""
         usual = {"first_tuned": layers_at((FIRST_WRITTEN,), base.depth)[0]}
-        widths = ("num_kv_heads", "head_dim", "ff_dim")
-        return usual | shape | {name: getattr(base, name) for name in (*OF_BASE, *widths)}
+        return usual | shape | {name: getattr(base, name) for name in OF_BASE}
 
     @staticmethod
     def network(shape: dict[str, Any], corpus: Corpus, base: BaseShape | None = None) -> dict[str, Any]:

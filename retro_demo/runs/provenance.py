@@ -120,6 +120,7 @@ def without_places(config: AnyRun) -> AnyRun:
         named["base"] = base_name(config)
     if isinstance(config, ReaderRun):
         named["lessons"] = replace(config.lessons, edition=folder_name(config.lessons.edition))
+        named["tuned"] = folder_name(config.tuned)
     return replace(config, **named)
 
 

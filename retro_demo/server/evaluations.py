@@ -167,8 +167,9 @@ def rename_run(workspace: Workspace, old: str, new: str) -> str:
     now = str(workspace.run(name))
     for folder in (workspace.folder / "runs").glob("*"):
         config = read_any_config(folder)
-        if config.base == str(before):
-            write_run_config(folder, replace(config, base=now))
+        named = {name: now for name in ("base", "tuned") if getattr(config, name, "") == str(before)}
+        if named:
+            write_run_config(folder, replace(config, **named))
     tell_of_move(workspace, before, Path(now))
     return name
 

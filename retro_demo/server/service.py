@@ -34,7 +34,7 @@ from retro_demo.kinds import Kind, kind_named
 from retro_demo.paths import SAMPLE
 from retro_demo.pretrained.bases import SMOLLM2_PACKAGE, available_bases
 from retro_demo.runs import planning
-from retro_demo.runs.checkpoint import has_weights, read_any_config
+from retro_demo.runs.checkpoint import TunedRun, has_weights, read_any_config
 from retro_demo.runs.planning import extend_run, plan_run, prepare_run
 from retro_demo.runs.resuming import saved_step
 from retro_demo.server.limits import check_space, check_steps, check_training, checked_text, limits_of
@@ -280,6 +280,8 @@ def usual_name(corpus: str, model: str, preset: str, base: str) -> str:
 
 def named_base(workspace: Workspace, kind: Kind, base: str) -> str:
     """A base as a config names it, from what a visitor names; raises UserError for what is not known here."""
+    if base in tuned_runs(workspace) and kind_named(kind.of_pretrained or kind.name).retrieves:
+        return base if base.startswith(SAMPLE) else str(workspace.run(base))
     if kind.trains_pretrained or (kind.of_pretrained and base in available_bases()):
         if base not in available_bases():
             known = ", ".join(available_bases())
@@ -316,13 +318,25 @@ def bases(workspace: Workspace, corpus: str) -> list[str]:
     return sorted(known, key=lambda run: bool(configs[run].base))
 
 
+def tuned_runs(workspace: Workspace) -> list[str]:
+    """Ids of the runs that fine-tuned a pretrained base that is on this machine, and have weights."""
+    configs = {run: read_any_config(workspace.run(run)) for run in workspace.runs()}
+    return [
+        run
+        for run, config in configs.items()
+        if isinstance(config, TunedRun) and has_weights(workspace.run(run)) and not config.missing
+    ]
+
+
 def base_choices(workspace: Workspace, corpus: str | None, model: str) -> list[tuple[str, str]]:
     """What a run of this model may begin with, as (label, id); a retrofit needs one, MARGE has none.
 
-    What trains beside a pretrained base has those of this machine.
+    What trains beside a pretrained base has those of this machine; a reader those that were fine-tuned, too.
     """
     if kind_named(model).trains_pretrained:
-        return [(name, name) for name in available_bases()]
+        tuned = tuned_runs(workspace) if kind_named(model).retrieves else []
+        fine_tuned = [(f"{run.removeprefix(SAMPLE)} (fine-tuned)", run) for run in tuned]
+        return [(name, name) for name in available_bases()] + fine_tuned
     known = bases(workspace, corpus) if corpus and kind_named(model).base != "cannot" else []
     scratch = [] if kind_named(model).base == "must" else [("none: begin from scratch", "")]
     return scratch + [(run.removeprefix(SAMPLE), run) for run in known]

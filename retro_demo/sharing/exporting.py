@@ -39,6 +39,7 @@ from retro_demo.runs.checkpoint import (
     LAST,
     STATE,
     AnyRun,
+    ReaderRun,
     read_any_config,
     weights_file,
     write_run_config,
@@ -118,6 +119,8 @@ def _origin(run: Path, config: AnyRun, corpus: CorpusNote, imported: bool) -> st
         rows["Neighbors"] = f"{training.num_neighbors} of each chunk, by {training.retriever}"
     if config.base:
         rows["Begun with"] = f"{plain(base_name(config))} (weights {config.base_weights[:16]})"
+    if isinstance(config, ReaderRun) and config.tuned:
+        rows["Fine-tuned in"] = f"{plain(folder_name(config.tuned))} (weights {config.tuned_weights[:16]})"
     table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
     note = (
         "\n\nThis run was imported before it was exported here: its record is as its maker gave it, and "

@@ -319,7 +319,9 @@ def take_run(export: Checked, out: Path, corpus: str, bases: Sequence[Path] = ()
         edition = config.lessons.edition
         known = not edition or edition in [SAMPLE + name for name in SAMPLES]
         config = replace(
-            config, lessons=replace(config.lessons, edition=edition if known else _nowhere(edition))
+            config,
+            lessons=replace(config.lessons, edition=edition if known else _nowhere(edition)),
+            tuned=_run_here(config.tuned, config.tuned_weights, bases) if config.tuned else "",
         )
     out.mkdir(parents=True, exist_ok=True)
     for name in (*RUN[1:], STATE, BEST, "evidence"):
@@ -338,11 +340,16 @@ def _base_here(config: AnyRun, bases: Sequence[Path]) -> str:
     """
     if config.kind.trains_pretrained:
         return _pretrained_here(config, bases)
-    for folder in bases:
-        if weights_with(folder, config.base_weights) is not None:
+    return _run_here(config.base, config.base_weights, bases)
+
+
+def _run_here(name: str, weights: str, runs: Sequence[Path]) -> str:
+    """The same of the runs of this machine that it may be."""
+    for folder in runs:
+        if weights_with(folder, weights) is not None:
             shipped = folder.resolve().is_relative_to(CHECKPOINTS)
             return f"{SAMPLE}{folder.name}" if shipped else str(folder.resolve())
-    return _nowhere(config.base)
+    return _nowhere(name)
 
 
 def _pretrained_here(config: AnyRun, bases: Sequence[Path]) -> str:

@@ -19,12 +19,13 @@ from retro_demo.evaluation.losses import read_arm
 from retro_demo.events import MEASURING, Evaluated, Event, Progress
 from retro_demo.models.reader import Reader
 from retro_demo.models.tuned import Tuned
-from retro_demo.paths import data_home
+from retro_demo.paths import data_home, run_folder
 from retro_demo.pretrained.precision import training_precision
 from retro_demo.retrieval.neighbors import EndOfQuery, Retriever
 from retro_demo.runs.alarms import passes_of
-from retro_demo.runs.checkpoint import ReaderRun
+from retro_demo.runs.checkpoint import ReaderRun, begin_with_updates
 from retro_demo.runs.loading import as_read, load_own_corpus, make_ready
+from retro_demo.runs.resuming import saved_step
 from retro_demo.training.lessons import Lessons, ReaderBatches
 from retro_demo.training.trainer import Work, write_sample
 
@@ -39,7 +40,11 @@ class ReaderWork(Work):
     batches: ReaderBatches
 
     def make_model(self) -> Reader:
-        return self.config.with_base(Reader(self.config.network), self.out, training_precision())
+        config, model = self.config, Reader(self.config.network)
+        if config.tuned and not saved_step(self.out):
+            begin_with_updates(model, run_folder(config.tuned), config.tuned_weights)
+        model.blocks.requires_grad_(False)  # they are of the base
+        return config.with_base(model, self.out, training_precision())
 
     def load_data(self) -> Iterator[Event]:
         config, training = self.config, self.config.training
@@ -77,7 +82,7 @@ class ReaderWork(Work):
         return as_read(corpus, self.out, self.config)
 
     def prepare_steps(self, start: int, model: Reader) -> Iterator[Event]:
-        model.attach(model.base.to(model.device))
+        model.attach(model.pretrained.to(model.device))
         if not start:
             model.fit(torch.from_numpy(self._sample()).to(model.device))
         training = self.config.training

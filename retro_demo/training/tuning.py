@@ -72,7 +72,7 @@ class TunedWork(Work):
         self.passes_a_step = passes_of(1, training.batch_size, self.batches.windows_per_epoch)
 
     def prepare_steps(self, start: int, model: Tuned) -> Iterator[Event]:
-        model.attach(model.base.to(model.device))
+        model.attach(model.pretrained.to(model.device))
         yield from ()
 
     def measure_held_out(self, step: int, model: Tuned) -> Iterator[Event]:

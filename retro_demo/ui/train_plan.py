@@ -123,9 +123,9 @@ class PlanForm:
                 elem_id="base",
                 elem_classes=BRIEF,
                 min_width=200,
-                info="What to begin with. Of a reader, and of a fine-tuned model, a pretrained one, else an "
-                "lm. A reader and a retrofit freeze it; an lm that trains on from it for as many steps is "
-                "the matched baseline.",
+                info="What to begin with. Of a reader a pretrained model, as it is or fine-tuned; of a "
+                "fine-tuned model a pretrained one; else an lm. A reader and a retrofit freeze it; an lm "
+                "that trains on from it for as many steps is the matched baseline.",
             )
             self.seeds = gr.Number(
                 1,

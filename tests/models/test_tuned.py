@@ -53,13 +53,13 @@ def test_before_it_is_trained_its_logits_are_those_of_the_base_bit_for_bit(preci
     model = make(precision)
     begun = torch.cat([torch.zeros(2, 1, dtype=torch.long), text()], 1)
 
-    assert torch.equal(model(text()), model.base(begun)[:, 1:])
+    assert torch.equal(model(text()), model.pretrained(begun)[:, 1:])
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
 def test_a_step_changes_the_updates_alone_and_lowers_the_loss(precision: str) -> None:
     model = make(precision)
-    base = {name: weight.clone() for name, weight in model.base.state_dict().items()}
+    base = {name: weight.clone() for name, weight in model.pretrained.state_dict().items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
     losses = []
     for _ in range(12):
@@ -70,14 +70,14 @@ def test_a_step_changes_the_updates_alone_and_lowers_the_loss(precision: str) ->
         losses.append(loss.item())
 
     assert losses[-1] < losses[0] - 0.1
-    assert all(torch.equal(weight, base[name]) for name, weight in model.base.state_dict().items())
+    assert all(torch.equal(weight, base[name]) for name, weight in model.pretrained.state_dict().items())
     assert all(weight.any() for name, weight in model.named_parameters() if "up" in name)
 
 
 @torch.no_grad()
 def test_its_weights_are_those_of_the_upper_blocks_alone_and_the_base_is_none_of_them() -> None:
     model, other = make(trained=True), make()
-    other.attach(model.base)
+    other.attach(model.pretrained)
 
     assert set(model.state_dict()) == set(shapes_of(SHAPE))
     assert {name.split(".")[1] for name in model.state_dict()} == {"0", "1"}
@@ -89,7 +89,7 @@ def test_its_weights_are_those_of_the_upper_blocks_alone_and_the_base_is_none_of
 @torch.no_grad()
 def test_updates_are_the_product_of_both_factors_added_to_each_matrix() -> None:
     model = make(trained=True)
-    merged = Llama(BASE, lambda name: model.base._weight(name).clone())
+    merged = Llama(BASE, lambda name: model.pretrained._weight(name).clone())
     for update, block in zip(model.blocks, merged.blocks[SHAPE.first_tuned :], strict=True):
         for name, one in update.named_children():
             getattr(block, name).stored.add_(one.up @ one.down)

@@ -105,6 +105,29 @@ def test_a_fine_tuned_base_comes_back_without_it_writes_the_same_and_trains_on(
     assert same_weights(run, mine)
 
 
+def test_a_reader_of_a_fine_tuned_base_takes_its_updates_along_and_no_path(
+    tmp_path, capsys, base, small_folder
+):
+    tuned, run = tmp_path / "secret" / "tuned", tmp_path / "reader"
+    advance(prepare_tuned(tuned, small_folder, base, lr=0.02))
+    advance(prepare_reader(run, small_folder, tuned))
+    told(capsys, "export", run, "--out", tmp_path / "out", "--with-corpus", "--with-state")
+
+    assert read_any_config(tmp_path / "out").begins_with == "tuned"
+    assert "secret" not in texts_of(tmp_path / "out")
+    mine = tmp_path / "mine"
+    told(capsys, "import", tmp_path / "out", "--as", mine, "--base", base)
+    asked = ("--prompt", "Area of Arden", "--max-new-tokens", 12)
+    assert (
+        told(capsys, "generate", run, *asked)[-1]["text"]
+        == told(capsys, "generate", mine, *asked)[-1]["text"]
+    )
+    for each in (run, mine):
+        extend_run(each, 8)
+        advance(each)
+    assert same_weights(run, mine)
+
+
 def test_no_weight_of_the_base_and_no_path_of_this_machine_leaves_with_a_reader(
     tmp_path, capsys, reader, base, small_folder
 ):

@@ -17,15 +17,23 @@ from retro_demo.cli.main import build_parser
 from retro_demo.cli.next_step import next_step
 from retro_demo.corpus.store import load_corpus
 from retro_demo.errors import UserError
-from retro_demo.evaluation.baselines import baseline_settings, match
+from retro_demo.evaluation.baselines import baseline_settings, match, tokens_seen
 from retro_demo.evaluation.over_seeds import verdict_over
 from retro_demo.evaluation.runner import Request, prepare_evaluation, run_evaluation
 from retro_demo.explain.text import watch_writing
+from retro_demo.files import file_hash
 from retro_demo.generation.retro import write
 from retro_demo.generation.sampling import Written
 from retro_demo.models.tuned import Tuned
 from retro_demo.pretrained.bases import load_base
-from retro_demo.runs.checkpoint import TunedRun, load_model, read_any_config, save_weights
+from retro_demo.runs.checkpoint import (
+    ReaderRun,
+    TunedRun,
+    load_model,
+    read_any_config,
+    save_weights,
+    write_run_config,
+)
 from retro_demo.runs.loading import load_own_corpus, load_run
 from retro_demo.runs.planning import extend_run, plan_run, prepare_run
 from retro_demo.server.run_actions import command_of, passes_ahead
@@ -113,9 +121,10 @@ def test_what_does_not_fit_is_refused_with_a_sentence(corpus, base, model, named
         plan_run(model, str(corpus), base=str(base) if named else "", settings=settings, device="cpu")
 
 
-def test_nothing_begins_with_a_base_that_was_fine_tuned(tuned, corpus):
+@pytest.mark.parametrize("model", ["lm", "retro"])
+def test_nothing_but_a_reader_begins_with_a_base_that_was_fine_tuned(tuned, corpus, model):
     with pytest.raises(UserError, match="begin with an lm"):
-        plan_run("retrofit", str(corpus), base=str(tuned), device="cpu")
+        plan_run(model, str(corpus), base=str(tuned), device="cpu")
 
 
 def test_a_context_of_one_chunk_is_refused(tmp_path, corpus, base):
@@ -180,20 +189,20 @@ def test_the_passes_over_the_text_are_told_before_the_start(corpus, tuned):
 # writing
 
 
+def written(folder: Path, retrieval: str = "on") -> str:
+    run = load_run(folder, "cpu")
+    how = GenerateConfig(max_new_tokens=12, temperature=0.0, retrieval=retrieval)
+    *_, last = write(run, "Area of Arden:", how)
+    assert isinstance(last, Written)
+    return run.tokenizer.decode(last.tokens)
+
+
 def test_before_it_is_trained_it_writes_what_its_base_writes_and_trained_something_else(
     unchanged, tuned, reader
 ):
-    how = GenerateConfig(max_new_tokens=12, temperature=0.0)
-
-    def text(folder: Path, **settings: str) -> str:
-        run = load_run(folder, "cpu")
-        *_, last = write(run, "Area of Arden:", GenerateConfig(**vars(how) | settings))
-        assert isinstance(last, Written)
-        return run.tokenizer.decode(last.tokens)
-
-    assert text(unchanged) == text(reader, retrieval="off")
-    assert text(tuned) != text(unchanged)
-    assert load_model(tuned).base is load_model(reader).base  # type: ignore[attr-defined]
+    assert written(unchanged) == written(reader, retrieval="off")
+    assert written(tuned) != written(unchanged)
+    assert load_model(tuned).pretrained is load_model(reader).pretrained  # type: ignore[attr-defined]
 
 
 def test_what_it_writes_is_shown_token_by_token_without_neighbors(tuned):
@@ -345,3 +354,81 @@ def test_the_corpus_of_a_reader_and_of_its_baseline_is_made_ready_once(reader, t
     one, other = (load_own_corpus(each, read_any_config(each)) for each in (reader, tuned))
 
     assert one.folder == other.folder != load_corpus(corpus).folder
+
+
+# as the base of a reader
+
+
+@pytest.fixture(scope="module")
+def reads_with_it(tmp_path_factory, corpus, tuned) -> Path:
+    """A reader whose base is the fine-tuned one, trained; do not change it."""
+    out = prepare_reader(tmp_path_factory.mktemp("runs") / "reads-with-it", corpus, tuned)
+    advance(out)
+    return out
+
+
+def test_a_retrofit_of_a_fine_tuned_base_is_a_reader_that_keeps_what_both_began_with(tuned, corpus, base):
+    wanted = plan_run("retrofit", str(corpus), base=str(tuned), device="cpu")
+
+    assert isinstance(wanted, ReaderRun)
+    assert (wanted.base, wanted.base_weights) == (str(base), load_base(base).fingerprint)
+    assert (wanted.tuned, wanted.tuned_weights) == (str(tuned), file_hash(tuned / "model.safetensors"))
+    assert (wanted.network.first_tuned, wanted.network.rank) == (3, 8)
+    assert plan_run("reader", str(corpus), base=str(tuned), device="cpu") == wanted
+
+
+def test_a_fine_tuning_without_weights_or_of_another_base_is_refused(tmp_path, corpus):
+    own = small_base(tmp_path / "base")
+    out = prepare_tuned(tmp_path / "tuned", corpus, own)
+    with pytest.raises(UserError, match="no weights yet"):
+        plan_run("retrofit", str(corpus), base=str(out), device="cpu")
+
+    config = read_any_config(out)
+    save_weights(out, Tuned(config.network), 1)  # type: ignore[arg-type]
+    shutil.rmtree(own)
+    changed_base(own)
+    with pytest.raises(UserError, match="other weights"):
+        plan_run("retrofit", str(corpus), base=str(out), device="cpu")
+
+
+@torch.no_grad()
+def test_off_it_is_the_fine_tuned_base_bit_for_bit_and_training_changed_nothing_of_that(
+    reads_with_it, tuned, reader
+):
+    text = torch.randint(3, 60, (2, 24), generator=torch.Generator().manual_seed(0))
+    ours, theirs, other = (load_model(run) for run in (reads_with_it, tuned, reader))
+
+    assert torch.equal(ours(text), theirs(text))
+    assert not torch.equal(ours(text), other(text))
+    assert ours.pretrained is other.pretrained  # type: ignore[attr-defined]
+    trained, fresh = ours.look.key, other.look.key  # type: ignore[attr-defined]
+    assert not torch.equal(trained, fresh)
+
+
+def test_it_is_used_and_measured_where_the_fine_tuning_is_gone(tmp_path, reads_with_it, corpus, base, tuned):
+    out = shutil.copytree(reads_with_it, tmp_path / "alone")
+    config = read_any_config(out)
+    write_run_config(out, replace(config, tuned=str(tmp_path / "gone")))  # type: ignore[call-arg]
+
+    assert written(out) == written(reads_with_it)
+    assert tokens_seen(out) is None
+    assert "base run is gone" in match(out, tuned).unfit
+
+
+def test_its_baseline_is_the_base_fine_tuned_for_as_long_as_both_took(reads_with_it, tuned, tmp_path, corpus):
+    assert tokens_seen(reads_with_it) == 2 * tokens_seen(tuned)  # type: ignore[operator]
+    assert "only 384 tokens" in match(reads_with_it, tuned).unfit
+
+    settings, config = baseline_settings(reads_with_it), read_any_config(reads_with_it)
+    assert (settings["steps"], settings["lr"], settings["rank"]) == (12, 0.02, 8)
+    out = tmp_path / "baseline"
+    prepare_run(out, plan_run("tuned", str(corpus), settings=settings, device="cpu", base=config.base))
+    advance(out)
+    assert match(reads_with_it, out).unfit == ""
+
+
+def test_its_command_names_the_run_that_fine_tuned_its_base(reads_with_it, tuned, data_folder):
+    words = shlex.split(command_of(reads_with_it, read_any_config(reads_with_it), data_folder))
+
+    options = build_parser().parse_args(words[words.index("train") :])
+    assert (options.model, options.base) == ("reader", str(tuned))

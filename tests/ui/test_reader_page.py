@@ -12,6 +12,7 @@ import pytest
 from filelock import FileLock, Timeout
 from page_helpers import page_home
 from random_readers import make_reader
+from small_readers import prepare_tuned
 from writing_lane_helpers import edited
 
 from benchmarks.made_bases import write_gguf
@@ -19,9 +20,10 @@ from retro_demo.corpus.samples import SAMPLES
 from retro_demo.corpus.store import is_built
 from retro_demo.errors import UserError
 from retro_demo.kinds import KINDS
+from retro_demo.models.tuned import Tuned
 from retro_demo.render import trace_views
-from retro_demo.runs.checkpoint import read_any_config
-from retro_demo.server import run_actions, service
+from retro_demo.runs.checkpoint import read_any_config, save_weights
+from retro_demo.server import planned, run_actions, service
 from retro_demo.server import workspace as workspaces
 from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace, load_trace, new_code
@@ -197,6 +199,24 @@ def test_a_visitor_names_installed_bases_and_neither_paths_nor_names_of_the_hub(
                 service.start_run(ready, "places", model, "tiny", {}, base=named)
     with pytest.raises(UserError, match="There is no corpus"):
         service.start_run(ready, "places", "reader", "tiny", {"edition": str(ready.home)}, base="smollm2")
+
+
+def test_a_reader_may_begin_with_a_base_that_the_visitor_fine_tuned_and_nothing_else_may(
+    ready, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(service, "available_bases", lambda: ["smollm2"])
+    run, base = ready.folder / "runs" / "fine", read_any_config(ready.run("mine")).base
+    prepare_tuned(run, ready.corpus("places"), Path(base))
+    assert service.base_choices(ready, "places", "reader") == [("smollm2", "smollm2")]  # no weights yet
+
+    save_weights(run, Tuned(read_any_config(run).network), 1)  # type: ignore[arg-type]
+    for model in ("reader", "retrofit", "tuned", "lm"):
+        fine = model == "reader"
+        assert ("fine" in dict(service.base_choices(ready, "places", model)).values()) == fine, model
+    assert service.named_base(ready, KINDS["reader"], "fine") == str(run)
+    with pytest.raises(UserError, match="There is no pretrained base 'fine'"):
+        service.start_run(ready, "places", "tuned", "tiny", {}, base="fine")
+    shutil.rmtree(run)
 
 
 def test_where_no_base_is_installed_a_sentence_says_what_to_do(home, ready, monkeypatch):
