@@ -1,5 +1,5 @@
-"""Make the shipped runs: a reader of SmolLM2; a small lm, its matched baseline and its retrofit; a RETRO that
-looks things up in the lookup world; a MARGE.
+"""Make the shipped runs: a reader of SmolLM2, that base fine-tuned, and a reader of that; a small lm, its
+matched baseline and its retrofit; a RETRO that looks things up in the lookup world; a MARGE.
 
     .venv/bin/python -m benchmarks.make_checkpoint [--runs FOLDER] [--threads 1] [--only NAME] [--example]
 
@@ -7,7 +7,8 @@ Training resumes where it stands, so the command can be stopped and called again
 checkpoints/: config, tokenizer, events and weights in float16. The baseline and the retrofit begin with the
 lm as it is shipped, so that anybody can repeat them; those that read neighbors also keep one written
 example with its whole explanation, which the page shows before anybody has clicked. The MARGE brings what
-its control with random evidence told, and its evaluation beside that.
+its control with random evidence told, and its evaluation beside that; the readers bring theirs beside the
+fine-tuned base.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ CORPUS = "sample:factbook2015"
 RIGHTS = "sample:udhr44"
 SEED = 0
 FINE = 256  # parts of 1 that shown embeddings are rounded to: they pack to half, and cosines move by 0.001
+BRIEF = EvaluateConfig(max_tokens=3000, first_tokens=1000)  # of a reader, with all ways to read
 WHOLE = ("started", "finished")  # of an evaluation: the rounds between say less
 
 
@@ -87,6 +89,8 @@ READER = Shipped(
     prompt="France\n\nGovernment\n\nExecutive branch:\nchief of state:",
     writing=GenerateConfig(max_new_tokens=96, temperature=0.0),
 )
+TUNED = Shipped("factbook-tuned", "lm", "smollm2")
+TUNED_READER = replace(READER, name="factbook-tuned-reader", base=SAMPLE + TUNED.name)
 LOOKUP = Shipped(
     "lookup-retro",
     "retro",
@@ -148,9 +152,12 @@ def ship_control(run: Path, control: Path, out: Path) -> None:
     (out / "control").mkdir(exist_ok=True)
     (out / "control" / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in found))
     write_run_config(out / "control", read_any_config(control))
-    name = SAMPLE + out.name
-    request = Request(name, control=str(control), settings=EvaluateConfig(max_tokens=0))
-    folder = run.parent / f"{run.name}-evaluation"
+    request = Request(SAMPLE + out.name, control=str(control), settings=EvaluateConfig(max_tokens=0))
+    ship_evaluation(request, run.parent / f"{run.name}-evaluation", out)
+
+
+def ship_evaluation(request: Request, folder: Path, out: Path) -> None:
+    """Measure what a request asks for in a folder, and put the figures beside the shipped run `out`."""
     prepare_evaluation(folder, request)
     for event in run_evaluation(folder, lambda: False):
         print(json.dumps(event.to_json())[:300], flush=True)
@@ -164,7 +171,8 @@ def ship_control(run: Path, control: Path, out: Path) -> None:
             told.append(json.dumps(event) + "\n")
     config = (folder / "config.json").read_text("utf-8")
     for file, text in (("config.json", config), ("events.jsonl", "".join(told))):
-        (out / "evaluation" / file).write_text(text.replace(str(control), control.name), "utf-8")
+        named = text.replace(request.control, Path(request.control).name) if request.control else text
+        (out / "evaluation" / file).write_text(named, "utf-8")
 
 
 def write_example(shipped: Shipped) -> None:
@@ -189,7 +197,7 @@ def main() -> None:
     options.add_argument("--example", action="store_true", help="only write the example anew")
     chosen = options.parse_args()
     if not chosen.example:
-        for wanted in (BASE, MORE, RETROFIT, READER, LOOKUP, MARGE):
+        for wanted in (BASE, MORE, RETROFIT, READER, TUNED, TUNED_READER, LOOKUP, MARGE):
             if chosen.only not in ("", wanted.name):
                 continue
             list(ensure_sample(wanted.corpus))
@@ -198,7 +206,12 @@ def main() -> None:
         if chosen.only in ("", MARGE.name):
             train(CONTROL, chosen.runs / CONTROL.name, chosen.threads)
             ship_control(chosen.runs / MARGE.name, chosen.runs / CONTROL.name, CHECKPOINTS / MARGE.name)
-    for wanted in (RETROFIT, READER, LOOKUP):
+        for reader in (READER, TUNED_READER):
+            if chosen.only in ("", reader.name):
+                request = Request(SAMPLE + reader.name, baseline=SAMPLE + TUNED.name, settings=BRIEF)
+                folder = chosen.runs / f"{reader.name}-evaluation"
+                ship_evaluation(request, folder, CHECKPOINTS / reader.name)
+    for wanted in (RETROFIT, READER, TUNED_READER, LOOKUP):
         if chosen.only in ("", wanted.name):
             write_example(wanted)
 

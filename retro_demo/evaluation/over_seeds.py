@@ -88,13 +88,16 @@ def verdict_over(results: Sequence[Mapping[str, Any]], got_worse: Sequence[str] 
     else:
         was = "what the baseline began from"
         on, base = (_turned(average_of(results, BEFORE, arm)) for arm in ("on", "baseline"))
-    baseline = [result["arms"].get("baseline", {}).get("bpb", math.nan) for result in results]
+    baseline, oracle = (
+        fmean(result["arms"].get(arm, {}).get("bpb", math.nan) for result in results)
+        for arm in ("baseline", "oracle_0")
+    )
     said = verdict(
         VerdictFigures(
             on_baseline=average_of(results, "on", "baseline"),
             on_shuffled=average_of(results, "on", "shuffled"),
             on_control=average_of(results, "on", "control_random"),
-            baseline_bpb=fmean(baseline),
+            baseline_bpb=baseline,
             documents=counts["documents"],
             tokens=counts["tokens"],
             held_out_tokens=counts["held_out_tokens"],
@@ -111,6 +114,7 @@ def verdict_over(results: Sequence[Mapping[str, Any]], got_worse: Sequence[str] 
             got_worse=next(filter(None, got_worse), ""),
             rival=match.get("rival", VerdictFigures.rival),
             seeds=len(results),
+            oracle_bpb=oracle,
         )
     )
     return {"verdict": said.sentence, "helps": said.helps, "next": list(said.next)}

@@ -413,6 +413,7 @@ def _evidence(study: RetroStudy, sums: Sums, names: list[str], counts: dict[str,
         on_was=against[study.before] if known else None,
         got_worse=study.got_worse,
         rival=study.rival,
+        oracle_bpb=sums.bpb("oracle_0").value if "oracle_0" in names else None,
     )
 
 

@@ -45,6 +45,7 @@ class VerdictFigures:
     got_worse: str = ""  # that the training of the baseline tells so, in words
     seeds: int = 1  # trainings that the differences are averaged over
     rival: str = "the same model without it"  # what the baseline is, in a student's words
+    oracle_bpb: float | None = None  # of the run with a neighbor that holds what comes next
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,14 @@ def _beside_baseline(e: VerdictFigures, *, hurts: bool) -> tuple[bool | None, st
     """As `_claim`, where there is a baseline that matches and shuffled neighbors decide nothing."""
     assert e.on_baseline is not None
     assert e.on_shuffled is not None
+    if hurts and e.on_was is not None and less(e.on_was) and less(e.on_shuffled):
+        return (
+            False,
+            f"Retrieval helped, but less than {e.rival}",
+            f"Retrieval helped less than {e.rival}: the run did better than {e.was} "
+            f"({with_interval(e.on_was)}) and the neighbors better than those of another sequence "
+            f"({with_interval(e.on_shuffled)}), but {_against_baseline(e)}.",
+        )
     if not less(e.on_baseline):
         claim = (
             f"Retrieval does not help, it hurts: {_against_baseline(e)}."
@@ -298,6 +307,12 @@ def _next(e: VerdictFigures, helps: bool | None) -> tuple[str, ...]:
         steps.append("More held-out tokens: the intervals become narrower.")
     if helps is not False and e.seeds < 3:
         steps.append("Other seeds: one training may be lucky; three would tell.")
-    if helps is False or (e.on_shuffled is not None and not less(e.on_shuffled)):
+    unread = helps is False or (e.on_shuffled is not None and not less(e.on_shuffled))
+    if unread and e.oracle_bpb is not None and e.oracle_bpb < e.baseline_bpb:
+        steps.append(
+            "A database that holds what the texts say: with a neighbor that holds what comes next (the "
+            f"oracle arm) the run needs {e.oracle_bpb:.3f} bits per byte, the baseline {e.baseline_bpb:.3f}."
+        )
+    elif unread:
         steps.append("A run that has learned to read: the oracle arm shows whether it can copy at all.")
     return tuple(steps)

@@ -216,6 +216,28 @@ def test_what_only_the_training_of_the_baseline_tells_is_said_and_decides_nothin
     assert any("--keep best" in step for step in said.next)
 
 
+def test_a_run_that_gained_on_what_it_began_with_is_not_called_hurt_where_training_gained_more():
+    before = replace(GOOD, on_baseline=WORSE, was="the base", on_was=BETTER, baseline_on_was=BETTER)
+    said = verdict(replace(before, rival="training longer"))
+
+    assert said.helps is False
+    assert said.title == "Retrieval helped, but less than training longer"
+    assert "better than the base (-0.0300" in said.sentence
+    assert "3.0% more bits per byte than the baseline" in said.sentence
+    for changed in ({"on_was": SAME}, {"on_was": WORSE}, {"on_shuffled": SAME}):
+        assert verdict(replace(before, **changed)).title.startswith("Retrieval hurts")
+
+
+def test_where_retrieval_is_not_worth_it_what_a_neighbor_with_the_truth_gives_is_told():
+    steps = verdict(replace(GOOD, on_baseline=WORSE, oracle_bpb=0.004)).next
+    unread = verdict(replace(GOOD, on_baseline=WORSE, oracle_bpb=1.2)).next
+
+    assert any("0.004 bits per byte, the baseline 1.000" in step for step in steps)
+    assert not any("bits per byte" in step for step in unread)
+    assert any("learned to read" in step for step in unread)
+    assert not any("oracle" in step for step in verdict(replace(GOOD, oracle_bpb=0.004)).next)
+
+
 def test_the_title_says_what_the_sentence_claims_in_a_students_words():
     for baseline, shuffled, control in product(ANY, ANY, ANY):
         said = verdict(replace(GOOD, on_baseline=baseline, on_shuffled=shuffled, on_control=control))
