@@ -95,7 +95,7 @@ FEW = {
 SMALL_NETWORK = " --dim 16 --depth 2 --num-heads 2 --cca-layers 2 --enc-dim 16"
 PARSED = ("serve", "push", "generate sample:", "evaluate sample:", "train retrofit --base smollm2")
 PARSED += ("generate data/reader", "study --corpus data/mine --out data/study-3", "evaluate data/reader")
-PARSED += ("train lm --base smollm2", "study --base smollm2")
+PARSED += ("train lm --base smollm2", "train retrofit --base data/tuned", "study --base smollm2")
 EXTRAS = "--tensorboard"  # tests/runs/test_metrics_export.py
 
 
