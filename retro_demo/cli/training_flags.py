@@ -9,8 +9,8 @@ from typing import Any
 
 from retro_demo.console import CommandParser, add_flags
 from retro_demo.errors import UserError
-from retro_demo.kinds import KINDS, Kind, resolve, setting_types
-from retro_demo.pretrained.bases import base_config, is_pretrained
+from retro_demo.kinds import KINDS, Kind, setting_types
+from retro_demo.runs.planning import kind_of_run, shape_beside
 
 OUT = "folder of the run; a second call resumes"
 
@@ -86,12 +86,13 @@ def _defaults(kind: Kind, preset: str, base: str | None) -> dict[str, Any]:
     defaults = kind.preset_settings(preset, begun=base is not None)
     if kind.trains_pretrained and base:
         with suppress(UserError):
-            defaults |= resolve(kind.planner).beside({}, base_config(base))
+            defaults |= shape_beside(kind, {}, base)
     return defaults
 
 
 def _kind_of(options: argparse.Namespace) -> Kind:
     """The kind that the named model becomes by its base."""
-    kind = KINDS[options.model]
-    becomes = options.base and kind.of_pretrained and is_pretrained(options.base, hub=True)
-    return KINDS[kind.of_pretrained] if becomes else kind
+    try:
+        return kind_of_run(options.model, options.base or "", hub=True)
+    except UserError:  # which the training tells
+        return KINDS[options.model]

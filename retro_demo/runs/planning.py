@@ -23,7 +23,7 @@ from retro_demo.models.llama import LlamaConfig
 from retro_demo.models.memory import check_memory
 from retro_demo.output_folder import CONFIG, check_output, make_output
 from retro_demo.paths import SAMPLE, data_home, run_folder
-from retro_demo.pretrained.bases import BaseShape, describe_base, is_pretrained
+from retro_demo.pretrained.bases import BaseShape, base_config, describe_base, is_pretrained
 from retro_demo.runs.checkpoint import (
     BEST,
     AnyRun,
@@ -62,8 +62,6 @@ READER_SETTINGS = frozenset(
     }
 )
 """What a run that begins with an lm's weights may choose of its network; the rest is the base's."""
-UPDATES = ("first_tuned", "rank")
-"""What a reader takes of the shape of a base that was fine-tuned."""
 FIRST_WRITTEN = 0.6
 """Share of the depth of a pretrained base below which nothing is trained."""
 
@@ -96,7 +94,7 @@ def plan_run(
     UserError for unknown names and bad values, and for a MARGE where there are no two
     documents to be each other's evidence.
     """
-    kind, given = _kind_of_run(model, base, hub), dict(settings or {})
+    kind, given = kind_of_run(model, base, hub), dict(settings or {})
     pretrained = bool(base) and kind.trains_pretrained
     tuned = _fine_tuned(base, hub) if pretrained else None
     begun_from = read_run_config(run_folder(base)) if base and not pretrained else None
@@ -122,7 +120,7 @@ def plan_run(
     values = {name: kind.settings_of_part(name, chosen) for name in kind.parts}
     values["network"] = planner.network(values["network"], built, shape)
     if tuned:
-        values["network"] |= {name: getattr(tuned.network, name) for name in UPDATES}
+        values["network"] |= _updates(tuned)
     parts = {name: part(**values[name]) for name, part in kind.part_types().items()}
     return resolve(kind.config)(
         model=kind.name,
@@ -138,7 +136,7 @@ def plan_run(
     )
 
 
-def _kind_of_run(model: str, base: str, hub: bool) -> Kind:
+def kind_of_run(model: str, base: str, hub: bool) -> Kind:
     """The kind that a run becomes by its base; raises UserError where the two do not go together."""
     kind = kind_named(model)
     if base and is_pretrained(base, hub=hub and bool(kind.of_pretrained)):
@@ -163,6 +161,21 @@ def _kind_of_run(model: str, base: str, hub: bool) -> Kind:
     if kind.base == "cannot" and base:
         raise UserError(f"The model {model} begins with no other run ({base}): leave the base out.")
     return kind
+
+
+def shape_beside(kind: Kind, chosen: dict[str, Any], base: str) -> dict[str, Any]:
+    """The shape of a network beside a pretrained base, as it is or fine-tuned, from what was chosen of it.
+
+    Raises UserError where there is no such base.
+    """
+    tuned = _fine_tuned(base, False)
+    shape = resolve(kind.planner).beside(chosen, base_config(tuned.base if tuned else base))
+    return shape | (_updates(tuned) if tuned else {})
+
+
+def _updates(tuned: TunedRun) -> dict[str, Any]:
+    """What a reader takes of the shape of a base that was fine-tuned."""
+    return {name: getattr(tuned.network, name) for name in ("first_tuned", "rank")}
 
 
 def _fine_tuned(base: str, hub: bool) -> TunedRun | None:

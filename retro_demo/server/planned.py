@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from retro_demo.corpus.store import MIN_DOCUMENTS
-from retro_demo.kinds import KINDS, Kind, kind_named, resolve
+from retro_demo.kinds import KINDS, Kind, kind_named
 from retro_demo.models.memory import count_parameters
 from retro_demo.models.reader_config import ReaderConfig, TunedConfig
 from retro_demo.paths import SAMPLE
-from retro_demo.pretrained.bases import available_bases, base_config
+from retro_demo.pretrained.bases import available_bases
 from retro_demo.runs import commands
-from retro_demo.runs.planning import TunedPlanner, check_lengths
+from retro_demo.runs.planning import check_lengths, shape_beside
 from retro_demo.server import run_actions, service
 from retro_demo.server.limits import check_settings, limits_of
 from retro_demo.server.workspace import Workspace
@@ -89,11 +89,11 @@ def changed_settings(workspace: Workspace, plan: Plan) -> dict[str, Any]:
 def trainings(workspace: Workspace, plan: Plan) -> list[Training]:
     """What a plan trains, for each seed; raises UserError where it cannot be trained here."""
     kind, settings = plan.kind, plan.settings
-    base = base_config(plan.base) if kind.trains_pretrained and plan.base else None
+    base = service.named_base(workspace, kind, plan.base) if kind.trains_pretrained and plan.base else ""
     shape = kind.settings_of_part("network", {**settings, **kind.always}) | _of_corpus(workspace, plan)
-    if base is not None:  # what nobody changed follows from the base
+    if base:  # what nobody changed follows from the base
         chosen = kind.settings_of_part("network", changed_settings(workspace, plan))
-        shape = resolve(kind.planner).beside(chosen, base)
+        shape = shape_beside(kind, chosen, base)
     network = kind.part_types()["network"](**shape)
     for name, part in kind.part_types().items():
         if name != "network":
@@ -105,7 +105,7 @@ def trainings(workspace: Workspace, plan: Plan) -> list[Training]:
         return [one]
     if isinstance(network, ReaderConfig):
         first = {"first_tuned": network.first_written}
-        baseline = TunedConfig(**(TunedPlanner.beside(first, base) if base else first))
+        baseline = TunedConfig(**(shape_beside(KINDS[kind.baseline], first, base) if base else first))
         tuned = count_parameters(baseline)
         return [one, replace(one, model=kind.baseline, parameters=tuned)]
     plain = count_parameters(replace(network, cca_layers=()))

@@ -20,6 +20,7 @@ from retro_demo.corpus.samples import SAMPLES
 from retro_demo.corpus.store import is_built
 from retro_demo.errors import UserError
 from retro_demo.kinds import KINDS
+from retro_demo.models.memory import count_parameters
 from retro_demo.models.tuned import Tuned
 from retro_demo.render import trace_views
 from retro_demo.runs.checkpoint import read_any_config, save_weights
@@ -214,6 +215,10 @@ def test_a_reader_may_begin_with_a_base_that_the_visitor_fine_tuned_and_nothing_
         fine = model == "reader"
         assert ("fine" in dict(service.base_choices(ready, "places", model)).values()) == fine, model
     assert service.named_base(ready, KINDS["reader"], "fine") == str(run)
+    settings = run_actions.starting_settings(ready, "reader", "tiny", "fine")
+    (one,) = planned.trainings(ready, planned.Plan("places", "reader", "tiny", "fine", settings))
+    updates = count_parameters(read_any_config(run).network)
+    assert one.parameters > updates > 0
     with pytest.raises(UserError, match="There is no pretrained base 'fine'"):
         service.start_run(ready, "places", "tuned", "tiny", {}, base="fine")
     shutil.rmtree(run)
