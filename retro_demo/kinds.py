@@ -108,7 +108,7 @@ READER_PRESETS: dict[str, dict[str, Any]] = {
     "tiny": READER
     | {"lessons": 300, "steps": 100, "warmup": 10, "lr": 1e-3, "eval_every": 100, "save_every": 50},
     "small": READER
-    | {"lessons": 1100, "steps": 720, "warmup": 20, "lr": 1e-3, "eval_every": 240, "save_every": 120},
+    | {"lessons": 4320, "steps": 720, "warmup": 20, "lr": 1e-3, "eval_every": 240, "save_every": 120},
 }
 """The same for a pretrained base: docs/science.md has the trials."""
 

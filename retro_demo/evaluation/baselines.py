@@ -129,8 +129,8 @@ def _times(ours: float | None, theirs: float | None, *, alike: bool) -> str:
     if ours is None or theirs is None:
         return f"; {matched}"
     return (
-        f"; {matched}: their steps took {ours / 60:.1f} and {theirs / 60:.1f} minutes, and the lessons of "
-        "the run were prepared before"
+        f"; {matched}: their steps took {ours / 60:.1f} and {theirs / 60:.1f} minutes, and lessons of the "
+        "run that come more than once were prepared before"
     )
 
 

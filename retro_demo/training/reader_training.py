@@ -85,16 +85,17 @@ class ReaderWork(Work):
         model.attach(model.pretrained.to(model.device))
         if not start:
             model.fit(torch.from_numpy(self._sample()).to(model.device))
-        training = self.config.training
+        training, count = self.config.training, self.config.lessons.lessons
+        once = count >= training.steps * training.batch_size  # what never comes again is not kept
         self.batches = ReaderBatches(
             self.lessons,
             model,
-            count=self.config.lessons.lessons,
+            count=count,
             batch_size=training.batch_size,
-            room=min(MOST_KEPT, free_memory() // 4),
+            room=0 if once else min(MOST_KEPT, free_memory() // 4),
         )
         steps = range(start, training.steps)
-        wanted = self.batches.lessons_of(steps)
+        wanted = [] if once else self.batches.lessons_of(steps)
         for done, number in enumerate(wanted):
             if done % 10 == 0:
                 yield Progress("lessons", done, len(wanted))

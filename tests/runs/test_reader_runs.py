@@ -108,6 +108,15 @@ def test_lessons_that_find_no_room_are_made_again_and_are_the_same(tmp_path, sma
     assert same_weights(tmp_path / "kept", tmp_path / "not")
 
 
+def test_lessons_are_prepared_ahead_only_where_they_come_again(tmp_path, small_folder, base):
+    ahead = []
+    for lessons in (11, 12):  # of six steps with two each
+        events = advance(prepare_reader(tmp_path / str(lessons), small_folder, base, lessons=lessons))
+        ahead.append(any(e.get("stage") == "lessons" for e in events))
+
+    assert ahead == [True, False]
+
+
 def test_a_finished_reader_is_trained_longer_and_only_then(tmp_path, capsys, small_folder, base):
     out = prepare_reader(tmp_path / "run", small_folder, base)
     advance(out)
