@@ -69,13 +69,11 @@ def test_a_measurement_of_few_tokens_must_rise_further():
 
 
 @pytest.mark.parametrize("run", sorted(CHECKPOINTS.glob("*/events.jsonl")), ids=lambda path: path.parent.name)
-def test_no_shipped_run_but_the_reader_would_have_raised_an_alarm(run):
+def test_no_shipped_run_would_have_raised_an_alarm(run):
     curve = held_out(event for event in read_events(run) if event["event"] == "evaluated")
 
     assert len(curve) > 2
-    raised = [point.step for at, point in enumerate(curve) if has_risen(curve[: at + 1], ended=True)]
-    # the reader is trained on for what it reads, past its best loss with neighbors that hold no answer
-    assert raised == ([720] if run.parent.name == "factbook-smollm2" else [])
+    assert not any(has_risen(curve[: at + 1], ended=True) for at in range(len(curve)))
 
 
 @pytest.mark.parametrize(
