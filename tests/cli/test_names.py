@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from cli_helpers import run
+from page_helpers import lend_samples
 
 from retro_demo.cli import main
 from retro_demo.cli.listing import short_names
@@ -20,6 +21,7 @@ CODE = "c0de" * 6
 @pytest.fixture
 def kept(data_folder, small_corpus, tmp_path, monkeypatch) -> Path:
     """The workspace of a visitor with a corpus `places` and a run `plain`; the shell is elsewhere."""
+    lend_samples(data_folder)  # the run reads one of them
     folder = data_folder / "workspaces" / CODE
     shutil.copytree(small_corpus.folder, folder / "corpora" / "places")
     shutil.copytree(CHECKPOINTS / "factbook-lm", folder / "runs" / "plain")
