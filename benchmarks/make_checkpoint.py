@@ -1,5 +1,5 @@
-"""Make the shipped runs: a reader of SmolLM2, that base fine-tuned, and a reader of that; a small lm, its
-matched baseline and its retrofit; a RETRO that looks things up in the lookup world; a MARGE.
+"""Make the shipped runs: a reader of SmolLM2, and that base fine-tuned; a small lm, its matched baseline and
+its retrofit; a RETRO that looks things up in the lookup world; a MARGE.
 
     .venv/bin/python -m benchmarks.make_checkpoint [--runs FOLDER] [--threads 1] [--only NAME] [--example]
 
@@ -7,7 +7,7 @@ Training resumes where it stands, so the command can be stopped and called again
 checkpoints/: config, tokenizer, events and weights in float16. The baseline and the retrofit begin with the
 lm as it is shipped, so that anybody can repeat them; those that read neighbors also keep one written
 example with its whole explanation, which the page shows before anybody has clicked. The MARGE brings what
-its control with random evidence told, and its evaluation beside that; the readers bring theirs beside the
+its control with random evidence told, and its evaluation beside that; the reader brings its own beside the
 fine-tuned base.
 """
 
@@ -90,7 +90,6 @@ READER = Shipped(
     writing=GenerateConfig(max_new_tokens=96, temperature=0.0),
 )
 TUNED = Shipped("factbook-tuned", "lm", "smollm2")
-TUNED_READER = replace(READER, name="factbook-tuned-reader", base=SAMPLE + TUNED.name)
 LOOKUP = Shipped(
     "lookup-retro",
     "retro",
@@ -197,7 +196,7 @@ def main() -> None:
     options.add_argument("--example", action="store_true", help="only write the example anew")
     chosen = options.parse_args()
     if not chosen.example:
-        for wanted in (BASE, MORE, RETROFIT, READER, TUNED, TUNED_READER, LOOKUP, MARGE):
+        for wanted in (BASE, MORE, RETROFIT, READER, TUNED, LOOKUP, MARGE):
             if chosen.only not in ("", wanted.name):
                 continue
             list(ensure_sample(wanted.corpus))
@@ -206,12 +205,11 @@ def main() -> None:
         if chosen.only in ("", MARGE.name):
             train(CONTROL, chosen.runs / CONTROL.name, chosen.threads)
             ship_control(chosen.runs / MARGE.name, chosen.runs / CONTROL.name, CHECKPOINTS / MARGE.name)
-        for reader in (READER, TUNED_READER):
-            if chosen.only in ("", reader.name):
-                request = Request(SAMPLE + reader.name, baseline=SAMPLE + TUNED.name, settings=BRIEF)
-                folder = chosen.runs / f"{reader.name}-evaluation"
-                ship_evaluation(request, folder, CHECKPOINTS / reader.name)
-    for wanted in (RETROFIT, READER, TUNED_READER, LOOKUP):
+        if chosen.only in ("", READER.name):
+            request = Request(SAMPLE + READER.name, baseline=SAMPLE + TUNED.name, settings=BRIEF)
+            folder = chosen.runs / f"{READER.name}-evaluation"
+            ship_evaluation(request, folder, CHECKPOINTS / READER.name)
+    for wanted in (RETROFIT, READER, LOOKUP):
         if chosen.only in ("", wanted.name):
             write_example(wanted)
 

@@ -32,7 +32,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.measuring import torch
-from benchmarks.reading_arms import fine_tuned, with_base
+from benchmarks.reading_arms import fine_tuned
 from benchmarks.reading_bits import bits_part, prose_part, stride_part, taught_on, training_windows
 from benchmarks.reading_cases import (
     Case,
@@ -212,7 +212,7 @@ def main() -> None:
     told("the databases")
     if options.baseline:
         tuned = fine_tuned(study.model, training_windows(study), options.baseline)
-        study.tuned = with_base(study.model, tuned.base)
+        study.tuned = study.model.reading_with(tuned.base)
         print(
             f"\nfine-tuned for {tuned.steps} steps, {tuned.seconds:.0f} s of processor time: "
             f"{tuned.before:.3f} -> {tuned.after:.3f} nats a token of training countries that it did not see"

@@ -146,8 +146,7 @@ def fine_tuned(
     twin.blocks = nn.ModuleList([*list(base.blocks)[:first], *upper])
     weights = [part.requires_grad_(True) for block in upper for part in block.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
-    trained = copy.copy(model)
-    trained._bases, trained._kept = [twin], model._kept
+    trained = model.reading_with(twin)
 
     def loss(step: int) -> Tensor:
         tokens, titles = windows(step)
@@ -184,10 +183,3 @@ def fine_tuned(
         part.data.copy_(good)
         part.requires_grad_(False)
     return Tuned(twin, step, spent, before, best)
-
-
-def with_base(model: Reader, base: Llama) -> Reader:
-    """The reader with another base of the same lower blocks; what it made of neighbors is shared."""
-    twin = copy.copy(model)
-    twin._bases, twin._kept = [base], model._kept
-    return twin

@@ -81,7 +81,7 @@ AS_IT_IS = "the pretrained model as it is"
 
 def before_reading(config: RunConfig) -> str:
     """The same of a reader whose base may have been fine-tuned."""
-    return "that model, fine-tuned for less" if _begun_from(config) else AS_IT_IS
+    return "the pretrained model, fine-tuned for less" if config.begun_with else AS_IT_IS
 
 
 def match(run: Path, baseline: Path) -> Match:
@@ -104,7 +104,8 @@ def match(run: Path, baseline: Path) -> Match:
         f"{their_parameters / 1e6:.2f} M)"
     )
     if ours.kind.trains_pretrained:
-        seconds = training_seconds(run, ours, steps), training_seconds(baseline, theirs, their_steps)
+        own = None if ours.begun_with else training_seconds(run, ours, steps)  # of half the work alone
+        seconds = own, training_seconds(baseline, theirs, their_steps)
         words += _times(*seconds, alike=seen == their_seen)
     return Match(words, _unfit(ours, theirs, seen, their_seen))
 
@@ -199,10 +200,10 @@ def _unfit(ours: RunConfig, theirs: RunConfig, seen: int | None, their_seen: int
     if isinstance(ours, ReaderRun) and isinstance(theirs, TunedRun):
         if theirs.base_weights != ours.base_weights:
             return "it began with another base"
-        if theirs.network.first_tuned > ours.network.first_written:
+        if theirs.network.first_tuned > ours.network.first_changed:
             return (
-                f"only the layers above {theirs.network.first_tuned} were trained, and the run writes above "
-                f"{ours.network.first_written}"
+                f"only the layers above {theirs.network.first_tuned} were trained, and the run changes those "
+                f"above {ours.network.first_changed}"
             )
         least = ours.network.rank or TunedConfig.rank
         if theirs.network.rank < least:
@@ -227,17 +228,13 @@ def tokens_seen(run: Path) -> int | None:
     """
     config = read_run_config(run)
     own = _trained_steps(run) * config.training.batch_size * config.training.seq_len
-    if not (before_it := _begun_from(config)):
+    if isinstance(config, ReaderRun):
+        return own + config.tuned_tokens
+    if not config.begun_with:
         return own
-    base = run_folder(before_it)
+    base = run_folder(config.begun_with)
     before = tokens_seen(base) if (base / "config.json").exists() else None
     return None if before is None else before + own
-
-
-def _begun_from(config: RunConfig) -> str:
-    """The run that one began with, "" where it began with none: a pretrained base is no run."""
-    pretrained = config.kind.trains_pretrained and config.begins_with == config.base
-    return "" if pretrained else config.begins_with
 
 
 def _trained_steps(run: Path) -> int:
@@ -248,7 +245,7 @@ def _trained_steps(run: Path) -> int:
 
 
 def _steps(config: RunConfig, steps: int) -> str:
-    return f"{steps:,} steps" + (" after those of its base" if _begun_from(config) else "")
+    return f"{steps:,} steps" + (" after those of its base" if config.begun_with else "")
 
 
 def _count(tokens: int | None) -> str:
@@ -262,7 +259,7 @@ def baseline_settings(run: Path) -> dict[str, Any]:
     From scratch it is the same decoder trained the same way. For a retrofit it is the base trained on
     for as many steps, at the learning rate of its preset for that: the retrofit's is for fresh weights.
     So it is for a reader, from the layer on which it writes into. One that reads with a fine-tuned base has
-    that base, fine-tuned for as many steps more. Raises UserError where that run is gone.
+    that base, fine-tuned for as many tokens as both took.
     """
     config = read_run_config(run)
     if isinstance(config, ReaderRun):
@@ -271,25 +268,18 @@ def baseline_settings(run: Path) -> dict[str, Any]:
         settings = {name: getattr(config.training, name) for name in known if known[name] is TrainConfig}
         settings |= {name: getattr(config.network, name) for name in ("chunk_len", "title_len")}
         usual = tuned.preset_settings(config.preset if config.preset in tuned.presets else "tiny")
-        settings |= {"first_tuned": config.network.first_written, "lr": usual["lr"]}
-        return settings | (_updates_of(config) if config.tuned else {})
+        settings |= {"first_tuned": config.network.first_changed, "lr": usual["lr"]}
+        if config.tuned:
+            a_step = config.training.batch_size * config.training.seq_len
+            more = -(-config.tuned_tokens // a_step)
+            settings |= {"rank": config.network.rank, "steps": config.training.steps + more}
+        return settings
     shape = {setting.name for setting in settings_of(RetroConfig)} - READER_SETTINGS
     settings = {name: getattr(config.network, name) for name in sorted(shape)}
     settings |= {setting.name: getattr(config.training, setting.name) for setting in settings_of(TrainConfig)}
     if config.base:
         settings["lr"] = KINDS["lm"].preset_settings(config.preset, begun=True)["lr"]
     return settings
-
-
-def _updates_of(config: ReaderRun) -> dict[str, Any]:
-    """What the baseline of a reader has from the run that fine-tuned its base."""
-    tuned = read_run_config(run_folder(config.tuned)).training
-    return {
-        "first_tuned": config.network.first_tuned,
-        "rank": config.network.rank,
-        "lr": tuned.lr,
-        "steps": tuned.steps + config.training.steps,
-    }
 
 
 @dataclass(frozen=True)
@@ -327,8 +317,8 @@ def trainings(runs: Iterable[Path]) -> tuple[dict[str, str], list[str]]:
     for run in runs:
         config = read_any_config(run)
         places[config.corpus_fingerprint] = config.corpus
-        while isinstance(config, RunConfig) and (before := _begun_from(config)):
-            base = run_folder(before)
+        while config.begun_with:
+            base = run_folder(config.begun_with)
             if not (base / "config.json").exists():
                 gone.append(f"The base run {base.name} is gone.")
                 break

@@ -114,6 +114,7 @@ def verdict_over(results: Sequence[Mapping[str, Any]], got_worse: Sequence[str] 
             got_worse=next(filter(None, got_worse), ""),
             rival=match.get("rival", VerdictFigures.rival),
             seeds=len(results),
+            frozen=bool(match.get("frozen")),
             oracle_bpb=oracle,
         )
     )

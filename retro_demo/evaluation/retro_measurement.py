@@ -278,6 +278,7 @@ def make_study(
         was=before_reading(loaded.config) if pretrained else was.words if was else "",
         got_worse=got_worse(request.folder("baseline")) if request.baseline else "",
         rival="fine-tuning without neighbors" if pretrained else rival,
+        frozen=loaded.config.kind.freezes_base,
     )
 
 
@@ -330,6 +331,7 @@ class RetroStudy:
     was: str = ""  # what that is, in words
     got_worse: str = ""  # that the training of the baseline tells that it was better, in words
     rival: str = VerdictFigures.rival  # what the baseline is, in a student's words
+    frozen: bool = False  # whether the run is, without neighbors, what it began with
 
 
 def report(study: RetroStudy, names: list[str], count: int) -> dict[str, Any]:
@@ -380,7 +382,7 @@ def report(study: RetroStudy, names: list[str], count: int) -> dict[str, Any]:
         "curves": {},
         "ways": {},
         "trained_on": study.known.words,
-        "match": asdict(study.match) | {"before": study.before, "rival": study.rival}
+        "match": asdict(study.match) | {"before": study.before, "rival": study.rival, "frozen": study.frozen}
         if study.match
         else None,
     }
@@ -413,6 +415,7 @@ def _evidence(study: RetroStudy, sums: Sums, names: list[str], counts: dict[str,
         on_was=against[study.before] if known else None,
         got_worse=study.got_worse,
         rival=study.rival,
+        frozen=study.frozen,
         oracle_bpb=sums.bpb("oracle_0").value if "oracle_0" in names else None,
     )
 

@@ -46,6 +46,7 @@ class VerdictFigures:
     seeds: int = 1  # trainings that the differences are averaged over
     rival: str = "the same model without it"  # what the baseline is, in a student's words
     oracle_bpb: float | None = None  # of the run with a neighbor that holds what comes next
+    frozen: bool = False  # whether the run is, without neighbors, what it began with: so reading alone gained
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def _beside_baseline(e: VerdictFigures, *, hurts: bool) -> tuple[bool | None, st
     """As `_claim`, where there is a baseline that matches and shuffled neighbors decide nothing."""
     assert e.on_baseline is not None
     assert e.on_shuffled is not None
-    if hurts and e.on_was is not None and less(e.on_was) and less(e.on_shuffled):
+    if hurts and e.frozen and e.on_was is not None and less(e.on_was) and less(e.on_shuffled):
         return (
             False,
             f"Retrieval helped, but less than {e.rival}",
@@ -307,12 +308,12 @@ def _next(e: VerdictFigures, helps: bool | None) -> tuple[str, ...]:
         steps.append("More held-out tokens: the intervals become narrower.")
     if helps is not False and e.seeds < 3:
         steps.append("Other seeds: one training may be lucky; three would tell.")
-    unread = helps is False or (e.on_shuffled is not None and not less(e.on_shuffled))
-    if unread and e.oracle_bpb is not None and e.oracle_bpb < e.baseline_bpb:
+    no_gain = helps is False or (e.on_shuffled is not None and not less(e.on_shuffled))
+    if no_gain and e.oracle_bpb is not None and e.oracle_bpb < e.baseline_bpb:
         steps.append(
             "A database that holds what the texts say: with a neighbor that holds what comes next (the "
             f"oracle arm) the run needs {e.oracle_bpb:.3f} bits per byte, the baseline {e.baseline_bpb:.3f}."
         )
-    elif unread:
+    elif no_gain:
         steps.append("A run that has learned to read: the oracle arm shows whether it can copy at all.")
     return tuple(steps)

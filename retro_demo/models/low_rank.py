@@ -22,7 +22,7 @@ Attached = TypeVar("Attached", bound="OnBase")
 
 
 class LowRank(nn.Module):
-    """x (..., in) -> (..., out) by way of r numbers; 0 before it is trained."""
+    """x (..., in) -> (..., out) by way of r numbers; `down` (r, in), `up` (out, r), zero before training."""
 
     def __init__(self, width: int, out: int, rank: int) -> None:
         super().__init__()
@@ -53,6 +53,12 @@ class OnBase(nn.Module):
         self._bases = [base, _updated(base, self.blocks) if len(self.blocks) else base]
         return self
 
+    def reading_with(self: Attached, base: Llama) -> Attached:
+        """A twin that reads with another base of the same lower blocks, as that is; all else is shared."""
+        twin = copy.copy(self)
+        twin._bases = [base]
+        return twin
+
     @property
     def pretrained(self) -> Llama:
         """The base as it is."""
@@ -60,7 +66,7 @@ class OnBase(nn.Module):
 
     @property
     def base(self) -> Llama:
-        """The base with its updates, which is what reads and writes."""
+        """The base with its updates, which is what reads and writes; IndexError before `attach`."""
         return self._bases[-1]
 
     @property

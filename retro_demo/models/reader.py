@@ -1,7 +1,7 @@
 """A frozen pretrained decoder that was taught to read neighbors: RETRO's retrofit of a Llama-type model.
 
-The base (models/llama.py) stays as it is; off, its logits are those of the base bit for bit. What is trained
-is small (some millions of weights):
+The base (models/llama.py) stays as it is, or as a run fine-tuned it (models/low_rank.py, frozen here); off, a
+reader's logits are those of the base bit for bit. What is trained is small (some millions of weights):
 
 - **Look-up**: queries and keys are states of the base's own middle layers, of the text and of the neighbors,
   through one projection that both begin with. Keys are shifted: a neighbor token is found by the state before

@@ -152,6 +152,11 @@ class ReaderConfig(BesideBase):
         return self.write_layers[0]
 
     @property
+    def first_changed(self) -> int:
+        """Layers below the first one that is fine-tuned or written into."""
+        return min(self.first_tuned, self.first_written) if self.rank else self.first_written
+
+    @property
     def cca_layers(self) -> tuple[int, ...]:
         """Where it reads neighbors, as RETRO's networks name it."""
         return self.write_layers

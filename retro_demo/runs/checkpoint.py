@@ -106,9 +106,14 @@ class AnyRun:
         return ""
 
     @property
-    def begins_with(self) -> str:
-        """What `--base` names to train such a run: its base, or the fine-tuning of it that it reads with."""
+    def begun_with(self) -> str:
+        """The run whose weights it began with, as `base` names one; a pretrained base is no run."""
         return self.base
+
+    @property
+    def begins_with(self) -> str:
+        """What `--base` names to train such a run."""
+        return self.begun_with or self.base
 
     @property
     def retrieves(self) -> bool:
@@ -211,6 +216,10 @@ class PretrainedRun(RunConfig):
             )
 
     @property
+    def begun_with(self) -> str:
+        return ""
+
+    @property
     def context(self) -> int:
         # a title stands before a text, and its beginning
         return self.base_context - self.network.title_len - 1
@@ -291,7 +300,8 @@ class ReaderRun(PretrainedRun):
 
     `edition_fingerprint`: of the corpus `lessons.edition`. `tuned` is the run that the base was fine-tuned in
     before, a folder or "sample:NAME" ("": it is as it was), `tuned_weights` the hash of what that had come
-    to. Its updates are kept with the weights of this run, which do without it from then on.
+    to, and `tuned_tokens` how many tokens that had read. Its updates are kept with the weights of this run,
+    which do without it from then on.
     """
 
     network: ReaderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -299,10 +309,19 @@ class ReaderRun(PretrainedRun):
     edition_fingerprint: str = ""
     tuned: str = ""
     tuned_weights: str = ""
+    tuned_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tuned and not HASH.fullmatch(self.tuned_weights):
+            raise UserError(
+                "A reader of a fine-tuned base names the hash of its weights, not "
+                f"{seen(self.tuned_weights)}."
+            )
 
     @property
-    def begins_with(self) -> str:
-        return self.tuned or self.base
+    def begun_with(self) -> str:
+        return self.tuned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -478,7 +497,7 @@ def begin_from(model: RETRO, base: Path, expected: str) -> None:
     then like what the decoder makes of the text. Raises UserError where the base is gone, or is not
     the one that was meant (by its hash).
     """
-    path = _meant(base, expected)
+    path = _weights_begun_with(base, expected)
     tensors = _weights(path, read_run_config(base).network)
     missing, strange = model.load_state_dict(tensors, strict=False)
     if strange or any(not is_of_reader(name) for name in missing):
@@ -490,13 +509,13 @@ def begin_from(model: RETRO, base: Path, expected: str) -> None:
 
 def begin_with_updates(model: Reader, tuned: Path, expected: str) -> None:
     """Copy the updates of the run `tuned` into a fresh reader. Raises UserError as `begin_from`."""
-    path = _meant(tuned, expected)
+    path = _weights_begun_with(tuned, expected)
     missing, strange = model.load_state_dict(_weights(path, read_run_config(tuned).network), strict=False)
     if strange or any(name.startswith("blocks.") for name in missing):
         raise UserError(f"The weights in {path} do not fit the reader that they should begin.")
 
 
-def _meant(base: Path, expected: str) -> Path:
+def _weights_begun_with(base: Path, expected: str) -> Path:
     """The weights of a base run that have this hash; raises UserError where they changed or are gone."""
     path = weights_with(base, expected)
     if path is None:

@@ -26,6 +26,7 @@ from retro_demo.paths import SAMPLE, data_home, run_folder
 from retro_demo.pretrained.bases import BaseShape, base_config, describe_base, is_pretrained
 from retro_demo.runs.checkpoint import (
     BEST,
+    LAST,
     AnyRun,
     MargeRun,
     PretrainedRun,
@@ -36,6 +37,7 @@ from retro_demo.runs.checkpoint import (
     has_weights,
     read_any_config,
     read_run_config,
+    step_of,
     versions,
     weights_file,
     write_run_config,
@@ -120,7 +122,7 @@ def plan_run(
     values = {name: kind.settings_of_part(name, chosen) for name in kind.parts}
     values["network"] = planner.network(values["network"], built, shape)
     if tuned:
-        values["network"] |= _updates(tuned)
+        values["network"] |= _shape_of_updates(tuned)
     parts = {name: part(**values[name]) for name, part in kind.part_types().items()}
     return resolve(kind.config)(
         model=kind.name,
@@ -170,10 +172,10 @@ def shape_beside(kind: Kind, chosen: dict[str, Any], base: str) -> dict[str, Any
     """
     tuned = _fine_tuned(base, False)
     shape = resolve(kind.planner).beside(chosen, base_config(tuned.base if tuned else base))
-    return shape | (_updates(tuned) if tuned else {})
+    return shape | (_shape_of_updates(tuned) if tuned else {})
 
 
-def _updates(tuned: TunedRun) -> dict[str, Any]:
+def _shape_of_updates(tuned: TunedRun) -> dict[str, Any]:
     """What a reader takes of the shape of a base that was fine-tuned."""
     return {name: getattr(tuned.network, name) for name in ("first_tuned", "rank")}
 
@@ -189,6 +191,8 @@ def _fine_tuned(base: str, hub: bool) -> TunedRun | None:
         return None
     if not has_weights(folder):
         raise UserError(f"The base run {base} has no weights yet. Let it train until its first save.")
+    if is_running(folder):
+        raise UserError(f"The base run {base} is being trained. Wait for its end, or stop it first.")
     config.found_base()
     return config
 
@@ -204,8 +208,12 @@ def _beginning(
         return {"base": _from_anywhere(base), "base_weights": weights}
     known = {"base": shape.place, "base_weights": shape.fingerprint, "base_context": shape.config.max_len}
     if tuned:
-        weights = file_hash(weights_file(run_folder(base)))
-        known |= {"base": tuned.base, "tuned": _from_anywhere(base), "tuned_weights": weights}
+        folder = run_folder(base)
+        known |= {
+            "tuned": _from_anywhere(base),
+            "tuned_weights": file_hash(weights_file(folder)),
+            "tuned_tokens": step_of(folder / LAST) * tuned.tokens_per_step,
+        }
     if edition:
         other = load_corpus(corpus_folder(data_home()[0], edition))
         known["edition_fingerprint"] = other.fingerprint
@@ -302,15 +310,25 @@ class PretrainedPlanner(Planner):
     """The same for what is trained beside a pretrained base."""
 
     @staticmethod
-    def of_base(base: BaseShape | None) -> dict[str, Any]:
-        """The tokens that are the base's."""
+    def layers(depth: int) -> dict[str, Any]:
+        """Where it changes a base of so many layers, unless somebody says otherwise: where those of a base of
+        30 layers were tried, at 40 to 90% of its depth."""
+        raise NotImplementedError
+
+    @classmethod
+    def beside(cls, shape: dict[str, Any], base: LlamaConfig) -> dict[str, Any]:
+        """The shape of the network beside a base, from what was chosen of it."""
+        return cls.layers(base.depth) | shape | {name: getattr(base, name) for name in OF_BASE}
+
+    @classmethod
+    def network(cls, shape: dict[str, Any], corpus: Corpus, base: BaseShape | None = None) -> dict[str, Any]:
         assert base is not None
         if base.tokenizer.token_bytes(0):  # and no special token is there to take its place
             raise UserError(
                 f"The first token of the base {base.place} stands for text, and corpora are filled up with "
                 "it. Choose a base whose tokenizer has a special token."
             )
-        return {"pad_id": 0, "begin_id": base.begin_id}
+        return cls.beside(shape, base.config) | {"pad_id": 0, "begin_id": base.begin_id}
 
     @staticmethod
     def tokenizer(config: PretrainedRun, corpus: Corpus) -> Tokenizer:
@@ -337,38 +355,19 @@ class ReaderPlanner(PretrainedPlanner):
     """The same for a pretrained base that learns to read neighbors."""
 
     @staticmethod
-    def beside(shape: dict[str, Any], base: LlamaConfig) -> dict[str, Any]:
-        """The shape of the network beside a base, from what was chosen of it.
-
-        Layers lie where those of a base of 30 layers were tried: at 40 to 90% of its depth.
-        """
-        usual = {
-            "match_layers": layers_at((0.4, FIRST_WRITTEN), base.depth),
-            "write_layers": layers_at((FIRST_WRITTEN, 0.73, 0.87), base.depth),
+    def layers(depth: int) -> dict[str, Any]:
+        return {
+            "match_layers": layers_at((0.4, FIRST_WRITTEN), depth),
+            "write_layers": layers_at((FIRST_WRITTEN, 0.73, 0.87), depth),
         }
-        return usual | shape | {name: getattr(base, name) for name in OF_BASE}
-
-    @staticmethod
-    def network(shape: dict[str, Any], corpus: Corpus, base: BaseShape | None = None) -> dict[str, Any]:
-        own = PretrainedPlanner.of_base(base)
-        assert base is not None
-        return ReaderPlanner.beside(shape, base.config) | own
 
 
 class TunedPlanner(PretrainedPlanner):
     """The same for one that is fine-tuned: above the layer at which a reader would begin to write."""
 
     @staticmethod
-    def beside(shape: dict[str, Any], base: LlamaConfig) -> dict[str, Any]:
-        """As `ReaderPlanner.beside`."""
-        usual = {"first_tuned": layers_at((FIRST_WRITTEN,), base.depth)[0]}
-        return usual | shape | {name: getattr(base, name) for name in OF_BASE}
-
-    @staticmethod
-    def network(shape: dict[str, Any], corpus: Corpus, base: BaseShape | None = None) -> dict[str, Any]:
-        own = PretrainedPlanner.of_base(base)
-        assert base is not None
-        return TunedPlanner.beside(shape, base.config) | own
+    def layers(depth: int) -> dict[str, Any]:
+        return {"first_tuned": layers_at((FIRST_WRITTEN,), depth)[0]}
 
 
 def layers_at(shares: Sequence[float], depth: int) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from retro_demo.jobs import lifecycle
 from retro_demo.paths import SAMPLE
 from retro_demo.runs.checkpoint import (
     AnyRun,
+    ReaderRun,
     has_weights,
     read_any_config,
     read_run_config,
@@ -167,9 +168,9 @@ def rename_run(workspace: Workspace, old: str, new: str) -> str:
     now = str(workspace.run(name))
     for folder in (workspace.folder / "runs").glob("*"):
         config = read_any_config(folder)
-        named = {name: now for name in ("base", "tuned") if getattr(config, name, "") == str(before)}
-        if named:
-            write_run_config(folder, replace(config, **named))
+        if config.begun_with == str(before):
+            field = "tuned" if isinstance(config, ReaderRun) else "base"
+            write_run_config(folder, replace(config, **{field: now}))
     tell_of_move(workspace, before, Path(now))
     return name
 
@@ -202,7 +203,7 @@ def _check_unneeded(workspace: Workspace, run: str) -> None:
             told = f"The evaluation of {request.folder('run').name} measures {run} too"
             raise UserError(f"{told}. Wait for its end, or stop it first.")
     for place in (workspace.folder / "runs").glob("*"):
-        if lifecycle.is_at_work(place) and read_any_config(place).base == str(folder):
+        if lifecycle.is_at_work(place) and read_any_config(place).begun_with == str(folder):
             raise UserError(f"{place.name} begins from {run}. Wait for its end, or stop it first.")
 
 

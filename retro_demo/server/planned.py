@@ -90,10 +90,11 @@ def trainings(workspace: Workspace, plan: Plan) -> list[Training]:
     """What a plan trains, for each seed; raises UserError where it cannot be trained here."""
     kind, settings = plan.kind, plan.settings
     base = service.named_base(workspace, kind, plan.base) if kind.trains_pretrained and plan.base else ""
-    shape = kind.settings_of_part("network", {**settings, **kind.always}) | _of_corpus(workspace, plan)
     if base:  # what nobody changed follows from the base
         chosen = kind.settings_of_part("network", changed_settings(workspace, plan))
         shape = shape_beside(kind, chosen, base)
+    else:
+        shape = kind.settings_of_part("network", {**settings, **kind.always}) | _of_corpus(workspace, plan)
     network = kind.part_types()["network"](**shape)
     for name, part in kind.part_types().items():
         if name != "network":

@@ -174,8 +174,7 @@ def command_of(folder: Path, config: AnyRun, home: Path) -> str:
         return commands.NOT_ANEW
     goes_on = can_resume(folder)
     out = str(folder.resolve()) if goes_on else f"{folder.name}-again"
-    base = config.begins_with
-    is_run = bool(base) and not (config.kind.trains_pretrained and base == config.base)
+    base, is_run = config.begins_with, bool(config.begun_with)
     if missing_base(config) or (is_run and not (run_folder(base) / "config.json").exists()):
         return commands.command("train", "--out", out) if goes_on else commands.NOT_ANEW
     base = commands.name_for_command(base) if is_run else base

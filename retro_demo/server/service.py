@@ -280,16 +280,14 @@ def usual_name(corpus: str, model: str, preset: str, base: str) -> str:
 
 def named_base(workspace: Workspace, kind: Kind, base: str) -> str:
     """A base as a config names it, from what a visitor names; raises UserError for what is not known here."""
-    if base in tuned_runs(workspace) and kind_named(kind.of_pretrained or kind.name).retrieves:
-        return base if base.startswith(SAMPLE) else str(workspace.run(base))
-    if kind.trains_pretrained or (kind.of_pretrained and base in available_bases()):
-        if base not in available_bases():
-            known = ", ".join(available_bases())
-            raise UserError(
-                f"There is no pretrained base {str(base)[:80]!r} here. "
-                + (f"Choose {known}." if known else NO_PRETRAINED)
-            )
+    if kind.of_pretrained and base in available_bases():
         return base
+    if kind.trains_pretrained and not (kind.retrieves and base in tuned_runs(workspace)):
+        known = ", ".join(available_bases())
+        raise UserError(
+            f"There is no pretrained base {str(base)[:80]!r} here. "
+            + (f"Choose {known}." if known else NO_PRETRAINED)
+        )
     return base if not base or base.startswith(SAMPLE) else str(workspace.run(base))
 
 

@@ -43,7 +43,7 @@ class ReaderWork(Work):
         config, model = self.config, Reader(self.config.network)
         if config.tuned and not saved_step(self.out):
             begin_with_updates(model, run_folder(config.tuned), config.tuned_weights)
-        model.blocks.requires_grad_(False)  # they are of the base
+        model.blocks.requires_grad_(False)  # so off it stays the fine-tuned base, bit for bit
         return config.with_base(model, self.out, training_precision())
 
     def load_data(self) -> Iterator[Event]:
@@ -85,17 +85,12 @@ class ReaderWork(Work):
         model.attach(model.pretrained.to(model.device))
         if not start:
             model.fit(torch.from_numpy(self._sample()).to(model.device))
-        training, count = self.config.training, self.config.lessons.lessons
-        once = count >= training.steps * training.batch_size  # what never comes again is not kept
-        self.batches = ReaderBatches(
-            self.lessons,
-            model,
-            count=count,
-            batch_size=training.batch_size,
-            room=0 if once else min(MOST_KEPT, free_memory() // 4),
-        )
-        steps = range(start, training.steps)
-        wanted = [] if once else self.batches.lessons_of(steps)
+        training, room = self.config.training, min(MOST_KEPT, free_memory() // 4)
+        count, batch_size = self.config.lessons.lessons, training.batch_size
+        self.batches = ReaderBatches(self.lessons, model, count=count, batch_size=batch_size, room=room)
+        wanted = self.batches.lessons_of(range(start, training.steps))
+        if len(wanted) == (training.steps - start) * batch_size:  # what comes once is not kept
+            wanted, self.batches.room = [], 0
         for done, number in enumerate(wanted):
             if done % 10 == 0:
                 yield Progress("lessons", done, len(wanted))

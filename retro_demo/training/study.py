@@ -33,7 +33,7 @@ from retro_demo.files import write_atomically
 from retro_demo.jobs.lifecycle import claim, record
 from retro_demo.kinds import KINDS, Kind, resolve
 from retro_demo.output_folder import CONFIG, check_output, kind_of, make_output, read_object
-from retro_demo.paths import data_home
+from retro_demo.paths import data_home, run_folder
 from retro_demo.pretrained.bases import is_pretrained
 from retro_demo.runs.checkpoint import AnyRun, read_any_config
 from retro_demo.runs.planning import plan_run, prepare_run
@@ -128,6 +128,12 @@ def prepare_study(out: Path, study: Study) -> None:
         raise UserError(
             f"{corpus.name} holds out no document, so nothing can be measured. Build it with a larger "
             "--holdout."
+        )
+    if study.base and not study.pretrained and read_any_config(run_folder(study.base)).kind.trains_pretrained:
+        raise UserError(
+            "A study begins with an lm, or with a pretrained base as it is, and "
+            f"{run_folder(study.base).name} was trained beside one. Train a reader of it by itself: train "
+            "retrofit --base RUN"
         )
     for name in (name for name in study.trained if name != "baseline"):  # which follows from the others
         wanted = plan_part(study, name, study.first_seed, {})

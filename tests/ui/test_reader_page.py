@@ -12,19 +12,20 @@ import pytest
 from filelock import FileLock, Timeout
 from page_helpers import page_home
 from random_readers import make_reader
-from small_readers import prepare_tuned
+from small_readers import prepare_reader, prepare_tuned
 from writing_lane_helpers import edited
 
 from benchmarks.made_bases import write_gguf
 from retro_demo.corpus.samples import SAMPLES
 from retro_demo.corpus.store import is_built
 from retro_demo.errors import UserError
+from retro_demo.jobs import lifecycle
 from retro_demo.kinds import KINDS
 from retro_demo.models.memory import count_parameters
 from retro_demo.models.tuned import Tuned
 from retro_demo.render import trace_views
 from retro_demo.runs.checkpoint import read_any_config, save_weights
-from retro_demo.server import planned, run_actions, service
+from retro_demo.server import evaluations, planned, run_actions, service
 from retro_demo.server import workspace as workspaces
 from retro_demo.server.model_cache import ModelCache
 from retro_demo.server.workspace import Workspace, load_trace, new_code
@@ -207,6 +208,10 @@ def test_a_reader_may_begin_with_a_base_that_the_visitor_fine_tuned_and_nothing_
 ):
     monkeypatch.setattr(service, "available_bases", lambda: ["smollm2"])
     run, base = ready.folder / "runs" / "fine", read_any_config(ready.run("mine")).base
+
+    def rename_run(name: str) -> None:
+        evaluations.rename_run(ready, "fine", name)
+
     prepare_tuned(run, ready.corpus("places"), Path(base))
     assert service.base_choices(ready, "places", "reader") == [("smollm2", "smollm2")]  # no weights yet
 
@@ -221,7 +226,16 @@ def test_a_reader_may_begin_with_a_base_that_the_visitor_fine_tuned_and_nothing_
     assert one.parameters > updates > 0
     with pytest.raises(UserError, match="There is no pretrained base 'fine'"):
         service.start_run(ready, "places", "tuned", "tiny", {}, base="fine")
-    shutil.rmtree(run)
+
+    late = prepare_reader(ready.folder / "runs" / "late", ready.corpus("places"), run)
+    with lifecycle.claim(late):
+        for change in (lambda: evaluations.delete_run(ready, "fine"), lambda: rename_run("finer")):
+            with pytest.raises(UserError, match="late begins from fine"):
+                change()
+    rename_run("finer")
+    assert read_any_config(late).begun_with == str(ready.run("finer"))
+    shutil.rmtree(late)
+    evaluations.delete_run(ready, "finer")
 
 
 def test_where_no_base_is_installed_a_sentence_says_what_to_do(home, ready, monkeypatch):
