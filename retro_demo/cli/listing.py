@@ -161,6 +161,8 @@ def resolve_names(options: argparse.Namespace) -> None:
     """
     home, wanted = data_home()[0], dict(NAMED)
     wanted |= {argument: EITHER for verb, argument in OF_EITHER if verb == options.command}
+    if options.command == "train" and options.model is None:  # it goes on with a run that is there
+        wanted["out"] = ("run",)
     for argument, kinds in wanted.items():
         value = getattr(options, argument, None)
         if value is not None and _may_be_short(name := str(value)):

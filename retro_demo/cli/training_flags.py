@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from retro_demo.cli.listing import resolve_names
 from retro_demo.console import CommandParser, add_flags
 from retro_demo.errors import UserError
 from retro_demo.kinds import KINDS, Kind, setting_types
@@ -38,7 +39,8 @@ def _add_common(train: argparse.ArgumentParser, presets: list[str]) -> None:
         "--base",
         metavar="RUN",
         help="run (or sample:NAME) whose weights to begin with; a retrofit freezes them, the others train "
-        "on; or a pretrained base: smollm2, a folder, a .gguf file, OWNER/NAME of the Hub",
+        "on; or a pretrained base: smollm2, a folder, a .gguf file, OWNER/NAME of the Hub; of a retrofit "
+        "a run that fine-tuned one, too",
     )
     train.add_argument(
         "--preset", choices=presets, help="named settings (default: those of the base, else tiny)"
@@ -93,6 +95,7 @@ def _defaults(kind: Kind, preset: str, base: str | None) -> dict[str, Any]:
 def _kind_of(options: argparse.Namespace) -> Kind:
     """The kind that the named model becomes by its base."""
     try:
+        resolve_names(options)  # which a verb that runs has had done for it
         return kind_of_run(options.model, options.base or "", hub=True)
     except UserError:  # which the training tells
         return KINDS[options.model]

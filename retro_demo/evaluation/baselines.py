@@ -106,7 +106,7 @@ def match(run: Path, baseline: Path) -> Match:
     if ours.kind.trains_pretrained:
         own = None if ours.begun_with else training_seconds(run, ours, steps)  # of half the work alone
         seconds = own, training_seconds(baseline, theirs, their_steps)
-        words += _times(*seconds, alike=seen == their_seen)
+        words += _times(*seconds, alike=seen == their_seen, again=_lessons_come_again(ours))
     return Match(words, _unfit(ours, theirs, seen, their_seen))
 
 
@@ -124,14 +124,20 @@ def _check_same_family(ours: RunConfig, theirs: RunConfig, run: Path, baseline: 
         )
 
 
-def _times(ours: float | None, theirs: float | None, *, alike: bool) -> str:
+def _lessons_come_again(config: RunConfig) -> bool:
+    """Whether a reader had lessons more than once, which were prepared before its steps."""
+    training = config.training
+    return isinstance(config, ReaderRun) and config.lessons.lessons < training.steps * training.batch_size
+
+
+def _times(ours: float | None, theirs: float | None, *, alike: bool, again: bool) -> str:
     """How many seconds the steps of both took, in words; `alike`: whether both saw as many tokens."""
     matched = "tokens are matched, time is not" if alike else "neither tokens nor time are matched"
     if ours is None or theirs is None:
         return f"; {matched}"
     return (
-        f"; {matched}: their steps took {ours / 60:.1f} and {theirs / 60:.1f} minutes, and lessons of the "
-        "run that come more than once were prepared before"
+        f"; {matched}: their steps took {ours / 60:.1f} and {theirs / 60:.1f} minutes"
+        + ", and the lessons of the run were prepared before" * again
     )
 
 

@@ -195,7 +195,7 @@ def write(run: LoadedRun, prompt: str, config: GenerateConfig) -> Iterator[Event
     """
     if config.retriever not in ("", run.retriever):
         raise ValueError(f"the run was loaded with retriever {run.retriever!r}, not {config.retriever!r}")
-    refuse_title(run, config.title)
+    refuse_title(run, config)
     return generate(
         run.model,
         run.tokenizer,
@@ -207,12 +207,15 @@ def write(run: LoadedRun, prompt: str, config: GenerateConfig) -> Iterator[Event
     )
 
 
-def refuse_title(run: LoadedRun, title: str) -> None:
+def refuse_title(run: LoadedRun, config: GenerateConfig) -> None:
     """Raise UserError where a title is named for a run that looks nothing up by one.
 
     What is trained beside a pretrained base reads titles in training alone: in writing, the prompt is all
     that its network reads.
     """
+    title = config.title
+    if title and config.retrieval == "off":
+        raise UserError("With retrieval off no title is searched for. Leave the title or --retrieval out.")
     if title and run.database is None:
         raise UserError(f"{run.folder.name} reads no neighbors, so no title is searched for. Leave it out.")
     if title and run.retriever != "bm25-titles":

@@ -125,6 +125,8 @@ def grounds_table(result: Mapping[str, Any]) -> str:
             "not measurably different" if not ci or ci[0] <= 0 <= ci[1] else "better" if bpb < 0 else "worse"
         )
         words = words.replace("neighbors", "evidence") if of_marge else words
+        if other == "baseline" and (rival := (result.get("match") or {}).get("rival")):
+            words = f"{esc(rival)} ({words})"
         rows.append(
             f"<tr><th>{words}</th><td>{bpb:+.4f}</td><td>{_interval(ci, '+.4f')}</td><td>{told}</td></tr>"
         )

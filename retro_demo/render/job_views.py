@@ -288,6 +288,8 @@ def retrieval_gain(status: JobStatus, evaluation: Mapping[str, Any] | None) -> s
             return f"own {term('evidence')} or none: {nats:+.2f} nat ({tokens})"
         if evaluation["match"] and not evaluation["match"]["unfit"]:
             bpb = differences["baseline"]["bpb"]
+            if title := evaluation.get("title"):
+                return esc(title[0].lower() + title[1:])
             return f"on minus matched baseline {bpb:+.4f} {term('bits per byte')} ({tokens})"
         nats = -differences["off"]["nats"]
         return f"on/off {term('gap')} {nats:+.2f} nat ({tokens}, no matched baseline)"

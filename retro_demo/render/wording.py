@@ -183,7 +183,7 @@ GLOSSARY: dict[str, str] = {
     "effect": "The Shapley value of a rank (all first neighbors, all second ones): how much loss it removes.",
     "shuffled control": "The same with neighbors of another chunk: what is left is not due to content.",
     "KL": "How far two predictions are apart, in nats; 0 means that they are the same.",
-    "matched baseline": "The same decoder without the reader of neighbors, trained as long on the same text.",
+    "matched baseline": "The same model without neighbors, trained as long on the same text.",
     "baseline before": "What the baseline began from, or its best save: trained too long, it gets worse.",
     "shuffled": "The neighbors of another sequence: what they still help is not due to what they say.",
     "random chunks": "Neighbors drawn by chance from the database, with the same exclusions.",

@@ -493,7 +493,7 @@ def start_shipped(home: Path, run: Path, corpus: str = "") -> Iterator[lifecycle
         yield from follow(folder := _start_building(prepare_sample(home, read.removeprefix(SAMPLE))))
     else:
         folder = Path(read)
-    if is_built(folder) and config.retokenizes:
+    if is_built(folder) and config.retokenizes and config.chunk_len:
         twin = plan_retokenized(load_corpus(folder), run, config.chunk_len)
         with lifecycle.asking(folder):  # as `begin_retokenizing` does: of both only one starts it
             _start_building(twin)

@@ -84,7 +84,8 @@ class EvaluateView:
             [],
             label="Matched baseline",
             elem_id="evaluate-baseline",
-            info="The same decoder without the reader of neighbors, trained alike. A verdict needs one.",
+            info="The same model without neighbors, trained as long: an lm, or the pretrained base, fine-"
+            "tuned. A verdict needs one.",
         )
         self.control = gr.Dropdown(
             [], label="Control", elem_id="evaluate-control", info="A run trained with random neighbors."

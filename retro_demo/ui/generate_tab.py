@@ -151,9 +151,15 @@ class GenerateView:
         with gr.Row(elem_classes="actions"):
             self.explain = gr.Button("Explain this text", variant="primary", elem_id="explain")
             self.again = gr.Button("Apply to the shown text", elem_id="again")
+            self.stop_edit = gr.Button("Stop", elem_id="stop-edit", interactive=False)
         with gr.Accordion("How it is read", open=False), gr.Row(elem_classes="knobs"):
             self.reading.widgets["num_neighbors"] = _slider(self.reading)
             self.reading.show(main=True)
+
+    @property
+    def buttons(self) -> list[gr.Button]:
+        """Generate, and Stop beside it and beside a given text, whose edits are written, too."""
+        return [self.go, self.stop, self.stop_edit]
 
 
 def short_prompt(prompt: str) -> str:
@@ -424,7 +430,7 @@ def _wire_texts(
     view: GenerateView, on: GenerateHandlers, inside: ExplainHandlers, visitor: gr.BrowserState
 ) -> None:
     """What writes or reads a text; a corpus is waited for outside of the lane of models."""
-    speed, trace_id, text, buttons = view.speed, view.trace_id, view.text, [view.go, view.stop]
+    speed, trace_id, text, buttons = view.speed, view.trace_id, view.text, view.buttons
     wait, write = on.lane.waiting(), shows_errors(on.write)
     in_turn = ON_PAGE | {"trigger_mode": "multiple"}  # Enter while a text is written asks for the next one
 
@@ -473,32 +479,33 @@ def _wire_texts(
         _fails(begun, view)
     for begun in (*texts, sides, *edited):
         begun.success(resting(on.lane), view.token, buttons, **QUIET)
-    view.stop.click(on.lane.stopping(), [visitor, view.token], None, **QUIET)
+    for stop in (view.stop, view.stop_edit):
+        stop.click(on.lane.stopping(), [visitor, view.token], None, **QUIET)
 
 
 def _fails(event: Any, view: GenerateView) -> None:
     """Let the buttons rest where a text comes to nothing, whatever has failed."""
-    event.failure(lambda: ["", *at_rest()], None, [view.speed, view.go, view.stop], **QUIET)
+    event.failure(lambda: ["", *at_rest()], None, [view.speed, *view.buttons], **QUIET)
 
 
 def resting(lane: Lane) -> Callable[[str], list[Any]]:
     """A handler that lets the buttons rest at the end of a text, unless the page asked for another since."""
 
     def rest(token: str) -> list[Any]:
-        return [gr.skip(), gr.skip()] if lane.expects(token) else at_rest()
+        return [gr.skip()] * 3 if lane.expects(token) else at_rest()
 
     return rest
 
 
 def begins(inside: ExplainHandlers) -> list[gr.Button]:
-    """Generate and Stop once a text is asked for."""
+    """Generate and both Stops once a text is asked for."""
     inside.hurry()
-    return [gr.Button(BUSY, interactive=False), gr.Button(interactive=True)]
+    return [gr.Button(BUSY, interactive=False), gr.Button(interactive=True), gr.Button(interactive=True)]
 
 
 def at_rest() -> list[gr.Button]:
-    """Generate and Stop while nothing is written."""
-    return [gr.Button(GO, interactive=True), gr.Button(interactive=False)]
+    """Generate and both Stops while nothing is written."""
+    return [gr.Button(GO, interactive=True), gr.Button(interactive=False), gr.Button(interactive=False)]
 
 
 def _wire_choices(view: GenerateView, on: GenerateHandlers, visitor: gr.BrowserState) -> None:

@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 from cli_helpers import run
 from page_helpers import lend_samples
+from small_readers import prepare_tuned, small_base
 
 from retro_demo.cli import main
 from retro_demo.cli.listing import short_names
 from retro_demo.cli.next_step import next_step
+from retro_demo.models.tuned import Tuned
 from retro_demo.paths import CHECKPOINTS
+from retro_demo.runs.checkpoint import read_any_config, save_weights
 
 CODE = "c0de" * 6
 
@@ -59,6 +62,18 @@ def test_a_path_that_is_there_wins_over_a_short_name(capsys, kept):
     _, events, _ = run(capsys, "list", "--json")
     (one,) = [one for one in events[-1]["listed"] if one["kind"] == "corpus" and "sample:" not in one["name"]]
     assert one["short"] == one["name"], "the name would mean another folder from here"
+
+
+def test_a_training_goes_on_by_its_short_name_and_help_knows_what_a_base_is(capsys, kept, tmp_path):
+    code, _, err = run(capsys, "train", "--out", "plain", "--steps", 9_000)
+    assert code == 2
+    assert "ships without its optimizer state" in err  # it was found
+
+    fine = prepare_tuned(kept / "runs" / "fine", kept / "corpora" / "places", small_base(tmp_path / "base"))
+    save_weights(fine, Tuned(read_any_config(fine).network), 1)  # type: ignore[arg-type]
+    with pytest.raises(SystemExit):
+        main.main(["train", "retrofit", "--base", "fine", "--help"])
+    assert "of kind reader" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_name_of_two_folders_is_refused_with_their_paths(capsys, kept):

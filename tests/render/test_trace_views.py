@@ -261,6 +261,8 @@ def test_what_a_run_is_worth_names_where_the_figure_is_from():
         status(EVALUATED), measured
     )
     assert "on minus matched baseline +0.0002" in job_views.retrieval_gain(status(EVALUATED), beside_baseline)
+    titled = beside_baseline | {"title": "Retrieval helps: it did better"}
+    assert job_views.retrieval_gain(status(EVALUATED), titled) == "retrieval helps: it did better"
     unfit = beside_baseline | {"match": {"words": "", "unfit": "it is smaller"}}
     assert "no matched baseline" in job_views.retrieval_gain(status(EVALUATED), unfit)
     assert job_views.retrieval_gain(status(step(1)), None) == ""
@@ -326,9 +328,11 @@ def test_the_evaluation_of_each_shipped_run_can_be_named_at_the_top(name):
     folder = CHECKPOINTS / name
     measured = json.loads((folder / "evaluation" / "events.jsonl").read_text("utf-8").splitlines()[-1])
 
-    assert f"{measured['counts']['tokens']:,} held-out tokens" in job_views.retrieval_gain(
-        lifecycle.status(folder), measured
-    )
+    told = job_views.retrieval_gain(lifecycle.status(folder), measured)
+    if (measured.get("match") or {"unfit": "it has none"})["unfit"]:
+        assert f"{measured['counts']['tokens']:,} held-out tokens" in told
+    else:
+        assert told[1:] == html.escape(measured["title"][1:])
 
 
 def test_a_card_says_why_its_neighbor_has_no_words():

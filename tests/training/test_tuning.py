@@ -228,6 +228,8 @@ def test_a_title_is_refused_where_nothing_is_searched_for_by_it(tuned, reader):
     titled = GenerateConfig(max_new_tokens=2, title="Arden")
     with pytest.raises(UserError, match="no title is searched for"):
         write(load_run(tuned, "cpu"), "Area", titled)
+    with pytest.raises(UserError, match="With retrieval off"):
+        write(load_run(reader, "cpu"), "Area", replace(titled, retrieval="off"))
     with pytest.raises(UserError, match="looks up by bm25"):
         write(load_run(reader, "cpu", retriever="bm25"), "Area", replace(titled, retriever="bm25"))
 

@@ -12,7 +12,7 @@ import pytest
 from filelock import FileLock, Timeout
 from page_helpers import page_home
 from random_readers import make_reader
-from small_readers import prepare_reader, prepare_tuned
+from small_readers import prepare_reader, prepare_tuned, small_base
 from writing_lane_helpers import edited
 
 from benchmarks.made_bases import write_gguf
@@ -294,6 +294,18 @@ def test_what_a_shipped_reader_reads_is_made_at_the_start(tmp_path, home, small_
     assert statuses[-1].state == "finished"
     twin = service.retokenized_folder_of_stored(home / "shipped", run, 8)
     assert is_built(twin)
+
+
+def test_a_shipped_run_that_reads_no_neighbors_needs_no_corpus_made_for_it(
+    tmp_path, home, small_folder, monkeypatch
+):
+    monkeypatch.setattr(service, "prepare_sample", lambda home, name: home / name)
+    shutil.copytree(small_folder, home / "plain")
+    run = prepare_tuned(tmp_path / "run", home / "plain", small_base(tmp_path / "base"))
+
+    list(service.start_shipped(home, run, "sample:plain"))
+
+    assert not list((home / "plain").glob("derived*"))
 
 
 def test_the_start_and_a_visitor_do_not_both_begin_what_a_shipped_reader_reads(

@@ -72,7 +72,7 @@ def test_an_edit_waits_for_a_corpus_that_is_being_prepared_and_says_so(data_fold
 
 def test_stop_takes_the_code_of_a_workspace_and_nothing_else(data_folder):
     stops = named(handlers(data_folder), "stop")
-    assert len(stops) == 2  # of the page, of writing from evidence
+    assert len(stops) == 3  # of a text, of an edited given text, of writing from evidence
 
     for handler in stops:
         for code in ("x" * 2_000_000, "", [], {"a": 1}, None, 7):
@@ -122,10 +122,10 @@ def test_the_end_of_a_text_leaves_the_buttons_to_one_that_the_page_asked_for_sin
 
     with lane.text(code, first):
         pass
-    assert rest(second) == [gr.skip(), gr.skip()]  # of the page: it waits, or is written
+    assert rest(second) == [gr.skip()] * 3  # of the page: it waits, or is written
     with lane.text(code, second):
-        assert rest(second) == [gr.skip(), gr.skip()]
-    assert [button.interactive for button in rest(second)] == [True, False]  # Generate, Stop
+        assert rest(second) == [gr.skip()] * 3
+    assert [button.interactive for button in rest(second)] == [True, False, False]  # Generate, both Stops
 
 
 def test_each_text_lets_the_buttons_rest_however_it_ends_and_a_reading_never_does(data_folder):
