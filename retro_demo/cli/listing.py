@@ -163,15 +163,17 @@ def resolve_names(options: argparse.Namespace) -> None:
     wanted |= {argument: EITHER for verb, argument in OF_EITHER if verb == options.command}
     if options.command == "train" and options.model is None:  # it goes on with a run that is there
         wanted["out"] = ("run",)
-    for argument, kinds in wanted.items():
-        value = getattr(options, argument, None)
-        if value is not None and _may_be_short(name := str(value)):
-            found = [path for path, kind in made_below(home, home) if path.name == name and kind in kinds]
-            if len(found) > 1:
-                places = listed([shown_place(path) for path in found])
-                raise UserError(f"{len(found)} folders have the name {name}: {places}. Name one by its path.")
-            if found:
-                setattr(options, argument, type(value)(shown_place(found[0])))
+    values = {argument: getattr(options, argument, None) for argument in wanted}
+    given = {name: value for name, value in values.items() if value is not None and _may_be_short(str(value))}
+    made = list(made_below(home, home)) if given else []
+    for argument, value in given.items():
+        name = str(value)
+        found = [path for path, kind in made if path.name == name and kind in wanted[argument]]
+        if len(found) > 1:
+            places = listed([shown_place(path) for path in found])
+            raise UserError(f"{len(found)} folders have the name {name}: {places}. Name one by its path.")
+        if found:
+            setattr(options, argument, type(value)(shown_place(found[0])))
 
 
 def _may_be_short(name: str) -> bool:

@@ -381,9 +381,8 @@ def wire_explaining(on: ExplainHandlers, view: ExplainView, known: list[Any]) ->
         view.linked.select(once_known(on.ask_edit), known, asked, **CHEAP),
         view.other.input(shows_errors(on.ask_other), [*known, view.selection, view.other], asked, **CHEAP),
     ]
-    in_turn = ON_PAGE | {
-        "trigger_mode": "multiple"
-    }  # what is chosen while an edit is written comes behind it
+    # what is chosen while an edit is written comes behind it
+    in_turn = ON_PAGE | {"trigger_mode": "multiple"}
     written = [
         begun.success(once_known(on.edit), [visitor, view.wish, view.token], anew, **in_turn)
         for begun in waits

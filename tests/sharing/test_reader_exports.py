@@ -77,6 +77,18 @@ def test_a_reader_comes_back_without_its_base_and_writes_the_same(
     assert written[0] == written[1]
 
 
+def assert_same_text_and_same_training(capsys, run: Path, mine: Path) -> None:
+    asked = ("--prompt", "Area of Arden", "--max-new-tokens", 12)
+    assert (
+        told(capsys, "generate", run, *asked)[-1]["text"]
+        == told(capsys, "generate", mine, *asked)[-1]["text"]
+    )
+    for each in (run, mine):
+        extend_run(each, 8)
+        advance(each)
+    assert same_weights(run, mine)
+
+
 def test_a_fine_tuned_base_comes_back_without_it_writes_the_same_and_trains_on(
     tmp_path, capsys, base, small_folder
 ):
@@ -94,15 +106,7 @@ def test_a_fine_tuned_base_comes_back_without_it_writes_the_same_and_trains_on(
     assert "--base" in refused(capsys, "generate", tmp_path / "gone", "--prompt", "Area of Arden")
     mine = tmp_path / "mine"
     told(capsys, "import", tmp_path / "out", "--as", mine, "--base", base)
-    asked = ("--prompt", "Area of Arden", "--max-new-tokens", 12)
-    assert (
-        told(capsys, "generate", run, *asked)[-1]["text"]
-        == told(capsys, "generate", mine, *asked)[-1]["text"]
-    )
-    for each in (run, mine):
-        extend_run(each, 8)
-        advance(each)
-    assert same_weights(run, mine)
+    assert_same_text_and_same_training(capsys, run, mine)
 
 
 def test_a_reader_of_a_fine_tuned_base_takes_its_updates_along_and_no_path(
@@ -117,15 +121,7 @@ def test_a_reader_of_a_fine_tuned_base_takes_its_updates_along_and_no_path(
     assert "secret" not in texts_of(tmp_path / "out")
     mine = tmp_path / "mine"
     told(capsys, "import", tmp_path / "out", "--as", mine, "--base", base)
-    asked = ("--prompt", "Area of Arden", "--max-new-tokens", 12)
-    assert (
-        told(capsys, "generate", run, *asked)[-1]["text"]
-        == told(capsys, "generate", mine, *asked)[-1]["text"]
-    )
-    for each in (run, mine):
-        extend_run(each, 8)
-        advance(each)
-    assert same_weights(run, mine)
+    assert_same_text_and_same_training(capsys, run, mine)
 
 
 def test_no_weight_of_the_base_and_no_path_of_this_machine_leaves_with_a_reader(
