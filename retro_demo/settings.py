@@ -203,7 +203,7 @@ class TrainConfig:
         "dense",
         "Retriever",
         "dense: nearest embeddings; bm25: shared tokens, the rarer the better; bm25-words: shared words; "
-        "bm25-titles: shared words and titles; hybrid: dense candidates in the order of BM25.",
+        "bm25-titles: shared words, labels and titles; hybrid: dense candidates in the order of BM25.",
         choices=RETRIEVERS,
         main=True,
     )

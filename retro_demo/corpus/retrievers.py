@@ -27,6 +27,7 @@ from retro_demo.errors import UserError
 from retro_demo.events import Event, Progress
 from retro_demo.files import beside, load_array
 from retro_demo.paths import data_home
+from retro_demo.retrieval.bm25 import FORMAT as TERMS_FORMAT
 from retro_demo.retrieval.bm25 import (
     ByVectors,
     HybridRetriever,
@@ -174,7 +175,7 @@ def _lexical_index(
     return index
 
 
-FORMAT = "1"
+FORMAT = f"1, terms {TERMS_FORMAT}"  # of the table, and of what BM25 counts
 BLOCK = 1024
 
 

@@ -296,7 +296,7 @@ ARM_NAMES = {
     "dense": "dense",
     "bm25": "BM25",
     "bm25-words": "BM25 over words",
-    "bm25-titles": "BM25 over words and titles",
+    "bm25-titles": "BM25 over words, labels and titles",
     "hybrid": "hybrid",
     "n_only": "N only",
     "f_only": "F only",

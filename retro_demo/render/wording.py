@@ -136,7 +136,7 @@ GLOSSARY: dict[str, str] = {
     "continuation": "The chunk that follows a neighbor in its document: it shows how such a text went on.",
     "N": "The neighbor: the chunk of the corpus that resembles the text.",
     "F": "The continuation: what follows the neighbor in its document.",
-    "score": "How alike two chunks are: the cosine between their vectors, 1 for equal direction.",
+    "score": "How alike two chunks are: the cosine between their vectors, or BM25 (shared words).",
     "mass": "The share of the cross-attention that fell on this neighbor, averaged over the reading tokens.",
     "cross-attention": "The part of the network through which the text reads its neighbors.",
     "heatmap": "How much each token of the text (row) read from each token of the neighbor (column).",

@@ -25,7 +25,7 @@ from retro_demo.tokenizer import SPECIALS, WORD, Tokenizer
 
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG
 
-FORMAT = "1"  # of the file, and of what counts as a term
+FORMAT = "2"  # of the file, and of what counts as a term
 FREQUENT = 8  # a term in more than 1 / FREQUENT of the chunks is added to all of them: faster so
 MARGIN = 16
 BLOCK = 64

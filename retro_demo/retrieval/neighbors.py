@@ -24,7 +24,8 @@ class Neighbors:
     """The nearest chunks of Q queries, best first; equal scores stand in the order of the ids.
 
     ids int64 (Q, K), -1 = none; scores float32 (Q, K), -inf = none. A dense score is the cosine, a
-    lexical one the BM25 score, rounded to 1e-6, so that float noise decides no tie.
+    lexical one the BM25 score (a TitledRetriever scales those of its second way of asking), rounded to
+    1e-6, so that float noise decides no tie.
     """
 
     ids: np.ndarray

@@ -107,8 +107,8 @@ class Endpoints:
         of a pretrained model of this server, such as smollm2. model is lm, retro, retrofit, reader, tuned
         (that model, fine-tuned) or marge;
         edition is for a reader another corpus, which tells of the same documents with other values.
-        retriever is dense, bm25, bm25-words or hybrid; empty: that of the preset. keep says which
-        of its saves it will be used with, the last or the best."""
+        retriever is dense, bm25, bm25-words, bm25-titles or hybrid; empty: that of the preset. keep says
+        which of its saves it will be used with, the last or the best."""
         settings: dict[str, Any] = {"seed": whole(seed, "seed"), "keep": keep}
         settings |= {"steps": whole(steps, "steps")} if steps else {}
         settings |= {"retriever": retriever} if retriever else {}

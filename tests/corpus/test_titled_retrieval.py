@@ -13,9 +13,10 @@ from reader_helpers import QUERY, TITLE, countries, make_base, read_corpus
 from retro_demo.corpus.changes import carry_out, prepare_change
 from retro_demo.corpus.retrievers import load_retriever, neighbor_table
 from retro_demo.corpus.store import Corpus, derived_folder, load_corpus
-from retro_demo.corpus.titled_retrieval import TitledRetriever, about
+from retro_demo.corpus.titled_retrieval import TitledRetriever, about, labels_of
 from retro_demo.paths import data_home
 from retro_demo.retrieval.neighbors import EndOfQuery
+from retro_demo.tokenizer import WORD
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,87 @@ def test_a_title_that_is_asked_about_decides_between_chunks_of_the_same_words(co
     for title in in_database(corpus)[:3]:
         found = about(whole, title).search(query(corpus, "Population:"), 1).ids[0]
         assert documents(corpus, found) == [title]
+
+
+FIELDS = {
+    "Faiths": "of the lake, of the hills, of the old river and of the sea",
+    "Harvest": "people, people reap rye",
+    "People": "{0} in all, and more",
+    "Trade": "people, people sell rye",
+}
+
+
+def moved_fields(order: list[str]) -> list[dict[str, str]]:
+    """Entries with the same fields in another order, one of them a number of the document's own."""
+    rows = []
+    for number, row in enumerate(countries()[:6]):
+        lines = [f"{name}: {FIELDS[name].format(700 + number)}" for name in order]
+        rows.append(row | {"text": "\n".join([row["title"], "", *lines])})
+    return rows
+
+
+def test_a_field_that_stands_elsewhere_in_the_database_is_found_by_its_label(tmp_path, base):
+    corpus = read_corpus(tmp_path / "moved", moved_fields(["People", "Trade", "Harvest", "Faiths"]), base)
+    finder = load_retriever(corpus, "bm25-titles")
+    title = in_database(corpus)[0]
+    asked = query(corpus, f"{FIELDS['Faiths']}\nPeople:")
+
+    found = about(finder, title).search(asked, 2).ids[0]
+
+    texts = [corpus.tokenizer.decode(corpus.chunks.with_continuation(one).tolist()) for one in found]
+    assert documents(corpus, found) == [title] * 2
+    assert any("People: 70" in text for text in texts)
+    # and the other one was found by the words of the field before it
+    assert any(word in text for text in texts for word in ("lake", "hills", "river"))
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["from outside", "chunks of the corpus"])
+def test_the_first_neighbors_of_many_are_those_of_few_and_scores_fall(corpus, inside):
+    finder = load_retriever(corpus, "bm25-titles")
+    rows = np.random.default_rng(0).choice(len(corpus.chunks), 40, replace=False)
+    asked, own = corpus.chunks.tokens[rows], rows if inside else None
+
+    whole = finder.search(asked, len(corpus.chunks), own=own)
+
+    assert (np.diff(np.where(whole.ids < 0, -1, whole.scores)) <= 0).all()
+    for one in whole.ids:
+        assert len(set(one[one >= 0])) == (one >= 0).sum()
+    for k in (1, 2, 5, 30):  # fewer are fetched than there are
+        assert (finder.search(asked, k, own=own).ids == whole.ids[:, :k]).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("Population: 77\nArea:\nland: 3 km", ["population:", "area:", "land:"]),
+        ("souls\n\nPeople: many, as follows: all", ["people:"]),
+        ("lation: 77", ["lation:"]),  # a chunk may begin within a label
+        ("人口：77 万", ["人口："]),
+        ("no label here\n: nor here", []),
+        (f"{'far ' * 20}from its colon: 7", []),
+    ],
+)
+def test_a_label_is_what_stands_before_a_colon_where_a_line_begins(text, labels):
+    assert labels_of(text) == labels
+
+
+def test_a_query_without_labels_is_asked_once(corpus):
+    finder = about(load_retriever(corpus, "bm25-titles"), in_database(corpus)[1])
+    asked = query(corpus, "souls and farmers of the republic, 812 km of coast")
+    words = WORD.findall("souls and farmers of the republic, 812 km of coast".lower())
+    title = WORD.findall(in_database(corpus)[1].lower())
+
+    found = finder.search(asked, 5)
+
+    scores = finder.index.scores(words + title * 2)
+    assert found.scores[0].tolist() == pytest.approx(np.sort(scores)[::-1][:5].tolist(), abs=1e-5)
+
+
+def test_a_query_without_a_word_or_label_of_the_corpus_has_no_neighbor(corpus):
+    finder = load_retriever(corpus, "bm25-titles")
+
+    assert (finder.search(query(corpus, "??? ???"), 2).ids == -1).all()
+    assert (finder.search(query(corpus, "Population:"), 2).ids >= 0).all()
 
 
 def test_a_query_of_the_corpus_has_the_title_of_its_own_document(corpus):
