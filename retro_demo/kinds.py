@@ -69,7 +69,7 @@ MARGE: dict[str, Any] = {
     "hub_neighbors": 8,
     "subgraphs": 2,
     "shared_dropout": 0.5,
-    "passage_len": 96,
+    "passage_len": 160,
     "batch_tokens": 1024,
     "evidence_languages": "other",  # where there are several
     "shard_size": 10_000_000,  # one shard, so that no group's label makes the batches
@@ -81,7 +81,7 @@ MARGE: dict[str, Any] = {
 
 MARGE_PRESETS: dict[str, dict[str, Any]] = {
     "tiny": MARGE | {"steps": 600, "refresh_every": 200, "eval_every": 300},
-    "small": MARGE | {"steps": 1500, "refresh_every": 500, "eval_every": 500, "save_every": 100},
+    "small": MARGE | {"steps": 2000, "refresh_every": 500, "eval_every": 1000, "save_every": 100},
 }
 """The same for MARGE: about two minutes, and about five, on one core; docs/science.md has the trials."""
 
