@@ -10,7 +10,7 @@ from typing import Any
 from retro_demo.corpus.embedding import known_words
 from retro_demo.evaluation.arms import REACH, WAYS
 from retro_demo.events import Event, Finished, Progress, Refined, Retrieved, Started, Step, Token, Warned
-from retro_demo.render.evaluation_views import baseline_of
+from retro_demo.render.evaluation_views import FOUND_BY, baseline_of
 from retro_demo.render.job_views import weighed_words
 from retro_demo.retrieval.dense import recall_words
 from retro_demo.runs.alarms import ahead_words
@@ -236,6 +236,7 @@ def evaluation(result: dict[str, Any]) -> str:
             line += f"  {difference['bpb']:+.4f} ({low:+.4f} to {high:+.4f})"
         lines.append(line)
     lines += ways_lines(result.get("ways") or {})
+    lines += across_lines(result.get("across_languages") or {})
     if (found := result["arms"]["on"].get("reach")) is not None:
         by_chance = result["arms"].get("shuffled", {}).get("reach", 0.0)
         lines.append(
@@ -245,6 +246,20 @@ def evaluation(result: dict[str, Any]) -> str:
     moved = result["tokens_moved"]["off"]
     lines.append(f"{moved['helped']:.0%} of the tokens helped, {moved['hurt']:.0%} hurt, against off")
     return "\n".join([*lines, *(f"- {step}" for step in result["next"]), result["verdict"]])
+
+
+def across_lines(found: dict[str, Any]) -> list[str]:
+    """How often a MARGE finds the same item in another language, by each way to choose evidence."""
+    ways = {words: found[name] for name, words in FOUND_BY.items() if name in found}
+    if not ways:
+        return []
+    by = next(iter(ways.values()))["by"]
+    lines = [f"{'found by':26} one script  all pairs  (recall@1 in another language, by the {by})"]
+    for words, way in ways.items():
+        one_script = "" if way["same_script"] is None else f"{way['same_script']:.1%}"
+        lines.append(f"{words:26} {one_script:>10} {way['all']:>10.1%}")
+    chance = f"by chance {found['chance']:.1%}, {found['pool']:.0f} candidates"
+    return [*lines, f"{found['queries']:,} held-out documents, {found['pairs']:,} searches; {chance}"]
 
 
 def ways_lines(ways: dict[str, Any]) -> list[str]:

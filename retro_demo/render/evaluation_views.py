@@ -357,7 +357,7 @@ def across_html(result: Mapping[str, Any]) -> str:
     return caption + shown + _ways_html(found)
 
 
-WAYS = {
+FOUND_BY = {
     "untrained": "untrained",
     "words": "words alone",
     "learned": "learned part",
@@ -368,7 +368,7 @@ WAYS = {
 
 def _ways_html(found: Mapping[str, Any]) -> str:
     """The same by what the run chooses evidence by: untrained, by its parts, trained and by its control."""
-    ways = {words: found[name] for name, words in WAYS.items() if name in found}
+    ways = {words: found[name] for name, words in FOUND_BY.items() if name in found}
     if not ways:  # an evaluation of before
         return ""
     rows = [

@@ -14,7 +14,7 @@ from command_helpers import words_of
 from evaluation_helpers import make_run
 from marge_helpers import LANGUAGES, built, make_marge_run, translated
 
-from retro_demo.cli import main
+from retro_demo.cli import main, printing
 from retro_demo.corpus.store import Corpus
 from retro_demo.errors import UserError
 from retro_demo.evaluation.arms import ARMS, EvidenceArms
@@ -391,3 +391,13 @@ def test_recall_across_languages_is_shown_beside_pool_and_chance_and_beta_by_lay
     assert "4.2%" in shown
     assert evaluation_views.beta_html(result).count("<td>20.000</td>") == 2
     assert "no recall across languages" in evaluation_views.across_html(result | {"across_languages": {}})
+
+
+def test_a_terminal_tells_how_often_the_same_item_was_found_and_by_what(measured):
+    result = result_of(measured[1])
+    lines = printing.evaluation(result).splitlines()
+
+    trained = next(line for line in lines if line.startswith("trained"))
+    assert trained.split()[-1] == f"{result['across_languages']['trained']['all']:.1%}"
+    assert any("24 candidates" in line for line in lines)
+    assert "found by" not in printing.evaluation(result | {"across_languages": {}})
