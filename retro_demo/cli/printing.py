@@ -10,7 +10,7 @@ from typing import Any
 from retro_demo.corpus.embedding import known_words
 from retro_demo.evaluation.arms import REACH, WAYS
 from retro_demo.events import Event, Finished, Progress, Refined, Retrieved, Started, Step, Token, Warned
-from retro_demo.render.evaluation_views import FOUND_BY, baseline_of
+from retro_demo.render.evaluation_views import baseline_of, found_by
 from retro_demo.render.job_views import weighed_words
 from retro_demo.retrieval.dense import recall_words
 from retro_demo.runs.alarms import ahead_words
@@ -250,8 +250,8 @@ def evaluation(result: dict[str, Any]) -> str:
 
 def across_lines(found: dict[str, Any]) -> list[str]:
     """How often a MARGE finds the same item in another language, by each way to choose evidence."""
-    ways = {words: found[name] for name, words in FOUND_BY.items() if name in found}
-    if not ways:
+    ways = found_by(found)
+    if not ways:  # no MARGE, or an evaluation of before
         return []
     by = next(iter(ways.values()))["by"]
     lines = [f"{'found by':26} one script  all pairs  (recall@1 in another language, by the {by})"]

@@ -69,17 +69,14 @@ class TitledRetriever(LexicalRetriever):
         found = []
         for row, title in enumerate(titles):
             own_chunk, of_title = None if own is None else own[row, None], _words(title) * TIMES
-            text = self._text(tokens[row])
+            text = self.corpus.tokenizer.decode(tokens[row].tolist())
             best = self._best_by_terms(_words(text) + of_title, k, own_chunk)
             if labels := labels_of(text):
-                last = _words(self._text(tokens[row][tokens[row] != 0][-LAST:]))
+                last = self._terms(tokens[row][tokens[row] != 0][-LAST:])
                 best = _higher(best, self._best_by_terms(last + labels + of_title, k, own_chunk))
             ids, scores = best
             found.append(rank(ids[None], scores[None], k))
         return joined(found, k)
-
-    def _text(self, tokens: np.ndarray) -> str:
-        return self.corpus.tokenizer.decode(tokens.tolist())
 
 
 def about(retriever: Retriever, title: str) -> Retriever:

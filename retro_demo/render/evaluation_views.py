@@ -366,9 +366,14 @@ FOUND_BY = {
 }
 
 
+def found_by(found: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The recall across languages of each way to choose evidence that was measured, by its name in words."""
+    return {words: found[name] for name, words in FOUND_BY.items() if name in found}
+
+
 def _ways_html(found: Mapping[str, Any]) -> str:
     """The same by what the run chooses evidence by: untrained, by its parts, trained and by its control."""
-    ways = {words: found[name] for name, words in FOUND_BY.items() if name in found}
+    ways = found_by(found)
     if not ways:  # an evaluation of before
         return ""
     rows = [
