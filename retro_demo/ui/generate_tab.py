@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from typing import Any
@@ -60,6 +61,13 @@ EXAMPLES = [
 ]
 GO, BUSY = "Generate", "Writing"
 TO_RESULT = into_view("#result", "start")
+PUT_BACK = """(kept, run, ...now) => {
+  if (!kept) return now;
+  const form = JSON.parse(kept), same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
+  if (run && run !== form.run) return now;
+  return now.map((value, at) => same(value, form.begun[at]) ? form.filled[at] : value);
+}"""
+"""Fills the form as it made the text that the page opens on; what was changed while that came stays."""
 SHUFFLED = "Shuffled: neighbors of other chunks, as a control."
 AWAY = ["away"]  # a hidden column would keep its place (assets/style.css)
 MOST_SHOWN = 48  # characters of a prompt on its button
@@ -76,6 +84,7 @@ class GenerateView:
         self.form, self.reading = Form(GenerateConfig), Form(ExplainConfig)
         self.trace_id = gr.BrowserState("", storage_key="retro-demo-trace", secret="only an id")
         self.token = gr.State("")  # of the text that this page asked for last
+        self.put_back = gr.Textbox(visible="hidden")  # the form as it made the text that the page opens on
         self.of_marge = gr.State(False)  # whether the way to write that is in view is that of a MARGE
         if missing := service.missing_base():
             gr.HTML(html_parts.note(missing, "warning"), elem_id="no-base")
@@ -184,19 +193,25 @@ class GenerateHandlers:
         name, trace = kept_traces.shown_trace(Workspace.open(self.home, code), name)
         return {self.view.speed: ""} | self.view.text.values(trace, name)
 
-    def restore(self, code: str, name: str) -> Values:
-        """As `show`, with prompt and settings as they made it."""
-        workspace = Workspace.open(self.home, code)
+    def restore(self, code: str, name: str, run: str | None) -> Values:
+        """As `show`, with prompt and settings as they made it, for PUT_BACK; `run`: the one chosen by now."""
+        workspace, form = Workspace.open(self.home, code), self.view.form
         trace = kept_traces.shown_trace(workspace, name)[1]
+        begun = [PROMPT, *form.fill({})]
         if trace is None:
             first = next(iter(service.readable_runs(workspace)), "")
-            return self.show(code, name) | {self.view.prompt: self._prompts(workspace, first)[0]}
-        if trace.about.get("given"):
+            filled = [self._prompts(workspace, first)[0], *form.fill({})]
+        elif trace.about.get("given"):
             return self.show(code, name)
-        made_with = trace.about.get("written_with", trace.about["config"])
-        form = self.view.form
-        settings = dict(zip(form.inputs, form.fill(made_with), strict=True))
-        return self.show(code, name) | {self.view.prompt: trace.about["prompt"]} | settings
+        else:
+            first = trace.about["run"]
+            filled = [
+                trace.about["prompt"],
+                *form.fill(trace.about.get("written_with", trace.about["config"])),
+            ]
+        return self.show(code, name) | {
+            self.view.put_back: json.dumps({"run": run or first, "begun": begun, "filled": filled})
+        }
 
     def write(
         self, code: str, name: str, other: str, token: str, before: str, words: str, *values: Any
@@ -418,11 +433,13 @@ def generate_tab(
     _wire_choices(view, on, visitor)
     listed = [view.trace_id, view.run, view.corpus, view.of_marge, view.evidence.run]
     lists = [view.run, breadcrumb, *_of_run(view)]
-    everything = [view.speed, *view.text.outputs, view.prompt, *view.form.inputs]
+    form = [view.prompt, *view.form.inputs]
     arrival = arrival.opening(tab, view.run)
     tab.select(once_known(on.refresh), [visitor, *listed], lists, **QUIET)
     arrival.then(once_known(on.arrive), [visitor, arrival.link, *listed], lists, **QUIET)
-    shown = arrival.then(shows_errors(on.restore), [visitor, view.trace_id], everything, **QUIET)
+    everything = [view.speed, *view.text.outputs, view.put_back]
+    shown = arrival.then(shows_errors(on.restore), [visitor, view.trace_id, view.run], everything, **QUIET)
+    shown.success(None, [view.put_back, view.run, *form], form, js=PUT_BACK, **QUIET)
     compare_with_off(shown, inside, view.text, [visitor, view.trace_id])
 
 

@@ -69,6 +69,21 @@ IN_VIEW = """(code, name, ...more) => {
 }"""
 
 
+FIRST = "generate"
+"""The tab that a page opens on; the others are filled once it shows its text."""
+AFTER_FIRST = """() => new Promise(go_on => {
+  const latest = performance.now() + 10_000;
+  const look = () => {
+    const tab = document.querySelector('[role=tab][aria-selected=true]')?.textContent.trim().toLowerCase();
+    const elsewhere = tab && tab !== 'FIRST';
+    if (elsewhere || document.querySelector('#linked .text') || performance.now() > latest) go_on([]);
+    else setTimeout(look, 30);
+  };
+  look();
+})""".replace("FIRST", FIRST)
+"""Waits until the page shows its first text, or another tab is in view: what fills tabs out of view would
+delay it."""
+
 Fields = Sequence[tuple[str, gr.Dropdown]]
 """Where a run or a corpus is chosen, each by the id of its tab."""
 
@@ -135,7 +150,7 @@ class Arrival:
         if len(around) == 1:
             tab.select(None, choice, None, js=keep.replace("SELECTED", "true"), **PRIVATE)
         choice.change(None, choice, None, js=keep.replace("SELECTED", "false"), **PRIVATE)
-        return replace(self, event=event)
+        return replace(self, event=event if tab.id == FIRST else _after_first(event))
 
     def share_choices(self) -> None:
         """Let a run or corpus that is chosen on one tab be the one of all tabs that can show it."""
@@ -187,6 +202,15 @@ class Arrival:
         in_view = IN_VIEW.replace("CHOICE", str(choice.elem_id))
         changes = [*(one.change for one in (choice, *beside)), *when]
         gr.on(changes, name_it, known, self.breadcrumb, js=in_view, **QUIET)
+
+
+def _after_first(event: Any) -> Any:
+    """The event, once the page shows its first text. A script is waited for where Python is called, too."""
+    return event.then(_go_on, None, None, js=AFTER_FIRST, **QUIET)
+
+
+def _go_on() -> None:
+    pass
 
 
 def can_show(workspace: Workspace, run: str, tab: str) -> bool:

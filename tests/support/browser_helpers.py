@@ -56,6 +56,7 @@ class Visit:
         self.page.on("request", self._note_request)
         self.page.on("pageerror", lambda error: self._note_error(str(error)))
         self.page.on("console", self._note_console)
+        self.page.on("response", self._note_answer)
         self.received: list[float] = []
         """bytes as they come over the wire, for each file"""
         wire = self.page.context.new_cdp_session(self.page)
@@ -68,6 +69,11 @@ class Visit:
         at = urlparse(request.url)
         if at.scheme in ("http", "https", "ws", "wss") and at.netloc != urlparse(self.url).netloc:
             self.outside.append(request.url)
+
+    def _note_answer(self, answer) -> None:
+        """The console tells no more than that a request came to nothing."""
+        if answer.status >= 500:
+            self._note_error(f"{answer.status} of {answer.url}: {(answer.request.post_data or '')[:300]}")
 
     def _note_console(self, message) -> None:
         if message.type == "error":

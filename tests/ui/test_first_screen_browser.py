@@ -172,7 +172,6 @@ def test_a_reader_gets_its_corpus_ready_and_what_it_and_an_edit_write_comes_into
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
     expect(page.locator("#run input")).not_to_have_value("", timeout=LONG)
-    expect(page.locator("#linked .text")).to_be_visible(timeout=LONG)  # with it came the prompt that made it
     page.locator("#run input").click()
     page.get_by_role("option", name="mine", exact=True).click()
     expect(page.locator("#prompt textarea")).to_have_value(re.compile("Roadways of Arden:$"))

@@ -5,6 +5,7 @@ Waiting for a corpus, Stop, and texts whose workspace goes stand in test_writing
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,12 @@ def ended(steps: Iterator[dict[Any, Any]], component: Any) -> Any:
     return [step[component] for step in steps if component in step][-1]
 
 
+def put_back(kept: str, view: GenerateView) -> tuple[str, dict[str, Any]]:
+    """Prompt and settings that a text was made with."""
+    prompt, *settings = json.loads(kept)["filled"]
+    return prompt, dict(zip(view.form.widgets, settings, strict=True))
+
+
 @pytest.fixture(scope="module")
 def kept(on, code) -> str:
     """The id of a text that was written with the reader."""
@@ -72,21 +79,23 @@ def kept(on, code) -> str:
 
 def test_a_text_is_written_kept_and_shown_with_what_it_was_asked_with(on, code, kept):
     view = on.view
-    shown = on.restore(code, kept)
+    shown = on.restore(code, kept, None)
 
-    assert set(shown) == {view.speed, *view.text.outputs, view.prompt, *view.form.inputs}
-    assert shown[view.prompt] == "Area of"
-    assert (shown[view.form.widgets["seed"]], shown[view.form.widgets["max_new_tokens"]]) == (7, 12)
+    assert set(shown) == {view.speed, *view.text.outputs, view.put_back}
+    prompt, settings = put_back(shown[view.put_back], view)
+    assert prompt == "Area of"
+    assert (settings["seed"], settings["max_new_tokens"]) == (7, 12)
     assert on.show(code, kept)[view.text.linked] == shown[view.text.linked]
 
 
 def test_the_example_that_ships_stands_there_at_first_with_what_made_it(on, code, kept):
     view, (_, example) = on.view, shown_trace(Workspace.open(on.home, code), "")
     assert example is not None
-    shown = on.restore(code, "")
+    shown = on.restore(code, "", None)
 
-    assert shown[view.prompt] == example.about["prompt"]
-    assert shown[view.form.widgets["seed"]] == example.about["config"]["seed"]
+    prompt, settings = put_back(shown[view.put_back], view)
+    assert prompt == example.about["prompt"]
+    assert settings["seed"] == example.about["config"]["seed"]
     assert shown[view.text.linked] != on.show(code, kept)[view.text.linked]
 
 
@@ -143,7 +152,7 @@ def test_a_given_text_is_explained_and_read_again_and_leaves_the_form_alone(on, 
     traces = [shown_trace(Workspace.open(on.home, code), one)[1] for one in (given, again)]
     assert given != again
     assert all(trace is not None and "".join(trace.pieces) == TEXT for trace in traces)
-    assert set(on.restore(code, given)) == {view.speed, *view.text.outputs}
+    assert set(on.restore(code, given, None)) == {view.speed, *view.text.outputs}
 
 
 def test_the_run_of_the_shown_text_is_chosen_unless_the_visitor_chose(on, code, kept):
