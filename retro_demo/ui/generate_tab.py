@@ -197,18 +197,15 @@ class GenerateHandlers:
         """As `show`, with prompt and settings as they made it, for PUT_BACK; `run`: the one chosen by now."""
         workspace, form = Workspace.open(self.home, code), self.view.form
         trace = kept_traces.shown_trace(workspace, name)[1]
+        if trace is not None and trace.about.get("given"):
+            return self.show(code, name)
         begun = [PROMPT, *form.fill({})]
         if trace is None:
             first = next(iter(service.readable_runs(workspace)), "")
-            filled = [self._prompts(workspace, first)[0], *form.fill({})]
-        elif trace.about.get("given"):
-            return self.show(code, name)
+            filled = [self._prompts(workspace, first)[0], *begun[1:]]
         else:
-            first = trace.about["run"]
-            filled = [
-                trace.about["prompt"],
-                *form.fill(trace.about.get("written_with", trace.about["config"])),
-            ]
+            first, made_with = trace.about["run"], trace.about.get("written_with", trace.about["config"])
+            filled = [trace.about["prompt"], *form.fill(made_with)]
         return self.show(code, name) | {
             self.view.put_back: json.dumps({"run": run or first, "begun": begun, "filled": filled})
         }
